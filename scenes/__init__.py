@@ -1,0 +1,1 @@
+"""Several concepts in one picture."""

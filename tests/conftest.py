@@ -1,0 +1,17 @@
+"""Registers the pack as `bestiary` the way ComfyUI loads one: without its folder on the module search path."""
+
+import importlib.util
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+
+
+def _register_pack() -> None:
+    spec = importlib.util.spec_from_file_location("bestiary", ROOT / "__init__.py", submodule_search_locations=[str(ROOT)])
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["bestiary"] = module
+    spec.loader.exec_module(module)
+
+
+_register_pack()

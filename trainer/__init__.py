@@ -1,0 +1,1 @@
+"""The command line `bestiary`: discovery, training, composing and judging over diffusers."""
