@@ -1,0 +1,21 @@
+# Each target runs with the Python that `PYTHON` names (default: python3).
+PYTHON ?= python3
+
+.PHONY: check lint test test_comfyui test_train
+
+check: ## format, then lint
+	$(PYTHON) -m ruff format .
+	$(PYTHON) -m ruff check --fix .
+
+lint: ## what CI runs: changes nothing
+	$(PYTHON) -m ruff format --check .
+	$(PYTHON) -m ruff check .
+
+test: ## pure tests: no ComfyUI, no network
+	OMP_NUM_THREADS=1 $(PYTHON) -m pytest -q -m "not comfyui and not train and not slow"
+
+test_train: ## real commands on tiny models
+	OMP_NUM_THREADS=1 $(PYTHON) -m pytest -q -m "train and not slow"
+
+test_comfyui: ## needs a ComfyUI: COMFYUI_PATH, a parent custom_nodes/, or ~/comfy/ComfyUI
+	OMP_NUM_THREADS=1 $(PYTHON) -m pytest -q -m "comfyui and not slow"
