@@ -50,6 +50,9 @@ class TextConditioning:
     """`(B, E_pooled)`."""
     positions: Tensor | None = None
     """`(B, P)` long: places of the learned vectors, -1 where absent."""
+    sizes: Tensor | None = None
+    """`(B, 6)` float, pixels: original height and width, crop top and left, target height and width, for backbones that
+    are told them (SDXL); None says the whole picture at the size of the latent."""
 
 
 @dataclass(frozen=True)
