@@ -1,0 +1,112 @@
+"""The program `bestiary`: every command, with the work imported only when a command runs.
+
+Exit codes: 0 done, 2 the user can mend it (one line says how), 130 stopped by the user.
+"""
+
+import logging
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+
+def _run_uninstalled() -> int:
+    """Make the pack importable as `bestiary` when this folder is run as a script, and run the program from there."""
+    import importlib.util
+
+    root = Path(__file__).resolve().parent.parent
+    script_folder = str(root / "trainer")
+    sys.path[:] = [entry for entry in sys.path if entry != script_folder]
+    places = [str(root)]
+    spec = importlib.util.spec_from_file_location("bestiary", root / "__init__.py", submodule_search_locations=places)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["bestiary"] = module
+    spec.loader.exec_module(module)
+    return importlib.import_module("bestiary.trainer.__main__").main()
+
+
+if not __package__:
+    sys.exit(_run_uninstalled())
+
+import typer  # noqa: E402
+from typer.core import TyperGroup  # noqa: E402
+
+from ..concepts.errors import BestiaryError  # noqa: E402
+from . import commands_demo, commands_discover, commands_files, commands_train, commands_use  # noqa: E402
+
+# Typer carried click as a dependency and later as a copy of its own: the public class leads to the right one.
+_UsageFault = typer.BadParameter.__mro__[2]
+
+_EXTRA = ("diffusers", "transformers", "peft", "accelerate", "tomli_w")
+_COMMANDS = (
+    "demo",
+    "discover",
+    "parts",
+    "train",
+    "resume",
+    "doctor",
+    "compose",
+    "evaluate",
+    "import",
+    "export",
+    "inspect",
+)
+
+
+class _InOrderOfWork(TyperGroup):
+    """Lists commands in the order in which a person meets them."""
+
+    def list_commands(self, ctx: typer.Context) -> list[str]:
+        return sorted(super().list_commands(ctx), key=_COMMANDS.index)
+
+
+app = typer.Typer(
+    cls=_InOrderOfWork,
+    name="bestiary",
+    help="Learn the parts of things from pictures and recombine them.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["--help"]},
+)
+app.add_typer(commands_demo.app, name="demo")
+commands_discover.register(app)
+commands_train.register(app)
+commands_use.register(app)
+commands_files.register(app)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code; faults a user can mend become one line on the error stream."""
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    for noisy in ("httpx", "PIL", "timm"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)
+    try:
+        result = app(args=None if arguments is None else list(arguments), prog_name="bestiary", standalone_mode=False)
+    except (KeyboardInterrupt, typer.Abort):
+        result = 130
+    except _UsageFault as fault:
+        if "NoArgsIsHelp" in type(fault).__name__:
+            typer.echo(fault.format_message(), err=True)
+            return 2
+        return _failed(f"{fault.format_message()} (see `bestiary --help`)", 2)
+    except BestiaryError as fault:
+        return _failed(str(fault), 2)
+    except ModuleNotFoundError as fault:
+        if (fault.name or "").split(".")[0] not in _EXTRA:
+            raise
+        return _failed(f'this command needs {fault.name}: install it with `pip install "bestiary[trainer]"`', 2)
+    except OSError as fault:
+        return _failed(f"{fault.filename or 'a file'}: {fault.strerror or fault}", 2)
+    if result == 130:
+        return _failed("stopped; run the same command again (or `bestiary resume RUN`) to go on", 130)
+    return result if isinstance(result, int) else 0
+
+
+def _failed(message: str, code: int) -> int:
+    typer.echo("bestiary: " + " ".join(message.split()), err=True)
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main())

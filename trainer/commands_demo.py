@@ -1,0 +1,52 @@
+"""`bestiary demo`: the whole job on drawn creatures, and the training of the model that draws them."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from .command_options import DeviceOption, DtypeOption, OutOption, ProgressOption, SeedOption, checked
+
+app = typer.Typer(help="The whole job on drawn creatures, in minutes.")
+
+
+@app.callback(invoke_without_command=True)
+def demo(
+    context: typer.Context,
+    out: OutOption = None,
+    seed: SeedOption = 0,
+    device: DeviceOption = "auto",
+    dtype: DtypeOption = "auto",
+    progress: ProgressOption = "line",
+) -> None:
+    """Discover the parts of drawn creatures, learn their tokens, compose creatures nobody drew, measure them."""
+    if context.invoked_subcommand:
+        return
+    from .demo_job import DemoSettings, run_demo
+
+    folder = Path("bestiary-demo") if out is None else out
+    settings = checked(DemoSettings, {"seed": seed, "device": device, "dtype": dtype, "progress": progress})
+    result = run_demo(folder, settings)
+    typer.echo(f"open {result.page}")
+
+
+@app.command("train-base")
+def train_base(
+    out: OutOption = None,
+    seed: SeedOption = 0,
+    device: DeviceOption = "auto",
+    dtype: DtypeOption = "auto",
+    hours: Annotated[
+        float | None, typer.Option("--hours", help="Stop after this much time; run again to go on.")
+    ] = None,
+) -> None:
+    """Train the miniature base model from nothing.
+
+    Run the same command again to go on after a stop.
+    """
+    from .train_base import TrainBaseSettings
+    from .train_base import train_base as train
+
+    folder = Path("bestiary-base") if out is None else out
+    train(checked(TrainBaseSettings, {"seed": seed, "device": device, "dtype": dtype, "hours": hours}), folder)
+    typer.echo(f"wrote {folder}")

@@ -1,0 +1,109 @@
+"""`bestiary discover` and `bestiary parts`: find the parts of things in a folder of pictures, and edit what was found."""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from .command_options import (
+    BaseOption,
+    DeviceOption,
+    DtypeOption,
+    OutOption,
+    ProgressOption,
+    SeedOption,
+    checked,
+    existing,
+)
+from .progress_report import progress_callback
+
+parts = typer.Typer(help="Name, join or drop the parts of a discovery.", no_args_is_help=True)
+FolderArgument = Annotated[Path, typer.Argument(help="Folder that `bestiary discover` wrote.", metavar="FOLDER")]
+
+
+def register(app: typer.Typer) -> None:
+    """Add these commands to the program."""
+    app.command("discover")(discover)
+    app.add_typer(parts, name="parts")
+
+
+def discover(
+    images: Annotated[Path, typer.Argument(metavar="FOLDER", help="Folder of pictures; subfolders are read too.")],
+    out: OutOption = None,
+    source: Annotated[
+        Literal["auto", "dinov2", "diffusion", "descriptor"],
+        typer.Option("--source", help="What describes a patch; auto takes dinov2 where its weights are on disk."),
+    ] = "auto",
+    base: BaseOption = None,
+    num_parts: Annotated[int | None, typer.Option("--parts", help="Foreground parts; left out: chosen.")] = None,
+    kinds: Annotated[int | None, typer.Option("--kinds", help="Kinds of each part; left out: chosen.")] = None,
+    names: Annotated[Path | None, typer.Option("--names", help="TOML file with names of parts and kinds.")] = None,
+    flip_foreground: Annotated[
+        bool, typer.Option("--flip-foreground", help="Take what was held for background.")
+    ] = False,
+    batch_size: Annotated[int | None, typer.Option("--batch-size", help="Pictures read at a time.")] = None,
+    sample_patches: Annotated[
+        int | None, typer.Option("--sample-patches", help="Patches the parts are fitted on.")
+    ] = None,
+    seed: SeedOption = 0,
+    device: DeviceOption = "auto",
+    dtype: DtypeOption = "auto",
+    progress: ProgressOption = "line",
+) -> None:
+    """Find the parts of things in a folder of pictures.
+
+    No labels are needed; writes a codebook, part maps, captions and a page to look at.
+    """
+    existing(images, "folder")
+    from .discover import DiscoverSettings
+    from .discover import discover as run_discovery
+
+    folder = Path(f"{images.resolve().name}-parts") if out is None else out
+    values = {"images": images, "out": folder, "source": source, "base": base, "num_parts": num_parts, "kinds": kinds}
+    values |= {"names": names, "flip_foreground": flip_foreground, "batch_size": batch_size, "seed": seed}
+    values |= {"sample_patches": sample_patches, "device": device, "dtype": dtype}
+    run_discovery(checked(DiscoverSettings, values), on_progress=progress_callback("discover", progress))
+    typer.echo(f"open {folder / 'index.html'}")
+
+
+@parts.command("rename")
+def rename(
+    folder: FolderArgument,
+    name: Annotated[str, typer.Argument(metavar="PART", help="A part, or a kind as part:kind.")],
+    new_name: Annotated[str, typer.Argument(metavar="NEW", help="Its new name.")],
+) -> None:
+    """Give a part (`part 2`) or a kind (`head:17`) a name."""
+    from .edit_parts import rename_part
+
+    rename_part(existing(folder, "folder"), name, new_name)
+    typer.echo(f"{name} is now {new_name}")
+
+
+@parts.command("merge")
+def merge(
+    folder: FolderArgument,
+    names: Annotated[list[str], typer.Argument(metavar="PART...", help="Two or more; all become the first.")],
+) -> None:
+    """Join parts, or kinds of one part (`head:3 head:7`).
+
+    All become the first one named.
+    """
+    from .edit_parts import merge_parts
+
+    merge_parts(existing(folder, "folder"), names)
+    typer.echo(f"{', '.join(names[1:])} joined {names[0]}")
+
+
+@parts.command("drop")
+def drop(
+    folder: FolderArgument,
+    names: Annotated[list[str], typer.Argument(metavar="PART...", help="Parts, or kinds as part:kind.")],
+) -> None:
+    """Leave parts or kinds out of training.
+
+    Patches of a dropped part become background.
+    """
+    from .edit_parts import drop_parts
+
+    drop_parts(existing(folder, "folder"), names)
+    typer.echo(f"dropped {', '.join(names)}")

@@ -1,0 +1,100 @@
+"""`bestiary compose` and `bestiary evaluate`: make pictures with a part dictionary, and judge how well it keeps its word."""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from .command_options import (
+    BaseOption,
+    DeviceOption,
+    DtypeOption,
+    OutOption,
+    ProgressOption,
+    SeedOption,
+    assignment,
+    checked,
+    existing,
+)
+from .progress_report import progress_callback
+
+evaluate = typer.Typer(help="Judge what was learned.", no_args_is_help=True)
+Sampler = Literal["ddim", "euler", "dpm++"]
+
+
+def register(app: typer.Typer) -> None:
+    """Add these commands to the program."""
+    app.command("compose")(compose)
+    app.add_typer(evaluate, name="evaluate")
+
+
+def compose(
+    dictionary: Annotated[Path, typer.Argument(metavar="DICT", help="A part dictionary (.safetensors).")],
+    prompts: Annotated[
+        list[str],
+        typer.Argument(metavar="PROMPT...", help='For example "a photo of a <head:cardinal> <wing:blue jay> bird".'),
+    ],
+    more: Annotated[
+        list[Path] | None, typer.Option("--with", help="One more dictionary, for <its name.part:kind>.")
+    ] = None,
+    negative: Annotated[str, typer.Option("--negative", help="What to keep out; may name parts too.")] = "",
+    base: BaseOption = None,
+    out: OutOption = None,
+    count: Annotated[int, typer.Option("--count", min=1, help="Pictures of each prompt.")] = 1,
+    seed: SeedOption = 0,
+    steps: Annotated[int, typer.Option("--steps", min=1, help="Denoising steps.")] = 30,
+    guidance: Annotated[float, typer.Option("--guidance", min=0, help="Classifier-free guidance.")] = 7.5,
+    size: Annotated[int | None, typer.Option("--size", help="Edge in pixels; left out: the model's own.")] = None,
+    lora_strength: Annotated[
+        float, typer.Option("--lora-strength", help="1 as trained, 0 without the adapters.")
+    ] = 1.0,
+    sheet: Annotated[bool, typer.Option("--sheet", help="Also write a contact sheet with captions.")] = False,
+    heat_maps: Annotated[bool, typer.Option("--heat-maps", help="Also write where each part token looked.")] = False,
+    device: DeviceOption = "auto",
+    dtype: DtypeOption = "auto",
+    progress: ProgressOption = "line",
+) -> None:
+    """Make pictures from prompts that name learned parts.
+
+    Earlier pictures are never overwritten; each PNG carries its prompt, its seed and what made it.
+    """
+    from .compose import ComposeSettings, compose_files
+
+    values = {"dictionaries": [existing(path, "file") for path in (dictionary, *(more or ()))], "prompts": prompts}
+    values |= {"negative": negative, "base": base, "out": out, "count": count, "seed": seed, "steps": steps}
+    values |= {"guidance": guidance, "size": size, "lora_strength": lora_strength, "sheet": sheet}
+    values |= {"heat_maps": heat_maps, "device": device, "dtype": dtype}
+    for path in compose_files(checked(ComposeSettings, values), progress_callback("compose", progress)):
+        typer.echo(path)
+
+
+@evaluate.command("parts")
+def evaluate_parts(
+    dictionary: Annotated[Path, typer.Argument(metavar="DICT", help="A part dictionary (.safetensors).")],
+    discovery: Annotated[Path, typer.Option("--discovery", help="The discovery it was trained on.")],
+    base: BaseOption = None,
+    out: OutOption = None,
+    count: Annotated[int, typer.Option("--count", min=1, help="Pictures of each test.")] = 96,
+    baseline: Annotated[
+        list[str] | None, typer.Option("--baseline", metavar="NAME=DICT", help="Another dictionary, judged beside it.")
+    ] = None,
+    seed: SeedOption = 0,
+    steps: Annotated[int, typer.Option("--steps", min=1, help="Denoising steps.")] = 30,
+    guidance: Annotated[float, typer.Option("--guidance", min=0, help="Classifier-free guidance.")] = 7.5,
+    device: DeviceOption = "auto",
+    dtype: DtypeOption = "auto",
+    progress: ProgressOption = "line",
+) -> None:
+    """Judge a part dictionary, as JSON and as a page.
+
+    Reconstruction and mixes of 1 to 4 sources: exact matches (EMR), CoSim, absent parts, attention IoU, likeness.
+    """
+    from .evaluate import EvaluateSettings, evaluate_files
+
+    others = dict(assignment(text, "--baseline") for text in baseline or ())
+    values = {"dictionary": existing(dictionary, "file"), "discovery": existing(discovery, "folder"), "base": base}
+    values |= {"baselines": {name: existing(Path(path), "file") for name, path in others.items()}}
+    values |= {"out": out, "count": count, "seed": seed, "steps": steps, "guidance": guidance}
+    values |= {"device": device, "dtype": dtype}
+    page = evaluate_files(checked(EvaluateSettings, values), progress_callback)
+    typer.echo(f"open {page}")

@@ -1,0 +1,56 @@
+"""Progress with time left, on the error stream: a line for people, or JSON lines for programs."""
+
+import json
+import sys
+import time
+from collections.abc import Callable
+from typing import Literal, TextIO
+
+ProgressStyle = Literal["line", "json", "off"]
+_SECONDS_BETWEEN_JSON = 0.5
+_SECONDS_BETWEEN_LOGGED = 10.0
+
+
+def progress_callback(
+    stage: str, style: ProgressStyle = "line", stream: TextIO | None = None
+) -> Callable[[int, int], None]:
+    """A callback of (done, total) that reports a stage of work on the error stream.
+
+    On a terminal the line is rewritten in place; in a log a line appears at most every ten seconds; `json` writes one
+    object per line with the keys stage, done, total, seconds and seconds_left.
+    """
+    stream = stream or sys.stderr
+    started = time.monotonic()
+    interval = 0.1 if stream.isatty() else _SECONDS_BETWEEN_LOGGED
+    interval = _SECONDS_BETWEEN_JSON if style == "json" else interval
+    last_written = started - interval
+
+    def report(done: int, total: int) -> None:
+        nonlocal last_written
+        now = time.monotonic()
+        if style == "off" or (done < total and now - last_written < interval):
+            return
+        last_written = now
+        stream.write(_line(stage, done, total, now - started, style, stream.isatty()))
+        stream.flush()
+
+    return report
+
+
+def duration(seconds: float) -> str:
+    """Seconds as `m:ss` or `h:mm:ss`."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
+
+
+def _line(stage: str, done: int, total: int, seconds: float, style: ProgressStyle, in_place: bool) -> str:
+    left = seconds / done * (total - done) if done else None
+    if style == "json":
+        record = {"stage": stage, "done": done, "total": total, "seconds": round(seconds, 2)}
+        return json.dumps({**record, "seconds_left": None if left is None else round(left, 1)}) + "\n"
+    text = f"{stage:<12} {done}/{total}  {100 * done // max(total, 1):3d} %  {duration(seconds)}"
+    text += f"  {duration(left)} left" if left is not None and done < total else ""
+    if not in_place:
+        return text + "\n"
+    return f"\r\x1b[2K{text}" + ("\n" if done >= total else "")
