@@ -10,7 +10,10 @@ from .progress_report import progress_callback
 
 train = typer.Typer(help="Train concepts on a base model.", no_args_is_help=True)
 
-RecipeArgument = Annotated[Path | None, typer.Argument(metavar="[RECIPE.toml]", help="A recipe; flags override it.")]
+RecipeArgument = Annotated[
+    Path | None,
+    typer.Argument(metavar="[RECIPE]", help="A TOML file, or the name of a shipped recipe; flags override it."),
+]
 DiscoveryOption = Annotated[Path | None, typer.Option("--discovery", help="Folder that `bestiary discover` wrote.")]
 SetOption = Annotated[
     list[str] | None,
@@ -98,6 +101,6 @@ def _recipe_settings(
     typed = {"discovery.folder": discovery, "base.path": base, "run.out": out, "optimizer.steps": steps}
     typed |= {"optimizer.batch_size": batch_size, "run.seed": seed}
     typed |= {"run.device": None if device == "auto" else device, "run.dtype": None if dtype == "auto" else dtype}
-    overrides = {key: str(value) for key, value in typed.items() if value is not None}
+    overrides = {key: value for key, value in typed.items() if value is not None}
     overrides |= dict(assignment(text, "--set") for text in more or ())
-    return load_recipe(existing(recipe, "file") if recipe else None, overrides)
+    return load_recipe(recipe, overrides)
