@@ -1,0 +1,264 @@
+"""Picture files as people have them: found in a folder, read whatever their colour mode, or refused with a reason.
+
+A picture is decoded to upright 8-bit RGB: rotation tags are applied, transparency is laid on white, 16-bit and float
+values are brought to 8 bits, an animation gives its first frame. Very large JPEGs are decoded at a fraction of their size.
+"""
+
+import os
+import struct
+import warnings
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+import torch
+from PIL import Image, JpegImagePlugin
+from torch import Tensor
+
+from ..concepts.errors import BestiaryError
+
+SUFFIXES = frozenset(
+    ".jpg .jpeg .jpe .jfif .png .apng .webp .gif .bmp .dib .tif .tiff .jp2 .j2k .ppm .pgm .pbm .pnm .tga .avif .ico .mpo".split()
+)
+"""File suffixes taken for pictures, in lower case."""
+MIN_EDGE = 16
+"""A picture whose shorter edge has fewer pixels shows no parts."""
+MAX_PIXELS = 90_000_000
+"""More pixels than this are not decoded: a small file can claim a picture of many gigabytes."""
+MAX_JPEG_PIXELS = 800_000_000
+"""Limit for JPEG files, which can be decoded at an eighth of their size."""
+
+_JPEG_START = b"\xff\xd8\xff"
+_ORIENTATION_TAG = 0x0112
+_DRAFT_EDGE = 2048
+_FAULTS = (
+    OSError,
+    SyntaxError,
+    ValueError,
+    EOFError,
+    LookupError,
+    TypeError,
+    AttributeError,
+    ArithmeticError,
+    MemoryError,
+    NotImplementedError,
+    struct.error,
+    Image.DecompressionBombError,
+)
+"""What Pillow's decoders raise on broken files."""
+
+
+class UnreadableImage(BestiaryError):
+    """A file that gives no picture; `reason` says why in words for a list of skipped files."""
+
+    def __init__(self, path: Path, reason: str) -> None:
+        super().__init__(f"{path}: {reason}")
+        self.reason = reason
+
+
+@dataclass(frozen=True)
+class ImageScan:
+    """What a folder and its subfolders hold."""
+
+    paths: list[Path]
+    """Picture files in a fixed order, by folder and name."""
+    other_files: dict[str, int] = field(default_factory=dict)
+    """Files of other kinds: suffix -> how many."""
+    unreadable: list[tuple[Path, str]] = field(default_factory=list)
+    """Folders and files that cannot be taken, with the reason."""
+
+
+def scan_images(folder: Path, leave_out: Iterable[Path] = ()) -> ImageScan:
+    """Find the picture files below a folder; hidden entries and the folders `leave_out` are passed over.
+
+    Links to folders are followed, each folder once.
+
+    Raises:
+        BestiaryError: there is no such folder, or it is a file.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        state = "is a file" if folder.exists() else "does not exist"
+        raise BestiaryError(f"image folder {folder} {state}: give a folder of pictures")
+    scan, kinds = ImageScan([], {}, []), Counter()
+    for path in _walk(folder, {Path(path).resolve() for path in leave_out}, scan.unreadable):
+        suffix = path.suffix.lower()
+        if suffix not in SUFFIXES:
+            kinds[suffix or "no suffix"] += 1
+        elif (reason := _name_fault(path)) is not None:
+            scan.unreadable.append((path, reason))
+        else:
+            scan.paths.append(path)
+    scan.other_files.update(sorted(kinds.items()))
+    return scan
+
+
+def list_images(folder: Path) -> list[Path]:
+    """Picture files of a folder and its subfolders, in a fixed order.
+
+    Raises:
+        BestiaryError: there is no such folder, or it is a file.
+    """
+    return scan_images(folder).paths
+
+
+def read_image(path: Path, at_least: int | None = None) -> Image.Image:
+    """Decode a file to an upright RGB picture.
+
+    Args:
+        at_least: edge in pixels that the caller needs; a large JPEG is then decoded at 1/2, 1/4 or 1/8 of its size,
+            with a shorter edge of no less than twice this.
+
+    Raises:
+        UnreadableImage: the file is empty, broken, cut short, no picture, too small, too large or may not be read.
+    """
+    path = Path(path)
+    try:
+        with warnings.catch_warnings(), open(path, "rb") as stream:
+            warnings.simplefilter("ignore")  # Pillow warns of what is reported or mended below
+            return _upright_rgb(_open(path, stream), path, at_least)
+    except UnreadableImage:
+        raise
+    except _FAULTS as fault:
+        raise UnreadableImage(path, _reason(path, fault)) from fault
+
+
+def fit_square(image: Image.Image, size: int) -> Image.Image:
+    """The centre square of a picture, resized to `size` x `size` pixels (bicubic, smoothed when shrinking)."""
+    edge = min(image.size)
+    left, top = (image.width - edge) / 2, (image.height - edge) / 2
+    return image.resize((size, size), Image.Resampling.BICUBIC, box=(left, top, left + edge, top + edge))
+
+
+def image_to_tensor(image: Image.Image) -> Tensor:
+    """An RGB picture as floats `(3, H, W)` in 0..1."""
+    pixels = torch.from_numpy(np.array(image.convert("RGB"), dtype=np.uint8))  # (H, W, 3)
+    return pixels.permute(2, 0, 1).contiguous().float() / 255
+
+
+def _walk(folder: Path, leave_out: set[Path], unreadable: list[tuple[Path, str]]) -> Iterator[Path]:
+    """Files below a folder in a fixed order."""
+    seen: set[Path] = set()
+
+    def note(fault: OSError) -> None:
+        unreadable.append((Path(fault.filename), f"the folder cannot be opened: {fault.strerror}"))
+
+    for place, folders, files in os.walk(folder, onerror=note, followlinks=True):
+        here = Path(place).resolve()
+        if here in seen or here in leave_out:
+            folders.clear()
+            continue
+        seen.add(here)
+        folders[:] = sorted(name for name in folders if not _hidden(name))
+        yield from (Path(place, name) for name in sorted(files) if not _hidden(name))
+
+
+def _hidden(name: str) -> bool:
+    return name.startswith(".") or name == "__MACOSX"
+
+
+def _name_fault(path: Path) -> str | None:
+    try:
+        str(path).encode("utf-8")
+    except UnicodeEncodeError:
+        return "its name is not valid Unicode: rename the file"
+    return "its name holds a line break: rename the file" if len(str(path).splitlines()) > 1 else None
+
+
+def _open(path: Path, stream: BinaryIO) -> Image.Image:
+    start = stream.read(len(_JPEG_START))
+    if not start:
+        raise UnreadableImage(path, "the file is empty")
+    stream.seek(0)
+    if start != _JPEG_START:
+        return Image.open(stream)
+    return JpegImagePlugin.JpegImageFile(stream)  # without Pillow's own size limit, see MAX_JPEG_PIXELS
+
+
+def _upright_rgb(image: Image.Image, path: Path, at_least: int | None) -> Image.Image:
+    _check_size(image, path)
+    _reduce_jpeg(image, at_least)
+    orientation = _orientation(image)
+    image.load()
+    upright = _rgb(image)
+    return upright if orientation is None else upright.transpose(orientation)
+
+
+def _check_size(image: Image.Image, path: Path) -> None:
+    width, height = image.size
+    if min(width, height) < MIN_EDGE:
+        raise UnreadableImage(
+            path, f"{width} x {height} pixels are too few: at least {MIN_EDGE} x {MIN_EDGE} are needed"
+        )
+    limit = MAX_JPEG_PIXELS if image.format in ("JPEG", "MPO") else MAX_PIXELS
+    if width * height > limit:
+        raise UnreadableImage(
+            path, f"{width} x {height} pixels are too many: at most {limit // 1_000_000} million are decoded; shrink it"
+        )
+
+
+def _reduce_jpeg(image: Image.Image, at_least: int | None) -> None:
+    """Ask the JPEG decoder for a smaller picture; other formats ignore it."""
+    if at_least is not None:
+        image.draft(None, (2 * at_least, 2 * at_least))
+    elif image.width * image.height > MAX_PIXELS:
+        image.draft(None, (_DRAFT_EDGE, _DRAFT_EDGE))
+
+
+def _orientation(image: Image.Image) -> Image.Transpose | None:
+    """How to turn the picture upright; broken tags count as upright."""
+    try:
+        value = image.getexif().get(_ORIENTATION_TAG, 1)
+    except _FAULTS:
+        return None
+    turns = Image.Transpose
+    return {
+        2: turns.FLIP_LEFT_RIGHT,
+        3: turns.ROTATE_180,
+        4: turns.FLIP_TOP_BOTTOM,
+        5: turns.TRANSPOSE,
+        6: turns.ROTATE_270,
+        7: turns.TRANSVERSE,
+        8: turns.ROTATE_90,
+    }.get(value)
+
+
+def _rgb(image: Image.Image) -> Image.Image:
+    """Any colour mode as RGB; transparent pixels become white."""
+    if image.mode == "F" or image.mode.startswith("I"):
+        return _eight_bits(image).convert("RGB")
+    if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
+        layer = image.convert("RGBA")
+        white = Image.new("RGBA", layer.size, "white")
+        return Image.alpha_composite(white, layer).convert("RGB")
+    return image.convert("RGB")
+
+
+def _eight_bits(image: Image.Image) -> Image.Image:
+    """Integer and float pixels brought to 0..255 by the range of their kind, or by their own where they leave it."""
+    values = np.nan_to_num(np.asarray(image).astype(np.float64))
+    largest = float(values.max(initial=0.0))
+    ranges = (1.0, 255.0, 65535.0) if image.mode == "F" else (255.0, 65535.0)
+    if image.mode.startswith("I;16"):
+        ranges = (65535.0,)
+    scale = next((top for top in ranges if largest <= top), largest)
+    return Image.fromarray((values / scale * 255).clip(0, 255).round().astype(np.uint8))
+
+
+def _reason(path: Path, fault: BaseException) -> str:
+    if isinstance(fault, PermissionError):
+        return "it may not be read: check its permissions"
+    if isinstance(fault, FileNotFoundError):
+        return "it is no longer there"
+    if isinstance(fault, Image.DecompressionBombError):
+        return f"it has too many pixels: at most {MAX_PIXELS // 1_000_000} million are decoded; shrink it"
+    if isinstance(fault, Image.UnidentifiedImageError):
+        return "it is not a picture, or of a kind that cannot be read here"
+    if isinstance(fault, MemoryError):
+        return "there is not enough memory to decode it"
+    text = str(fault).strip() or type(fault).__name__
+    kind = "it is cut short" if "truncated" in text.lower() or isinstance(fault, EOFError) else "it is damaged"
+    return f"{kind} ({text.replace(str(path), path.name).splitlines()[0]})"
