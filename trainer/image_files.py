@@ -21,7 +21,30 @@ from torch import Tensor
 from ..concepts.errors import BestiaryError
 
 SUFFIXES = frozenset(
-    ".jpg .jpeg .jpe .jfif .png .apng .webp .gif .bmp .dib .tif .tiff .jp2 .j2k .ppm .pgm .pbm .pnm .tga .avif .ico .mpo".split()
+    [
+        ".jpg",
+        ".jpeg",
+        ".jpe",
+        ".jfif",
+        ".png",
+        ".apng",
+        ".webp",
+        ".gif",
+        ".bmp",
+        ".dib",
+        ".tif",
+        ".tiff",
+        ".jp2",
+        ".j2k",
+        ".ppm",
+        ".pgm",
+        ".pbm",
+        ".pnm",
+        ".tga",
+        ".avif",
+        ".ico",
+        ".mpo",
+    ]
 )
 """File suffixes taken for pictures, in lower case."""
 MIN_EDGE = 16

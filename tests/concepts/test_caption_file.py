@@ -5,7 +5,6 @@ from pathlib import Path
 
 import pytest
 import torch
-
 from bestiary.concepts.caption_file import (
     ListedImage,
     format_caption,

@@ -8,8 +8,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from PIL import Image
-
 from bestiary.concepts.errors import BestiaryError
 from bestiary.trainer import image_files
 from bestiary.trainer.image_files import (
@@ -20,6 +18,7 @@ from bestiary.trainer.image_files import (
     read_image,
     scan_images,
 )
+from PIL import Image
 
 RED, GREEN, WHITE = (255, 0, 0), (0, 128, 0), (255, 255, 255)
 
