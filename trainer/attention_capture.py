@@ -1,0 +1,103 @@
+"""Attention of a diffusers denoiser: fused everywhere, with the columns of a few tokens where they are asked for.
+
+The probabilities of all tokens are never kept. A request travels with the call through `cross_attention_kwargs`, so two
+threads may ask for different things, nothing is patched for the call and nothing is left behind after an exception.
+Letters: B batch, H heads, N places of a grid, L context tokens, P tokens asked for, d width of a head.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..concepts.attention_maps import attend_with_columns
+from ..concepts.denoiser import AttentionMethod
+from ..concepts.errors import BestiaryError
+
+
+@dataclass
+class AttentionCapture:
+    """What one evaluation shall collect, and what it has collected."""
+
+    positions: Tensor
+    """`(B, P)` long: token places in the context, -1 where absent."""
+    grids: Mapping[str, tuple[int, int]]
+    """Height and width of the grid of every layer asked for."""
+    method: AttentionMethod
+    maps: dict[str, Tensor] = field(default_factory=dict)
+    """Layer name -> probabilities `(B, P, h, w)`, mean over heads."""
+
+
+class FusedAttention:
+    """Attention processor of one layer: fused attention, and part columns if the call asks this layer for them.
+
+    Same operations as diffusers' AttnProcessor2_0 on layers without norms of their own; outputs are bit-equal.
+    """
+
+    def __init__(self, layer: str) -> None:
+        """`layer`: the name under which columns of this layer are asked for."""
+        self.layer = layer
+
+    def __call__(
+        self,
+        attn: nn.Module,
+        hidden_states: Tensor,
+        encoder_hidden_states: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        temb: Tensor | None = None,
+        capture: AttentionCapture | None = None,
+    ) -> Tensor:
+        """Attend from `(B, N, D)` to itself or to a context `(B, L, E)`; called by diffusers."""
+        context = hidden_states if encoder_hidden_states is None else encoder_hidden_states
+        q = _split_heads(attn.to_q(hidden_states), attn.heads)  # (B, H, N, d)
+        k = _split_heads(attn.to_k(context), attn.heads)  # (B, H, L, d)
+        v = _split_heads(attn.to_v(context), attn.heads)
+        if capture is None or self.layer not in capture.grids:
+            mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=attention_mask)  # (B, H, N, d)
+        else:
+            mixed = self._attend_and_collect(q, k, v, attn.scale, capture)
+        b, heads, n, width = mixed.shape
+        out = attn.to_out[0](mixed.transpose(1, 2).reshape(b, n, heads * width))  # (B, N, D)
+        return attn.to_out[1](out)
+
+    def _attend_and_collect(self, q: Tensor, k: Tensor, v: Tensor, scale: float, capture: AttentionCapture) -> Tensor:
+        mixed, columns = attend_with_columns(q, k, v, capture.positions, scale, capture.method)
+        height, width = capture.grids[self.layer]
+        capture.maps[self.layer] = columns.transpose(1, 2).unflatten(2, (height, width))  # (B, P, h, w)
+        return mixed
+
+
+def _split_heads(x: Tensor, heads: int) -> Tensor:
+    b, n, width = x.shape
+    return x.view(b, n, heads, width // heads).transpose(1, 2)  # (B, H, N, d)
+
+
+def install_fused_attention(denoiser: nn.Module) -> None:
+    """Give every attention layer of a diffusers denoiser its `FusedAttention`.
+
+    Raises:
+        BestiaryError: a layer has norms, added keys or a residual of its own, so it is none of the Stable Diffusion family.
+    """
+    for name, module in denoiser.named_modules():
+        if not hasattr(module, "set_processor") or not hasattr(module, "to_q"):
+            continue
+        special = [
+            part
+            for part in ("spatial_norm", "group_norm", "norm_q", "norm_k", "norm_cross", "add_k_proj")
+            if getattr(module, part, None)
+        ]
+        if special or module.residual_connection or module.rescale_output_factor != 1:
+            raise BestiaryError(
+                f"attention layer {name} has {', '.join(special) or 'a residual of its own'}: this denoiser is not of the "
+                "Stable Diffusion 1.5, 2 or XL family; choose one of those as the base model"
+            )
+        module.set_processor(FusedAttention(name))
+
+
+def halved(size: tuple[int, int], factor: int) -> tuple[int, int]:
+    """Grid after stride-2 convolutions: a latent `(h, w)` at downsampling `factor` (a power of two), odd edges rounded up."""
+    height, width = size
+    while factor > 1:
+        height, width, factor = (height + 1) // 2, (width + 1) // 2, factor // 2
+    return height, width

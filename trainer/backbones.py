@@ -1,0 +1,185 @@
+"""Loads a diffusers folder of Stable Diffusion 1.5, 2, XL or the demo model into one `DiffusersDenoiser`."""
+
+import logging
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Literal
+
+import torch
+import transformers
+from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
+from torch import nn
+from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer, PreTrainedTokenizerFast
+
+from ..concepts.denoiser import NoiseSchedule
+from ..concepts.errors import BestiaryError
+from .diffusers_denoiser import DenoiserParts, DiffusersDenoiser
+from .model_folder import ModelFolder, read_model_folder
+from .text_conditioning import TextEncoders
+
+logger = logging.getLogger(__name__)
+
+Device = Literal["auto", "cpu", "cuda", "mps"]
+Dtype = Literal["auto", "fp32", "bf16", "fp16"]
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+DEMO = "demo"
+
+
+def demo_model_path() -> Path:
+    """Folder of the embedded miniature model."""
+    return Path(__file__).parent.parent / "demo" / "base_model"
+
+
+def load_denoiser(path: Path | str, *, device: str = "auto", dtype: str = "auto") -> DiffusersDenoiser:
+    """Load a diffusers folder; "demo" names the embedded model.
+
+    Args:
+        path: folder with model_index.json, or "demo".
+        device: "auto" (CUDA, else Apple's GPU, else CPU), "cpu", "cuda", "cuda:1", "mps".
+        dtype: "auto" (see `choose_dtype`), "fp32", "bf16" or "fp16". Text encoders stay fp32 on a CPU.
+
+    Raises:
+        BestiaryError: the folder is missing, incomplete, mixed or of another family; device or dtype does not exist.
+    """
+    folder = read_model_folder(demo_model_path() if str(path) == DEMO else Path(path))
+    place = choose_device(device)
+    precision = choose_dtype(dtype, place)
+    try:
+        parts = _load_parts(folder, place, precision)
+    except OSError as fault:
+        raise BestiaryError(f"{folder.path} could not be loaded: {fault}. Download the model folder again") from fault
+    logger.info("loaded %s from %s on %s in %s", folder.backbone.name, folder.path, place, precision)
+    return DiffusersDenoiser(folder.backbone, parts)
+
+
+def choose_device(name: str) -> torch.device:
+    """The device of a name; "auto" takes the fastest there is.
+
+    Raises:
+        BestiaryError: the device does not exist here; the message lists what does.
+    """
+    available = ["cpu"]
+    if torch.backends.mps.is_available():
+        available.insert(0, "mps")
+    if torch.cuda.is_available():
+        available[:0] = ["cuda", *(f"cuda:{index}" for index in range(torch.cuda.device_count()))]
+    if name == "auto":
+        return torch.device(available[0])
+    if name not in available:
+        raise BestiaryError(f"device {name!r} is not available here: choose auto or one of {', '.join(available)}")
+    return torch.device(name)
+
+
+def choose_dtype(name: str, device: torch.device) -> torch.dtype:
+    """The dtype of a name; "auto" is bf16 where the device multiplies it fast, else fp16 on a GPU and fp32 on a CPU.
+
+    Raises:
+        BestiaryError: no such dtype, or fp16 on a CPU, which computes it slowly and in part not at all.
+    """
+    if name == "auto":
+        return _auto_dtype(device)
+    if name not in DTYPES:
+        raise BestiaryError(f"unknown dtype {name!r}: choose auto, {', '.join(DTYPES)}")
+    if name == "fp16" and device.type == "cpu":
+        raise BestiaryError("dtype fp16 needs a GPU: choose auto, fp32 or bf16 on the CPU")
+    return DTYPES[name]
+
+
+def _auto_dtype(device: torch.device) -> torch.dtype:
+    if device.type == "cuda":
+        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
+    if device.type == "cpu":
+        return torch.bfloat16 if _cpu_has_fast_bf16() else torch.float32
+    return torch.float32
+
+
+def _cpu_has_fast_bf16() -> bool:
+    """AMX tiles or AVX512-BF16; False where this torch cannot say."""
+    asked = (getattr(torch.cpu, name, None) for name in ("_is_amx_tile_supported", "_is_avx512_bf16_supported"))
+    return any(ask() for ask in asked if ask is not None)
+
+
+def _load_parts(folder: ModelFolder, device: torch.device, dtype: torch.dtype) -> DenoiserParts:
+    unet = _load(UNet2DConditionModel, folder.path / "unet", dtype)
+    upcast = dtype == torch.float16 and bool(folder.configs["vae"].get("force_upcast", False))
+    vae = _load(AutoencoderKL, folder.path / "vae", torch.float32 if upcast else dtype)
+    text = _load_text(folder, torch.float32 if device.type == "cpu" else dtype)
+    for model in text.models.values():
+        model.to(device)
+    return DenoiserParts(
+        unet=unet.to(device, memory_format=torch.channels_last),
+        vae=vae.to(device, memory_format=torch.channels_last),
+        text=text,
+        schedule=noise_schedule(folder.configs["scheduler"]),
+        scheduler_config=folder.configs["scheduler"],
+        zero_empty_prompt=folder.zero_empty_prompt,
+    )
+
+
+def noise_schedule(config: Mapping[str, object]) -> NoiseSchedule:
+    """The forward process a scheduler_config.json states.
+
+    Raises:
+        BestiaryError: the model predicts something else than noise or velocity.
+    """
+    prediction = config.get("prediction_type", "epsilon")
+    if prediction not in ("epsilon", "v_prediction"):
+        raise BestiaryError(f"this model predicts {prediction!r}; only epsilon and v_prediction are supported")
+    known = {key: value for key, value in config.items() if not key.startswith("_")}
+    scheduler = DDPMScheduler.from_config(known)
+    return NoiseSchedule(scheduler.alphas_cumprod.float(), prediction)
+
+
+def _load(kind: type, folder: Path, dtype: torch.dtype) -> nn.Module:
+    """One component of diffusers or transformers; half-precision variants are taken where no full one lies there."""
+    argument = "torch_dtype" if kind in (UNet2DConditionModel, AutoencoderKL) else "dtype"
+    if argument == "dtype" and not _transformers_takes_dtype():
+        argument = "torch_dtype"
+    return kind.from_pretrained(folder, variant=_variant(folder), local_files_only=True, **{argument: dtype})
+
+
+def _transformers_takes_dtype() -> bool:
+    """transformers renamed `torch_dtype` to `dtype` in 4.56."""
+    major, minor = (int(part) for part in transformers.__version__.split(".")[:2])
+    return (major, minor) >= (4, 56)
+
+
+def _variant(folder: Path) -> str | None:
+    """ "fp16" where the folder has only weights of that variant."""
+    names = [entry.name for entry in folder.iterdir() if entry.suffix in (".safetensors", ".bin")]
+    return "fp16" if names and all(".fp16" in name for name in names) else None
+
+
+@contextmanager
+def _without_progress_bars() -> Iterator[None]:
+    """transformers 5 draws a bar for every model it loads, however small."""
+    shown = transformers.utils.logging.is_progress_bar_enabled()
+    transformers.utils.logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            transformers.utils.logging.enable_progress_bar()
+
+
+def _load_text(folder: ModelFolder, dtype: torch.dtype) -> TextEncoders:
+    models, tokenizers = {}, {}
+    for spec, component in zip(folder.backbone.text_encoders, folder.text_components, strict=True):
+        kind = CLIPTextModelWithProjection if spec.pooled else CLIPTextModel
+        with _without_progress_bars():
+            models[spec.name] = _load(kind, folder.path / component, dtype)
+        tokenizers[spec.name] = _load_tokenizer(folder.path / component.replace("text_encoder", "tokenizer"))
+    return TextEncoders(folder.backbone, tokenizers, models)
+
+
+def _load_tokenizer(folder: Path) -> object:
+    """CLIP's own tokenizer, or whatever a tokenizer.json describes."""
+    if (folder / "vocab.json").is_file() and (folder / "merges.txt").is_file():
+        return CLIPTokenizer.from_pretrained(folder, local_files_only=True)
+    if (folder / "tokenizer.json").is_file():
+        return PreTrainedTokenizerFast.from_pretrained(folder, local_files_only=True)
+    raise BestiaryError(
+        f"{folder} holds neither vocab.json with merges.txt nor tokenizer.json: download the model again"
+    )

@@ -1,0 +1,244 @@
+"""Low-rank adapters on a diffusers denoiser (LoRA, Hu et al. 2021, arXiv 2106.09685).
+
+Adapters are trained in float32 whatever the dtype of the frozen weights. The frozen product and the update share one
+autograd step, which saves kernel launches and keeps only the rank-wide activation besides the input.
+Letters: N rows, I and O input and output width of a layer, r rank.
+"""
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.autograd.function import FunctionCtx, once_differentiable
+
+from ..concepts.denoiser import LoraSpec
+from ..concepts.errors import BestiaryError
+
+KOHYA_PREFIX = "lora_unet_"
+
+
+class LowRankUpdate(nn.Module):
+    """One adapter of one layer: `scale * up @ down`; down starts from N(0, 1 / r), up from zero (as PartCraft)."""
+
+    def __init__(self, down: Tensor, up: Tensor, scale: float, *, trainable: bool) -> None:
+        """`down` `(r, I)` and `up` `(O, r)`; for convolutions `(r, I, kh, kw)` and `(O, r, 1, 1)`."""
+        super().__init__()
+        self.down = nn.Parameter(down, requires_grad=trainable)
+        self.up = nn.Parameter(up, requires_grad=trainable)
+        self.scale = scale
+
+
+class _LowRankLinear(torch.autograd.Function):
+    """`x W^T + b + scale * (x down^T) up^T` with frozen W and b."""
+
+    @staticmethod
+    def forward(
+        ctx: FunctionCtx, x: Tensor, weight: Tensor, bias: Tensor | None, down: Tensor, up: Tensor, scale: float
+    ) -> Tensor:
+        rows = x.reshape(-1, x.shape[-1])  # (N, I)
+        down_cast, up_cast = down.to(x.dtype), up.to(x.dtype)
+        inner = rows @ down_cast.t()  # (N, r)
+        out = F.linear(rows, weight, bias)  # (N, O)
+        out.addmm_(inner, up_cast.t(), alpha=scale)
+        ctx.save_for_backward(rows, inner, weight, down, up)
+        ctx.scale = scale
+        return out.view(*x.shape[:-1], -1)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: FunctionCtx, grad: Tensor) -> tuple[Tensor | None, ...]:
+        rows, inner, weight, down, up = ctx.saved_tensors
+        shape = (*grad.shape[:-1], rows.shape[-1])
+        grad = grad.reshape(-1, grad.shape[-1])  # (N, O)
+        through = grad @ up.to(grad.dtype)  # (N, r)
+        grad_x = grad_down = grad_up = None
+        if ctx.scale != 1:
+            through = through * ctx.scale
+        if ctx.needs_input_grad[0]:
+            grad_x = (grad @ weight).addmm_(through, down.to(grad.dtype)).view(shape)
+        if ctx.needs_input_grad[3]:
+            grad_down = (through.t() @ rows).to(down.dtype)  # (r, I)
+            grad_up = (grad.t() @ inner).to(up.dtype)  # (O, r)
+            grad_up = grad_up if ctx.scale == 1 else grad_up * ctx.scale
+        return grad_x, None, None, grad_down, grad_up, None
+
+
+class AdaptedLayer(nn.Module):
+    """A frozen linear or convolution layer with adapters; without adapters it is the layer itself, bit by bit."""
+
+    def __init__(self, base: nn.Linear | nn.Conv2d) -> None:
+        """`base` keeps its weights; they are shared, not copied."""
+        super().__init__()
+        self.base = base
+        self.adapters = nn.ModuleList()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The layer's output with all updates added, in the layer's dtype."""
+        adapters = list(self.adapters)
+        if isinstance(self.base, nn.Conv2d) or not adapters:
+            out = self.base(x)
+        else:
+            first = adapters.pop(0)
+            out = _LowRankLinear.apply(x, self.base.weight, self.base.bias, first.down, first.up, first.scale)
+        for adapter in adapters:
+            out = out + self._update(x, adapter)
+        return out
+
+    def _update(self, x: Tensor, adapter: LowRankUpdate) -> Tensor:
+        down, up = adapter.down.to(x.dtype), adapter.up.to(x.dtype)
+        if isinstance(self.base, nn.Linear):
+            return F.linear(F.linear(x, down), up) * adapter.scale
+        base = self.base
+        inner = F.conv2d(x, down, None, base.stride, base.padding, base.dilation)  # (B, r, h, w)
+        return F.conv2d(inner, up) * adapter.scale
+
+
+@dataclass
+class _Site:
+    """Where a layer hangs in the module tree."""
+
+    parent: nn.Module
+    attribute: str
+
+    def get(self) -> nn.Module:
+        return getattr(self.parent, self.attribute)
+
+    def put(self, module: nn.Module) -> None:
+        # an index of a ModuleList is also a name of a submodule
+        self.parent._modules[self.attribute] = module
+
+
+class DenoiserLora:
+    """All adapters of one denoiser: fresh trainable ones, and loaded ones added on top of each other."""
+
+    def __init__(self, denoiser: nn.Module) -> None:
+        """`denoiser`: a diffusers UNet whose weights are frozen."""
+        self.denoiser = denoiser
+        self._sites = {_kohya_name(name): site for name, site in _adaptable_layers(denoiser)}
+        self._trained: dict[str, LowRankUpdate] = {}
+
+    def add(self, spec: LoraSpec) -> dict[str, nn.Parameter]:
+        """Attach fresh adapters to the attention projections q, k, v and out; returns parameters by kohya name.
+
+        Raises:
+            BestiaryError: trainable adapters are attached already, or the rank is below 1.
+        """
+        if self._trained:
+            raise BestiaryError("the denoiser has trainable adapters already: unload them first")
+        if spec.rank < 1:
+            raise BestiaryError(f"LoRA rank is {spec.rank}: it must be at least 1")
+        wanted = ("attn1", "attn2") if spec.self_attention else ("attn2",)
+        for name, site in self._sites.items():
+            if not any(f"_{kind}_to_" in name for kind in wanted):
+                continue
+            base = _base_of(site.get())
+            device = base.weight.device
+            down = torch.randn(spec.rank, base.in_features) / math.sqrt(spec.rank)  # (r, I)
+            up = torch.zeros(base.out_features, spec.rank)  # (O, r)
+            update = LowRankUpdate(down.to(device), up.to(device), spec.alpha / spec.rank, trainable=True)
+            self._attach(site, update)
+            self._trained[name] = update
+        return self.parameters()
+
+    def parameters(self) -> dict[str, nn.Parameter]:
+        """Trainable parameters under kohya names."""
+        named: dict[str, nn.Parameter] = {}
+        for name, update in self._trained.items():
+            named[f"{name}.lora_down.weight"] = update.down
+            named[f"{name}.lora_up.weight"] = update.up
+        return named
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The trainable adapters as float32 CPU tensors under kohya names, `alpha` included."""
+        exported = {name: parameter.detach().float().cpu().clone() for name, parameter in self.parameters().items()}
+        for name, update in self._trained.items():
+            exported[f"{name}.alpha"] = torch.tensor(update.scale * update.down.shape[0])
+        return exported
+
+    def load(self, tensors: Mapping[str, Tensor], strength: float) -> int:
+        """Add frozen adapters; returns the number of layers reached, those of text encoders not counted.
+
+        Strength 0 attaches nothing, so the outputs stay bit-equal.
+
+        Raises:
+            BestiaryError: no layer of this denoiser is named, or a shape does not fit.
+        """
+        from ..concepts.lora_names import to_kohya
+
+        pairs = _pairs(to_kohya(tensors))
+        reached = {name: pair for name, pair in pairs.items() if name in self._sites}
+        if not reached:
+            example = next(iter(tensors), "none")
+            raise BestiaryError(
+                f"none of the {len(tensors)} LoRA tensors belongs to this base model (first name: {example}): "
+                "load a LoRA that was trained for the same backbone"
+            )
+        updates = {name: self._loaded(name, *pair, strength) for name, pair in reached.items()}
+        if strength != 0:
+            for name, update in updates.items():
+                self._attach(self._sites[name], update)
+        return len(reached)
+
+    def unload(self) -> None:
+        """Take off all adapters, trainable ones too; the denoiser is what it was before."""
+        for site in self._sites.values():
+            if isinstance(site.get(), AdaptedLayer):
+                site.put(_base_of(site.get()))
+        self._trained.clear()
+
+    def _loaded(self, name: str, down: Tensor, up: Tensor, alpha: float | None, strength: float) -> LowRankUpdate:
+        base = _base_of(self._sites[name].get())
+        expected = base.weight.shape
+        if isinstance(base, nn.Linear):
+            down, up = down.flatten(1), up.flatten(1)  # 1x1 convolutions in some files
+        if down.shape[1:] != expected[1:] or up.shape[0] != expected[0] or up.shape[1] != down.shape[0]:
+            raise BestiaryError(
+                f"LoRA layer {name}: down {tuple(down.shape)} and up {tuple(up.shape)} do not fit a layer of shape "
+                f"{tuple(expected)}; this LoRA was trained for another base model"
+            )
+        rank = down.shape[0]
+        scale = strength * (1.0 if alpha is None else alpha / rank)
+        place = {"device": base.weight.device, "dtype": torch.float32}
+        return LowRankUpdate(down.detach().to(**place), up.detach().to(**place), scale, trainable=False)
+
+    @staticmethod
+    def _attach(site: _Site, update: LowRankUpdate) -> None:
+        layer = site.get()
+        if not isinstance(layer, AdaptedLayer):
+            layer = AdaptedLayer(layer)
+            site.put(layer)
+        layer.adapters.append(update)
+
+
+def _base_of(layer: nn.Module) -> nn.Module:
+    return layer.base if isinstance(layer, AdaptedLayer) else layer
+
+
+def _kohya_name(path: str) -> str:
+    return KOHYA_PREFIX + path.replace(".", "_")
+
+
+def _adaptable_layers(denoiser: nn.Module) -> Iterator[tuple[str, _Site]]:
+    """Path and place of every linear and convolution layer."""
+    for path, parent in denoiser.named_modules():
+        for attribute, child in parent.named_children():
+            if isinstance(child, nn.Linear | nn.Conv2d):
+                yield f"{path}.{attribute}" if path else attribute, _Site(parent, attribute)
+
+
+def _pairs(tensors: Mapping[str, Tensor]) -> dict[str, tuple[Tensor, Tensor, float | None]]:
+    """Kohya tensors -> per layer (down, up, alpha or None)."""
+    pairs = {}
+    for key, down in tensors.items():
+        if not key.endswith(".lora_down.weight"):
+            continue
+        name = key.removesuffix(".lora_down.weight")
+        up = tensors.get(f"{name}.lora_up.weight")
+        if up is None:
+            raise BestiaryError(f"LoRA layer {name} has lora_down but no lora_up: the file is incomplete")
+        alpha = tensors.get(f"{name}.alpha")
+        pairs[name] = (down, up, None if alpha is None else float(alpha))
+    return pairs

@@ -1,0 +1,302 @@
+"""The Denoiser protocol over the modules of diffusers and transformers: Stable Diffusion 1.5, 2, XL and the demo model."""
+
+import logging
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from ..concepts.backbone import Backbone
+from ..concepts.denoiser import (
+    AttentionRequest,
+    DenoiserOutput,
+    LoraSpec,
+    NoiseSchedule,
+    PromptPiece,
+    PromptTokens,
+    TextConditioning,
+)
+from ..concepts.errors import BestiaryError
+from .attention_capture import AttentionCapture, halved, install_fused_attention
+from .denoiser_lora import DenoiserLora
+from .text_conditioning import TextEncoders
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class DenoiserParts:
+    """What a diffusers folder holds, loaded: the constructor's material."""
+
+    unet: nn.Module
+    vae: nn.Module | None
+    text: TextEncoders | None
+    schedule: NoiseSchedule
+    scheduler_config: Mapping[str, object]
+    """The folder's scheduler_config.json, from which samplers are built."""
+    zero_empty_prompt: bool = False
+    """True where an empty negative prompt means zeros, not the encoding of nothing (SDXL)."""
+
+
+class DiffusersDenoiser:
+    """A latent diffusion model over diffusers modules; see `bestiary.concepts.denoiser.Denoiser` for the protocol.
+
+    All weights are frozen. Predictions come back in float32. Adapters are float32 parameters.
+    """
+
+    def __init__(self, backbone: Backbone, parts: DenoiserParts) -> None:
+        """Take over the modules: freeze them, give every attention layer fused attention that can be asked for columns."""
+        self.backbone = backbone
+        self.schedule = parts.schedule
+        self.scheduler_config = dict(parts.scheduler_config)
+        self.unet = parts.unet.eval().requires_grad_(False)
+        self.vae = None if parts.vae is None else parts.vae.eval().requires_grad_(False)
+        self.text = parts.text
+        self._autoencoder_config = {} if parts.vae is None else dict(parts.vae.config)
+        self._zero_empty_prompt = parts.zero_empty_prompt
+        self._num_levels = len(self.unet.config.block_out_channels)
+        install_fused_attention(self.unet)
+        self._layers = dict(_cross_attention_layers(self.unet, self._num_levels))
+        self._blocks = dict(_feature_blocks(self.unet, self._num_levels))
+        self._lora = DenoiserLora(self.unet)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the denoiser's weights are."""
+        return self.unet.conv_in.weight.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Dtype in which the denoiser computes."""
+        return self.unet.conv_in.weight.dtype
+
+    # text
+
+    def tokenize(self, pieces: Sequence[PromptPiece], chunks: int | None = None) -> PromptTokens:
+        """Lay out a prompt; `chunks` fixes C (longer prompts are cut, shorter ones filled), None takes what it needs."""
+        return self._text_encoders().tokenize(pieces, chunks)
+
+    def encode_prompts(self, prompts: Sequence[PromptTokens], vectors: Tensor | None) -> TextConditioning:
+        """Encode B prompts with learned vectors `(B, P, D)` in their places; differentiable in the vectors."""
+        return self._text_encoders().encode(prompts, vectors)
+
+    def empty_conditioning(self) -> TextConditioning:
+        """What an empty negative prompt says, `(1, L, E)`: its encoding, or zeros where the model was trained so (SDXL)."""
+        text = self.encode_prompts([self.tokenize([], chunks=1)], None)
+        if not self._zero_empty_prompt:
+            return text
+        pooled = None if text.pooled is None else torch.zeros_like(text.pooled)
+        return TextConditioning(torch.zeros_like(text.context), pooled, text.positions)
+
+    def word_vectors(self, words: str) -> Tensor:
+        """Embedding rows `(n, D)` of plain words, all text encoders side by side."""
+        return self._text_encoders().word_vectors(words)
+
+    # denoiser
+
+    def cross_attention_layers(self) -> Mapping[str, int]:
+        """Name of every cross-attention layer -> its downsampling relative to the latent (1, 2, 4, 8)."""
+        return dict(self._layers)
+
+    def method_layers(self) -> tuple[str, ...]:
+        """Cross-attention layers on the grid the method reads (image edge / `backbone.attention_divisor`)."""
+        factor = self.backbone.attention_divisor // self.backbone.latent_factor
+        return tuple(name for name, own in self._layers.items() if own == factor)
+
+    def feature_blocks(self) -> Mapping[str, int]:
+        """Name of every block whose activations can be read -> its downsampling relative to the latent."""
+        return dict(self._blocks)
+
+    def predict(
+        self,
+        latents: Tensor,
+        timesteps: Tensor,
+        text: TextConditioning,
+        attention: AttentionRequest | None = None,
+        features: Sequence[str] = (),
+    ) -> DenoiserOutput:
+        """One evaluation at scaled, noised latents `(B, C, h, w)` and timesteps `(B,)`.
+
+        Attention columns and features come back float32 and differentiable; nothing is kept that was not asked for.
+
+        Raises:
+            BestiaryError: an unknown layer or block, or no layer on the method's grid.
+        """
+        latents = latents.to(self.device, self.dtype, memory_format=torch.channels_last)
+        capture = None if attention is None else self._capture(attention, latents)
+        with torch.autocast(self.device.type, enabled=False), self._reading(features) as read:
+            prediction = self.unet(
+                latents,
+                timesteps.to(self.device),
+                encoder_hidden_states=text.context.to(self.device, self.dtype),
+                cross_attention_kwargs=None if capture is None else {"capture": capture},
+                added_cond_kwargs=self._added_conditions(latents, text),
+                return_dict=False,
+            )[0]
+        maps = {} if capture is None else {name: columns.float() for name, columns in capture.maps.items()}
+        return DenoiserOutput(prediction.float(), maps, dict(read))
+
+    def set_gradient_checkpointing(self, enabled: bool) -> None:
+        """Recompute activations in the backward pass (about a third more work for much less memory), or keep them."""
+        if not enabled:
+            self.unet.disable_gradient_checkpointing()
+            return
+        # nothing in the denoiser draws random numbers, so their state need not be fetched from the device
+        self.unet.enable_gradient_checkpointing(partial(checkpoint, use_reentrant=False, preserve_rng_state=False))
+
+    def _capture(self, request: AttentionRequest, latents: Tensor) -> AttentionCapture:
+        names = self.method_layers() if request.layers is None else request.layers
+        if not names:
+            raise BestiaryError(
+                f"no cross-attention layer lies on the grid of image / {self.backbone.attention_divisor}: name layers "
+                f"yourself; there are {_listed(self._layers)}"
+            )
+        _check_names(names, self._layers, "cross-attention layer")
+        size = (latents.shape[2], latents.shape[3])
+        grids = {name: halved(size, self._layers[name]) for name in names}
+        return AttentionCapture(request.positions.to(self.device), grids, request.method)
+
+    @contextmanager
+    def _reading(self, blocks: Sequence[str]) -> Iterator[dict[str, Tensor]]:
+        """Collect activations of blocks from calls of this thread, as long as the context lasts."""
+        _check_names(blocks, self._blocks, "block")
+        read: dict[str, Tensor] = {}
+        thread = threading.get_ident()
+
+        def keep(name: str, _module: nn.Module, _inputs: object, output: object) -> None:
+            if threading.get_ident() == thread:
+                first = output[0] if isinstance(output, tuple) else getattr(output, "sample", output)
+                read[name] = first.float()  # (B, D, h, w)
+
+        handles = [self.unet.get_submodule(name).register_forward_hook(partial(keep, name)) for name in blocks]
+        try:
+            yield read
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def _added_conditions(self, latents: Tensor, text: TextConditioning) -> dict[str, Tensor] | None:
+        """Pooled text `(B, E)` and sizes `(B, 6)` for backbones that take them."""
+        if self.unet.config.addition_embed_type != "text_time":
+            return None
+        if text.pooled is None:
+            raise BestiaryError(f"{self.backbone.name} needs the pooled text vector, but the conditioning has none")
+        sizes = text.sizes
+        if sizes is None:
+            height, width = (edge * self.backbone.latent_factor for edge in latents.shape[-2:])
+            sizes = torch.tensor([height, width, 0, 0, height, width]).expand(latents.shape[0], -1)  # (B, 6)
+        return {"text_embeds": text.pooled.to(self.device, self.dtype), "time_ids": sizes.to(self.device, self.dtype)}
+
+    # autoencoder
+
+    def encode_images(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Posterior mean and log-variance `(B, C, h, w)` float32, unscaled, of images `(B, 3, H, W)` in 0..1."""
+        vae = self._autoencoder()
+        pixels = (images * 2 - 1).to(self.device, vae.dtype, memory_format=torch.channels_last)
+        with torch.no_grad(), torch.autocast(self.device.type, enabled=False):
+            posterior = vae.encode(pixels).latent_dist
+        return posterior.mean.float(), posterior.logvar.float()
+
+    def scale_latents(self, latents: Tensor) -> Tensor:
+        """Latents of the autoencoder -> latents of the denoiser."""
+        shift, scale = self._shift_and_scale()
+        return (latents - shift) * scale
+
+    def decode_latents(self, latents: Tensor) -> Tensor:
+        """Denoiser latents `(B, C, h, w)` -> images `(B, 3, H, W)` float32 in 0..1."""
+        vae = self._autoencoder()
+        shift, scale = self._shift_and_scale()
+        latents = (latents.float() / scale + shift).to(self.device, vae.dtype, memory_format=torch.channels_last)
+        with torch.autocast(self.device.type, enabled=False):
+            pixels = vae.decode(latents, return_dict=False)[0]
+        return (pixels.float() / 2 + 0.5).clamp(0, 1)
+
+    # adapters
+
+    def add_lora(self, spec: LoraSpec) -> Mapping[str, nn.Parameter]:
+        """Attach fresh adapters and return their trainable parameters by kohya name."""
+        return self._lora.add(spec)
+
+    def lora_tensors(self) -> dict[str, Tensor]:
+        """The trainable adapters under kohya names (`lora_unet_....lora_down.weight`, `.lora_up.weight`, `.alpha`)."""
+        return self._lora.tensors()
+
+    def load_lora(self, tensors: Mapping[str, Tensor], strength: float = 1.0) -> int:
+        """Add adapters under any common naming and return how many layers they reached; zero is an error."""
+        return self._lora.load(tensors, strength)
+
+    def unload_lora(self) -> None:
+        """Take off all adapters."""
+        self._lora.unload()
+
+    # parts that may be absent
+
+    def drop_autoencoder(self) -> None:
+        """Free the autoencoder, for a training run that reads cached latents."""
+        self.vae = None
+
+    def _autoencoder(self) -> nn.Module:
+        if self.vae is None:
+            raise BestiaryError("the autoencoder was dropped from this denoiser: load the model again to use images")
+        return self.vae
+
+    def _text_encoders(self) -> TextEncoders:
+        if self.text is None:
+            raise BestiaryError("this denoiser was loaded without text encoders: load the whole model to use prompts")
+        return self.text
+
+    def _shift_and_scale(self) -> tuple[float, float]:
+        config = self._autoencoder_config
+        return config.get("shift_factor") or 0.0, config["scaling_factor"]
+
+
+def _listed(names: Mapping[str, int]) -> str:
+    return ", ".join(f"{name} (1/{factor})" for name, factor in names.items())
+
+
+def _check_names(names: Sequence[str], known: Mapping[str, int], kind: str) -> None:
+    unknown = [name for name in names if name not in known]
+    if unknown:
+        raise BestiaryError(f"unknown {kind} {unknown[0]!r}: choose from {_listed(known)}")
+
+
+def _level_of(path: str, num_levels: int) -> int:
+    """How often the latent is halved where the attention and residual layers of a block run."""
+    parts = path.split(".")
+    if parts[0] == "down_blocks":
+        return int(parts[1])
+    if parts[0] == "up_blocks":
+        return num_levels - 1 - int(parts[1])
+    return num_levels - 1
+
+
+def _cross_attention_layers(unet: nn.Module, num_levels: int) -> Iterator[tuple[str, int]]:
+    for name, _ in unet.named_modules():
+        if name.endswith(".attn2"):
+            yield name, 2 ** _level_of(name, num_levels)
+
+
+def _feature_blocks(unet: nn.Module, num_levels: int) -> Iterator[tuple[str, int]]:
+    """Whole blocks (their outputs lie behind the down- or upsampler) and the residual and attention layers in them."""
+    blocks = [
+        *((f"down_blocks.{index}", block) for index, block in enumerate(unet.down_blocks)),
+        ("mid_block", unet.mid_block),
+        *((f"up_blocks.{index}", block) for index, block in enumerate(unet.up_blocks)),
+    ]
+    for name, block in blocks:
+        level = _level_of(name, num_levels)
+        for kind in ("resnets", "attentions"):
+            for index in range(len(getattr(block, kind, ()))):
+                yield f"{name}.{kind}.{index}", 2**level
+        yield name, 2 ** (level + _level_change(block))
+
+
+def _level_change(block: nn.Module) -> int:
+    if getattr(block, "downsamplers", None):
+        return 1
+    return -1 if getattr(block, "upsamplers", None) else 0
