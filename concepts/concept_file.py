@@ -1,0 +1,219 @@
+"""The one reader and the one writer of concept files: safetensors with `bestiary.*` metadata, nothing executable.
+
+A file is `length (8 bytes) | JSON header | tensor bytes`. The header is read and checked by itself first, so that a broken
+or hostile file is refused before any memory is taken for it. Metadata values are JSON texts under keys `bestiary.<name>`;
+`bestiary.kind` says what the file holds, `bestiary.format` the version of this layout.
+"""
+
+import json
+import math
+import struct
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load, save_file
+from torch import Tensor
+
+from .atomic_file import replacing
+from .errors import BestiaryError
+
+FORMAT = 1
+"""Version of the layout; readers refuse newer ones."""
+PREFIX = "bestiary."
+LARGEST_HEADER = 1 << 20
+"""Bytes; ComfyUI shows no metadata of files beyond this, so ours must stay below."""
+LARGEST_FOREIGN_HEADER = 32 << 20
+"""Bytes; trained LoRA files carry long training logs."""
+
+_DTYPE_BYTES = {
+    "BOOL": 1, "U8": 1, "I8": 1, "F8_E4M3": 1, "F8_E5M2": 1, "F8_E8M0": 1, "I16": 2, "U16": 2, "F16": 2, "BF16": 2,
+    "I32": 4, "U32": 4, "F32": 4, "F64": 8, "I64": 8, "U64": 8, "C64": 8,
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class ConceptFile:
+    """The content of a concept file."""
+
+    tensors: dict[str, Tensor]
+    metadata: dict[str, object]
+    """Names without `bestiary.`; foreign keys keep their name and text."""
+
+
+@dataclass(frozen=True)
+class TensorEntry:
+    """What a header says of one tensor."""
+
+    dtype: str
+    """As safetensors spells it: F16, F32, U8, ..."""
+    shape: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Header:
+    """The header of any safetensors file, read without its tensors."""
+
+    entries: dict[str, TensorEntry]
+    metadata: dict[str, str]
+    """As stored."""
+
+    @property
+    def concept(self) -> dict[str, object]:
+        """Metadata with our names decoded; see ConceptFile.metadata."""
+        return {_bare(key): _decoded(key, text) for key, text in self.metadata.items()}
+
+    @property
+    def kind(self) -> str | None:
+        """What kind of concept file this is, None for files of others."""
+        kind = self.concept.get("kind")
+        return kind if isinstance(kind, str) and PREFIX + "kind" in self.metadata else None
+
+
+def write_concept_file(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, object]) -> None:
+    """Write a concept file whole or not at all.
+
+    Args:
+        path: where; missing folders are made.
+        tensors: any tensors; views and devices are resolved.
+        metadata: must name its `kind`; values are anything JSON can say. Keys with a dot, such as `modelspec.title`,
+            are stored under their own name as plain text.
+
+    Raises:
+        BestiaryError: no kind, a header beyond 1 MiB, or the file cannot be written.
+    """
+    stored = {_stored(key): _encoded(key, value) for key, value in metadata.items()}
+    if not metadata.get("kind", metadata.get(PREFIX + "kind")):
+        raise BestiaryError(f"a concept file needs a kind in its metadata; got {sorted(metadata)}")
+    stored[PREFIX + "format"] = str(FORMAT)
+    size = sum(len(key.encode()) + len(text.encode()) + 8 for key, text in stored.items())
+    size += sum(len(name.encode()) + 120 for name in tensors)
+    if size > LARGEST_HEADER:
+        raise BestiaryError(
+            f"the header of {Path(path).name} would take {size:,} bytes, at most {LARGEST_HEADER:,} are read everywhere: "
+            "shorten its provenance or store long lists as a tensor"
+        )
+    plain = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
+    with replacing(path) as temporary:
+        try:
+            save_file(plain, str(temporary), stored)
+        except SafetensorError as fault:
+            raise OSError(str(fault)) from fault
+
+
+def read_concept_file(path: Path, kind: str | None = None) -> ConceptFile:
+    """Read a concept file; `kind` refuses every other kind.
+
+    Raises:
+        BestiaryError: missing, broken, foreign, of another kind or of a newer version.
+    """
+    path = Path(path)
+    header = read_header(path, LARGEST_HEADER)
+    found = header.kind
+    if found is None:
+        names = ", ".join(list(header.entries)[:3]) or "no tensors"
+        raise BestiaryError(f"{path} was not made by Bestiary (it holds {names}); `bestiary inspect` says what it is")
+    version = header.concept.get("format")
+    if not isinstance(version, int) or not 1 <= version <= FORMAT:
+        raise BestiaryError(f"{path} has format {version!r}, this program reads up to {FORMAT}: update Bestiary")
+    if kind is not None and found != kind:
+        raise BestiaryError(f"{path} is a {found} file, a {kind} file is needed here")
+    return ConceptFile(read_tensors(path), header.concept)
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """All tensors of any safetensors file whose header has been checked.
+
+    Raises:
+        BestiaryError: the file is broken or holds types torch does not know.
+    """
+    try:
+        return load(Path(path).read_bytes())
+    except (SafetensorError, KeyError, ValueError, RuntimeError) as fault:
+        raise BestiaryError(f"{path} is broken: {fault}; fetch or write it again") from fault
+    except OSError as fault:
+        raise BestiaryError(f"could not read {path}: {fault.strerror or fault}") from fault
+
+
+def read_header(path: Path, largest: int = LARGEST_FOREIGN_HEADER) -> Header:
+    """Read and check the header of any safetensors file, without reading its tensors.
+
+    Raises:
+        BestiaryError: missing, no safetensors file, or a header that contradicts the file's size.
+    """
+    path = Path(path)
+    try:
+        total = path.stat().st_size
+        with path.open("rb") as stream:
+            prefix = stream.read(8)
+            length = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else 0
+            if not 2 <= length <= total - 8:
+                raise BestiaryError(f"{path} is no safetensors file, or it is cut off ({total:,} bytes)")
+            if length > largest:
+                raise BestiaryError(f"{path} announces a header of {length:,} bytes; more than {largest:,} are refused")
+            text = stream.read(length)
+    except OSError as fault:
+        raise BestiaryError(f"could not read {path}: {fault.strerror or fault}") from fault
+    try:
+        return _parsed(json.loads(text), total - 8 - length)
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as fault:
+        reason = "it is nested too deeply" if isinstance(fault, RecursionError) else fault
+        raise BestiaryError(f"{path} has a broken header: {reason}; fetch or write it again") from fault
+
+
+def _parsed(content: dict[str, dict], room: int) -> Header:
+    """The header's JSON as a record; `room` is the number of tensor bytes the file holds."""
+    metadata = content.pop("__metadata__", {}) or {}
+    if not all(isinstance(text, str) for text in metadata.values()):
+        raise ValueError("its metadata holds values that are no text")
+    entries = {}
+    for name, entry in content.items():
+        dtype, shape, (begin, end) = entry["dtype"], tuple(entry["shape"]), entry["data_offsets"]
+        if not all(isinstance(n, int) and n >= 0 for n in (*shape, begin, end)):
+            raise ValueError(f"tensor {name[:80]!r} has no valid shape or place")
+        if end > room or end - begin != math.prod(shape) * _DTYPE_BYTES.get(dtype, -1):
+            raise ValueError(f"tensor {name[:80]!r} ({dtype} {list(shape)[:8]}) does not fit its {end - begin:,} bytes")
+        entries[name] = TensorEntry(dtype, shape)
+    return Header(entries, dict(metadata))
+
+
+def to_text_tensor(value: object) -> Tensor:
+    """Any JSON value as a uint8 tensor `(n,)`: for long tables that have no place in a header."""
+    return torch.tensor(list(json.dumps(value, ensure_ascii=False).encode()), dtype=torch.uint8)
+
+
+def from_text_tensor(tensor: Tensor) -> object:
+    """The JSON value stored by `to_text_tensor`.
+
+    Raises:
+        BestiaryError: the bytes are no JSON text.
+    """
+    try:
+        return json.loads(bytes(tensor.to(torch.uint8).flatten().numpy()))
+    except (ValueError, RecursionError) as fault:
+        raise BestiaryError(
+            f"a table of {tensor.numel():,} bytes is no readable text ({type(fault).__name__})"
+        ) from fault
+
+
+def _bare(key: str) -> str:
+    return key.removeprefix(PREFIX)
+
+
+def _stored(key: str) -> str:
+    return key if "." in key else PREFIX + key
+
+
+def _encoded(key: str, value: object) -> str:
+    return json.dumps(value, ensure_ascii=False) if _stored(key).startswith(PREFIX) else str(value)
+
+
+def _decoded(key: str, text: str) -> object:
+    if not key.startswith(PREFIX):
+        return text
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        return text
