@@ -1,0 +1,225 @@
+"""Spherical k-means in torch: restarts on a reduced sample, then a polish over all rows in chunks of bounded memory.
+
+Letters: n rows, d channels, k clusters. Restarts run on at most `max(16384, 32 k)` rows projected to 64 principal
+directions; only the best of them is carried to full width (Dhillon and Modha 2001 for the spherical form; Arthur and
+Vassilvitskii 2007 for the seeding). The semantics of DeMoriarty/TorchPQ @ e67fc2c, which the PartCraft authors used,
+are available through `init="random"`, `update="raw_mean"`: centroids are means of the raw members there.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .errors import BestiaryError
+
+Init = Literal["k-means++", "random"]
+Update = Literal["spherical", "raw_mean"]
+
+CHUNK_ROWS = 16384
+_RESTART_STEPS = 15
+_BEST_STEPS = 50
+_SEEDING_ROWS = 4096
+_DENSE_UPDATE_CLUSTERS = 64  # below this a product with one-hot labels is faster than a scatter
+
+
+@dataclass(frozen=True)
+class KMeansResult:
+    """Clusters of n rows."""
+
+    centroids: Tensor
+    """`(k, d)` float32; of unit length for the spherical update."""
+    labels: Tensor
+    """`(n,)` long."""
+    inertia: float
+    """Mean of 1 - cosine between the rows and their centroids."""
+
+
+def assign(x: Tensor, centroids: Tensor) -> tuple[Tensor, Tensor]:
+    """Nearest centroid by cosine.
+
+    Args:
+        x: `(n, d)` rows of any length.
+        centroids: `(k, d)` of any length.
+
+    Returns:
+        labels `(n,)` long and similarities `(n,)` in -1..1; a zero row has similarity 0 and label 0.
+    """
+    directions = F.normalize(centroids.float(), dim=1)  # (k, d)
+    labels = torch.empty(len(x), dtype=torch.long, device=x.device)
+    similarity = torch.empty(len(x), device=x.device)
+    for start in range(0, len(x), CHUNK_ROWS):
+        rows = slice(start, start + CHUNK_ROWS)
+        chunk = x[rows].float()
+        best = (chunk @ directions.T).max(dim=1)  # (rows,)
+        labels[rows] = best.indices
+        similarity[rows] = best.values / chunk.norm(dim=1).clamp_min(1e-8)
+    return labels, similarity
+
+
+def lloyd(
+    x: Tensor,
+    centroids: Tensor,
+    *,
+    update: Update = "spherical",
+    max_iterations: int = 1000,
+    tolerance: float = 1e-4,
+    reseed: bool = True,
+) -> KMeansResult:
+    """Lloyd's iterations from given centroids `(k, d)` over rows `(n, d)`.
+
+    The spherical update stops when the inertia falls by less than `tolerance` of itself, the raw-mean update (TorchPQ)
+    when the summed squared movement of the centroids is at most `tolerance`. With `reseed` an empty cluster restarts at
+    the row that its centroid explains worst; without, it keeps its place.
+    """
+    centroids = centroids.float().clone()
+    previous = float("inf")
+    for _ in range(max_iterations):
+        sums, counts, labels, similarity = _accumulate(x, centroids, unit_rows=update == "spherical")
+        inertia = 1.0 - float(similarity.mean())
+        empty = (counts == 0).nonzero().flatten()
+        if (
+            update == "spherical"
+            and not (reseed and len(empty))
+            and previous - inertia <= tolerance * max(inertia, 1e-12)
+        ):
+            break
+        previous = inertia
+        moved = _new_centroids(sums, counts, centroids, update)
+        if reseed and len(empty):
+            worst = similarity.topk(min(len(empty), len(x)), largest=False).indices
+            moved[empty[: len(worst)]] = x[worst].float()
+        movement = float((moved - centroids).square().sum())
+        centroids = F.normalize(moved, dim=1) if update == "spherical" else moved
+        if update == "raw_mean" and movement <= tolerance:
+            break
+    labels, similarity = assign(x, centroids)
+    return KMeansResult(centroids, labels, 1.0 - float(similarity.mean()))
+
+
+def fit_kmeans(
+    x: Tensor,
+    k: int,
+    *,
+    seed: int,
+    restarts: int = 5,
+    init: Init = "k-means++",
+    update: Update = "spherical",
+    reduce_to: int = 64,
+    max_iterations: int = 100,
+    tolerance: float = 1e-4,
+) -> KMeansResult:
+    """Cluster the directions of rows `(n, d)` into `k` groups; same seed, same result.
+
+    Args:
+        restarts: seedings tried; the one of lowest inertia is polished.
+        reduce_to: principal directions kept while restarting; 0 keeps all channels.
+        max_iterations: bound of the polish over all rows.
+
+    Raises:
+        BestiaryError: fewer rows than clusters, or values that are not finite.
+    """
+    if not 1 <= k <= len(x):
+        raise BestiaryError(
+            f"cannot form {k} clusters out of {len(x)} rows: give more images or ask for fewer clusters"
+        )
+    if not bool(torch.isfinite(x).all()):
+        raise BestiaryError(f"the features of {int((~torch.isfinite(x)).any(dim=1).sum())} rows are not finite numbers")
+    generator = torch.Generator().manual_seed(seed)
+    if update == "raw_mean":
+        return _best_of_full_runs(x, k, generator, restarts, init, max_iterations, tolerance)
+    sample = _subsample(x, max(CHUNK_ROWS, 32 * k), generator).float()  # (s, d)
+    reduced = F.normalize(_principal_part(F.normalize(sample, dim=1), reduce_to), dim=1)  # (s, reduce_to)
+    best: KMeansResult | None = None
+    for _ in range(restarts):
+        seeds = _seed(_subsample(reduced, max(_SEEDING_ROWS, 8 * k), generator), k, init, generator)
+        tried = lloyd(reduced, seeds, max_iterations=_RESTART_STEPS)
+        best = tried if best is None or tried.inertia < best.inertia else best
+    best = lloyd(reduced, best.centroids, max_iterations=_BEST_STEPS)
+    sums, counts = _sum_by_label(F.normalize(sample, dim=1), best.labels, k)
+    start = torch.where(counts[:, None] > 0, sums, sample[:k] if len(sample) >= k else sums)
+    return lloyd(x, F.normalize(start, dim=1), max_iterations=max_iterations, tolerance=tolerance)
+
+
+def _best_of_full_runs(
+    x: Tensor, k: int, generator: torch.Generator, restarts: int, init: Init, max_iterations: int, tolerance: float
+) -> KMeansResult:
+    runs = (
+        lloyd(
+            x,
+            _seed(x, k, init, generator),
+            update="raw_mean",
+            max_iterations=max_iterations,
+            tolerance=tolerance,
+            reseed=False,
+        )
+        for _ in range(restarts)
+    )
+    return min(runs, key=lambda run: run.inertia)
+
+
+def _accumulate(x: Tensor, centroids: Tensor, unit_rows: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """One pass over x: sums (k, d) and counts (k,) of members, labels (n,), similarities (n,)."""
+    k = len(centroids)
+    directions = F.normalize(centroids, dim=1)
+    sums, counts = torch.zeros_like(centroids), torch.zeros(k, device=x.device)
+    labels = torch.empty(len(x), dtype=torch.long, device=x.device)
+    similarity = torch.empty(len(x), device=x.device)
+    for start in range(0, len(x), CHUNK_ROWS):
+        rows = slice(start, start + CHUNK_ROWS)
+        chunk = x[rows].float()
+        unit = F.normalize(chunk, dim=1)
+        similarity[rows], labels[rows] = (unit @ directions.T).max(dim=1)  # (rows, k) -> (rows,)
+        chunk_sums, chunk_counts = _sum_by_label(unit if unit_rows else chunk, labels[rows], k)
+        sums += chunk_sums
+        counts += chunk_counts
+    return sums, counts, labels, similarity
+
+
+def _sum_by_label(x: Tensor, labels: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    counts = torch.bincount(labels, minlength=k).to(x.dtype)
+    if k <= _DENSE_UPDATE_CLUSTERS:
+        return F.one_hot(labels, k).to(x.dtype).T @ x, counts  # (k, d)
+    return torch.zeros(k, x.shape[1], dtype=x.dtype, device=x.device).index_add_(0, labels, x), counts
+
+
+def _new_centroids(sums: Tensor, counts: Tensor, old: Tensor, update: Update) -> Tensor:
+    means = sums / counts.clamp_min(1)[:, None]  # (k, d)
+    kept = torch.where(counts[:, None] > 0, means, old)
+    return F.normalize(kept, dim=1) if update == "spherical" else kept
+
+
+def _seed(x: Tensor, k: int, init: Init, generator: torch.Generator) -> Tensor:
+    if init == "random":
+        return x[torch.randperm(len(x), generator=generator)[:k]].float()
+    return _plus_plus(F.normalize(x.float(), dim=1), k, generator)
+
+
+def _plus_plus(unit: Tensor, k: int, generator: torch.Generator) -> Tensor:
+    """k-means++ over unit rows (n, d): each next seed is drawn in proportion to 1 - cosine to the nearest seed."""
+    chosen = [int(torch.randint(len(unit), (1,), generator=generator))]
+    distance = (1 - unit @ unit[chosen[0]]).clamp_min(0)  # (n,)
+    draws = torch.rand(k, generator=generator)
+    for draw in draws[1:]:
+        cumulative = distance.double().cumsum(0)
+        index = int(torch.searchsorted(cumulative, draw.double() * cumulative[-1], right=True).clamp_max(len(unit) - 1))
+        chosen.append(index)
+        distance = torch.minimum(distance, (1 - unit @ unit[index]).clamp_min(0))
+    return unit[chosen]
+
+
+def _subsample(x: Tensor, rows: int, generator: torch.Generator) -> Tensor:
+    if len(x) <= rows:
+        return x
+    return x[torch.randperm(len(x), generator=generator)[:rows].to(x.device)]
+
+
+def _principal_part(x: Tensor, width: int) -> Tensor:
+    """Rows (n, d) projected on the `width` leading directions of their second moment (n, width); no centring."""
+    if width <= 0 or x.shape[1] <= width:
+        return x
+    moment = x.T @ x / len(x)  # (d, d)
+    directions = torch.linalg.eigh(moment).eigenvectors[:, -width:]
+    return x @ directions

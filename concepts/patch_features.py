@@ -1,0 +1,297 @@
+"""Patch features of pictures behind one small interface: drawn by hand, from a vision transformer, or from a denoiser.
+
+Letters: B pictures, S edge in pixels, (h, w) or (g, g) patch grid, D channels.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal, Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .denoiser import Denoiser, TextConditioning
+from .errors import BestiaryError
+
+SourceName = Literal["dinov2", "diffusion", "descriptor"]
+SourceSpec = dict[str, "str | int | float"]
+
+_ORIENTATIONS = 8
+_PALETTE_LEVELS = ((20.0, 45.0, 70.0, 92.0), (-45.0, 0.0, 45.0), (-45.0, 0.0, 45.0))
+_PALETTE_WIDTH = 22.0
+_IMAGENET_MEAN, _IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+@dataclass(frozen=True)
+class PatchGrid:
+    """Features of B pictures on a patch grid."""
+
+    features: Tensor
+    """`(B, h, w, D)` float."""
+    saliency: Tensor | None = None
+    """`(B, h, w)` float, larger where the source itself expects a thing rather than its surroundings; None: no opinion."""
+
+    def at(self, index: int) -> PatchGrid:
+        """The grid of one picture, batch of 1."""
+        saliency = None if self.saliency is None else self.saliency[index : index + 1]
+        return PatchGrid(self.features[index : index + 1], saliency)
+
+
+class FeatureSource(Protocol):
+    """Turns pictures into patch features; `spec` says how to build the same source again."""
+
+    name: SourceName
+    spec: SourceSpec
+    image_size: int
+    width: int
+
+    def __call__(self, images: Tensor) -> PatchGrid:
+        """Features of images `(B, 3, S, S)` in 0..1, S = `image_size`."""
+
+
+class DescriptorFeatures:
+    """Colour and texture of every patch: no weights, no download, thousands of patches a second.
+
+    Per patch: mean and spread of CIELAB at the patch and around it, a soft colour histogram, energies of 8 gradient
+    orientations at two scales (Freeman and Roth 1995), and with `position` the place in the picture, mirrored about its
+    vertical axis. Leave that out where a foreground is to be learned: a place tells border from centre by itself.
+    """
+
+    name: SourceName = "descriptor"
+
+    def __init__(self, image_size: int = 128, grid: int = 16, position: float = 0.0) -> None:
+        if image_size % grid or image_size // grid < 4:
+            raise BestiaryError(
+                f"image size {image_size} px with a grid of {grid} patches: the size must be a multiple of the grid, "
+                "with patches of at least 4 px"
+            )
+        self.image_size = image_size
+        self.grid = grid
+        self.position = position
+        self.spec: SourceSpec = {"name": self.name, "image_size": image_size, "grid": grid, "position": position}
+        self._palette = torch.cartesian_prod(*[torch.tensor(levels) for levels in _PALETTE_LEVELS])  # (36, 3)
+        self.width = 12 + len(self._palette) + 2 * _ORIENTATIONS + (2 if position else 0)
+
+    def __call__(self, images: Tensor) -> PatchGrid:
+        """Features `(B, grid, grid, D)` of images `(B, 3, S, S)` in 0..1."""
+        _check_images(images, self.image_size)
+        lab = rgb_to_lab(images.float())  # (B, 3, S, S)
+        colour = lab / 25.0
+        mean = self._pool(colour)  # (B, 3, g, g)
+        spread = (self._pool(colour.square()) - mean.square()).clamp_min(0).sqrt()
+        around = F.avg_pool2d(F.pad(mean, (1, 1, 1, 1), mode="replicate"), 3, 1)
+        spread_around = F.avg_pool2d(F.pad(spread, (1, 1, 1, 1), mode="replicate"), 3, 1)
+        fine, coarse = (self._orientation_energy(lab[:, :1] / 25.0, scale) for scale in (1, 2))
+        parts = [mean, 0.7 * spread, 0.7 * around, 0.7 * spread_around, 2.0 * self._histogram(lab), fine, coarse]
+        if self.position:
+            parts.append(self._place().expand(len(images), -1, -1, -1))  # (B, 2, g, g)
+        return PatchGrid(torch.cat(parts, dim=1).permute(0, 2, 3, 1).contiguous())  # (B, g, g, D)
+
+    def _pool(self, maps: Tensor) -> Tensor:
+        return F.adaptive_avg_pool2d(maps, self.grid)
+
+    def _histogram(self, lab: Tensor) -> Tensor:
+        """Soft colour histogram (B, 36, g, g) at a quarter of the pixels; square root, as for a Hellinger distance."""
+        pixels = F.avg_pool2d(lab, 2).permute(0, 2, 3, 1)  # (B, S/2, S/2, 3)
+        distance = torch.cdist(pixels.flatten(0, 2), self._palette.to(lab)).square()
+        share = torch.softmax(-distance / (2 * _PALETTE_WIDTH**2 / 4), dim=1)
+        return self._pool(share.unflatten(0, pixels.shape[:3]).permute(0, 3, 1, 2)).clamp_min(1e-9).sqrt()
+
+    def _orientation_energy(self, light: Tensor, scale: int) -> Tensor:
+        """Gradient energy by orientation, modulo 180 degrees: (B, 1, S, S) -> (B, 8, g, g)."""
+        smooth = F.avg_pool2d(light, scale) if scale > 1 else light
+        padded = F.pad(smooth, (1, 1, 1, 1), mode="replicate")
+        dx = padded[:, :, 1:-1, 2:] - padded[:, :, 1:-1, :-2]
+        dy = padded[:, :, 2:, 1:-1] - padded[:, :, :-2, 1:-1]
+        angle = 2 * torch.atan2(dy, dx)  # doubled: modulo 180 degrees
+        centers = torch.arange(_ORIENTATIONS, device=light.device) * (2 * math.pi / _ORIENTATIONS)
+        nearness = torch.cos(angle - centers.view(1, -1, 1, 1)).clamp_min(0).square()  # (B, 8, s, s)
+        return self._pool(nearness * (dx.square() + dy.square()).sqrt())
+
+    def _place(self) -> Tensor:
+        line = (torch.arange(self.grid) + 0.5) / self.grid * 2 - 1
+        y, x = torch.meshgrid(line, line, indexing="ij")
+        return self.position * torch.stack([y, x.abs()]).unsqueeze(0)  # (1, 2, g, g)
+
+
+class DinoFeatures:
+    """Patch tokens of DINOv2 ViT-B/14 before the final norm (Oquab et al. 2023), as the PartCraft authors used them.
+
+    Args:
+        weights: a checkpoint on disk; None lets timm download its own.
+        model: timm's name of a vision transformer.
+
+    Raises:
+        BestiaryError: timm is not installed, or the weights can neither be read nor downloaded.
+    """
+
+    name: SourceName = "dinov2"
+
+    def __init__(
+        self,
+        weights: Path | str | None = None,
+        *,
+        image_size: int = 224,
+        model: str = "vit_base_patch14_dinov2.lvd142m",
+        device: str = "cpu",
+    ) -> None:
+        self._model = _load_vision_transformer(model, weights, image_size).to(device)
+        self.image_size = image_size
+        self.width = int(self._model.num_features)
+        self.spec: SourceSpec = {"name": self.name, "image_size": image_size, "model": model}
+        if weights is not None:
+            self.spec["weights"] = str(weights)
+        self._device = device
+
+    @torch.inference_mode()
+    def __call__(self, images: Tensor) -> PatchGrid:
+        """Features `(B, S/14, S/14, 768)` of images `(B, 3, S, S)` in 0..1."""
+        _check_images(images, self.image_size)
+        mean, std = (torch.tensor(values).view(1, 3, 1, 1) for values in (_IMAGENET_MEAN, _IMAGENET_STD))
+        last = len(self._model.blocks) - 1
+        found = self._model.forward_intermediates(
+            ((images.float() - mean) / std).to(self._device), indices=[last], norm=False, intermediates_only=True
+        )
+        return PatchGrid(found[0].permute(0, 2, 3, 1).float().cpu().contiguous())  # (B, h, w, D)
+
+
+def _load_vision_transformer(model: str, weights: Path | str | None, image_size: int) -> torch.nn.Module:
+    try:
+        import timm
+    except ImportError as fault:
+        raise BestiaryError(
+            "the source dinov2 needs timm: pip install timm, or choose the source descriptor"
+        ) from fault
+    options = {"checkpoint_path": str(weights)} if weights is not None else {"pretrained": True}
+    try:
+        built = timm.create_model(model, img_size=image_size, num_classes=0, **options)
+    except (OSError, RuntimeError, ValueError) as fault:
+        where = f"from {weights}" if weights is not None else "and timm could not download them"
+        raise BestiaryError(
+            f"no weights for {model} {where}: {fault}. Give a checkpoint on disk, or choose the source diffusion or descriptor"
+        ) from fault
+    return built.eval().requires_grad_(False)
+
+
+class DiffusionFeatures:
+    """Activations of a denoiser at a little noise, under the empty prompt (Tang et al. 2023, DIFT).
+
+    Each block's activations are resized to one grid, brought to unit length and concatenated, then averaged over noise
+    draws that depend on `seed` alone, so that a picture's features do not depend on its neighbours in the batch.
+
+    Args:
+        denoiser: any supported model; its size, blocks and autoencoder are used as they are.
+        timestep: how much noise, in the model's own steps.
+        blocks: names from `denoiser.feature_blocks()`; None takes the decoder's blocks on the method's grid.
+        grid: patches along an edge; None takes the grid on which cross-attention is read.
+        draws: noise draws to average.
+
+    Raises:
+        BestiaryError: an unknown block or a timestep outside the schedule.
+    """
+
+    name: SourceName = "diffusion"
+
+    def __init__(
+        self,
+        denoiser: Denoiser,
+        *,
+        timestep: int = 100,
+        blocks: Sequence[str] | None = None,
+        grid: int | None = None,
+        draws: int = 2,
+        seed: int = 0,
+        image_size: int | None = None,
+    ) -> None:
+        self._denoiser = denoiser
+        self.image_size = image_size or denoiser.backbone.image_size
+        self.grid = grid or self.image_size // denoiser.backbone.attention_divisor
+        self.blocks = tuple(blocks) if blocks else default_blocks(denoiser)
+        _check_blocks(self.blocks, denoiser, timestep)
+        self.timestep, self.draws, self.seed = timestep, draws, seed
+        self.spec: SourceSpec = {
+            "name": self.name,
+            "backbone": denoiser.backbone.name,
+            "image_size": self.image_size,
+            "grid": self.grid,
+            "timestep": timestep,
+            "blocks": ",".join(self.blocks),
+            "draws": draws,
+            "seed": seed,
+        }
+        self._text = denoiser.encode_prompts([denoiser.tokenize([])], None)
+        self.width = self(torch.full((1, 3, self.image_size, self.image_size), 0.5)).features.shape[-1]
+
+    @torch.inference_mode()
+    def __call__(self, images: Tensor) -> PatchGrid:
+        """Features `(B, grid, grid, D)` of images `(B, 3, S, S)` in 0..1."""
+        _check_images(images, self.image_size)
+        mean, _ = self._denoiser.encode_images(images.to(self._denoiser.device))
+        latents = self._denoiser.scale_latents(mean)  # (B, C, h, w)
+        timesteps = torch.full((len(images),), self.timestep, dtype=torch.long, device=latents.device)
+        generator = torch.Generator().manual_seed(self.seed)
+        text = _repeat_text(self._text, len(images))
+        total = torch.zeros(())
+        for _ in range(self.draws):
+            noise = torch.randn((1, *latents.shape[1:]), generator=generator).to(latents).expand_as(latents)
+            noisy = self._denoiser.schedule.add_noise(latents, noise, timesteps)
+            output = self._denoiser.predict(noisy, timesteps, text, features=self.blocks)
+            total = total + torch.cat([self._on_grid(output.features[block]) for block in self.blocks], dim=1)
+        return PatchGrid((total / self.draws).permute(0, 2, 3, 1).contiguous())  # (B, g, g, D)
+
+    def _on_grid(self, activations: Tensor) -> Tensor:
+        """One block's activations (B, D, h, w) as unit vectors on the grid (B, D, g, g)."""
+        maps = activations.float().cpu()
+        if maps.shape[-1] > self.grid:
+            maps = F.adaptive_avg_pool2d(maps, self.grid)
+        elif maps.shape[-1] < self.grid:
+            maps = F.interpolate(maps, size=(self.grid, self.grid), mode="bilinear", align_corners=False)
+        return F.normalize(maps, dim=1)
+
+
+def default_blocks(denoiser: Denoiser) -> tuple[str, ...]:
+    """The decoder's blocks whose activations lie on the grid where cross-attention is read, or one level around it."""
+    wanted = denoiser.backbone.attention_divisor // denoiser.backbone.latent_factor
+    blocks = denoiser.feature_blocks()
+    decoder = {name: factor for name, factor in blocks.items() if name.startswith("up")} or dict(blocks)
+    nearest = min(abs(math.log2(factor / wanted)) for factor in decoder.values())
+    return tuple(name for name, factor in decoder.items() if abs(math.log2(factor / wanted)) == nearest)
+
+
+def rgb_to_lab(images: Tensor) -> Tensor:
+    """CIELAB (D65) of sRGB images `(B, 3, H, W)` in 0..1: lightness 0..100, a and b about -100..100 (IEC 61966-2-1)."""
+    linear = torch.where(images > 0.04045, ((images + 0.055) / 1.055).clamp_min(0) ** 2.4, images / 12.92)
+    to_xyz = images.new_tensor(
+        [[0.4339531, 0.3762193, 0.1898276], [0.2126573, 0.7151522, 0.0721905], [0.0177564, 0.1094740, 0.8727696]]
+    )
+    xyz = torch.einsum("xc,bchw->bxhw", to_xyz, linear)
+    root = torch.where(xyz > 0.008856, xyz.clamp_min(1e-6) ** (1 / 3), 7.787 * xyz + 16 / 116)
+    x, y, z = root.unbind(dim=1)  # (B, H, W) each
+    return torch.stack([116 * y - 16, 500 * (x - y), 200 * (y - z)], dim=1)
+
+
+def _repeat_text(text: TextConditioning, count: int) -> TextConditioning:
+    pooled = None if text.pooled is None else text.pooled.expand(count, -1)
+    return replace(text, context=text.context.expand(count, -1, -1), pooled=pooled, positions=None)
+
+
+def _check_images(images: Tensor, size: int) -> None:
+    if images.dim() != 4 or tuple(images.shape[1:]) != (3, size, size):
+        raise BestiaryError(
+            f"pictures of shape {tuple(images.shape)}: this source needs (B, 3, {size}, {size}) in 0..1"
+        )
+
+
+def _check_blocks(blocks: tuple[str, ...], denoiser: Denoiser, timestep: int) -> None:
+    known = denoiser.feature_blocks()
+    unknown = [block for block in blocks if block not in known]
+    if unknown:
+        raise BestiaryError(f"unknown block {unknown[0]!r} of the denoiser: choose among {', '.join(known)}")
+    steps = len(denoiser.schedule.alphas_cumprod)
+    if not 0 <= timestep < steps:
+        raise BestiaryError(f"timestep {timestep} is outside the noise schedule: choose 0 to {steps - 1}")
