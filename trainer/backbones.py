@@ -9,6 +9,7 @@ from typing import Literal
 import torch
 import transformers
 from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
+from safetensors import SafetensorError
 from torch import nn
 from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer, PreTrainedTokenizerFast
 
@@ -48,7 +49,9 @@ def load_denoiser(path: Path | str, *, device: str = "auto", dtype: str = "auto"
     precision = choose_dtype(dtype, place)
     try:
         parts = _load_parts(folder, place, precision)
-    except OSError as fault:
+    except BestiaryError:
+        raise
+    except (OSError, RuntimeError, ValueError, SafetensorError) as fault:
         raise BestiaryError(f"{folder.path} could not be loaded: {fault}. Download the model folder again") from fault
     logger.info("loaded %s from %s on %s in %s", folder.backbone.name, folder.path, place, precision)
     return DiffusersDenoiser(folder.backbone, parts)

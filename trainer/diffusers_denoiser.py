@@ -276,9 +276,11 @@ def _level_of(path: str, num_levels: int) -> int:
 
 
 def _cross_attention_layers(unet: nn.Module, num_levels: int) -> Iterator[tuple[str, int]]:
-    for name, _ in unet.named_modules():
-        if name.endswith(".attn2"):
-            yield name, 2 ** _level_of(name, num_levels)
+    """In the order in which they run."""
+    order = ("down_blocks", "mid_block", "up_blocks")
+    names = [name for name, _ in unet.named_modules() if name.endswith(".attn2")]
+    for name in sorted(names, key=lambda name: order.index(name.split(".")[0])):
+        yield name, 2 ** _level_of(name, num_levels)
 
 
 def _feature_blocks(unet: nn.Module, num_levels: int) -> Iterator[tuple[str, int]]:

@@ -115,9 +115,11 @@ def sample_images(
     negative = None if guidance <= 1 else _matched(negative or denoiser.empty_conditioning(), len(seeds), "negative")
     at_once = batch_size or max(1, PIXELS_AT_ONCE // (height * width))
     batches = list(_slices(len(seeds), at_once))
-    advance = _step_counter(steps * len(batches), on_step)
+    schedule = build_sampler(sampler, denoiser.scheduler_config)
+    schedule.set_timesteps(steps)
+    advance = _step_counter(len(schedule.timesteps) * len(batches), on_step)
     images, maps = [], []
-    with torch.inference_mode():
+    with torch.no_grad():
         for rows in batches:
             prompts = _Guidance(_rows(positive, rows), None if negative is None else _rows(negative, rows), guidance)
             request = None if attention is None else _request_rows(attention, rows, len(seeds))
@@ -127,7 +129,7 @@ def sample_images(
             maps.append(averaged)
     pictures = torch.cat(images)
     _check_finite(pictures, "decoded pictures", seeds)
-    return SampledImages(pictures.clone(), None if attention is None else torch.cat(maps).clone())
+    return SampledImages(pictures, None if attention is None else torch.cat(maps))
 
 
 def draw_noise(denoiser: Denoiser, seeds: Sequence[int], size: tuple[int, int]) -> Tensor:
@@ -229,7 +231,7 @@ def _step_counter(total: int, on_step: ProgressCallback | None) -> Callable[[], 
         nonlocal done
         done += 1
         if on_step is not None:
-            on_step(min(done, total), total)
+            on_step(done, total)
 
     return advance
 

@@ -155,7 +155,8 @@ class TextEncoders:
         missing = {key: prompt for key, prompt in zip(keys, prompts, strict=True) if key not in self._known}
         found = {key: self._known[key] for key in keys if key in self._known}
         if missing:
-            with torch.no_grad():
+            # tensors born in inference mode could never be used in training
+            with torch.inference_mode(False), torch.no_grad():
                 context, pooled = self._encode_rows(list(missing.values()), None)
             for row, key in enumerate(missing):
                 found[key] = (context[row], None if pooled is None else pooled[row])
@@ -197,6 +198,7 @@ class TextEncoders:
         """Move `(B, C * L, D)` away from or towards the empty prompt's states by each position's weight, as ComfyUI."""
         empty_prompt = self.tokenize([], chunks=1)
         with torch.no_grad():
+            # the empty prompt's own weights are all 1, so this ends here
             plain = PromptTokens(empty_prompt.ids, empty_prompt.positions, torch.ones_like(empty_prompt.weights))
             empty = self._encode_one(spec, [plain], None).hidden  # (1, L, D)
         weights = torch.stack([prompt.weights for prompt in prompts]).flatten(1).unsqueeze(-1)  # (B, C * L, 1)

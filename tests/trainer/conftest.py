@@ -1,0 +1,175 @@
+"""Random-weight diffusers folders of Stable Diffusion's shapes, narrow enough to run in milliseconds."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+TEXT_WIDTH = 32
+SECOND_TEXT_WIDTH = 64
+VOCABULARY_MERGES = ("b i", "bi r", "bir d</w>", "h e", "a d</w>", "he ad</w>", "r e", "re d</w>", "o f</w>")
+
+
+@pytest.fixture(scope="session")
+def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """`tiny_folder("sd15" | "sd2" | "sdxl" | "bestiary-demo")` -> a diffusers folder, made once per session."""
+    made: dict[str, Path] = {}
+
+    def folder(backbone: str) -> Path:
+        if backbone not in made:
+            made[backbone] = tmp_path_factory.mktemp("models") / backbone
+            with torch.random.fork_rng():
+                torch.manual_seed(0)
+                _write_folder(backbone, made[backbone])
+        return made[backbone]
+
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_denoiser(tiny_folder: Callable[[str], Path]) -> Callable[..., object]:
+    """`tiny_denoiser(backbone)` -> a fresh float32 CPU denoiser over `tiny_folder(backbone)`."""
+
+    def load(backbone: str, dtype: str = "fp32") -> object:
+        from bestiary.trainer.backbones import load_denoiser
+
+        return load_denoiser(tiny_folder(backbone), device="cpu", dtype=dtype)
+
+    return load
+
+
+def _write_folder(backbone: str, folder: Path) -> None:
+    _unet(backbone).save_pretrained(folder / "unet")
+    _vae(backbone).save_pretrained(folder / "vae")
+    _write_text(folder, "", TEXT_WIDTH, backbone)
+    components = {"unet": ["diffusers", "UNet2DConditionModel"], "vae": ["diffusers", "AutoencoderKL"]}
+    components |= {"text_encoder": ["transformers", "CLIPTextModel"], "tokenizer": ["transformers", "CLIPTokenizer"]}
+    if backbone == "sdxl":
+        _write_text(folder, "_2", SECOND_TEXT_WIDTH, backbone)
+        components["text_encoder_2"] = ["transformers", "CLIPTextModelWithProjection"]
+        components["tokenizer_2"] = ["transformers", "CLIPTokenizer"]
+    components["scheduler"] = ["diffusers", _write_scheduler(folder, backbone)]
+    pipeline = "StableDiffusionXLPipeline" if backbone == "sdxl" else "StableDiffusionPipeline"
+    index = {"_class_name": pipeline, "_diffusers_version": "0.34.0", **components}
+    if backbone == "sdxl":
+        index["force_zeros_for_empty_prompt"] = True
+    (folder / "model_index.json").write_text(json.dumps(index))
+
+
+def _unet(backbone: str) -> torch.nn.Module:
+    from diffusers import UNet2DConditionModel
+
+    cross, plain = "CrossAttn{}Block2D", "{}Block2D"
+    levels = {"bestiary-demo": [cross] * 2, "sdxl": [plain, cross, cross]}.get(backbone, [cross] * 3 + [plain])
+    settings: dict[str, object] = {
+        "sample_size": 16,
+        "in_channels": 8 if backbone == "bestiary-demo" else 4,
+        "out_channels": 8 if backbone == "bestiary-demo" else 4,
+        "down_block_types": tuple(level.format("Down") for level in levels),
+        "up_block_types": tuple(level.format("Up") for level in reversed(levels)),
+        "block_out_channels": (32, 64, 64, 64)[: len(levels)],
+        "layers_per_block": 1 if backbone == "bestiary-demo" else 2,
+        "attention_head_dim": 4,
+        "cross_attention_dim": TEXT_WIDTH,
+    }
+    if backbone == "sd2":
+        settings |= {"use_linear_projection": True, "attention_head_dim": (2, 4, 4, 4)}
+    if backbone == "sdxl":
+        settings |= {
+            "use_linear_projection": True,
+            "transformer_layers_per_block": (1, 2, 3),
+            "attention_head_dim": (2, 4, 4),
+            "cross_attention_dim": TEXT_WIDTH + SECOND_TEXT_WIDTH,
+            "addition_embed_type": "text_time",
+            "addition_time_embed_dim": 8,
+            "projection_class_embeddings_input_dim": SECOND_TEXT_WIDTH + 6 * 8,
+        }
+    return UNet2DConditionModel(**settings)
+
+
+def _vae(backbone: str) -> torch.nn.Module:
+    from diffusers import AutoencoderKL
+
+    return AutoencoderKL(
+        down_block_types=("DownEncoderBlock2D",) * 4,
+        up_block_types=("UpDecoderBlock2D",) * 4,
+        block_out_channels=(32, 32, 32, 32),
+        layers_per_block=1,
+        latent_channels=8 if backbone == "bestiary-demo" else 4,
+        sample_size=128,
+        scaling_factor=0.13025 if backbone == "sdxl" else 0.18215,
+    )
+
+
+def _write_text(folder: Path, suffix: str, width: int, backbone: str) -> None:
+    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
+
+    second = suffix == "_2"
+    vocabulary = _write_tokenizer(
+        folder / f"tokenizer{suffix}", "!" if second or backbone == "sd2" else "<|endoftext|>"
+    )
+    config = CLIPTextConfig(
+        vocab_size=len(vocabulary),
+        hidden_size=width,
+        intermediate_size=2 * width,
+        projection_dim=width,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        max_position_embeddings=77,
+        hidden_act="gelu" if second or backbone == "sd2" else "quick_gelu",
+        bos_token_id=vocabulary["<|startoftext|>"],
+        eos_token_id=vocabulary["<|endoftext|>"],
+        pad_token_id=1,
+    )
+    model = (CLIPTextModelWithProjection if second else CLIPTextModel)(config)
+    for parameter in model.parameters():
+        if parameter.ndim == 2:
+            torch.nn.init.normal_(parameter, std=parameter.shape[1] ** -0.5)
+    model.save_pretrained(folder / f"text_encoder{suffix}")
+
+
+def _write_tokenizer(folder: Path, pad: str) -> dict[str, int]:
+    """A byte-level BPE tokenizer of CLIP's format with a few merges; returns its vocabulary."""
+    letters = _printable_bytes()
+    tokens = [*letters, *(f"{letter}</w>" for letter in letters)]
+    tokens += ["".join(merge.split()) for merge in VOCABULARY_MERGES]
+    tokens += ["<|startoftext|>", "<|endoftext|>"]
+    vocabulary = {token: index for index, token in enumerate(tokens)}
+    folder.mkdir(parents=True)
+    (folder / "vocab.json").write_text(json.dumps(vocabulary), encoding="utf-8")
+    (folder / "merges.txt").write_text("\n".join(["#version: 0.2", *VOCABULARY_MERGES]) + "\n", encoding="utf-8")
+    (folder / "tokenizer_config.json").write_text(
+        json.dumps(
+            {
+                "tokenizer_class": "CLIPTokenizer",
+                "bos_token": "<|startoftext|>",
+                "eos_token": "<|endoftext|>",
+                "unk_token": "<|endoftext|>",
+                "pad_token": pad,
+                "model_max_length": 77,
+            }
+        )
+    )
+    return vocabulary
+
+
+def _printable_bytes() -> list[str]:
+    """One printable character per byte value, as in GPT-2's byte-level vocabulary: "!" is 0."""
+    own = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
+    return [chr(code) for code in own] + [chr(256 + index) for index in range(256 - len(own))]
+
+
+def _write_scheduler(folder: Path, backbone: str) -> str:
+    from diffusers import DDIMScheduler, EulerDiscreteScheduler, PNDMScheduler
+
+    settings = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "steps_offset": 1}
+    if backbone == "sdxl":
+        scheduler = EulerDiscreteScheduler(**settings, timestep_spacing="leading")
+    elif backbone == "sd2":
+        scheduler = DDIMScheduler(**settings, clip_sample=False, set_alpha_to_one=False, prediction_type="v_prediction")
+    else:
+        scheduler = PNDMScheduler(**settings, skip_prk_steps=True, set_alpha_to_one=False)
+    scheduler.save_pretrained(folder / "scheduler")
+    return type(scheduler).__name__
