@@ -1,0 +1,28 @@
+"""Comparing and listing names."""
+
+import pytest
+from bestiary.concepts.name_search import choices_text, number_ranges, plain_name, shown_name
+
+
+@pytest.mark.parametrize("typed", ["Blue Jay", "blue_jay", "  blue-jay ", "BLUE \t JAY"])
+def test_spelling_variants_are_one_name(typed: str) -> None:
+    assert plain_name(typed) == "blue jay"
+
+
+def test_the_closest_names_come_first_and_the_rest_is_counted() -> None:
+    names = [f"kind {letter}" for letter in "abcdefghijklmnop"] + ["Cardinal"]
+    ours = choices_text("cardnal", names)
+    assert ours.startswith("'Cardinal', 'kind a'")
+    assert ours.endswith("and 5 more")
+    assert choices_text("x", ["only"]) == "'only'"
+
+
+def test_long_and_odd_names_are_shortened_and_escaped() -> None:
+    assert len(shown_name("x" * 500)) == 62
+    assert shown_name("a\nb") == "'a\\nb'"
+
+
+def test_numbers_are_shown_as_ranges() -> None:
+    assert number_ranges([3, 1, 2, 7, 9, 10]) == "1..3, 7, 9..10"
+    assert number_ranges([]) == ""
+    assert number_ranges(range(0, 100, 2)).endswith("22, ...")
