@@ -15,6 +15,9 @@ def demo(
     context: typer.Context,
     out: OutOption = None,
     seed: SeedOption = 0,
+    pictures: Annotated[int | None, typer.Option("--pictures", help="Pictures to draw.")] = None,
+    steps: Annotated[int | None, typer.Option("--steps", help="Training steps; left out: about three minutes.")] = None,
+    judged: Annotated[int | None, typer.Option("--judged", help="Pictures of each test.")] = None,
     device: DeviceOption = "auto",
     dtype: DtypeOption = "auto",
     progress: ProgressOption = "line",
@@ -25,8 +28,9 @@ def demo(
     from .demo_job import DemoSettings, run_demo
 
     folder = Path("bestiary-demo") if out is None else out
-    settings = checked(DemoSettings, {"seed": seed, "device": device, "dtype": dtype, "progress": progress})
-    result = run_demo(folder, settings)
+    values = {"seed": seed, "pictures": pictures, "steps": steps, "judged": judged}
+    values |= {"device": device, "dtype": dtype, "progress": progress}
+    result = run_demo(folder, checked(DemoSettings, values))
     typer.echo(f"open {result.page}")
 
 

@@ -45,6 +45,8 @@ def discover(
     sample_patches: Annotated[
         int | None, typer.Option("--sample-patches", help="Patches the parts are fitted on.")
     ] = None,
+    weights: Annotated[Path | None, typer.Option("--weights", help="DINOv2 checkpoint; left out: timm's own.")] = None,
+    restart: Annotated[bool, typer.Option("--restart", help="Forget what an earlier discovery left there.")] = False,
     seed: SeedOption = 0,
     device: DeviceOption = "auto",
     dtype: DtypeOption = "auto",
@@ -61,7 +63,8 @@ def discover(
     folder = Path(f"{images.resolve().name}-parts") if out is None else out
     values = {"images": images, "out": folder, "source": source, "base": base, "num_parts": num_parts, "kinds": kinds}
     values |= {"names": names, "flip_foreground": flip_foreground, "batch_size": batch_size, "seed": seed}
-    values |= {"sample_patches": sample_patches, "device": device, "dtype": dtype}
+    values |= {"sample_patches": sample_patches, "weights": weights, "restart": restart}
+    values |= {"device": device, "dtype": dtype}
     run_discovery(checked(DiscoverSettings, values), on_progress=progress_callback("discover", progress))
     typer.echo(f"open {folder / 'index.html'}")
 

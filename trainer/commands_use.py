@@ -19,7 +19,7 @@ from .command_options import (
 from .progress_report import progress_callback
 
 evaluate = typer.Typer(help="Judge what was learned.", no_args_is_help=True)
-Sampler = Literal["ddim", "euler", "dpm++"]
+Sampler = Literal["ddim", "dpmpp_2m", "euler", "pndm"]
 
 
 def register(app: typer.Typer) -> None:
@@ -45,6 +45,7 @@ def compose(
     steps: Annotated[int, typer.Option("--steps", min=1, help="Denoising steps.")] = 30,
     guidance: Annotated[float, typer.Option("--guidance", min=0, help="Classifier-free guidance.")] = 7.5,
     size: Annotated[int | None, typer.Option("--size", help="Edge in pixels; left out: the model's own.")] = None,
+    sampler: Annotated[Sampler, typer.Option("--sampler", help="How noise is taken away.")] = "ddim",
     lora_strength: Annotated[
         float, typer.Option("--lora-strength", help="1 as trained, 0 without the adapters.")
     ] = 1.0,
@@ -62,7 +63,7 @@ def compose(
 
     values = {"dictionaries": [existing(path, "file") for path in (dictionary, *(more or ()))], "prompts": prompts}
     values |= {"negative": negative, "base": base, "out": out, "count": count, "seed": seed, "steps": steps}
-    values |= {"guidance": guidance, "size": size, "lora_strength": lora_strength, "sheet": sheet}
+    values |= {"guidance": guidance, "size": size, "sampler": sampler, "lora_strength": lora_strength, "sheet": sheet}
     values |= {"heat_maps": heat_maps, "device": device, "dtype": dtype}
     for path in compose_files(checked(ComposeSettings, values), progress_callback("compose", progress)):
         typer.echo(path)
@@ -96,5 +97,5 @@ def evaluate_parts(
     values |= {"baselines": {name: existing(Path(path), "file") for name, path in others.items()}}
     values |= {"out": out, "count": count, "seed": seed, "steps": steps, "guidance": guidance}
     values |= {"device": device, "dtype": dtype}
-    page = evaluate_files(checked(EvaluateSettings, values), progress_callback)
+    page = evaluate_files(checked(EvaluateSettings, values), lambda stage: progress_callback(stage, progress))
     typer.echo(f"open {page}")

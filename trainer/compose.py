@@ -1,0 +1,241 @@
+"""Compose pictures from part dictionaries: prompts in, numbered PNG files with their recipe inside out."""
+
+import hashlib
+import io
+import json
+import re
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Literal
+
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
+from pydantic import BaseModel, ConfigDict, Field
+
+from ..concepts.atomic_file import replacing, write_bytes
+from ..concepts.errors import BestiaryError
+from ..concepts.part_dictionary import PartDictionary
+from .backbones import load_denoiser
+from .contact_sheet import contact_sheet
+from .heat_maps import heat_map
+from .picture_making import Picture, PictureOrder, SamplingChoice, check_backbone, make_pictures
+from .sampling import Sampler, SamplingDenoiser
+
+
+class ComposeSettings(BaseModel):
+    """What `bestiary compose` is told."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    dictionaries: list[Path] = Field(min_length=1)
+    """Part dictionary files; where there are several, prompts say `<file name.part:kind>`."""
+    prompts: list[str] = Field(min_length=1)
+    """Prompts that name parts."""
+    negative: str = ""
+    """What to keep out of every picture."""
+    base: str | None = None
+    """Base model folder or `demo`; None takes the one the first dictionary was trained on."""
+    out: Path | None = None
+    """Folder of the pictures; None makes one named after the first dictionary."""
+    count: int = Field(default=1, ge=1, le=10_000)
+    """Pictures of each prompt, with seeds that follow one another."""
+    seed: int = Field(default=0, ge=0, lt=2**63)
+    """Seed of the first picture of each prompt."""
+    steps: int = Field(default=30, ge=1, le=1000)
+    """Denoising steps."""
+    guidance: float = Field(default=7.5, ge=0, le=100)
+    """Classifier-free guidance, 0 to 100; 1 is none."""
+    size: int | None = Field(default=None, ge=64, le=4096, multiple_of=8)
+    """Edge in pixels; None takes the model's own."""
+    sampler: Sampler = "ddim"
+    """How noise is taken away."""
+    lora_strength: float = Field(default=1.0, ge=-4, le=4)
+    """Strength of the dictionaries' adapters: 1 as trained, 0 without them."""
+    sheet: bool = False
+    """Also write a contact sheet."""
+    heat_maps: bool = False
+    """Also write one sheet per picture that shows where each part token looked."""
+    device: str = "auto"
+    """Where to run: auto, cpu, cuda, cuda:1, mps."""
+    dtype: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    """Precision."""
+
+
+def compose(
+    dictionaries: Mapping[str, PartDictionary],
+    denoiser: SamplingDenoiser,
+    prompts: Sequence[str],
+    *,
+    negative: str = "",
+    count: int = 1,
+    seed: int = 0,
+    choice: SamplingChoice | None = None,
+    attention: bool = False,
+    on_progress: Callable[[int, int], None] | None = None,
+) -> list[Picture]:
+    """`count` pictures of each prompt, seeds `seed`, `seed + 1`, ... for each; adapters must be loaded already.
+
+    Raises:
+        BestiaryError: a prompt is wrong, or a dictionary is for another backbone.
+    """
+    orders = [PictureOrder(prompt, seed + number, negative) for prompt in prompts for number in range(count)]
+    return make_pictures(
+        denoiser, dictionaries, orders, choice or SamplingChoice(), attention=attention, on_progress=on_progress
+    )
+
+
+def compose_files(settings: ComposeSettings, on_progress: Callable[[int, int], None] | None = None) -> list[Path]:
+    """Compose pictures into a folder and return the files written; nothing there is overwritten.
+
+    Raises:
+        BestiaryError: a file, prompt or base model is wrong, or the folder cannot be written to.
+    """
+    dictionaries = load_dictionaries(settings.dictionaries)
+    base = settings.base or base_of(next(iter(dictionaries.values())))
+    denoiser = load_denoiser(base, device=settings.device, dtype=settings.dtype)
+    add_adapters(denoiser, dictionaries, settings.lora_strength)
+    folder = settings.out or Path(f"{settings.dictionaries[0].stem}-pictures")
+    choice = SamplingChoice(settings.steps, settings.guidance, settings.size, settings.sampler)
+    pictures = compose(
+        dictionaries,
+        denoiser,
+        settings.prompts,
+        negative=settings.negative,
+        count=settings.count,
+        seed=settings.seed,
+        choice=choice,
+        attention=settings.heat_maps,
+        on_progress=on_progress,
+    )
+    recipe = recipe_of(settings, base)
+    written = []
+    for picture in pictures:
+        written.append(write_numbered(folder, picture.to_image(), recipe, picture.order))
+        if settings.heat_maps and picture.mentions:
+            sheet = heat_map_sheet(picture, dictionaries)
+            written.append(_write_sheet(written[-1].with_name(f"{written[-1].stem}-attention.png"), sheet))
+    if settings.sheet:
+        captions = [f"{picture.order.prompt}  (seed {picture.order.seed})" for picture in pictures]
+        sheet = contact_sheet([picture.to_image() for picture in pictures], captions)
+        written.append(write_numbered(folder, sheet, recipe, None, prefix="sheet-"))
+    return written
+
+
+def load_dictionaries(paths: Sequence[Path]) -> dict[str, PartDictionary]:
+    """Dictionaries by the name prompts call them: the file's name without its endings.
+
+    Raises:
+        BestiaryError: a file is no part dictionary, or two have the same name.
+    """
+    dictionaries: dict[str, PartDictionary] = {}
+    for path in paths:
+        name = path.name.split(".")[0]
+        if name in dictionaries:
+            raise BestiaryError(
+                f"two dictionaries are named {name!r}: rename one file, so that prompts can tell them apart"
+            )
+        dictionaries[name] = PartDictionary.load(path)
+    return dictionaries
+
+
+def base_of(dictionary: PartDictionary) -> str:
+    """The base model a dictionary says it was trained on, where it is still there; the demo model for its own.
+
+    Raises:
+        BestiaryError: the model is not where it was, so --base must say.
+    """
+    if dictionary.backbone == "bestiary-demo":
+        return "demo"
+    named = str(dictionary.provenance.get("base", ""))
+    if named and Path(named).is_dir():
+        return named
+    was = f" (it was trained on {named})" if named else ""
+    raise BestiaryError(f"this dictionary needs a {dictionary.backbone} model{was}: say where with --base FOLDER")
+
+
+def add_adapters(denoiser: SamplingDenoiser, dictionaries: Mapping[str, PartDictionary], strength: float) -> None:
+    """Load the adapters of every dictionary that has some, at this strength; 0 loads none."""
+    for name, dictionary in dictionaries.items():
+        check_backbone(name, dictionary, denoiser)
+        if dictionary.lora and strength:
+            denoiser.load_lora(dictionary.lora, strength)
+
+
+def recipe_of(settings: ComposeSettings, base: str) -> dict[str, object]:
+    """What a picture needs to be made again, besides its prompt and seed."""
+    hashes = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in settings.dictionaries}
+    return {
+        "dictionaries": hashes,
+        "base": Path(base).name,
+        "steps": settings.steps,
+        "guidance": settings.guidance,
+        "size": settings.size,
+        "sampler": settings.sampler,
+        "lora_strength": settings.lora_strength,
+    }
+
+
+def write_numbered(
+    folder: Path, image: Image.Image, recipe: Mapping[str, object], order: PictureOrder | None, prefix: str = ""
+) -> Path:
+    """Write a PNG under the next free number and return its path; its recipe is in its text fields.
+
+    `bestiary` holds everything as JSON; `parameters` the prompt, negative prompt and seed as other programs read them.
+
+    Raises:
+        BestiaryError: the folder cannot be written to.
+    """
+    info = PngInfo()
+    made = {} if order is None else {"prompt": order.prompt, "negative": order.negative, "seed": order.seed}
+    info.add_itxt("bestiary", json.dumps({**made, **recipe}, ensure_ascii=False))
+    if order is not None:
+        lines = [order.prompt, f"Negative prompt: {order.negative}"] if order.negative else [order.prompt]
+        settings = f"Steps: {recipe['steps']}, Sampler: {recipe['sampler']}, CFG scale: {recipe['guidance']}, Seed: {order.seed}"
+        info.add_itxt("parameters", "\n".join([*lines, f"{settings}, Size: {image.width}x{image.height}"]))
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG", pnginfo=info)
+    path = _reserve(folder, prefix)
+    try:
+        write_bytes(path, buffer.getvalue())
+    except BestiaryError:
+        path.unlink(missing_ok=True)
+        raise
+    return path
+
+
+def heat_map_sheet(picture: Picture, dictionaries: Mapping[str, PartDictionary]) -> Image.Image:
+    """The picture, then one tile per part token with the place it looked at."""
+    image = picture.to_image()
+    tiles, captions = [image.resize((192, 192), Image.Resampling.LANCZOS)], [picture.order.prompt]
+    for mention, attention in zip(picture.mentions, picture.attention, strict=True):
+        dictionary = dictionaries[mention.dictionary]
+        kinds = " + ".join(dictionary.kind_label(mention.part, kind) for kind, _ in mention.kinds)
+        tiles.append(heat_map(image, attention))
+        captions.append(f"{dictionary.part_names[mention.part]}: {kinds}")
+    return contact_sheet(tiles, captions, columns=min(4, len(tiles)), tile=192)
+
+
+def _write_sheet(path: Path, sheet: Image.Image) -> Path:
+    with replacing(path) as temporary:
+        sheet.save(temporary, "PNG")
+    return path
+
+
+def _reserve(folder: Path, prefix: str) -> Path:
+    """An empty file under the next free number; created exclusively, so that two programs never take the same."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        taken = [re.match(rf"{prefix}(\d+)", entry.name) for entry in folder.iterdir()]
+        number = max((int(match[1]) for match in taken if match), default=0)
+        while True:
+            number += 1
+            path = folder / f"{prefix}{number:04d}.png"
+            try:
+                path.open("xb").close()
+                return path
+            except FileExistsError:
+                continue
+    except OSError as fault:
+        raise BestiaryError(
+            f"cannot write to {folder}: {fault.strerror or fault}; choose another --out folder"
+        ) from fault

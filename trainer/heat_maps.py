@@ -1,0 +1,29 @@
+"""Where a part token looked: attention laid over a picture as light, the rest of the picture darkened."""
+
+import numpy as np
+from PIL import Image
+from torch import Tensor
+
+_STOPS = np.array([[12, 10, 30], [92, 24, 92], [200, 62, 60], [248, 160, 54], [254, 244, 190]], dtype=np.float32)
+
+
+def heat_map(image: Image.Image, attention: Tensor, size: int = 192) -> Image.Image:
+    """A picture of this edge with an attention map `(h, w)`, any positive scale, glowing over its grey copy."""
+    picture = image.convert("L").convert("RGB").resize((size, size), Image.Resampling.LANCZOS)
+    weight = attention.detach().float().cpu().numpy()
+    low, high = float(weight.min()), float(weight.max())
+    weight = (weight - low) / (high - low) if high > low else np.zeros_like(weight)
+    coarse = Image.fromarray((weight * 255).astype(np.uint8))
+    smooth = np.asarray(coarse.resize((size, size), Image.Resampling.BICUBIC), dtype=np.float32) / 255  # (S, S)
+    glow = _colored(smooth)  # (S, S, 3)
+    share = (0.25 + 0.6 * smooth)[..., None]  # (S, S, 1)
+    mixed = np.asarray(picture, dtype=np.float32) * (1 - share) + glow * share
+    return Image.fromarray(mixed.clip(0, 255).astype(np.uint8))
+
+
+def _colored(weight: np.ndarray) -> np.ndarray:
+    """Colours `(S, S, 3)` 0..255 of weights `(S, S)` 0..1, from dark violet to pale yellow."""
+    place = weight * (len(_STOPS) - 1)
+    below = np.clip(place.astype(int), 0, len(_STOPS) - 2)
+    rest = (place - below)[..., None]
+    return _STOPS[below] * (1 - rest) + _STOPS[below + 1] * rest
