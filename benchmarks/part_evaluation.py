@@ -1,0 +1,192 @@
+"""Our method against textual inversion and against itself without the attention loss, on the drawn world.
+
+For every seed: draw pictures of held-out species, discover their parts, train three dictionaries for equally many steps
+on the same pictures, then rebuild creatures and mix parts of 1 to 4 of them. Judged by the codebook (EMR, CoSim, absent
+rate, attention IoU) and by the drawn world's own classifier. Textual inversion is told the species of every picture,
+which ours is not; it learns one token for each.
+
+    python benchmarks/part_evaluation.py --out results --seeds 0 1 2
+    python benchmarks/part_evaluation.py --out results --seeds 0 1 2 --store
+
+A stopped run goes on where it was. `--store` writes the figures to demo/stored_evaluation.json.
+"""
+
+import argparse
+import json
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from bestiary.concepts.atomic_file import write_text
+from bestiary.concepts.part_dictionary import PartDictionary
+from bestiary.demo.attribute_judge import AttributeJudge
+from bestiary.trainer.backbones import load_denoiser
+from bestiary.trainer.demo_judging import (
+    CHOICE,
+    STORED_EVALUATION,
+    discovery_figures,
+    judge_looks,
+    score_drawn_discovery,
+)
+from bestiary.trainer.discover import DiscoverSettings, discover
+from bestiary.trainer.discovery_folder import Discovery
+from bestiary.trainer.drawn_truth import PICTURES, TRUTH, draw_pictures, load_truth
+from bestiary.trainer.evaluate import PartsEvaluator
+from bestiary.trainer.progress_report import progress_callback
+from bestiary.trainer.settings import load_recipe
+from bestiary.trainer.train_parts import train_parts
+
+METHODS: dict[str, dict[str, Any]] = {
+    "ours": {},
+    "no_attention_loss": {"attention_loss.weight": 0.0},
+    "textual_inversion": {"method.kind": "textual_inversion", "attention_loss.weight": 0.0},
+}
+
+
+def main() -> None:
+    """Run every (seed, method) that has no result yet, then print and perhaps store the means."""
+    options = _parse()
+    for seed in options.seeds:
+        run_seed(options, seed)
+    results = {seed: _read_seed(options.out, seed) for seed in options.seeds}
+    summary = summarise(results, options)
+    write_text(options.out / "part_evaluation.json", json.dumps(summary, indent=1) + "\n")
+    print_summary(summary)
+    if options.store:
+        write_text(STORED_EVALUATION, json.dumps(summary, indent=1) + "\n")
+
+
+def run_seed(options: argparse.Namespace, seed: int) -> None:
+    """Draw, discover, train and judge all methods of one seed."""
+    folder = options.out / f"seed{seed}"
+    if all((folder / f"{method}.json").is_file() for method in METHODS):
+        return
+    draw_pictures(folder, options.pictures, seed)
+    denoiser = load_denoiser("demo", device=options.device)
+    settings = DiscoverSettings(
+        images=folder / PICTURES,
+        out=folder / "discovery",
+        source="diffusion",
+        base="demo",
+        kinds=options.kinds,
+        seed=seed,
+    )
+    discover(settings, progress_callback("discover"), denoiser=denoiser)
+    discovery = Discovery.load(folder / "discovery")
+    truth = load_truth(folder).ordered_like([path.name for path in discovery.image_paths])
+    score = score_drawn_discovery(discovery, truth)
+    write_text(folder / "discovery.json", json.dumps(discovery_figures(discovery, score), indent=1) + "\n")
+    evaluator = PartsEvaluator(discovery, denoiser, count=options.judged, seed=seed, choice=CHOICE)
+    if not (folder / "ceiling.json").is_file():
+        write_text(folder / "ceiling.json", json.dumps(evaluator.ceiling(), indent=1) + "\n")
+    judge = AttributeJudge.load()
+    for method, overrides in METHODS.items():
+        if (folder / f"{method}.json").is_file():
+            continue
+        started = time.monotonic()
+        dictionary = train_method(folder, method, overrides, options, seed)
+        figures: dict[str, Any] = {"train_seconds": time.monotonic() - started}
+        for test, result in evaluator.run(method, dictionary, _report).items():
+            images = torch.stack([picture.image for picture in result.pictures])
+            figures[test] = result.scores | {"judge": judge_looks(judge, images, result.cases, truth, score)}
+        write_text(folder / f"{method}.json", json.dumps(figures, indent=1) + "\n")
+
+
+def train_method(
+    folder: Path, method: str, overrides: Mapping[str, Any], options: argparse.Namespace, seed: int
+) -> PartDictionary:
+    """Train one method with the demo's recipe."""
+    values = {
+        "discovery.folder": folder / "discovery",
+        "run.out": folder / f"train-{method}",
+        "run.seed": seed,
+        **overrides,
+    }
+    values |= {"optimizer.steps": options.steps} if options.steps else {}
+    if method == "textual_inversion":
+        values["images.labels"] = folder / TRUTH / "labels.csv"
+    result = train_parts(load_recipe("demo", values), on_progress=progress_callback(method))
+    return PartDictionary.load(result.dictionary_path)
+
+
+def summarise(results: Mapping[int, Mapping[str, Any]], options: argparse.Namespace) -> dict[str, Any]:
+    """Figures of every seed and their means over the seeds."""
+    methods = {method: [result[method] for result in results.values()] for method in METHODS}
+    tests = [test for test in methods["ours"][0] if test != "train_seconds"]
+    means = {method: {test: _mean([run[test] for run in runs]) for test in tests} for method, runs in methods.items()}
+    return {
+        "made_by": "benchmarks/part_evaluation.py",
+        "seeds": list(results),
+        "pictures": options.pictures,
+        "judged": options.judged,
+        "steps": options.steps or load_recipe("demo").optimizer.steps,
+        "means": means,
+        "discovery": _mean([result["discovery"] for result in results.values()]),
+        "ceiling": _mean([result["ceiling"] for result in results.values()]),
+        "by_seed": {
+            str(seed): {name: _headlines(result[name]) for name in METHODS} for seed, result in results.items()
+        },
+    }
+
+
+def print_summary(summary: Mapping[str, Any]) -> None:
+    """The means, and in how many seeds ours is ahead."""
+    print(f"{'method':<20}{'test':<16}{'EMR':>8}{'CoSim':>8}{'absent':>8}{'IoU':>8}{'colour':>8}{'shape':>8}")
+    for method, tests in summary["means"].items():
+        for test, scores in tests.items():
+            figures = [scores[name] for name in ("emr", "cosim", "absent_rate", "attention_iou")]
+            figures += [scores["judge"].get(name) for name in ("color", "shape")]
+            shown = "".join(f"{'-':>8}" if value is None else f"{value:8.3f}" for value in figures)
+            print(f"{method:<20}{test:<16}{shown}")
+    for baseline in list(METHODS)[1:]:
+        for test in ("reconstruction", "mix4"):
+            for metric in ("emr", "cosim"):
+                seeds = summary["by_seed"].values()
+                ahead = sum(seed["ours"][test][metric] > seed[baseline][test][metric] for seed in seeds)
+                print(f"ours ahead of {baseline} on {test} {metric}: {ahead} of {len(summary['seeds'])} seeds")
+
+
+def _mean(records: list[Any]) -> Any:
+    """Mean of equal-shaped records, number by number; None where any is missing."""
+    if isinstance(records[0], Mapping):
+        shared = [key for key in records[0] if all(key in record for record in records)]
+        return {key: _mean([record[key] for record in records]) for key in shared}
+    if any(not isinstance(record, int | float) for record in records):
+        return records[0] if all(record == records[0] for record in records) else None
+    return round(sum(records) / len(records), 4)
+
+
+def _headlines(figures: Mapping[str, Any]) -> dict[str, Any]:
+    wanted = ("emr", "cosim", "absent_rate", "attention_iou", "judge")
+    return {
+        test: {name: scores[name] for name in wanted} for test, scores in figures.items() if test != "train_seconds"
+    }
+
+
+def _read_seed(out: Path, seed: int) -> dict[str, Any]:
+    folder = out / f"seed{seed}"
+    names = [*METHODS, "discovery", "ceiling"]
+    return {name: json.loads((folder / f"{name}.json").read_text(encoding="utf-8")) for name in names}
+
+
+def _report(stage: str) -> Callable[[int, int], None]:
+    return progress_callback(stage)
+
+
+def _parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--pictures", type=int, default=140)
+    parser.add_argument("--kinds", type=int, default=14)
+    parser.add_argument("--steps", type=int)
+    parser.add_argument("--judged", type=int, default=64)
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--store", action="store_true")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()
