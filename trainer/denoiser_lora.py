@@ -16,8 +16,7 @@ from torch.autograd.function import FunctionCtx, once_differentiable
 
 from ..concepts.denoiser import LoraSpec
 from ..concepts.errors import BestiaryError
-
-KOHYA_PREFIX = "lora_unet_"
+from ..concepts.lora_names import ALPHA, DOWN, UNET_PREFIX, UP, LoraLayer, resolve_lora
 
 
 class LowRankUpdate(nn.Module):
@@ -75,6 +74,11 @@ class AdaptedLayer(nn.Module):
         self.base = base
         self.adapters = nn.ModuleList()
 
+    @property
+    def weight(self) -> Tensor:
+        """The frozen weight."""
+        return self.base.weight
+
     def forward(self, x: Tensor) -> Tensor:
         """The layer's output with all updates added, in the layer's dtype."""
         adapters = list(self.adapters)
@@ -117,7 +121,7 @@ class DenoiserLora:
     def __init__(self, denoiser: nn.Module) -> None:
         """`denoiser`: a diffusers UNet whose weights are frozen."""
         self.denoiser = denoiser
-        self._sites = {_kohya_name(name): site for name, site in _adaptable_layers(denoiser)}
+        self._sites = dict(_adaptable_layers(denoiser))
         self._trained: dict[str, LowRankUpdate] = {}
 
     def add(self, spec: LoraSpec) -> dict[str, nn.Parameter]:
@@ -131,8 +135,8 @@ class DenoiserLora:
         if spec.rank < 1:
             raise BestiaryError(f"LoRA rank is {spec.rank}: it must be at least 1")
         wanted = ("attn1", "attn2") if spec.self_attention else ("attn2",)
-        for name, site in self._sites.items():
-            if not any(f"_{kind}_to_" in name for kind in wanted):
+        for path, site in self._sites.items():
+            if not any(f".{kind}.to_" in path for kind in wanted):
                 continue
             base = _base_of(site.get())
             device = base.weight.device
@@ -140,22 +144,22 @@ class DenoiserLora:
             up = torch.zeros(base.out_features, spec.rank)  # (O, r)
             update = LowRankUpdate(down.to(device), up.to(device), spec.alpha / spec.rank, trainable=True)
             self._attach(site, update)
-            self._trained[name] = update
+            self._trained[_kohya_name(path)] = update
         return self.parameters()
 
     def parameters(self) -> dict[str, nn.Parameter]:
         """Trainable parameters under kohya names."""
         named: dict[str, nn.Parameter] = {}
         for name, update in self._trained.items():
-            named[f"{name}.lora_down.weight"] = update.down
-            named[f"{name}.lora_up.weight"] = update.up
+            named[name + DOWN] = update.down
+            named[name + UP] = update.up
         return named
 
     def tensors(self) -> dict[str, Tensor]:
         """The trainable adapters as float32 CPU tensors under kohya names, `alpha` included."""
         exported = {name: parameter.detach().float().cpu().clone() for name, parameter in self.parameters().items()}
         for name, update in self._trained.items():
-            exported[f"{name}.alpha"] = torch.tensor(update.scale * update.down.shape[0])
+            exported[name + ALPHA] = torch.tensor(update.scale * update.down.shape[0])
         return exported
 
     def load(self, tensors: Mapping[str, Tensor], strength: float) -> int:
@@ -166,21 +170,12 @@ class DenoiserLora:
         Raises:
             BestiaryError: no layer of this denoiser is named, or a shape does not fit.
         """
-        from ..concepts.lora_names import to_kohya
-
-        pairs = _pairs(to_kohya(tensors))
-        reached = {name: pair for name, pair in pairs.items() if name in self._sites}
-        if not reached:
-            example = next(iter(tensors), "none")
-            raise BestiaryError(
-                f"none of the {len(tensors)} LoRA tensors belongs to this base model (first name: {example}): "
-                "load a LoRA that was trained for the same backbone"
-            )
-        updates = {name: self._loaded(name, *pair, strength) for name, pair in reached.items()}
+        layers = resolve_lora(tensors, self._sites)
+        updates = {path: self._loaded(path, layer, strength) for path, layer in layers.items()}
         if strength != 0:
-            for name, update in updates.items():
-                self._attach(self._sites[name], update)
-        return len(reached)
+            for path, update in updates.items():
+                self._attach(self._sites[path], update)
+        return len(updates)
 
     def unload(self) -> None:
         """Take off all adapters, trainable ones too; the denoiser is what it was before."""
@@ -189,20 +184,21 @@ class DenoiserLora:
                 site.put(_base_of(site.get()))
         self._trained.clear()
 
-    def _loaded(self, name: str, down: Tensor, up: Tensor, alpha: float | None, strength: float) -> LowRankUpdate:
-        base = _base_of(self._sites[name].get())
+    def _loaded(self, path: str, layer: LoraLayer, strength: float) -> LowRankUpdate:
+        base = _base_of(self._sites[path].get())
         expected = base.weight.shape
+        down, up = layer.down, layer.up
         if isinstance(base, nn.Linear):
-            down, up = down.flatten(1), up.flatten(1)  # 1x1 convolutions in some files
-        if down.shape[1:] != expected[1:] or up.shape[0] != expected[0] or up.shape[1] != down.shape[0]:
+            down, up = down.flatten(1), up.flatten(1)  # some files keep them as 1x1 convolutions
+        if down.shape[1:] != expected[1:] or up.shape[:2] != (expected[0], down.shape[0]):
             raise BestiaryError(
-                f"LoRA layer {name}: down {tuple(down.shape)} and up {tuple(up.shape)} do not fit a layer of shape "
-                f"{tuple(expected)}; this LoRA was trained for another base model"
+                f"LoRA layer {path}: down {tuple(down.shape)} and up {tuple(up.shape)} do not fit a layer of shape "
+                f"{tuple(expected)}: this LoRA was trained for another base model"
             )
-        rank = down.shape[0]
-        scale = strength * (1.0 if alpha is None else alpha / rank)
         place = {"device": base.weight.device, "dtype": torch.float32}
-        return LowRankUpdate(down.detach().to(**place), up.detach().to(**place), scale, trainable=False)
+        return LowRankUpdate(
+            down.detach().to(**place), up.detach().to(**place), strength * layer.scale, trainable=False
+        )
 
     @staticmethod
     def _attach(site: _Site, update: LowRankUpdate) -> None:
@@ -218,7 +214,7 @@ def _base_of(layer: nn.Module) -> nn.Module:
 
 
 def _kohya_name(path: str) -> str:
-    return KOHYA_PREFIX + path.replace(".", "_")
+    return UNET_PREFIX + path.replace(".", "_")
 
 
 def _adaptable_layers(denoiser: nn.Module) -> Iterator[tuple[str, _Site]]:
@@ -227,18 +223,3 @@ def _adaptable_layers(denoiser: nn.Module) -> Iterator[tuple[str, _Site]]:
         for attribute, child in parent.named_children():
             if isinstance(child, nn.Linear | nn.Conv2d):
                 yield f"{path}.{attribute}" if path else attribute, _Site(parent, attribute)
-
-
-def _pairs(tensors: Mapping[str, Tensor]) -> dict[str, tuple[Tensor, Tensor, float | None]]:
-    """Kohya tensors -> per layer (down, up, alpha or None)."""
-    pairs = {}
-    for key, down in tensors.items():
-        if not key.endswith(".lora_down.weight"):
-            continue
-        name = key.removesuffix(".lora_down.weight")
-        up = tensors.get(f"{name}.lora_up.weight")
-        if up is None:
-            raise BestiaryError(f"LoRA layer {name} has lora_down but no lora_up: the file is incomplete")
-        alpha = tensors.get(f"{name}.alpha")
-        pairs[name] = (down, up, None if alpha is None else float(alpha))
-    return pairs
