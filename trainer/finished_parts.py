@@ -1,0 +1,100 @@
+"""From a finished training to its part dictionary: trained rows only, names, thumbnails, adapters, where it came from."""
+
+import logging
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+from ..concepts.part_dictionary import PartDictionary
+from ..concepts.thumbnail_atlas import ThumbnailAtlas
+from .image_files import fit_square, read_image
+from .training_kinds import TrainingKinds
+from .training_setup import TrainingPictures, TrainingSetup
+
+logger = logging.getLogger("bestiary")
+THUMBNAIL_EDGE = 96
+"""Pixels."""
+FORMAT_VERSION = 1
+
+
+@torch.no_grad()
+def build_dictionary(setup: TrainingSetup, steps: int) -> PartDictionary:
+    """The dictionary of the objective's present weights; a (part, kind) that no training picture shows has no row."""
+    kinds, backbone = setup.pictures.kinds, setup.denoiser.backbone
+    table = setup.objective.projector.collapse().float().cpu()  # (M, K + 1, D)
+    rows = kinds.rows()
+    vectors = torch.stack([table[part, kind] for part, kind in rows])  # (R, D)
+    return PartDictionary(
+        backbone=backbone.name,
+        part_names=kinds.part_names,
+        kind_names=tuple(
+            {kind: name for kind, name in names.items() if (part, kind) in set(rows)}
+            for part, names in enumerate(kinds.kind_names)
+        ),
+        background=kinds.background,
+        rows=torch.tensor(rows, dtype=torch.long),  # (R, 2)
+        embeddings={name: piece.contiguous() for name, piece in backbone.split_vector(vectors).items()},
+        lora=setup.denoiser.lora_tensors() if setup.settings.lora.rank else {},
+        thumbnails=ThumbnailAtlas.from_images(thumbnails(setup.pictures), THUMBNAIL_EDGE),
+        provenance=_provenance(setup, steps),
+    )
+
+
+def thumbnails(pictures: TrainingPictures) -> dict[tuple[int, int], Image.Image]:
+    """For every (part, kind) the part cut from the picture that shows most of it; whole pictures for the background."""
+    chosen = {pair: _best_picture(pictures.kinds, *pair) for pair in pictures.kinds.rows()}
+    cut: dict[tuple[int, int], Image.Image] = {}
+    for row in sorted(set(chosen.values())):
+        picture = read_image(pictures.paths[row], 4 * THUMBNAIL_EDGE)
+        square = fit_square(picture, min(512, max(4 * THUMBNAIL_EDGE, min(picture.size))))
+        for (part, kind), best in chosen.items():
+            if best == row:
+                cut[part, kind] = square.crop(_part_box(pictures.kinds, row, part, square.width))
+    return {pair: cut[pair] for pair in chosen}
+
+
+def _best_picture(kinds: TrainingKinds, part: int, kind: int) -> int:
+    rows = np.flatnonzero(kinds.codes[:, part] == kind)
+    areas = (kinds.labels[rows] == part).sum((1, 2))
+    return int(rows[areas.argmax()])
+
+
+def _part_box(kinds: TrainingKinds, row: int, part: int, edge: int) -> tuple[int, int, int, int]:
+    """Square box (left, top, right, bottom) in pixels around a part, a patch wider on every side."""
+    labels = kinds.labels[row]  # (h, w)
+    if part == kinds.background or len(kinds.part_names) == 1 or not (labels == part).any():
+        return (0, 0, edge, edge)
+    ys, xs = np.nonzero(labels == part)
+    cell = edge / labels.shape[0]
+    half = (max(np.ptp(ys), np.ptp(xs)) + 1) / 2 * cell + cell
+    half = min(half, edge / 2)
+    middle = ((ys.min() + ys.max() + 1) / 2 * cell, (xs.min() + xs.max() + 1) / 2 * cell)
+    top, left = (float(np.clip(centre - half, 0, edge - 2 * half)) for centre in middle)
+    return (round(left), round(top), round(left + 2 * half), round(top + 2 * half))
+
+
+def _provenance(setup: TrainingSetup, steps: int) -> dict[str, object]:
+    settings = setup.settings
+    return {
+        "made_by": f"bestiary train parts, dictionary format {FORMAT_VERSION}",
+        "base": settings.base.path,
+        "autoencoder": setup.spec.model,
+        "method": settings.method.kind,
+        "steps": steps,
+        "pictures": len(setup.pictures.names),
+        "image_size": setup.image_size,
+        "batch": setup.batches.plan.step_size,
+        "seed": settings.run.seed,
+        "attention_loss": settings.attention_loss.weight,
+        "lora_rank": settings.lora.rank,
+        **setup.pictures.kinds.notes,
+    }
+
+
+def write_dictionary(dictionary: PartDictionary, path: Path) -> Path:
+    """Write a dictionary and read it back before its path is given out."""
+    dictionary.save(path)
+    PartDictionary.load(path)
+    return path

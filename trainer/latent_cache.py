@@ -1,0 +1,215 @@
+"""Autoencoder moments of every training picture, computed once, kept in one memory-mapped file.
+
+Mean and log-variance, not one sample, keep the posterior draw exact. The whole picture is cached; random crops are cut on
+the latent grid. Letters: N pictures, V views (as is, mirrored), C latent channels, h and w the latent grid.
+"""
+
+import hashlib
+import json
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from ..concepts.atomic_file import write_text
+from ..concepts.denoiser import ProgressCallback
+from ..concepts.errors import BestiaryError
+from .fit import Parallel, SingleProcess
+from .image_files import fit_square, image_to_tensor, read_image
+
+logger = logging.getLogger("bestiary")
+MOMENTS_NAME, DONE_NAME, SPEC_NAME = "moments.f16", "done.u8", "spec.json"
+Encode = Callable[[Tensor], tuple[Tensor, Tensor]]
+
+
+@dataclass(frozen=True)
+class CacheSpec:
+    """What a cache holds; another spec is another cache."""
+
+    model: str
+    """Fingerprint of the autoencoder."""
+    image_size: int
+    """Edge of the cached square in pixels."""
+    latent_size: int
+    channels: int
+    flip: bool
+    pictures: tuple[tuple[str, int, int], ...]
+    """Relative path, bytes and modification time in ns of every picture, in order."""
+
+    @property
+    def views(self) -> int:
+        """Number of views of every picture: as is, and mirrored where flips are trained."""
+        return 2 if self.flip else 1
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(N, V, 2, C, h, w): mean and log-variance."""
+        return (len(self.pictures), self.views, 2, self.channels, self.latent_size, self.latent_size)
+
+    @property
+    def byte_count(self) -> int:
+        """Size of the moments on disk."""
+        return 2 * int(np.prod(self.shape))
+
+    def fingerprint(self) -> str:
+        """Sixteen hex digits that name this spec."""
+        return hashlib.sha256(self.as_json().encode()).hexdigest()[:16]
+
+    def as_json(self) -> str:
+        """The spec as text."""
+        return json.dumps(self.__dict__, sort_keys=True)
+
+
+@dataclass(frozen=True)
+class LatentCache:
+    """Cached moments, read by slices."""
+
+    moments: np.ndarray
+    """(N, V, 2, C, h, w) float16, memory-mapped."""
+
+    def read(
+        self, rows: Sequence[int], views: Sequence[int], tops: Sequence[int], lefts: Sequence[int], size: int
+    ) -> Tensor:
+        """Moments `(B, 2, C, size, size)` float16 of crops; tops, lefts and size in latent cells."""
+        picked = [
+            self.moments[row, view, :, :, top : top + size, left : left + size]  # (2, C, size, size)
+            for row, view, top, left in zip(rows, views, tops, lefts, strict=True)
+        ]
+        return torch.from_numpy(np.stack(picked))  # (B, 2, C, size, size)
+
+
+class _Pictures(Dataset):
+    """Decoded squares by row number; lives in worker processes too, so it holds paths only."""
+
+    def __init__(self, paths: Sequence[Path], rows: Sequence[int], size: int) -> None:
+        self.paths, self.rows, self.size = list(paths), list(rows), size
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> tuple[int, Tensor]:
+        row = self.rows[index]
+        picture = read_image(self.paths[row], self.size)
+        return row, image_to_tensor(fit_square(picture, self.size))  # (3, S, S)
+
+
+def picture_stamps(folder: Path, names: Sequence[str]) -> tuple[tuple[str, int, int], ...]:
+    """Name, bytes and modification time of every picture.
+
+    Raises:
+        BestiaryError: pictures are missing; the message counts them and names the first.
+    """
+    stamps, missing = [], []
+    for name in names:
+        try:
+            status = (folder / name).stat()
+        except OSError:
+            missing.append(name)
+            continue
+        stamps.append((name, status.st_size, status.st_mtime_ns))
+    if missing:
+        raise BestiaryError(
+            f"{len(missing)} of {len(names)} discovered pictures are missing in {folder}, first {missing[0]}: "
+            "put them back, point images.folder at them, or run `bestiary discover` again"
+        )
+    return tuple(stamps)
+
+
+def open_cache(
+    folder: Path,
+    spec: CacheSpec,
+    paths: Sequence[Path],
+    load_encoder: Callable[[], Encode],
+    *,
+    batch_size: int,
+    workers: int = 0,
+    parallel: Parallel | None = None,
+    on_progress: ProgressCallback | None = None,
+) -> LatentCache:
+    """The cache of `spec` below `folder`: taken as it is, finished where it was interrupted, or built.
+
+    Args:
+        folder: caches of several specs live side by side in it.
+        paths: the pictures, in the order of `spec.pictures`.
+        load_encoder: called only if something is left to encode; gives images `(B, 3, S, S)` in 0..1 -> moments.
+        batch_size: pictures per call of the encoder.
+        workers: processes that decode pictures (start method spawn); 0 decodes here.
+
+    Raises:
+        BestiaryError: the folder cannot be written to, the disk is full, or a picture cannot be read.
+    """
+    parallel = parallel or SingleProcess()
+    place = Path(folder) / spec.fingerprint()
+    if parallel.rank == 0:
+        _prepare(place, spec)
+    parallel.wait()
+    moments = np.memmap(place / MOMENTS_NAME, np.float16, "r+", shape=spec.shape)
+    done = np.memmap(place / DONE_NAME, np.uint8, "r+", shape=(len(paths),))
+    rows = [row for row in range(parallel.rank, len(paths), parallel.size) if not done[row]]
+    if rows:
+        logger.info("encoding %d of %d pictures at %d px", len(rows), len(paths), spec.image_size)
+        loader = _loader(_Pictures(paths, rows, spec.image_size), batch_size, workers)
+        _encode_rows(loader, load_encoder(), spec, moments, done, on_progress)
+    parallel.wait()
+    return LatentCache(np.memmap(place / MOMENTS_NAME, np.float16, "r", shape=spec.shape))
+
+
+@torch.no_grad()
+def _encode_rows(
+    loader: DataLoader,
+    encode: Encode,
+    spec: CacheSpec,
+    moments: np.memmap,
+    done: np.memmap,
+    on_progress: ProgressCallback | None,
+) -> None:
+    finished, total = 0, len(loader.dataset)
+    for rows, images in loader:  # images (B, 3, S, S)
+        for view in range(spec.views):
+            mean, log_variance = encode(images.flip(-1) if view else images)  # (B, C, h, w) each
+            both = torch.stack([mean, log_variance], dim=1).float().cpu()  # (B, 2, C, h, w)
+            if both.shape[1:] != spec.shape[2:]:
+                raise BestiaryError(
+                    f"the autoencoder gave moments {tuple(both.shape[1:])}, {spec.shape[2:]} was expected"
+                )
+            moments[rows.numpy(), view] = both.half().numpy()
+        moments.flush()  # the moments are on disk before their rows count as done
+        done[rows.numpy()] = 1
+        done.flush()
+        finished += len(rows)
+        if on_progress:
+            on_progress(finished, total)
+
+
+def _prepare(place: Path, spec: CacheSpec) -> None:
+    """Make the files of a new cache at full size, so that a full disk shows at once."""
+    try:
+        place.mkdir(parents=True, exist_ok=True)
+        for name, size in ((MOMENTS_NAME, spec.byte_count), (DONE_NAME, len(spec.pictures))):
+            path = place / name
+            if not path.exists() or path.stat().st_size != size:
+                (place / DONE_NAME).unlink(missing_ok=True)
+                _reserve(path, size)
+    except OSError as fault:
+        raise BestiaryError(
+            f"cannot keep {spec.byte_count / 2**20:.0f} MiB of latents in {place}: {fault.strerror or fault}; "
+            "free some space or set images.cache to another folder"
+        ) from fault
+    write_text(place / SPEC_NAME, spec.as_json())
+
+
+def _reserve(path: Path, size: int) -> None:
+    zeros = bytes(2**20)
+    with path.open("wb") as file:
+        for start in range(0, size, len(zeros)):
+            file.write(zeros[: size - start])
+
+
+def _loader(pictures: _Pictures, batch_size: int, workers: int) -> DataLoader:
+    context = "spawn" if workers else None
+    return DataLoader(pictures, batch_size=batch_size, num_workers=workers, multiprocessing_context=context)

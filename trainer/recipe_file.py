@@ -1,0 +1,131 @@
+"""Recipes: TOML files and dotted flags in, checked settings out, and back; every fault is told in one go."""
+
+import difflib
+import json
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ValidationError
+
+from ..concepts.errors import BestiaryError
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+Settings = TypeVar("Settings", bound=BaseModel)
+RECIPE_FOLDER = Path(__file__).parent / "recipes"
+
+
+def read_recipe(
+    path: Path | str | None, overrides: Mapping[str, Any] | None = None, *, model: type[Settings]
+) -> Settings:
+    """Settings from a recipe file and flags that override it.
+
+    Args:
+        path: a TOML file, the name of a shipped recipe such as "sd15_12gb", or None for defaults alone.
+        overrides: dotted key -> value, such as {"optimizer.steps": "500"}; texts are read as TOML values where they are.
+        model: the settings class, such as TrainPartsSettings.
+
+    Raises:
+        BestiaryError: file missing or no TOML; misspelt keys and values out of range, all of them in one message.
+    """
+    tree = _read_toml(find_recipe(path)) if path is not None else {}
+    for key, value in (overrides or {}).items():
+        _set_dotted(tree, key, parse_value(value) if isinstance(value, str) else value)
+    source = f"recipe {path}" if path is not None else "settings"
+    return check_settings(tree, model, source)
+
+
+def find_recipe(path: Path | str) -> Path:
+    """The recipe file of a path or of a shipped recipe's name.
+
+    Raises:
+        BestiaryError: neither exists; the message lists the shipped recipes.
+    """
+    given = Path(path)
+    if given.is_file():
+        return given
+    shipped = RECIPE_FOLDER / f"{given.name.removesuffix('.toml')}.toml"
+    if shipped.is_file() and given.parent == Path("."):
+        return shipped
+    names = ", ".join(sorted(recipe.stem for recipe in RECIPE_FOLDER.glob("*.toml")))
+    raise BestiaryError(f"no recipe {str(path)!r}: give a TOML file or a shipped recipe ({names})")
+
+
+def check_settings(tree: Mapping[str, Any], model: type[Settings], source: str) -> Settings:
+    """Settings from nested values; BestiaryError lists every fault with the key as it was written."""
+    try:
+        return model.model_validate(tree)
+    except ValidationError as fault:
+        lines = [_describe(error, model) for error in fault.errors()]
+        raise BestiaryError(f"{source}: {len(lines)} fault(s)\n  " + "\n  ".join(lines)) from fault
+
+
+def parse_value(text: str) -> Any:
+    """A flag's text as the TOML value it spells; `none` is None, anything else that is no TOML stays text."""
+    if text.lower() == "none":
+        return None
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text
+
+
+def format_toml(settings: BaseModel) -> str:
+    """Settings as TOML, unset values left out; reads back equal."""
+    return "\n".join(_toml_lines(settings.model_dump(mode="json"), ()))
+
+
+def _read_toml(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except tomllib.TOMLDecodeError as fault:
+        raise BestiaryError(f"{path} is no valid TOML: {fault}") from fault
+    except UnicodeDecodeError as fault:
+        raise BestiaryError(f"{path} is no text in UTF-8: {fault.reason} at byte {fault.start}") from fault
+
+
+def _set_dotted(tree: dict[str, Any], key: str, value: Any) -> None:
+    *tables, last = key.split(".")
+    for table in tables:
+        tree = tree.setdefault(table, {})
+        if not isinstance(tree, dict):
+            raise BestiaryError(f"flag {key!r}: {table!r} is a value, not a table")
+    tree[last] = value
+
+
+def _describe(error: Mapping[str, Any], model: type[BaseModel]) -> str:
+    """One line for a fault: key, value, cause, and for misspelt keys the closest valid one."""
+    path = [str(step) for step in error["loc"]]
+    key = ".".join(path) or "settings"
+    if error["type"] == "extra_forbidden":
+        valid = list(_section_at(model, path[:-1]).model_fields)
+        close = difflib.get_close_matches(path[-1], valid, n=1, cutoff=0.5)
+        hint = f"did you mean {close[0]!r}?" if close else f"valid keys: {', '.join(valid)}"
+        return f"{key}: no such key; {hint}"
+    message = str(error["msg"]).removeprefix("Value error, ")
+    if isinstance(error["input"], dict | BaseModel):
+        return f"{key}: {message}"
+    return f"{key} = {error['input']!r}: {message}"
+
+
+def _section_at(model: type[BaseModel], path: list[str]) -> type[BaseModel]:
+    for step in path:
+        annotation = model.model_fields[step].annotation if step in model.model_fields else None
+        if not (isinstance(annotation, type) and issubclass(annotation, BaseModel)):
+            return model
+        model = annotation
+    return model
+
+
+def _toml_lines(tree: Mapping[str, Any], path: tuple[str, ...]) -> list[str]:
+    values = {key: value for key, value in tree.items() if value is not None and not isinstance(value, dict)}
+    lines = [f"{key} = {json.dumps(value, ensure_ascii=False)}" for key, value in values.items()]
+    for key, table in tree.items():
+        if isinstance(table, dict):
+            lines += ["", f"[{'.'.join((*path, key))}]", *_toml_lines(table, (*path, key))]
+    return lines

@@ -1,0 +1,180 @@
+"""The folder of one run: settings, log, samples, saved states and exports; nothing in it is ever overwritten."""
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save as to_bytes
+from torch import Tensor
+
+from ..concepts.atomic_file import write_bytes, write_text
+from ..concepts.errors import BestiaryError
+
+CONFIG_NAME = "config.resolved.toml"
+STATE_KIND = "training-state"
+_STATE_FILE = re.compile(r"step-(\d{7,})\.safetensors")
+
+
+@dataclass(frozen=True)
+class SavedState:
+    """A state read back: steps done, tensors by name, and what else was noted."""
+
+    step: int
+    tensors: dict[str, Tensor]
+    notes: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """Paths of one run and the only code that writes to them."""
+
+    path: Path
+
+    @classmethod
+    def create(cls, wanted: Path) -> "RunFolder":
+        """A new folder `wanted`, or `wanted-2`, `wanted-3` and so on when that exists and is not empty.
+
+        Raises:
+            BestiaryError: no folder can be made there.
+        """
+        wanted = Path(wanted)
+        for number in range(1, 10_000):
+            path = wanted if number == 1 else wanted.with_name(f"{wanted.name}-{number}")
+            if _claim(path):
+                return cls(path)._with_places()
+        raise BestiaryError(f"{wanted} and 9998 numbered folders beside it exist: choose another run.out")
+
+    @classmethod
+    def open(cls, path: Path) -> "RunFolder":
+        """The folder of an earlier run.
+
+        Raises:
+            BestiaryError: it is no run folder.
+        """
+        path = Path(path)
+        if not (path / CONFIG_NAME).is_file():
+            raise BestiaryError(
+                f"{path} is no run folder: it has no {CONFIG_NAME}; give the folder that training wrote"
+            )
+        return cls(path)._with_places()
+
+    @property
+    def config(self) -> Path:
+        """File of the settings as they were used."""
+        return self.path / CONFIG_NAME
+
+    @property
+    def samples(self) -> Path:
+        """Folder of preview sheets and heat maps."""
+        return self.path / "samples"
+
+    @property
+    def export(self) -> Path:
+        """Folder of files for other programs."""
+        return self.path / "export"
+
+    @property
+    def states(self) -> Path:
+        """Folder of saved states."""
+        return self.path / "state"
+
+    def write_config(self, toml: str) -> None:
+        """Write the settings as they were used."""
+        write_text(self.config, toml)
+
+    def log(self, record: Mapping[str, Any]) -> None:
+        """Append one line to log.jsonl.
+
+        Raises:
+            BestiaryError: the disk is full or the folder cannot be written to.
+        """
+        try:
+            with (self.path / "log.jsonl").open("a", encoding="utf-8") as file:
+                file.write(json.dumps(record) + "\n")
+        except OSError as fault:
+            raise BestiaryError(
+                f"could not write {self.path / 'log.jsonl'}: {fault.strerror or fault}. {self._resume_hint()}"
+            ) from fault
+
+    def read_log(self) -> list[dict[str, Any]]:
+        """All complete lines of log.jsonl."""
+        path = self.path / "log.jsonl"
+        lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+        return [json.loads(line) for line in lines if line.startswith("{") and line.endswith("}")]
+
+    def forget_log_after(self, step: int) -> None:
+        """Drop log lines of steps that a resumed run does again."""
+        kept = [record for record in self.read_log() if record.get("step", 0) <= step]
+        if (self.path / "log.jsonl").exists():
+            write_text(self.path / "log.jsonl", "".join(json.dumps(record) + "\n" for record in kept))
+
+    def save_state(self, step: int, tensors: Mapping[str, Tensor], notes: Mapping[str, Any], keep: int) -> Path:
+        """Write a state whole or not at all, then drop states older than the newest `keep`.
+
+        Raises:
+            BestiaryError: it could not be written; earlier states are untouched, and the message names the newest.
+        """
+        path = self.states / f"step-{step:07d}.safetensors"
+        header = {"bestiary.kind": STATE_KIND, "bestiary.step": str(step), "bestiary.notes": json.dumps(dict(notes))}
+        plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+        try:
+            write_bytes(path, to_bytes(plain, header))
+        except BestiaryError as fault:
+            raise BestiaryError(f"{fault}. {self._resume_hint()}") from fault
+        for old in self._state_files()[:-keep]:
+            old.unlink(missing_ok=True)
+        return path
+
+    def newest_state(self) -> SavedState | None:
+        """The newest state that is whole, or None; a broken file is passed over."""
+        for path in reversed(self._state_files()):
+            try:
+                return _read_state(path)
+            except (SafetensorError, OSError, KeyError, ValueError):
+                continue
+        return None
+
+    def _resume_hint(self) -> str:
+        files = self._state_files()
+        if not files:
+            return "No state had been saved yet"
+        step = int(_STATE_FILE.fullmatch(files[-1].name).group(1))
+        return f"The state of step {step} is kept: `bestiary resume {self.path}` goes on from there"
+
+    def _state_files(self) -> list[Path]:
+        if not self.states.is_dir():
+            return []
+        return sorted(path for path in self.states.iterdir() if _STATE_FILE.fullmatch(path.name))
+
+    def _with_places(self) -> "RunFolder":
+        for place in (self.samples, self.states, self.export):
+            place.mkdir(exist_ok=True)
+        return self
+
+
+def _claim(path: Path) -> bool:
+    """Make `path` ours if it is new or empty."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.mkdir()
+    except FileExistsError:
+        if not path.is_dir() or any(path.iterdir()):
+            return False
+    except OSError as fault:
+        raise BestiaryError(
+            f"cannot make the run folder {path}: {fault.strerror or fault}; choose another run.out"
+        ) from fault
+    return True
+
+
+def _read_state(path: Path) -> SavedState:
+    with safe_open(path, framework="pt") as file:
+        header = file.metadata() or {}
+        if header.get("bestiary.kind") != STATE_KIND:
+            raise ValueError(f"{path} holds no training state")
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping, only keys()
+    return SavedState(int(header["bestiary.step"]), tensors, json.loads(header["bestiary.notes"]))
