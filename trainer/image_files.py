@@ -74,6 +74,10 @@ _FAULTS = (
 """What Pillow's decoders raise on broken files."""
 
 
+# Pillow warns of what is mended or reported here; a filter set while reading would not be safe among threads
+warnings.filterwarnings("ignore", module=r"PIL\.")
+
+
 class UnreadableImage(BestiaryError):
     """A file that gives no picture; `reason` says why in words for a list of skipped files."""
 
@@ -86,12 +90,12 @@ class UnreadableImage(BestiaryError):
 class ImageScan:
     """What a folder and its subfolders hold."""
 
-    paths: list[Path]
-    """Picture files in a fixed order, by folder and name."""
+    names: list[str]
+    """Picture files in a fixed order, relative to the folder, with forward slashes."""
     other_files: dict[str, int] = field(default_factory=dict)
     """Files of other kinds: suffix -> how many."""
-    unreadable: list[tuple[Path, str]] = field(default_factory=list)
-    """Folders and files that cannot be taken, with the reason."""
+    unreadable: list[tuple[str, str]] = field(default_factory=list)
+    """Folders and files that cannot be taken, relative to the folder, with the reason."""
 
 
 def scan_images(folder: Path, leave_out: Iterable[Path] = ()) -> ImageScan:
@@ -107,14 +111,14 @@ def scan_images(folder: Path, leave_out: Iterable[Path] = ()) -> ImageScan:
         state = "is a file" if folder.exists() else "does not exist"
         raise BestiaryError(f"image folder {folder} {state}: give a folder of pictures")
     scan, kinds = ImageScan([], {}, []), Counter()
-    for path in _walk(folder, {Path(path).resolve() for path in leave_out}, scan.unreadable):
-        suffix = path.suffix.lower()
+    for name in _walk(folder, {Path(path).resolve() for path in leave_out}, scan.unreadable):
+        suffix = os.path.splitext(name)[1].lower()
         if suffix not in SUFFIXES:
             kinds[suffix or "no suffix"] += 1
-        elif (reason := _name_fault(path)) is not None:
-            scan.unreadable.append((path, reason))
+        elif (reason := _name_fault(name)) is not None:
+            scan.unreadable.append((ascii(name)[1:-1], reason))
         else:
-            scan.paths.append(path)
+            scan.names.append(name)
     scan.other_files.update(sorted(kinds.items()))
     return scan
 
@@ -125,7 +129,7 @@ def list_images(folder: Path) -> list[Path]:
     Raises:
         BestiaryError: there is no such folder, or it is a file.
     """
-    return scan_images(folder).paths
+    return [Path(folder, name) for name in scan_images(folder).names]
 
 
 def read_image(path: Path, at_least: int | None = None) -> Image.Image:
@@ -140,8 +144,7 @@ def read_image(path: Path, at_least: int | None = None) -> Image.Image:
     """
     path = Path(path)
     try:
-        with warnings.catch_warnings(), open(path, "rb") as stream:
-            warnings.simplefilter("ignore")  # Pillow warns of what is reported or mended below
+        with open(path, "rb") as stream:
             return _upright_rgb(_open(path, stream), path, at_least)
     except UnreadableImage:
         raise
@@ -162,12 +165,13 @@ def image_to_tensor(image: Image.Image) -> Tensor:
     return pixels.permute(2, 0, 1).contiguous().float() / 255
 
 
-def _walk(folder: Path, leave_out: set[Path], unreadable: list[tuple[Path, str]]) -> Iterator[Path]:
-    """Files below a folder in a fixed order."""
+def _walk(folder: Path, leave_out: set[Path], unreadable: list[tuple[str, str]]) -> Iterator[str]:
+    """Files below a folder in a fixed order, as paths relative to it with forward slashes."""
     seen: set[Path] = set()
 
     def note(fault: OSError) -> None:
-        unreadable.append((Path(fault.filename), f"the folder cannot be opened: {fault.strerror}"))
+        name = os.path.relpath(fault.filename, folder)
+        unreadable.append((name, f"the folder cannot be opened: {fault.strerror}"))
 
     for place, folders, files in os.walk(folder, onerror=note, followlinks=True):
         here = Path(place).resolve()
@@ -176,19 +180,20 @@ def _walk(folder: Path, leave_out: set[Path], unreadable: list[tuple[Path, str]]
             continue
         seen.add(here)
         folders[:] = sorted(name for name in folders if not _hidden(name))
-        yield from (Path(place, name) for name in sorted(files) if not _hidden(name))
+        prefix = "" if place == str(folder) else Path(os.path.relpath(place, folder)).as_posix() + "/"
+        yield from (prefix + name for name in sorted(files) if not _hidden(name))
 
 
 def _hidden(name: str) -> bool:
     return name.startswith(".") or name == "__MACOSX"
 
 
-def _name_fault(path: Path) -> str | None:
+def _name_fault(name: str) -> str | None:
     try:
-        str(path).encode("utf-8")
+        name.encode("utf-8")
     except UnicodeEncodeError:
         return "its name is not valid Unicode: rename the file"
-    return "its name holds a line break: rename the file" if len(str(path).splitlines()) > 1 else None
+    return "its name holds a line break: rename the file" if len(name.splitlines()) > 1 else None
 
 
 def _open(path: Path, stream: BinaryIO) -> Image.Image:

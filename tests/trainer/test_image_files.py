@@ -67,8 +67,7 @@ def test_left_out_folders_and_loops_of_links(tmp_path: Path) -> None:
     for name in ("a.png", "out/b.png", "deep/c.png"):
         (tmp_path / name).touch()
     (tmp_path / "deep" / "back").symlink_to(tmp_path)
-    found = scan_images(tmp_path, [tmp_path / "out"]).paths
-    assert [path.name for path in found] == ["a.png", "c.png"]
+    assert scan_images(tmp_path, [tmp_path / "out"]).names == ["a.png", "deep/c.png"]
 
 
 def test_names_that_no_list_can_hold_are_reported(tmp_path: Path) -> None:
@@ -76,10 +75,10 @@ def test_names_that_no_list_can_hold_are_reported(tmp_path: Path) -> None:
     with open(os.fsencode(tmp_path) + b"/\xff.png", "wb"):
         pass
     scan = scan_images(tmp_path)
-    assert scan.paths == []
-    assert sorted(reason for _, reason in scan.unreadable) == [
-        "its name holds a line break: rename the file",
-        "its name is not valid Unicode: rename the file",
+    assert scan.names == []
+    assert sorted(scan.unreadable) == [
+        ("\\udcff.png", "its name is not valid Unicode: rename the file"),
+        ("a\\nb.png", "its name holds a line break: rename the file"),
     ]
 
 

@@ -1,0 +1,277 @@
+"""Finds the parts of the things in a folder of pictures of any size: `bestiary discover FOLDER --out OUT`.
+
+Two passes in shards that are written once, so that a stopped run goes on where it was and several processes
+(`accelerate launch`) share the work. Pass 1 reads a bounded random sample of the pictures and fits foreground and parts;
+pass 2 streams all pictures (those of the sample from their stored features) and keeps of each only its part labels and
+part means, from which the kinds are fitted. Peak memory does not depend on the number of pictures.
+"""
+
+import logging
+import math
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+
+from ..concepts.denoiser import Denoiser, ProgressCallback
+from ..concepts.errors import BestiaryError
+from ..concepts.part_codebook import PartCodebook
+from ..concepts.part_discovery import fit_parts
+from ..concepts.patch_features import FeatureSource
+from .discovery_folder import REPORT, Discovery, read_report
+from .discovery_passes import PictureReader, describe_shard, joined_sample, sample_shard
+from .discovery_result import PassesDone, finish_discovery
+from .discovery_state import DiscoveryState, files_digest, open_plan
+from .feature_sources import SourceChoice, Spec, build_feature_source, choose_source
+from .image_files import ImageScan, scan_images
+from .part_names import NamesFile, read_names
+from .work_group import WorkGroup, join_work_group
+
+logger = logging.getLogger("bestiary.discover")
+
+
+class DiscoverSettings(BaseModel):
+    """What a discovery is asked to do."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    images: Path
+    """Folder of pictures; subfolders are read too."""
+    out: Path
+    """Folder for the result; a stopped discovery there is continued."""
+    source: SourceChoice = "auto"
+    """What describes a patch; `auto` takes dinov2 where its weights are on disk, else diffusion with a base model."""
+    base: str | None = None
+    """Base model for the source diffusion: a diffusers folder, or `demo`."""
+    weights: Path | None = None
+    """DINOv2 checkpoint on disk for the source dinov2; None takes timm's own."""
+    num_parts: int | None = Field(None, ge=2, le=64)
+    """Foreground parts, 2 to 64; None chooses."""
+    kinds: int | None = Field(None, ge=1, le=4096)
+    """Kinds of each part, 1 to 4096; None takes a quarter of the pictures, at most 256."""
+    names: Path | None = None
+    """TOML file with names of parts and kinds."""
+    flip_foreground: bool = False
+    """Take for the thing what was held for its surroundings."""
+    min_margin: float = Field(0.05, ge=-1, le=1)
+    """How much more a foreground must cover the centre of the pictures than their borders, -1 to 1; -1 takes any."""
+    batch_size: int = Field(16, ge=1)
+    """Pictures described at a time."""
+    sample_patches: int = Field(65_536, ge=256)
+    """Patches on which foreground and parts are fitted; bounds memory and time of pass 1."""
+    kind_images: int = Field(16_384, ge=16)
+    """Pictures on which kinds are fitted; bounds memory."""
+    shard_images: int = Field(128, ge=1)
+    """Pictures of one shard, the unit that is never done twice."""
+    seed: int = 0
+    """Number from which every random choice follows."""
+    device: str = "auto"
+    """Where features are computed: auto, cpu, cuda, cuda:1, mps."""
+    dtype: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    """Precision of the base model."""
+    restart: bool = False
+    """Forget what an earlier discovery left in `out`."""
+
+
+@dataclass(frozen=True)
+class DiscoveryResult:
+    """What a discovery came to."""
+
+    folder: Path
+    images: int
+    """Pictures whose parts were found."""
+    skipped: int
+    """Files that were passed over, listed in `skipped.csv`."""
+    part_names: tuple[str, ...]
+    report: dict[str, object]
+    """Content of `report.json`."""
+
+    def load(self) -> Discovery:
+        """Labels, codes and codebook."""
+        return Discovery.load(self.folder)
+
+
+def discover(
+    settings: DiscoverSettings,
+    on_progress: ProgressCallback | None = None,
+    *,
+    denoiser: Denoiser | None = None,
+) -> DiscoveryResult:
+    """Find parts and kinds and write them, with a page, to `settings.out`; a finished discovery is returned as it is.
+
+    Args:
+        on_progress: called with (pictures done, pictures to do in both passes).
+        denoiser: a model that is loaded already, instead of `settings.base`.
+
+    Raises:
+        BestiaryError: no pictures, none readable, no foreground, fewer pictures than kinds, other settings than those
+            of the discovery in `out`, or a folder that cannot be written to.
+    """
+    started = time.monotonic()
+    group = join_work_group(settings.device)
+    names = read_names(settings.names) if settings.names else NamesFile()
+    scan = _scan(settings)
+    spec = _source_spec(settings, denoiser)
+    if group.is_first:
+        open_plan(settings.out, _plan(settings, spec, scan), settings.restart)
+    group.meet()
+    if not (settings.out / REPORT).exists():
+        source = _build_source(settings, spec, denoiser, group)
+        state = DiscoveryState(settings.out / "state", len(scan.names), settings.shard_images)
+        reader = PictureReader(settings.images, scan.names, source.image_size)
+        _run_passes(settings, state, reader, source, group, on_progress)
+        if group.is_first:
+            _finish(settings, state, scan, source, names, started)
+    group.meet()
+    return _result(settings.out)
+
+
+def _run_passes(
+    settings: DiscoverSettings,
+    state: DiscoveryState,
+    reader: PictureReader,
+    source: FeatureSource,
+    group: WorkGroup,
+    on_progress: ProgressCallback | None,
+) -> None:
+    """Both passes, this process's share of them; the first process fits in between."""
+    sampled = _choose_sample(settings, state.num_images, source)
+    shards = [shard for shard in range(state.num_shards) if group.owns(shard)]
+    total = state.num_images + len(sampled)
+    done = 0
+    for shard in shards:
+        chosen = [index for index in state.images_of(shard) if index in sampled]
+        if chosen and not state.sample_path(shard).exists():
+            sample_shard(state, shard, chosen, reader, source, settings.batch_size)
+        done += len(chosen)
+        _report(on_progress, group, done, total)
+    group.meet()
+    if group.is_first and not state.coarse_path.exists():
+        _fit_parts(settings, state, source)
+    group.meet()
+    codebook = PartCodebook.load(state.coarse_path)
+    for shard in shards:
+        if not state.part_path(shard).exists():
+            describe_shard(state, shard, reader, source, codebook, settings.batch_size)
+        done += len(state.images_of(shard))
+        _report(on_progress, group, done, total)
+    group.meet()
+    if group.is_first and on_progress is not None:
+        on_progress(total, total)
+
+
+def _fit_parts(settings: DiscoverSettings, state: DiscoveryState, source: FeatureSource) -> None:
+    """Foreground and parts from the stored sample.
+
+    Raises:
+        BestiaryError: no picture of the sample could be read, or no foreground stands out.
+    """
+    sample = joined_sample(state)
+    codebook = fit_parts(
+        sample,
+        spec=source.spec,
+        num_parts=settings.num_parts,
+        seed=settings.seed,
+        flip_foreground=settings.flip_foreground,
+    )
+    margin = codebook.foreground.margin
+    if margin < settings.min_margin and not settings.flip_foreground:
+        raise BestiaryError(
+            f"no foreground found in {settings.images}: what was found covers the centre of the pictures only {margin:.2f} "
+            f"more than their borders (at least {settings.min_margin:.2f} is needed). Give pictures that show the whole "
+            "thing near their centre, try another --source or --flip-foreground, or lower --min-margin"
+        )
+    codebook.save(state.coarse_path)
+
+
+def _finish(
+    settings: DiscoverSettings,
+    state: DiscoveryState,
+    scan: ImageScan,
+    source: FeatureSource,
+    names: NamesFile,
+    started: float,
+) -> None:
+    """Kinds and result files."""
+    kept = settings.model_dump(
+        mode="json", exclude={"images", "out", "restart", "names", "device", "batch_size"}, exclude_none=True
+    )
+    about = {"source": source.spec, "settings": kept, "other_files": scan.other_files}
+    about["seconds"] = round(time.monotonic() - started, 1)
+    done = PassesDone(settings.out, settings.images, scan.names, scan.unreadable, state, about)
+    finish_discovery(done, names, num_kinds=settings.kinds, kind_images=settings.kind_images, seed=settings.seed)
+
+
+def _report(on_progress: ProgressCallback | None, group: WorkGroup, done: int, total: int) -> None:
+    """Progress of the whole group, taken from the first process's share."""
+    if on_progress is not None and group.is_first:
+        on_progress(min(done * group.size, total - 1), total)
+
+
+def _scan(settings: DiscoverSettings) -> ImageScan:
+    if settings.images.resolve() == settings.out.resolve():
+        raise BestiaryError(f"--out {settings.out} is the folder of pictures itself: choose another folder")
+    scan = scan_images(settings.images, [settings.out])
+    if not scan.names:
+        others = ", ".join(f"{count} x {suffix}" for suffix, count in scan.other_files.items()) or "nothing else"
+        raise BestiaryError(
+            f"no pictures in {settings.images} (found {others}): give a folder of jpg, png, webp, tif, bmp or gif files"
+        )
+    if settings.kinds is not None and settings.kinds > len(scan.names):
+        raise BestiaryError(
+            f"--kinds {settings.kinds} is more than the {len(scan.names)} pictures in {settings.images}: "
+            "give more pictures or ask for fewer kinds"
+        )
+    return scan
+
+
+def _source_spec(settings: DiscoverSettings, denoiser: Denoiser | None) -> Spec:
+    has_base = settings.base is not None or denoiser is not None
+    return choose_source(settings.source, has_base=has_base, weights=settings.weights)
+
+
+def _plan(settings: DiscoverSettings, spec: Spec, scan: ImageScan) -> dict[str, object]:
+    """Everything on which the stored state depends; batch size, device and names may change."""
+    kept = (
+        "num_parts",
+        "kinds",
+        "flip_foreground",
+        "min_margin",
+        "sample_patches",
+        "kind_images",
+        "shard_images",
+        "seed",
+    )
+    plan: dict[str, object] = {"images": str(settings.images.resolve()), "source": spec["name"]}
+    plan |= {name: getattr(settings, name) for name in kept}
+    if spec["name"] == "diffusion":
+        plan |= {"base": settings.base, "dtype": settings.dtype}
+    if "weights" in spec:
+        plan["weights"] = spec["weights"]
+    return {**plan, "files": {"count": len(scan.names), "digest": files_digest(settings.images, scan.names)}}
+
+
+def _build_source(settings: DiscoverSettings, spec: Spec, denoiser: Denoiser | None, group: WorkGroup) -> FeatureSource:
+    if spec["name"] == "diffusion" and denoiser is None and settings.base is not None:
+        from .backbones import load_denoiser
+
+        denoiser = load_denoiser(settings.base, device=group.device, dtype=settings.dtype)
+    return build_feature_source(spec, denoiser, device=group.device)
+
+
+def _choose_sample(settings: DiscoverSettings, num_images: int, source: FeatureSource) -> set[int]:
+    """Places of the randomly chosen pictures of pass 1."""
+    blank = torch.full((1, 3, source.image_size, source.image_size), 0.5)
+    patches = math.prod(source(blank).features.shape[1:3])
+    count = min(num_images, max(1, settings.sample_patches // patches))
+    generator = torch.Generator().manual_seed(settings.seed)
+    return set(torch.randperm(num_images, generator=generator)[:count].tolist())
+
+
+def _result(folder: Path) -> DiscoveryResult:
+    report = read_report(folder)
+    names = tuple(part["name"] for part in report["parts"])
+    return DiscoveryResult(folder, report["images"], report["skipped"], names, report)

@@ -1,0 +1,159 @@
+"""The two streaming passes over pictures: features of sampled pictures, then labels and part means of all of them.
+
+Letters: n pictures, S edge in pixels, (h, w) patch grid, M parts, D channels.
+"""
+
+import os
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ..concepts.errors import BestiaryError
+from ..concepts.part_codebook import PartCodebook
+from ..concepts.patch_features import FeatureSource, PatchGrid
+from .discovery_state import DiscoveryState, PartShard, SampleShard, Skipped
+from .image_files import UnreadableImage, fit_square, image_to_tensor, read_image
+
+_HALF_MAX = torch.finfo(torch.float16).max
+
+
+@dataclass(frozen=True)
+class PictureReader:
+    """Reads pictures of a list as squares of one size, ahead of their use."""
+
+    root: Path
+    names: Sequence[str]
+    """Paths relative to the root."""
+    size: int
+    threads: int = field(default_factory=lambda: min(4, os.cpu_count() or 1))
+
+    def batches(self, indices: Sequence[int], batch_size: int, skipped: Skipped) -> Iterator[tuple[list[int], Tensor]]:
+        """Batches of (places in the list, images `(n, 3, S, S)` in 0..1); unreadable files go to `skipped` instead."""
+        pieces = [indices[start : start + batch_size] for start in range(0, len(indices), batch_size)]
+        with ThreadPoolExecutor(self.threads) as pool:
+            ahead = [pool.submit(self.read, index) for index in (pieces[0] if pieces else [])]
+            for number, piece in enumerate(pieces):
+                waiting, following = ahead, pieces[number + 1] if number + 1 < len(pieces) else []
+                ahead = [pool.submit(self.read, index) for index in following]
+                read = [(index, future.result()) for index, future in zip(piece, waiting, strict=True)]
+                skipped.extend((self.names[index], found) for index, found in read if isinstance(found, str))
+                good = [(index, found) for index, found in read if isinstance(found, Tensor)]
+                if good:
+                    yield [index for index, _ in good], torch.stack([found for _, found in good])  # (n, 3, S, S)
+
+    def read(self, index: int) -> Tensor | str:
+        """One picture `(3, S, S)` in 0..1, or the reason why there is none."""
+        try:
+            return image_to_tensor(fit_square(read_image(self.root / self.names[index], at_least=self.size), self.size))
+        except UnreadableImage as fault:
+            return fault.reason
+
+
+def sample_shard(
+    state: DiscoveryState,
+    shard: int,
+    chosen: Sequence[int],
+    reader: PictureReader,
+    source: FeatureSource,
+    batch_size: int,
+) -> None:
+    """Pass 1: store the features of the chosen pictures of a shard."""
+    skipped: Skipped = []
+    found = list(_described(chosen, reader, source, batch_size, skipped))
+    state.write_sample(shard, _joined_sample(found) if found else None, skipped)
+
+
+def describe_shard(
+    state: DiscoveryState,
+    shard: int,
+    reader: PictureReader,
+    source: FeatureSource,
+    codebook: PartCodebook,
+    batch_size: int,
+) -> None:
+    """Pass 2: store part labels and part means of every picture of a shard."""
+    skipped: Skipped = []
+    sampled, unreadable = state.read_sample(shard)
+    settled = set() if sampled is None else {reader.names[index] for index in sampled.index.tolist()}
+    settled |= {name for name, _ in unreadable}
+    left = [index for index in state.images_of(shard) if reader.names[index] not in settled]
+    pieces = [] if sampled is None else list(_in_batches(sampled, batch_size))
+    pieces = [_part_piece(piece, codebook) for piece in pieces]
+    pieces += [_part_piece(piece, codebook) for piece in _described(left, reader, source, batch_size, skipped)]
+    state.write_parts(shard, _joined_parts(pieces) if pieces else None, sorted([*unreadable, *skipped]))
+
+
+def joined_sample(state: DiscoveryState) -> PatchGrid:
+    """All stored sample features, in the order of the pictures.
+
+    Raises:
+        BestiaryError: no chosen picture could be read; the message gives the first reasons.
+    """
+    pieces, unreadable = [], []
+    for shard in range(state.num_shards):
+        found, skipped = state.read_sample(shard)
+        pieces += [] if found is None else [found]
+        unreadable += skipped
+    if not pieces:
+        reasons = "; ".join(f"{name}: {reason}" for name, reason in unreadable[:3])
+        raise BestiaryError(f"none of {len(unreadable)} pictures could be read ({reasons}): give a folder of pictures")
+    return _joined_sample(pieces).grid
+
+
+def check_features(grid: PatchGrid, names: Sequence[str]) -> None:
+    """Refuse features that are not finite numbers.
+
+    Raises:
+        BestiaryError: the message names the first picture concerned.
+    """
+    finite = torch.isfinite(grid.features).flatten(1).all(1)  # (n,)
+    if not bool(finite.all()):
+        name = names[int((~finite).nonzero()[0])]
+        raise BestiaryError(
+            f"the features of {name} are not finite numbers: choose another --dtype (fp32), or --source"
+        )
+
+
+def _described(
+    indices: Sequence[int], reader: PictureReader, source: FeatureSource, batch_size: int, skipped: Skipped
+) -> Iterator[SampleShard]:
+    for places, images in reader.batches(indices, batch_size, skipped):
+        grid = source(images)
+        check_features(grid, [reader.names[place] for place in places])
+        rounded = grid.features.float().cpu().clamp(-_HALF_MAX, _HALF_MAX).half().float()  # as stored samples are
+        saliency = None if grid.saliency is None else grid.saliency.float().cpu()
+        yield SampleShard(torch.tensor(places), PatchGrid(rounded, saliency))
+
+
+def _in_batches(sampled: SampleShard, batch_size: int) -> Iterator[SampleShard]:
+    for start in range(0, len(sampled.index), batch_size):
+        rows = slice(start, start + batch_size)
+        saliency = None if sampled.grid.saliency is None else sampled.grid.saliency[rows]
+        yield SampleShard(sampled.index[rows], PatchGrid(sampled.grid.features[rows], saliency))
+
+
+def _part_piece(piece: SampleShard, codebook: PartCodebook) -> PartShard:
+    labels = codebook.label(piece.grid)  # (n, h, w)
+    means, counts = codebook.part_means(piece.grid, labels)  # (n, M, D), (n, M)
+    return PartShard(piece.index.int(), labels.cpu(), counts.int(), means.half())
+
+
+def _joined_sample(pieces: Sequence[SampleShard]) -> SampleShard:
+    has_saliency = all(piece.grid.saliency is not None for piece in pieces)
+    saliency = torch.cat([piece.grid.saliency for piece in pieces]) if has_saliency else None
+    grid = PatchGrid(torch.cat([piece.grid.features for piece in pieces]), saliency)
+    return SampleShard(torch.cat([piece.index for piece in pieces]), grid)
+
+
+def _joined_parts(pieces: Sequence[PartShard]) -> PartShard:
+    """All pictures of a shard in the order of the list of files."""
+    index = torch.cat([piece.index for piece in pieces])
+    order = index.argsort()
+    labels, counts, means = (
+        torch.cat([getattr(piece, name) for piece in pieces]) for name in ("labels", "counts", "means")
+    )
+    return PartShard(index[order], labels[order], counts[order], means[order])

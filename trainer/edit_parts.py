@@ -1,0 +1,239 @@
+"""`bestiary parts rename|merge|drop`: edits a discovery before training, every file of it together or none.
+
+A name is a part (`head`, or its number) or a kind of a part (`head:17`, `head:cardinal`).
+Letters: N pictures, n pictures of a piece, (h, w) patch grid, M parts, d channels of part means.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ..concepts import codebook_edits
+from ..concepts.caption_file import format_caption
+from ..concepts.codebook_edits import CodebookEdit
+from ..concepts.errors import BestiaryError
+from ..concepts.part_codebook import PartCodebook
+from ..concepts.part_discovery import fit_kinds
+from ..concepts.part_map import ABSENT, PartMaps
+from .discovery_counts import PER_KIND, PartCounts, TypicalPictures
+from .discovery_folder import (
+    CAPTIONS,
+    CODEBOOK,
+    PAGE,
+    PART_MAPS,
+    editing,
+    finish_edit,
+    pictures_folder,
+    read_labels,
+    read_maps,
+    read_report,
+    write_lines,
+    write_maps,
+    write_report,
+)
+from .discovery_page import page_content, write_discovery_page
+from .discovery_state import DiscoveryState, read_plan
+
+_PIECE = 1024
+
+Edit = Callable[[PartCodebook], CodebookEdit]
+
+
+def rename_part(folder: Path, name: str, new_name: str) -> None:
+    """Give a part or a kind a name.
+
+    Raises:
+        BestiaryError: no such part or kind, or a name that is taken or that a prompt cannot hold.
+    """
+    part, kind = _split(name)
+    if kind is None:
+        _edit(folder, lambda codebook: codebook_edits.rename(codebook, parts={part: new_name}))
+    else:
+        _edit(folder, lambda codebook: codebook_edits.rename(codebook, kinds={part: {kind: new_name}}))
+
+
+def merge_parts(folder: Path, names: Sequence[str]) -> None:
+    """Join parts, or kinds of one part, into the first one named.
+
+    The kinds of joined parts are fitted anew from the stored part means, unless some of them have names.
+
+    Raises:
+        BestiaryError: fewer than two names, unknown ones, parts mixed with kinds, or kinds of different parts.
+    """
+    split = [_split(name) for name in names]
+    if all(kind is None for _, kind in split):
+        parts = [part for part, _ in split]
+        _edit(folder, lambda codebook: codebook_edits.merge_parts(codebook, parts), refit=True)
+        return
+    if any(kind is None for _, kind in split):
+        raise BestiaryError(
+            f"{' '.join(names)}: parts and kinds cannot be joined; name parts alone, or kinds of one part"
+        )
+
+    def merge(codebook: PartCodebook) -> CodebookEdit:
+        if len({codebook.find_part(part) for part, _ in split}) > 1:
+            raise BestiaryError(f"{' '.join(names)}: kinds of different parts cannot be joined; join the parts instead")
+        return codebook_edits.merge_kinds(codebook, split[0][0], [kind for _, kind in split])
+
+    _edit(folder, merge)
+
+
+def drop_parts(folder: Path, names: Sequence[str]) -> None:
+    """Leave parts or kinds out: their patches become background.
+
+    Raises:
+        BestiaryError: no name, an unknown one, the background, the only part, or the only kind of a part.
+    """
+    if not names:
+        raise BestiaryError("nothing to drop: name parts, or kinds as part:kind")
+
+    def drop(codebook: PartCodebook) -> CodebookEdit:
+        kinds = [_found_kind(codebook, *_split(name)) for name in names if _split(name)[1] is not None]
+        parts = {codebook.find_part(_split(name)[0]) for name in names if _split(name)[1] is None}
+        edit = codebook_edits.rename(codebook)  # changes nothing
+        for part, kind in sorted(set(kinds), reverse=True):  # from the last, so that the numbers before it stay
+            edit = _after(edit, codebook_edits.drop_kind(edit.codebook, str(part), str(kind)))
+        for part in sorted(parts, reverse=True):
+            edit = _after(edit, codebook_edits.drop_part(edit.codebook, str(part)))
+        return edit
+
+    _edit(folder, drop)
+
+
+def _split(name: str) -> tuple[str, str | None]:
+    part, colon, kind = name.partition(":")
+    if colon and not (part.strip() and kind.strip()):
+        raise BestiaryError(f"{name!r} is neither a part nor a kind: write part, or part:kind")
+    return part.strip(), kind.strip() if colon else None
+
+
+def _found_kind(codebook: PartCodebook, part: str, kind: str) -> tuple[int, int]:
+    index = codebook.find_part(part)
+    return index, codebook.find_kind(index, kind)
+
+
+def _after(first: CodebookEdit, second: CodebookEdit) -> CodebookEdit:
+    """Both edits, one after the other, as one."""
+    kinds = tuple(
+        tuple(ABSENT if kind == ABSENT else second.kinds[part][kind] for kind in moved)
+        for part, moved in zip(first.parts, first.kinds, strict=True)
+    )
+    return CodebookEdit(second.codebook, tuple(second.parts[part] for part in first.parts), kinds)
+
+
+def _edit(folder: Path, change: Edit, refit: bool = False) -> None:
+    """Change the codebook and carry maps, captions, report and page over to it."""
+    folder = Path(folder)
+    finish_edit(folder)
+    report = read_report(folder)
+    codebook = PartCodebook.load(folder / CODEBOOK)
+    edit = change(codebook)
+    old = read_maps(folder / PART_MAPS)
+    codebook, codes = edit.codebook, _moved_codes(edit, old)
+    report = {**report, "part_of": [edit.parts[part] for part in report["part_of"]], "typical": _typical(report, edit)}
+    joined = [new for new in set(edit.parts) if edit.parts.count(new) > 1 and new != codebook.background]
+    if refit and joined and not any(codebook.kind_names[part] for part in joined):
+        codebook, codes, report = _with_fitted_kinds(folder, codebook, codes, report, joined[0])
+    _replace_files(folder, codebook, lambda rows: _moved_labels(edit, old.labels[rows], codes[rows]), codes, report)
+
+
+def _replace_files(
+    folder: Path,
+    codebook: PartCodebook,
+    maps_of: Callable[[slice], PartMaps],
+    codes: Tensor,
+    report: dict[str, object],
+) -> None:
+    """Write every file anew beside the old ones and let them take their places together."""
+    counts = PartCounts(codebook.num_parts)
+
+    def pieces() -> Iterator[PartMaps]:
+        for start in range(0, len(codes), _PIECE):
+            piece = maps_of(slice(start, start + _PIECE))
+            counts.add(piece)
+            yield piece
+
+    with editing(folder) as staging:
+        write_maps(staging / PART_MAPS, pieces(), len(codes), codebook.grid, codebook.num_parts)
+        codebook.save(staging / CODEBOOK)
+        write_lines(staging / CAPTIONS, (format_caption(row) for row in codes.tolist()))
+        report = {**report, "parts": counts.report(codebook.part_names)}
+        write_report(staging, report)
+        labels = read_labels(staging / PART_MAPS)
+        content = page_content(folder, pictures_folder(folder, report), codebook, report, labels)
+        write_discovery_page(staging / PAGE, content)
+
+
+def _moved_codes(edit: CodebookEdit, old: PartMaps) -> Tensor:
+    """Codes `(N, M)` in new numbers, piece by piece."""
+    starts = range(0, len(old.codes), _PIECE)
+    pieces = (PartMaps(old.labels[start : start + _PIECE], old.codes[start : start + _PIECE]) for start in starts)
+    return torch.cat([edit.apply(piece).codes for piece in pieces])
+
+
+def _moved_labels(edit: CodebookEdit, labels: Tensor, codes: Tensor) -> PartMaps:
+    """Labels `(n, h, w)` in new numbers; patches of a part that has no kind left become background."""
+    background = edit.codebook.background
+    moved = torch.tensor(edit.parts)[labels.long()]  # (n, h, w)
+    gone = codes.gather(1, moved.flatten(1)).view_as(moved) == ABSENT
+    return PartMaps(moved.masked_fill(gone, background).to(torch.uint8), codes)
+
+
+def _typical(report: Mapping[str, object], edit: CodebookEdit) -> dict[str, list[int]]:
+    """Typical pictures under the new numbers."""
+    moved: dict[str, list[int]] = {}
+    for key, rows in report["typical"].items():
+        part, kind = (int(number) for number in key.split(":"))
+        new = edit.kinds[part][kind]
+        if new != ABSENT:
+            found = moved.setdefault(f"{edit.parts[part]}:{new}", [])
+            found += [row for row in rows if row not in found]
+    return {key: rows[:PER_KIND] for key, rows in moved.items()}
+
+
+def _with_fitted_kinds(
+    folder: Path, codebook: PartCodebook, codes: Tensor, report: dict[str, object], part: int
+) -> tuple[PartCodebook, Tensor, dict[str, object]]:
+    """Kinds of one part fitted anew from the stored means; all as it was where these are gone."""
+    plan = read_plan(folder) if (folder / "state" / "plan.json").is_file() else None
+    if plan is None or not any((folder / "state").glob("parts-*.safetensors")):
+        return codebook, codes, report
+    state = DiscoveryState(folder / "state", plan["files"]["count"], plan["shard_images"])
+    pieces = [_joined_means(shard.means, shard.counts, report["part_of"], part) for shard in state.read_parts()]
+    means, counts = (
+        torch.cat([piece[0] for piece in pieces]),
+        torch.cat([piece[1] for piece in pieces]),
+    )  # (N, 1, d), (N, 1)
+    alone = replace(codebook, part_names=(codebook.part_names[part],), background=0)
+    chosen = torch.randperm(len(means), generator=torch.Generator().manual_seed(plan["seed"]))[: plan["kind_images"]]
+    fitted = fit_kinds(alone, means[chosen].float(), counts[chosen], num_kinds=plan["kinds"], seed=plan["seed"])
+    new_codes = fitted.kind_of(means.float(), counts)  # (N, 1)
+    new_codes[codes[:, part] == ABSENT] = ABSENT
+    typical = TypicalPictures(fitted)
+    typical.add(0, new_codes, means)
+    kept = {key: rows for key, rows in report["typical"].items() if not key.startswith(f"{part}:")}
+    kept |= {key.replace("0:", f"{part}:", 1): rows for key, rows in typical.rows().items()}
+    codes = codes.clone()
+    codes[:, part] = new_codes[:, 0]
+    return _with_kinds_of(codebook, part, fitted), codes, {**report, "typical": kept}
+
+
+def _joined_means(means: Tensor, counts: Tensor, part_of: Sequence[int], part: int) -> tuple[Tensor, Tensor]:
+    """Means `(n, 1, d)` and counts `(n, 1)` of the first parts `(n, M, d)` that by now are one part."""
+    members = [first for first, now in enumerate(part_of) if now == part]
+    size = counts[:, members].float()  # (n, members)
+    total = size.sum(1, keepdim=True)
+    joined = (means[:, members].float() * size.unsqueeze(-1)).sum(1, keepdim=True)  # (n, 1, d)
+    return (joined / total.clamp_min(1).unsqueeze(-1)).half(), total.int()
+
+
+def _with_kinds_of(codebook: PartCodebook, part: int, fitted: PartCodebook) -> PartCodebook:
+    fine, centers = list(codebook.fine), codebook.kind_centers
+    fine[part] = fitted.fine[0]
+    if centers is not None and fitted.kind_centers is not None:
+        centers = centers.clone()
+        centers[part] = fitted.kind_centers[0]
+    return replace(codebook, fine=tuple(fine), kind_centers=centers)

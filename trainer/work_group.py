@@ -1,0 +1,64 @@
+"""The processes of one `accelerate launch` and their meeting points; a single process needs none of it."""
+
+import os
+from dataclasses import dataclass
+from datetime import timedelta
+
+import torch
+
+from ..concepts.errors import BestiaryError
+
+_LONGEST_WAIT = timedelta(days=7)  # the first process clusters while the others wait
+
+
+@dataclass(frozen=True)
+class WorkGroup:
+    """This process among the `size` processes that share a piece of work."""
+
+    rank: int = 0
+    size: int = 1
+    device: str = "cpu"
+
+    @property
+    def is_first(self) -> bool:
+        """True in the one process that merges and writes results."""
+        return self.rank == 0
+
+    def owns(self, piece: int) -> bool:
+        """Whether piece number `piece` of the work is this process's."""
+        return piece % self.size == self.rank
+
+    def meet(self) -> None:
+        """Return once every process of the group has come here."""
+        if self.size > 1:
+            torch.distributed.barrier()
+
+
+def join_work_group(device: str = "auto") -> WorkGroup:
+    """The group that `accelerate launch` (or torchrun) started this process in.
+
+    Args:
+        device: "auto" takes this process's own GPU where there is one.
+
+    Raises:
+        BestiaryError: the device asked for is not here.
+    """
+    size = int(os.environ.get("WORLD_SIZE", "1"))
+    if size == 1:
+        return WorkGroup(device=_device(device, 0))
+    from accelerate import PartialState
+
+    local_rank = int(os.environ.get("LOCAL_RANK", "0"))
+    own = _device(device, local_rank)
+    state = PartialState(cpu=own == "cpu", timeout=_LONGEST_WAIT)
+    return WorkGroup(state.process_index, state.num_processes, own)
+
+
+def _device(asked: str, local_rank: int) -> str:
+    if asked == "auto":
+        return f"cuda:{local_rank}" if torch.cuda.is_available() else "cpu"
+    if asked.startswith("cuda") and not torch.cuda.is_available():
+        raise BestiaryError(
+            f"--device {asked}: PyTorch sees no CUDA GPU here; choose cpu, or install a CUDA build of PyTorch"
+        )
+    return f"cuda:{local_rank}" if asked == "cuda" else asked
