@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load, save_file
+from safetensors.torch import load
 from torch import Tensor
 
 from .atomic_file import replacing
@@ -31,6 +31,12 @@ LARGEST_FOREIGN_HEADER = 32 << 20
 _DTYPE_BYTES = {
     "BOOL": 1, "U8": 1, "I8": 1, "F8_E4M3": 1, "F8_E5M2": 1, "F8_E8M0": 1, "I16": 2, "U16": 2, "F16": 2, "BF16": 2,
     "I32": 4, "U32": 4, "F32": 4, "F64": 8, "I64": 8, "U64": 8, "C64": 8,
+}  # fmt: skip
+
+
+_DTYPE_NAMES = {
+    torch.bool: "BOOL", torch.uint8: "U8", torch.int8: "I8", torch.int16: "I16", torch.int32: "I32", torch.int64: "I64",
+    torch.float16: "F16", torch.bfloat16: "BF16", torch.float32: "F32", torch.float64: "F64",
 }  # fmt: skip
 
 
@@ -95,12 +101,32 @@ def write_concept_file(path: Path, tensors: Mapping[str, Tensor], metadata: Mapp
             f"the header of {Path(path).name} would take {size:,} bytes, at most {LARGEST_HEADER:,} are read everywhere: "
             "shorten its provenance or store long lists as a tensor"
         )
-    plain = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
-    with replacing(path) as temporary:
-        try:
-            save_file(plain, str(temporary), stored)
-        except SafetensorError as fault:
-            raise OSError(str(fault)) from fault
+    write_tensors(path, tensors, stored)
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
+    """Write any safetensors file, whole or not at all; equal content gives equal bytes (the library's writer does not).
+
+    Raises:
+        BestiaryError: a type safetensors does not know, or the file cannot be written.
+    """
+    # wide types first, so that every tensor begins at a multiple of its item size
+    order = sorted(tensors, key=lambda name: (-tensors[name].element_size(), name))
+    header: dict[str, object] = {"__metadata__": dict(sorted(metadata.items()))} if metadata else {}
+    end = 0
+    for name in order:
+        tensor = tensors[name]
+        if tensor.dtype not in _DTYPE_NAMES:
+            raise BestiaryError(f"tensor {name!r} is {tensor.dtype}, which safetensors cannot hold")
+        begin, end = end, end + tensor.numel() * tensor.element_size()
+        header[name] = {"dtype": _DTYPE_NAMES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [begin, end]}
+    text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    with replacing(path) as temporary, temporary.open("wb") as stream:
+        stream.write(struct.pack("<Q", len(text)) + text)
+        for name in order:
+            flat = tensors[name].detach().cpu().contiguous().flatten()
+            stream.write(flat.view(torch.uint8).numpy().data)
 
 
 def read_concept_file(path: Path, kind: str | None = None) -> ConceptFile:

@@ -7,8 +7,8 @@ r"""The prompt grammar: learned parts named inside plain text, with ComfyUI's we
 A backslash makes the next character plain: `\(`, `\)`, `\<`, `\\` in text; `\:`, `\.`, `\*`, `\+`, `\@`, `\>` in mentions. `<`
 before a space is text unless a closed `< part : kind >` follows. Weights follow ComfyUI: "(x)" multiplies by 1.1, "(x:1.3)"
 sets 1.3, brackets nest, and one that is never closed is text. Parsing is pure; `resolve_prompt` looks names up. Nothing
-in a prompt is ever a file name. PartCraft's own forms (kamwoh/partcraft @ dfe64e1, app.py) `<head:17>` and `<2:16>` are
-both understood; a bare "10:30" is text, and nothing is clamped.
+in a prompt is ever a file name. Of the forms of kamwoh/partcraft @ dfe64e1, app.py, `<head:17>` means the same here; `<2:16>`
+counts from 0 there and from the dictionary's id base here. A bare "10:30" is text, and nothing is clamped.
 """
 
 import re

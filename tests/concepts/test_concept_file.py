@@ -11,10 +11,13 @@ from bestiary.concepts.concept_file import (
     from_text_tensor,
     read_concept_file,
     read_header,
+    read_tensors,
     to_text_tensor,
     write_concept_file,
+    write_tensors,
 )
 from bestiary.concepts.errors import BestiaryError
+from safetensors import safe_open
 from safetensors.torch import save_file
 
 
@@ -45,6 +48,39 @@ def test_shared_storage_is_written_twice_without_complaint(tmp_path: Path) -> No
     whole = torch.randn(4)
     write_concept_file(tmp_path / "x", {"a": whole, "b": whole[:2]}, {"kind": "test"})
     assert torch.equal(read_concept_file(tmp_path / "x").tensors["b"], whole[:2])
+
+
+def test_equal_content_gives_equal_bytes_in_any_order(tmp_path: Path) -> None:
+    tensors = {
+        "a": torch.ones(3),
+        "b": torch.zeros(2, dtype=torch.uint8),
+        "c": torch.tensor(4.0),
+        "d": torch.zeros(0, 3),
+    }
+    metadata = {"kind": "test", **{f"key{number}": number for number in range(20)}}
+    for number, order in enumerate((list, reversed)):
+        shuffled = {name: tensors[name] for name in order(list(tensors))}
+        write_concept_file(tmp_path / str(number), shuffled, {name: metadata[name] for name in order(list(metadata))})
+    assert (tmp_path / "0").read_bytes() == (tmp_path / "1").read_bytes()
+
+
+@pytest.mark.parametrize(
+    "dtype", ["bool", "uint8", "int8", "int16", "int32", "int64", "float16", "bfloat16", "float64"]
+)
+def test_the_library_reads_what_we_write(tmp_path: Path, dtype: str) -> None:
+    tensors = {"odd": torch.ones(3, dtype=torch.uint8), "x": torch.arange(6).view(2, 3).to(getattr(torch, dtype))}
+    write_tensors(tmp_path / "x", tensors, {"note": "ü"})
+    with safe_open(str(tmp_path / "x"), "pt") as theirs:
+        assert theirs.metadata() == {"note": "ü"}
+        assert theirs.get_tensor("x").dtype == tensors["x"].dtype
+        assert torch.equal(theirs.get_tensor("x"), tensors["x"])
+    assert torch.equal(read_tensors(tmp_path / "x")["odd"], tensors["odd"])
+
+
+def test_types_without_a_name_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(BestiaryError, match="tensor 'x' is torch.complex128, which safetensors cannot hold"):
+        write_tensors(tmp_path / "x", {"x": torch.zeros(1, dtype=torch.complex128)})
+    assert os.listdir(tmp_path) == []
 
 
 def test_our_prefix_in_a_key_is_not_doubled(tmp_path: Path) -> None:
