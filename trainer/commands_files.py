@@ -24,6 +24,15 @@ def import_partcraft(
         list[Path], typer.Argument(metavar="FILE...", help="Mapper, LoRA and k-means files, in any order.")
     ],
     out: OutOption = None,
+    names: Annotated[
+        str | None, typer.Option("--names", help="cub, dogs, or a TOML file that names the parts; else by the path.")
+    ] = None,
+    class_names: Annotated[
+        Path | None, typer.Option("--class-names", help="Text file with one class name per line.")
+    ] = None,
+    captions: Annotated[
+        Path | None, typer.Option("--captions", help="Caption file, for a training without class labels.")
+    ] = None,
 ) -> None:
     """Turn published PartCraft checkpoints into one part dictionary.
 
@@ -32,7 +41,8 @@ def import_partcraft(
     sources = [existing(path, "file") for path in files]
     from .import_partcraft import import_partcraft as convert
 
-    for path in convert(sources, out or Path("partcraft.safetensors")):
+    target = out or Path("partcraft.safetensors")
+    for path in convert(sources, target, names=names, class_names=class_names, captions=captions).written:
         typer.echo(f"wrote {path}")
 
 
