@@ -41,6 +41,12 @@ def discover(
     flip_foreground: Annotated[
         bool, typer.Option("--flip-foreground", help="Take what was held for background.")
     ] = False,
+    min_margin: Annotated[
+        float | None,
+        typer.Option(
+            "--min-margin", help="How much more the foreground must cover the centre than the borders, -1 to 1."
+        ),
+    ] = None,
     batch_size: Annotated[int | None, typer.Option("--batch-size", help="Pictures read at a time.")] = None,
     sample_patches: Annotated[
         int | None, typer.Option("--sample-patches", help="Patches the parts are fitted on.")
@@ -63,7 +69,7 @@ def discover(
     folder = Path(f"{images.resolve().name}-parts") if out is None else out
     values = {"images": images, "out": folder, "source": source, "base": base, "num_parts": num_parts, "kinds": kinds}
     values |= {"names": names, "flip_foreground": flip_foreground, "batch_size": batch_size, "seed": seed}
-    values |= {"sample_patches": sample_patches, "weights": weights, "restart": restart}
+    values |= {"sample_patches": sample_patches, "weights": weights, "min_margin": min_margin, "restart": restart}
     values |= {"device": device, "dtype": dtype}
     run_discovery(checked(DiscoverSettings, values), on_progress=progress_callback("discover", progress))
     typer.echo(f"open {folder / 'index.html'}")

@@ -125,6 +125,8 @@ def discover(
         _run_passes(settings, state, reader, source, group, on_progress)
         if group.is_first:
             _finish(settings, state, scan, source, names, started)
+    elif settings.names is not None:
+        logger.warning("%s is finished: names are kept as they are, change them with `bestiary parts`", settings.out)
     group.meet()
     return _result(settings.out)
 
