@@ -68,8 +68,7 @@ def inspect(
 ) -> None:
     """Show what one of our files holds."""
     source = existing(file, "file")
-    from .inspect_file import describe_file
+    from .inspect_file import describe_file, description_text
 
     described = describe_file(source)
-    shown = described if isinstance(described, str) and not as_json else json.dumps(described, indent=2, default=str)
-    typer.echo(shown)
+    typer.echo(json.dumps(described, indent=2, default=str) if as_json else description_text(described))

@@ -1,0 +1,227 @@
+"""What a file holds: ours in detail, the common files of others by their tensor names, all without running anything."""
+
+import json
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ..concepts.concept_file import Header, TensorEntry, read_header
+from ..concepts.lora_names import ALPHA, DOWN, kohya_name
+from ..concepts.name_search import number_ranges
+from ..concepts.part_codebook import KIND as CODEBOOK_KIND
+from ..concepts.part_codebook import PartCodebook
+from ..concepts.part_dictionary import FILE_KIND as DICTIONARY_KIND
+from ..concepts.part_dictionary import PartDictionary
+from ..concepts.safe_pickle import load_inert, tensors_in
+from ..concepts.token_projector import infer_shape
+from .partcraft_files import COARSE, holds_safetensors, read_partcraft_file
+
+Description = dict[str, object]
+
+_SHOWN_TENSORS = 12
+_SHOWN_NAMES = 8
+_LONGEST_TEXT = 300
+_EMBEDDING_WIDTHS = {
+    768: "SD1.5 (or CLIP-L of SDXL)",
+    1024: "SD2",
+    1280: "CLIP-G of SDXL",
+    128: "the embedded demo model",
+}
+
+
+def describe_file(path: Path) -> Description:
+    """What a file holds, as plain values in reading order; "what" says it in a few words.
+
+    Raises:
+        BestiaryError: the file is missing, broken or unsafe.
+    """
+    path = Path(path)
+    told = _describe_safetensors(path) if holds_safetensors(path) else _describe_pickle(path)
+    return {"file": str(path), "bytes": path.stat().st_size, **told}
+
+
+def description_text(description: Mapping[str, object], indent: str = "") -> str:
+    """The same for reading in a terminal; unprintable characters of foreign names are escaped."""
+    lines: list[str] = []
+    for name, value in description.items():
+        label = f"{indent}{_printable(str(name))}:"
+        if isinstance(value, Mapping):
+            lines += [label, description_text(value, indent + "  ")]
+        elif isinstance(value, list) and value and isinstance(value[0], Mapping):
+            lines.append(label)
+            lines += [f"{indent}  {_in_one_line(item)}" for item in value]
+        else:
+            shown = ", ".join(str(item) for item in value) if isinstance(value, list) else str(value)
+            lines.append(f"{label} {_printable(shown)}")
+    return "\n".join(line for line in lines if line)
+
+
+def _describe_safetensors(path: Path) -> Description:
+    header = read_header(path)
+    if header.kind == DICTIONARY_KIND:
+        return _describe_dictionary(PartDictionary.load(path))
+    if header.kind == CODEBOOK_KIND:
+        return _describe_codebook(PartCodebook.load(path))
+    if header.kind is not None:
+        settings = {name: _short(value) for name, value in header.concept.items() if name not in ("kind", "format")}
+        return {"what": f"Bestiary {_short(header.kind)}", **settings, **_tensors(header.entries)}
+    return _describe_foreign(header)
+
+
+def _describe_dictionary(dictionary: PartDictionary) -> Description:
+    parts = []
+    for part, name in enumerate(dictionary.part_names):
+        kinds = dictionary.kinds_of(part)
+        if not kinds:
+            continue
+        entry: Description = {"part": _short(name), "number": part, "kinds": len(kinds)}
+        entry["ids"] = number_ranges(kind + dictionary.id_base for kind in kinds)
+        names = [_short(dictionary.kind_names[part][kind]) for kind in kinds if kind in dictionary.kind_names[part]]
+        if names:
+            entry["names"] = names[:_SHOWN_NAMES] + (
+                [f"and {len(names) - _SHOWN_NAMES} more"] * (len(names) > _SHOWN_NAMES)
+            )
+        if part == dictionary.background:
+            entry["background"] = True
+        parts.append(entry)
+    downs = [tensor for name, tensor in dictionary.lora.items() if name.endswith(DOWN)]
+    return {
+        "what": "Bestiary part dictionary",
+        "backbone": dictionary.backbone,
+        "tokens": len(dictionary.rows),
+        "widths": {name: table.shape[1] for name, table in dictionary.embeddings.items()},
+        "parts": parts,
+        "lora": f"{len(downs)} layers, rank {_ranks([tensor.shape[0] for tensor in downs])}" if downs else "none",
+        "thumbnails": len(dictionary.thumbnails.index) if dictionary.thumbnails else 0,
+        "provenance": {_short(name): _short(value) for name, value in dictionary.provenance.items()},
+    }
+
+
+def _describe_codebook(codebook: PartCodebook) -> Description:
+    parts = []
+    for part, name in enumerate(codebook.part_names):
+        named = codebook.kind_names[part] if codebook.kind_names else {}
+        kinds = codebook.num_kinds[part] if codebook.fine else 0
+        entry: Description = {"part": _short(name), "number": part, "kinds": kinds}
+        if named:
+            entry["names"] = [_short(text) for text in list(named.values())[:_SHOWN_NAMES]]
+        if part == codebook.background:
+            entry["background"] = True
+        parts.append(entry)
+    return {
+        "what": "Bestiary part codebook",
+        "features": {name: _short(value) for name, value in codebook.feature_spec.items()},
+        "grid": "x".join(map(str, codebook.grid)),
+        "channels": codebook.width,
+        "parts": parts,
+        "statistics": {name: _short(value) for name, value in codebook.statistics.items()},
+    }
+
+
+def _describe_foreign(header: Header) -> Description:
+    """Somebody else's safetensors file, by the names and shapes of its tensors."""
+    entries, metadata = header.entries, {_short(name): _short(text) for name, text in header.metadata.items()}
+    told = _recognised({name: entry.shape for name, entry in entries.items()})
+    if not told:
+        return {"what": "safetensors file of an unknown kind", "metadata": metadata, **_tensors(entries)}
+    kept = {name: text for name, text in metadata.items() if name.startswith(("modelspec.", "ss_base", "ss_network"))}
+    return {**told, **({"metadata": kept} if kept else {})}
+
+
+def _recognised(shapes: Mapping[str, tuple[int, ...]]) -> Description:
+    """A common kind of file, told by tensor names and shapes; empty if none fits."""
+    if any((kohya_name(name) or "").endswith(DOWN) for name in shapes):
+        return _describe_lora(shapes)
+    if COARSE in shapes:
+        return {"what": "PartCraft k-means", "parts": shapes[COARSE][0], "channels": shapes[COARSE][1]}
+    if {"embedding.weight", "pe"} <= set(shapes):
+        shape = infer_shape({name: torch.empty(size, device="meta") for name, size in shapes.items()})
+        counts = {"parts": shape.num_parts, "kinds": shape.num_kinds, "width": shape.width, "depth": shape.depth}
+        return {"what": "PartCraft mapper", **counts, "remedy": "bestiary import partcraft turns it into a dictionary"}
+    embeddings = {
+        name: shape for name, shape in shapes.items() if 1 <= len(shape) <= 2 and shape[-1] in _EMBEDDING_WIDTHS
+    }
+    few = len(shapes) == 1 or set(shapes) == {"clip_l", "clip_g"}
+    if few and len(embeddings) == len(shapes):
+        return {
+            "what": "textual inversion embedding",
+            "tokens": [
+                f"{_short(name)}: {shape[0] if len(shape) == 2 else 1} of width {shape[-1]}, {_EMBEDDING_WIDTHS[shape[-1]]}"
+                for name, shape in shapes.items()
+            ],
+        }
+    return {}
+
+
+def _describe_lora(shapes: Mapping[str, tuple[int, ...]]) -> Description:
+    downs = {name: shape for name, shape in shapes.items() if (kohya_name(name) or "").endswith(DOWN)}
+    modules = [kohya_name(name) for name in downs]
+    return {
+        "what": "LoRA",
+        "naming": _naming(next(iter(downs))),
+        "layers": len(downs),
+        "rank": _ranks([shape[0] for shape in downs.values()]),
+        "text_encoder_layers": sum(module.startswith("lora_te") for module in modules),
+        "alpha": "stored"
+        if any((kohya_name(name) or "").endswith(ALPHA) for name in shapes)
+        else "not stored: scale 1",
+        "example": _short(next(iter(downs))),
+    }
+
+
+def _naming(name: str) -> str:
+    marks = (
+        ("lora_unet_", "kohya"), ("lora_te", "kohya"), (".processor.", "PartCraft and old diffusers"),
+        (".lora_A", "peft"), (".lora_layer", "old diffusers (lora_layer)"), (".lora.", "old diffusers (lora)"),
+    )  # fmt: skip
+    return next((naming for mark, naming in marks if mark in name), "unusual")
+
+
+def _describe_pickle(path: Path) -> Description:
+    """A torch file: PartCraft's, an embedding of AUTOMATIC1111, or whatever tensors it holds."""
+    content = load_inert(path)
+    if isinstance(content, Mapping) and isinstance(content.get("string_to_param"), Mapping):
+        shapes = {str(name): tuple(t.shape) for name, t in content["string_to_param"].items() if isinstance(t, Tensor)}
+        told = {f"{_short(name)}": list(shape) for name, shape in shapes.items()}
+        return {
+            "what": "textual inversion embedding (AUTOMATIC1111)",
+            "name": _short(content.get("name")),
+            "tokens": told,
+        }
+    if isinstance(content, Mapping) and "coarse_kmeans" in content:
+        return _recognised({name: tuple(t.shape) for name, t in read_partcraft_file(path).tensors.items()})
+    tensors = {name: TensorEntry(str(t.dtype)[6:], tuple(t.shape)) for name, t in tensors_in(content)}
+    told = _recognised({name: entry.shape for name, entry in tensors.items()})
+    return told or {"what": f"torch file of an unknown kind ({type(content).__name__})", **_tensors(tensors)}
+
+
+def _tensors(entries: Mapping[str, TensorEntry]) -> Description:
+    shown = [
+        {"name": _short(name), "type": entry.dtype, "shape": list(entry.shape)}
+        for name, entry in list(entries.items())[:_SHOWN_TENSORS]
+    ]
+    return {"tensors": len(entries), "first_tensors": shown}
+
+
+def _ranks(ranks: list[int]) -> str:
+    return ", ".join(str(rank) for rank, _ in Counter(ranks).most_common(4))
+
+
+def _short(value: object) -> object:
+    """Numbers as they are, everything else as text of a few lines at most."""
+    if value is None or isinstance(value, bool | int | float):
+        return value
+    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
+    return text if len(text) <= _LONGEST_TEXT else f"{text[:_LONGEST_TEXT]}... ({len(text):,} characters)"
+
+
+def _printable(text: str) -> str:
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def _in_one_line(item: Mapping[str, object]) -> str:
+    pairs = [f"{k} {', '.join(map(str, v)) if isinstance(v, list) else v}" for k, v in item.items()]
+    return _printable("; ".join(pairs))
