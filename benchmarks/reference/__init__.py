@@ -1,0 +1,1 @@
+"""Re-creations of other people's training steps, written from their description, for comparison only."""
