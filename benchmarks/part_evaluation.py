@@ -104,7 +104,8 @@ def train_method(
         "run.seed": seed,
         **overrides,
     }
-    values |= {"optimizer.steps": options.steps} if options.steps else {}
+    if options.steps:
+        values |= {"optimizer.steps": options.steps, "optimizer.warmup": min(20, options.steps // 10)}
     if method == "textual_inversion":
         values["images.labels"] = folder / TRUTH / "labels.csv"
     result = train_parts(load_recipe("demo", values), on_progress=progress_callback(method))

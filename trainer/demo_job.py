@@ -19,10 +19,10 @@ from pydantic import BaseModel, ConfigDict, Field
 from ..concepts.atomic_file import write_text
 from ..concepts.errors import BestiaryError
 from ..concepts.part_dictionary import PartDictionary
+from . import demo_pictures
 from .backbones import load_denoiser
 from .demo_judging import judge_demo
 from .demo_page import write_demo_page
-from .demo_pictures import compose_demo
 from .diffusers_denoiser import DiffusersDenoiser
 from .discover import DiscoverSettings, discover
 from .discovery_folder import Discovery
@@ -124,14 +124,18 @@ class DemoJob:
                 "run.device": self.settings.device,
                 "run.dtype": self.settings.dtype,
             }
-            overrides |= {"optimizer.steps": self.settings.steps} if self.settings.steps else {}
+            if self.settings.steps:
+                overrides |= {
+                    "optimizer.steps": self.settings.steps,
+                    "optimizer.warmup": min(20, self.settings.steps // 10),
+                }
             result = train_parts(load_recipe("demo", overrides), on_progress=self._progress("train"))
         shutil.copyfile(result.dictionary_path, self.dictionary_path)
 
     def compose(self) -> None:
         """Make creatures nobody drew."""
         dictionary = PartDictionary.load(self.dictionary_path)
-        compose_demo(
+        demo_pictures.compose_demo(
             self.out, self.discovery(), dictionary, self.denoiser, self.settings.seed, self._progress("compose")
         )
 

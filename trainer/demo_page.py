@@ -26,7 +26,8 @@ _STORED_NAMES = {
 _STYLE = """<style>
 .recipe.three { grid-template-columns: minmax(0, 1fr) auto minmax(0, 1.05fr); }
 .recipe.three .result { display: grid; grid-template-columns: repeat(3, 1fr); gap: 8px; }
-.recipe.three .source, .recipe.three .source img { width: 92px; }
+.recipe.three .source, .recipe.three .source img { width: 86px; }
+.recipe.three .sources { gap: 7px; } .recipe.three .plus { padding-bottom: 40px; }
 .strip { display: grid; gap: 10px; grid-template-columns: repeat(var(--columns), minmax(0, 1fr)); margin: .6em 0 1.6em; }
 .thumbs { display: flex; flex-wrap: wrap; gap: 6px; margin: .2em 0 1em; }
 .thumbs img { width: 56px; height: 56px; border-radius: 6px; display: block; }

@@ -13,7 +13,7 @@ from .compose import add_adapters
 from .demo_judging import CHOICE
 from .diffusers_denoiser import DiffusersDenoiser
 from .discovery_folder import Discovery
-from .evaluate import PROMPT, prompt_of
+from .evaluate import PROMPT, mention, prompt_of
 from .evaluation_cases import TestCase, mix_cases
 from .heat_maps import heat_map
 from .picture_making import Picture, PictureOrder, make_pictures
@@ -125,16 +125,16 @@ def _blends(discovery: Discovery, dictionary: PartDictionary, seed: int) -> list
                 if part == background or any(row not in known for row in pair):
                     pair = [pair[0], pair[0]]
                 if pair[0] in known:
-                    tokens.append(_blended(part, pair[0][1], pair[1][1], share))
+                    tokens.append(_blended(dictionary, part, (pair[0][1], pair[1][1]), share))
             caption = f"{round(100 * (1 - share))} % / {round(100 * share)} %"
             plans.append(_Plan("blend", number, f"{PROMPT} {' '.join(tokens)}", case.seed, caption, (one, other)))
     return plans
 
 
-def _blended(part: int, one: int, other: int, share: float) -> str:
-    if share == 0 or one == other:
-        return f"<{part}:{one}>"
-    return f"<{part}:{other}>" if share == 1 else f"<{part}:{one}*{1 - share:g}+{other}*{share:g}>"
+def _blended(dictionary: PartDictionary, part: int, kinds: tuple[int, int], share: float) -> str:
+    if share in (0, 1) or kinds[0] == kinds[1]:
+        return mention(dictionary, part, kinds[int(share)])
+    return mention(dictionary, part, *kinds, share=share)
 
 
 def _without(values: tuple[int, ...], part: int) -> tuple[int, ...]:

@@ -7,6 +7,7 @@ for, CoSim the cosine between kind seen and kind asked for (PartCraft, arXiv 240
 
 import json
 import logging
+import re
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -36,6 +37,7 @@ logger = logging.getLogger(__name__)
 
 PROMPT = "a photo of a"
 """Words before the part tokens, as in the templates of training."""
+_PLAIN_NAME = re.compile(r"[^\W\d]\w*")
 StageReport = Callable[[str], ProgressCallback]
 """Name of a stage -> callback of (done, total)."""
 
@@ -209,9 +211,18 @@ def prompt_of(case: TestCase, dictionary: PartDictionary, codebook: PartCodebook
     if "codes_of_kind" in dictionary.provenance:
         return f"{PROMPT} {_whole_tokens(case, dictionary, codebook)}"
     known = dictionary.row_of
-    base = dictionary.id_base
-    tokens = [f"<{part}:{code + base}>" for part, code in enumerate(case.codes) if (part, code) in known]
+    tokens = [mention(dictionary, part, code) for part, code in enumerate(case.codes) if (part, code) in known]
     return f"{PROMPT} {' '.join(tokens)}"
+
+
+def mention(dictionary: PartDictionary, part: int, *kinds: int, share: float = 0.0) -> str:
+    """The words for a kind of a part, such as `<head:3>`, or for two of them with `share` of the second."""
+    name = dictionary.part_names[part]
+    shown = name if _PLAIN_NAME.fullmatch(name) else str(part)
+    numbers = [kind + dictionary.id_base for kind in kinds]
+    if len(numbers) == 1:
+        return f"<{shown}:{numbers[0]}>"
+    return f"<{shown}:{numbers[0]}*{1 - share:g}+{numbers[1]}*{share:g}>"
 
 
 def check_same_discovery(name: str, dictionary: PartDictionary, codebook: PartCodebook) -> None:
@@ -247,7 +258,7 @@ def _whole_tokens(case: TestCase, dictionary: PartDictionary, codebook: PartCode
             [code if source == picture else ABSENT for code, source in zip(case.codes, case.sources, strict=True)]
         )
         matches = ((table == codes) & (codes != ABSENT)).sum(1)[list(known)]  # (known kinds,)
-        token = f"<0:{known[int(matches.argmax())] + dictionary.id_base}>"
+        token = mention(dictionary, 0, known[int(matches.argmax())])
         parts = [codebook.part_names[part] for part, source in enumerate(case.sources) if source == picture]
         parts = [part for part in parts if part != codebook.part_names[codebook.background]]
         tokens.append(token if len(case.pictures) == 1 else f"{token} {' and '.join(parts)}")

@@ -11,7 +11,7 @@ from bestiary.trainer.__main__ import main
 from bestiary.trainer.discover import DiscoverSettings, discover
 from bestiary.trainer.discovery_folder import Discovery
 from bestiary.trainer.drawn_truth import draw_pictures
-from bestiary.trainer.evaluate import Evaluation, PartsEvaluator, check_same_discovery, plan_tests, prompt_of
+from bestiary.trainer.evaluate import Evaluation, PartsEvaluator, check_same_discovery, mention, plan_tests, prompt_of
 from bestiary.trainer.evaluation_cases import TestCase
 from bestiary.trainer.evaluation_page import write_evaluation_page
 from bestiary.trainer.picture_making import SamplingChoice
@@ -93,7 +93,8 @@ def test_tests_follow_from_the_discovery(discovery):
 def test_prompt_names_every_part_known(discovery):
     dictionary = make_dictionary(discovery)
     case = TestCase(tuple(discovery.maps.codes[0].tolist()), (0, 0, 0, 0, 0), 0)
-    tokens = [f"<{part}:{code}>" for part, code in enumerate(case.codes) if code != ABSENT]
+    names = discovery.codebook.part_names
+    tokens = [f"<{names[part]}:{code}>" for part, code in enumerate(case.codes) if code != ABSENT]
     assert prompt_of(case, dictionary, discovery.codebook) == "a photo of a " + " ".join(tokens)
 
 
@@ -102,11 +103,18 @@ def test_whole_dictionary_gets_one_token_for_each_picture(discovery):
     table = [[0, 0, 0, 0, 0], [1, 1, 1, 1, 1]]
     whole = make_dictionary(discovery, codes_of_kind=table, parts_of_codes=parts)
     alone = TestCase((1, 1, 0, 1, 0), (3, 3, 3, 3, 3), 0)
-    assert prompt_of(alone, whole, discovery.codebook) == "a photo of a <0:1>"
+    assert prompt_of(alone, whole, discovery.codebook) == "a photo of a <whole:1>"
     mixed = TestCase((1, 1, 0, 0, 0), (3, 3, 5, 5, 5), 0)
     prompt = prompt_of(mixed, whole, discovery.codebook)
-    assert prompt == f"a photo of a <0:1> {parts[0]} and {parts[1]} , <0:0> {parts[2]} and {parts[3]}"
+    assert prompt == f"a photo of a <whole:1> {parts[0]} and {parts[1]} , <whole:0> {parts[2]} and {parts[3]}"
     check_same_discovery("whole", whole, discovery.codebook)
+
+
+def test_mentions_of_parts_with_strange_names_use_numbers(discovery):
+    dictionary = make_dictionary(discovery)
+    object.__setattr__(dictionary, "part_names", ("head", "part 2", "3", "tail:x", "background"))
+    assert [mention(dictionary, part, 0) for part in range(4)] == ["<head:0>", "<1:0>", "<2:0>", "<3:0>"]
+    assert mention(dictionary, 0, 1, 3, share=0.25) == "<head:1*0.75+3*0.25>"
 
 
 def test_dictionary_of_another_discovery_is_refused(discovery):
