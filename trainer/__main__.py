@@ -104,7 +104,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _failed(message: str, code: int) -> int:
-    typer.echo("bestiary: " + " ".join(message.split()), err=True)
+    over_progress = "\r\x1b[2K" if sys.stderr.isatty() else ""
+    typer.echo(f"{over_progress}bestiary: {' '.join(message.split())}", err=True)
     return code
 
 
