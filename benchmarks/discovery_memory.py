@@ -57,6 +57,7 @@ def summarise(measured: dict[int, dict[str, float]]) -> dict[str, object]:
 
 def kept_bytes(width: int, parts: int, grid: int) -> float:
     """Bytes of one picture in a part shard."""
+    # (1,), (1, h, w), (1, M), (1, M, D)
     shard = PartShard(
         torch.zeros(1, dtype=torch.int32),
         torch.zeros(1, grid, grid, dtype=torch.uint8),
@@ -69,6 +70,7 @@ def kept_bytes(width: int, parts: int, grid: int) -> float:
 def draw_folder(folder: Path, count: int) -> Path:
     """Small pictures of a two-coloured thing on a plain ground."""
     folder.mkdir(parents=True)
+    # colours of shape (3,), places of shape (2,)
     rng = np.random.default_rng(0)
     for number in range(count):
         image = Image.new("RGB", (64, 64), tuple(int(level) for level in rng.integers(120, 255, 3)))

@@ -15,6 +15,7 @@ from .errors import BestiaryError
 from .part_map import ABSENT
 
 _PAIR = re.compile(r"(\d{1,4}):(\d{1,6})")
+# the shortest path that ends in a suffix and leaves nothing but numbers: `img 1.jpg 5`, `a.b/c 2.png 0 1`
 _LISTED = re.compile(r"(?P<path>.+?\.[^\s./\\]+)(?P<labels>(?:\s+\d+)*)")
 _LISTED_BARE = re.compile(r"(?P<path>\S.*?)(?P<labels>(?:\s+\d+)?)")
 
@@ -45,6 +46,7 @@ def parse_captions(text: str, num_parts: int | None = None) -> Tensor:
     if largest >= width:
         number = next(number for number, line in enumerate(lines, start=1) if largest in line)
         raise BestiaryError(f"caption line {number}: part {largest} is too large, choose 0 to {width - 1}")
+    # codes are looked up far more often than captions are read: one dense table
     codes = torch.full((len(lines), width), ABSENT, dtype=torch.long)  # (N, M)
     for row, line in enumerate(lines):
         for part, kind in line.items():
@@ -93,6 +95,7 @@ def _parse_line(line: str, number: int) -> dict[int, int]:
 
 
 def _parse_listed(line: str, number: int) -> ListedImage:
+    # a path without a suffix is taken to end before the last number
     match = _LISTED.fullmatch(line) or _LISTED_BARE.fullmatch(line)
     path, labels = match["path"].replace("\\", "/"), [int(word) for word in match["labels"].split()]
     if len(labels) <= 1:

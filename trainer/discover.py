@@ -111,10 +111,12 @@ def discover(
             of the discovery in `out`, or a folder that cannot be written to.
     """
     started = time.monotonic()
+    # what costs little and can be wrong comes before anything is computed or written
     group = join_work_group(settings.device)
     names = read_names(settings.names) if settings.names else NamesFile()
     scan = _scan(settings)
     spec = _source_spec(settings, denoiser)
+    # one process writes or checks the plan; the others must not look into the folder before
     if group.is_first:
         open_plan(settings.out, _plan(settings, spec, scan), settings.restart)
     group.meet()
@@ -143,6 +145,7 @@ def _run_passes(
     sampled = _choose_sample(settings, state.num_images, source)
     shards = [shard for shard in range(state.num_shards) if group.owns(shard)]
     total = state.num_images + len(sampled)
+    # pass 1: features of the sampled pictures
     done = 0
     for shard in shards:
         chosen = [index for index in state.images_of(shard) if index in sampled]
@@ -150,10 +153,12 @@ def _run_passes(
             sample_shard(state, shard, chosen, reader, source, settings.batch_size)
         done += len(chosen)
         _report(on_progress, group, done, total)
+    # the first process fits what all of them need next
     group.meet()
     if group.is_first and not state.coarse_path.exists():
         _fit_parts(settings, state, source)
     group.meet()
+    # pass 2: labels and part means of every picture
     codebook = PartCodebook.load(state.coarse_path)
     for shard in shards:
         if not state.part_path(shard).exists():
@@ -179,6 +184,7 @@ def _fit_parts(settings: DiscoverSettings, state: DiscoveryState, source: Featur
         seed=settings.seed,
         flip_foreground=settings.flip_foreground,
     )
+    # a low margin means that something else than the thing was told apart, light from dark scenes for example
     margin = codebook.foreground.margin
     if margin < settings.min_margin and not settings.flip_foreground:
         raise BestiaryError(
@@ -237,6 +243,7 @@ def _source_spec(settings: DiscoverSettings, denoiser: Denoiser | None) -> Spec:
 
 def _plan(settings: DiscoverSettings, spec: Spec, scan: ImageScan) -> dict[str, object]:
     """Everything on which the stored state depends; batch size, device and names may change."""
+    # batch size, device and names may differ between the runs that finish one discovery
     kept = (
         "num_parts",
         "kinds",
@@ -258,6 +265,7 @@ def _plan(settings: DiscoverSettings, spec: Spec, scan: ImageScan) -> dict[str, 
 
 def _build_source(settings: DiscoverSettings, spec: Spec, denoiser: Denoiser | None, group: WorkGroup) -> FeatureSource:
     if spec["name"] == "diffusion" and denoiser is None and settings.base is not None:
+        # loads diffusers and transformers, seconds that other sources need not pay
         from .backbones import load_denoiser
 
         denoiser = load_denoiser(settings.base, device=group.device, dtype=settings.dtype)
@@ -266,8 +274,9 @@ def _build_source(settings: DiscoverSettings, spec: Spec, denoiser: Denoiser | N
 
 def _choose_sample(settings: DiscoverSettings, num_images: int, source: FeatureSource) -> set[int]:
     """Places of the randomly chosen pictures of pass 1."""
+    # the grid of a source is known only from what it returns
     blank = torch.full((1, 3, source.image_size, source.image_size), 0.5)
-    patches = math.prod(source(blank).features.shape[1:3])
+    patches = math.prod(source(blank).features.shape[1:3])  # of (1, h, w, D)
     count = min(num_images, max(1, settings.sample_patches // patches))
     generator = torch.Generator().manual_seed(settings.seed)
     return set(torch.randperm(num_images, generator=generator)[:count].tolist())

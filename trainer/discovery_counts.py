@@ -31,8 +31,9 @@ class PartCounts:
     kinds: list[Counter[int]] = field(init=False)
 
     def __post_init__(self) -> None:
-        self.shown = torch.zeros(self.num_parts, dtype=torch.long)  # (M,) pictures that show the part
-        self.patches = torch.zeros(self.num_parts, dtype=torch.long)  # (M,)
+        # (M,) pictures that show the part, and its patches in all of them
+        self.shown = torch.zeros(self.num_parts, dtype=torch.long)
+        self.patches = torch.zeros(self.num_parts, dtype=torch.long)
         self.kinds = [Counter() for _ in range(self.num_parts)]
 
     def add(self, maps: PartMaps) -> None:
@@ -73,8 +74,10 @@ class TypicalPictures:
                 continue
             kinds = codes[rows, part]
             offset = 0 if self._codebook.kind_centers is None else self._codebook.kind_centers[part]
+            # as kinds are assigned: by cosine around the centre of the part
             nearness = F.cosine_similarity(means[rows, part].float() - offset, centroids[kinds], dim=1)  # (rows,)
             for row, kind, value in zip(rows.tolist(), kinds.tolist(), nearness.tolist(), strict=True):
+                # rows are negated below, so that of equally near pictures the first is kept
                 self._note(part, kind, value, first + row)
 
     def rows(self) -> dict[str, list[int]]:

@@ -58,6 +58,7 @@ class Discovery:
         report = read_report(folder)
         pictures = pictures_folder(folder, report) if images_folder is None else Path(images_folder)
         names = (folder / IMAGES).read_text(encoding="utf-8").split("\n")[:-1]
+        # lines are split at line feeds alone: names may hold other separators
         maps = read_maps(folder / PART_MAPS)
         if len(names) != len(maps.labels):
             raise BestiaryError(
@@ -138,11 +139,13 @@ def write_maps(path: Path, pieces: Iterable[PartMaps], num_images: int, grid: tu
             "codes": {"dtype": "I16", "shape": [num_images, num_parts], "data_offsets": [0, code_bytes]},
         }
     ).encode()
+    # readers expect the tensors to begin at a multiple of 8
     header += b" " * (-len(header) % 8)
     codes_at = 8 + len(header)
     with replacing(path) as temporary, open(temporary, "wb") as file:
         file.write(len(header).to_bytes(8, "little") + header)
         done = 0
+        # both tensors grow at once, each from its own place in the file
         for piece in pieces:
             file.seek(codes_at + done * num_parts * 2)
             file.write(_little_endian(piece.codes, "<i2"))
@@ -202,6 +205,7 @@ def editing(folder: Path) -> Iterator[Path]:
     try:
         staging.mkdir(exist_ok=True)
         yield staging
+        # from here on the edit counts: whoever reads the folder next completes it
         os.replace(staging, folder / _STAGED)
         finish_edit(folder)
     except OSError as fault:
@@ -223,4 +227,5 @@ def finish_edit(folder: Path) -> None:
 
 
 def _little_endian(tensor: Tensor, kind: str) -> bytes:
+    # any shape, for example (n, h, w); safetensors is little-endian on every machine
     return np.ascontiguousarray(tensor.numpy().astype(kind)).tobytes()

@@ -91,11 +91,11 @@ def color_parts(picture: Image.Image, labels: Tensor, background: int) -> Image.
     """A square picture with part labels `(h, w)` laid over it in colour; the background is faded to grey."""
     pixels = np.asarray(picture.convert("RGB"), dtype=np.float32)  # (S, S, 3)
     parts = sorted(int(part) for part in labels.unique())
+    # each part as a smooth field; every pixel goes to the part nearest there
     nearness = np.stack([_smooth_mask(labels == part, picture.size) for part in parts])  # (parts, S, S)
     owner = np.array(parts)[nearness.argmax(0)]  # (S, S)
-    light = pixels.mean(2, keepdims=True).repeat(
-        3, axis=2
-    )  # (S, S, 3): the picture's colours would mix with the parts'
+    # (S, S, 3) in grey: the picture's colours would mix with those of the parts
+    light = pixels.mean(2, keepdims=True).repeat(3, axis=2)
     shown = 0.4 * light + 0.6 * 235
     for part in parts:
         if part != background:
@@ -110,6 +110,7 @@ def crop_part(picture: Image.Image, labels: Tensor, part: int, size: int) -> Ima
     step = picture.width / labels.shape[1]
     left, right = float(columns.min()) * step, float(columns.max() + 1) * step
     top, bottom = float(rows.min()) * step, float(rows.max() + 1) * step
+    # one patch more than the part needs, moved inside the picture where it would leave it
     edge = min(max(right - left, bottom - top) + step, picture.width)
     x = min(max((left + right - edge) / 2, 0), picture.width - edge)
     y = min(max((top + bottom - edge) / 2, 0), picture.height - edge)
@@ -119,7 +120,8 @@ def crop_part(picture: Image.Image, labels: Tensor, part: int, size: int) -> Ima
 def page_content(
     folder: Path, images_folder: Path, codebook: PartCodebook, report: Mapping[str, object], labels: Tensor
 ) -> PageContent:
-    """Gather what the page of the discovery in `folder` needs besides what is at hand."""
+    """Gather what the page of the discovery in `folder` needs besides what is at hand, labels `(N, h, w)` among it."""
+    # rows of the report, looked up in one reading of the list
     shown = {row for _, _, _, rows in _shown_kinds(report) for row in rows} | set(report["examples"])
     return PageContent(
         images_folder, codebook, report, labels, read_lines_at(folder / IMAGES, shown), read_skipped(folder)
@@ -153,6 +155,7 @@ def _read_pictures(content: PageContent) -> _Pictures:
         for row in rows:
             wanted.setdefault(row, []).append((part, kind))
     examples = set(content.report["examples"])
+    # examples and thumbnails of one picture are cut while it is open
     for row in sorted(examples | set(wanted)):
         try:
             picture = fit_square(read_image(content.images_folder / content.names[row], at_least=_PICTURE), _PICTURE)
@@ -175,7 +178,7 @@ def _shown_kinds(report: Mapping[str, object]) -> Iterator[tuple[int, int, int, 
 
 
 def _picture_pair(picture: Image.Image, labels: Tensor, background: int) -> str:
-    """The picture and, to its right, the same with its parts in colour."""
+    """The picture and, to its right, the same with its parts `(h, w)` in colour."""
     pair = Image.new("RGB", (2 * picture.width, picture.height))
     pair.paste(picture, (0, 0))
     pair.paste(color_parts(picture, labels, background), (picture.width, 0))
@@ -221,6 +224,7 @@ def _part_section(content: PageContent, part: int, pictures: _Pictures) -> str:
     name, shown = codebook.part_names[part], [kind for kind in _shown_kinds(content.report) if kind[0] == part]
     largest = max((size for _, _, size, _ in shown), default=1)
     cards = [_kind_card(codebook, kind, largest, pictures) for kind in shown]
+    # small kinds are many and show little: they are counted only
     rest = len(entry["kinds"]) - len(shown)
     kinds = gallery(cards, tile=240) + (paragraph(f"and {rest} smaller kinds") if rest > 0 else "")
     share = entry["images"] / content.report["images"]

@@ -37,6 +37,7 @@ class PictureReader:
         with ThreadPoolExecutor(self.threads) as pool:
             ahead = [pool.submit(self.read, index) for index in (pieces[0] if pieces else [])]
             for number, piece in enumerate(pieces):
+                # the next batch is decoded while this one is described
                 waiting, following = ahead, pieces[number + 1] if number + 1 < len(pieces) else []
                 ahead = [pool.submit(self.read, index) for index in following]
                 read = [(index, future.result()) for index, future in zip(piece, waiting, strict=True)]
@@ -78,9 +79,11 @@ def describe_shard(
     """Pass 2: store part labels and part means of every picture of a shard."""
     skipped: Skipped = []
     sampled, unreadable = state.read_sample(shard)
+    # what pass 1 has read, and what it could not read
     settled = set() if sampled is None else {reader.names[index] for index in sampled.index.tolist()}
     settled |= {name for name, _ in unreadable}
     left = [index for index in state.images_of(shard) if reader.names[index] not in settled]
+    # pictures of the sample are not described again; the order is mended when the pieces are joined
     pieces = [] if sampled is None else list(_in_batches(sampled, batch_size))
     pieces = [_part_piece(piece, codebook) for piece in pieces]
     pieces += [_part_piece(piece, codebook) for piece in _described(left, reader, source, batch_size, skipped)]
@@ -124,7 +127,8 @@ def _described(
     for places, images in reader.batches(indices, batch_size, skipped):
         grid = source(images)
         check_features(grid, [reader.names[place] for place in places])
-        rounded = grid.features.float().cpu().clamp(-_HALF_MAX, _HALF_MAX).half().float()  # as stored samples are
+        # rounded as stored samples are, so that a picture gets the same labels whether it was sampled or not
+        rounded = grid.features.float().cpu().clamp(-_HALF_MAX, _HALF_MAX).half().float()  # (n, h, w, D)
         saliency = None if grid.saliency is None else grid.saliency.float().cpu()
         yield SampleShard(torch.tensor(places), PatchGrid(rounded, saliency))
 
@@ -145,13 +149,14 @@ def _part_piece(piece: SampleShard, codebook: PartCodebook) -> PartShard:
 def _joined_sample(pieces: Sequence[SampleShard]) -> SampleShard:
     has_saliency = all(piece.grid.saliency is not None for piece in pieces)
     saliency = torch.cat([piece.grid.saliency for piece in pieces]) if has_saliency else None
+    # (n, h, w, D) of all pieces
     grid = PatchGrid(torch.cat([piece.grid.features for piece in pieces]), saliency)
     return SampleShard(torch.cat([piece.index for piece in pieces]), grid)
 
 
 def _joined_parts(pieces: Sequence[PartShard]) -> PartShard:
     """All pictures of a shard in the order of the list of files."""
-    index = torch.cat([piece.index for piece in pieces])
+    index = torch.cat([piece.index for piece in pieces])  # (n,)
     order = index.argsort()
     labels, counts, means = (
         torch.cat([getattr(piece, name) for piece in pieces]) for name in ("labels", "counts", "means")

@@ -64,9 +64,11 @@ def finish_discovery(
     """
     state, folder = done.state, done.folder
     total = state.count_parts()
+    # kinds from a bounded sample of the part means: memory must not grow with the folder
     coarse = PartCodebook.load(state.coarse_path)
     means, counts = _kind_sample(state, total, kind_images, seed)  # (n, M, d), (n, M)
     codebook = fit_kinds(coarse, means.float(), counts, num_kinds=num_kinds, seed=seed)
+    # maps are written while sizes, places and typical pictures are counted; names follow from the places
     stream = _ResultStream(state, codebook)
     write_maps(folder / PART_MAPS, stream.maps(), total, codebook.grid, codebook.num_parts)
     codebook = apply_names(codebook.with_names(propose_names(stream.places), codebook.kind_names), names)
@@ -91,6 +93,7 @@ def finish_discovery(
         "examples": torch.linspace(0, total - 1, min(EXAMPLES, total)).round().int().tolist(),
         "typical": stream.typical.rows(),
     }
+    # the report comes last: while it is missing, the next run writes all of this again
     labels = read_labels(folder / PART_MAPS)
     write_discovery_page(folder / PAGE, page_content(folder, done.images_folder, codebook, report, labels))
     write_report(folder, report)
@@ -128,6 +131,7 @@ def _coded(state: DiscoveryState, codebook: PartCodebook) -> Iterator[tuple[Part
 def _kind_sample(state: DiscoveryState, total: int, most: int, seed: int) -> tuple[Tensor, Tensor]:
     """Part means `(n, M, d)` and counts `(n, M)` of randomly chosen pictures, at most `most`."""
     generator = torch.Generator().manual_seed(seed)
+    # sorted, so that every shard is opened once
     chosen = torch.randperm(total, generator=generator)[:most].sort().values
     means, counts, first = [], [], 0
     for shard in state.read_parts():

@@ -138,6 +138,7 @@ class DiscoveryState:
 def files_digest(root: Path, names: Sequence[str]) -> str:
     """Digest of relative paths and sizes: equal as long as the same files lie there."""
     digest = hashlib.sha256()
+    # sizes stand for contents: reading every file would cost as much as a pass
     for name in names:
         size = -1
         with suppress(OSError):
@@ -157,13 +158,17 @@ def open_plan(folder: Path, plan: Mapping[str, object], restart: bool = False) -
     """
     state = folder / "state"
     path = state / "plan.json"
+    # half-written files of a killed process
     _remove(state.glob(".*.part"))
     if restart:
+        # the report first: it marks a finished discovery
         _remove([folder / "report.json", *state.glob("*.safetensors"), path])
     if not path.exists():
+        # shards without a plan cannot be trusted
         _remove(state.glob("*.safetensors"))
         write_text(path, json.dumps({"format": PLAN_FORMAT, **plan}, indent=1, ensure_ascii=False))
         return
+    # differing settings would mix shards of two discoveries
     differences = _differences(read_plan(folder), {"format": PLAN_FORMAT, **plan})
     if differences:
         raise BestiaryError(
@@ -205,6 +210,7 @@ def _remove(paths: Iterator[Path] | Sequence[Path]) -> None:
 
 
 def _write(path: Path, tensors: Mapping[str, Tensor], skipped: Skipped) -> None:
+    # an empty shard still needs a file that says it is done; shapes as in the records, such as (n, h, w)
     content = {name: tensor.contiguous().cpu() for name, tensor in tensors.items()} or {"none": torch.zeros(0)}
     with replacing(path) as temporary:
         try:

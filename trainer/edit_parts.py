@@ -91,6 +91,7 @@ def drop_parts(folder: Path, names: Sequence[str]) -> None:
         raise BestiaryError("nothing to drop: name parts, or kinds as part:kind")
 
     def drop(codebook: PartCodebook) -> CodebookEdit:
+        # all names are looked up before anything is dropped, in the numbers the user saw
         kinds = [_found_kind(codebook, *_split(name)) for name in names if _split(name)[1] is not None]
         parts = {codebook.find_part(_split(name)[0]) for name in names if _split(name)[1] is None}
         edit = codebook_edits.rename(codebook)  # changes nothing
@@ -104,6 +105,7 @@ def drop_parts(folder: Path, names: Sequence[str]) -> None:
 
 
 def _split(name: str) -> tuple[str, str | None]:
+    # names hold no colon, so the first one parts them
     part, colon, kind = name.partition(":")
     if colon and not (part.strip() and kind.strip()):
         raise BestiaryError(f"{name!r} is neither a part nor a kind: write part, or part:kind")
@@ -133,7 +135,9 @@ def _edit(folder: Path, change: Edit, refit: bool = False) -> None:
     edit = change(codebook)
     old = read_maps(folder / PART_MAPS)
     codebook, codes = edit.codebook, _moved_codes(edit, old)
+    # which first part became which: the stored part means still have the first numbers
     report = {**report, "part_of": [edit.parts[part] for part in report["part_of"]], "typical": _typical(report, edit)}
+    # parts that took in others, the background apart: it keeps the kinds it had
     joined = [new for new in set(edit.parts) if edit.parts.count(new) > 1 and new != codebook.background]
     if refit and joined and not any(codebook.kind_names[part] for part in joined):
         codebook, codes, report = _with_fitted_kinds(folder, codebook, codes, report, joined[0])
@@ -147,7 +151,7 @@ def _replace_files(
     codes: Tensor,
     report: dict[str, object],
 ) -> None:
-    """Write every file anew beside the old ones and let them take their places together."""
+    """Write every file anew beside the old ones, codes `(N, M)` among it, and let them take their places together."""
     counts = PartCounts(codebook.num_parts)
 
     def pieces() -> Iterator[PartMaps]:
@@ -178,6 +182,7 @@ def _moved_labels(edit: CodebookEdit, labels: Tensor, codes: Tensor) -> PartMaps
     """Labels `(n, h, w)` in new numbers; patches of a part that has no kind left become background."""
     background = edit.codebook.background
     moved = torch.tensor(edit.parts)[labels.long()]  # (n, h, w)
+    # a picture shows a part exactly where it has a kind of it
     gone = codes.gather(1, moved.flatten(1)).view_as(moved) == ABSENT
     return PartMaps(moved.masked_fill(gone, background).to(torch.uint8), codes)
 
@@ -207,6 +212,7 @@ def _with_fitted_kinds(
         torch.cat([piece[0] for piece in pieces]),
         torch.cat([piece[1] for piece in pieces]),
     )  # (N, 1, d), (N, 1)
+    # a codebook of this part alone: the kinds of all others stay as they are
     alone = replace(codebook, part_names=(codebook.part_names[part],), background=0)
     chosen = torch.randperm(len(means), generator=torch.Generator().manual_seed(plan["seed"]))[: plan["kind_images"]]
     fitted = fit_kinds(alone, means[chosen].float(), counts[chosen], num_kinds=plan["kinds"], seed=plan["seed"])

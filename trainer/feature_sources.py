@@ -20,6 +20,7 @@ def choose_source(choice: SourceChoice, *, has_base: bool, weights: Path | None 
 
     That is dinov2 where its weights are on disk, else diffusion where a base model is given, else descriptor.
     """
+    # a checkpoint given by hand says that dinov2 is meant
     name = choice
     if choice == "auto" and (weights is not None or dino_weights_on_disk()):
         name = "dinov2"
@@ -57,6 +58,7 @@ def build_feature_source(spec: Spec, denoiser: Denoiser | None = None, *, device
 
 def dino_weights_on_disk() -> bool:
     """True where timm would find its DINOv2 weights without a download."""
+    # a look into the cache folder: unlike timm it never asks the network
     from huggingface_hub import try_to_load_from_cache
 
     return isinstance(try_to_load_from_cache(*_DINO_CACHE), str)
@@ -74,5 +76,6 @@ def _diffusion_source(settings: Spec, denoiser: Denoiser | None) -> DiffusionFea
             f"these features were made with a base model of the kind {backbone!r}, not {denoiser.backbone.name!r}: "
             f"give --base a {backbone} model"
         )
+    # specifications are flat, so the names of blocks stand in one text
     blocks = settings.pop("blocks", None)
     return DiffusionFeatures(denoiser, blocks=blocks.split(",") if blocks else None, **settings)

@@ -111,6 +111,7 @@ def scan_images(folder: Path, leave_out: Iterable[Path] = ()) -> ImageScan:
         state = "is a file" if folder.exists() else "does not exist"
         raise BestiaryError(f"image folder {folder} {state}: give a folder of pictures")
     scan, kinds = ImageScan([], {}, []), Counter()
+    # by suffix, without opening: a folder may hold millions of files
     for name in _walk(folder, {Path(path).resolve() for path in leave_out}, scan.unreadable):
         suffix = os.path.splitext(name)[1].lower()
         if suffix not in SUFFIXES:
@@ -154,6 +155,7 @@ def read_image(path: Path, at_least: int | None = None) -> Image.Image:
 
 def fit_square(image: Image.Image, size: int) -> Image.Image:
     """The centre square of a picture, resized to `size` x `size` pixels (bicubic, smoothed when shrinking)."""
+    # cut and resized in one step, with half-pixel exactness
     edge = min(image.size)
     left, top = (image.width - edge) / 2, (image.height - edge) / 2
     return image.resize((size, size), Image.Resampling.BICUBIC, box=(left, top, left + edge, top + edge))
@@ -174,6 +176,7 @@ def _walk(folder: Path, leave_out: set[Path], unreadable: list[tuple[str, str]])
         unreadable.append((name, f"the folder cannot be opened: {fault.strerror}"))
 
     for place, folders, files in os.walk(folder, onerror=note, followlinks=True):
+        # links may lead back up: every real folder is entered once
         here = Path(place).resolve()
         if here in seen or here in leave_out:
             folders.clear()
@@ -190,6 +193,7 @@ def _hidden(name: str) -> bool:
 
 def _name_fault(name: str) -> str | None:
     try:
+        # names that are not UTF-8 reach Python as lone surrogates, which no text file can hold
         name.encode("utf-8")
     except UnicodeEncodeError:
         return "its name is not valid Unicode: rename the file"
@@ -203,12 +207,14 @@ def _open(path: Path, stream: BinaryIO) -> Image.Image:
     stream.seek(0)
     if start != _JPEG_START:
         return Image.open(stream)
-    return JpegImagePlugin.JpegImageFile(stream)  # without Pillow's own size limit, see MAX_JPEG_PIXELS
+    # opened by its own class a JPEG escapes Pillow's size limit, which would refuse before a draft can be asked for
+    return JpegImagePlugin.JpegImageFile(stream)
 
 
 def _upright_rgb(image: Image.Image, path: Path, at_least: int | None) -> Image.Image:
     _check_size(image, path)
     _reduce_jpeg(image, at_least)
+    # read before decoding, which may close the file
     orientation = _orientation(image)
     image.load()
     upright = _rgb(image)
@@ -259,6 +265,7 @@ def _rgb(image: Image.Image) -> Image.Image:
     if image.mode == "F" or image.mode.startswith("I"):
         return _eight_bits(image).convert("RGB")
     if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
+        # also a key colour of RGB or palette files becomes alpha here
         layer = image.convert("RGBA")
         white = Image.new("RGBA", layer.size, "white")
         return Image.alpha_composite(white, layer).convert("RGB")
@@ -267,11 +274,13 @@ def _rgb(image: Image.Image) -> Image.Image:
 
 def _eight_bits(image: Image.Image) -> Image.Image:
     """Integer and float pixels brought to 0..255 by the range of their kind, or by their own where they leave it."""
+    # (H, W), one channel: colour pictures of 16 bits are reduced by Pillow itself
     values = np.nan_to_num(np.asarray(image).astype(np.float64))
     largest = float(values.max(initial=0.0))
     ranges = (1.0, 255.0, 65535.0) if image.mode == "F" else (255.0, 65535.0)
     if image.mode.startswith("I;16"):
         ranges = (65535.0,)
+    # the smallest usual range that holds all values; beyond all of them, their own largest
     scale = next((top for top in ranges if largest <= top), largest)
     return Image.fromarray((values / scale * 255).clip(0, 255).round().astype(np.uint8))
 
@@ -288,5 +297,6 @@ def _reason(path: Path, fault: BaseException) -> str:
     if isinstance(fault, MemoryError):
         return "there is not enough memory to decode it"
     text = str(fault).strip() or type(fault).__name__
+    # Pillow has no type of its own for files that end too early
     kind = "it is cut short" if "truncated" in text.lower() or isinstance(fault, EOFError) else "it is damaged"
     return f"{kind} ({text.replace(str(path), path.name).splitlines()[0]})"

@@ -79,12 +79,14 @@ def propose_names(places: PartPlaces) -> tuple[str, ...]:
     """
     mean, spread = places.mean().tolist(), places.spread().tolist()
     shown = [part for part in range(places.num_parts) if places.images[part] > 0 and part != places.background]
+    # parts that no picture shows have no place: they keep their number as a name
     levels = _levels([mean[part][0] for part in shown])
     stems = [f"part_{part}" for part in range(places.num_parts)]
     for part, level in zip(shown, levels, strict=True):
         stems[part] = _stem(level, mean[part][1], spread[part][1])
     stems[places.background] = BACKGROUND_NAME
     areas, heights = places.area().tolist(), [place[0] for place in mean]
+    # names must differ, and say how the parts do
     names = list(stems)
     for stem, count in Counter(stems).items():
         alike = [part for part, name in enumerate(stems) if name == stem]
@@ -129,12 +131,14 @@ def apply_names(codebook: PartCodebook, names: NamesFile) -> PartCodebook:
     Raises:
         BestiaryError: a part or kind that does not exist, a name no prompt can hold, or one name for two things.
     """
+    # parts first: the kinds may be listed under the new names
     renamed = rename(codebook, parts=names.parts).codebook
     return rename(renamed, kinds=names.kinds).codebook
 
 
 def _within_thing(things: Tensor, axis: int) -> Tensor:
     """Places (N, h or w) along an axis, -1 and 1 at the edges of the thing's bounding box."""
+    # the other axis is folded away: (N, h, w) -> (N, h) or (N, w)
     covered = things.any(2 - axis)  # (N, h or w)
     length = covered.shape[1]
     steps = torch.arange(length, dtype=torch.float64)
@@ -148,17 +152,20 @@ def _levels(heights: Sequence[float]) -> list[str]:
     """Top to bottom, in five steps of the range of the parts' heights."""
     if not heights or max(heights) - min(heights) < 2 * _LEVEL:
         return ["middle"] * len(heights)
+    # levels divide the range between the highest and the lowest part, not the thing: parts often overlap in height
     middle, half = (max(heights) + min(heights)) / 2, (max(heights) - min(heights)) / 2
     return [next((name for bound, name in _LEVELS if (y - middle) / half <= bound), "bottom") for y in heights]
 
 
 def _stem(level: str, x: float, spread_x: float) -> str:
+    # a side that the part does not keep to over pictures is none
     side = ("left" if x < 0 else "right") if abs(x) > max(_OFF_CENTRE, spread_x) else ""
     return side if side and level == "middle" else f"{level}_{side}".rstrip("_")
 
 
 def _tell_apart(stem: str, alike: Sequence[int], areas: Sequence[float], heights: Sequence[float]) -> list[str]:
     """Names of parts that lie alike, in their order: by size where two clearly differ, else numbered from the top."""
+    # two sizes that differ by less than a third would not be told apart by eye
     if len(alike) == 2:
         small, large = sorted(alike, key=lambda part: areas[part])
         if areas[large] >= 1.3 * areas[small]:

@@ -46,6 +46,7 @@ def join_work_group(device: str = "auto") -> WorkGroup:
     size = int(os.environ.get("WORLD_SIZE", "1"))
     if size == 1:
         return WorkGroup(device=_device(device, 0))
+    # only a group needs accelerate, whose import takes seconds
     from accelerate import PartialState
 
     local_rank = int(os.environ.get("LOCAL_RANK", "0"))
