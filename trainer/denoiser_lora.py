@@ -140,8 +140,8 @@ class DenoiserLora:
                 continue
             base = _base_of(site.get())
             device = base.weight.device
-            down = torch.randn(spec.rank, base.in_features) / math.sqrt(spec.rank)  # (r, I)
-            up = torch.zeros(base.out_features, spec.rank)  # (O, r)
+            down = torch.randn(spec.rank, base.in_features, dtype=torch.float32) / math.sqrt(spec.rank)  # (r, I)
+            up = torch.zeros(base.out_features, spec.rank, dtype=torch.float32)  # (O, r)
             update = LowRankUpdate(down.to(device), up.to(device), spec.alpha / spec.rank, trainable=True)
             self._attach(site, update)
             self._trained[_kohya_name(path)] = update
