@@ -32,7 +32,9 @@ def attention_columns(q: Tensor, k: Tensor, positions: Tensor, scale: float | No
     """
     batch, heads, queries, width = q.shape  # (B, H, N, d)
     factor = width**-0.5 if scale is None else scale
+    # float32 before the log-sum-exp: in half precision the sum over 77 keys loses small columns
     scores = (q @ k.transpose(-1, -2)).float() * factor  # (B, H, N, T)
+    # absent tokens read column 0 and are set to zero at the end
     index = positions.clamp(min=0)[:, None, None, :].expand(-1, heads, queries, -1)  # (B, H, N, P)
     chosen = scores.gather(-1, index) - scores.logsumexp(-1, keepdim=True)  # (B, H, N, P)
     return chosen.exp().mean(1) * (positions >= 0).unsqueeze(1)  # (B, N, P)
@@ -67,9 +69,11 @@ def attend_with_columns(
     if method != "one_hot":
         raise BestiaryError(f"unknown attention method {method!r}: choose lse or one_hot")
     heads, tokens, values, asked = q.shape[1], k.shape[2], v.shape[-1], positions.shape[1]
+    # indicator channels: attending to token t adds its probability to the channel of the part that stands there
     places = torch.arange(tokens, device=k.device).view(1, tokens, 1)
     marks = (positions.unsqueeze(1) == places).to(v.dtype)  # (B, T, P)
     marks = marks.unsqueeze(1).expand(-1, heads, -1, -1)  # (B, H, T, P)
+    # zero channels change no score; the scale must be given, since the kernel would take it from the new width
     width = -(-max(values + asked, q.shape[-1]) // HEAD_MULTIPLE) * HEAD_MULTIPLE
     joined = functional.scaled_dot_product_attention(
         functional.pad(q, (0, width - q.shape[-1])),  # (B, H, N, width)
@@ -98,10 +102,9 @@ def average_maps(attention: Mapping[str, Tensor], size: int | tuple[int, int]) -
             "no attention map was captured: the asked layers do not exist in this model or none was asked for"
         )
     target = (size, size) if isinstance(size, int) else tuple(size)
-    total = torch.zeros(())
-    for maps in attention.values():
-        total = total.to(maps.device) + _resized(maps.float(), target)  # (B, P, height, width)
-    return total / len(attention)
+    # every layer counts the same, however fine its grid is
+    resized = [_resized(maps.float(), target) for maps in attention.values()]  # (B, P, height, width) each
+    return torch.stack(resized).mean(0)
 
 
 def _resized(maps: Tensor, target: tuple[int, int]) -> Tensor:

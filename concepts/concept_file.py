@@ -94,6 +94,7 @@ def write_concept_file(path: Path, tensors: Mapping[str, Tensor], metadata: Mapp
     if not metadata.get("kind", metadata.get(PREFIX + "kind")):
         raise BestiaryError(f"a concept file needs a kind in its metadata; got {sorted(metadata)}")
     stored[PREFIX + "format"] = str(FORMAT)
+    # a little more than the JSON will take: quotes, commas and the tensors' own entries
     size = sum(len(key.encode()) + len(text.encode()) + 8 for key, text in stored.items())
     size += sum(len(name.encode()) + 120 for name in tensors)
     if size > LARGEST_HEADER:
@@ -121,6 +122,7 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[s
         begin, end = end, end + tensor.numel() * tensor.element_size()
         header[name] = {"dtype": _DTYPE_NAMES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [begin, end]}
     text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
+    # the tensors begin at a multiple of 8 bytes
     text += b" " * (-len(text) % 8)
     with replacing(path) as temporary, temporary.open("wb") as stream:
         stream.write(struct.pack("<Q", len(text)) + text)
@@ -150,12 +152,13 @@ def read_concept_file(path: Path, kind: str | None = None) -> ConceptFile:
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
-    """All tensors of any safetensors file whose header has been checked.
+    """All tensors, by name and with their shapes, of any safetensors file whose header has been checked.
 
     Raises:
         BestiaryError: the file is broken or holds types torch does not know.
     """
     try:
+        # read, not mapped: a mapped file could not be replaced on Windows and would change under its readers
         return load(Path(path).read_bytes())
     except (SafetensorError, KeyError, ValueError, RuntimeError) as fault:
         raise BestiaryError(f"{path} is broken: {fault}; fetch or write it again") from fault
@@ -175,6 +178,7 @@ def read_header(path: Path, largest: int = LARGEST_FOREIGN_HEADER) -> Header:
         with path.open("rb") as stream:
             prefix = stream.read(8)
             length = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else 0
+            # both checks come before the read, so that a claimed size never takes memory
             if not 2 <= length <= total - 8:
                 raise BestiaryError(f"{path} is no safetensors file, or it is cut off ({total:,} bytes)")
             if length > largest:
@@ -199,6 +203,7 @@ def _parsed(content: dict[str, dict], room: int) -> Header:
         dtype, shape, (begin, end) = entry["dtype"], tuple(entry["shape"]), entry["data_offsets"]
         if not all(isinstance(n, int) and n >= 0 for n in (*shape, begin, end)):
             raise ValueError(f"tensor {name[:80]!r} has no valid shape or place")
+        # an unknown type has -1 bytes and fits nothing
         if end > room or end - begin != math.prod(shape) * _DTYPE_BYTES.get(dtype, -1):
             raise ValueError(f"tensor {name[:80]!r} ({dtype} {list(shape)[:8]}) does not fit its {end - begin:,} bytes")
         entries[name] = TensorEntry(dtype, shape)
@@ -206,12 +211,12 @@ def _parsed(content: dict[str, dict], room: int) -> Header:
 
 
 def to_text_tensor(value: object) -> Tensor:
-    """Any JSON value as a uint8 tensor `(n,)`: for long tables that have no place in a header."""
+    """Any JSON value as a uint8 tensor of shape `(n,)`: for long tables that have no place in a header."""
     return torch.tensor(list(json.dumps(value, ensure_ascii=False).encode()), dtype=torch.uint8)
 
 
 def from_text_tensor(tensor: Tensor) -> object:
-    """The JSON value stored by `to_text_tensor`.
+    """The JSON value stored by `to_text_tensor`, from a tensor of any shape.
 
     Raises:
         BestiaryError: the bytes are no JSON text.

@@ -1,5 +1,7 @@
 """Two part dictionaries become one: parts matched by name, kinds kept apart, LoRA added exactly."""
 
+from collections import defaultdict
+
 import torch
 
 from .errors import BestiaryError
@@ -29,12 +31,14 @@ def merge_dictionaries(
             f"a {first.backbone} dictionary ({widths[0]}) and a {second.backbone} dictionary ({widths[1]}) cannot be "
             "merged: vectors of different base models do not fit together"
         )
+    # where every part and every kind of the second goes
     part_names, part_map = _match_parts(first, second)
     kind_names = [dict(named) for named in first.kind_names] + [{} for _ in part_names[len(first.part_names) :]]
     mapping = _number_kinds(first, second, part_map)
     for (old_part, old_kind), (part, kind) in mapping.items():
         if old_kind in second.kind_names[old_part]:
             kind_names[part][kind] = _free_name(second.kind_names[old_part][old_kind], kind_names[part])
+    # rows of the first stay where they are, so that prompts written for it keep their meaning
     moved = torch.tensor([mapping[tuple(pair)] for pair in second.rows.tolist()], dtype=torch.long)  # (R2, 2)
     background = first.background if first.background is not None else part_map.get(second.background)
     merged = PartDictionary(
@@ -75,12 +79,17 @@ def _match_parts(first: PartDictionary, second: PartDictionary) -> tuple[list[st
 def _number_kinds(first: PartDictionary, second: PartDictionary, part_map: dict[int | None, int]) -> PairMapping:
     """New (part, kind) of every row of the second dictionary."""
     taken = set(first.row_of)
+    # the first number beyond all that are taken, per part
+    free: defaultdict[int, int] = defaultdict(int)
+    for part, kind in taken:
+        free[part] = max(free[part], kind + 1)
     mapping: PairMapping = {}
     for old in sorted(second.row_of):
         part, kind = part_map[old[0]], old[1]
         if (part, kind) in taken:
-            kind = 1 + max(other for owner, other in taken if owner == part)
+            kind = free[part]
         taken.add((part, kind))
+        free[part] = max(free[part], kind + 1)
         mapping[old] = (part, kind)
     return mapping
 

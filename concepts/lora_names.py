@@ -81,7 +81,7 @@ def to_kohya(tensors: Mapping[str, Tensor], alpha: float | None = None) -> dict[
     """The same tensors under kohya names with diffusers' paths; keys that belong to no adapter pass unchanged.
 
     Args:
-        tensors: a LoRA in any naming of this module's table.
+        tensors: a LoRA in any naming of this module's table; down `(r, in)`, up `(out, r)`.
         alpha: added to layers that have none (PEFT keeps `lora_alpha` in its adapter_config.json).
 
     Raises:
@@ -108,6 +108,7 @@ def kohya_name(name: str) -> str | None:
     path = name[: match.start()]
     if _KOHYA.match(path):
         return _diffusers_block(path) + suffix
+    # text encoders keep their own prefix, everything else belongs to the denoiser
     for prefix, start in (("text_encoder_2.", "lora_te2_"), ("text_encoder.", "lora_te_"), ("", UNET_PREFIX)):
         if path.startswith(prefix):
             path = _PREFIXES.sub("", path.removeprefix(prefix)).replace(".processor.", ".")
@@ -117,7 +118,7 @@ def kohya_name(name: str) -> str | None:
 
 
 def from_kohya(tensors: Mapping[str, Tensor], naming: LoraNaming) -> dict[str, Tensor]:
-    """Kohya names -> another naming; alphas are multiplied into the up matrices, since the others have no place for them.
+    """Kohya names -> another naming; alphas are multiplied into the up matrices `(out, r)`, since the others have no place for them.
 
     Raises:
         BestiaryError: unknown naming, or no adapter among the tensors.
@@ -129,6 +130,7 @@ def from_kohya(tensors: Mapping[str, Tensor], naming: LoraNaming) -> dict[str, T
     prefix, down_suffix, up_suffix = _SPELLINGS[naming]
     renamed: dict[str, Tensor] = {}
     for module, layer in lora_layers(tensors).items():
+        # the oldest naming puts the adapter into the processor and does not number to_out
         path = module_path(module)
         if naming.startswith("partcraft"):
             path = re.sub(r"\.(to_[qkv]|to_out)(?:\.0)?$", r".processor.\1", path)
@@ -139,7 +141,7 @@ def from_kohya(tensors: Mapping[str, Tensor], naming: LoraNaming) -> dict[str, T
 
 
 def lora_layers(tensors: Mapping[str, Tensor]) -> dict[str, LoraLayer]:
-    """Kohya module name -> adapter, for every down matrix; any naming is accepted.
+    """Kohya module name -> adapter, for every down matrix `(r, in)`; any naming is accepted.
 
     Raises:
         BestiaryError: no adapter among the tensors, or one lacks its up matrix.
@@ -161,13 +163,14 @@ def resolve_lora(tensors: Mapping[str, Tensor], module_paths: Iterable[str]) -> 
     """Dotted module path -> adapter, for those modules of a diffusers denoiser that the LoRA names.
 
     Args:
-        tensors: a LoRA in any naming.
+        tensors: a LoRA in any naming, down `(r, in)` and up `(out, r)`.
         module_paths: names of the denoiser's modules (`named_modules`).
 
     Raises:
         BestiaryError: not one module is named; the message shows a key of the file and one of the model.
     """
     layers = lora_layers(tensors)
+    # underscores cannot be undone without doubt, so the model's own paths are flattened instead
     by_name = {UNET_PREFIX + path.replace(".", "_"): path for path in module_paths}
     reached = {by_name[module]: layer for module, layer in layers.items() if module in by_name}
     if not reached:
@@ -207,6 +210,7 @@ def _diffusers_block(module: str) -> str:
         return f"{UNET_PREFIX}mid_block_resnets_{number // 2}_{_RESNET_PARTS.get(rest, rest)}"
     if inner is None or (side == "input_blocks" and number == 0):
         return module
+    # three blocks a level: two residual ones and the down- or upsampler; input block 0 is conv_in
     position = number - 1 if side == "input_blocks" else number
     block = f"{'down' if side == 'input_blocks' else 'up'}_blocks_{position // 3}"
     if inner == "0" and rest == "op":

@@ -28,6 +28,7 @@ def sum_loras(
     Raises:
         BestiaryError: a layer has different shapes in the two, or a pair is incomplete.
     """
+    # module -> what is to be added there, strengths and alphas already in the up matrices
     pairs: dict[str, list[tuple[Tensor, Tensor]]] = {}
     for tensors, strength in zip((first, second), strengths, strict=True):
         for module in sorted(name.removesuffix(DOWN) for name in tensors if name.endswith(DOWN)):
@@ -49,6 +50,7 @@ def _joined(module: str, layers: list[tuple[Tensor, Tensor]]) -> dict[str, Tenso
                 f"{module} is {tuple(downs[0].shape)} in one LoRA and {tuple(down.shape)} in the other: "
                 "they were trained for different models"
             )
+    # ranks side by side: [up1 up2] @ [down1; down2]
     rank = sum(down.shape[0] for down in downs)
     return {
         module + DOWN: torch.cat(downs, dim=0),  # (r, in, ...)

@@ -27,4 +27,5 @@ def min_snr_weights(snr: Tensor, gamma: float, prediction: Prediction = "epsilon
         return torch.ones_like(snr)
     if prediction == "v_prediction":
         return snr.clamp(max=gamma) / (snr + 1)  # (B,)
+    # min(snr, gamma) / snr, written so that snr = 0 gives its limit 1 and not 0 / 0
     return (gamma / snr).clamp(max=1)  # (B,)

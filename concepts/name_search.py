@@ -25,6 +25,7 @@ def choices_text(wanted: str, names: Sequence[str]) -> str:
     by_plain: dict[str, list[str]] = {}
     for name in names:
         by_plain.setdefault(plain_name(name), []).append(name)
+    # compared in the plain form, shown as they are spelt
     close = difflib.get_close_matches(plain_name(wanted), list(by_plain), n=5, cutoff=0.5)
     ordered = [name for plain in close for name in by_plain[plain]]
     ordered += [name for name in names if plain_name(name) not in close]

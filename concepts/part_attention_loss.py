@@ -57,12 +57,14 @@ def per_part_attention_loss(
         )
     if form not in ("bce", "softmax"):
         raise BestiaryError(f"unknown attention loss form {form!r}: choose bce or softmax")
+    # logarithms of shares near 0 and 1 need float32
     with torch.autocast(maps.device.type, enabled=False):
         named = present[:, :, None, None].float()  # (B, P, 1, 1)
         maps, masks = maps.float(), masks.float() * named  # (B, P, h, w)
         owned = masks.sum(1, keepdim=True)  # (B, 1, h, w), how much of a pixel the named parts cover
         if form == "softmax":
             return _softmax_losses(maps, masks, named)
+        # where a dropped part shares a pixel, the named ones divide the target among themselves
         return _binary_losses(maps, masks / owned.clamp(min=FLOOR), named, owned)
 
 
@@ -77,6 +79,7 @@ def _binary_losses(maps: Tensor, target: Tensor, named: Tensor, owned: Tensor) -
 
 def _softmax_losses(maps: Tensor, masks: Tensor, named: Tensor) -> tuple[Tensor, Tensor]:
     """`(B, P)` mean cross-entropy over each part's own pixels, and its area."""
+    # a finite fill: with -inf a caption without parts would give nan instead of 0
     scores = (SHARPNESS * maps).masked_fill(named == 0, -1e4)  # (B, P, h, w)
     share = scores.softmax(1).clamp(min=FLOOR)  # (B, P, h, w)
     areas = masks.sum((-1, -2))  # (B, P)
@@ -95,7 +98,8 @@ def attention_iou(maps: Tensor, masks: Tensor, present: Tensor) -> Tensor:
     """
     named = present[:, :, None, None]  # (B, P, 1, 1)
     inside = (masks >= 0.5) & named  # (B, P, h, w)
-    covered = inside.any(1, keepdim=True)  # (B, 1, h, w), pixels of parts that are not named do not count
+    # a pixel of a part without a token has no right answer and is left out
+    covered = inside.any(1, keepdim=True)  # (B, 1, h, w)
     winner = maps.float().masked_fill(~named, -1.0).argmax(1, keepdim=True)  # (B, 1, h, w)
     indices = torch.arange(maps.shape[1], device=maps.device).view(1, -1, 1, 1)
     chosen = (winner == indices) & named & covered  # (B, P, h, w)

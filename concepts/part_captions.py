@@ -57,13 +57,13 @@ class PartCaption:
     """Kind of each vector, in the same order."""
 
     def codes(self, num_parts: int) -> Tensor:
-        """`(M,)` long: kind of every part, ABSENT where the caption does not name it."""
+        """One row `(M,)` long of codes `(B, M)`: kind of every part, ABSENT where the caption does not name it."""
         codes = torch.full((num_parts,), ABSENT, dtype=torch.long)
         codes[list(self.parts)] = torch.tensor(self.kinds, dtype=torch.long)
         return codes
 
     def places_by_part(self, positions: Tensor, num_parts: int) -> Tensor:
-        """Positions `(P,)` in caption order -> `(M,)` in part order, -1 where the caption does not name the part."""
+        """Positions `(P,)` in caption order -> one row `(M,)` of `(B, M)` in part order, -1 where a part is not named."""
         places = torch.full((num_parts,), -1, dtype=torch.long)
         places[list(self.parts)] = positions
         return places
@@ -73,7 +73,7 @@ def build_part_caption(codes: Tensor, rng: np.random.Generator, style: CaptionSt
     """A caption of the parts a picture shows.
 
     Args:
-        codes: `(M,)` kind of every part, ABSENT (or any negative number) where the picture does not show it.
+        codes: `(M,)`, one row of codes `(N, M)`: kind of every part, ABSENT (or any negative number) where the picture does not show it.
         rng: source of all chance.
         style: None for the defaults.
 
@@ -88,6 +88,7 @@ def build_part_caption(codes: Tensor, rng: np.random.Generator, style: CaptionSt
         )
     if style.shuffle:
         shown = [shown[index] for index in rng.permutation(len(shown))]
+    # after shuffling, so that every part is dropped equally often
     if len(shown) > 1 and rng.random() < style.drop_probability:
         shown = shown[: style.keep_count or max(1, len(shown) // 2)]
     vectors = [PromptPiece(None)] * len(shown)
@@ -100,6 +101,7 @@ def _in_sentence(vectors: list[PromptPiece], rng: np.random.Generator, style: Ca
     before = after = ""
     if rng.random() < style.template_probability:
         before, after = style.templates[int(rng.integers(len(style.templates)))].split("{}")
+    # the noun stands inside the sentence, right behind the tokens
     after = f" {style.class_noun}{after}" if style.class_noun else after
     return [*_text(before), *vectors, *_text(after)]
 

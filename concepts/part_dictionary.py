@@ -87,7 +87,7 @@ class PartDictionary:
         return torch.cat([self.embeddings[encoder.name].float() for encoder in encoders], dim=1)  # (R, D)
 
     def vector(self, part: int, kind: int) -> Tensor:
-        """The vector `(D,)` float32 of a part and a stored kind id.
+        """The vector `(D,)` float32, one row of `matrix()` `(R, D)`, of a part and a stored kind id.
 
         Raises:
             BestiaryError: this pair was not trained; the message lists the numbers that were.
@@ -113,6 +113,7 @@ class PartDictionary:
             BestiaryError: no trained part is called so; the message lists those that are, the closest first.
         """
         trained = [part for part in range(len(self.part_names)) if self.kinds_of(part)]
+        # a name first: a part may be called "2"
         found = [part for part in trained if plain_name(self.part_names[part]) == plain_name(text)]
         if not found and re.fullmatch(r"\d{1,6}", text.strip()):
             found = [part for part in trained if part == int(text)]
@@ -129,6 +130,7 @@ class PartDictionary:
         Raises:
             BestiaryError: no trained kind of this part is called so, or several are.
         """
+        # a number first: ids are numbers, whatever the kinds are called
         kinds = self.kinds_of(part)
         if re.fullmatch(r"[+-]?\d{1,9}", text.strip()):
             if int(text) - self.id_base not in kinds:
@@ -156,19 +158,21 @@ class PartDictionary:
         return vectors.mean(0), vectors.std(0, correction=0)
 
     def sample(self, part: int, seed: int) -> Tensor:
-        """A new kind `(D,)` drawn channel by channel from the spread of the trained ones (Chirpy3D, arXiv 2501.04144)."""
+        """A new kind, of the shape of a vector `(D,)`, drawn channel by channel from the spread of the trained ones (Chirpy3D, arXiv 2501.04144)."""
         mean, std = self.mean_and_std(part)
         noise = torch.randn(mean.shape, generator=torch.Generator().manual_seed(seed))
+        # channels are drawn independently: with few kinds a full covariance would only repeat them
         return mean + std * noise
 
     def merged_with(self, other: "PartDictionary", strengths: tuple[float, float] = (1.0, 1.0)) -> "PartDictionary":
         """Both dictionaries in one; see dictionary_merge.merge_dictionaries."""
+        # inside the method, because the merge itself needs this class
         from .dictionary_merge import merge_dictionaries
 
         return merge_dictionaries(self, other, strengths)[0]
 
     def save(self, path: Path, dtype: torch.dtype = torch.float16) -> None:
-        """Write one safetensors file, whole or not at all; vectors and LoRA in `dtype` (float16 or float32).
+        """Write one safetensors file, whole or not at all; vectors `(R, width)` and LoRA in `dtype` (float16 or float32).
 
         Raises:
             BestiaryError: a value does not fit the dtype, or the file cannot be written.
@@ -176,6 +180,7 @@ class PartDictionary:
         weights = {**self.embeddings, **{LORA_PREFIX + name: tensor for name, tensor in self.lora.items()}}
         weights = {name: tensor.to(dtype) for name, tensor in weights.items()}
         _check_finite(weights)
+        # thousands of names have no place in a header that ComfyUI reads only up to 1 MiB
         names = {
             "parts": self.part_names,
             "kinds": [{str(k): v for k, v in named.items()} for named in self.kind_names],
@@ -220,7 +225,7 @@ class PartDictionary:
 
 
 def _fields(tensors: dict[str, Tensor], metadata: dict[str, object]) -> dict[str, object]:
-    """Constructor arguments from a file's content."""
+    """Constructor arguments from a file's content: rows `(R, 2)`, tables `(R, width)`, and the rest."""
     backbone = get_backbone(str(metadata.get("backbone")))
     encoders = [encoder.name for encoder in backbone.text_encoders]
     missing = sorted({*encoders, "rows", "names"} - tensors.keys())

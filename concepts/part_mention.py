@@ -63,6 +63,7 @@ def _read_mention(text: str, start: int) -> tuple[int, PartMention] | None:
     closed = end < len(text) and text[end] == ">"
     inside = text[start + 1 : end]
     colon = next_plain(inside, ":", 0)
+    # "a < b" and "<>" are text, "< head : 17 >" is a mention with spaces
     if not inside[:1].strip() and not (closed and colon < len(inside)):
         return None
     if not closed:
@@ -78,6 +79,7 @@ def _read_mention(text: str, start: int) -> tuple[int, PartMention] | None:
         raise PromptError(
             column, f"'<{inside[:40]}>' has no kind after the colon: write <{target}:name> or <{target}:17>"
         )
+    # errors within the kinds point at their own place
     offset = column + colon + 2
     stage = next_plain(kinds, "@", 0)
     if stage < len(kinds):
@@ -99,6 +101,7 @@ def _read_kinds(text: str, column: int) -> tuple[tuple[str, float], ...]:
             end = next_plain(text, "+", end + 1)
         terms.append(_read_term(text[begin:end], column + begin))
         begin = end + 1
+    # equal shares are not guessed: a name may contain a plus that was meant
     if len(terms) > 1 and any(factor is None for _, factor in terms):
         example = "+".join(f"{kind}*{1 / len(terms):.2g}" for kind, _ in terms)
         raise PromptError(

@@ -31,12 +31,12 @@ def exact_match_rate(found: Tensor, wanted: Tensor, *, count_absent: bool = True
 
 
 def exact_match_by_part(found: Tensor, wanted: Tensor, *, count_absent: bool = True) -> Tensor:
-    """EMR of every part `(M,)`, nan where a part was never asked for; arguments as `exact_match_rate`."""
+    """EMR of every part `(M,)` of codes `(N, M)`, nan where a part was never asked for; arguments as `exact_match_rate`."""
     return matches(found, wanted, count_absent=count_absent).nanmean(dim=0)
 
 
 def exact_match_by_picture(found: Tensor, wanted: Tensor, *, count_absent: bool = True) -> Tensor:
-    """EMR of every picture `(N,)`, nan where nothing was asked for; arguments as `exact_match_rate`."""
+    """EMR of every picture `(N,)` of codes `(N, M)`, nan where nothing was asked for; arguments as `exact_match_rate`."""
     return matches(found, wanted, count_absent=count_absent).nanmean(dim=1)
 
 
@@ -46,7 +46,7 @@ def absent_rate(found: Tensor, wanted: Tensor) -> Tensor:
 
 
 def absent_rate_by_part(found: Tensor, wanted: Tensor) -> Tensor:
-    """The same for every part `(M,)`."""
+    """The same for every part `(M,)` of codes `(N, M)`."""
     return _where_asked((found < 0).double(), wanted).nanmean(dim=0)
 
 
@@ -66,6 +66,7 @@ def similarities(found: Tensor, wanted: Tensor, similarity: KindSimilarity, *, c
     _check(found, wanted)
     values = torch.full(wanted.shape, float("nan"), dtype=torch.float64)
     known: dict[tuple[int, int, int], float] = {}
+    # few different pairs occur: each cosine is asked for once
     for row, part in (wanted != ABSENT).nonzero().tolist():
         seen, asked = int(found[row, part]), int(wanted[row, part])
         if seen < 0:
@@ -99,6 +100,7 @@ def nearest_classes(part_features: Tensor, shown: Tensor, class_features: Tensor
         )
     ours = functional.normalize(part_features.float(), dim=-1)
     theirs = functional.normalize(class_features.float(), dim=-1)
+    # classes that never showed a part have nan there; they rank last
     cosines = torch.einsum("nmd,kmd->nmk", ours, theirs).nan_to_num(nan=-2.0)  # (N, M, K)
     return torch.where(shown, cosines.argmax(-1), ABSENT)  # (N, M)
 
@@ -127,11 +129,13 @@ def matches(found: Tensor, wanted: Tensor, *, count_absent: bool = True) -> Tens
 
 
 def _where_asked(values: Tensor, wanted: Tensor) -> Tensor:
+    """Values `(N, M)` of the parts asked for, nan elsewhere."""
     _check(values, wanted)
     return values.masked_fill(wanted < 0, float("nan"))
 
 
 def _check(found: Tensor, wanted: Tensor) -> None:
+    """Raises BestiaryError unless both are `(N, M)`."""
     if found.shape != wanted.shape or found.ndim != 2:
         raise BestiaryError(
             f"found codes {tuple(found.shape)} and wanted codes {tuple(wanted.shape)}: expected (N, M) twice"

@@ -87,6 +87,7 @@ def parse_part_prompt(text: str) -> PartPrompt:
 
 def _find_brackets(text: str, mentions: Mentions) -> dict[int, int]:
     """Place of every opening bracket that is closed -> place of the closing one; those in mentions are names' own."""
+    # one pass with a stack, so that a thousand open brackets cost no more than a thousand letters
     open_places: list[int] = []
     pairs: dict[int, int] = {}
     place = 0
@@ -115,6 +116,7 @@ def _weigh(
         if place not in mentions and place not in brackets:
             place += 2 if text[place] == "\\" else 1
             continue
+        # the text before a mention or a bracket ends here
         if plain_from < place:
             yield TextSegment(_ESCAPED.sub(r"\1", text[plain_from:place]), weight)
         if place in mentions:
@@ -131,6 +133,7 @@ def _weigh(
 
 def _bracket_weight(text: str, begin: int, end: int, weight: float, mentions: Mentions) -> tuple[int, float]:
     """Where the content of a bracket ends, and its weight: the number after its last colon, else 1.1 times as much."""
+    # colons inside mentions are none of ours
     last = max((mention_end for start, (mention_end, _) in mentions.items() if begin <= start < end), default=begin)
     colon = text.rfind(":", last, end)
     if colon > begin and text[colon - 1] != "\\" and NUMBER.fullmatch(text[colon + 1 : end]):
@@ -186,6 +189,7 @@ def _choose_dictionary(mention: PartMention, dictionaries: Mapping[str, PartDict
     """Name of the dictionary a mention means, and its part as typed."""
     if not dictionaries:
         raise BestiaryError(f"<{unescaped(mention.target)}:...> names a part, but no part dictionary is loaded")
+    # the whole target may be a part's name, dots included; only then is it cut at its dots, from the left
     whole = unescaped(mention.target)
     holders = [name for name, one in dictionaries.items() if _has_part(one, whole)]
     if len(holders) > 1:

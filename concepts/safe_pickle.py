@@ -71,8 +71,10 @@ class _RestrictedUnpickler(pickle.Unpickler):
             return allowed
         if module == "torch" and name in _STORAGES:
             return getattr(torch, name)
+        # noted and replaced, not raised: so that the message can list every name at once
         if module.split(".")[0] not in SHELL_LIBRARIES:
             self.refused.add(f"{module}.{name}")
+        # a class of its own each time: attributes of one shell class never reach another
         return type("Shell", (Shell,), {})
 
 
@@ -102,6 +104,7 @@ def load_inert(path: Path) -> object:
     except _REFUSED_READS as fault:
         if not refused:
             raise BestiaryError(f"{path} is no readable torch file ({_short(fault)}); fetch it again") from fault
+        # a shell in the place of a function often breaks the read; the list of names says more than that fault
         content = None
     if refused:
         raise BestiaryError(
@@ -136,7 +139,7 @@ def load_tensors(path: Path) -> dict[str, Tensor]:
 
 
 def tensors_in(content: object, depth: int = 12) -> Iterator[tuple[str, Tensor]]:
-    """Dotted path and tensor for every tensor in nested containers and shells, to a depth that ends cycles."""
+    """Dotted path and tensor, of any shape, for every tensor in nested containers and shells, to a depth that ends cycles."""
     if isinstance(content, Tensor):
         yield "", content
         return
@@ -162,8 +165,10 @@ def _check_container(path: Path) -> None:
         raise BestiaryError(f"could not read {path}: {fault.strerror or fault}") from fault
     if size > LARGEST_FILE:
         raise BestiaryError(f"{path} has {size:,} bytes; pickles beyond {LARGEST_FILE:,} are refused")
+    # zip archives since torch 1.6, pickles of protocol 2 and up before
     if start != b"PK" and start[:1] != b"\x80":
         raise BestiaryError(f"{path} is neither a torch file nor a pickle (it begins with {start!r})")
+    # torch.load would hand these to the TorchScript loader, past the restricted unpickler
     if any(name.endswith("constants.pkl") or "/code/" in name for name in names):
         raise BestiaryError(f"{path} is a TorchScript program, not a file of tensors; it was not loaded")
 

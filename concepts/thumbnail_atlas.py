@@ -39,6 +39,7 @@ class ThumbnailAtlas:
         """
         if not images:
             raise BestiaryError("an atlas needs at least one thumbnail; leave it out instead")
+        # about as many rows as columns keeps both edges short
         columns = math.ceil(math.sqrt(len(images)))
         edge = min(tile_size, LARGEST_EDGE // columns)
         sheet = Image.new("RGB", (columns * edge, math.ceil(len(images) / columns) * edge))
@@ -91,6 +92,7 @@ class ThumbnailAtlas:
             raise BestiaryError(f"the thumbnails are broken: expected picture, index and shape, got {sorted(tensors)}")
         pairs = tuple((part, kind) for part, kind in index[:, :2].tolist())
         edge, columns = shape.tolist()
+        # only the header of the picture is read here: a bomb of pixels is never unpacked
         atlas = cls(bytes(picture.to(torch.uint8).numpy()), pairs, edge, columns)
         expected = (columns * edge, math.ceil(len(pairs) / max(columns, 1)) * edge)
         found = atlas._open().size
@@ -115,6 +117,7 @@ class ThumbnailAtlas:
     def _open(self) -> Image.Image:
         """The picture with only its header read."""
         try:
+            # one format only: Pillow's other decoders are not offered to strangers' bytes
             return Image.open(io.BytesIO(self.webp), formats=("WEBP",))
         except (UnidentifiedImageError, Image.DecompressionBombError, OSError, ValueError) as fault:
             raise BestiaryError(f"the thumbnails are broken: {len(self.webp):,} bytes are no WebP picture") from fault

@@ -66,13 +66,16 @@ def lay_out_tokens(
         raise BestiaryError(f"max_tokens is {max_tokens}: a chunk needs room for start, end and at least one token")
     if filler in (start, end):
         raise BestiaryError(f"filler id {filler} is the start or end token ({start}, {end}); choose a plain word's id")
+    # lists first: how many chunks there are is known only when all tokens have found a place
     filled = _fill_chunks(_groups(pieces, tokenize, filler), max_tokens - 2)
     wanted = len(filled) if chunks is None else chunks
+    # cut what does not fit, fill what is missing with empty chunks
     filled = (filled + [[] for _ in range(wanted)])[:wanted]
     ids = torch.full((wanted, max_tokens), pad, dtype=torch.long)  # (C, L)
     weights = torch.ones(wanted, max_tokens)  # (C, L)
     count = sum(piece.text is None for piece in pieces)
     positions = torch.full((count,), -1, dtype=torch.long)  # (P,)
+    # start | tokens | end | padding, the same in every chunk
     for row, slots in enumerate(filled):
         ids[row, 0] = start
         ids[row, len(slots) + 1] = end
@@ -104,6 +107,7 @@ def _fill_chunks(groups: list[list[_Slot]], room: int) -> list[list[_Slot]]:
         rest = group
         while len(filled[-1]) + len(rest) > room:
             free = room - len(filled[-1])
+            # a long run fills the chunk to its end; a short one, a word or a few, goes on whole
             if len(rest) >= min(LONGEST_MOVED_WORD, room + 1):
                 filled[-1].extend(rest[:free])
                 rest = rest[free:]
@@ -132,7 +136,8 @@ def insert_vectors(embeddings: Tensor, positions: Tensor, vectors: Tensor) -> Te
             f"vectors {tuple(vectors.shape)} and positions {tuple(positions.shape)} do not fit embeddings "
             f"{tuple(embeddings.shape)}: expected ({batch}, P, {width}) and ({batch}, P)"
         )
-    index = torch.where(positions < 0, length, positions)  # (B, P), absent ones go to a row cut off below
+    # -1 points to one row too many, which the slice at the end takes off: no branch, nothing read back to the host
+    index = torch.where(positions < 0, length, positions)  # (B, P)
     index = index.unsqueeze(-1).expand(-1, -1, width)  # (B, P, D)
     padded = functional.pad(embeddings, (0, 0, 0, 1))  # (B, L + 1, D)
     return padded.scatter(1, index, vectors.to(embeddings.dtype))[:, :length]  # (B, L, D)

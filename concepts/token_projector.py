@@ -56,6 +56,7 @@ class TokenProjector(nn.Module):
         self.num_parts, self.num_kinds, self.width, self.depth = num_parts, num_kinds, width, depth
         self.embedding = nn.Embedding(num_parts * (num_kinds + 1), width)  # row part * (K + 1) + kind
         self.pe = nn.Parameter(torch.empty(num_parts, width)) if positional else None  # (M, D)
+        # linear layers at even places, ReLU at odd ones: projection.0, .2, .4 as in the published files
         layers: list[nn.Module] = []
         for level in range(depth):
             layers += [nn.ReLU()] if level else []
@@ -68,6 +69,7 @@ class TokenProjector(nn.Module):
 
     def forward(self, parts: Tensor, kinds: Tensor) -> Tensor:
         """Vectors `(..., D)` of parts `(...)` in 0..M-1 and kinds `(...)` in 0..K-1; a negative kind means absent."""
+        # absent parts get the last row of their block; it is never inserted, so it receives no gradient
         kinds = torch.where(kinds < 0, self.num_kinds, kinds)
         rows = self.embedding(parts * (self.num_kinds + 1) + kinds)  # (..., D)
         if self.pe is not None:
@@ -100,6 +102,7 @@ class TokenProjector(nn.Module):
             raise BestiaryError(f"vectors have shape {tuple(vectors.shape)}, expected {expected}: one row per part")
         weight = self.embedding.weight
         rows = vectors.to(weight).repeat_interleave(self.num_kinds + 1, dim=0)  # (M * (K + 1), D)
+        # drawn on the CPU, so that a seed means the same start on every device
         drawn = torch.randn(rows.shape, generator=generator).to(weight)
         weight.copy_(rows + noise * drawn)
         if self.pe is not None:
@@ -108,6 +111,7 @@ class TokenProjector(nn.Module):
         for linear in linears:
             nn.init.eye_(linear.weight)
             nn.init.zeros_(linear.bias)
+        # ReLU passes what is positive: lift all channels by twice the largest value, lower them again at the end
         if len(linears) > 1:
             shift = 2 * weight.abs().max()
             linears[0].bias.fill_(shift)
@@ -124,6 +128,7 @@ class TokenProjector(nn.Module):
         Raises:
             BestiaryError: keys are missing, shapes contradict each other or a value is not finite.
         """
+        # depths beyond 3 are read, though never built here
         shape = infer_shape(tensors, num_parts)
         projector = cls(shape.num_parts, shape.num_kinds, shape.width, 0, shape.positional)
         layers: list[nn.Module] = []
@@ -146,7 +151,7 @@ class TokenProjector(nn.Module):
 
 
 def infer_shape(tensors: Mapping[str, Tensor], num_parts: int | None = None) -> ProjectorShape:
-    """M, K, D and depth from the tensors of a projector: M = rows of pe, K = table rows / M - 1.
+    """M, K, D and depth from the tensors of a projector: pe is `(M, D)`, the table `(M * (K + 1), D)`.
 
     Raises:
         BestiaryError: this is no projector, or its shapes contradict each other.
@@ -163,6 +168,7 @@ def infer_shape(tensors: Mapping[str, Tensor], num_parts: int | None = None) -> 
         raise BestiaryError(f"pe has shape {tuple(pe.shape)}, the table has width {width}")
     if parts < 1 or rows % parts or rows // parts < 2:
         raise BestiaryError(f"a table of {rows} rows cannot be divided among {parts} parts of at least one kind each")
+    # every linear layer has one weight; ReLUs have none and only leave a gap in the numbers
     depth = sum(name.startswith("projection.") and name.endswith(".weight") for name in tensors)
     if depth > MAX_DEPTH:
         raise BestiaryError(f"{depth} projection layers; a projector has at most {MAX_DEPTH}")

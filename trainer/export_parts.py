@@ -57,6 +57,7 @@ def export_dictionary(dictionary: PartDictionary, folder: Path) -> list[Path]:
         tensors = {
             encoder: table[row : row + 1].float() for encoder, table in dictionary.embeddings.items()
         }  # (1, width)
+        # with one encoder the name of the tensor does not matter to any of the three, but it must be alone
         if len(tensors) == 1:
             tensors = {SINGLE_KEY: next(iter(tensors.values()))}
         write_tensors(path, tensors, _model_spec(dictionary.backbone, "textual-inversion", name))
@@ -77,6 +78,7 @@ def token_names(dictionary: PartDictionary) -> list[str]:
         number = str(kind + dictionary.id_base)
         name = f"{_plain(dictionary.part_names[part]) or part}-{_plain(dictionary.kind_label(part, kind)) or number}"
         name = name[:_LONGEST_NAME]
+        # two kinds may differ in signs only; Windows keeps some names for itself
         if name in used or name in _RESERVED_NAMES:
             name = f"{name}-{part}-{number}"
         while name in used:
@@ -93,12 +95,12 @@ def _plain(text: str) -> str:
 
 
 def embedding_for_comfyui(tensors: Mapping[str, Tensor], encoder: str) -> Tensor:
-    """What ComfyUI takes for one text encoder (comfy/sd1_clip.py, load_embed): its key, else the first tensor."""
+    """What ComfyUI takes, `(n, width)`, for one text encoder (comfy/sd1_clip.py, load_embed): its key, else the first tensor."""
     return tensors[encoder] if encoder in tensors else next(iter(tensors.values()))
 
 
 def embedding_for_a1111(tensors: Mapping[str, Tensor], encoder: str) -> Tensor:
-    """What AUTOMATIC1111 takes (modules/textual_inversion/textual_inversion.py): both SDXL keys, else the only tensor.
+    """What AUTOMATIC1111 takes, `(n, width)` (modules/textual_inversion/textual_inversion.py): both SDXL keys, else the only tensor.
 
     Raises:
         BestiaryError: it would refuse the file.
@@ -113,7 +115,7 @@ def embedding_for_a1111(tensors: Mapping[str, Tensor], encoder: str) -> Tensor:
 
 
 def _check_embedding(path: Path, vectors: Mapping[str, Tensor]) -> None:
-    """Read a file back as ComfyUI and AUTOMATIC1111 would and compare with `vectors`: encoder -> `(width,)`."""
+    """Read a file back as ComfyUI and AUTOMATIC1111 would and compare: each is `(1, width)`."""
     loaded = read_tensors(path)
     for encoder, vector in vectors.items():
         for take in (embedding_for_comfyui, embedding_for_a1111):
@@ -122,12 +124,13 @@ def _check_embedding(path: Path, vectors: Mapping[str, Tensor]) -> None:
 
 
 def _write_lora(dictionary: PartDictionary, path: Path) -> Path:
-    """The LoRA in half precision under kohya names, every layer with its alpha."""
+    """The LoRA in half precision under kohya names, down `(r, in)`, up `(out, r)`, every layer with its alpha."""
     tensors: dict[str, Tensor] = {}
     layers = lora_layers(dictionary.lora)
     for module, layer in layers.items():
         tensors[f"{module}.lora_down.weight"] = layer.down.half()
         tensors[f"{module}.lora_up.weight"] = layer.up.half()
+        # always written: some programs take a missing alpha for 1, others for the rank
         tensors[f"{module}.alpha"] = torch.tensor(layer.scale * layer.down.shape[0])
     lost = [name for name, tensor in tensors.items() if not torch.isfinite(tensor).all()]
     if lost:

@@ -97,10 +97,12 @@ def import_partcraft(
     Raises:
         BestiaryError: a file is unsafe, unknown, doubled or does not fit the others; nothing is written then.
     """
+    # everything is read, named and checked before the first byte is written
     found = _by_kind([read_partcraft_file(Path(path)) for path in files])
     layout = _layout(names, files)
     dictionary = _dictionary(found, layout, class_names, captions)
     codebook = _codebook(found["kmeans"], layout, foreground_cluster) if "kmeans" in found else None
+    # --out may be a folder
     out = out if out.suffix == ".safetensors" else out / "partcraft.safetensors"
     dictionary.save(out)
     written = [out]
@@ -161,7 +163,9 @@ def _dictionary(
     _check_layout(layout, parts, kinds, mapper.path)
     backbone = _backbone_of(projector.width, mapper.path)
     rows = _rows_in_captions(captions, parts, kinds) if captions else _trained_rows(layout, kinds)  # (R, 2)
+    # the projector is applied once and for all; inference needs the table alone
     vectors = projector.collapse()[rows[:, 0], rows[:, 1]]  # (R, D)
+    # parts that no caption names keep their number, so that the codebook's and the dictionary's numbers agree
     part_names = [f"unused {part}" for part in range(parts)]
     for name, part in layout.parts.items():
         part_names[part] = name
@@ -248,6 +252,7 @@ def _codebook(kmeans: PartCraftFile, layout: PartLayout, foreground_cluster: int
             f"{kmeans.path} has {count} parts and kinds for {len(fine)}, foreground cluster {foreground_cluster}: "
             "expected as many as the names say, and cluster 0 or 1"
         )
+    # background patches had been replaced by the constant vector -1, so one centroid points there
     background = int(torch.nn.functional.cosine_similarity(coarse, -torch.ones(1, width)).argmax())
     if layout.background and layout.parts[layout.background] != background:
         raise BestiaryError(

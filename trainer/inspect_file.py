@@ -127,23 +127,26 @@ def _describe_foreign(header: Header) -> Description:
     told = _recognised({name: entry.shape for name, entry in entries.items()})
     if not told:
         return {"what": "safetensors file of an unknown kind", "metadata": metadata, **_tensors(entries)}
+    # training logs run to megabytes; what names the model is kept
     kept = {name: text for name, text in metadata.items() if name.startswith(("modelspec.", "ss_base", "ss_network"))}
     return {**told, **({"metadata": kept} if kept else {})}
 
 
 def _recognised(shapes: Mapping[str, tuple[int, ...]]) -> Description:
-    """A common kind of file, told by tensor names and shapes; empty if none fits."""
+    """A common kind of file, told by tensor names and shapes such as `(n, width)`; empty if none fits."""
     if any((kohya_name(name) or "").endswith(DOWN) for name in shapes):
         return _describe_lora(shapes)
     if COARSE in shapes:
         return {"what": "PartCraft k-means", "parts": shapes[COARSE][0], "channels": shapes[COARSE][1]}
     if {"embedding.weight", "pe"} <= set(shapes):
+        # shapes are all it needs, so nothing of a large file is read
         shape = infer_shape({name: torch.empty(size, device="meta") for name, size in shapes.items()})
         counts = {"parts": shape.num_parts, "kinds": shape.num_kinds, "width": shape.width, "depth": shape.depth}
         return {"what": "PartCraft mapper", **counts, "remedy": "bestiary import partcraft turns it into a dictionary"}
     embeddings = {
         name: shape for name, shape in shapes.items() if 1 <= len(shape) <= 2 and shape[-1] in _EMBEDDING_WIDTHS
     }
+    # names differ from program to program; the width of the rows is what marks an embedding
     few = len(shapes) == 1 or set(shapes) == {"clip_l", "clip_g"}
     if few and len(embeddings) == len(shapes):
         return {

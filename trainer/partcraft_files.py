@@ -44,6 +44,7 @@ def read_partcraft_file(path: Path) -> PartCraftFile:
     content = _read(path)
     if isinstance(content, Mapping) and "coarse_kmeans" in content:
         return PartCraftFile(path, "kmeans", _centroids(path, content))
+    # data-parallel training leaves its wrapper in the names
     tensors = {re.sub(r"^module\.", "", str(name)): tensor for name, tensor in content.items()}
     if COARSE in tensors:
         return PartCraftFile(path, "kmeans", tensors)
@@ -74,6 +75,7 @@ def _read(path: Path) -> Mapping[str, object]:
     try:
         return load_tensors(path)
     except BestiaryError as refused:
+        # k-means objects need the shells; a bomb is refused here too, with all its names
         content = load_inert(path)
         if isinstance(content, Mapping) and "coarse_kmeans" in content:
             return content
@@ -89,6 +91,7 @@ def _centroids(path: Path, content: Mapping[str, object]) -> dict[str, Tensor]:
     missing = [theirs for theirs in named.values() if theirs not in found]
     if missing or not count:
         raise BestiaryError(f"{path} is an incomplete k-means file: it lacks {', '.join(missing) or 'fine_kmeans'}")
+    # columns are centroids there, rows here
     tensors = {ours: found[theirs].float().T.contiguous() for ours, theirs in named.items()}
     widths = {tensor.shape[1] for tensor in tensors.values() if tensor.ndim == 2}
     if len(widths) != 1 or any(tensor.ndim != 2 or not torch.isfinite(tensor).all() for tensor in tensors.values()):
