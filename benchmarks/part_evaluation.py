@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import typer
 from bestiary.concepts.atomic_file import write_text
 from bestiary.concepts.part_dictionary import PartDictionary
 from bestiary.demo.attribute_judge import AttributeJudge
@@ -63,6 +64,7 @@ def run_seed(options: argparse.Namespace, seed: int) -> None:
     folder = options.out / f"seed{seed}"
     if all((folder / f"{method}.json").is_file() for method in METHODS):
         return
+    # draw and discover, once for all methods
     draw_pictures(folder, options.pictures, seed)
     denoiser = load_denoiser("demo", device=options.device)
     settings = DiscoverSettings(
@@ -81,6 +83,7 @@ def run_seed(options: argparse.Namespace, seed: int) -> None:
     evaluator = PartsEvaluator(discovery, denoiser, count=options.judged, seed=seed, choice=CHOICE)
     if not (folder / "ceiling.json").is_file():
         write_text(folder / "ceiling.json", json.dumps(evaluator.ceiling(), indent=1) + "\n")
+    # every method: train, make pictures (N, 3, H, W), judge
     judge = AttributeJudge.load()
     for method, overrides in METHODS.items():
         if (folder / f"{method}.json").is_file():
@@ -114,6 +117,7 @@ def train_method(
 
 def summarise(results: Mapping[int, Mapping[str, Any]], options: argparse.Namespace) -> dict[str, Any]:
     """Figures of every seed and their means over the seeds."""
+    # figures by method, then their means over the seeds
     methods = {method: [result[method] for result in results.values()] for method in METHODS}
     tests = [test for test in methods["ours"][0] if test != "train_seconds"]
     means = {method: {test: _mean([run[test] for run in runs]) for test in tests} for method, runs in methods.items()}
@@ -134,19 +138,19 @@ def summarise(results: Mapping[int, Mapping[str, Any]], options: argparse.Namesp
 
 def print_summary(summary: Mapping[str, Any]) -> None:
     """The means, and in how many seeds ours is ahead."""
-    print(f"{'method':<20}{'test':<16}{'EMR':>8}{'CoSim':>8}{'absent':>8}{'IoU':>8}{'colour':>8}{'shape':>8}")
+    typer.echo(f"{'method':<20}{'test':<16}{'EMR':>8}{'CoSim':>8}{'absent':>8}{'IoU':>8}{'colour':>8}{'shape':>8}")
     for method, tests in summary["means"].items():
         for test, scores in tests.items():
             figures = [scores[name] for name in ("emr", "cosim", "absent_rate", "attention_iou")]
             figures += [scores["judge"].get(name) for name in ("color", "shape")]
             shown = "".join(f"{'-':>8}" if value is None else f"{value:8.3f}" for value in figures)
-            print(f"{method:<20}{test:<16}{shown}")
+            typer.echo(f"{method:<20}{test:<16}{shown}")
     for baseline in list(METHODS)[1:]:
         for test in ("reconstruction", "mix4"):
             for metric in ("emr", "cosim"):
                 seeds = summary["by_seed"].values()
                 ahead = sum(seed["ours"][test][metric] > seed[baseline][test][metric] for seed in seeds)
-                print(f"ours ahead of {baseline} on {test} {metric}: {ahead} of {len(summary['seeds'])} seeds")
+                typer.echo(f"ours ahead of {baseline} on {test} {metric}: {ahead} of {len(summary['seeds'])} seeds")
 
 
 def _mean(records: list[Any]) -> Any:

@@ -83,9 +83,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         logging.getLogger(noisy).setLevel(logging.WARNING)
     try:
         result = app(args=None if arguments is None else list(arguments), prog_name="bestiary", standalone_mode=False)
+    # newer versions of typer turn Ctrl-C into the exit code 130, older ones raise
     except (KeyboardInterrupt, typer.Abort):
         result = 130
     except _UsageFault as fault:
+        # a command without arguments is answered with its help, which is longer than a line
         if "NoArgsIsHelp" in type(fault).__name__:
             typer.echo(fault.format_message(), err=True)
             return 2
@@ -93,6 +95,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BestiaryError as fault:
         return _failed(str(fault), 2)
     except ModuleNotFoundError as fault:
+        # a missing library of ours is for the user to install, any other one is our own fault
         if (fault.name or "").split(".")[0] not in _EXTRA:
             raise
         return _failed(f'this command needs {fault.name}: install it with `pip install "bestiary[trainer]"`', 2)

@@ -52,6 +52,7 @@ def existing(path: Path, kind: Literal["file", "folder"]) -> Path:
         return path
     if path.exists():
         raise BestiaryError(f"{path} is not a {kind}: give the path of a {kind}")
+    # a misspelt name is usually beside the right one
     parent = path.parent if path.parent.is_dir() else None
     beside = sorted(entry.name for entry in parent.iterdir() if not entry.name.startswith("."))[:8] if parent else []
     hint = f"; {parent} holds {', '.join(beside)}" if beside else ""

@@ -67,6 +67,7 @@ def discover(
     from .discover import discover as run_discovery
 
     folder = Path(f"{images.resolve().name}-parts") if out is None else out
+    # options by the names of the settings; those left out stay None and keep their defaults
     values = {"images": images, "out": folder, "source": source, "base": base, "num_parts": num_parts, "kinds": kinds}
     values |= {"names": names, "flip_foreground": flip_foreground, "batch_size": batch_size, "seed": seed}
     values |= {"sample_patches": sample_patches, "weights": weights, "min_margin": min_margin, "restart": restart}

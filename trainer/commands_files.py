@@ -38,6 +38,7 @@ def import_partcraft(
 
     Pickles are read with an allow-list: code in them is never run.
     """
+    # files are looked for before any library is loaded
     sources = [existing(path, "file") for path in files]
     from .import_partcraft import import_partcraft as convert
 

@@ -98,6 +98,7 @@ def _recipe_settings(
 ) -> Any:
     from .settings import load_recipe
 
+    # flags become dotted keys of the recipe, `--set` comes last and wins
     typed = {"discovery.folder": discovery, "base.path": base, "run.out": out, "optimizer.steps": steps}
     typed |= {"optimizer.batch_size": batch_size, "run.seed": seed}
     typed |= {"run.device": None if device == "auto" else device, "run.dtype": None if dtype == "auto" else dtype}

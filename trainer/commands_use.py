@@ -61,6 +61,7 @@ def compose(
     """
     from .compose import ComposeSettings, compose_files
 
+    # files are looked for before any library is loaded
     values = {"dictionaries": [existing(path, "file") for path in (dictionary, *(more or ()))], "prompts": prompts}
     values |= {"negative": negative, "base": base, "out": out, "count": count, "seed": seed, "steps": steps}
     values |= {"guidance": guidance, "size": size, "sampler": sampler, "lora_strength": lora_strength, "sheet": sheet}
@@ -92,6 +93,7 @@ def evaluate_parts(
     """
     from .evaluate import EvaluateSettings, evaluate_files
 
+    # baselines are typed as NAME=DICT
     others = dict(assignment(text, "--baseline") for text in baseline or ())
     values = {"dictionary": existing(dictionary, "file"), "discovery": existing(discovery, "folder"), "base": base}
     values |= {"baselines": {name: existing(Path(path), "file") for name, path in others.items()}}

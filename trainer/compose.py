@@ -90,6 +90,7 @@ def compose_files(settings: ComposeSettings, on_progress: Callable[[int, int], N
     Raises:
         BestiaryError: a file, prompt or base model is wrong, or the folder cannot be written to.
     """
+    # load and check everything before the first picture
     dictionaries = load_dictionaries(settings.dictionaries)
     base = settings.base or base_of(next(iter(dictionaries.values())))
     denoiser = load_denoiser(base, device=settings.device, dtype=settings.dtype)
@@ -107,6 +108,7 @@ def compose_files(settings: ComposeSettings, on_progress: Callable[[int, int], N
         attention=settings.heat_maps,
         on_progress=on_progress,
     )
+    # pictures, each followed by its heat maps, then the sheet
     recipe = recipe_of(settings, base)
     written = []
     for picture in pictures:
@@ -189,11 +191,13 @@ def write_numbered(
     made = {} if order is None else {"prompt": order.prompt, "negative": order.negative, "seed": order.seed}
     info.add_itxt("bestiary", json.dumps({**made, **recipe}, ensure_ascii=False))
     if order is not None:
+        # the text other programs read prompts and seeds from
         lines = [order.prompt, f"Negative prompt: {order.negative}"] if order.negative else [order.prompt]
         settings = f"Steps: {recipe['steps']}, Sampler: {recipe['sampler']}, CFG scale: {recipe['guidance']}, Seed: {order.seed}"
         info.add_itxt("parameters", "\n".join([*lines, f"{settings}, Size: {image.width}x{image.height}"]))
     buffer = io.BytesIO()
     image.save(buffer, "PNG", pnginfo=info)
+    # the number is taken first, then the file takes its place whole
     path = _reserve(folder, prefix)
     try:
         write_bytes(path, buffer.getvalue())
@@ -230,6 +234,7 @@ def _reserve(folder: Path, prefix: str) -> Path:
         while True:
             number += 1
             path = folder / f"{prefix}{number:04d}.png"
+            # exclusive creation: another program may have taken the number
             try:
                 path.open("xb").close()
                 return path

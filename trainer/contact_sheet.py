@@ -34,9 +34,11 @@ def contact_sheet(
     """
     if not images or len(images) != len(captions):
         raise BestiaryError(f"a contact sheet needs one caption per picture, got {len(images)} and {len(captions)}")
+    # captions make tiles higher than wide, so a few more columns than rows
     columns = columns or max(1, min(len(images), round((len(images) * 1.25) ** 0.5)))
     tile = tile or min(384, max(160, *(max(image.size) for image in images)))
     font = ImageFont.load_default(_FONT_SIZE)
+    # all captions get the height of the longest
     wrapped = [wrap_text(caption, font, tile) for caption in captions]
     text_height = _LINE * max(len(lines) for lines in wrapped)
     rows = -(-len(images) // columns)
@@ -47,6 +49,7 @@ def contact_sheet(
     for place, (image, lines) in enumerate(zip(images, wrapped, strict=True)):
         left = _MARGIN + place % columns * (tile + _MARGIN)
         top = _MARGIN + place // columns * (tile + text_height + 2 * _MARGIN)
+        # pictures of other shapes are centred in their tile
         fitted = _fitted(image, tile)
         sheet.paste(fitted, (left + (tile - fitted.width) // 2, top + (tile - fitted.height) // 2))
         draw.multiline_text((left, top + tile + 4), "\n".join(lines), INK, font, spacing=3)

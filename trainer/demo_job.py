@@ -110,6 +110,7 @@ class DemoJob:
     def train(self) -> None:
         """Learn a token for every part and kind; goes on from the last saved state where there is one."""
         run = self.out / "training"
+        # a run folder without a saved state cannot be gone on with
         try:
             result = resume_training(run, on_progress=self._progress("train")) if run.is_dir() else None
         except BestiaryError as fault:
@@ -163,6 +164,7 @@ def run_demo(out: Path, settings: DemoSettings) -> DemoResult:
         BestiaryError: the folder cannot be written to, or holds a demo of other settings.
     """
     out = Path(out)
+    # stages done before are passed over
     seconds = _read_record(out, settings)
     job = DemoJob(out, settings)
     for stage in STAGES:
@@ -175,6 +177,7 @@ def run_demo(out: Path, settings: DemoSettings) -> DemoResult:
         _write_record(out, settings, seconds)
         logger.info("%s: %s", stage, duration(seconds[stage]))
     started = time.monotonic()
+    # the page shows the figures, the figures hold the time of the page
     metrics = _write_metrics(out, settings, seconds)
     page = write_demo_page(out, job.discovery(), PartDictionary.load(job.dictionary_path), metrics)
     seconds["page"] = time.monotonic() - started
@@ -211,6 +214,7 @@ def _read_record(out: Path, settings: DemoSettings) -> dict[str, float]:
         known, seconds = record["settings"], record["seconds"]
     except (ValueError, KeyError, TypeError) as fault:
         raise BestiaryError(f"{path} is damaged: give --out another folder") from fault
+    # device and precision may change on the way, what decides the result may not
     wanted = _fingerprint(settings)
     other = [f"--{name} {known.get(name)}" for name in wanted if known.get(name) != wanted[name]]
     if other:

@@ -36,6 +36,7 @@ def judge_demo(
     report: Callable[[str], Callable[[int, int], None]],
 ) -> None:
     """Judge the discovery, reconstructions and mixes of four, and write `judged.json` into the demo's folder."""
+    # the discovery: its parts against the drawn masks
     names = [path.name for path in discovery.image_paths]
     truth = load_truth(out).ordered_like(names)
     score = score_drawn_discovery(discovery, truth)
@@ -43,10 +44,12 @@ def judge_demo(
     evaluator = PartsEvaluator(discovery, denoiser, count=count, seed=seed, choice=CHOICE, tests=tests)
     ceiling = evaluator.ceiling()
     attributes = AttributeJudge.load()
+    # the pictures (N, 3, H, W): codebook and classifier, each for itself
     figures: dict[str, Any] = {"discovery": discovery_figures(discovery, score)}
     for test, result in evaluator.run("creatures", dictionary, report).items():
         images = torch.stack([picture.image for picture in result.pictures])
         figures[test] = result.scores | {"judge": judge_looks(attributes, images, result.cases, truth, score)}
+    # the drawings themselves, as the best that could be reached
     cases = evaluator.tests["reconstruction"]
     sources = [discovery.image_paths[case.pictures[0]] for case in cases]
     images = evaluator.judge.read(sources, denoiser.backbone.image_size)
@@ -83,6 +86,7 @@ def judge_looks(
         Shares 0..1 of color, pattern, shape and all_three over `parts` judged parts.
     """
     seen = judge.classes(images).cpu()  # (N, 5, 3)
+    # drawn part -> discovered part that stands for it
     drawn = {PARTS.index(name): part for part, name in score.matched.items()}
     wanted = species_classes(truth.species)  # (pictures, 5, 3)
     right = []

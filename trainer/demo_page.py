@@ -72,6 +72,8 @@ class _DemoPage:
         self.names = discovery.codebook.part_names
         self.foreground = [part for part in range(len(self.names)) if part != self.background]
 
+    # each section is one method, in the order of the page
+
     def summary(self) -> str:
         """What happened, in two sentences and four figures."""
         tokens = sum(len(self.dictionary.kinds_of(part)) for part in self.foreground)
@@ -138,6 +140,7 @@ class _DemoPage:
         tiles = []
         for number in range(min(_FOUND_SHOWN, len(self.discovery.image_paths))):
             picture = fit_square(read_image(self.discovery.image_paths[number]), 128)
+            # the picture and, to its right, its parts in colour
             pair = Image.new("RGB", (256, 128))
             pair.paste(picture, (0, 0))
             pair.paste(color_parts(picture, self.discovery.maps.labels[number], self.background), (128, 0))
@@ -168,6 +171,7 @@ class _DemoPage:
     def figures(self) -> str:
         """This run's figures, an independent judge's, and the stored ones, told apart."""
         tests = {name: self.metrics[name] for name in ("reconstruction", "mix4")}
+        # this run first, then what real pictures score, then an independent judge, then what was stored
         own = figures_table({"methods": {"this demo": tests}, "ceiling": self.metrics["ceiling"]})
         meaning = (
             "EMR: share of the prompted parts that the codebook sees as exactly the kind asked for. CoSim: cosine between "
@@ -194,6 +198,7 @@ class _DemoPage:
         return pages.section("Go on", pages.paragraph(note), commands) + f"<footer>{pages.escaped(footer)}</footer>"
 
     def _recipe(self, row: Sequence[DemoPicture]) -> str:
+        # a picture that gave only the scene is not shown as a source
         sources = []
         for picture in dict.fromkeys(source for source in row[0].sources if source >= 0):
             parts = [part for part in self.foreground if row[0].sources[part] == picture]

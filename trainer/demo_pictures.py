@@ -67,6 +67,7 @@ def compose_demo(
     cases = mix_cases(codes, background, sources, _MIXES + len(_SCENES), seed + 1)
     plans = [*_mixes(cases[:_MIXES], dictionary, discovery), *_blends(discovery, dictionary, seed)]
     plans += _scenes(cases[_MIXES:], dictionary, discovery)
+    # all pictures in one go, then the adapters come off again
     add_adapters(denoiser, {"creatures": dictionary}, 1.0)
     orders = [PictureOrder(plan.prompt, plan.seed) for plan in plans]
     pictures = make_pictures(
@@ -119,6 +120,7 @@ def _blends(discovery: Discovery, dictionary: PartDictionary, seed: int) -> list
     for number, case in enumerate(mix_cases(discovery.maps.codes, background, 2, 2, seed + 2)):
         one, other = case.pictures[:2]
         for share in _BLEND_STEPS:
+            # a part that only one of the two shows is not blended
             tokens = []
             for part in range(discovery.maps.codes.shape[1]):
                 pair = [(part, int(discovery.maps.codes[picture, part])) for picture in (one, other)]
@@ -145,6 +147,7 @@ def _write(folder: Path, place: int, plan: _Plan, picture: Picture) -> DemoPictu
     name = f"{plan.group}-{place:03d}"
     image = picture.to_image()
     _save(folder / f"{name}.png", image)
+    # heat maps of the first seed of the first rows
     maps: list[str] = []
     if (
         plan.group == "mix"

@@ -51,6 +51,7 @@ def draw_pictures(folder: Path, count: int, seed: int) -> DrawnTruth:
 
     The species take turns; everything else (pose, scale, flip, light, scene) is random but follows from the seed.
     """
+    # the pictures alone go where the method looks
     names: list[str] = []
     species: list[Species] = []
     labels: list[np.ndarray] = []
@@ -63,6 +64,7 @@ def draw_pictures(folder: Path, count: int, seed: int) -> DrawnTruth:
         labels.append(drawing.labels)
     record = {name: drawn.name for name, drawn in zip(names, species, strict=True)}
     write_text(folder / TRUTH / "species.json", json.dumps(record, indent=1))
+    # the same as a table, for baselines that are told the species
     lines = ["path,class", *(f"{name},{drawn}" for name, drawn in record.items())]
     write_text(folder / TRUTH / "labels.csv", "\n".join(lines) + "\n")
     return DrawnTruth(tuple(names), tuple(species), np.stack(labels))
@@ -87,6 +89,7 @@ def score_discovery(labels: np.ndarray, background: int, truth: np.ndarray) -> D
 
     drawn = patch_majority(truth, labels.shape[1:])  # (N, h, w)
     foreground_iou = _iou(labels != background, drawn > 0)
+    # every discovered part against every drawn one, then the best one-to-one matching
     discovered = [part for part in np.unique(labels).tolist() if part != background]
     table = np.array(
         [[_iou(labels == part, drawn == number + 1) for number in range(len(PARTS))] for part in discovered]
@@ -111,11 +114,13 @@ def patch_majority(truth: np.ndarray, grid: tuple[int, int]) -> np.ndarray:
 
 
 def _iou(one: np.ndarray, other: np.ndarray) -> float:
+    # masks (N, h, w)
     union = int((one | other).sum())
     return float((one & other).sum()) / union if union else 0.0
 
 
 def _write_png(path: Path, pixels: np.ndarray) -> None:
+    # pixels (H, W) or (H, W, 3); a picture drawn before is the same
     if path.exists():
         return
     with replacing(path) as temporary:

@@ -118,11 +118,13 @@ class PartsEvaluator:
     ) -> None:
         """Plan the tests; `tests` names those to run, None runs all."""
         self.discovery, self.denoiser, self.choice = discovery, denoiser, choice
+        # the source reads the bare model: adapters are on it only while pictures are made
         source = build_feature_source(dict(discovery.codebook.feature_spec), denoiser)
         self.judge = PictureJudge(discovery.codebook, source)
         self.tests = plan_tests(discovery, count, seed, most_sources)
         if tests is not None:
             self.tests = {name: self.tests[name] for name in tests}
+        # real pictures are looked at once, whatever tests ask for them
         sources = sorted({picture for cases in self.tests.values() for case in cases for picture in case.pictures})
         seen = self.judge.look_at_files([discovery.image_paths[picture] for picture in sources])
         self.real = {picture: seen.rows([row]) for row, picture in enumerate(sources)}
@@ -148,6 +150,7 @@ class PartsEvaluator:
         results = {}
         for test, cases in self.tests.items():
             orders = [PictureOrder(prompt_of(case, dictionary, self.discovery.codebook), case.seed) for case in cases]
+            # make the pictures (N, 3, H, W) with adapters, look at them without
             add_adapters(self.denoiser, {name: dictionary}, 1.0)
             pictures = make_pictures(
                 self.denoiser,
@@ -178,6 +181,7 @@ def evaluate_files(settings: EvaluateSettings, report: StageReport) -> Path:
     dictionaries = {name: PartDictionary.load(path) for name, path in paths.items()}
     base = settings.base or base_of(next(iter(dictionaries.values())))
     denoiser = load_denoiser(base, device=settings.device, dtype=settings.dtype)
+    # what does not belong together is told before the long work
     for name, dictionary in dictionaries.items():
         check_same_discovery(name, dictionary, discovery.codebook)
     choice = SamplingChoice(settings.steps, settings.guidance)
@@ -251,12 +255,14 @@ def reencoded(denoiser: DiffusersDenoiser, images: torch.Tensor) -> torch.Tensor
 
 def _whole_tokens(case: TestCase, dictionary: PartDictionary, codebook: PartCodebook) -> str:
     table = torch.tensor(dictionary.provenance["codes_of_kind"])  # (K, M)
+    # kinds of whole pictures by the codes (K, M) usual in them
     known = dictionary.kinds_of(0)
     tokens = []
     for picture in case.pictures:
         codes = torch.tensor(
             [code if source == picture else ABSENT for code, source in zip(case.codes, case.sources, strict=True)]
         )
+        # the kind that agrees with the most parts taken from this picture
         matches = ((table == codes) & (codes != ABSENT)).sum(1)[list(known)]  # (known kinds,)
         token = mention(dictionary, 0, known[int(matches.argmax())])
         parts = [codebook.part_names[part] for part, source in enumerate(case.sources) if source == picture]
@@ -266,4 +272,5 @@ def _whole_tokens(case: TestCase, dictionary: PartDictionary, codebook: PartCode
 
 
 def _all_from(picture: int, codes: torch.Tensor) -> tuple[int, ...]:
+    # codes (N, M): every part shown comes from the picture itself
     return tuple(picture if code != ABSENT else -1 for code in codes[picture].tolist())

@@ -87,12 +87,14 @@ def _mix(
     """Deal the parts out among the pictures, evenly and at random, among those that show the part."""
     taken = [-1] * codes.shape[1]
     deck = [pictures[place % len(pictures)] for place in range(len(foreground))]
+    # deal the parts out several times and keep the hand in which most pictures show what they shall give
     hands = [rng.permutation(deck).tolist() for _ in range(_DEALS)]
     missing = [
         sum(bool(codes[picture, part] == ABSENT) for part, picture in zip(foreground, hand, strict=True))
         for hand in hands
     ]
     for part, picture in zip(foreground, hands[int(np.argmin(missing))], strict=True):
+        # another of the pictures stands in where one does not show the part
         shown = [other for other in pictures if codes[other, part] != ABSENT]
         taken[part] = picture if picture in shown else next(iter(shown), -1)
     if background >= 0 and codes[pictures[0], background] != ABSENT:
@@ -105,6 +107,7 @@ def _unlike_pictures(
     codes: Tensor, usable: np.ndarray, foreground: Sequence[int], count: int, rng: np.random.Generator
 ) -> list[int]:
     """Pictures drawn so that no two share a kind, as far as that can be had."""
+    # greedy over a random order of the codes (N, M)
     chosen: list[int] = []
     shuffled = rng.permutation(usable).tolist()
     for picture in shuffled:
@@ -112,16 +115,19 @@ def _unlike_pictures(
             return chosen
         if all(not _share_a_kind(codes, picture, other, foreground) for other in chosen):
             chosen.append(picture)
+    # too few unlike pictures: take any others
     rest = [picture for picture in shuffled if picture not in chosen]
     return (chosen + rest)[:count]
 
 
 def _share_a_kind(codes: Tensor, one: int, other: int, foreground: Sequence[int]) -> bool:
+    # codes (N, M): kinds of the same number are the same, unless both are absent
     same = (codes[one] == codes[other]) & (codes[one] != ABSENT)
     return bool(same[list(foreground)].any())
 
 
 def _usable(codes: Tensor, needed: int) -> np.ndarray:
+    # pictures that show anything at all, of codes (N, M)
     usable = torch.nonzero((codes != ABSENT).any(1)).flatten().numpy()
     if len(usable) < needed:
         raise BestiaryError(f"{needed} pictures with parts are needed, but the discovery holds {len(usable)}")

@@ -79,6 +79,7 @@ def source_crop(discovery: Discovery, picture: int, parts: Sequence[int], size: 
     labels = discovery.maps.labels[picture].long()  # (h, w)
     inside = torch.isin(labels, torch.tensor(list(parts)))
     mask = Image.fromarray((inside.byte() * 255).numpy()).resize(image.size, Image.Resampling.BICUBIC)
+    # the rest of the picture turns grey and pale
     faded = Image.blend(image.convert("L").convert("RGB"), Image.new("RGB", image.size, (250, 247, 240)), 0.72)
     return Image.composite(image, faded, mask)
 
@@ -111,6 +112,7 @@ def _mix_rows(evaluation: Evaluation, method: str) -> list[str]:
     rows = []
     for place, case in enumerate(tests[name].cases[:_EXAMPLES]):
         made = {other: results[name].pictures[place].to_image() for other, results in evaluation.results.items()}
+        # one dictionary alone needs no name on its pictures
         single = {"": made[method]} if len(made) == 1 else made
         rows.append(recipe_row(evaluation, case, single, tests[name].pictures[place].order.prompt))
     return rows

@@ -57,6 +57,7 @@ def _columns(
     codebook: PartCodebook, asked: Tensor, seen: Tensor, ious: Tensor, likeness: Tensor, parts: Sequence[int]
 ) -> dict[str, Any]:
     """The figures over some parts."""
+    # columns of (N, M): only some parts
     wanted, found = asked[:, parts], seen[:, parts]
     return {
         "emr": _number(exact_match_rate(found, wanted)),
@@ -80,6 +81,7 @@ class _SimilarityOf:
 def _standard_error(asked: Tensor, seen: Tensor) -> float | None:
     """Standard error of the EMR, taking whole pictures as the independent draws."""
     shares = exact_match_by_picture(seen, asked)  # (N,)
+    # pictures of which nothing was asked, of (N,)
     shares = shares[~shares.isnan()]
     return _number(shares.std() / len(shares) ** 0.5) if len(shares) > 1 else None
 
@@ -93,11 +95,13 @@ def _attention_ious(pictures: Sequence[Picture], sight: Sight, codebook: PartCod
         if picture.attention is None or not named or max(named) >= parts:
             continue
         h, w = picture.attention.shape[-2:]
+        # a part named twice has both its maps added
         maps = torch.zeros(parts, h, w)
         for part, attention in zip(named, picture.attention, strict=True):
             maps[part] += attention
         present = torch.zeros(parts, dtype=torch.bool)
         present[named] = True
+        # where the codebook sees each part, on the grid of the maps
         masks = sight.maps.labels[row].long() == torch.arange(parts).view(-1, 1, 1)  # (M, h', w')
         masks = F.interpolate(masks.float().unsqueeze(0), (h, w), mode="nearest-exact")  # (1, M, h, w)
         ious[row] = attention_iou(maps.unsqueeze(0), masks, present.unsqueeze(0))[0]
@@ -126,5 +130,6 @@ def _image_similarity(cases: Sequence[TestCase], sight: Sight, real: Mapping[int
 
 
 def _number(value: Tensor | float) -> float | None:
+    # a scalar (), nan where nothing was measured
     number = float(value)
     return None if number != number else number

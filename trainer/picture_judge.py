@@ -37,6 +37,7 @@ class Sight:
 
     def rows(self, rows: Sequence[int]) -> "Sight":
         """The same for some of the pictures, in this order."""
+        # rows of (N, ...)
         index = torch.tensor(rows, dtype=torch.long)
         maps = PartMaps(self.maps.labels[index], self.maps.codes[index])
         return Sight(maps, self.part_means[index], self.picture_means[index])
@@ -66,6 +67,7 @@ class PictureJudge:
 
     def _look_at_some(self, images: Tensor) -> Sight:
         size = self._source.image_size
+        # the source looks at its own size, whatever size was sampled
         if images.shape[-2:] != (size, size):
             images = F.interpolate(images, (size, size), mode="bicubic", antialias=True).clamp(0, 1)  # (B, 3, S, S)
         grid = self._source(images)

@@ -93,6 +93,7 @@ def make_pictures(
     """
     for name, dictionary in dictionaries.items():
         check_backbone(name, dictionary, denoiser)
+    # every prompt is read before the first picture is made
     positives = [resolve_prompt(parse_part_prompt(order.prompt), dictionaries) for order in orders]
     negatives = [resolve_prompt(parse_part_prompt(order.negative), dictionaries) for order in orders]
     pictures: dict[int, Picture] = {}
@@ -111,6 +112,7 @@ def make_pictures(
             attention=AttentionRequest(positive.positions) if attention and _has_parts(positive) else None,
             on_step=report,
         )
+        # maps beyond the mentions of a prompt belong to longer prompts of the batch
         for place, row in enumerate(rows):
             mentions = positives[row].mentions
             maps = None if sampled.attention is None else sampled.attention[place, : len(mentions)]  # (P, h, w)

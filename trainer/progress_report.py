@@ -28,6 +28,7 @@ def progress_callback(
     def report(done: int, total: int) -> None:
         nonlocal last_written
         now = time.monotonic()
+        # the last report is always shown, the others only every so often
         if style == "off" or (done < total and now - last_written < interval):
             return
         last_written = now
@@ -51,6 +52,7 @@ def _line(stage: str, done: int, total: int, seconds: float, style: ProgressStyl
         return json.dumps({**record, "seconds_left": None if left is None else round(left, 1)}) + "\n"
     text = f"{stage:<12} {done}/{total}  {100 * done // max(total, 1):3d} %  {duration(seconds)}"
     text += f"  {duration(left)} left" if left is not None and done < total else ""
+    # return to the start of the line and clear it, so that it is rewritten
     if not in_place:
         return text + "\n"
     return f"\r\x1b[2K{text}" + ("\n" if done >= total else "")
