@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from .command_options import DeviceOption, DtypeOption, OutOption, ProgressOption, SeedOption, checked
+from .command_options import DeviceOption, DtypeOption, OutOption, ProgressOption, SeedOption, assignment, checked
 
 app = typer.Typer(help="The whole job on drawn creatures, in minutes.")
 
@@ -37,11 +37,18 @@ def demo(
 @app.command("train-base")
 def train_base(
     out: OutOption = None,
-    seed: SeedOption = 0,
+    seed: Annotated[
+        int | None,
+        typer.Option("--seed", help="Number from which every random choice follows; left out: the shipped one."),
+    ] = None,
     device: DeviceOption = "auto",
     dtype: DtypeOption = "auto",
     hours: Annotated[
         float | None, typer.Option("--hours", help="Stop after this much time; run again to go on.")
+    ] = None,
+    more: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Any other setting, such as denoiser_steps=20000."),
     ] = None,
 ) -> None:
     """Train the miniature base model from nothing.
@@ -52,5 +59,8 @@ def train_base(
     from .train_base import train_base as train
 
     folder = Path("bestiary-base") if out is None else out
-    train(checked(TrainBaseSettings, {"seed": seed, "device": device, "dtype": dtype, "hours": hours}), folder)
+    precision = {"fp32": "float32", "bf16": "bfloat16"}.get(dtype, dtype)
+    values: dict[str, object] = dict(assignment(text, "--set") for text in more or ())
+    values |= {"seed": seed, "device": device, "dtype": precision, "hours": hours}
+    train(checked(TrainBaseSettings, values), folder)
     typer.echo(f"wrote {folder}")

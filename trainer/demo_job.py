@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from ..concepts.atomic_file import write_text
+from ..concepts.atomic_file import write_bytes, write_text
 from ..concepts.errors import BestiaryError
 from ..concepts.part_dictionary import PartDictionary
 from . import demo_pictures
@@ -131,7 +131,7 @@ class DemoJob:
                     "optimizer.warmup": min(20, self.settings.steps // 10),
                 }
             result = train_parts(load_recipe("demo", overrides), on_progress=self._progress("train"))
-        shutil.copyfile(result.dictionary_path, self.dictionary_path)
+        write_bytes(self.dictionary_path, result.dictionary_path.read_bytes())
 
     def compose(self) -> None:
         """Make creatures nobody drew."""
