@@ -173,3 +173,49 @@ def _write_scheduler(folder: Path, backbone: str) -> str:
         scheduler = PNDMScheduler(**settings, skip_prk_steps=True, set_alpha_to_one=False)
     scheduler.save_pretrained(folder / "scheduler")
     return type(scheduler).__name__
+
+
+@pytest.fixture(scope="session")
+def make_discovery() -> Callable[..., Path]:
+    """`make_discovery(folder, count=6, size=64)` -> a discovery of head, body and background in drawn squares.
+
+    Pictures lie in `folder/pictures`, the discovery in `folder/found`, classes in `folder/labels.csv`. Kinds alternate; picture 1 shows no
+    head, picture 2 no part but the background.
+    """
+    return _write_discovery
+
+
+def _write_discovery(folder: Path, count: int = 6, size: int = 64) -> Path:
+    import numpy as np
+    from bestiary.concepts.foreground import CentroidForeground
+    from bestiary.concepts.part_codebook import PartCodebook, PartModel
+    from bestiary.concepts.part_map import PartMaps
+    from bestiary.trainer.discovery_folder import write_lines, write_maps, write_report
+    from PIL import Image
+
+    (folder / "pictures" / "sub").mkdir(parents=True)
+    labels = torch.full((count, 8, 8), 2, dtype=torch.uint8)  # (N, 8, 8)
+    labels[:, 1:4, 1:4], labels[:, 4:7, 2:6] = 0, 1
+    labels[1][labels[1] == 0] = 2
+    labels[2] = 2
+    codes = torch.stack([torch.arange(count) % 2, torch.arange(count) % 3, torch.zeros(count).long()], dim=1)  # (N, 3)
+    codes[1, 0], codes[2, :2] = -1, -1
+    rng = np.random.default_rng(0)
+    names = [f"sub/{number}.png" if number == 3 else f"{number}.png" for number in range(count)]
+    for number, name in enumerate(names):
+        colors = rng.integers(0, 255, (3, 3), dtype=np.uint8)
+        cells = colors[labels[number].numpy()]  # (8, 8, 3)
+        Image.fromarray(cells).resize((size, size), Image.Resampling.NEAREST).save(folder / "pictures" / name)
+    found = folder / "found"
+    model = PartModel(torch.eye(3)[:2], torch.arange(2), torch.zeros(3))
+    kinds = torch.eye(3)
+    PartCodebook(
+        {"name": "descriptor"}, (8, 8), ("head", "body", "background"), 2, CentroidForeground(torch.eye(2, 3), 0),
+        model, (kinds[:2], kinds, kinds[:1]), kind_names=({0: "red", 1: "blue"}, {}, {}),
+    ).save(found / "codebook.parts.safetensors")  # fmt: skip
+    write_maps(found / "part_maps.safetensors", [PartMaps(labels, codes)], count, (8, 8), 3)
+    write_lines(found / "images.txt", names)
+    write_report(found, {"images_folder": str(folder / "pictures"), "images_folder_relative": "../pictures"})
+    rows = [f"{name},{'wren' if number % 2 else 'lark'}" for number, name in enumerate(names)]
+    write_lines(folder / "labels.csv", ["path,class", *rows])
+    return found

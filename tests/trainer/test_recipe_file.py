@@ -1,0 +1,102 @@
+"""Recipes: every shipped one loads, misspelt keys and bad values are told together, flags override, TOML round trips."""
+
+import re
+import sys
+from pathlib import Path
+
+import pytest
+from bestiary.concepts.errors import BestiaryError
+from bestiary.trainer.recipe_file import RECIPE_FOLDER, find_recipe, format_toml, parse_value
+from bestiary.trainer.settings import TrainPartsSettings, load_recipe
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+RECIPES = sorted(RECIPE_FOLDER.glob("*.toml"))
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_every_shipped_recipe_loads_by_name_and_says_its_command(path: Path) -> None:
+    assert load_recipe(path.stem) == load_recipe(path)
+    first = path.read_text().splitlines()[0]
+    assert first.startswith(f"# bestiary train parts {path.stem} ")
+    steps = load_recipe(path.stem).optimizer
+    assert steps.batch_size * steps.accumulation >= 8
+
+
+def test_there_are_recipes_for_every_backbone() -> None:
+    families = {path.stem.split("_")[0] for path in RECIPES}
+    assert families == {"demo", "sd15", "sd2", "sdxl"}
+
+
+def test_a_misspelt_key_in_a_recipe_names_the_closest(tmp_path: Path) -> None:
+    path = tmp_path / "mine.toml"
+    path.write_text("[optimizer]\nstepps = 5\n[runn]\nseed = 1\n[method]\nzzzz = 1\n")
+    with pytest.raises(BestiaryError) as fault:
+        load_recipe(path)
+    text = str(fault.value)
+    assert f"recipe {path}: 3 fault(s)" in text
+    assert "optimizer.stepps: no such key; did you mean 'steps'?" in text
+    assert "runn: no such key; did you mean 'run'?" in text
+    assert "method.zzzz: no such key; valid keys: kind, ids, background" in text
+
+
+def test_bad_values_are_told_with_the_value_and_the_range() -> None:
+    flags = {"optimizer.batch_size": "0", "method.kind": "magic", "run.seed": "-1", "optimizer.betas": "[0.9, 1.0]"}
+    with pytest.raises(BestiaryError) as fault:
+        load_recipe(None, flags)
+    text = str(fault.value)
+    assert "settings: 4 fault(s)" in text
+    assert "optimizer.batch_size = 0: Input should be greater than or equal to 1" in text
+    assert "method.kind = 'magic': Input should be 'parts' or 'textual_inversion'" in text
+    assert "each beta must be from 0 to below 1, got 0.9 and 1.0" in text
+
+
+def test_combinations_are_checked_together() -> None:
+    flags = {"method.ids": "class", "optimizer.warmup": 9, "optimizer.steps": 9}
+    with pytest.raises(BestiaryError, match=r'method.ids = "class" needs images.labels.*warmup 9 must be below'):
+        load_recipe(None, flags)
+    with pytest.raises(BestiaryError, match="give either layers or downsampling, not both"):
+        load_recipe(None, {"attention_loss.layers": ["a"], "attention_loss.downsampling": [2]})
+    with pytest.raises(BestiaryError, match="both 0: nothing would be learned"):
+        load_recipe(None, {"optimizer.token_lr": 0, "optimizer.lora_lr": 0})
+
+
+def test_flags_override_the_recipe() -> None:
+    plain = load_recipe("demo")
+    ours = load_recipe("demo", {"optimizer.steps": "7", "lora.rank": 2, "images.folder": Path("x"), "optimizer.warmup": "0"})
+    assert (ours.optimizer.steps, ours.lora.rank, ours.images.folder) == (7, 2, Path("x"))
+    assert ours.optimizer.batch_size == plain.optimizer.batch_size
+    with pytest.raises(BestiaryError, match="flag 'lora.rank.x': 'rank' is a value, not a table"):
+        load_recipe("demo", {"lora.rank.x": "1"})
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [("5", 5), ("1e-3", 1e-3), ("true", True), ("none", None), ("[1, 2]", [1, 2]), ("/a b/c", "/a b/c"), ('"5"', "5")],
+)
+def test_flags_are_read_as_toml_values_where_they_are(text: str, value: object) -> None:
+    assert parse_value(text) == value
+
+
+def test_settings_survive_toml() -> None:
+    flags = {"images.folder": 'a "quoted" \\ name', "attention_loss.layers": ["x.attn2"], "method.min_snr": 0}
+    ours = load_recipe("demo", flags)
+    assert TrainPartsSettings.model_validate(tomllib.loads(format_toml(ours))) == ours
+
+
+def test_a_missing_recipe_lists_those_there_are() -> None:
+    with pytest.raises(BestiaryError, match=re.escape("no recipe 'nothing'")) as fault:
+        find_recipe("nothing")
+    assert all(path.stem in str(fault.value) for path in RECIPES)
+
+
+def test_what_is_no_toml_is_told(tmp_path: Path) -> None:
+    (tmp_path / "a.toml").write_text("steps = = 3")
+    with pytest.raises(BestiaryError, match=r"a\.toml is no valid TOML: .*line 1"):
+        load_recipe(tmp_path / "a.toml")
+    (tmp_path / "b.toml").write_bytes(b"\xff\xfe")
+    with pytest.raises(BestiaryError, match=r"b\.toml is no text in UTF-8: .* at byte 0"):
+        load_recipe(tmp_path / "b.toml")

@@ -1,0 +1,95 @@
+"""Run folders: never overwritten, states whole or not at all, the earlier state kept when the disk is full."""
+
+import errno
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from bestiary.concepts.errors import BestiaryError
+from bestiary.trainer.run_folder import RunFolder
+
+WEIGHTS = {"w": torch.arange(6.0).view(2, 3)}
+
+
+def test_a_second_run_gets_a_number(tmp_path: Path) -> None:
+    paths = []
+    for _ in range(3):
+        run = RunFolder.create(tmp_path / "deep" / "run")
+        run.write_config("[run]\n")
+        paths.append(run.path.name)
+    assert paths == ["run", "run-2", "run-3"]
+
+
+def test_an_empty_folder_is_taken_and_a_file_is_not(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "file").write_text("mine")
+    assert RunFolder.create(tmp_path / "empty").path == tmp_path / "empty"
+    assert RunFolder.create(tmp_path / "file").path == tmp_path / "file-2"
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+def test_a_folder_that_cannot_be_made_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(self: Path, *args: object, **kwargs: object) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(Path, "mkdir", refuse)
+    with pytest.raises(BestiaryError, match=r"cannot make the run folder .*run: Permission denied; choose another run.out"):
+        RunFolder.create(tmp_path / "run")
+
+
+def test_what_is_no_run_folder_is_told(tmp_path: Path) -> None:
+    with pytest.raises(BestiaryError, match=r"is no run folder: it has no config.resolved.toml"):
+        RunFolder.open(tmp_path)
+
+
+def test_states_come_back_and_old_ones_go(tmp_path: Path) -> None:
+    run = RunFolder.create(tmp_path / "run")
+    assert run.newest_state() is None
+    for step in (10, 20, 30):
+        run.save_state(step, {"w": WEIGHTS["w"] + step}, {"note": step}, keep=2)
+    state = run.newest_state()
+    assert (state.step, state.notes) == (30, {"note": 30})
+    assert torch.equal(state.tensors["w"], WEIGHTS["w"] + 30)
+    assert [path.name for path in sorted(run.states.iterdir())] == ["step-0000020.safetensors", "step-0000030.safetensors"]
+
+
+@pytest.mark.parametrize("content", [b"", b"\x08\0\0\0\0\0\0\0{}", b"garbage" * 100])
+def test_a_broken_state_is_passed_over(tmp_path: Path, content: bytes) -> None:
+    run = RunFolder.create(tmp_path / "run")
+    run.save_state(10, WEIGHTS, {}, keep=2)
+    (run.states / "step-0000020.safetensors").write_bytes(content)
+    assert run.newest_state().step == 10
+
+
+def test_a_full_disk_keeps_the_earlier_state_and_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = RunFolder.create(tmp_path / "run")
+    run.save_state(10, WEIGHTS, {}, keep=1)
+
+    def full(*args: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "replace", full)
+    with pytest.raises(BestiaryError) as fault:
+        run.save_state(20, WEIGHTS, {}, keep=1)
+    text = str(fault.value)
+    assert "No space left on device" in text and "The state of step 10 is kept" in text and f"resume {run.path}" in text
+    assert [path.name for path in run.states.iterdir()] == ["step-0000010.safetensors"]
+    assert run.newest_state().step == 10
+
+
+def test_a_log_that_cannot_be_written_is_told(tmp_path: Path) -> None:
+    run = RunFolder.create(tmp_path / "run")
+    (run.path / "log.jsonl").mkdir()
+    with pytest.raises(BestiaryError, match=r"could not write .*log.jsonl: Is a directory. No state had been saved yet"):
+        run.log({"step": 1})
+
+
+def test_log_lines_after_a_step_are_forgotten(tmp_path: Path) -> None:
+    run = RunFolder.create(tmp_path / "run")
+    for step in (1, 2, 3):
+        run.log({"step": step})
+    with (run.path / "log.jsonl").open("a") as file:
+        file.write('{"step": 4, "cut o')
+    run.forget_log_after(2)
+    assert run.read_log() == [{"step": 1}, {"step": 2}]
