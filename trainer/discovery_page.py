@@ -216,7 +216,8 @@ def _examples(content: PageContent, pictures: _Pictures) -> str:
     names, background = content.codebook.part_names, content.codebook.background
     key = color_key([(name, part_color(part)) for part, name in enumerate(names) if part != background])
     figures = [figure(uri, content.names[row]) for row, uri in pictures.overlays.items()]
-    return section("Where the parts are", key, gallery(figures, tile=300))
+    hint = "Names are proposals from where the parts lie; `bestiary parts rename | merge | drop` edits parts and kinds."
+    return section("Where the parts are", key, gallery(figures, tile=300), paragraph(hint, "note"))
 
 
 def _part_section(content: PageContent, part: int, pictures: _Pictures) -> str:
