@@ -28,11 +28,10 @@ _STYLE = """<style>
 .recipe.three .result { display: grid; grid-template-columns: repeat(3, 1fr); gap: 8px; }
 .recipe.three .source, .recipe.three .source img { width: 86px; }
 .recipe.three .sources { gap: 7px; } .recipe.three .plus { padding-bottom: 40px; }
-.strip { display: grid; gap: 10px; grid-template-columns: repeat(var(--columns), minmax(0, 1fr)); margin: .6em 0 1.6em; }
 .thumbs { display: flex; flex-wrap: wrap; gap: 6px; margin: .2em 0 1em; }
 .thumbs img { width: 56px; height: 56px; border-radius: 6px; display: block; }
 .thumbs.large img { width: 72px; height: 72px; }
-@media (max-width: 760px) { .recipe.three { grid-template-columns: 1fr; } .strip { --columns: 3 !important; } }
+@media (max-width: 760px) { .recipe.three { grid-template-columns: 1fr; } }
 </style>"""
 
 
@@ -108,7 +107,7 @@ class _DemoPage:
             tiles = [pages.figure(self._embedded(picture.file), "the picture")]
             for part, file in zip(picture.parts, picture.attention, strict=False):
                 tiles.append(pages.figure(self._embedded(file), self.names[part]))
-            rows.append(_strip(tiles))
+            rows.append(pages.strip(tiles))
         note = "Where each part token looked while the picture came about, averaged over all steps."
         return pages.section("One token, one region", pages.paragraph(note), *rows)
 
@@ -122,7 +121,7 @@ class _DemoPage:
                 *(pages.figure(self._embedded(p.file), p.caption) for p in row),
                 self._source(other),
             ]
-            rows.append(_strip(tiles))
+            rows.append(pages.strip(tiles))
         note = (
             "Every part token is a weighted mean of two kinds, as in <head:3*0.5+8*0.5>; seed and scene stay the same."
         )
@@ -130,7 +129,9 @@ class _DemoPage:
 
     def scenes(self, pictures: Sequence[DemoPicture]) -> str:
         """The same creature where nobody drew it."""
-        rows = [_strip([pages.figure(self._embedded(p.file), p.caption) for p in row]) for row in _by_number(pictures)]
+        rows = [
+            pages.strip([pages.figure(self._embedded(p.file), p.caption) for p in row]) for row in _by_number(pictures)
+        ]
         note = "Part tokens are words among words: the rest of the prompt says where the creature is."
         return pages.section("Elsewhere", pages.paragraph(note), *rows)
 
@@ -285,7 +286,3 @@ def _by_number(pictures: Sequence[DemoPicture]) -> list[list[DemoPicture]]:
     for picture in pictures:
         rows.setdefault(picture.number, []).append(picture)
     return list(rows.values())
-
-
-def _strip(tiles: Sequence[str]) -> str:
-    return f'<div class="strip" style="--columns: {len(tiles)}">{"".join(tiles)}</div>'

@@ -128,7 +128,8 @@ def _reconstruction(evaluation: Evaluation) -> str:
         )
         for method, tests in evaluation.results.items():
             tiles.append(pages.figure(pages.data_uri(tests["reconstruction"].pictures[place].to_image()), method))
-    return pages.gallery(tiles, 140)
+    group = 1 + len(evaluation.results)
+    return pages.strip(tiles, group * max(1, 6 // group))
 
 
 def _per_part(evaluation: Evaluation, method: str) -> str:

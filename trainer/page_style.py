@@ -26,15 +26,17 @@ figure img { display: block; width: 100%; height: auto; }
 figcaption { padding: .45em .7em .55em; font-size: .84rem; line-height: 1.35; color: var(--soft); overflow-wrap: anywhere; }
 figcaption b, .recipe b { color: var(--ink); font-weight: 600; }
 .gallery { display: grid; gap: 14px; grid-template-columns: repeat(auto-fill, minmax(var(--tile, 160px), 1fr)); margin: 1em 0 1.4em; }
-.recipe { display: grid; grid-template-columns: minmax(0, 1fr) auto minmax(160px, 232px); gap: 18px; align-items: center;
+.recipe { display: grid; grid-template-columns: minmax(0, 1fr) auto minmax(0, 1fr); gap: 18px; align-items: center;
   background: var(--card); border: 1px solid var(--line); border-radius: 14px; padding: 16px; margin: 0 0 16px; box-shadow: var(--shadow); }
-.recipe .sources { display: flex; flex-wrap: wrap; gap: 10px; align-items: flex-start; }
-.recipe .source { width: 104px; text-align: center; font-size: .8rem; line-height: 1.3; color: var(--soft); }
-.recipe .source img { width: 104px; border-radius: 8px; display: block; margin-bottom: 5px; }
+.recipe .sources { display: flex; flex-wrap: wrap; gap: 7px; align-items: flex-start; }
+.recipe .source { width: 88px; text-align: center; font-size: .8rem; line-height: 1.3; color: var(--soft); }
+.recipe .source img { width: 88px; border-radius: 8px; display: block; margin-bottom: 5px; }
 .recipe .plus { align-self: center; font-size: 1.3rem; color: var(--soft); padding-bottom: 26px; }
 .recipe .equals { font-size: 2rem; color: var(--accent); }
+.recipe .result { display: grid; gap: 10px; grid-template-columns: repeat(auto-fit, minmax(110px, 180px)); }
 .recipe .result img { width: 100%; border-radius: 10px; display: block; }
 .recipe .prompt { grid-column: 1 / -1; font-size: .82rem; color: var(--soft); margin: 0; max-width: none; }
+.strip { display: grid; gap: 10px; grid-template-columns: repeat(var(--columns), minmax(0, 1fr)); margin: .6em 0 1.6em; }
 .tiles { display: grid; gap: 14px; grid-template-columns: repeat(auto-fit, minmax(150px, 1fr)); margin: 1.2em 0; }
 .tile { background: var(--card); border: 1px solid var(--line); border-radius: 10px; padding: 12px 14px; }
 .tile strong { display: block; font: 600 1.7rem/1.15 "Iowan Old Style", Palatino, Georgia, serif; }
@@ -50,5 +52,5 @@ tr.best td { font-weight: 600; }
 .key { display: inline-block; width: .85em; height: .85em; border-radius: 3px; margin: 0 .35em 0 .9em; vertical-align: -.06em; }
 details { margin: .8em 0; } summary { cursor: pointer; color: var(--accent); }
 footer { margin-top: 4em; color: var(--soft); font-size: .84rem; border-top: 1px solid var(--line); padding-top: 1em; }
-@media (max-width: 640px) { .recipe { grid-template-columns: 1fr; justify-items: center; } h1 { font-size: 1.9rem; } }
+@media (max-width: 640px) { .strip { --columns: 2 !important; } .recipe { grid-template-columns: 1fr; justify-items: center; } h1 { font-size: 1.9rem; } }
 """

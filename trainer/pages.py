@@ -43,6 +43,11 @@ def gallery(figures: Iterable[str], tile: int = 160) -> str:
     return f'<div class="gallery" style="--tile: {tile}px">{"".join(figures)}</div>'
 
 
+def strip(figures: Sequence[str], columns: int | None = None) -> str:
+    """Figures in rows of exactly so many columns; None puts all into one row."""
+    return f'<div class="strip" style="--columns: {columns or len(figures)}">{"".join(figures)}</div>'
+
+
 def table(header: Sequence[object], rows: Iterable[Sequence[object]]) -> str:
     """A table; floats are shown with three decimals, None as a dash."""
     head = "".join(f"<th>{escaped(cell)}</th>" for cell in header)

@@ -15,6 +15,7 @@ from bestiary.trainer.pages import (
     gallery,
     paragraph,
     section,
+    strip,
     table,
     tiles,
     write_page,
@@ -87,3 +88,9 @@ def test_page_in_an_unwritable_place_is_one_clear_fault(tmp_path):
     (tmp_path / "file").write_text("x")
     with pytest.raises(BestiaryError, match="could not write .*index.html"):
         write_page(tmp_path / "file" / "index.html", "title", "")
+
+
+def test_strip_has_as_many_columns_as_asked():
+    figures = [figure("data:,", str(number)) for number in range(4)]
+    assert 'style="--columns: 4"' in strip(figures)
+    assert 'style="--columns: 2"' in strip(figures, 2)
