@@ -74,6 +74,9 @@ def compose(
 def evaluate_parts(
     dictionary: Annotated[Path, typer.Argument(metavar="DICT", help="A part dictionary (.safetensors).")],
     discovery: Annotated[Path, typer.Option("--discovery", help="The discovery it was trained on.")],
+    labels: Annotated[
+        Path | None, typer.Option("--labels", help="CSV with path and class, where it was trained on classes.")
+    ] = None,
     base: BaseOption = None,
     out: OutOption = None,
     count: Annotated[int, typer.Option("--count", min=1, help="Pictures of each test.")] = 96,
@@ -98,6 +101,6 @@ def evaluate_parts(
     values = {"dictionary": existing(dictionary, "file"), "discovery": existing(discovery, "folder"), "base": base}
     values |= {"baselines": {name: existing(Path(path), "file") for name, path in others.items()}}
     values |= {"out": out, "count": count, "seed": seed, "steps": steps, "guidance": guidance}
-    values |= {"device": device, "dtype": dtype}
+    values |= {"labels": labels, "device": device, "dtype": dtype}
     page = evaluate_files(checked(EvaluateSettings, values), lambda stage: progress_callback(stage, progress))
     typer.echo(f"open {page}")

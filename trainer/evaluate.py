@@ -24,6 +24,7 @@ from ..concepts.part_codebook import PartCodebook
 from ..concepts.part_dictionary import PartDictionary
 from ..concepts.part_map import ABSENT
 from .backbones import load_denoiser
+from .class_reading import ClassReading
 from .compose import add_adapters, base_of
 from .diffusers_denoiser import DiffusersDenoiser
 from .discovery_folder import Discovery
@@ -32,6 +33,7 @@ from .evaluation_scores import score_pictures
 from .feature_sources import build_feature_source
 from .picture_judge import PictureJudge, Sight
 from .picture_making import Picture, PictureOrder, SamplingChoice, make_pictures
+from .training_kinds import class_kinds, discovered_kinds, read_classes
 
 logger = logging.getLogger(__name__)
 
@@ -53,6 +55,8 @@ class EvaluateSettings(BaseModel):
     """The discovery it was trained on."""
     baselines: dict[str, Path] = Field(default_factory=dict)
     """Other dictionaries of the same discovery, judged beside it, by the name to show."""
+    labels: Path | None = None
+    """CSV with the columns path and class, for dictionaries that were trained on classes."""
     base: str | None = None
     """Base model folder or `demo`; None takes the one the dictionary was trained on."""
     out: Path | None = None
@@ -115,8 +119,10 @@ class PartsEvaluator:
         choice: SamplingChoice,
         most_sources: int = 4,
         tests: Sequence[str] | None = None,
+        labels: Path | None = None,
     ) -> None:
-        """Plan the tests; `tests` names those to run, None runs all."""
+        """Plan the tests; `tests` names those to run, None runs all. `labels` as in EvaluateSettings."""
+        self._labels = labels
         self.discovery, self.denoiser, self.choice = discovery, denoiser, choice
         # the source reads the bare model: adapters are on it only while pictures are made
         source = build_feature_source(dict(discovery.codebook.feature_spec), denoiser)
@@ -147,8 +153,10 @@ class PartsEvaluator:
     def run(self, name: str, dictionary: PartDictionary, report: StageReport) -> dict[str, TestResult]:
         """All tests of one dictionary; its adapters are on the denoiser only while pictures are made."""
         check_same_discovery(name, dictionary, self.discovery.codebook)
+        reading = self._class_reading(name, dictionary) if dictionary.provenance.get("ids") == "class" else None
         results = {}
-        for test, cases in self.tests.items():
+        for test, planned in self.tests.items():
+            cases = planned if reading is None else [reading.ask(case) for case in planned]
             orders = [PictureOrder(prompt_of(case, dictionary, self.discovery.codebook), case.seed) for case in cases]
             # make the pictures (N, 3, H, W) with adapters, look at them without
             add_adapters(self.denoiser, {name: dictionary}, 1.0)
@@ -162,9 +170,27 @@ class PartsEvaluator:
             )
             self.denoiser.unload_lora()
             sight = self.judge.look(torch.stack([picture.image for picture in pictures]))
-            scores = score_pictures(cases, sight, self.discovery.codebook, self.real, pictures)
+            sight = sight if reading is None else reading.read(sight)
+            scores = score_pictures(cases, sight, reading or self.discovery.codebook, self.real, pictures)
             results[test] = TestResult(cases, pictures, sight, scores)
         return results
+
+    def _class_reading(self, name: str, dictionary: PartDictionary) -> ClassReading:
+        """Classes of all pictures learned from, and what their parts look like on average."""
+        if self._labels is None:
+            raise BestiaryError(f"dictionary {name} was trained on classes: give --labels, the table that named them")
+        names = [str(path.relative_to(self.discovery.images_folder)) for path in self.discovery.image_paths]
+        kinds = discovered_kinds(self.discovery.codebook, self.discovery.maps)
+        kinds = class_kinds(kinds, read_classes(self._labels, names))
+        for part in (part for part in range(len(kinds.part_names)) if part != kinds.background):
+            strange = set(kinds.kind_names[part].items()) ^ set(dictionary.kind_names[part].items())
+            if strange:
+                raise BestiaryError(
+                    f"{self._labels} and dictionary {name} number the classes of {kinds.part_names[part]} differently, "
+                    f"for example {sorted(strange)[0][1]!r}: give the table it was trained with"
+                )
+        sight = self.judge.look_at_files(self.discovery.image_paths)
+        return ClassReading.fit(self.discovery.codebook, torch.from_numpy(kinds.codes), sight.part_means)
 
 
 def evaluate_files(settings: EvaluateSettings, report: StageReport) -> Path:
@@ -186,7 +212,13 @@ def evaluate_files(settings: EvaluateSettings, report: StageReport) -> Path:
         check_same_discovery(name, dictionary, discovery.codebook)
     choice = SamplingChoice(settings.steps, settings.guidance)
     evaluator = PartsEvaluator(
-        discovery, denoiser, count=settings.count, seed=settings.seed, choice=choice, most_sources=settings.most_sources
+        discovery,
+        denoiser,
+        count=settings.count,
+        seed=settings.seed,
+        choice=choice,
+        most_sources=settings.most_sources,
+        labels=settings.labels,
     )
     evaluation = Evaluation(discovery, evaluator.ceiling())
     for name, dictionary in dictionaries.items():

@@ -1,14 +1,13 @@
 """Figures of an evaluation: do the pictures show what was asked for?"""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from ..concepts.part_attention_loss import attention_iou
-from ..concepts.part_codebook import PartCodebook
 from ..concepts.part_map import ABSENT
 from ..concepts.part_metrics import absent_rate, code_similarity, exact_match_by_picture, exact_match_rate
 from .evaluation_cases import TestCase
@@ -16,10 +15,20 @@ from .picture_judge import Sight
 from .picture_making import Picture
 
 
+class KindReading(Protocol):
+    """What scoring asks of a codebook, or of classes in its place."""
+
+    part_names: tuple[str, ...]
+    background: int
+
+    def kind_similarity(self, part: int, first: int, second: int) -> float:
+        """Cosine between two kinds of a part."""
+
+
 def score_pictures(
     cases: Sequence[TestCase],
     sight: Sight,
-    codebook: PartCodebook,
+    codebook: KindReading,
     real: Mapping[int, Sight],
     pictures: Sequence[Picture] = (),
 ) -> dict[str, Any]:
@@ -54,7 +63,7 @@ def score_pictures(
 
 
 def _columns(
-    codebook: PartCodebook, asked: Tensor, seen: Tensor, ious: Tensor, likeness: Tensor, parts: Sequence[int]
+    codebook: KindReading, asked: Tensor, seen: Tensor, ious: Tensor, likeness: Tensor, parts: Sequence[int]
 ) -> dict[str, Any]:
     """The figures over some parts."""
     # columns of (N, M): only some parts
@@ -71,7 +80,7 @@ def _columns(
 class _SimilarityOf:
     """Cosine between two kinds of the parts that stand in some columns."""
 
-    def __init__(self, codebook: PartCodebook, parts: Sequence[int]) -> None:
+    def __init__(self, codebook: KindReading, parts: Sequence[int]) -> None:
         self._codebook, self._parts = codebook, parts
 
     def __call__(self, column: int, one: int, other: int) -> float:
@@ -86,7 +95,7 @@ def _standard_error(asked: Tensor, seen: Tensor) -> float | None:
     return _number(shares.std() / len(shares) ** 0.5) if len(shares) > 1 else None
 
 
-def _attention_ious(pictures: Sequence[Picture], sight: Sight, codebook: PartCodebook) -> Tensor:
+def _attention_ious(pictures: Sequence[Picture], sight: Sight, codebook: KindReading) -> Tensor:
     """IoU `(N, M)` between where a part's token looked and where the part is seen; nan where it has none."""
     n, parts = sight.maps.codes.shape
     ious = torch.full((n, parts), float("nan"))

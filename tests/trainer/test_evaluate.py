@@ -173,3 +173,25 @@ def test_pictures_that_are_gone_are_one_line(tmp_path, capsys, tiny_folder):
     )
     error = capsys.readouterr().err
     assert "0000.png" in error and error.count("\n") == 1
+
+
+def test_dictionaries_of_classes_are_read_as_classes(discovery, evaluator, tmp_path):
+    names = [path.name for path in discovery.image_paths]
+    table = ["path,class", *(f"{name},{'even' if number % 2 == 0 else 'odd'}" for number, name in enumerate(names))]
+    (tmp_path / "labels.csv").write_text("\n".join(table))
+    made = make_dictionary(discovery, ids="class")
+    for part, named in enumerate(made.kind_names):
+        named.update({} if part == discovery.codebook.background else {0: "even", 1: "odd"})
+    with pytest.raises(BestiaryError, match="dictionary birds was trained on classes: give --labels"):
+        evaluator.run("birds", made, lambda stage: lambda done, total: None)
+    evaluator._labels = tmp_path / "labels.csv"
+    try:
+        result = evaluator.run("birds", made, lambda stage: lambda done, total: None)["reconstruction"]
+        strange = make_dictionary(discovery, ids="class")
+        with pytest.raises(BestiaryError, match=r"number the classes of .* differently, for example 'even': give"):
+            evaluator.run("birds", strange, lambda stage: lambda done, total: None)
+    finally:
+        evaluator._labels = None
+    background = discovery.codebook.background
+    asked = {code for case in result.cases for part, code in enumerate(case.codes) if part != background}
+    assert asked <= {ABSENT, 0, 1}

@@ -16,7 +16,7 @@ CODES = torch.tensor([[0, 1, 0], [1, 2, 1], [2, 0, 0]])
 
 def _codebook() -> PartCodebook:
     kinds = torch.eye(3)
-    return PartCodebook({}, (2, 2), NAMES, 2, None, None, fine=(kinds, kinds, kinds), kind_names=({}, {}, {}))
+    return PartCodebook({}, 4, (2, 2), NAMES, 2, None, None, fine=(kinds, kinds, kinds), kind_names=({}, {}, {}))
 
 
 def _sight(codes: torch.Tensor = CODES) -> Sight:
