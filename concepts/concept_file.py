@@ -114,6 +114,7 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[s
     # wide types first, so that every tensor begins at a multiple of its item size
     order = sorted(tensors, key=lambda name: (-tensors[name].element_size(), name))
     header: dict[str, object] = {"__metadata__": dict(sorted(metadata.items()))} if metadata else {}
+    # places first, bytes later: the header stands before them
     end = 0
     for name in order:
         tensor = tensors[name]
@@ -143,6 +144,7 @@ def read_concept_file(path: Path, kind: str | None = None) -> ConceptFile:
     if found is None:
         names = ", ".join(list(header.entries)[:3]) or "no tensors"
         raise BestiaryError(f"{path} was not made by Bestiary (it holds {names}); `bestiary inspect` says what it is")
+    # after the kind: files of others have no version to be wrong
     version = header.concept.get("format")
     if not isinstance(version, int) or not 1 <= version <= FORMAT:
         raise BestiaryError(f"{path} has format {version!r}, this program reads up to {FORMAT}: update Bestiary")

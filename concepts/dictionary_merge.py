@@ -67,6 +67,7 @@ def _match_parts(first: PartDictionary, second: PartDictionary) -> tuple[list[st
     known = {plain_name(name): part for part, name in enumerate(names)}
     part_map: dict[int | None, int] = {}
     for part, name in enumerate(second.part_names):
+        # whatever the two backgrounds are called
         both_backgrounds = part == second.background and first.background is not None
         target = first.background if both_backgrounds else known.get(plain_name(name))
         if target is None:

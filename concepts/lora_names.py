@@ -87,6 +87,7 @@ def to_kohya(tensors: Mapping[str, Tensor], alpha: float | None = None) -> dict[
     Raises:
         BestiaryError: not a single adapter was recognised; the message shows a key and what is expected.
     """
+    # keys of other kinds (DoRA scales, notes) are kept, so that nothing of the file is lost
     renamed = {kohya_name(name) or name: tensor for name, tensor in tensors.items()}
     modules = [name.removesuffix(DOWN) for name in renamed if name.endswith(DOWN)]
     if not modules:
@@ -102,6 +103,7 @@ def kohya_name(name: str) -> str | None:
     if match:
         suffix = UP if match[1] in ("up", "B") else DOWN
     else:
+        # no matrix: perhaps the scale that belongs to one
         match, suffix = _ALPHA_SUFFIX.search(name), ALPHA
     if not match:
         return None
@@ -195,6 +197,7 @@ def module_path(kohya_module: str) -> str:
 
 
 def _dotted(name: str) -> str:
+    # words that hold underscores of their own are known; every other one is a separator
     return ".".join(word.group().removesuffix("_") for word in _WORDS.finditer(name))
 
 

@@ -70,6 +70,7 @@ def per_part_attention_loss(
 
 def _binary_losses(maps: Tensor, target: Tensor, named: Tensor, owned: Tensor) -> tuple[Tensor, Tensor]:
     """`(B, P)` mean binary cross-entropy of the share of each token among the named ones, and pixel counts."""
+    # the share of a token among the named ones: how much attention they get together does not count
     kept = maps * named  # (B, P, h, w)
     share = (kept / kept.sum(1, keepdim=True).clamp(min=FLOOR)).clamp(0, 1)  # (B, P, h, w)
     entropy = functional.binary_cross_entropy(share, target, reduction="none")  # (B, P, h, w)
@@ -82,6 +83,7 @@ def _softmax_losses(maps: Tensor, masks: Tensor, named: Tensor) -> tuple[Tensor,
     # a finite fill: with -inf a caption without parts would give nan instead of 0
     scores = (SHARPNESS * maps).masked_fill(named == 0, -1e4)  # (B, P, h, w)
     share = scores.softmax(1).clamp(min=FLOOR)  # (B, P, h, w)
+    # weights are areas, so that the sum over parts is the mean over pixels
     areas = masks.sum((-1, -2))  # (B, P)
     return -(masks * share.log()).sum((-1, -2)) / areas.clamp(min=FLOOR), areas
 

@@ -86,6 +86,7 @@ def build_part_caption(codes: Tensor, rng: np.random.Generator, style: CaptionSt
         raise BestiaryError(
             f"a picture with codes {codes.tolist()} shows no part and cannot be captioned: leave it out"
         )
+    # part numbers stay beside the order, because every vector must find its mask again
     if style.shuffle:
         shown = [shown[index] for index in rng.permutation(len(shown))]
     # after shuffling, so that every part is dropped equally often
@@ -121,6 +122,7 @@ def supervised_codes(codes: Tensor, classes: Tensor, background: int | None) -> 
     Returns:
         `(N, M)` in the dtype of `codes`.
     """
+    # absent parts stay absent: a class says nothing of what a picture shows
     given = classes.to(codes.dtype).unsqueeze(1).expand_as(codes)  # (N, M)
     replaced = torch.where(codes < 0, codes, given)  # (N, M)
     if background is not None:

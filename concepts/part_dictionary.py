@@ -177,6 +177,7 @@ class PartDictionary:
         Raises:
             BestiaryError: a value does not fit the dtype, or the file cannot be written.
         """
+        # checked again after the cast: float16 ends at 65,504
         weights = {**self.embeddings, **{LORA_PREFIX + name: tensor for name, tensor in self.lora.items()}}
         weights = {name: tensor.to(dtype) for name, tensor in weights.items()}
         _check_finite(weights)
@@ -219,6 +220,7 @@ class PartDictionary:
         numbers = [kind + self.id_base for kind in self.kinds_of(part)]
         if not numbers:
             return f"part {self._part(part)} has no trained kind; {number} and all others are unknown"
+        # close numbers with their names: most wrong numbers are off by one
         nearest = sorted(numbers, key=lambda known: abs(known - number))[:3]
         named = ", ".join(f"{n} ({self.kind_label(part, n - self.id_base)})" for n in nearest)
         return f"unknown kind {number} of part {self._part(part)}: choose of {number_ranges(numbers)}; nearest: {named}"
@@ -232,6 +234,7 @@ def _fields(tensors: dict[str, Tensor], metadata: dict[str, object]) -> dict[str
     if missing:
         raise BestiaryError(f"it lacks {', '.join(missing)}")
     part_names, kind_names = _names(from_text_tensor(tensors["names"]))
+    # prefixes keep the three groups of tensors apart in one file
     pictures = {n.removeprefix(THUMBNAIL_PREFIX): t for n, t in tensors.items() if n.startswith(THUMBNAIL_PREFIX)}
     background, provenance, id_base = (metadata.get(name) for name in ("background", "provenance", "id_base"))
     return {

@@ -112,6 +112,7 @@ def _read_kinds(text: str, column: int) -> tuple[tuple[str, float], ...]:
 
 def _read_term(term: str, column: int) -> tuple[str, float | None]:
     """A kind as typed and its factor, None if it has none."""
+    # the last one: "a*b*0.5" is half of a kind called a*b
     star = last_plain(term, "*")
     kind, factor = (term, None) if star < 0 else (term[:star], term[star + 1 :])
     if not kind.strip():

@@ -111,6 +111,7 @@ def number_of_sources(sources: Tensor) -> Tensor:
     Args:
         sources: `(N, M)` number of the original (species, training picture) of each part, negative where none.
     """
+    # short rows: one number per part
     counts = [len(set(row) - {number for number in row if number < 0}) for row in sources.tolist()]
     return torch.tensor(counts, dtype=torch.long)
 
@@ -124,6 +125,7 @@ def mean_by_sources(values: Tensor, sources: Tensor) -> dict[int, float]:
 def matches(found: Tensor, wanted: Tensor, *, count_absent: bool = True) -> Tensor:
     """1 or 0 for every part asked for `(N, M)` float64, nan elsewhere; arguments as `exact_match_rate`."""
     _check(found, wanted)
+    # what was not asked for counts neither way
     values = _where_asked((found == wanted).double(), wanted)
     return values if count_absent else values.masked_fill(found < 0, float("nan"))
 

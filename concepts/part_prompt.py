@@ -164,9 +164,11 @@ def resolve_prompt(prompt: PartPrompt, dictionaries: Mapping[str, PartDictionary
             raise
         except BestiaryError as fault:
             raise PromptError(mention.column, str(fault)) from fault
+        # factors as typed, not normalised: 1 and 0 give the ends exactly, others may go beyond them
         owner = dictionaries[resolved.dictionary]
         mentions.append(resolved)
         vectors.append(sum(factor * owner.vector(resolved.part, kind) for kind, factor in resolved.kinds))  # (D,)
+    # without a mention the vectors are (0, D), so that callers need no special case
     width = next(iter(widths.values()))[1] if widths else 0
     pieces = [_piece(segment) for segment in prompt.segments]
     stacked = torch.stack(vectors) if vectors else torch.zeros(0, width)  # (P, D)
@@ -209,6 +211,7 @@ def _choose_dictionary(mention: PartMention, dictionaries: Mapping[str, PartDict
         raise BestiaryError(
             f"unknown dictionary {shown_name(unescaped(named))}: choose {choices_text(named, list(dictionaries))}"
         )
+    # with one dictionary its own message lists the parts, the closest first
     if len(dictionaries) == 1:
         return next(iter(dictionaries)), whole
     parts = [f"{name}.{part}" for name, one in dictionaries.items() for part in _trained_parts(one)]

@@ -14,9 +14,11 @@ PHOTO_TEMPLATES: tuple[str, ...] = (
     "a cropped photo of the {}",
     "a close-up photo of a {}",
     "a close-up photo of the {}",
+    # pictures that are no photographs
     "a rendering of a {}",
     "a rendition of a {}",
     "a rendition of the {}",
+    # with an adjective
     "a photo of a clean {}",
     "a photo of the clean {}",
     "a photo of a dirty {}",

@@ -98,6 +98,7 @@ def load_inert(path: Path) -> object:
         BestiaryError: the file names anything else (all such names are listed), or is broken.
     """
     _check_container(path)
+    # never weights_only=False alone: torch would import and call whatever the file names
     refused: set[str] = set()
     try:
         content = torch.load(path, map_location="cpu", weights_only=False, pickle_module=_pickle_module(refused))
@@ -163,6 +164,7 @@ def _check_container(path: Path) -> None:
         raise BestiaryError(f"{path} is no readable torch file ({fault}); fetch it again") from fault
     except OSError as fault:
         raise BestiaryError(f"could not read {path}: {fault.strerror or fault}") from fault
+    # before torch sees it
     if size > LARGEST_FILE:
         raise BestiaryError(f"{path} has {size:,} bytes; pickles beyond {LARGEST_FILE:,} are refused")
     # zip archives since torch 1.6, pickles of protocol 2 and up before

@@ -43,6 +43,7 @@ class ThumbnailAtlas:
         columns = math.ceil(math.sqrt(len(images)))
         edge = min(tile_size, LARGEST_EDGE // columns)
         sheet = Image.new("RGB", (columns * edge, math.ceil(len(images) / columns) * edge))
+        # smaller pictures are not blown up
         for number, image in enumerate(images.values()):
             shrunk = image.convert("RGB")
             shrunk.thumbnail((edge, edge), Image.Resampling.LANCZOS)

@@ -90,6 +90,7 @@ def token_names(dictionary: PartDictionary) -> list[str]:
 
 def _plain(text: str) -> str:
     """Lower-case ASCII letters and digits joined by hyphens; empty if nothing of the text is left."""
+    # accents are taken off, other scripts fall away and leave the number
     ascii_text = unicodedata.normalize("NFKD", text).encode("ascii", "ignore").decode().lower()
     return re.sub(r"[^a-z0-9]+", "-", ascii_text).strip("-")
 
@@ -116,6 +117,7 @@ def embedding_for_a1111(tensors: Mapping[str, Tensor], encoder: str) -> Tensor:
 
 def _check_embedding(path: Path, vectors: Mapping[str, Tensor]) -> None:
     """Read a file back as ComfyUI and AUTOMATIC1111 would and compare: each is `(1, width)`."""
+    # exact: embeddings are written in float32
     loaded = read_tensors(path)
     for encoder, vector in vectors.items():
         for take in (embedding_for_comfyui, embedding_for_a1111):
@@ -132,9 +134,11 @@ def _write_lora(dictionary: PartDictionary, path: Path) -> Path:
         tensors[f"{module}.lora_up.weight"] = layer.up.half()
         # always written: some programs take a missing alpha for 1, others for the rank
         tensors[f"{module}.alpha"] = torch.tensor(layer.scale * layer.down.shape[0])
+    # half precision ends at 65,504
     lost = [name for name, tensor in tensors.items() if not torch.isfinite(tensor).all()]
     if lost:
         raise BestiaryError(f"{lost[0]} does not fit half precision; the training has diverged")
+    # kohya's own fields, from which other programs show rank and base model
     ranks = {layer.down.shape[0] for layer in layers.values()}
     metadata = {
         **_model_spec(dictionary.backbone, "lora", "Bestiary parts"),

@@ -101,6 +101,7 @@ def import_partcraft(
     found = _by_kind([read_partcraft_file(Path(path)) for path in files])
     layout = _layout(names, files)
     dictionary = _dictionary(found, layout, class_names, captions)
+    # kinds of the published dictionaries are classes, those of the codebook k-means numbers: two files, two numberings
     codebook = _codebook(found["kmeans"], layout, foreground_cluster) if "kmeans" in found else None
     # --out may be a folder
     out = out if out.suffix == ".safetensors" else out / "partcraft.safetensors"
@@ -125,6 +126,7 @@ def _by_kind(files: Sequence[PartCraftFile]) -> dict[PartCraftKind, PartCraftFil
         raise BestiaryError(
             f"the mapper with the part tokens is missing (pytorch_model_1.bin or hash_mapper.pth); got {given}"
         )
+    # usable without, so a warning and no error
     if "lora" not in found:
         log.warning("no LoRA among the files: part tokens work poorly without the one they were trained with")
     return found
@@ -133,6 +135,7 @@ def _by_kind(files: Sequence[PartCraftFile]) -> dict[PartCraftKind, PartCraftFil
 def _layout(names: str | Path | None, files: Sequence[Path]) -> PartLayout:
     if names is None:
         paths = " ".join(str(path).lower() for path in files)
+        # the published folders are called dreamcreature-sd1.5-cub200 and dreamcreature-sd1.5-dog
         guesses = [name for name, word in (("cub", "cub"), ("dogs", "dog")) if word in paths]
         if len(guesses) != 1:
             raise BestiaryError(
@@ -170,6 +173,7 @@ def _dictionary(
     for name, part in layout.parts.items():
         part_names[part] = name
     background = layout.parts[layout.background] if layout.background else None
+    # the background's kinds are scenes, not classes, and stay numbers
     named = dict(enumerate(_read_class_names(class_names, layout.classes))) if class_names else {}
     return PartDictionary(
         backbone=backbone,
@@ -211,6 +215,7 @@ def _backbone_of(width: int, path: Path) -> str:
 def _trained_rows(layout: PartLayout, kinds: int) -> Tensor:
     """(part, kind) of all trained rows `(R, 2)`: classes of named parts, all k-means numbers of the background."""
     pairs = []
+    # row K of every part means "absent"; it is never trained and never taken over
     for name, part in sorted(layout.parts.items(), key=lambda item: item[1]):
         pairs += [(part, kind) for kind in range(kinds if name == layout.background else layout.classes)]
     return torch.tensor(pairs, dtype=torch.long)

@@ -45,6 +45,7 @@ def describe_file(path: Path) -> Description:
 
 def description_text(description: Mapping[str, object], indent: str = "") -> str:
     """The same for reading in a terminal; unprintable characters of foreign names are escaped."""
+    # nested records are indented, lists of records take one line each
     lines: list[str] = []
     for name, value in description.items():
         label = f"{indent}{_printable(str(name))}:"
@@ -61,6 +62,7 @@ def description_text(description: Mapping[str, object], indent: str = "") -> str
 
 def _describe_safetensors(path: Path) -> Description:
     header = read_header(path)
+    # loading, not just listing: a file that is described has also been checked
     if header.kind == DICTIONARY_KIND:
         return _describe_dictionary(PartDictionary.load(path))
     if header.kind == CODEBOOK_KIND:
@@ -87,6 +89,7 @@ def _describe_dictionary(dictionary: PartDictionary) -> Description:
         if part == dictionary.background:
             entry["background"] = True
         parts.append(entry)
+    # one down matrix per adapted layer
     downs = [tensor for name, tensor in dictionary.lora.items() if name.endswith(DOWN)]
     return {
         "what": "Bestiary part dictionary",
@@ -185,6 +188,7 @@ def _naming(name: str) -> str:
 
 def _describe_pickle(path: Path) -> Description:
     """A torch file: PartCraft's, an embedding of AUTOMATIC1111, or whatever tensors it holds."""
+    # one unsafe name anywhere in it, and nothing is described
     content = load_inert(path)
     if isinstance(content, Mapping) and isinstance(content.get("string_to_param"), Mapping):
         shapes = {str(name): tuple(t.shape) for name, t in content["string_to_param"].items() if isinstance(t, Tensor)}

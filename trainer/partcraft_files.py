@@ -93,6 +93,7 @@ def _centroids(path: Path, content: Mapping[str, object]) -> dict[str, Tensor]:
         raise BestiaryError(f"{path} is an incomplete k-means file: it lacks {', '.join(missing) or 'fine_kmeans'}")
     # columns are centroids there, rows here
     tensors = {ours: found[theirs].float().T.contiguous() for ours, theirs in named.items()}
+    # one width throughout, no nan: a codebook of broken centroids would label everything alike
     widths = {tensor.shape[1] for tensor in tensors.values() if tensor.ndim == 2}
     if len(widths) != 1 or any(tensor.ndim != 2 or not torch.isfinite(tensor).all() for tensor in tensors.values()):
         shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
