@@ -64,11 +64,8 @@ class LearnedForeground:
             )
         logit = _evaluate(cues, self.hidden_weight, self.hidden_bias, self.output_weight)  # (N, h, w)
         logit = logit + _resized(self.place_logit, features.shape[1:3])
-        return smooth_within_pictures(logit, features, self.smoothing)
-
-    def mask(self, features: Tensor, saliency: Tensor | None = None) -> Tensor:
-        """Foreground `(N, h, w)` bool."""
-        return (self.probability(features, saliency) > 0.5) ^ self.flipped
+        probability = smooth_within_pictures(logit, features, self.smoothing)
+        return 1 - probability if self.flipped else probability
 
     def tensors(self) -> dict[str, Tensor]:
         """What a file must hold."""
@@ -90,10 +87,10 @@ class CentroidForeground:
     """Which of them is the foreground."""
     margin: float = 0.0
 
-    def mask(self, features: Tensor, saliency: Tensor | None = None) -> Tensor:
-        """Foreground `(N, h, w)` bool of features `(N, h, w, D)`."""
+    def probability(self, features: Tensor, saliency: Tensor | None = None) -> Tensor:
+        """Foreground `(N, h, w)`, 0 or 1, of features `(N, h, w, D)`."""
         labels, _ = assign(features.flatten(0, 2), self.centroids)
-        return (labels == self.index).unflatten(0, features.shape[:3])  # (N, h, w)
+        return (labels == self.index).unflatten(0, features.shape[:3]).float()  # (N, h, w)
 
     def tensors(self) -> dict[str, Tensor]:
         """What a file must hold."""

@@ -1,7 +1,7 @@
 """PartCodebook: everything needed to find the parts of a picture again and to say which kind each part is.
 
-Letters: B pictures, (h, w) patch grid, D channels of the source, d channels of the codebook's own space, M parts, C part
-centroids, K_m kinds of part m.
+Letters: B pictures, (h, w) patch grid, D channels of the source, d channels of the codebook's own space, M parts, K_m
+kinds of part m.
 """
 
 from __future__ import annotations
@@ -16,19 +16,14 @@ from torch import Tensor
 
 from .concept_file import ConceptFile, read_concept_file, write_concept_file
 from .errors import BestiaryError
-from .foreground import (
-    Foreground,
-    average_over_neighbours,
-    foreground_from_file,
-    neighbour_affinity,
-)
+from .foreground import CentroidForeground, Foreground, foreground_from_file
 from .kmeans import assign
 from .part_map import ABSENT, PartMaps
+from .part_model import PartModel, part_model_from_file
 from .patch_features import PatchGrid, SourceSpec
 
 KIND = "parts"
 SUFFIX = ".parts.safetensors"
-_SMOOTHING_STEPS = 5
 _FEWEST_PATCHES = 1
 
 
@@ -47,51 +42,13 @@ class FeatureSpace:
 
 
 @dataclass(frozen=True)
-class PartModel:
-    """Which part a foreground patch belongs to: the nearest of C centroids by cosine around a common center."""
-
-    centroids: Tensor
-    """`(C, d + 2)` where `location` counts, else `(C, d)`."""
-    owner: Tensor
-    """`(C,)` long: the part each centroid stands for; several may stand for one part."""
-    center: Tensor
-    """`(d,)`, subtracted before comparing."""
-    location: float = 0.0
-    """Weight of a patch's place within its object."""
-    sharpness: float = 0.0
-    """Factor on cosines before smoothing; 0 takes the nearest centroid as it is."""
-    smoothing: float = 0.0
-    """Weight of the neighbours' agreement."""
-
-    def cues(self, features: Tensor, mask: Tensor) -> Tensor:
-        """What is compared: features `(B, h, w, d)`, and the place within the mask `(B, h, w)` where it counts."""
-        centered = features - self.center
-        if not self.location:
-            return centered
-        return torch.cat([F.normalize(centered, dim=-1), self.location * place_in_object(mask)], dim=-1)
-
-    def labels(self, features: Tensor, mask: Tensor) -> Tensor:
-        """Part `(B, h, w)` long of every patch, as if it were foreground."""
-        cues = self.cues(features, mask)
-        if not self.sharpness:
-            nearest, _ = assign(cues.flatten(0, 2), self.centroids)
-            return self.owner[nearest].unflatten(0, mask.shape)
-        score = self.sharpness * F.normalize(cues, dim=-1) @ F.normalize(self.centroids, dim=-1).T  # (B, h, w, C)
-        affinity = neighbour_affinity(features)
-        share = torch.softmax(score, dim=-1)
-        for _ in range(_SMOOTHING_STEPS):
-            around = average_over_neighbours(share * mask.unsqueeze(-1), affinity)
-            share = torch.softmax(score + self.smoothing * around, dim=-1)
-        by_part = torch.zeros(*share.shape[:3], int(self.owner.max()) + 1, device=share.device)
-        return by_part.index_add_(3, self.owner, share).argmax(dim=-1)
-
-
-@dataclass(frozen=True)
 class PartCodebook:
     """Three levels found without labels: foreground, parts, and kinds of every part."""
 
     feature_spec: SourceSpec
     """How to build the feature source this was fitted on."""
+    width: int
+    """Channels d of part means and of kind centroids."""
     grid: tuple[int, int]
     """Patches of the pictures it was fitted on."""
     part_names: tuple[str, ...]
@@ -108,8 +65,6 @@ class PartCodebook:
     """Per part the names given to kinds."""
     space: FeatureSpace | None = None
     """None: the source's own channels."""
-    fill_background: bool = False
-    """True for PartCraft files: background patches count as the vector (-1, ..., -1) and all parts compete for them."""
     statistics: dict[str, float] = field(default_factory=dict)
     """Measured while fitting: foreground_margin, inertia, ..."""
 
@@ -117,11 +72,6 @@ class PartCodebook:
     def num_parts(self) -> int:
         """M, the background included."""
         return len(self.part_names)
-
-    @property
-    def width(self) -> int:
-        """Channels d of part means and of kind centroids."""
-        return self.parts.center.shape[0]
 
     @property
     def num_kinds(self) -> tuple[int, ...]:
@@ -145,12 +95,8 @@ class PartCodebook:
     def label(self, grid: PatchGrid) -> Tensor:
         """Part labels `(B, h, w)` uint8; every picture is treated by itself."""
         features = self.embed(grid)  # (B, h, w, d)
-        mask = self.foreground.mask(features, grid.saliency)  # (B, h, w)
-        if self.fill_background:
-            filled = torch.where(mask.unsqueeze(-1), features, -torch.ones_like(features))
-            return self.parts.labels(filled, mask).to(torch.uint8)
-        parts = self.parts.labels(features, mask)
-        return torch.where(mask, parts, self.background).to(torch.uint8)
+        foreground = self.foreground.probability(features, grid.saliency)  # (B, h, w)
+        return self.parts.labels(features, foreground, self.background).to(torch.uint8)
 
     def part_means(self, grid: PatchGrid, labels: Tensor) -> tuple[Tensor, Tensor]:
         """Mean feature of every part, in the codebook's own space.
@@ -163,8 +109,9 @@ class PartCodebook:
         """
         features = self.embed(grid)
         areas = F.one_hot(labels.long(), self.num_parts).flatten(1, 2).float()  # (B, h * w, M)
-        if self.fill_background:  # the reference takes the whole complement of the foreground here
-            areas[..., self.background] = (~self.foreground.mask(features, grid.saliency)).flatten(1).float()
+        if isinstance(self.foreground, CentroidForeground):  # PartCraft takes the complement of the foreground here
+            outside = self.foreground.probability(features, grid.saliency) <= 0.5
+            areas[..., self.background] = outside.flatten(1).float()
         counts = areas.sum(dim=1)  # (B, M)
         means = areas.transpose(1, 2) @ features.flatten(1, 2) / counts.clamp_min(1).unsqueeze(-1)
         return means, counts.long()
@@ -233,14 +180,13 @@ class PartCodebook:
     def save(self, path: Path | str) -> None:
         """Write the codebook whole or not at all, as one safetensors file; tensors that half precision holds take half."""
         tensors = {f"foreground.{name}": tensor for name, tensor in self.foreground.tensors().items()}
-        tensors |= {"parts.centroids": self.parts.centroids, "parts.center": self.parts.center}
+        tensors |= {f"parts.{name}": tensor for name, tensor in self.parts.tensors().items()}
         tensors |= {f"kinds.{part}": centroids for part, centroids in enumerate(self.fine)}
         if self.kind_centers is not None:
             tensors["kind_centers"] = self.kind_centers
         if self.space is not None:
             tensors |= {"space.mean": self.space.mean, "space.projection": self.space.projection}
         compact = {name: _compact(tensor) for name, tensor in tensors.items()}
-        compact["parts.owner"] = self.parts.owner.to(torch.uint8)
         write_concept_file(Path(path), compact, self._header())
 
     def _header(self) -> dict[str, object]:
@@ -252,8 +198,8 @@ class PartCodebook:
             "background": self.background,
             "kind_names": [{str(kind): name for kind, name in names.items()} for names in self.kind_names],
             "foreground": self.foreground.settings(),
-            "parts": {name: getattr(self.parts, name) for name in ("location", "sharpness", "smoothing")},
-            "fill_background": self.fill_background,
+            "parts": self.parts.settings(),
+            "width": self.width,
             "statistics": self.statistics,
         }
 
@@ -277,48 +223,31 @@ class PartCodebook:
         return replace(self, part_names=part_names, kind_names=kind_names)
 
 
-def place_in_object(mask: Tensor) -> Tensor:
-    """Place of every patch relative to its picture's mask `(B, h, w)`: `(B, h, w, 2)` in standard deviations.
-
-    Height, and distance from the object's vertical axis, so that a mirrored picture gives the mirrored map.
-    """
-    h, w = mask.shape[1:]
-    y, x = torch.meshgrid(torch.arange(h, device=mask.device), torch.arange(w, device=mask.device), indexing="ij")
-    weight = mask.float() + 1e-6  # a picture without foreground counts whole
-    weight = weight / weight.sum(dim=(1, 2), keepdim=True)
-    places = []
-    for axis in (y.float(), x.float()):
-        middle = (weight * axis).sum(dim=(1, 2)).view(-1, 1, 1)
-        spread = (weight * (axis - middle).square()).sum(dim=(1, 2)).sqrt().clamp_min(0.5).view(-1, 1, 1)
-        places.append((axis - middle) / spread)
-    return torch.stack([places[0], places[1].abs()], dim=-1)
-
-
 def _compact(tensor: Tensor) -> Tensor:
     half = tensor.half()
     return half if torch.equal(half.float(), tensor.float()) else tensor.float()
 
 
 def _fields_from_file(file: ConceptFile) -> dict[str, object]:
-    tensors, header = file.tensors, file.metadata
-    floats = {name: tensor.float() for name, tensor in tensors.items() if name != "parts.owner"}
-    parts = PartModel(
-        floats["parts.centroids"], tensors["parts.owner"].long(), floats["parts.center"], **header["parts"]
-    )
-    space = FeatureSpace(floats["space.mean"], floats["space.projection"]) if "space.mean" in floats else None
-    foreground = {name[11:]: tensor for name, tensor in floats.items() if name.startswith("foreground.")}
-    kinds = sorted((int(name[6:]), name) for name in floats if name.startswith("kinds."))
+    header = file.metadata
+    tensors = {name: tensor.float() for name, tensor in file.tensors.items()}
+    space = FeatureSpace(tensors["space.mean"], tensors["space.projection"]) if "space.mean" in tensors else None
+    kinds = sorted((int(name[6:]), name) for name in tensors if name.startswith("kinds."))
     return {
         "feature_spec": header["feature_spec"],
+        "width": header["width"],
         "grid": tuple(header["grid"]),
         "part_names": tuple(header["part_names"]),
         "background": header["background"],
-        "foreground": foreground_from_file(foreground, header["foreground"]),
-        "parts": parts,
-        "fine": tuple(floats[name] for _, name in kinds),
-        "kind_centers": floats.get("kind_centers"),
+        "foreground": foreground_from_file(_under("foreground.", tensors), header["foreground"]),
+        "parts": part_model_from_file(_under("parts.", tensors), header["parts"]),
+        "fine": tuple(tensors[name] for _, name in kinds),
+        "kind_centers": tensors.get("kind_centers"),
         "kind_names": tuple({int(kind): name for kind, name in names.items()} for names in header["kind_names"]),
         "space": space,
-        "fill_background": header["fill_background"],
         "statistics": header["statistics"],
     }
+
+
+def _under(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name[len(prefix) :]: tensor for name, tensor in tensors.items() if name.startswith(prefix)}

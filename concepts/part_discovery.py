@@ -19,8 +19,9 @@ from torch import Tensor
 from .errors import BestiaryError
 from .foreground import fit_foreground
 from .kmeans import fit_kmeans
-from .part_codebook import FeatureSpace, PartCodebook, PartModel
+from .part_codebook import FeatureSpace, PartCodebook
 from .part_map import PartMaps
+from .part_model import fit_learned_parts
 from .patch_features import PatchGrid, SourceSpec
 
 log = logging.getLogger(__name__)
@@ -76,24 +77,31 @@ def fit_parts(
     space = fit_space(sample.features)
     features = space(sample.features)  # (N, h, w, d)
     foreground = fit_foreground(features, sample.saliency, seed=seed, flip=flip_foreground)
-    mask = foreground.mask(features, sample.saliency)  # (N, h, w)
+    probability = foreground.probability(features, sample.saliency)  # (N, h, w)
     wanted = num_parts or DEFAULT_PARTS
-    if int(mask.sum()) < wanted * _FEWEST_FOREGROUND:
-        raise BestiaryError(
-            f"no foreground found: {int(mask.sum())} of {mask.numel()} patches, too few for {wanted} parts. "
-            "Give more pictures with the thing near their centre, or try --flip-foreground or another --source"
-        )
-    parts = fit_part_model(features, mask, wanted, seed=seed)
+    _check_foreground(probability > 0.5, wanted)
+    parts = fit_learned_parts(features, probability, wanted, seed=seed)
+    labels = parts.labels(features, probability, wanted)  # (N, h, w)
+    share = float((labels < wanted).float().mean())
     return PartCodebook(
         feature_spec=dict(spec or {}),
+        width=features.shape[-1],
         grid=tuple(features.shape[1:3]),
-        part_names=(*propose_names(parts.labels(features, mask), mask, wanted), "background"),
+        part_names=(*propose_names(labels, wanted), "background"),
         background=wanted,
         foreground=foreground,
         parts=parts,
         space=space,
-        statistics={"foreground_margin": foreground.margin, "foreground_share": float(mask.float().mean())},
+        statistics={"foreground_margin": foreground.margin, "foreground_share": share},
     )
+
+
+def _check_foreground(mask: Tensor, parts: int) -> None:
+    if int(mask.sum()) < parts * _FEWEST_FOREGROUND:
+        raise BestiaryError(
+            f"no foreground found: {int(mask.sum())} of {mask.numel()} patches, too few for {parts} parts. "
+            "Give more pictures with the thing near their centre, or try --flip-foreground or another --source"
+        )
 
 
 def fit_space(features: Tensor, width: int = _SPACE_WIDTH) -> FeatureSpace:
@@ -108,14 +116,6 @@ def fit_space(features: Tensor, width: int = _SPACE_WIDTH) -> FeatureSpace:
     projection = directions * scale
     length = (values * scale.square()).sum().sqrt()  # root of the mean squared length of projected rows
     return FeatureSpace(_half(mean), _half((projection / length).float()))
-
-
-def fit_part_model(features: Tensor, mask: Tensor, num_parts: int, *, seed: int) -> PartModel:
-    """Cluster the foreground patches of features `(N, h, w, d)` under a mask `(N, h, w)` into parts."""
-    center = _half(features[mask].mean(dim=0))
-    empty = PartModel(torch.empty(0), torch.arange(num_parts), center)
-    found = fit_kmeans(empty.cues(features, mask)[mask], num_parts, seed=seed)
-    return replace(empty, centroids=_half(found.centroids))
 
 
 def fit_kinds(
@@ -156,15 +156,17 @@ def fit_kinds(
     return replace(codebook, fine=tuple(fine), kind_centers=centers, kind_names=tuple({} for _ in fine))
 
 
-def propose_names(labels: Tensor, mask: Tensor, num_parts: int) -> tuple[str, ...]:
-    """A first name for every part from where it lies within the foreground: top, middle, bottom, numbered if repeated."""
+def propose_names(labels: Tensor, num_parts: int) -> tuple[str, ...]:
+    """A first name for every part of labels `(N, h, w)` by its height among the parts: top, middle, bottom, numbered if
+    repeated."""
     h = labels.shape[1]
     rows = torch.arange(h, device=labels.device).view(1, h, 1).expand_as(labels).float()
-    middle, spread = rows[mask].mean(), rows[mask].std().clamp_min(0.5)
+    inside = labels < num_parts
+    middle, spread = rows[inside].mean(), rows[inside].std().clamp_min(0.5)
     names: list[str] = []
     for part in range(num_parts):
-        height = (rows[mask & (labels == part)].mean() - middle) / spread
-        name = "top" if height < -0.5 else "bottom" if height > 0.5 else "middle"
+        height = (rows[labels == part].mean() - middle) / spread
+        name = "top" if height < -0.4 else "bottom" if height > 0.4 else "middle"
         taken = sum(other.rstrip("0123456789") == name for other in names)
         names.append(name if not taken else f"{name}{taken + 1}")
     return tuple(names)

@@ -1,0 +1,86 @@
+"""Explains one picture's patches as a few parts and a few pieces of background, each of one look in this picture.
+
+A mixture is fitted to every picture by itself: what a part looks like is free from picture to picture, where it may lie
+is not. So a part's edge follows the edges in the picture, and its identity comes from the places parts have in all of
+them. Expectation maximisation with a mean-field term for agreeing neighbours.
+Letters: B pictures, (h, w) patch grid, n = h * w patches, D channels, M parts, G pieces of background.
+"""
+
+import torch
+from torch import Tensor
+
+from .foreground import average_over_neighbours, neighbour_affinity
+
+BACKGROUND_BANDS = 4
+_STEPS = 6
+_TEMPERATURE = 0.08
+"""Squared distances count in units of twice this share of the picture's variance."""
+_SMOOTHING = 2.0
+_PRIOR_PATCHES = 3.0
+"""Patches with the picture's mean look that every component is credited with."""
+_MOST_CERTAIN = 0.85
+"""Foreground probabilities are drawn in to within 1 - this and this: the mixture may overrule the classifier."""
+_PLACE_TRUST = 0.5
+"""Exponent of the odds of being foreground at a place."""
+
+
+def explain_pictures(
+    features: Tensor, foreground: Tensor, place_share: Tensor, affinity: Tensor | None = None
+) -> Tensor:
+    """Share of every part, and last of the background, in every patch.
+
+    Args:
+        features: `(B, h, w, D)`.
+        foreground: `(B, h, w)` probability.
+        place_share: `(B, h, w, M + 1)`: how often each part, and last the background, lies at the patch's place.
+        affinity: `(B, 8, h, w)` of `neighbour_affinity`, where it is at hand.
+
+    Returns:
+        `(B, h, w, M + 1)`, summing to 1.
+    """
+    shape, parts = foreground.shape, place_share.shape[-1] - 1
+    affinity = neighbour_affinity(features) if affinity is None else affinity
+    x = features.flatten(1, 2)  # (B, n, D)
+    prior = _log_prior(foreground, place_share)  # (B, n, M + G)
+    mean = x.mean(dim=1, keepdim=True)
+    variance = (x - mean).square().sum(dim=-1).mean(dim=1).clamp_min(1e-12)  # (B,)
+    share = torch.softmax(prior, dim=-1)
+    for _ in range(_STEPS):
+        patches = share.sum(dim=1).unsqueeze(-1)  # (B, M + G, 1)
+        looks = (share.transpose(1, 2) @ x + _PRIOR_PATCHES * mean) / (patches + _PRIOR_PATCHES)
+        score = prior - torch.cdist(x, looks).square() / (2 * _TEMPERATURE * variance.view(-1, 1, 1))
+        guess = _join_background(torch.softmax(score, dim=-1), parts)  # (B, n, M + 1)
+        around = average_over_neighbours(guess.unflatten(1, shape[1:]), affinity).flatten(1, 2)
+        share = torch.softmax(score + _SMOOTHING * _split_background(around, parts), dim=-1)
+    return _join_background(share, parts).unflatten(1, shape[1:])
+
+
+def _log_prior(foreground: Tensor, place_share: Tensor) -> Tensor:
+    """Log prior (B, n, M + G) of parts and of horizontal bands of background."""
+    h, w = foreground.shape[1:]
+    certain = foreground.clamp(1 - _MOST_CERTAIN, _MOST_CERTAIN)
+    background_here = place_share[..., -1].clamp(1e-4, 1 - 1e-4)
+    odds = torch.logit(certain) - _PLACE_TRUST * torch.logit(background_here)  # (B, h, w)
+    parts = place_share[..., :-1] / (1 - place_share[..., -1:]).clamp_min(1e-6)
+    log_parts = torch.nn.functional.logsigmoid(odds).unsqueeze(-1) + parts.clamp_min(1e-4).log()
+    bands = _bands(h, w).to(foreground).clamp_min(1e-4).log()  # (h, w, G)
+    log_background = torch.nn.functional.logsigmoid(-odds).unsqueeze(-1) + bands
+    return torch.cat([log_parts, log_background], dim=-1).flatten(1, 2)
+
+
+def _bands(h: int, w: int) -> Tensor:
+    """Soft horizontal bands (h, w, G) from top to bottom: sky, distance, ground lie one above the other."""
+    height = (torch.arange(h) + 0.5) / h
+    middle = (torch.arange(BACKGROUND_BANDS) + 0.5) / BACKGROUND_BANDS
+    width = 0.6 / BACKGROUND_BANDS
+    share = torch.softmax(-(height.unsqueeze(1) - middle).square() / (2 * width**2), dim=1)  # (h, G)
+    return share.unsqueeze(1).expand(h, w, BACKGROUND_BANDS)
+
+
+def _join_background(share: Tensor, parts: int) -> Tensor:
+    return torch.cat([share[..., :parts], share[..., parts:].sum(dim=-1, keepdim=True)], dim=-1)
+
+
+def _split_background(agreement: Tensor, parts: int) -> Tensor:
+    background = agreement[..., parts:].expand(*agreement.shape[:-1], BACKGROUND_BANDS)
+    return torch.cat([agreement[..., :parts], background], dim=-1)
