@@ -20,8 +20,9 @@ from ..concepts.caption_file import parse_captions
 from ..concepts.errors import BestiaryError
 from ..concepts.foreground import CentroidForeground
 from ..concepts.lora_names import to_kohya
-from ..concepts.part_codebook import SUFFIX, PartCodebook, PartModel
+from ..concepts.part_codebook import SUFFIX, PartCodebook
 from ..concepts.part_dictionary import PartDictionary
+from ..concepts.part_model import CentroidParts
 from ..concepts.token_projector import TokenProjector
 from .partcraft_files import COARSE, FINE, FOREGROUND, PartCraftFile, PartCraftKind, read_partcraft_file
 
@@ -267,12 +268,12 @@ def _codebook(kmeans: PartCraftFile, layout: PartLayout, foreground_cluster: int
     names = {part: name for name, part in layout.parts.items()}
     return PartCodebook(
         feature_spec={"name": "dinov2", "image_size": 224, "model": "vit_base_patch14_dinov2.lvd142m"},
+        width=width,
         grid=(16, 16),
         part_names=tuple(names.get(part, f"unused {part}") for part in range(count)),
         background=background,
         foreground=CentroidForeground(kmeans.tensors[FOREGROUND], foreground_cluster),
-        parts=PartModel(coarse, torch.arange(count), torch.zeros(width)),
+        parts=CentroidParts(coarse, torch.arange(count)),
         fine=tuple(fine),
         kind_names=tuple({} for _ in range(count)),
-        fill_background=True,
     )

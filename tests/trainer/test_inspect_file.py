@@ -9,8 +9,9 @@ import torch
 from bestiary.concepts.concept_file import write_concept_file
 from bestiary.concepts.errors import BestiaryError
 from bestiary.concepts.foreground import CentroidForeground
-from bestiary.concepts.part_codebook import PartCodebook, PartModel
+from bestiary.concepts.part_codebook import PartCodebook
 from bestiary.concepts.part_dictionary import PartDictionary
+from bestiary.concepts.part_model import CentroidParts
 from bestiary.concepts.thumbnail_atlas import ThumbnailAtlas
 from bestiary.trainer.inspect_file import describe_file, description_text
 from PIL import Image
@@ -53,11 +54,12 @@ def test_a_dictionary_in_detail(tmp_path: Path) -> None:
 def test_a_codebook_and_other_kinds_of_ours(tmp_path: Path) -> None:
     codebook = PartCodebook(
         feature_spec={"name": "descriptor"},
+        width=3,
         grid=(4, 4),
         part_names=("head", "background"),
         background=1,
         foreground=CentroidForeground(torch.randn(2, 3), 0),
-        parts=PartModel(torch.randn(2, 3), torch.arange(2), torch.zeros(3)),
+        parts=CentroidParts(torch.randn(2, 3), torch.arange(2)),
         fine=(torch.randn(5, 3), torch.randn(2, 3)),
         kind_names=({0: "owl"}, {}),
         statistics={"inertia": 0.5},
