@@ -69,21 +69,24 @@ class LearnedParts:
 
 @dataclass(frozen=True)
 class CentroidParts:
-    """Nearest of C centroids, the background's among them (kamwoh/partcraft @ dfe64e1, kmeans_segmentation.py).
-
-    Patches outside the foreground count as the vector (-1, ..., -1), and all parts compete for them.
-    """
+    """Nearest of C centroids by cosine."""
 
     centroids: Tensor
     """`(C, D)`."""
     owner: Tensor
     """`(C,)` long: the part each centroid stands for."""
+    filled: bool = True
+    """As in PartCraft's files (kamwoh/partcraft @ dfe64e1, kmeans_segmentation.py): patches outside the foreground count
+    as the vector (-1, ..., -1), and all parts compete for them. Else they are background at once."""
 
     def labels(self, features: Tensor, foreground: Tensor, background: int) -> Tensor:
         """Part `(B, h, w)` long of every patch of features `(B, h, w, D)`, given foreground `(B, h, w)`."""
-        filled = torch.where((foreground > 0.5).unsqueeze(-1), features, -torch.ones_like(features))
-        nearest, _ = assign(filled.flatten(0, 2), self.centroids)
-        return self.owner[nearest].unflatten(0, foreground.shape)
+        inside = foreground > 0.5
+        if self.filled:
+            features = torch.where(inside.unsqueeze(-1), features, -torch.ones_like(features))
+        nearest, _ = assign(features.flatten(0, 2), self.centroids)
+        parts = self.owner[nearest].unflatten(0, foreground.shape)
+        return parts if self.filled else torch.where(inside, parts, background)
 
     def tensors(self) -> dict[str, Tensor]:
         """What a file must hold."""
@@ -91,7 +94,7 @@ class CentroidParts:
 
     def settings(self) -> dict[str, object]:
         """What a file's header must hold."""
-        return {"form": "centroids", "owner": self.owner.tolist()}
+        return {"form": "centroids", "owner": self.owner.tolist(), "filled": self.filled}
 
 
 PartModel = LearnedParts | CentroidParts
@@ -101,7 +104,8 @@ def part_model_from_file(tensors: Mapping[str, Tensor], settings: Mapping[str, o
     """Rebuild a part model from what `tensors()` and `settings()` gave."""
     form = CentroidParts if settings["form"] == "centroids" else LearnedParts
     floats = {name: tensor.float() for name, tensor in tensors.items()}
-    return form(**floats, owner=torch.tensor(settings["owner"], dtype=torch.long))
+    options = {name: value for name, value in settings.items() if name not in ("form", "owner")}
+    return form(**floats, owner=torch.tensor(settings["owner"], dtype=torch.long), **options)
 
 
 def background_centroid(centroids: Tensor) -> int:

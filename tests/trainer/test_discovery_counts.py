@@ -3,8 +3,9 @@
 import torch
 import torch.nn.functional as F
 from bestiary.concepts.foreground import CentroidForeground
-from bestiary.concepts.part_codebook import PartCodebook, PartModel
+from bestiary.concepts.part_codebook import PartCodebook
 from bestiary.concepts.part_map import ABSENT, PartMaps
+from bestiary.concepts.part_model import CentroidParts
 from bestiary.trainer.discovery_counts import PER_KIND, PartCounts, TypicalPictures, largest_kinds
 
 
@@ -41,9 +42,9 @@ def test_a_part_that_no_picture_shows() -> None:
 
 def codebook(fine: tuple[torch.Tensor, ...], centers: torch.Tensor | None) -> PartCodebook:
     width = fine[0].shape[1]
-    parts = PartModel(torch.ones(1, width), torch.zeros(1).long(), torch.zeros(width))
+    parts = CentroidParts(torch.ones(1, width), torch.zeros(1).long(), filled=False)
     foreground = CentroidForeground(torch.eye(2, width), 0)
-    return PartCodebook({}, (2, 2), ("a", "b"), 1, foreground, parts, fine, centers)
+    return PartCodebook({}, width, (2, 2), ("a", "b"), 1, foreground, parts, fine, centers)
 
 
 def test_typical_pictures_are_those_nearest_to_the_centre() -> None:

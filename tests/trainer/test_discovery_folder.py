@@ -8,8 +8,9 @@ import pytest
 import torch
 from bestiary.concepts.errors import BestiaryError
 from bestiary.concepts.foreground import CentroidForeground
-from bestiary.concepts.part_codebook import PartCodebook, PartModel
+from bestiary.concepts.part_codebook import PartCodebook
 from bestiary.concepts.part_map import PartMaps
+from bestiary.concepts.part_model import CentroidParts
 from bestiary.trainer.discovery_folder import (
     Discovery,
     editing,
@@ -36,11 +37,12 @@ def folder_with(path: Path, names: list[str], count: int = 2) -> Path:
     """A discovery of one part in `count` pictures."""
     codebook = PartCodebook(
         {},
+        3,
         (4, 4),
         ("thing", "background"),
         1,
         CentroidForeground(torch.eye(2, 3), 0),
-        PartModel(torch.ones(1, 3), torch.zeros(1).long(), torch.zeros(3)),
+        CentroidParts(torch.ones(1, 3), torch.zeros(1).long(), filled=False),
         (torch.eye(2, 3), torch.eye(2, 3)),
         kind_names=({}, {}),
     )

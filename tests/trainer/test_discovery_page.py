@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 import torch
 from bestiary.concepts.foreground import CentroidForeground
-from bestiary.concepts.part_codebook import PartCodebook, PartModel
+from bestiary.concepts.part_codebook import PartCodebook
+from bestiary.concepts.part_model import CentroidParts
 from bestiary.trainer.discovery_page import (
     KINDS_SHOWN,
     PageContent,
@@ -33,11 +34,12 @@ def content(tmp_path: Path, pictures: int = 6) -> PageContent:
         Image.new("RGB", (64, 64), (40 * row, 90, 120)).save(tmp_path / names[row])
     codebook = PartCodebook(
         {"name": "descriptor"},
+        3,
         (4, 4),
         ("head & neck", "background"),
         1,
         CentroidForeground(torch.eye(2, 3), 0),
-        PartModel(torch.ones(1, 3), torch.zeros(1).long(), torch.zeros(3)),
+        CentroidParts(torch.ones(1, 3), torch.zeros(1).long(), filled=False),
         kind_names=({0: "cardinal <b>"}, {}),
     )
     kinds = {str(kind): 60 - kind for kind in range(KINDS_SHOWN + 5)}

@@ -7,7 +7,8 @@ import pytest
 import torch
 from bestiary.concepts.errors import BestiaryError
 from bestiary.concepts.foreground import CentroidForeground
-from bestiary.concepts.part_codebook import PartCodebook, PartModel
+from bestiary.concepts.part_codebook import PartCodebook
+from bestiary.concepts.part_model import CentroidParts
 from bestiary.concepts.patch_features import PatchGrid
 from bestiary.trainer.discovery_passes import (
     PictureReader,
@@ -59,8 +60,8 @@ def codebook() -> PartCodebook:
     """Two parts that are both the bright half, and the dark half as background."""
     bright, dark = torch.ones(6) * torch.tensor([1.0, 1, 1, 0, 0, 0]), torch.tensor([0.0, 0, 0, 1, 1, 1])
     foreground = CentroidForeground(torch.stack([bright + 0.1, dark]), 0)
-    parts = PartModel(torch.stack([bright, dark]), torch.arange(2), torch.zeros(6))
-    return PartCodebook({}, (4, 4), ("a", "b", "background"), 2, foreground, parts)
+    parts = CentroidParts(torch.stack([bright, dark]), torch.arange(2), filled=False)
+    return PartCodebook({}, 6, (4, 4), ("a", "b", "background"), 2, foreground, parts)
 
 
 @pytest.mark.parametrize("batch_size", [1, 2, 4, 20])

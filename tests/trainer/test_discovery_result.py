@@ -6,7 +6,8 @@ import pytest
 import torch
 from bestiary.concepts.errors import BestiaryError
 from bestiary.concepts.foreground import CentroidForeground
-from bestiary.concepts.part_codebook import PartCodebook, PartModel
+from bestiary.concepts.part_codebook import PartCodebook
+from bestiary.concepts.part_model import CentroidParts
 from bestiary.trainer.discovery_folder import Discovery
 from bestiary.trainer.discovery_result import PassesDone, finish_discovery
 from bestiary.trainer.discovery_state import DiscoveryState, PartShard
@@ -26,11 +27,12 @@ def stored_passes(root: Path, shard_images: int) -> PassesDone:
     state = DiscoveryState(root / "parts" / "state", PICTURES + 1, shard_images)
     codebook = PartCodebook(
         {"name": "descriptor"},
+        WIDTH,
         (4, 4),
         ("thing", "background"),
         1,
         CentroidForeground(torch.eye(2, WIDTH), 0, 0.5),
-        PartModel(torch.ones(1, WIDTH), torch.zeros(1).long(), torch.zeros(WIDTH)),
+        CentroidParts(torch.ones(1, WIDTH), torch.zeros(1).long(), filled=False),
     )
     codebook.save(state.coarse_path)
     labels = torch.ones(PICTURES, 4, 4, dtype=torch.uint8)

@@ -6,7 +6,8 @@ import pytest
 import torch
 from bestiary.concepts.errors import BestiaryError
 from bestiary.concepts.foreground import CentroidForeground
-from bestiary.concepts.part_codebook import PartCodebook, PartModel
+from bestiary.concepts.part_codebook import PartCodebook
+from bestiary.concepts.part_model import CentroidParts
 from bestiary.trainer.part_names import NamesFile, PartPlaces, apply_names, propose_names, read_names
 
 BACKGROUND = 9
@@ -118,11 +119,11 @@ def test_a_missing_names_file(tmp_path: Path) -> None:
 
 def codebook() -> PartCodebook:
     """Two parts and the background, of three kinds each."""
-    parts = PartModel(torch.eye(2, 4), torch.arange(2), torch.zeros(4))
+    parts = CentroidParts(torch.eye(2, 4), torch.arange(2), filled=False)
     foreground = CentroidForeground(torch.eye(2, 4), 0)
     fine = tuple(torch.randn(3, 4, generator=torch.Generator().manual_seed(part)) for part in range(3))
     names = ("top", "bottom", "background")
-    return PartCodebook({}, (4, 4), names, 2, foreground, parts, fine, kind_names=({}, {}, {}))
+    return PartCodebook({}, 4, (4, 4), names, 2, foreground, parts, fine, kind_names=({}, {}, {}))
 
 
 def test_names_of_a_file_are_applied_under_numbers_old_and_new_names() -> None:
