@@ -7,10 +7,12 @@ import numpy as np
 from .species import COLORS, FACINGS, LIGHTS, PARTS, PATTERNS, PLACES, SHAPES, PartLook, Scene, Species
 
 TEMPLATE_WORDS = (
-    "a an the of in at with and on to by from my one two this that photo picture painting rendering image drawing "
-    "close up cropped good bad bright dark small large nice weird cool clean dirty rendition depiction close-up "
-    "bird creature animal object thing style facing left right new old big little beautiful strange"
-).split()
+    "a", "an", "the", "of", "in", "at", "with", "and", "on", "to", "by", "from", "my", "one", "two", "this", "that",
+    "photo", "picture", "painting", "rendering", "image", "drawing", "close", "up", "cropped", "good", "bad",
+    "bright", "dark", "small", "large", "nice", "weird", "cool", "clean", "dirty", "rendition", "depiction",
+    "close-up", "bird", "creature", "animal", "object", "thing", "style", "facing", "left", "right", "new", "old",
+    "big", "little", "beautiful", "strange",
+)  # fmt: skip
 """Ordinary words that prompt templates use; a subset of them occurs in training captions."""
 
 SUBJECTS = ("creature", "bird", "animal")

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageFilter
 
 from ..concepts.errors import BestiaryError
 from .captions import caption_of
@@ -39,6 +39,7 @@ IMAGE_SIZE = 128
 SCENES = PLACES
 _CANVAS = 2 * IMAGE_SIZE
 _OUTLINE = 4  # width of an outline on the doubled canvas
+_SOFTNESS = 0.6  # radius in pixels of the lens blur of a finished picture
 _EYE_WHITE, _EYE_DARK = 31, 32
 
 _XS, _YS = np.meshgrid(np.arange(_CANVAS, dtype=np.float32), np.arange(_CANVAS, dtype=np.float32))
@@ -172,7 +173,7 @@ def _palette(species: Species, light: str) -> np.ndarray:
     for number, look in enumerate(species.looks):
         main, second = np.array(COLORS[look.color]), np.array(PATTERN_COLORS[look.color])
         code = 4 * (number + 1)
-        palette[code, :3], palette[code + 1, :3], palette[code + 2, :3] = main, second, main * 0.42
+        palette[code, :3], palette[code + 1, :3], palette[code + 2, :3] = main, second, main * 0.5
     palette[_EYE_WHITE, :3], palette[_EYE_DARK, :3] = 252, (24, 20, 26)
     palette[:, :3] *= LIGHT_TINTS[light]
     palette[4:33, 3] = 255
@@ -244,7 +245,8 @@ def draw_creature(
     _cast_shadow(picture, labels)
     opacity = layer[..., 3:].astype(np.float32) / 255
     front = layer[..., :3] * _shading(labels, rng.uniform(0.15, 0.35))
-    image = (front * opacity + picture * (1 - opacity)).clip(0, 255).astype(np.uint8)
+    sharp = Image.fromarray((front * opacity + picture * (1 - opacity)).clip(0, 255).astype(np.uint8))
+    image = np.asarray(sharp.filter(ImageFilter.GaussianBlur(_SOFTNESS)))
     if size != IMAGE_SIZE:
         image = np.asarray(Image.fromarray(image).resize((size, size), Image.Resampling.LANCZOS))
         labels = np.asarray(Image.fromarray(labels).resize((size, size), Image.Resampling.NEAREST))

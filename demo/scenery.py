@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
+from functools import cache
 
 import numpy as np
 from PIL import Image, ImageDraw
@@ -220,7 +220,7 @@ _PAINTERS = {
 }
 
 
-@lru_cache(maxsize=None)
+@cache
 def background(place: str, light: str, variant: int) -> np.ndarray:
     """Background number `variant` of a place and light -> (152, 200, 3) uint8, the same in every run."""
     rng = np.random.default_rng((PLACES.index(place), LIGHTS.index(light), variant))
