@@ -1,0 +1,197 @@
+"""Second stage of the base model: the denoiser and its text encoder, trained on cached latents and fresh captions."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from diffusers.models.attention_processor import Attention
+from einops import rearrange
+from PIL import Image
+from torch import Tensor
+from torch.nn import functional
+
+from ..concepts.atomic_file import replacing
+from ..concepts.errors import BestiaryError
+from ..demo.captions import caption_of
+from ..demo.species import Scene, Species, random_scene, random_species
+from .base_model_parts import LATENT_CHANNELS, LATENT_NOISE, BaseModel, build_scheduler, encode_captions
+from .base_training_state import RunLog, StagePlan, StageState, rate_share, step_generator
+
+logger = logging.getLogger(__name__)
+
+MIN_SNR_GAMMA = 5.0
+"""Clamp of the signal-to-noise ratio in the loss weight (Hang et al. 2023, arXiv 2303.09556, equation 5)."""
+
+
+@dataclass(frozen=True)
+class LatentSet:
+    """Cached latents with what their captions are made of."""
+
+    values: Tensor
+    """(N, C, 16, 16) float16."""
+    scale: float
+    """Factor to unit standard deviation."""
+    truths: Sequence[tuple[Species, Scene]]
+    """Species and scene of every picture."""
+
+    def batch(self, indices: Tensor, generator: torch.Generator) -> Tensor:
+        """Latents of some pictures with the noise their decoder bears -> (B, C, 16, 16) float32, scaled."""
+        values = self.values[indices].float()  # (B, C, 16, 16)
+        return (values + LATENT_NOISE * torch.randn(values.shape, generator=generator)) * self.scale
+
+
+def picture_truth(seed: int, index: int) -> tuple[Species, Scene]:
+    """Species and scene of training picture `index`, without drawing it."""
+    rng = np.random.default_rng((seed, index))
+    species = random_species(rng)
+    return species, random_scene(rng)
+
+
+def snr_weights(alphas_cumprod: Tensor, gamma: float = MIN_SNR_GAMMA) -> Tensor:
+    """Loss weight of an epsilon objective by timestep: min(SNR, gamma) / SNR -> (T,)."""
+    snr = alphas_cumprod / (1 - alphas_cumprod)  # (T,)
+    return snr.clamp(max=gamma) / snr
+
+
+def add_noise(latents: Tensor, noise: Tensor, alpha: Tensor) -> Tensor:
+    """Forward process at cumulative signal share `alpha` (B,): latents and noise (B, C, h, w) -> (B, C, h, w)."""
+    alpha = alpha[:, None, None, None]
+    return alpha.sqrt() * latents + (1 - alpha).sqrt() * noise
+
+
+def predict_noise(model: BaseModel, noisy: Tensor, timesteps: Tensor, ids: Tensor) -> Tensor:
+    """Text encoder and denoiser in one go: noisy (B, C, h, w), timesteps (B,), ids (B, 77) -> epsilon (B, C, h, w)."""
+    context = model.text_encoder(input_ids=ids).last_hidden_state  # (B, 77, D)
+    return model.denoiser(noisy, timesteps, encoder_hidden_states=context).sample
+
+
+class QuickAttention:
+    """Attention of diffusers' blocks in the forms whose backward pass is fastest on a CPU; same result, nothing stored."""
+
+    def __call__(
+        self,
+        attn: Attention,
+        hidden_states: Tensor,
+        encoder_hidden_states: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+    ) -> Tensor:
+        """Hidden states (B, N, D), context (B, L, E) or None for self-attention -> (B, N, D); masks are not supported."""
+        if attention_mask is not None:
+            raise BestiaryError(f"the base model attends without masks, got one of shape {tuple(attention_mask.shape)}")
+        context = hidden_states if encoder_hidden_states is None else encoder_hidden_states
+        query, key, value = (
+            rearrange(tokens, "b n (h d) -> b h n d", h=attn.heads)
+            for tokens in (attn.to_q(hidden_states), attn.to_k(context), attn.to_v(context))
+        )
+        if encoder_hidden_states is None:
+            with torch.autocast(query.device.type, enabled=False):
+                mixed = functional.scaled_dot_product_attention(query.float(), key.float(), value.float())
+        else:
+            scores = (query * query.shape[-1] ** -0.5) @ key.transpose(-1, -2)  # (B, H, N, L)
+            mixed = scores.softmax(dim=-1).to(value.dtype) @ value  # (B, H, N, d)
+        return attn.to_out[0](rearrange(mixed, "b h n d -> b n (h d)").to(hidden_states.dtype))
+
+
+def fit_denoiser(
+    model: BaseModel,
+    state: StageState,
+    latents: LatentSet,
+    log: RunLog,
+    plan: StagePlan,
+    on_save: Callable[[int], None],
+) -> None:
+    """Trains denoiser and text encoder from `state.step` on; `on_save(step)` follows every saved state.
+
+    Raises FloatingPointError where the loss is no longer finite; the last saved state stays as it was.
+    """
+    alphas = build_scheduler().alphas_cumprod  # (T,)
+    weights = snr_weights(alphas)
+    if plan.device.type == "cpu":
+        model.denoiser.set_attn_processor(QuickAttention())
+    forward = plan.speeded(predict_noise)
+    running = 0.0
+    while state.step < plan.steps:
+        generator = step_generator(plan.seed, 2, state.step)
+        rng = np.random.default_rng((plan.seed, 2, state.step))
+        indices = torch.randint(len(latents.truths), (plan.batch,), generator=generator)
+        clean = latents.batch(indices, generator)  # (B, C, 16, 16)
+        noise = torch.randn(clean.shape, generator=generator)
+        times = torch.randint(len(alphas), (plan.batch,), generator=generator)
+        noisy = add_noise(clean, noise, alphas[times]).to(plan.device, memory_format=torch.channels_last)
+        ids = encode_captions(model.tokenizer, [caption_of(*latents.truths[i], rng) for i in indices.tolist()])
+        with plan.autocast():
+            predicted = forward(model, noisy, times.to(plan.device), ids.to(plan.device))
+        errors = (predicted.float() - noise.to(plan.device)).square().mean(dim=(1, 2, 3))  # (B,)
+        loss = (errors * weights[times].to(plan.device)).mean()
+        value = float(loss.detach())
+        if not np.isfinite(value):
+            raise FloatingPointError(f"denoiser loss is {value} at step {state.step}, pictures {indices.tolist()[:8]}")
+        norm = state.descend(loss, rate_share(state.step, plan.steps, decay_from=plan.decay_from, warmup=200))
+        running = value if running == 0 else 0.98 * running + 0.02 * value
+        if state.step % 50 == 0:
+            log.write(stage="denoiser", step=state.step, loss=round(running, 5), grad=round(norm, 4))
+        last = state.step == plan.steps or plan.expired()
+        if last or state.step % plan.save_every == 0:
+            state.save()
+            on_save(state.step)
+        if last:
+            return
+
+
+@torch.no_grad()
+def sample_latents(
+    model: BaseModel, captions: list[str], *, steps: int = 25, guidance: float = 4.0, seed: int = 0
+) -> Tensor:
+    """DDIM samples with classifier-free guidance against the empty caption -> (B, C, 16, 16) float32."""
+    device = next(model.denoiser.parameters()).device
+    scheduler = build_scheduler()
+    scheduler.set_timesteps(steps)
+    count = len(captions)
+    ids = encode_captions(model.tokenizer, [*captions, *[""] * count]).to(device)  # (2 * B, 77)
+    generator = torch.Generator().manual_seed(seed)
+    latents = torch.randn((count, LATENT_CHANNELS, 16, 16), generator=generator).to(device)
+    with torch.autocast(device.type, torch.bfloat16):
+        context = model.text_encoder(input_ids=ids).last_hidden_state  # (2 * B, 77, D)
+        for timestep in scheduler.timesteps:
+            doubled = torch.cat([latents, latents]).contiguous(memory_format=torch.channels_last)  # (2 * B, C, 16, 16)
+            told, free = model.denoiser(doubled, timestep, encoder_hidden_states=context).sample.float().chunk(2)
+            latents = scheduler.step(free + guidance * (told - free), timestep, latents).prev_sample
+    return latents
+
+
+@torch.no_grad()
+def decode_latents(model: BaseModel, latents: Tensor, scale: float) -> np.ndarray:
+    """Scaled latents (B, C, 16, 16) -> pictures (B, 128, 128, 3) uint8."""
+    with torch.autocast(latents.device.type, torch.bfloat16):
+        images = model.autoencoder.decode(latents / scale).sample.float()  # (B, 3, 128, 128)
+    images = ((images + 1) * 127.5).clamp(0, 255).round()
+    return images.permute(0, 2, 3, 1).to("cpu", torch.uint8).numpy()
+
+
+def sample_pictures(
+    model: BaseModel, captions: list[str], scale: float, *, steps: int = 25, guidance: float = 4.0, seed: int = 0
+) -> np.ndarray:
+    """Pictures for captions, drawn in portions of 50 -> (B, 128, 128, 3) uint8."""
+    portions = []
+    for start in range(0, len(captions), 50):
+        some = captions[start : start + 50]
+        latents = sample_latents(model, some, steps=steps, guidance=guidance, seed=seed + start)
+        portions.append(decode_latents(model, latents, scale))
+    return np.concatenate(portions)
+
+
+def save_sheet(pictures: np.ndarray, columns: int, path: Path) -> None:
+    """Pictures (B, H, W, 3) uint8 side by side in one PNG; the last row may stay short."""
+    count, height, width, _ = pictures.shape
+    rows = -(-count // columns)
+    sheet = np.full((rows * height, columns * width, 3), 255, np.uint8)
+    for number, picture in enumerate(pictures):
+        top, left = number // columns * height, number % columns * width
+        sheet[top : top + height, left : left + width] = picture
+    with replacing(path) as temporary:
+        Image.fromarray(sheet).save(temporary, format="PNG")

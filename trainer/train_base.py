@@ -1,0 +1,213 @@
+"""Trains the miniature base model from nothing: drawings -> autoencoder -> latents -> denoiser -> export.
+
+Command: `bestiary demo train-base --out FOLDER`. Run it again with the same settings to go on after any interruption.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import shutil
+import time
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from pydantic import BaseModel as Settings
+from pydantic import ConfigDict, Field, ValidationError
+
+from ..concepts.atomic_file import write_text
+from ..concepts.errors import BestiaryError
+from ..demo.captions import caption_of
+from ..demo.species import HELD_OUT_SPECIES, random_scene, random_species
+from .base_autoencoder import cache_latents, draw_pictures, fit_autoencoder, latent_scale
+from .base_denoiser import LatentSet, fit_denoiser, picture_truth, sample_pictures, save_sheet
+from .base_model_parts import BaseModel, build_base_model, export_base_model
+from .base_training_state import RunLog, StagePlan, StageState
+
+logger = logging.getLogger(__name__)
+
+
+class TrainBaseSettings(Settings):
+    """Settings of `bestiary demo train-base`."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    seed: int = Field(1, ge=0, description="Seed of drawings, weights and order.")
+    pictures: int = Field(44_000, ge=64, description="Training drawings.")
+    vae_steps: int = Field(9_000, ge=1, description="Optimizer steps of the autoencoder.")
+    vae_batch: int = Field(8, ge=1, description="Crops of 64 px per step of the autoencoder.")
+    vae_learning_rate: float = Field(1e-3, gt=0, description="Peak learning rate of the autoencoder.")
+    latent_weight: float = Field(1e-4, ge=0, description="Weight of the latents' mean square in its loss.")
+    denoiser_steps: int = Field(12_000, ge=1, description="Optimizer steps of denoiser and text encoder.")
+    denoiser_batch: int = Field(64, ge=1, description="Latents per step of the denoiser.")
+    denoiser_learning_rate: float = Field(1e-3, gt=0, description="Peak learning rate of denoiser and text encoder.")
+    decay_from: float = Field(0.6, ge=0, le=1, description="Share of the denoiser's steps after which its rate falls.")
+    ema_decay: float = Field(0.999, ge=0, lt=1, description="Decay of the moving average of the weights.")
+    save_every: int = Field(500, ge=1, description="Steps between two saved states, sample sheets and exports.")
+    compile: bool = Field(True, description="Use torch.compile where a C++ compiler is at hand.")
+    device: Literal["auto", "cpu", "cuda"] = Field(
+        "auto", description="Where to train; auto takes a GPU if there is one."
+    )
+    dtype: Literal["auto", "float32", "bfloat16"] = Field("auto", description="Number type of the forward passes.")
+    hours: float | None = Field(None, gt=0, description="Stop after this time; run again to go on.")
+    workers: int = Field(2, ge=1, description="Processes that draw.")
+
+
+def parse_settings(values: dict[str, object]) -> TrainBaseSettings:
+    """Checked settings; raises BestiaryError that names every faulty one."""
+    try:
+        return TrainBaseSettings(**values)
+    except ValidationError as fault:
+        faults = "; ".join(f"{e['loc'][0]} = {e.get('input')!r}: {e['msg']}" for e in fault.errors())
+        raise BestiaryError(f"train-base cannot use these settings: {faults}") from fault
+
+
+def train_base(settings: TrainBaseSettings, out: Path, work: Path | None = None) -> None:
+    """Runs all stages that are not finished yet and leaves a StableDiffusionPipeline folder at `out`.
+
+    `work` (default: `out` with `.work` appended) keeps drawings, states, samples and log.jsonl. Raises BestiaryError
+    where `work` holds a run with other settings.
+    """
+    work = work or out.with_name(out.name + ".work")
+    work.mkdir(parents=True, exist_ok=True)
+    _claim_work_folder(settings, work)
+    log = RunLog(work / "log.jsonl")
+    first, second = stage_plans(settings)
+    model = build_base_model(settings.seed)
+    for module in (model.autoencoder, model.denoiser, model.text_encoder):
+        module.to(first.device, memory_format=torch.channels_last)
+    shards = draw_pictures(work / "pictures", settings.seed, settings.pictures, settings.workers)
+    if not _train_autoencoder(settings, model, shards, work, log, first):
+        return
+    cached = cache_latents(model.autoencoder, shards, work / "latents", first)
+    truths = [picture_truth(settings.seed, index) for index in range(settings.pictures)]
+    latents = LatentSet(cached, latent_scale(cached), truths)
+    _train_denoiser(settings, model, latents, out, work, log, second)
+
+
+def stage_plans(settings: TrainBaseSettings) -> tuple[StagePlan, StagePlan]:
+    """How the autoencoder's and the denoiser's stage are run under these settings, on this machine, from now on."""
+    has_gpu = torch.cuda.is_available()
+    device = torch.device(settings.device if settings.device != "auto" else "cuda" if has_gpu else "cpu")
+    dtype = torch.float32 if settings.dtype == "float32" else torch.bfloat16
+    if settings.dtype == "auto" and device.type == "cpu" and not _has_fast_bfloat16():
+        dtype = torch.float32
+    shared = {
+        "seed": settings.seed,
+        "device": device,
+        "dtype": dtype,
+        "compiled": settings.compile and _has_compiler(),
+        "deadline": None if settings.hours is None else time.monotonic() + 3600 * settings.hours,
+    }
+    first = StagePlan(
+        steps=settings.vae_steps, batch=settings.vae_batch, save_every=min(settings.save_every, 250), **shared
+    )
+    second = StagePlan(
+        steps=settings.denoiser_steps,
+        batch=settings.denoiser_batch,
+        save_every=settings.save_every,
+        decay_from=settings.decay_from,
+        **shared,
+    )
+    return first, second
+
+
+def _has_fast_bfloat16() -> bool:
+    """Whether this CPU multiplies bf16 matrices in hardware (AMX or AVX512-BF16)."""
+    probes = (getattr(torch.cpu, name, None) for name in ("_is_amx_tile_supported", "_is_avx512_bf16_supported"))
+    return any(probe() for probe in probes if probe is not None)
+
+
+def _claim_work_folder(settings: TrainBaseSettings, work: Path) -> None:
+    """Keeps the settings of a run beside it; what fixes its pictures and batches must not change between two starts."""
+    path = work / "settings.json"
+    if path.exists():
+        earlier = TrainBaseSettings.model_validate_json(path.read_text(encoding="utf-8"))
+        for name in ("seed", "pictures"):
+            was, now = getattr(earlier, name), getattr(settings, name)
+            if was != now:
+                raise BestiaryError(
+                    f"{work} holds a run with {name} = {was}, but {name} = {now} was asked for; "
+                    "take the earlier value to go on with it, or another --out folder to start anew"
+                )
+    write_text(path, settings.model_dump_json(indent=2) + "\n")
+
+
+def _has_compiler() -> bool:
+    return any(shutil.which(name) for name in (os.environ.get("CXX", ""), "g++", "clang++") if name)
+
+
+def _train_autoencoder(
+    settings: TrainBaseSettings, model: BaseModel, shards: list[np.ndarray], work: Path, log: RunLog, plan: StagePlan
+) -> bool:
+    """Fits the autoencoder if it is not finished; leaves its averaged weights in the model. False: time ran out."""
+    state = StageState(
+        {"autoencoder": model.autoencoder},
+        work / "autoencoder.pt",
+        learning_rate=settings.vae_learning_rate,
+        ema_decay=min(settings.ema_decay, 0.998),
+    )
+    state.load()
+    fit_autoencoder(state, shards, log, plan, magnitude_weight=settings.latent_weight)
+    state.swap_averages()
+    model.autoencoder.requires_grad_(False).eval()
+    return state.step >= plan.steps
+
+
+def _train_denoiser(
+    settings: TrainBaseSettings,
+    model: BaseModel,
+    latents: LatentSet,
+    out: Path,
+    work: Path,
+    log: RunLog,
+    plan: StagePlan,
+) -> None:
+    """Trains denoiser and text encoder; every saved state also refreshes the export and a sheet of samples."""
+    state = StageState(
+        {"denoiser": model.denoiser, "text_encoder": model.text_encoder},
+        work / "denoiser.pt",
+        learning_rate=settings.denoiser_learning_rate,
+        ema_decay=settings.ema_decay,
+    )
+    state.load()
+
+    def publish(step: int) -> None:
+        state.swap_averages()
+        pictures = sample_pictures(model, sample_captions(settings.seed), latents.scale, steps=20)
+        save_sheet(pictures, 8, work / "samples" / f"step-{step:06d}.png")
+        size = export_base_model(model, latents.scale, out)
+        state.swap_averages()
+        log.write(stage="export", step=step, bytes=size, seconds=round(state.seconds, 1))
+        logger.info("denoiser step %d exported to %s (%d bytes)", step, out, size)
+
+    fit_denoiser(model, state, latents, log, plan, publish)
+    if not (out / "model_index.json").exists():
+        publish(state.step)
+
+
+def sample_captions(seed: int) -> list[str]:
+    """Captions of a sample sheet: 12 fresh random creatures and 4 held-out species."""
+    rng = np.random.default_rng((seed, 99))
+    species = [random_species(rng) for _ in range(12)] + list(HELD_OUT_SPECIES[:4])
+    return [caption_of(kind, random_scene(rng)) for kind in species]
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """`python -m bestiary.trainer.train_base --out FOLDER [--work FOLDER] [--any-setting VALUE]`."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--work", type=Path, default=None)
+    for name, field in TrainBaseSettings.model_fields.items():
+        parser.add_argument(f"--{name.replace('_', '-')}", default=None, help=field.description)
+    given = vars(parser.parse_args(arguments))
+    out, work = given.pop("out"), given.pop("work")
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
+    train_base(parse_settings({name: value for name, value in given.items() if value is not None}), out, work)
+
+
+if __name__ == "__main__":
+    main()
