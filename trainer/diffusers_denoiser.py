@@ -28,6 +28,9 @@ from .text_conditioning import TextEncoders
 
 logger = logging.getLogger(__name__)
 
+NO_SPREAD = -30.0
+"""Log-variance of an autoencoder without a posterior: its latents are the same at every draw."""
+
 
 @dataclass(frozen=True)
 class DenoiserParts:
@@ -41,6 +44,10 @@ class DenoiserParts:
     """The folder's scheduler_config.json, from which samplers are built."""
     zero_empty_prompt: bool = False
     """True where an empty negative prompt means zeros, not the encoding of nothing (SDXL)."""
+    memory_format: torch.memory_format = torch.channels_last
+    """Layout of the convolutions' weights and inputs."""
+    float32_backward: bool = False
+    """Run attention that will be differentiated in float32 (see `FusedAttention`)."""
 
 
 class DiffusersDenoiser:
@@ -60,7 +67,8 @@ class DiffusersDenoiser:
         self._autoencoder_config = {} if parts.vae is None else dict(parts.vae.config)
         self._zero_empty_prompt = parts.zero_empty_prompt
         self._num_levels = len(self.unet.config.block_out_channels)
-        install_fused_attention(self.unet)
+        self._memory_format = parts.memory_format
+        install_fused_attention(self.unet, parts.float32_backward)
         self._layers = dict(_cross_attention_layers(self.unet, self._num_levels))
         self._blocks = dict(_feature_blocks(self.unet, self._num_levels))
         self._lora = DenoiserLora(self.unet)
@@ -127,7 +135,7 @@ class DiffusersDenoiser:
         Raises:
             BestiaryError: an unknown layer or block, or no layer on the method's grid.
         """
-        latents = latents.to(self.device, self.dtype, memory_format=torch.channels_last)
+        latents = latents.to(self.device, self.dtype, memory_format=self._memory_format)
         capture = None if attention is None else self._capture(attention, latents)
         with torch.autocast(self.device.type, enabled=False), self._reading(features) as read:
             prediction = self.unet(
@@ -197,10 +205,13 @@ class DiffusersDenoiser:
     def encode_images(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Posterior mean and log-variance `(B, C, h, w)` float32, unscaled, of images `(B, 3, H, W)` in 0..1."""
         vae = self._autoencoder()
-        pixels = (images * 2 - 1).to(self.device, vae.dtype, memory_format=torch.channels_last)
+        pixels = (images * 2 - 1).to(self.device, vae.dtype, memory_format=self._memory_format)
         with torch.no_grad(), torch.autocast(self.device.type, enabled=False):
-            posterior = vae.encode(pixels).latent_dist
-        return posterior.mean.float(), posterior.logvar.float()
+            encoded = vae.encode(pixels)
+        if not hasattr(encoded, "latent_dist"):  # AutoencoderTiny has no posterior
+            latents = encoded.latents.float()  # (B, C, h, w)
+            return latents, torch.full_like(latents, NO_SPREAD)
+        return encoded.latent_dist.mean.float(), encoded.latent_dist.logvar.float()
 
     def scale_latents(self, latents: Tensor) -> Tensor:
         """Latents of the autoencoder -> latents of the denoiser."""
@@ -211,7 +222,7 @@ class DiffusersDenoiser:
         """Denoiser latents `(B, C, h, w)` -> images `(B, 3, H, W)` float32 in 0..1."""
         vae = self._autoencoder()
         shift, scale = self._shift_and_scale()
-        latents = (latents.float() / scale + shift).to(self.device, vae.dtype, memory_format=torch.channels_last)
+        latents = (latents.float() / scale + shift).to(self.device, vae.dtype, memory_format=self._memory_format)
         with torch.autocast(self.device.type, enabled=False):
             pixels = vae.decode(latents, return_dict=False)[0]
         return (pixels.float() / 2 + 0.5).clamp(0, 1)
