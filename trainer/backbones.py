@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal
 
+import diffusers
 import torch
 import transformers
 from diffusers import AutoencoderKL, AutoencoderTiny, DDPMScheduler, UNet2DConditionModel
@@ -48,7 +49,8 @@ def load_denoiser(path: Path | str, *, device: str = "auto", dtype: str = "auto"
     place = choose_device(device)
     precision = choose_dtype(dtype, place)
     try:
-        parts = _load_parts(folder, place, precision)
+        with _quiet_loading():
+            parts = _load_parts(folder, place, precision)
     except BestiaryError:
         raise
     except (OSError, RuntimeError, ValueError, SafetensorError) as fault:
@@ -112,17 +114,20 @@ def _load_parts(folder: ModelFolder, device: torch.device, dtype: torch.dtype) -
     text = _load_text(folder, torch.float32 if device.type == "cpu" else dtype)
     for model in text.models.values():
         model.to(device)
-    # measured on a CPU in bf16: group norms of channels_last tensors take 10 times as long as of contiguous ones
+    # measured on a CPU in bf16: group norms of channels_last tensors take 10 times as long as of contiguous ones, but
+    # convolutions alone (AutoencoderTiny) a third of the time
     slow_bf16 = device.type == "cpu" and dtype == torch.bfloat16
     layout = torch.contiguous_format if slow_bf16 else torch.channels_last
+    vae_layout = torch.channels_last if isinstance(vae, AutoencoderTiny) else layout
     return DenoiserParts(
         unet=unet.to(device, memory_format=layout),
-        vae=vae.to(device, memory_format=layout),
+        vae=vae.to(device, memory_format=vae_layout),
         text=text,
         schedule=noise_schedule(folder.configs["scheduler"]),
         scheduler_config=folder.configs["scheduler"],
         zero_empty_prompt=folder.zero_empty_prompt,
         memory_format=layout,
+        vae_memory_format=vae_layout,
         float32_backward=slow_bf16,
     )
 
@@ -162,13 +167,16 @@ def _variant(folder: Path) -> str | None:
 
 
 @contextmanager
-def _without_progress_bars() -> Iterator[None]:
-    """transformers 5 draws a bar for every model it loads, however small."""
+def _quiet_loading() -> Iterator[None]:
+    """transformers 5 draws a bar for every model it loads; diffusers warns of keys of AutoencoderTiny's own config."""
     shown = transformers.utils.logging.is_progress_bar_enabled()
+    level = diffusers.utils.logging.get_verbosity()
     transformers.utils.logging.disable_progress_bar()
+    diffusers.utils.logging.set_verbosity_error()
     try:
         yield
     finally:
+        diffusers.utils.logging.set_verbosity(level)
         if shown:
             transformers.utils.logging.enable_progress_bar()
 
@@ -177,8 +185,7 @@ def _load_text(folder: ModelFolder, dtype: torch.dtype) -> TextEncoders:
     models, tokenizers = {}, {}
     for spec, component in zip(folder.backbone.text_encoders, folder.text_components, strict=True):
         kind = CLIPTextModelWithProjection if spec.pooled else CLIPTextModel
-        with _without_progress_bars():
-            models[spec.name] = _load(kind, folder.path / component, dtype)
+        models[spec.name] = _load(kind, folder.path / component, dtype)
         tokenizers[spec.name] = _load_tokenizer(folder.path / component.replace("text_encoder", "tokenizer"))
     return TextEncoders(folder.backbone, tokenizers, models)
 

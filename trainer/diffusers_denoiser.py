@@ -45,7 +45,9 @@ class DenoiserParts:
     zero_empty_prompt: bool = False
     """True where an empty negative prompt means zeros, not the encoding of nothing (SDXL)."""
     memory_format: torch.memory_format = torch.channels_last
-    """Layout of the convolutions' weights and inputs."""
+    """Layout of the denoiser's convolution weights and inputs."""
+    vae_memory_format: torch.memory_format = torch.channels_last
+    """Likewise of the autoencoder."""
     float32_backward: bool = False
     """Run attention that will be differentiated in float32 (see `FusedAttention`)."""
 
@@ -67,7 +69,7 @@ class DiffusersDenoiser:
         self._autoencoder_config = {} if parts.vae is None else dict(parts.vae.config)
         self._zero_empty_prompt = parts.zero_empty_prompt
         self._num_levels = len(self.unet.config.block_out_channels)
-        self._memory_format = parts.memory_format
+        self._memory_format, self._vae_memory_format = parts.memory_format, parts.vae_memory_format
         install_fused_attention(self.unet, parts.float32_backward)
         self._layers = dict(_cross_attention_layers(self.unet, self._num_levels))
         self._blocks = dict(_feature_blocks(self.unet, self._num_levels))
@@ -205,7 +207,7 @@ class DiffusersDenoiser:
     def encode_images(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Posterior mean and log-variance `(B, C, h, w)` float32, unscaled, of images `(B, 3, H, W)` in 0..1."""
         vae = self._autoencoder()
-        pixels = (images * 2 - 1).to(self.device, vae.dtype, memory_format=self._memory_format)
+        pixels = (images * 2 - 1).to(self.device, vae.dtype, memory_format=self._vae_memory_format)
         with torch.no_grad(), torch.autocast(self.device.type, enabled=False):
             encoded = vae.encode(pixels)
         if not hasattr(encoded, "latent_dist"):  # AutoencoderTiny has no posterior
@@ -222,7 +224,7 @@ class DiffusersDenoiser:
         """Denoiser latents `(B, C, h, w)` -> images `(B, 3, H, W)` float32 in 0..1."""
         vae = self._autoencoder()
         shift, scale = self._shift_and_scale()
-        latents = (latents.float() / scale + shift).to(self.device, vae.dtype, memory_format=self._memory_format)
+        latents = (latents.float() / scale + shift).to(self.device, vae.dtype, memory_format=self._vae_memory_format)
         with torch.autocast(self.device.type, enabled=False):
             pixels = vae.decode(latents, return_dict=False)[0]
         return (pixels.float() / 2 + 0.5).clamp(0, 1)

@@ -200,3 +200,28 @@ def test_attention_of_other_families_is_refused() -> None:
         install_fused_attention(
             torch.nn.ModuleDict({"layer": Attention(32, qk_norm="layer_norm", heads=2, dim_head=16)})
         )
+
+
+def test_float32_attention_for_the_backward_pass(tiny_denoiser: Callable) -> None:
+    """On a CPU in bf16 the attention that is differentiated runs in float32, and its result is the same up to rounding."""
+    denoiser = tiny_denoiser("sd15", dtype="bf16")
+    latents, times, text = evaluation(denoiser)
+    seen: list[torch.dtype] = []
+    attend = torch.nn.functional.scaled_dot_product_attention
+
+    def spy(q: Tensor, *rest: Tensor, **options: object) -> Tensor:
+        seen.append(q.dtype)
+        return attend(q, *rest, **options)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.nn.functional, "scaled_dot_product_attention", spy)
+        with torch.no_grad():
+            plain = denoiser.predict(latents, times, text).prediction
+        assert set(seen) == {torch.bfloat16}
+        seen.clear()
+        context = text.context.clone().requires_grad_()
+        out = denoiser.predict(latents, times, TextConditioning(context), AttentionRequest(POSITIONS, None, "one_hot"))
+        out.prediction.square().mean().backward()
+    assert torch.float32 in seen
+    torch.testing.assert_close(out.prediction.detach(), plain, atol=0.05, rtol=0.1)
+    assert context.grad.isfinite().all() and context.grad.any()
