@@ -18,6 +18,7 @@ from torch import Tensor
 
 from .errors import BestiaryError
 from .foreground import fit_foreground
+from .kind_count import choose_kind_count
 from .kmeans import fit_kmeans
 from .part_codebook import FeatureSpace, PartCodebook
 from .part_map import PartMaps
@@ -27,7 +28,6 @@ from .patch_features import PatchGrid, SourceSpec
 log = logging.getLogger(__name__)
 
 DEFAULT_PARTS = 5
-MOST_KINDS = 256
 _SPACE_WIDTH = 64
 _WHITENING = 0.5
 _FEWEST_FOREGROUND = 16  # patches per part
@@ -151,8 +151,9 @@ def fit_kinds(
             fine.append(torch.zeros(0, codebook.width))
             continue
         centers[part] = _half(shown.mean(dim=0))
-        number = number or min(MOST_KINDS, max(2, len(shown) // 4), len(shown))
-        fine.append(_half(fit_kmeans(shown - centers[part], number, seed=seed).centroids))
+        around = shown - centers[part]
+        number = number or choose_kind_count(around, seed=seed)
+        fine.append(_half(fit_kmeans(around, number, seed=seed).centroids))
     return replace(codebook, fine=tuple(fine), kind_centers=centers, kind_names=tuple({} for _ in fine))
 
 

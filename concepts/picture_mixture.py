@@ -11,7 +11,9 @@ from torch import Tensor
 
 from .foreground import average_over_neighbours, neighbour_affinity
 
-BACKGROUND_BANDS = 4
+_HORIZONTAL_BANDS = 4
+_VERTICAL_BANDS = 3
+BACKGROUND_BANDS = _HORIZONTAL_BANDS + _VERTICAL_BANDS
 _STEPS = 6
 _TEMPERATURE = 0.08
 """Squared distances count in units of twice this share of the picture's variance."""
@@ -56,7 +58,7 @@ def explain_pictures(
 
 
 def _log_prior(foreground: Tensor, place_share: Tensor) -> Tensor:
-    """Log prior (B, n, M + G) of parts and of horizontal bands of background."""
+    """Log prior (B, n, M + G) of parts and of bands of background."""
     h, w = foreground.shape[1:]
     certain = foreground.clamp(1 - _MOST_CERTAIN, _MOST_CERTAIN)
     background_here = place_share[..., -1].clamp(1e-4, 1 - 1e-4)
@@ -69,12 +71,16 @@ def _log_prior(foreground: Tensor, place_share: Tensor) -> Tensor:
 
 
 def _bands(h: int, w: int) -> Tensor:
-    """Soft horizontal bands (h, w, G) from top to bottom: sky, distance, ground lie one above the other."""
-    height = (torch.arange(h) + 0.5) / h
-    middle = (torch.arange(BACKGROUND_BANDS) + 0.5) / BACKGROUND_BANDS
-    width = 0.6 / BACKGROUND_BANDS
-    share = torch.softmax(-(height.unsqueeze(1) - middle).square() / (2 * width**2), dim=1)  # (h, G)
-    return share.unsqueeze(1).expand(h, w, BACKGROUND_BANDS)
+    """Soft bands (h, w, G): sky, distance and ground lie one above the other, trunks and walls side by side."""
+    across = _soft_bands(h, _HORIZONTAL_BANDS).unsqueeze(1).expand(h, w, _HORIZONTAL_BANDS)
+    upright = _soft_bands(w, _VERTICAL_BANDS).unsqueeze(0).expand(h, w, _VERTICAL_BANDS)
+    return torch.cat([across * _HORIZONTAL_BANDS, upright * _VERTICAL_BANDS], dim=-1) / BACKGROUND_BANDS
+
+
+def _soft_bands(length: int, bands: int) -> Tensor:
+    place = (torch.arange(length) + 0.5) / length
+    middle = (torch.arange(bands) + 0.5) / bands
+    return torch.softmax(-(place.unsqueeze(1) - middle).square() / (2 * (0.6 / bands) ** 2), dim=1)  # (length, bands)
 
 
 def _join_background(share: Tensor, parts: int) -> Tensor:
