@@ -72,7 +72,7 @@ def lloyd(
 
     The spherical update stops when the inertia falls by less than `tolerance` of itself, the raw-mean update (TorchPQ)
     when the summed squared movement of the centroids is at most `tolerance`. With `reseed` an empty cluster restarts at
-    the row that its centroid explains worst; without, it keeps its place.
+    the row that its centroid explains worst; without, it keeps its place or, for raw means, becomes zero as in TorchPQ.
     """
     centroids = centroids.float().clone()
     previous = float("inf")
@@ -188,7 +188,7 @@ def _sum_by_label(x: Tensor, labels: Tensor, k: int) -> tuple[Tensor, Tensor]:
 def _new_centroids(sums: Tensor, counts: Tensor, old: Tensor, update: Update) -> Tensor:
     means = sums / counts.clamp_min(1)[:, None]  # (k, d)
     kept = torch.where(counts[:, None] > 0, means, old)
-    return F.normalize(kept, dim=1) if update == "spherical" else kept
+    return F.normalize(kept, dim=1) if update == "spherical" else means  # TorchPQ: zero where nothing belongs
 
 
 def _seed(x: Tensor, k: int, init: Init, generator: torch.Generator) -> Tensor:
