@@ -9,6 +9,7 @@ DINOv2 are not in the figure (the reference keeps the last and the first residen
 
 import argparse
 import json
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
@@ -193,7 +194,8 @@ def main() -> None:
     parser.add_argument("--columns", choices=("one_hot", "lse"), default="one_hot")
     arguments = parser.parse_args()
     for name in CASES if arguments.case == "all" else (arguments.case,):
-        print(json.dumps(compare(name, arguments.columns)), flush=True)  # noqa: T201
+        sys.stdout.write(json.dumps(compare(name, arguments.columns)) + "\n")
+        sys.stdout.flush()
 
 
 if __name__ == "__main__":

@@ -60,9 +60,11 @@ class FusedAttention:
         q = _split_heads(attn.to_q(hidden_states), attn.heads)  # (B, H, N, d)
         k = _split_heads(attn.to_k(context), attn.heads)  # (B, H, L, d)
         v = _split_heads(attn.to_v(context), attn.heads)
+        # back to this dtype before the output projection
         dtype = v.dtype
         if self.float32_backward and torch.is_grad_enabled() and (q.requires_grad or k.requires_grad):
             q, k, v = q.float(), k.float(), v.float()
+        # columns are formed only in the layers that were asked
         if capture is None or self.layer not in capture.grids:
             mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=attention_mask)  # (B, H, N, d)
         else:

@@ -38,10 +38,11 @@ class _LowRankLinear(torch.autograd.Function):
         ctx: FunctionCtx, x: Tensor, weight: Tensor, bias: Tensor | None, down: Tensor, up: Tensor, scale: float
     ) -> Tensor:
         rows = x.reshape(-1, x.shape[-1])  # (N, I)
-        down_cast, up_cast = down.to(x.dtype), up.to(x.dtype)
-        inner = rows @ down_cast.t()  # (N, r)
+        ctx.dtypes = down.dtype, up.dtype
+        down, up = down.to(x.dtype), up.to(x.dtype)
+        inner = rows @ down.t()  # (N, r)
         out = F.linear(rows, weight, bias)  # (N, O)
-        out.addmm_(inner, up_cast.t(), alpha=scale)
+        out.addmm_(inner, up.t(), alpha=scale)
         ctx.save_for_backward(rows, inner, weight, down, up)
         ctx.scale = scale
         return out.view(*x.shape[:-1], -1)
@@ -52,15 +53,15 @@ class _LowRankLinear(torch.autograd.Function):
         rows, inner, weight, down, up = ctx.saved_tensors
         shape = (*grad.shape[:-1], rows.shape[-1])
         grad = grad.reshape(-1, grad.shape[-1])  # (N, O)
-        through = grad @ up.to(grad.dtype)  # (N, r)
+        through = grad @ up  # (N, r), what flows back through the adapter's inner activation
         grad_x = grad_down = grad_up = None
         if ctx.scale != 1:
             through = through * ctx.scale
         if ctx.needs_input_grad[0]:
-            grad_x = (grad @ weight).addmm_(through, down.to(grad.dtype)).view(shape)
+            grad_x = (grad @ weight).addmm_(through, down).view(shape)  # (..., I)
         if ctx.needs_input_grad[3]:
-            grad_down = (through.t() @ rows).to(down.dtype)  # (r, I)
-            grad_up = (grad.t() @ inner).to(up.dtype)  # (O, r)
+            grad_down = (through.t() @ rows).to(ctx.dtypes[0])  # (r, I)
+            grad_up = (grad.t() @ inner).to(ctx.dtypes[1])  # (O, r)
             grad_up = grad_up if ctx.scale == 1 else grad_up * ctx.scale
         return grad_x, None, None, grad_down, grad_up, None
 
@@ -76,11 +77,12 @@ class AdaptedLayer(nn.Module):
 
     @property
     def weight(self) -> Tensor:
-        """The frozen weight."""
+        """The frozen weight, `(O, I)` or `(O, I, kh, kw)`."""
         return self.base.weight
 
     def forward(self, x: Tensor) -> Tensor:
-        """The layer's output with all updates added, in the layer's dtype."""
+        """Output `(..., O)` of input `(..., I)`, or of a convolution `(B, O, h, w)`, all updates added, in the layer's dtype."""
+        # the first adapter shares its step with the frozen product, further ones are added one by one
         adapters = list(self.adapters)
         if isinstance(self.base, nn.Conv2d) or not adapters:
             out = self.base(x)
@@ -148,7 +150,7 @@ class DenoiserLora:
         return self.parameters()
 
     def parameters(self) -> dict[str, nn.Parameter]:
-        """Trainable parameters under kohya names."""
+        """Trainable parameters under kohya names: down `(r, I)` and up `(O, r)`."""
         named: dict[str, nn.Parameter] = {}
         for name, update in self._trained.items():
             named[name + DOWN] = update.down
@@ -156,7 +158,7 @@ class DenoiserLora:
         return named
 
     def tensors(self) -> dict[str, Tensor]:
-        """The trainable adapters as float32 CPU tensors under kohya names, `alpha` included."""
+        """The trainable adapters as float32 CPU tensors under kohya names: `(r, I)`, `(O, r)` and the scalar alpha."""
         exported = {name: parameter.detach().float().cpu().clone() for name, parameter in self.parameters().items()}
         for name, update in self._trained.items():
             exported[name + ALPHA] = torch.tensor(update.scale * update.down.shape[0])
@@ -172,6 +174,7 @@ class DenoiserLora:
         """
         layers = resolve_lora(tensors, self._sites)
         updates = {path: self._loaded(path, layer, strength) for path, layer in layers.items()}
+        # every layer is checked before the first is attached, so a fault leaves the denoiser as it was
         if strength != 0:
             for path, update in updates.items():
                 self._attach(self._sites[path], update)
@@ -186,8 +189,8 @@ class DenoiserLora:
 
     def _loaded(self, path: str, layer: LoraLayer, strength: float) -> LowRankUpdate:
         base = _base_of(self._sites[path].get())
-        expected = base.weight.shape
-        down, up = layer.down, layer.up
+        expected = base.weight.shape  # (O, I) or (O, I, kh, kw)
+        down, up = layer.down, layer.up  # (r, I, ...) and (O, r, ...)
         if isinstance(base, nn.Linear):
             down, up = down.flatten(1), up.flatten(1)  # some files keep them as 1x1 convolutions
         if down.shape[1:] != expected[1:] or up.shape[:2] != (expected[0], down.shape[0]):

@@ -139,6 +139,7 @@ class DiffusersDenoiser:
         """
         latents = latents.to(self.device, self.dtype, memory_format=self._memory_format)
         capture = None if attention is None else self._capture(attention, latents)
+        # an autocast of the caller must not mix its dtypes into ours
         with torch.autocast(self.device.type, enabled=False), self._reading(features) as read:
             prediction = self.unet(
                 latents,
@@ -147,7 +148,7 @@ class DiffusersDenoiser:
                 cross_attention_kwargs=None if capture is None else {"capture": capture},
                 added_cond_kwargs=self._added_conditions(latents, text),
                 return_dict=False,
-            )[0]
+            )[0]  # (B, C, h, w)
         maps = {} if capture is None else {name: columns.float() for name, columns in capture.maps.items()}
         return DenoiserOutput(prediction.float(), maps, dict(read))
 
@@ -167,7 +168,7 @@ class DiffusersDenoiser:
                 f"yourself; there are {_listed(self._layers)}"
             )
         _check_names(names, self._layers, "cross-attention layer")
-        size = (latents.shape[2], latents.shape[3])
+        size = (latents.shape[2], latents.shape[3])  # of (B, C, h, w)
         grids = {name: halved(size, self._layers[name]) for name in names}
         return AttentionCapture(request.positions.to(self.device), grids, request.method)
 
@@ -198,6 +199,7 @@ class DiffusersDenoiser:
             raise BestiaryError(f"{self.backbone.name} needs the pooled text vector, but the conditioning has none")
         sizes = text.sizes
         if sizes is None:
+            # the whole picture, uncropped
             height, width = (edge * self.backbone.latent_factor for edge in latents.shape[-2:])
             sizes = torch.tensor([height, width, 0, 0, height, width]).expand(latents.shape[0], -1)  # (B, 6)
         return {"text_embeds": text.pooled.to(self.device, self.dtype), "time_ids": sizes.to(self.device, self.dtype)}
@@ -207,6 +209,7 @@ class DiffusersDenoiser:
     def encode_images(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Posterior mean and log-variance `(B, C, h, w)` float32, unscaled, of images `(B, 3, H, W)` in 0..1."""
         vae = self._autoencoder()
+        # the autoencoder works on -1..1
         pixels = (images * 2 - 1).to(self.device, vae.dtype, memory_format=self._vae_memory_format)
         with torch.no_grad(), torch.autocast(self.device.type, enabled=False):
             encoded = vae.encode(pixels)
@@ -216,7 +219,7 @@ class DiffusersDenoiser:
         return encoded.latent_dist.mean.float(), encoded.latent_dist.logvar.float()
 
     def scale_latents(self, latents: Tensor) -> Tensor:
-        """Latents of the autoencoder -> latents of the denoiser."""
+        """Latents of the autoencoder `(B, C, h, w)` -> latents of the denoiser, same shape."""
         shift, scale = self._shift_and_scale()
         return (latents - shift) * scale
 
@@ -226,17 +229,17 @@ class DiffusersDenoiser:
         shift, scale = self._shift_and_scale()
         latents = (latents.float() / scale + shift).to(self.device, vae.dtype, memory_format=self._vae_memory_format)
         with torch.autocast(self.device.type, enabled=False):
-            pixels = vae.decode(latents, return_dict=False)[0]
+            pixels = vae.decode(latents, return_dict=False)[0]  # (B, 3, H, W) in -1..1
         return (pixels.float() / 2 + 0.5).clamp(0, 1)
 
     # adapters
 
     def add_lora(self, spec: LoraSpec) -> Mapping[str, nn.Parameter]:
-        """Attach fresh adapters and return their trainable parameters by kohya name."""
+        """Attach fresh adapters; their parameters by kohya name, down `(rank, in)` and up `(out, rank)`, float32."""
         return self._lora.add(spec)
 
     def lora_tensors(self) -> dict[str, Tensor]:
-        """The trainable adapters under kohya names (`lora_unet_....lora_down.weight`, `.lora_up.weight`, `.alpha`)."""
+        """The trainable adapters under kohya names: `....lora_down.weight` `(r, in)`, `.lora_up.weight` `(out, r)`, `.alpha`."""
         return self._lora.tensors()
 
     def load_lora(self, tensors: Mapping[str, Tensor], strength: float = 1.0) -> int:

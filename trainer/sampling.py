@@ -118,6 +118,7 @@ def sample_images(
     schedule = build_sampler(sampler, denoiser.scheduler_config)
     schedule.set_timesteps(steps)
     advance = _step_counter(len(schedule.timesteps) * len(batches), on_step)
+    # batches of pictures; each draws its own noise
     images, maps = [], []
     with torch.no_grad():
         for rows in batches:
@@ -165,7 +166,8 @@ def _denoise(
     latents = noise.to(denoiser.device) * float(scheduler.init_noise_sigma)
     total, grid = None, None
     for timestep in scheduler.timesteps:
-        model_input = scheduler.scale_model_input(latents, timestep)
+        # one evaluation of both prompts, then one step of the sampler
+        model_input = scheduler.scale_model_input(latents, timestep)  # (B, C, h, w)
         prediction, attention = prompts.predict(denoiser, model_input, timestep, request)
         latents = scheduler.step(prediction, timestep, latents, return_dict=False)[0]
         if request is not None:
@@ -178,11 +180,12 @@ def _denoise(
 
 
 def _finest(attention: Mapping[str, Tensor]) -> tuple[int, int]:
+    """Largest grid among maps `(B, P, h, w)`."""
     return max(tuple(maps.shape[-2:]) for maps in attention.values())
 
 
 def _joined(positive: TextConditioning, negative: TextConditioning) -> TextConditioning:
-    """Conditional and unconditional rows in one batch of 2B."""
+    """Conditional and unconditional rows in one batch: context `(2B, L, E)`, pooled `(2B, E_pooled)`."""
     pooled = None if positive.pooled is None else torch.cat([positive.pooled, negative.pooled])
     sizes = None
     if positive.sizes is not None:
@@ -191,6 +194,7 @@ def _joined(positive: TextConditioning, negative: TextConditioning) -> TextCondi
 
 
 def _conditional_half(request: AttentionRequest) -> AttentionRequest:
+    """The same request for a batch of which only the first half is asked: -1 gives no column."""
     positions = torch.cat([request.positions, torch.full_like(request.positions, -1)])  # (2B, P)
     return replace(request, positions=positions)
 
@@ -204,7 +208,7 @@ def _matched(text: TextConditioning, count: int, kind: str) -> TextConditioning:
         raise BestiaryError(f"{batch} {kind} prompts for {count} seeds: give one prompt, or one for every seed")
 
     def repeated(values: Tensor | None) -> Tensor | None:
-        return None if values is None else values.expand(count, *values.shape[1:])
+        return None if values is None else values.expand(count, *values.shape[1:])  # (N, ...), one row in memory
 
     return TextConditioning(*(repeated(part) for part in (text.context, text.pooled, text.positions, text.sizes)))
 
@@ -257,6 +261,7 @@ def _checked_size(denoiser: Denoiser, size: int | tuple[int, int] | None) -> tup
 
 
 def _check_finite(values: Tensor, what: str, seeds: Sequence[int]) -> None:
+    """Refuse latents or pictures `(B, C, h, w)` with a NaN or an infinity in them."""
     if bool(torch.isfinite(values).all()):
         return
     suffix = f" (seeds {', '.join(map(str, seeds))})" if seeds else ""

@@ -42,6 +42,7 @@ def run_clip(model: nn.Module, embeddings: Tensor, spec: TextEncoderSpec, end_pl
     length = embeddings.shape[1]
     positions = core.embeddings.position_embedding.weight[:length]  # (L, D)
     hidden = embeddings + positions  # (N, L, D)
+    # the last layer is run only where something reads it
     layers = list(core.encoder.layers)
     heads = core.config.num_attention_heads
     for layer in layers[:-1]:
@@ -50,6 +51,7 @@ def run_clip(model: nn.Module, embeddings: Tensor, spec: TextEncoderSpec, end_pl
         return ClipStates(hidden, None)
     final = core.final_layer_norm(_clip_layer(layers[-1], hidden, heads))  # (N, L, D)
     pooled = None
+    # by place, not by id: the largest id, which older code looks for, may belong to something else
     if spec.pooled:
         places = end_places.view(-1, 1, 1).expand(-1, 1, final.shape[-1])  # (N, 1, D)
         pooled = model.text_projection(final.gather(1, places).squeeze(1))  # (N, D_pooled)
@@ -88,7 +90,7 @@ class TextEncoders:
         return next(iter(self.models.values())).get_input_embeddings().weight.device
 
     def tokenize(self, pieces: Sequence[PromptPiece], chunks: int | None = None) -> PromptTokens:
-        """Lay out a prompt for every encoder; `chunks` as in `Denoiser.tokenize`."""
+        """Lay out a prompt for every encoder, ids `(C, L)` each; `chunks` as in `Denoiser.tokenize`."""
         ids: dict[str, Tensor] = {}
         places: list[tuple[Tensor, Tensor]] = []
         for spec in self.backbone.text_encoders:
@@ -169,13 +171,13 @@ class TextEncoders:
         return context, torch.stack([found[key][1] for key in keys])  # (B, E_pooled)
 
     def _encode_rows(self, prompts: Sequence[PromptTokens], vectors: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        split = None if vectors is None else self.backbone.split_vector(vectors)
+        split = None if vectors is None else self.backbone.split_vector(vectors)  # encoder -> (B, P, D)
         contexts, pooled = [], None
         for spec in self.backbone.text_encoders:
             states = self._encode_one(spec, prompts, None if split is None else split[spec.name])
             contexts.append(states.hidden)  # (B, C * L, D)
             pooled = states.pooled if spec.pooled else pooled
-        return torch.cat(contexts, dim=-1), pooled
+        return torch.cat(contexts, dim=-1), pooled  # (B, C * L, E) and (B, E_pooled)
 
     def _encode_one(self, spec: TextEncoderSpec, prompts: Sequence[PromptTokens], vectors: Tensor | None) -> ClipStates:
         model = self.models[spec.name]
@@ -226,6 +228,7 @@ def _plain_ids(tokenizer: object, text: str) -> list[int]:
 
 
 def _check_vectors(vectors: Tensor | None, batch: int, most: int, backbone: Backbone) -> None:
+    """Vectors must be `(B, P, D)` with room for the `most` places a prompt has."""
     if vectors is None:
         if most:
             raise BestiaryError(f"the prompt has places for {most} learned vectors, but none were given")
@@ -248,7 +251,7 @@ def _stack_positions(prompts: Sequence[PromptTokens], width: int) -> Tensor:
 
 
 def _moved(values: Tensor, device: torch.device) -> Tensor:
-    """To the device without waiting for it."""
+    """Values of any shape on the device, without waiting for it."""
     if device.type == "cuda" and values.device.type == "cpu":
         return values.pin_memory().to(device, non_blocking=True)
     return values.to(device)

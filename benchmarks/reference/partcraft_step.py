@@ -27,6 +27,7 @@ class LoraLinear(nn.Module):
         self.down, self.up = nn.Parameter(down.clone()), nn.Parameter(up.clone())
 
     def forward(self, x: Tensor) -> Tensor:
+        """`(..., in)` -> `(..., out)`."""
         update = F.linear(F.linear(x.to(self.down.dtype), self.down), self.up)
         return self.base(x) + 1.0 * update.to(x.dtype)
 
@@ -148,7 +149,7 @@ class ReferenceStep:
     snr_gamma: float = 5.0
 
     def __call__(self, batch: ReferenceBatch) -> Tensor:
-        """The scalar loss."""
+        """The scalar loss; noise and prediction are `(B, 4, h, w)`."""
         posterior = self.vae.encode(batch.pixels).latent_dist
         latents = posterior.mean + posterior.std * batch.posterior_noise  # (B, 4, h, w)
         latents = latents * self.vae.config.scaling_factor
@@ -168,7 +169,7 @@ class ReferenceStep:
         return loss
 
     def _snr_weights(self, timesteps: Tensor) -> Tensor:
-        alphas = self.scheduler.alphas_cumprod[timesteps]
+        alphas = self.scheduler.alphas_cumprod[timesteps]  # (B,) of (T,)
         snr = (alphas**0.5 / (1 - alphas) ** 0.5) ** 2
         return torch.stack([snr, self.snr_gamma * torch.ones_like(timesteps)], dim=1).min(dim=1)[0] / snr
 
