@@ -188,8 +188,9 @@ def make_discovery() -> Callable[..., Path]:
 def _write_discovery(folder: Path, count: int = 6, size: int = 64) -> Path:
     import numpy as np
     from bestiary.concepts.foreground import CentroidForeground
-    from bestiary.concepts.part_codebook import PartCodebook, PartModel
+    from bestiary.concepts.part_codebook import PartCodebook
     from bestiary.concepts.part_map import PartMaps
+    from bestiary.concepts.part_model import CentroidParts
     from bestiary.trainer.discovery_folder import write_lines, write_maps, write_report
     from PIL import Image
 
@@ -207,11 +208,12 @@ def _write_discovery(folder: Path, count: int = 6, size: int = 64) -> Path:
         cells = colors[labels[number].numpy()]  # (8, 8, 3)
         Image.fromarray(cells).resize((size, size), Image.Resampling.NEAREST).save(folder / "pictures" / name)
     found = folder / "found"
-    model = PartModel(torch.eye(3)[:2], torch.arange(2), torch.zeros(3))
+    model = CentroidParts(torch.eye(3), torch.arange(3))
     kinds = torch.eye(3)
     PartCodebook(
-        {"name": "descriptor"}, (8, 8), ("head", "body", "background"), 2, CentroidForeground(torch.eye(2, 3), 0),
-        model, (kinds[:2], kinds, kinds[:1]), kind_names=({0: "red", 1: "blue"}, {}, {}),
+        feature_spec={"name": "descriptor"}, width=3, grid=(8, 8), part_names=("head", "body", "background"), background=2,
+        foreground=CentroidForeground(torch.eye(2, 3), 0), parts=model, fine=(kinds[:2], kinds, kinds[:1]),
+        kind_names=({0: "red", 1: "blue"}, {}, {}),
     ).save(found / "codebook.parts.safetensors")  # fmt: skip
     write_maps(found / "part_maps.safetensors", [PartMaps(labels, codes)], count, (8, 8), 3)
     write_lines(found / "images.txt", names)

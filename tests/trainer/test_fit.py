@@ -181,7 +181,11 @@ class CountWaits(TorchDispatchMode):
         self.count = 0
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        self.count += str(func) in ("aten._local_scalar_dense.default", "aten.nonzero.default", "aten.is_nonzero.default")
+        self.count += str(func) in (
+            "aten._local_scalar_dense.default",
+            "aten.nonzero.default",
+            "aten.is_nonzero.default",
+        )
         return func(*args, **(kwargs or {}))
 
 

@@ -133,11 +133,15 @@ def test_worker_processes_decode_the_same(tmp_path: Path, pictures: list[Path]) 
 def test_missing_pictures_are_counted_and_the_first_is_named(pictures: list[Path]) -> None:
     pictures[1].unlink()
     pictures[4].unlink()
-    with pytest.raises(BestiaryError, match=r"2 of 5 discovered pictures are missing in .*pictures, first 1.png: put them"):
+    with pytest.raises(
+        BestiaryError, match=r"2 of 5 discovered pictures are missing in .*pictures, first 1.png: put them"
+    ):
         spec_of(pictures)
 
 
-def test_a_full_disk_is_told_before_encoding(tmp_path: Path, pictures: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_is_told_before_encoding(
+    tmp_path: Path, pictures: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
     real = Path.open
 
     def full(self: Path, mode: str = "r", *args: object, **kwargs: object) -> object:
@@ -147,7 +151,9 @@ def test_a_full_disk_is_told_before_encoding(tmp_path: Path, pictures: list[Path
 
     monkeypatch.setattr(Path, "open", full)
     encoder = PoolEncoder()
-    with pytest.raises(BestiaryError, match=r"cannot keep 0 MiB of latents in .*: No space left on device; .*images.cache"):
+    with pytest.raises(
+        BestiaryError, match=r"cannot keep 0 MiB of latents in .*: No space left on device; .*images.cache"
+    ):
         open_cache(tmp_path / "cache", spec_of(pictures), pictures, lambda: encoder, batch_size=2)
     assert encoder.pictures == 0
 

@@ -21,7 +21,9 @@ def test_means_leave_out_nan() -> None:
 def test_sums_of_several_processes_are_joined_before_dividing() -> None:
     meter = CurveMeter()
     meter.add({"iou": torch.tensor([0.5, torch.nan])})
-    joined = meter.read(lambda tensor: tensor + torch.tensor([0.5, 1.0]))  # the other process saw [0.5, 1.0], count differs
+    joined = meter.read(
+        lambda tensor: tensor + torch.tensor([0.5, 1.0])
+    )  # the other process saw [0.5, 1.0], count differs
     assert joined == {"iou": [pytest.approx(1.0 / 1.5, abs=1e-6), 1.0]}
 
 

@@ -66,7 +66,9 @@ def test_combinations_are_checked_together() -> None:
 
 def test_flags_override_the_recipe() -> None:
     plain = load_recipe("demo")
-    ours = load_recipe("demo", {"optimizer.steps": "7", "lora.rank": 2, "images.folder": Path("x"), "optimizer.warmup": "0"})
+    ours = load_recipe(
+        "demo", {"optimizer.steps": "7", "lora.rank": 2, "images.folder": Path("x"), "optimizer.warmup": "0"}
+    )
     assert (ours.optimizer.steps, ours.lora.rank, ours.images.folder) == (7, 2, Path("x"))
     assert ours.optimizer.batch_size == plain.optimizer.batch_size
     with pytest.raises(BestiaryError, match="flag 'lora.rank.x': 'rank' is a value, not a table"):

@@ -34,7 +34,9 @@ def test_a_folder_that_cannot_be_made_is_told(tmp_path: Path, monkeypatch: pytes
         raise PermissionError(errno.EACCES, "Permission denied")
 
     monkeypatch.setattr(Path, "mkdir", refuse)
-    with pytest.raises(BestiaryError, match=r"cannot make the run folder .*run: Permission denied; choose another run.out"):
+    with pytest.raises(
+        BestiaryError, match=r"cannot make the run folder .*run: Permission denied; choose another run.out"
+    ):
         RunFolder.create(tmp_path / "run")
 
 
@@ -51,7 +53,10 @@ def test_states_come_back_and_old_ones_go(tmp_path: Path) -> None:
     state = run.newest_state()
     assert (state.step, state.notes) == (30, {"note": 30})
     assert torch.equal(state.tensors["w"], WEIGHTS["w"] + 30)
-    assert [path.name for path in sorted(run.states.iterdir())] == ["step-0000020.safetensors", "step-0000030.safetensors"]
+    assert [path.name for path in sorted(run.states.iterdir())] == [
+        "step-0000020.safetensors",
+        "step-0000030.safetensors",
+    ]
 
 
 @pytest.mark.parametrize("content", [b"", b"\x08\0\0\0\0\0\0\0{}", b"garbage" * 100])
@@ -81,7 +86,9 @@ def test_a_full_disk_keeps_the_earlier_state_and_says_so(tmp_path: Path, monkeyp
 def test_a_log_that_cannot_be_written_is_told(tmp_path: Path) -> None:
     run = RunFolder.create(tmp_path / "run")
     (run.path / "log.jsonl").mkdir()
-    with pytest.raises(BestiaryError, match=r"could not write .*log.jsonl: Is a directory. No state had been saved yet"):
+    with pytest.raises(
+        BestiaryError, match=r"could not write .*log.jsonl: Is a directory. No state had been saved yet"
+    ):
         run.log({"step": 1})
 
 

@@ -6,7 +6,14 @@ import numpy as np
 import pytest
 from bestiary.concepts.errors import BestiaryError
 from bestiary.trainer.discovery_folder import Discovery
-from bestiary.trainer.training_kinds import WHOLE, TrainingKinds, class_kinds, discovered_kinds, read_classes, whole_kinds
+from bestiary.trainer.training_kinds import (
+    WHOLE,
+    TrainingKinds,
+    class_kinds,
+    discovered_kinds,
+    read_classes,
+    whole_kinds,
+)
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +61,9 @@ def test_whole_pictures_of_a_class_are_one_kind(kinds: TrainingKinds, discovery:
     assert ours.notes["codes_of_kind"][1][0] == 0  # wrens are the even pictures, whose heads are of kind 0
 
 
-def test_whole_pictures_without_classes_are_clustered_by_their_parts(kinds: TrainingKinds, discovery: Discovery) -> None:
+def test_whole_pictures_without_classes_are_clustered_by_their_parts(
+    kinds: TrainingKinds, discovery: Discovery
+) -> None:
     ours = whole_kinds(kinds, discovery.codebook, None, seed=0)
     assert set(ours.codes[:, 0]) <= {0, 1, 2} and len(ours.notes["codes_of_kind"]) == ours.num_kinds
     alike = np.array_equal(kinds.codes[0, :2], kinds.codes[6, :2])

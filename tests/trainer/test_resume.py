@@ -1,0 +1,32 @@
+"""Which run a resume goes on with."""
+
+import os
+from pathlib import Path
+
+import pytest
+from bestiary.concepts.errors import BestiaryError
+from bestiary.trainer.resume import find_run
+from bestiary.trainer.run_folder import RunFolder
+
+
+def test_a_run_folder_is_taken_as_it_is(tmp_path: Path) -> None:
+    run = RunFolder.create(tmp_path / "run")
+    run.write_config("[run]\n")
+    assert find_run(tmp_path / "run").path == run.path
+
+
+def test_the_newest_run_below_a_folder_is_taken(tmp_path: Path) -> None:
+    for age, name in ((200, "b"), (100, "a"), (300, "c")):
+        run = RunFolder.create(tmp_path / name)
+        run.write_config("[run]\n")
+        os.utime(run.config, (1e9 - age, 1e9 - age))
+    assert find_run(tmp_path).path.name == "a"
+
+
+def test_a_folder_without_runs_is_told(tmp_path: Path) -> None:
+    with pytest.raises(
+        BestiaryError, match=r"holds no run: give the folder that training wrote, with config.resolved.toml"
+    ):
+        find_run(tmp_path)
+    with pytest.raises(BestiaryError, match="nothing holds no run"):
+        find_run(tmp_path / "nothing")
