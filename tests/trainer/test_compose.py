@@ -1,14 +1,16 @@
 """Composing: the full grammar through a real sampler, numbered files that are never overwritten, recipes inside."""
 
+import errno
 import json
 import stat
+from pathlib import Path
 
 import pytest
 import torch
 from bestiary.concepts.errors import BestiaryError
 from bestiary.concepts.part_dictionary import PartDictionary
 from bestiary.trainer.__main__ import main
-from bestiary.trainer.compose import ComposeSettings, base_of, compose_files, load_dictionaries
+from bestiary.trainer.compose import ComposeSettings, base_of, compose_files, load_dictionaries, write_numbered
 from bestiary.trainer.picture_making import PictureOrder, SamplingChoice, check_backbone, make_pictures
 from PIL import Image
 
@@ -213,3 +215,18 @@ def test_folder_without_write_permission(birds, tiny_folder, tmp_path, capsys):
     options = ["--base", tiny_folder("sd15"), "--steps", 1, "--size", 64, "--device", "cpu", "--progress", "off"]
     code, error = _run(capsys, birds, PROMPT, *options, "--out", locked)
     assert code == 2 and "cannot write to" in error
+
+
+def test_full_disk_leaves_nothing_half_written(tmp_path, monkeypatch):
+    recipe = {"steps": 1, "guidance": 1, "sampler": "ddim"}
+    first = write_numbered(tmp_path, Image.new("RGB", (8, 8)), recipe, PictureOrder("a", 0))
+    content = first.read_bytes()
+
+    def full(self, data):
+        raise OSError(errno.ENOSPC, "No space left on device", str(self))
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    with pytest.raises(BestiaryError, match=r"0002\.png: No space left on device; .* choose another --out folder"):
+        write_numbered(tmp_path, Image.new("RGB", (8, 8)), recipe, PictureOrder("b", 1))
+    assert [path.name for path in tmp_path.iterdir()] == ["0001.png"]
+    assert first.read_bytes() == content
