@@ -123,7 +123,7 @@ def _load_parts(folder: ModelFolder, device: torch.device, dtype: torch.dtype) -
         unet=unet.to(device, memory_format=layout),
         vae=vae.to(device, memory_format=vae_layout),
         text=text,
-        schedule=noise_schedule(folder.configs["scheduler"]),
+        schedule=noise_schedule(folder.configs["scheduler"], device),
         scheduler_config=folder.configs["scheduler"],
         zero_empty_prompt=folder.zero_empty_prompt,
         memory_format=layout,
@@ -132,8 +132,8 @@ def _load_parts(folder: ModelFolder, device: torch.device, dtype: torch.dtype) -
     )
 
 
-def noise_schedule(config: Mapping[str, object]) -> NoiseSchedule:
-    """The forward process a scheduler_config.json states.
+def noise_schedule(config: Mapping[str, object], device: torch.device | str = "cpu") -> NoiseSchedule:
+    """The forward process a scheduler_config.json states, its `(T,)` table on the device that will read it.
 
     Raises:
         BestiaryError: the model predicts something else than noise or velocity.
@@ -143,7 +143,7 @@ def noise_schedule(config: Mapping[str, object]) -> NoiseSchedule:
         raise BestiaryError(f"this model predicts {prediction!r}; only epsilon and v_prediction are supported")
     known = {key: value for key, value in config.items() if not key.startswith("_")}
     scheduler = DDPMScheduler.from_config(known)
-    return NoiseSchedule(scheduler.alphas_cumprod.float(), prediction)
+    return NoiseSchedule(scheduler.alphas_cumprod.float().to(device), prediction)
 
 
 def _load(kind: type, folder: Path, dtype: torch.dtype) -> nn.Module:

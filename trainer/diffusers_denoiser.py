@@ -74,6 +74,7 @@ class DiffusersDenoiser:
         self._layers = dict(_cross_attention_layers(self.unet, self._num_levels))
         self._blocks = dict(_feature_blocks(self.unet, self._num_levels))
         self._lora = DenoiserLora(self.unet)
+        self._known_sizes: dict[tuple[int, int], Tensor] = {}
 
     @property
     def device(self) -> torch.device:
@@ -199,10 +200,16 @@ class DiffusersDenoiser:
             raise BestiaryError(f"{self.backbone.name} needs the pooled text vector, but the conditioning has none")
         sizes = text.sizes
         if sizes is None:
-            # the whole picture, uncropped
-            height, width = (edge * self.backbone.latent_factor for edge in latents.shape[-2:])
-            sizes = torch.tensor([height, width, 0, 0, height, width]).expand(latents.shape[0], -1)  # (B, 6)
+            sizes = self._whole_picture(latents.shape[-2], latents.shape[-1]).expand(latents.shape[0], -1)  # (B, 6)
         return {"text_embeds": text.pooled.to(self.device, self.dtype), "time_ids": sizes.to(self.device, self.dtype)}
+
+    def _whole_picture(self, height: int, width: int) -> Tensor:
+        """Sizes `(6,)` of an uncropped picture with a latent of `height` x `width`; made once, to spare the device a copy."""
+        key = (height, width)
+        if key not in self._known_sizes:
+            rows, columns = (edge * self.backbone.latent_factor for edge in key)
+            self._known_sizes[key] = torch.tensor([rows, columns, 0, 0, rows, columns], device=self.device)
+        return self._known_sizes[key]
 
     # autoencoder
 
