@@ -13,7 +13,6 @@ from diffusers.models.attention_processor import Attention
 from einops import rearrange
 from PIL import Image
 from torch import Tensor
-from torch.nn import functional
 
 from ..concepts.atomic_file import replacing
 from ..concepts.errors import BestiaryError
@@ -26,6 +25,8 @@ logger = logging.getLogger(__name__)
 
 MIN_SNR_GAMMA = 5.0
 """Clamp of the signal-to-noise ratio in the loss weight (Hang et al. 2023, arXiv 2303.09556, equation 5)."""
+SNR_FLOOR = 0.5
+"""Lower clamp of the ratio after the plain steps. At high noise, where captions decide most, the plain weight is near 0."""
 
 
 @dataclass(frozen=True)
@@ -52,10 +53,10 @@ def picture_truth(seed: int, index: int) -> tuple[Species, Scene]:
     return species, random_scene(rng)
 
 
-def snr_weights(alphas_cumprod: Tensor, gamma: float = MIN_SNR_GAMMA) -> Tensor:
-    """Loss weight of an epsilon objective by timestep: min(SNR, gamma) / SNR -> (T,)."""
+def snr_weights(alphas_cumprod: Tensor, *, floor: float = 0.0, gamma: float = MIN_SNR_GAMMA) -> Tensor:
+    """Loss weight of an epsilon objective by timestep: SNR clamped to floor..gamma over SNR -> (T,)."""
     snr = alphas_cumprod / (1 - alphas_cumprod)  # (T,)
-    return snr.clamp(max=gamma) / snr
+    return snr.clamp(floor, gamma) / snr
 
 
 def add_noise(latents: Tensor, noise: Tensor, alpha: Tensor) -> Tensor:
@@ -71,7 +72,7 @@ def predict_noise(model: BaseModel, noisy: Tensor, timesteps: Tensor, ids: Tenso
 
 
 class QuickAttention:
-    """Attention of diffusers' blocks in the forms whose backward pass is fastest on a CPU; same result, nothing stored."""
+    """Attention of diffusers' blocks as plain matrix products, whose backward pass in bf16 is fastest on a CPU."""
 
     def __call__(
         self,
@@ -88,12 +89,8 @@ class QuickAttention:
             rearrange(tokens, "b n (h d) -> b h n d", h=attn.heads)
             for tokens in (attn.to_q(hidden_states), attn.to_k(context), attn.to_v(context))
         )
-        if encoder_hidden_states is None:
-            with torch.autocast(query.device.type, enabled=False):
-                mixed = functional.scaled_dot_product_attention(query.float(), key.float(), value.float())
-        else:
-            scores = (query * query.shape[-1] ** -0.5) @ key.transpose(-1, -2)  # (B, H, N, L)
-            mixed = scores.softmax(dim=-1).to(value.dtype) @ value  # (B, H, N, d)
+        scores = (query * query.shape[-1] ** -0.5) @ key.transpose(-1, -2)  # (B, H, N, L)
+        mixed = scores.softmax(dim=-1).to(value.dtype) @ value  # (B, H, N, d)
         return attn.to_out[0](rearrange(mixed, "b h n d -> b n (h d)").to(hidden_states.dtype))
 
 
@@ -104,18 +101,24 @@ def fit_denoiser(
     log: RunLog,
     plan: StagePlan,
     on_save: Callable[[int], None],
+    *,
+    plain_steps: int = 0,
 ) -> None:
     """Trains denoiser and text encoder from `state.step` on; `on_save(step)` follows every saved state.
+
+    The first `plain_steps` weigh timesteps by min-SNR alone, later ones lift high noise to `SNR_FLOOR`.
 
     Raises FloatingPointError where the loss is no longer finite; the last saved state stays as it was.
     """
     alphas = build_scheduler().alphas_cumprod  # (T,)
-    weights = snr_weights(alphas)
+    plain, lifted = snr_weights(alphas), snr_weights(alphas, floor=SNR_FLOOR)
     if plan.device.type == "cpu":
         model.denoiser.set_attn_processor(QuickAttention())
+        model.text_encoder.set_attn_implementation("eager")  # for the same reason
     forward = plan.speeded(predict_noise)
     running = 0.0
     while state.step < plan.steps:
+        weights = plain if state.step < plain_steps else lifted  # (T,)
         generator = step_generator(plan.seed, 2, state.step)
         rng = np.random.default_rng((plan.seed, 2, state.step))
         indices = torch.randint(len(latents.truths), (plan.batch,), generator=generator)

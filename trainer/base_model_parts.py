@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import logging
 import os
@@ -140,11 +141,14 @@ def export_base_model(model: BaseModel, scaling_factor: float, out: Path) -> int
     The new files are written beside `out` and put in place one rename each, so a reader never finds half a file.
     """
     model.autoencoder.register_to_config(scaling_factor=float(scaling_factor))
+    vae, text_encoder, unet = (
+        copy.deepcopy(module).half() for module in (model.autoencoder, model.text_encoder, model.denoiser)
+    )
     pipeline = StableDiffusionPipeline(
-        vae=model.autoencoder,
-        text_encoder=model.text_encoder,
+        vae=vae,
+        text_encoder=text_encoder,
         tokenizer=model.tokenizer,
-        unet=model.denoiser,
+        unet=unet,
         scheduler=build_scheduler(),
         safety_checker=None,
         feature_extractor=None,
@@ -152,9 +156,8 @@ def export_base_model(model: BaseModel, scaling_factor: float, out: Path) -> int
     )
     fresh = out.with_name(f".{out.name}.{os.getpid()}.part")
     shutil.rmtree(fresh, ignore_errors=True)
-    dtypes = {name: next(module.parameters()).dtype for name, module in _modules(model).items()}
     try:
-        pipeline.to(torch.float16).save_pretrained(fresh, safe_serialization=True)
+        pipeline.save_pretrained(fresh, safe_serialization=True)
         _make_portable(fresh)
         for source in sorted(path for path in fresh.rglob("*") if path.is_file()):
             target = out / source.relative_to(fresh)
@@ -162,13 +165,7 @@ def export_base_model(model: BaseModel, scaling_factor: float, out: Path) -> int
             os.replace(source, target)
     finally:
         shutil.rmtree(fresh, ignore_errors=True)
-        for name, module in _modules(model).items():
-            module.to(dtypes[name])
     return sum(path.stat().st_size for path in out.rglob("*") if path.is_file())
-
-
-def _modules(model: BaseModel) -> dict[str, torch.nn.Module]:
-    return {"vae": model.autoencoder, "unet": model.denoiser, "text_encoder": model.text_encoder}
 
 
 def _make_portable(folder: Path) -> None:

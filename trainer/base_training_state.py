@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+import os
+import platform
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -59,7 +61,9 @@ class StageState:
         self.learning_rate, self.ema_decay = learning_rate, ema_decay
         self.parameters = [p for module in modules.values() for p in module.parameters()]
         self.averages = [p.detach().clone() for p in self.parameters]
-        self.optimizer = torch.optim.AdamW(self.parameters, lr=learning_rate, betas=(0.9, 0.99), weight_decay=1e-3)
+        self.optimizer = torch.optim.AdamW(
+            self.parameters, lr=learning_rate, betas=(0.9, 0.99), weight_decay=1e-3, fused=True
+        )
         self.step = 0
         self.seconds = 0.0
         self._since = time.monotonic()
@@ -110,6 +114,8 @@ class StageState:
             for average, kept in zip(self.averages, content["averages"], strict=True):
                 average.copy_(kept)
         self.optimizer.load_state_dict(content["optimizer"])
+        for group in self.optimizer.param_groups:
+            group["fused"] = True
         self.step, self.seconds = content["step"], content["seconds"]
         return True
 
@@ -146,3 +152,15 @@ class RunLog:
         line = json.dumps({**fields, "time": time.strftime("%Y-%m-%dT%H:%M:%S")})
         with self.path.open("a", encoding="utf-8") as file:
             file.write(line + "\n")
+
+
+def hardware_in_words() -> str:
+    """What this process computes on, such as "1 thread on 2 CPU cores (x86_64) with AMX"."""
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_name()
+    threads, cores = torch.get_num_threads(), os.cpu_count()
+    has_amx = getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)()
+    return (
+        f"{threads} thread{'s' * (threads > 1)} on {cores} CPU cores ({platform.machine()})"
+        f"{' with AMX' if has_amx else ''}, no GPU"
+    )

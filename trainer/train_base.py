@@ -22,10 +22,10 @@ from ..concepts.atomic_file import write_text
 from ..concepts.errors import BestiaryError
 from ..demo.captions import caption_of
 from ..demo.species import HELD_OUT_SPECIES, random_scene, random_species
-from .base_autoencoder import cache_latents, draw_pictures, fit_autoencoder, latent_scale
+from .base_autoencoder import SHARD, cache_latents, draw_pictures, fit_autoencoder, latent_scale
 from .base_denoiser import LatentSet, fit_denoiser, picture_truth, sample_pictures, save_sheet
 from .base_model_parts import BaseModel, build_base_model, export_base_model
-from .base_training_state import RunLog, StagePlan, StageState
+from .base_training_state import RunLog, StagePlan, StageState, hardware_in_words
 
 logger = logging.getLogger(__name__)
 
@@ -37,12 +37,14 @@ class TrainBaseSettings(Settings):
 
     seed: int = Field(1, ge=0, description="Seed of drawings, weights and order.")
     pictures: int = Field(44_000, ge=64, description="Training drawings.")
-    vae_steps: int = Field(9_000, ge=1, description="Optimizer steps of the autoencoder.")
+    latent_pictures: int = Field(20_000, ge=1, description="How many of them, from the first, the denoiser is taught.")
+    vae_steps: int = Field(4_500, ge=1, description="Optimizer steps of the autoencoder.")
     vae_batch: int = Field(8, ge=1, description="Crops of 64 px per step of the autoencoder.")
     vae_learning_rate: float = Field(1e-3, gt=0, description="Peak learning rate of the autoencoder.")
     latent_weight: float = Field(1e-4, ge=0, description="Weight of the latents' mean square in its loss.")
-    denoiser_steps: int = Field(12_000, ge=1, description="Optimizer steps of denoiser and text encoder.")
-    denoiser_batch: int = Field(64, ge=1, description="Latents per step of the denoiser.")
+    denoiser_steps: int = Field(4_600, ge=1, description="Optimizer steps of denoiser and text encoder.")
+    plain_steps: int = Field(1_500, ge=0, description="Steps with min-SNR weights before high noise counts more.")
+    denoiser_batch: int = Field(32, ge=1, description="Latents per step of the denoiser.")
     denoiser_learning_rate: float = Field(1e-3, gt=0, description="Peak learning rate of denoiser and text encoder.")
     decay_from: float = Field(0.6, ge=0, le=1, description="Share of the denoiser's steps after which its rate falls.")
     ema_decay: float = Field(0.999, ge=0, lt=1, description="Decay of the moving average of the weights.")
@@ -75,6 +77,7 @@ def train_base(settings: TrainBaseSettings, out: Path, work: Path | None = None)
     work.mkdir(parents=True, exist_ok=True)
     _claim_work_folder(settings, work)
     log = RunLog(work / "log.jsonl")
+    log.write(stage="start", hardware=hardware_in_words())
     first, second = stage_plans(settings)
     model = build_base_model(settings.seed)
     for module in (model.autoencoder, model.denoiser, model.text_encoder):
@@ -82,8 +85,9 @@ def train_base(settings: TrainBaseSettings, out: Path, work: Path | None = None)
     shards = draw_pictures(work / "pictures", settings.seed, settings.pictures, settings.workers)
     if not _train_autoencoder(settings, model, shards, work, log, first):
         return
-    cached = cache_latents(model.autoencoder, shards, work / "latents", first)
-    truths = [picture_truth(settings.seed, index) for index in range(settings.pictures)]
+    count = min(settings.latent_pictures, settings.pictures)
+    cached = cache_latents(model.autoencoder, shards[: -(-count // SHARD)], work / "latents", first)[:count]
+    truths = [picture_truth(settings.seed, index) for index in range(count)]
     latents = LatentSet(cached, latent_scale(cached), truths)
     _train_denoiser(settings, model, latents, out, work, log, second)
 
@@ -126,7 +130,7 @@ def _claim_work_folder(settings: TrainBaseSettings, work: Path) -> None:
     path = work / "settings.json"
     if path.exists():
         earlier = TrainBaseSettings.model_validate_json(path.read_text(encoding="utf-8"))
-        for name in ("seed", "pictures"):
+        for name in ("seed", "pictures", "latent_pictures"):
             was, now = getattr(earlier, name), getattr(settings, name)
             if was != now:
                 raise BestiaryError(
@@ -184,7 +188,7 @@ def _train_denoiser(
         log.write(stage="export", step=step, bytes=size, seconds=round(state.seconds, 1))
         logger.info("denoiser step %d exported to %s (%d bytes)", step, out, size)
 
-    fit_denoiser(model, state, latents, log, plan, publish)
+    fit_denoiser(model, state, latents, log, plan, publish, plain_steps=settings.plain_steps)
     if not (out / "model_index.json").exists():
         publish(state.step)
 

@@ -51,6 +51,8 @@ def test_weights_clamp_the_signal_to_noise_ratio():
     alphas = torch.tensor([0.99, 5 / 6, 0.5, 0.01])
     ours = snr_weights(alphas)
     torch.testing.assert_close(ours, torch.tensor([5 / 99, 1.0, 1.0, 1.0]))
+    lifted = snr_weights(alphas, floor=0.5)
+    torch.testing.assert_close(lifted, torch.tensor([5 / 99, 1.0, 1.0, 49.5]))
 
 
 @torch.no_grad()

@@ -53,7 +53,7 @@ def test_full_captions_fit_into_77_tokens():
 
 def test_modules_have_the_fixed_shapes():
     model = build_base_model(0)
-    latents = model.autoencoder.encode(torch.zeros(1, 3, 128, 128)).latent_dist.mean
+    latents = model.autoencoder.encode(torch.zeros(1, 3, 128, 128)).latents
     assert latents.shape == (1, LATENT_CHANNELS, 16, 16)
     ids = encode_captions(model.tokenizer, ["a bird"])
     context = model.text_encoder(input_ids=ids).last_hidden_state

@@ -9,7 +9,7 @@ from bestiary.trainer.base_model_parts import load_base_model
 from bestiary.trainer.train_base import main, parse_settings, sample_captions, stage_plans, train_base
 
 TINY = {
-    "pictures": 64, "vae_steps": 2, "vae_batch": 2, "denoiser_steps": 2, "denoiser_batch": 2, "save_every": 2,
+    "pictures": 64, "latent_pictures": 16, "vae_steps": 2, "vae_batch": 2, "denoiser_steps": 2, "denoiser_batch": 2, "save_every": 2,
     "compile": False, "device": "cpu", "dtype": "float32", "workers": 1,
 }  # fmt: skip
 
@@ -44,6 +44,7 @@ def test_a_run_leaves_a_model_and_goes_on_where_it_stopped(tmp_path, monkeypatch
     train_base(settings, out)
     assert (out / "model_index.json").exists() and (work / "samples" / "step-000002.png").exists()
     lines = [json.loads(line) for line in (work / "log.jsonl").read_text().splitlines()]
+    assert sum("hardware" in line for line in lines) == 2
     assert [line["stage"] for line in lines if "psnr" in line or "bytes" in line].count("export") == 1
     before = load_base_model(out).denoiser.conv_in.weight
     train_base(settings, out)  # nothing left to do
