@@ -5,8 +5,6 @@ from __future__ import annotations
 import argparse
 import json
 import logging
-import os
-import platform
 import time
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -27,6 +25,8 @@ from .train_judge import draw_lessons, judge_accuracy
 
 logger = logging.getLogger(__name__)
 
+DDIM_STEPS, GUIDANCE = 25, 4.0
+"""How the judged pictures are sampled."""
 FRESH_SEED = 90_210
 """Seed of the drawings that the report is measured on; no training drawing shares it."""
 
@@ -87,7 +87,7 @@ def generated_scores(
 
 
 def measure_base_model(
-    folder: Path, judge: AttributeJudge, *, pictures: int = 200, steps: int = 25, guidance: float = 4.0
+    folder: Path, judge: AttributeJudge, *, pictures: int = 200, steps: int = DDIM_STEPS, guidance: float = GUIDANCE
 ) -> tuple[BaseModelFigures, np.ndarray]:
     """All figures of the model in `folder`, and the pictures generated for random captions (N, 128, 128, 3)."""
     model = load_base_model(folder)
@@ -105,7 +105,7 @@ def measure_base_model(
         reconstruction_psnr=round(psnr, 2),
         held_out_loss=round(loss, 4),
         generated={"random": _shares(free), "held_out": _shares(held)},
-        drawings=judge_accuracy(judge, draw_lessons(1000, FRESH_SEED)),
+        drawings=judge_accuracy(judge, draw_lessons(5 * pictures, FRESH_SEED)),
         parts={part: {k: round(v, 3) for k, v in shares.items()} for part, shares in free.by_part.items()},
     )
     return figures, shown
@@ -123,6 +123,8 @@ def training_facts(work: Path) -> dict[str, object]:
         timed = [line for line in lines if line["stage"] == stage and mark in line]
         if timed:
             facts[stage] = {"step": timed[-1]["step"], "minutes": round(timed[-1]["seconds"] / 60, 1)}
+    started = [line for line in lines if line["stage"] == "start"]
+    facts["hardware"] = started[-1]["hardware"] if started else "not recorded"
     return facts
 
 
@@ -149,7 +151,8 @@ def model_card(figures: BaseModelFigures, facts: dict[str, object], size: int) -
         "from captions such as `a photo of a creature with red striped crested head , blue plain slim body , in a meadow`.",
         "It exists to try, teach and test the methods of this package where there is no GPU and no network.",
         "",
-        "- Autoencoder: factor 8, 8 latent channels. Denoiser: two levels with cross-attention at 16x16 and 8x8.",
+        "- Autoencoder: `AutoencoderTiny` (the layout of TAESD), factor 8, 8 latent channels.",
+        "- Denoiser: three levels with cross-attention at 16x16, 8x8 and 4x4; epsilon prediction.",
         "- Text encoder: CLIP text model, 128 wide, 3 layers, over a closed vocabulary of words (`demo/captions.py`).",
         f"- fp16 safetensors, {size / 1e6:.2f} MB in all files. Loads with `StableDiffusionPipeline.from_pretrained`, 128x128 px.",
         "",
@@ -157,16 +160,21 @@ def model_card(figures: BaseModelFigures, facts: dict[str, object], size: int) -
         "",
         "`bestiary demo train-base --out FOLDER` from random weights, on drawings made by `demo/creatures.py` alone.",
         "",
-        f"- seed {settings['seed']}, {settings['pictures']} drawings of random looks, none of a held-out (part, shape, pattern)",
-        f"- autoencoder: {vae.get('step')} steps, {vae.get('minutes')} minutes of wall time",
-        f"- denoiser and text encoder: {denoiser.get('step')} steps of {settings['denoiser_batch']}, {denoiser.get('minutes')} minutes",
-        f"- hardware: {hardware()}; other programs ran beside the training",
+        f"- seed {settings['seed']}; drawings of random looks, none with a held-out (shape, pattern) of a part",
+        f"- autoencoder: {vae.get('step')} steps of {settings['vae_batch']} crops of 64 px from {settings['pictures']} drawings, "
+        f"{vae.get('minutes')} minutes",
+        f"- denoiser and text encoder: {denoiser.get('step')} steps of {settings['denoiser_batch']} on the first "
+        f"{settings['latent_pictures']} drawings, {denoiser.get('minutes')} minutes",
+        f"- hardware: {facts['hardware']}; other programs ran beside the training",
+        "",
+        "This is a short schedule: a few passes over the drawings, chosen to end within the time that was there and not",
+        "because the loss had stopped falling. `--set denoiser_steps=20000` goes on from the same work folder's state.",
         "",
         "## Measured",
         "",
         f"- reconstruction of fresh drawings: {figures.reconstruction_psnr:.2f} dB PSNR",
         f"- min-SNR-weighted epsilon loss on fresh drawings with full captions: {figures.held_out_loss:.4f}",
-        "- attributes of generated pictures against their captions (25 DDIM steps, guidance 4), as the judge of",
+        f"- attributes of generated pictures against their captions ({DDIM_STEPS} DDIM steps, guidance {GUIDANCE:g}), as the judge of",
         "  `demo/attribute_judge.py` sees them; the last column is the judge's own accuracy on fresh drawings:",
         "",
         "| share right | random captions | held-out species | judge on drawings |",
@@ -188,13 +196,6 @@ def model_card(figures: BaseModelFigures, facts: dict[str, object], size: int) -
     ])  # fmt: skip
 
 
-def hardware() -> str:
-    """This machine in a few words."""
-    if torch.cuda.is_available():
-        return torch.cuda.get_device_name()
-    return f"{os.cpu_count()} CPU cores ({platform.machine()}), no GPU"
-
-
 def main(arguments: list[str] | None = None) -> None:
     """Measures, writes README.md and figures.json beside the weights, and a sheet of pictures into the work folder."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -204,7 +205,9 @@ def main(arguments: list[str] | None = None) -> None:
     given = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     started = time.monotonic()
-    figures, pictures = measure_base_model(given.model, AttributeJudge.load(), pictures=given.pictures)
+    figures, pictures = measure_base_model(
+        given.model, AttributeJudge.load(), pictures=given.pictures, steps=DDIM_STEPS
+    )
     size = sum(path.stat().st_size for path in given.model.rglob("*.*") if path.name != "README.md")
     write_text(given.model / "README.md", model_card(figures, training_facts(given.work), size))
     write_text(given.work / "figures.json", json.dumps(asdict(figures), indent=2) + "\n")
