@@ -42,6 +42,8 @@ class BatchPlan:
     seed: int
     rank: int = 0
     processes: int = 1
+    latent_factor: int = 8
+    """Pixels of a latent cell's edge."""
 
     @property
     def step_size(self) -> int:
@@ -70,7 +72,10 @@ class ConceptImages:
         plan: BatchPlan,
         device: torch.device | str = "cpu",
     ) -> None:
-        """All sequences have one entry per picture; `tokenize` lays out a caption for the text encoders."""
+        """Names `N`, moments `(N, V, 2, C, H, W)`, labels `(N, H, W)` and codes `(N, M)` are in one order of pictures.
+
+        `tokenize` lays out a caption for the text encoders; every distinct caption is laid out once.
+        """
         self._names, self._cache, self._kinds = list(names), cache, kinds
         self._style, self.plan, self._device = style, plan, torch.device(device)
         self._tokenize = tokenize
@@ -97,6 +102,7 @@ class ConceptImages:
         """Whole, unmirrored pictures at one timestep with full captions in a fixed order; the same every time."""
         plan = self.plan
         generators = [np.random.default_rng((plan.seed, 4, row)) for row in rows]
+        # the middle of the cached square, as far as it is larger than a training crop
         room = self._cache.moments.shape[-1] - plan.latent_size
         crops = [_Crop(row, 0, room // 2, room // 2) for row in rows]
         labels = np.stack([self._crop_labels(crop) for crop in crops])  # (B, g, g)
@@ -130,10 +136,12 @@ class ConceptImages:
             codes=torch.from_numpy(codes),
             prompts=tuple(prompt for _, prompt in captions),
             masks=torch.from_numpy(labels[:, None] == np.arange(codes.shape[1])[:, None, None]),  # (B, M, g, g)
+            sizes=self._sizes(crops),
         )
         return batch if self._device.type == "cpu" else batch.to(self._device)
 
     def _crop(self, step: int, slot: int, rng: np.random.Generator) -> _Crop:
+        # pictures are dealt out over the whole step, so that micro-steps and processes share one order
         epoch, place = divmod(step * self.plan.step_size + slot, len(self._names))
         views, cached = self._cache.moments.shape[1], self._cache.moments.shape[-1]
         room = cached - self.plan.latent_size + 1
@@ -158,12 +166,14 @@ class ConceptImages:
 
     def _caption(self, codes: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, PromptTokens]:
         """Caption of the parts with a code: the codes `(M,)` it keeps and its tokens, places in the order of parts."""
+        # codes of a batch are (B, M); this is one row
         if rng.random() < self.plan.unconditional or not (codes >= 0).any():
             empty = self._laid_out((PromptPiece(""),))
             return np.full_like(codes, -1), replace(empty, positions=torch.full((len(codes),), -1))
         return self._captioned(codes, build_part_caption(codes, rng, self._style))
 
     def _captioned(self, codes: np.ndarray, caption: PartCaption) -> tuple[np.ndarray, PromptTokens]:
+        # words (C, L) are the same for all captions of one sentence: only places and vectors differ
         laid_out = self._laid_out(caption.pieces)
         positions = torch.full((len(codes),), -1, dtype=torch.long)  # (M,)
         positions[list(caption.parts)] = laid_out.positions
@@ -174,6 +184,12 @@ class ConceptImages:
         if pieces not in self._known_prompts:
             self._known_prompts[pieces] = self._tokenize(pieces)
         return self._known_prompts[pieces]
+
+    def _sizes(self, crops: Sequence[_Crop]) -> Tensor:
+        """Pixels `(B, 6)` float: cached height and width, crop top and left, training height and width."""
+        cached, size = self._cache.moments.shape[-1], self.plan.latent_size
+        cells = [(cached, cached, crop.top, crop.left, size, size) for crop in crops]
+        return torch.tensor(cells, dtype=torch.float32) * self.plan.latent_factor
 
     def _noise(self, shape: torch.Size, generators: Sequence[np.random.Generator]) -> Tensor:
         """Standard normal numbers of every picture's own stream, in the given shape."""
@@ -186,5 +202,6 @@ class ConceptImages:
         shares = np.array([rng.random() for rng in generators])
         if plan.timesteps == "stratified":
             order = np.random.default_rng((plan.seed, 3, step)).permutation(plan.step_size)
+            # slot i of the step falls into the i-th of step_size equal intervals, shuffled
             shares = (order[list(slots)] + shares) / plan.step_size
         return torch.from_numpy((shares * plan.num_timesteps).astype(np.int64))

@@ -71,7 +71,7 @@ def examine_setup(setup: TrainingSetup, run: RunFolder | None) -> DoctorReport:
 def _picture_lines(setup: TrainingSetup) -> Iterator[str]:
     pictures, kinds = setup.pictures, setup.pictures.kinds
     yield f"pictures: {len(pictures.names)} in {pictures.folder}, {pictures.left_out} without parts left out"
-    counts = (kinds.codes >= 0).sum(0)  # (M,)
+    counts = (kinds.codes >= 0).sum(0)  # (N, M) -> (M,)
     shown = [f"{name} {count}" for name, count in zip(kinds.part_names, counts, strict=True) if count]
     yield f"parts and the pictures that show them: {', '.join(shown)}"
     sizes = [int((kinds.codes[:, part] == kind).sum()) for part, kind in kinds.rows()]
@@ -119,6 +119,7 @@ def _memory_line(setup: TrainingSetup) -> str:
         f"memory: about {estimate.total / GIB:.2f} GiB (frozen weights {estimate.frozen / GIB:.2f}, learned weights and "
         f"optimiser {estimate.learned / GIB:.2f}, activations {estimate.activations / GIB:.2f})"
     )
+    # frozen weights lie on the device already: what is still free must hold the rest
     device = setup.denoiser.device
     if device.type != "cuda":
         return line

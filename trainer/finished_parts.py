@@ -56,6 +56,7 @@ def thumbnails(pictures: TrainingPictures) -> dict[tuple[int, int], Image.Image]
 
 
 def _best_picture(kinds: TrainingKinds, part: int, kind: int) -> int:
+    # labels are (N, h, w): the picture with most patches of the part
     rows = np.flatnonzero(kinds.codes[:, part] == kind)
     areas = (kinds.labels[rows] == part).sum((1, 2))
     return int(rows[areas.argmax()])

@@ -170,7 +170,7 @@ def fit(
             if on_preview and loop.preview_every and state.step % loop.preview_every == 0:
                 on_preview(state)
             # save
-            stop_now = bool(parallel.sum(torch.tensor(float(stopped())))) if parallel.size > 1 else stopped()
+            stop_now = _stop_together(stopped, parallel, state.step % loop.log_every == 0)
             if state.step % loop.save_every == 0 or state.step == loop.steps or stop_now:
                 _save(state, run, loop.keep_states, parallel)
             if stop_now and state.step < loop.steps:
@@ -204,9 +204,11 @@ def _check_finite(
     loss: Tensor, norm: Tensor, step: int, names: Sequence[Sequence[str]], run: RunFolder, scaled: bool
 ) -> None:
     """Stop before bad gradients reach the weights; a scaled loss may overflow now and then, its step is skipped."""
+    # one question to the device for loss and gradients together
     suspect = loss.detach() if scaled else loss.detach() + norm
     if torch.isfinite(suspect):
         return
+    # every micro-step of the optimiser step may be the culprit
     files = ", ".join(name for batch in names for name in batch)
     saved = run.newest_state()
     kept = f"the state of step {saved.step} is kept in {run.states}" if saved else "no state had been saved yet"
@@ -225,6 +227,13 @@ def _curve_writer(run: RunFolder, loop: LoopSettings, parallel: Parallel) -> Ite
         yield writer
     finally:
         writer.close()
+
+
+def _stop_together(stopped: Callable[[], bool], parallel: Parallel, agree: bool) -> bool:
+    """Whether to stop now; several processes agree on it now and then, so that none waits for another every step."""
+    if parallel.size == 1:
+        return stopped()
+    return agree and bool(parallel.sum(torch.tensor(float(stopped()))))
 
 
 def _save(state: TrainingState, run: RunFolder, keep: int, parallel: Parallel) -> None:

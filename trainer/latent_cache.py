@@ -53,7 +53,7 @@ class CacheSpec:
 
     @property
     def byte_count(self) -> int:
-        """Size of the moments on disk."""
+        """Size on disk of moments of `shape`, (N, V, 2, C, h, w) in two bytes each."""
         return 2 * int(np.prod(self.shape))
 
     def fingerprint(self) -> str:
@@ -150,6 +150,7 @@ def open_cache(
     parallel.wait()
     moments = np.memmap(place / MOMENTS_NAME, np.float16, "r+", shape=spec.shape)
     done = np.memmap(place / DONE_NAME, np.uint8, "r+", shape=(len(paths),))
+    # every process encodes each size-th picture
     rows = [row for row in range(parallel.rank, len(paths), parallel.size) if not done[row]]
     if rows:
         logger.info("encoding %d of %d pictures at %d px", len(rows), len(paths), spec.image_size)
@@ -205,11 +206,13 @@ def _prepare(place: Path, spec: CacheSpec) -> None:
 
 def _reserve(path: Path, size: int) -> None:
     zeros = bytes(2**20)
+    # written, not only extended: a sparse file would fail in the middle of the encoding
     with path.open("wb") as file:
         for start in range(0, size, len(zeros)):
             file.write(zeros[: size - start])
 
 
 def _loader(pictures: _Pictures, batch_size: int, workers: int) -> DataLoader:
+    # forked workers inherit locked thread pools, and Windows and macOS cannot fork at all
     context = "spawn" if workers else None
     return DataLoader(pictures, batch_size=batch_size, num_workers=workers, multiprocessing_context=context)

@@ -63,6 +63,7 @@ def launch(
         )
     except OSError as fault:
         raise BestiaryError(f"could not start {sys.executable}: {fault.strerror or fault}") from fault
+    # lines are read here; a second thread asks whether to stop, because reading blocks
     finished = threading.Event()
     watcher = threading.Thread(target=_watch, args=(child, should_stop, finished, poll_seconds), daemon=True)
     watcher.start()

@@ -12,7 +12,7 @@ from .run_folder import RunFolder
 
 
 class CurveMeter:
-    """Averages values over the batches since the last reading, without waiting for the device."""
+    """Averages values of any shape over the batches since the last reading, without waiting for the device."""
 
     def __init__(self) -> None:
         self._sums: dict[str, Tensor] = {}
@@ -33,6 +33,7 @@ class CurveMeter:
     def read(self, sum_over_processes: Callable[[Tensor], Tensor] = lambda tensor: tensor) -> dict[str, Any]:
         """Means by name, a number or nested lists, None where nothing was seen; then start anew."""
         record = {}
+        # sums and counts are joined before they are divided: processes may have seen different parts
         for name in self._sums:
             mean = sum_over_processes(self._sums[name]) / sum_over_processes(self._counts[name])
             record[name] = _without_nan(mean.cpu().tolist())

@@ -100,6 +100,7 @@ def estimate_memory(objective: PartObjective, batch: PartBatch, *, ema: bool = F
             name: fake.from_tensor(getattr(batch, name)) for name in ("moments", "noise", "timesteps", "codes", "masks")
         }
         prompts = tuple(replace(prompt, weights=_NeutralWeights(prompt.weights.shape)) for prompt in batch.prompts)
+        # fake twins of the weights must not count when an operation returns a view of one
         known = [fake.from_tensor(tensor) for tensor in (*_frozen(objective), *objective.parameters())]
         peak = _peak_of_step(objective, replace(batch, prompts=prompts, **moved), known)
     return replace(_standing(objective, ema), activations=peak)
@@ -121,10 +122,11 @@ def measure_memory(objective: PartObjective, batch: PartBatch, *, ema: bool = Fa
 
 
 def _peak_of_step(objective: PartObjective, batch: PartBatch, known: Iterable[Tensor] = ()) -> int:
-    """Highest sum of storages that one forward and backward pass makes besides `known` ones, gradients included."""
+    """Bytes (of any shape and dtype): highest sum of storages that one forward and backward pass makes besides `known` ones, gradients included."""
     learned = list(objective.parameters())
     kept = [parameter.grad for parameter in learned]
     objective.zero_grad(set_to_none=True)
+    # cycles that hold tensors would be freed at some time within the pass
     gc.collect()
     counter = StorageHighWater()
     counter.ignore([*learned, *_frozen(objective), *known])

@@ -38,12 +38,15 @@ class PartBatch:
     """Captions; `positions` `(M,)` in the order of the parts, -1 where a part is not in the caption."""
     masks: Tensor
     """`(B, M, g, g)` bool: region of every part."""
+    sizes: Tensor | None = None
+    """`(B, 6)` pixels: whole picture, crop corner and target, for backbones that are told them; None says no crop."""
 
     def to(self, device: torch.device) -> "PartBatch":
-        """The batch with its tensors on `device`; token ids move when they are embedded."""
+        """The batch with its tensors, (B, ...) each, on `device`; token ids move when they are embedded."""
         moved = {
             name: getattr(self, name).to(device, non_blocking=True)
-            for name in ("moments", "noise", "timesteps", "codes", "masks")
+            for name in ("moments", "noise", "timesteps", "codes", "masks", "sizes")
+            if getattr(self, name) is not None
         }
         return replace(self, **moved)
 
@@ -120,14 +123,16 @@ class PartObjective(nn.Module):
 
     def predict(self, batch: PartBatch) -> tuple[DenoiserOutput, Tensor]:
         """The denoiser's answer for a batch, and what it should have been `(B, C, h, w)`."""
+        # the forward process: posterior draw, scaling, noise
         denoiser, schedule = self.denoiser, self.denoiser.schedule
         mean, log_variance = batch.moments.float().unbind(1)  # (B, C, h, w) each
         posterior_noise, noise = batch.noise.unbind(1)
         latents = denoiser.scale_latents(mean + (0.5 * log_variance).exp() * posterior_noise)
         noised = schedule.add_noise(latents, noise, batch.timesteps)
+        # vectors of all parts; absent ones have no place in the prompt and are dropped there
         parts = torch.arange(batch.codes.shape[1], device=batch.codes.device).expand_as(batch.codes)  # (B, M)
         vectors = self.projector(parts, batch.codes)  # (B, M, D)
-        text = denoiser.encode_prompts(batch.prompts, vectors)
+        text = replace(denoiser.encode_prompts(batch.prompts, vectors), sizes=batch.sizes)
         output = denoiser.predict(noised, batch.timesteps, text, self._request(text.positions))
         return output, schedule.target(latents, noise, batch.timesteps)
 
@@ -143,6 +148,7 @@ class PartObjective(nn.Module):
             captioned = (batch.masks & (batch.codes >= 0)[:, :, None, None]).any(1, keepdim=True)  # (B, 1, g, g)
             region = F.interpolate(captioned.float(), error.shape[-2:], mode="nearest-exact")  # (B, 1, h, w)
             region = 1 - self.region_weight * (1 - region)
+            # weights average to 1 within a picture, so that small regions do not weaken its loss
             error = error * region / region.mean((1, 2, 3), keepdim=True).clamp_min(1e-3)
         schedule = self.denoiser.schedule
         loss = error.mean((1, 2, 3))  # (B,)

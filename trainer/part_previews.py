@@ -79,6 +79,7 @@ class PartPreviews:
         batch = self._middle_batch()
         output, _ = self._setup.objective.predict(batch)
         maps = average_maps(output.attention, batch.masks.shape[-1])  # (n, M, g, g)
+        # a token's share among the parts, which is what the loss compares with the masks
         share = maps / maps.sum(1, keepdim=True).clamp_min(1e-6)
         tiles, captions = [], []
         for part, name in enumerate(self._setup.pictures.kinds.part_names):
@@ -105,6 +106,7 @@ def varied_rows(codes: np.ndarray, count: int) -> list[int]:
     chosen: list[int] = []
     seen = np.zeros_like(codes, dtype=bool)
     for _ in range(min(count, len(codes))):
+        # kinds that would be new, per picture
         gain = ((codes >= 0) & ~seen).sum(1).astype(float)
         gain[chosen] = -1
         row = int(gain.argmax())

@@ -108,6 +108,7 @@ def _describe(error: Mapping[str, Any], model: type[BaseModel]) -> str:
         hint = f"did you mean {close[0]!r}?" if close else f"valid keys: {', '.join(valid)}"
         return f"{key}: no such key; {hint}"
     message = str(error["msg"]).removeprefix("Value error, ")
+    # whole sections would fill the screen
     if isinstance(error["input"], dict | BaseModel):
         return f"{key}: {message}"
     return f"{key} = {error['input']!r}: {message}"

@@ -108,6 +108,7 @@ class RunFolder:
 
     def forget_log_after(self, step: int) -> None:
         """Drop log lines of steps that a resumed run does again."""
+        # a line that a crash cut short is no record and goes too
         kept = [record for record in self.read_log() if record.get("step", 0) <= step]
         if (self.path / "log.jsonl").exists():
             write_text(self.path / "log.jsonl", "".join(json.dumps(record) + "\n" for record in kept))
@@ -125,6 +126,7 @@ class RunFolder:
             write_bytes(path, to_bytes(plain, header))
         except BestiaryError as fault:
             raise BestiaryError(f"{fault}. {self._resume_hint()}") from fault
+        # only now, with the new state in place
         for old in self._state_files()[:-keep]:
             old.unlink(missing_ok=True)
         return path

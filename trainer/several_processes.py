@@ -51,6 +51,7 @@ def join_processes(device: str) -> tuple[Parallel, str]:
         return SingleProcess(), device
     from accelerate import Accelerator
 
+    # mixed precision is the denoiser's own affair
     on_cpu = device == "cpu" or not torch.cuda.is_available()
     accelerator = Accelerator(cpu=on_cpu, mixed_precision="no")
     own = "cpu" if on_cpu else f"cuda:{accelerator.local_process_index}"

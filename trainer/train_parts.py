@@ -74,6 +74,7 @@ def _train(
 ) -> TrainedParts:
     settings = settings.model_copy(update={"run": settings.run.model_copy(update={"device": device})})
     setup = prepare(settings, parallel=parallel)
+    # the first process examines, previews, saves and exports
     is_first = parallel.rank == 0
     if is_first and run.newest_state() is None:
         examine_setup(setup, run)
@@ -88,6 +89,7 @@ def _train(
         on_preview=_previews(setup, run) if is_first else None,
     )
     path = run.path / f"{settings.run.name}.safetensors"
+    # the dictionary holds the weights that the previews showed
     exports: list[Path] = []
     if is_first:
         with state.averaged():

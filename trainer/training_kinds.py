@@ -54,12 +54,12 @@ class TrainingKinds:
         return replace(self, codes=codes)
 
     def subset(self, rows: np.ndarray) -> "TrainingKinds":
-        """The kinds of some of the pictures only."""
+        """The kinds of some of the pictures: labels `(n, h, w)` and codes `(n, M)`."""
         return replace(self, labels=self.labels[rows], codes=self.codes[rows])
 
 
 def discovered_kinds(codebook: PartCodebook, maps: PartMaps) -> TrainingKinds:
-    """Kinds as discovery found them."""
+    """Kinds as discovery found them: labels `(N, h, w)`, codes `(N, M)`."""
     names = tuple(dict(kinds) for kinds in codebook.kind_names)
     codes = maps.codes.numpy().astype(np.int64)
     return TrainingKinds(
@@ -77,6 +77,7 @@ def class_kinds(kinds: TrainingKinds, classes: Mapping[str, Sequence[str]]) -> T
     Raises:
         BestiaryError: a part has no column; the message lists parts and columns.
     """
+    # the background is no part of a class: a wren stands in many places
     codes, kind_names = kinds.codes.copy(), [dict(names) for names in kinds.kind_names]
     for part, part_name in enumerate(kinds.part_names):
         if part == kinds.background:

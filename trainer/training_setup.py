@@ -74,6 +74,7 @@ def prepare(
         BestiaryError: one clear message about the first thing that does not fit.
     """
     parallel = parallel or SingleProcess()
+    # what can be told without the model comes first
     pictures = load_pictures(settings)
     denoiser = load_denoiser(settings.base.path, device=settings.run.device, dtype=settings.run.dtype)
     check_layers(settings, denoiser)
@@ -95,6 +96,7 @@ def load_pictures(settings: TrainPartsSettings) -> TrainingPictures:
         BestiaryError: no discovery, missing classes, or no picture with parts.
     """
     discovery = Discovery.load(settings.discovery.folder, settings.images.folder)
+    # names are relative, so that a moved folder gives the same cache and the same messages
     names = [path.relative_to(discovery.images_folder).as_posix() for path in discovery.image_paths]
     labels = settings.images.labels
     classes = read_classes(labels, names) if labels is not None else None
@@ -106,6 +108,7 @@ def load_pictures(settings: TrainPartsSettings) -> TrainingPictures:
         kinds = class_kinds(kinds, classes)
     if not settings.method.background:
         kinds = kinds.without_background()
+    # codes are (N, M): pictures without any part have nothing to caption
     rows = np.flatnonzero((kinds.codes >= 0).any(1))
     if not len(rows):
         raise BestiaryError(
@@ -215,6 +218,7 @@ def build_batches(
         seed=settings.run.seed,
         rank=parallel.rank,
         processes=parallel.size,
+        latent_factor=backbone.latent_factor,
     )
     style = CaptionStyle(
         template_probability=captions.templates,
@@ -237,6 +241,7 @@ def parameter_groups(
     own = dict(objective.projector.named_parameters())
     tokens = {name: p for name, p in own.items() if not name.startswith("projection.")}
     matrices = {name: p for name, p in own.items() if name.startswith("projection.")}
+    # tokens move in units of the spread of words: embeddings differ tenfold in size between backbones
     groups = (
         ParameterGroup("tokens", tokens, optimizer.token_lr * word_spread(denoiser)),
         ParameterGroup("projector", matrices, optimizer.projector_lr),
@@ -284,6 +289,7 @@ def _free_autoencoder(denoiser: Denoiser, *, keep_decoder: bool) -> None:
     if not keep_decoder:
         denoiser.drop_autoencoder()
         return
+    # latents are cached: only previews decode, nothing encodes any more
     autoencoder: nn.Module = denoiser.vae
     autoencoder.encoder = None
     autoencoder.quant_conv = None

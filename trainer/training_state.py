@@ -81,7 +81,7 @@ class TrainingState:
             torch._foreach_lerp_(list(self.average.values()), list(self.parameters.values()), 1 - factor)
 
     def tensors(self) -> dict[str, Tensor]:
-        """All tensors of the state by name; random number generators included."""
+        """All tensors of the state by name, in the shape of their parameters; random number generators included."""
         found = {f"parameter.{name}": p for name, p in self.parameters.items()}
         found |= {f"average.{name}": tensor for name, tensor in self.average.items()}
         for name, parameter in self.parameters.items():
@@ -100,7 +100,7 @@ class TrainingState:
 
     @torch.no_grad()
     def restore(self, saved: SavedState) -> None:
-        """Take over a saved state.
+        """Take over a saved state; every tensor must have the shape it is to fill.
 
         Raises:
             BestiaryError: it belongs to other parameters (another base model, method or rank).
@@ -108,6 +108,7 @@ class TrainingState:
         self._check_fit(saved)
         for name, parameter in self.parameters.items():
             parameter.copy_(saved.tensors[f"parameter.{name}"])
+            # AdamW keeps its count of steps as a tensor beside the two moments
             prefix = f"adam.{name}."
             moments = {k.removeprefix(prefix): v for k, v in saved.tensors.items() if k.startswith(prefix)}
             self.optimizer.state[parameter] = {key: value.to(parameter.device) for key, value in moments.items()}
@@ -138,6 +139,7 @@ class TrainingState:
         torch.set_rng_state(saved.tensors["random.torch"])
         keys = saved.tensors["random.numpy"].numpy().astype(np.uint32)
         np.random.set_state(("MT19937", keys, saved.notes["numpy_position"]))
+        # another number of GPUs than before: their generators start anew, batches do not depend on them
         cuda = [saved.tensors[name] for name in sorted(saved.tensors) if name.startswith("random.cuda.")]
         if cuda and torch.cuda.is_available() and len(cuda) == torch.cuda.device_count():
             torch.cuda.set_rng_state_all(cuda)
