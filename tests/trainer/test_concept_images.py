@@ -147,6 +147,13 @@ def test_captions_are_tokenised_once() -> None:
     assert len(calls) == len(set(calls)) <= 28
 
 
+def test_backbones_are_told_where_a_crop_lies() -> None:
+    batch = make().draw(0, 0)
+    corner = (batch.moments[:, 0, 0, 0, 0] // 10, batch.moments[:, 0, 0, 0, 0] % 10)
+    assert torch.equal(batch.sizes[:, 2], corner[0].float() * 8) and torch.equal(batch.sizes[:, 3], corner[1].float() * 8)
+    assert batch.sizes[:, [0, 1, 4, 5]].tolist() == [[64, 64, 48, 48]] * 3
+
+
 def test_fixed_batches_do_not_change() -> None:
     ours, theirs = make().fixed([1, 4], 250), make().fixed([1, 4], 250)
     assert ours.names == ("1.png", "4.png") and torch.equal(ours.noise, theirs.noise)
