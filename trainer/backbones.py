@@ -1,6 +1,8 @@
 """Loads a diffusers folder of Stable Diffusion 1.5, 2, XL or the demo model into one `DiffusersDenoiser`."""
 
 import logging
+import pickle
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,6 +12,8 @@ import diffusers
 import torch
 import transformers
 from diffusers import AutoencoderKL, AutoencoderTiny, DDPMScheduler, UNet2DConditionModel
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 from safetensors import SafetensorError
 from torch import nn
 from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer, PreTrainedTokenizerFast
@@ -27,6 +31,7 @@ Dtype = Literal["auto", "fp32", "bf16", "fp16"]
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 DEMO = "demo"
+HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 
 def demo_model_path() -> Path:
@@ -38,14 +43,14 @@ def load_denoiser(path: Path | str, *, device: str = "auto", dtype: str = "auto"
     """Load a diffusers folder; "demo" names the embedded model.
 
     Args:
-        path: folder with model_index.json, or "demo".
+        path: folder with model_index.json, "demo", or "owner/name" of a model in the Hugging Face cache.
         device: "auto" (CUDA, else Apple's GPU, else CPU), "cpu", "cuda", "cuda:1", "mps".
         dtype: "auto" (see `choose_dtype`), "fp32", "bf16" or "fp16". Text encoders stay fp32 on a CPU.
 
     Raises:
         BestiaryError: the folder is missing, incomplete, mixed or of another family; device or dtype does not exist.
     """
-    folder = read_model_folder(demo_model_path() if str(path) == DEMO else Path(path))
+    folder = read_model_folder(find_model(str(path)))
     place = choose_device(device)
     precision = choose_dtype(dtype, place)
     try:
@@ -53,10 +58,35 @@ def load_denoiser(path: Path | str, *, device: str = "auto", dtype: str = "auto"
             parts = _load_parts(folder, place, precision)
     except BestiaryError:
         raise
+    except pickle.UnpicklingError as fault:
+        # the fault's own text tells how to switch the protection off, so it is not passed on
+        raise BestiaryError(
+            f"{folder.path} was not loaded: a .bin file in it is broken or asks for more than tensors. Such a file can run "
+            "programs; get the model in safetensors format"
+        ) from fault
     except (OSError, RuntimeError, ValueError, SafetensorError) as fault:
         raise BestiaryError(f"{folder.path} could not be loaded: {fault}. Download the model folder again") from fault
     logger.info("loaded %s from %s on %s in %s", folder.backbone.name, folder.path, place, precision)
     return DiffusersDenoiser(folder.backbone, parts)
+
+
+def find_model(name: str) -> Path:
+    """Folder of a model: "demo", a path, or "owner/name" if the Hugging Face cache holds it; nothing is downloaded.
+
+    Raises:
+        BestiaryError: `name` is no path here and looks like a hub model that is not in the cache.
+    """
+    if name == DEMO:
+        return demo_model_path()
+    if Path(name).exists() or not HUB_NAME.fullmatch(name):
+        return Path(name)
+    try:
+        return Path(snapshot_download(name, local_files_only=True))
+    except (LocalEntryNotFoundError, HFValidationError) as fault:
+        raise BestiaryError(
+            f"base model {name!r} is no folder here, and no model of that name is in the Hugging Face cache: give a "
+            f"folder or 'demo', or fetch it once with: hf download {name}"
+        ) from fault
 
 
 def choose_device(name: str) -> torch.device:
@@ -151,7 +181,10 @@ def _load(kind: type, folder: Path, dtype: torch.dtype) -> nn.Module:
     argument = "torch_dtype" if kind in (UNet2DConditionModel, AutoencoderKL, AutoencoderTiny) else "dtype"
     if argument == "dtype" and not _transformers_takes_dtype():
         argument = "torch_dtype"
-    return kind.from_pretrained(folder, variant=_variant(folder), local_files_only=True, **{argument: dtype})
+    # said outright: left open, the libraries complain in the log about the format that is not there
+    safe = any(entry.suffix == ".safetensors" for entry in folder.iterdir())
+    options = {"variant": _variant(folder), "use_safetensors": safe, "local_files_only": True, argument: dtype}
+    return kind.from_pretrained(folder, **options)
 
 
 def _transformers_takes_dtype() -> bool:

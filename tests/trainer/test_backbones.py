@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from bestiary.concepts.errors import BestiaryError
-from bestiary.trainer.backbones import choose_device, choose_dtype, load_denoiser, noise_schedule
+from bestiary.trainer.backbones import choose_device, choose_dtype, find_model, load_denoiser, noise_schedule
 
 EXPECTED = {
     "sd15": ("epsilon", {"clip_l": 32}, "final", 4),
@@ -52,6 +52,28 @@ def test_half_precision_variants_load(copied: Callable[[str], Path]) -> None:
     for name in ("unet/diffusion_pytorch_model", "vae/diffusion_pytorch_model", "text_encoder/model"):
         (folder / f"{name}.safetensors").rename(folder / f"{name}.fp16.safetensors")
     assert load_denoiser(folder, device="cpu", dtype="fp32").backbone.name == "sd15"
+
+
+def test_models_of_the_hugging_face_cache_are_found_without_a_network(
+    tiny_folder: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import huggingface_hub.constants
+
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
+    entry = tmp_path / "models--someone--tiny"
+    shutil.copytree(tiny_folder("sd15"), entry / "snapshots" / "abc")
+    (entry / "refs").mkdir()
+    (entry / "refs" / "main").write_text("abc")
+    assert find_model("someone/tiny") == entry / "snapshots" / "abc"
+    with pytest.raises(BestiaryError, match="'someone/else' is no folder here, and .* hf download someone/else"):
+        find_model("someone/else")
+
+
+def test_paths_are_taken_as_they_are(tiny_folder: Callable[[str], Path]) -> None:
+    folder = tiny_folder("sd15")
+    assert find_model(str(folder)) == folder
+    assert find_model("demo").name == "base_model"
+    assert find_model("models/of mine/x") == Path("models/of mine/x")
 
 
 def test_cut_off_weights(copied: Callable[[str], Path]) -> None:

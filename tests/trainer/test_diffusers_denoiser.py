@@ -129,7 +129,8 @@ def test_autocast_around_a_call_changes_nothing(tiny_denoiser: Callable) -> None
 
 @pytest.mark.parametrize("backbone", ("sd15", "sd2", "sdxl", "bestiary-demo"))
 def test_vectors_and_adapters_learn_together(backbone: str, tiny_denoiser: Callable) -> None:
-    """One gradient step on the same noise lowers its loss, on every backbone."""
+    """A short step down the gradient lowers the loss by the gradient's length, on every backbone."""
+    torch.manual_seed(0)
     denoiser = tiny_denoiser(backbone)
     adapters = denoiser.add_lora(LoraSpec(rank=2))
     tokens = denoiser.tokenize([PromptPiece("a "), PromptPiece(None), PromptPiece("bird")])
@@ -143,12 +144,16 @@ def test_vectors_and_adapters_learn_together(backbone: str, tiny_denoiser: Calla
         text = denoiser.encode_prompts([tokens, tokens], vectors)
         return (denoiser.predict(noised, times, text).prediction - target).square().mean()
 
-    optimizer = torch.optim.SGD([vectors, *adapters.values()], lr=1e-3)
     before = loss()
     before.backward()
-    assert vectors.grad.any() and all(p.grad is not None for p in adapters.values())
-    optimizer.step()
-    assert loss() < before
+    learned = [vectors, *adapters.values()]
+    assert all(parameter.grad is not None for parameter in learned) and vectors.grad.any()
+    length = sum(parameter.grad.square().sum() for parameter in learned).sqrt()
+    step = 0.02
+    with torch.no_grad():
+        for parameter in learned:
+            parameter -= step * parameter.grad / length
+    assert (before - loss()).item() == pytest.approx(step * length.item(), rel=0.3)
 
 
 def test_the_embedded_model_runs() -> None:
