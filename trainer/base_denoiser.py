@@ -20,6 +20,7 @@ from ..demo.captions import caption_of
 from ..demo.species import Scene, Species, random_scene, random_species
 from .base_model_parts import LATENT_CHANNELS, LATENT_NOISE, BaseModel, build_scheduler, encode_captions
 from .base_training_state import RunLog, StagePlan, StageState, rate_share, step_generator
+from .caption_reading import ReadingLoss
 
 logger = logging.getLogger(__name__)
 
@@ -27,6 +28,8 @@ MIN_SNR_GAMMA = 5.0
 """Clamp of the signal-to-noise ratio in the loss weight (Hang et al. 2023, arXiv 2303.09556, equation 5)."""
 SNR_FLOOR = 0.5
 """Lower clamp of the ratio after the plain steps. At high noise, where captions decide most, the plain weight is near 0."""
+READING_WEIGHT = 0.1
+"""Share of the reading loss in the loss of the denoiser's stage."""
 
 
 @dataclass(frozen=True)
@@ -67,8 +70,13 @@ def add_noise(latents: Tensor, noise: Tensor, alpha: Tensor) -> Tensor:
 
 def predict_noise(model: BaseModel, noisy: Tensor, timesteps: Tensor, ids: Tensor) -> Tensor:
     """Text encoder and denoiser in one go: noisy (B, C, h, w), timesteps (B,), ids (B, 77) -> epsilon (B, C, h, w)."""
+    return predict_and_read(model, noisy, timesteps, ids)[0]
+
+
+def predict_and_read(model: BaseModel, noisy: Tensor, timesteps: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
+    """As `predict_noise`, with the text encoder's output (B, 77, D) beside the epsilon."""
     context = model.text_encoder(input_ids=ids).last_hidden_state  # (B, 77, D)
-    return model.denoiser(noisy, timesteps, encoder_hidden_states=context).sample
+    return model.denoiser(noisy, timesteps, encoder_hidden_states=context).sample, context
 
 
 class QuickAttention:
@@ -103,10 +111,12 @@ def fit_denoiser(
     on_save: Callable[[int], None],
     *,
     plain_steps: int = 0,
+    reading_after: int = 0,
 ) -> None:
     """Trains denoiser and text encoder from `state.step` on; `on_save(step)` follows every saved state.
 
-    The first `plain_steps` weigh timesteps by min-SNR alone, later ones lift high noise to `SNR_FLOOR`.
+    The first `plain_steps` weigh timesteps by min-SNR alone, later ones lift high noise to `SNR_FLOOR`. After
+    `reading_after` steps the text encoder is also taught to read the words of a part at the part's own word.
 
     Raises FloatingPointError where the loss is no longer finite; the last saved state stays as it was.
     """
@@ -115,7 +125,8 @@ def fit_denoiser(
     if plan.device.type == "cpu":
         model.denoiser.set_attn_processor(QuickAttention())
         model.text_encoder.set_attn_implementation("eager")  # for the same reason
-    forward = plan.speeded(predict_noise)
+    forward = plan.speeded(predict_and_read)
+    reading = ReadingLoss(model)
     running = 0.0
     while state.step < plan.steps:
         weights = plain if state.step < plain_steps else lifted  # (T,)
@@ -128,10 +139,12 @@ def fit_denoiser(
         noisy = add_noise(clean, noise, alphas[times]).to(plan.device, memory_format=torch.channels_last)
         ids = encode_captions(model.tokenizer, [caption_of(*latents.truths[i], rng) for i in indices.tolist()])
         with plan.autocast():
-            predicted = forward(model, noisy, times.to(plan.device), ids.to(plan.device))
+            predicted, context = forward(model, noisy, times.to(plan.device), ids.to(plan.device))
         errors = (predicted.float() - noise.to(plan.device)).square().mean(dim=(1, 2, 3))  # (B,)
         loss = (errors * weights[times].to(plan.device)).mean()
         value = float(loss.detach())
+        if state.step >= reading_after:
+            loss = loss + READING_WEIGHT * reading(context.float(), ids.to(plan.device))
         if not np.isfinite(value):
             raise FloatingPointError(f"denoiser loss is {value} at step {state.step}, pictures {indices.tolist()[:8]}")
         norm = state.descend(loss, rate_share(state.step, plan.steps, decay_from=plan.decay_from, warmup=200))

@@ -42,8 +42,9 @@ class TrainBaseSettings(Settings):
     vae_batch: int = Field(8, ge=1, description="Crops of 64 px per step of the autoencoder.")
     vae_learning_rate: float = Field(1e-3, gt=0, description="Peak learning rate of the autoencoder.")
     latent_weight: float = Field(1e-4, ge=0, description="Weight of the latents' mean square in its loss.")
-    denoiser_steps: int = Field(4_600, ge=1, description="Optimizer steps of denoiser and text encoder.")
+    denoiser_steps: int = Field(4_800, ge=1, description="Optimizer steps of denoiser and text encoder.")
     plain_steps: int = Field(1_500, ge=0, description="Steps with min-SNR weights before high noise counts more.")
+    reading_after: int = Field(2_500, ge=0, description="Steps before captions' part words are also read out.")
     denoiser_batch: int = Field(32, ge=1, description="Latents per step of the denoiser.")
     denoiser_learning_rate: float = Field(1e-3, gt=0, description="Peak learning rate of denoiser and text encoder.")
     decay_from: float = Field(0.6, ge=0, le=1, description="Share of the denoiser's steps after which its rate falls.")
@@ -188,7 +189,8 @@ def _train_denoiser(
         log.write(stage="export", step=step, bytes=size, seconds=round(state.seconds, 1))
         logger.info("denoiser step %d exported to %s (%d bytes)", step, out, size)
 
-    fit_denoiser(model, state, latents, log, plan, publish, plain_steps=settings.plain_steps)
+    phases = {"plain_steps": settings.plain_steps, "reading_after": settings.reading_after}
+    fit_denoiser(model, state, latents, log, plan, publish, **phases)
     if not (out / "model_index.json").exists():
         publish(state.step)
 

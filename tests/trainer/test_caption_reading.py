@@ -1,0 +1,66 @@
+"""Tests of the reading loss: which words belong to a part, what it rewards, what it teaches."""
+
+import pytest
+import torch
+from bestiary.demo.captions import caption_of
+from bestiary.demo.species import HELD_OUT_SPECIES, PARTS, Scene
+from bestiary.trainer.base_model_parts import build_base_model, encode_captions
+from bestiary.trainer.caption_reading import ATTRIBUTE_WORDS, ReadingLoss
+
+
+@pytest.fixture(scope="module")
+def model():
+    return build_base_model(0)
+
+
+def _read(model, caption: str) -> dict[str, set[str]]:
+    """Part word -> attribute words that the loss asks for at it."""
+    ids = encode_captions(model.tokenizer, [caption])
+    targets = ReadingLoss(model).targets(ids)[0]
+    words = model.tokenizer.convert_ids_to_tokens(ids[0].tolist())
+    return {
+        words[place]: {ATTRIBUTE_WORDS[n] for n in targets[place].nonzero()[:, 0].tolist()}
+        for place in targets.any(dim=-1).nonzero()[:, 0].tolist()
+    }
+
+
+def test_a_full_caption_is_read_part_by_part(model):
+    species = HELD_OUT_SPECIES[0]
+    theirs = {part: {getattr(species.look(part), a) for a in ("color", "pattern", "shape")} for part in PARTS}
+    assert _read(model, caption_of(species, Scene("snow", "night"))) == theirs
+
+
+def test_words_left_out_and_words_of_a_neighbour_are_not_asked_for(model):
+    read = _read(model, "a photo of a red head blue plain slim body tail , striped wing , legs")
+    assert read == {"head": {"red"}, "body": {"blue", "plain", "slim"}, "wing": {"striped"}}
+
+
+def test_captions_without_parts_cost_nothing(model):
+    ids = encode_captions(model.tokenizer, ["", "a photo of a bird , in a meadow"])
+    context = torch.randn(2, 77, 128, requires_grad=True)
+    loss = ReadingLoss(model)(context, ids)
+    loss.backward()
+    assert float(loss.detach()) == 0 and not context.grad.any()
+
+
+def test_output_that_carries_the_right_words_loses_least(model):
+    ids = encode_captions(model.tokenizer, ["a red head , a blue body"])
+    reading = ReadingLoss(model)
+    right = 1000 * reading.targets(ids) @ reading.embeddings.weight[reading.words].detach()  # (1, 77, D)
+    wrong = right.roll(4, dims=1)
+    assert reading(right, ids).item() < 0.01 < reading(wrong, ids).item()
+
+
+def test_a_few_steps_teach_the_text_encoder_to_read():
+    model = build_base_model(1)
+    reading, encoder = ReadingLoss(model), model.text_encoder
+    ids = encode_captions(model.tokenizer, ["a red plain head , blue striped body", "blue plain head , red wing"])
+    optimizer = torch.optim.AdamW(encoder.parameters(), lr=2e-3)
+    losses = []
+    for _ in range(12):
+        loss = reading(encoder(input_ids=ids).last_hidden_state, ids)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(float(loss.detach()))
+    assert losses[-1] < 0.7 * losses[0]
