@@ -18,9 +18,9 @@ from ..concepts.atomic_file import replacing
 from ..concepts.errors import BestiaryError
 from ..demo.captions import caption_of
 from ..demo.species import Scene, Species, random_scene, random_species
+from .base_caption_reading import ReadingLoss
 from .base_model_parts import LATENT_CHANNELS, LATENT_NOISE, BaseModel, build_scheduler, encode_captions
 from .base_training_state import RunLog, StagePlan, StageState, rate_share, step_generator
-from .caption_reading import ReadingLoss
 
 logger = logging.getLogger(__name__)
 
