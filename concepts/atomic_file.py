@@ -41,3 +41,22 @@ def write_bytes(path: Path, content: bytes) -> None:
     """Write bytes atomically."""
     with replacing(path) as temporary:
         temporary.write_bytes(content)
+
+
+def check_writable(folder: Path) -> None:
+    """Make sure, before long work, that files can be made in `folder`, which need not exist yet; leaves no trace.
+
+    Raises:
+        BestiaryError: they cannot.
+    """
+    place = Path(folder).absolute()
+    while not place.exists():
+        place = place.parent
+    probe = place / f".writable.{os.getpid()}.part"
+    try:
+        probe.open("xb").close()
+        probe.unlink()
+    except OSError as fault:
+        raise BestiaryError(
+            f"cannot write to {folder}: {fault.strerror or fault}; choose another --out folder"
+        ) from fault

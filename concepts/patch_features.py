@@ -15,8 +15,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .concept_file import read_header
 from .denoiser import Denoiser, TextConditioning
 from .errors import BestiaryError
+from .safe_pickle import load_inert
 
 SourceName = Literal["dinov2", "diffusion", "descriptor"]
 SourceSpec = dict[str, "str | int | float"]
@@ -167,6 +169,8 @@ def _load_vision_transformer(model: str, weights: Path | str | None, image_size:
         raise BestiaryError(
             "the source dinov2 needs timm: pip install timm, or choose the source descriptor"
         ) from fault
+    if weights is not None:
+        _refuse_programs(Path(weights))
     options = {"checkpoint_path": str(weights)} if weights is not None else {"pretrained": True}
     try:
         built = timm.create_model(model, img_size=image_size, num_classes=0, **options)
@@ -176,6 +180,18 @@ def _load_vision_transformer(model: str, weights: Path | str | None, image_size:
             f"no weights for {model} {where}: {fault}. Give a checkpoint on disk, or choose the source diffusion or descriptor"
         ) from fault
     return built.eval().requires_grad_(False)
+
+
+def _refuse_programs(weights: Path) -> None:
+    """Make sure that a checkpoint holds data alone: older versions of timm unpickle whatever a file names.
+
+    Raises:
+        BestiaryError: it is missing, broken, or asks for more than tensors.
+    """
+    if weights.suffix == ".safetensors":
+        read_header(weights)
+    else:
+        load_inert(weights)
 
 
 class DiffusionFeatures:

@@ -12,7 +12,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 from pydantic import BaseModel, ConfigDict, Field
 
-from ..concepts.atomic_file import replacing, write_bytes
+from ..concepts.atomic_file import check_writable, replacing, write_bytes
 from ..concepts.errors import BestiaryError
 from ..concepts.part_dictionary import PartDictionary
 from .backbones import load_denoiser
@@ -92,10 +92,11 @@ def compose_files(settings: ComposeSettings, on_progress: Callable[[int, int], N
     """
     # load and check everything before the first picture
     dictionaries = load_dictionaries(settings.dictionaries)
+    folder = settings.out or Path(f"{settings.dictionaries[0].stem}-pictures")
+    check_writable(folder)
     base = settings.base or base_of(next(iter(dictionaries.values())))
     denoiser = load_denoiser(base, device=settings.device, dtype=settings.dtype)
     add_adapters(denoiser, dictionaries, settings.lora_strength)
-    folder = settings.out or Path(f"{settings.dictionaries[0].stem}-pictures")
     choice = SamplingChoice(settings.steps, settings.guidance, settings.size, settings.sampler)
     pictures = compose(
         dictionaries,

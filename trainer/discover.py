@@ -283,6 +283,6 @@ def _choose_sample(settings: DiscoverSettings, num_images: int, source: FeatureS
 
 
 def _result(folder: Path) -> DiscoveryResult:
-    report = read_report(folder)
+    report = read_report(folder, needs=("images", "skipped", "parts"))
     names = tuple(part["name"] for part in report["parts"])
     return DiscoveryResult(folder, report["images"], report["skipped"], names, report)

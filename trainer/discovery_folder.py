@@ -9,7 +9,7 @@ import io
 import json
 import os
 import shutil
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -72,8 +72,8 @@ class Discovery:
         return cls(folder, pictures, [pictures / name for name in names], maps, codebook, report)
 
 
-def read_report(folder: Path) -> dict[str, object]:
-    """The report of a finished discovery.
+def read_report(folder: Path, needs: Sequence[str] = ()) -> dict[str, object]:
+    """The report of a finished discovery; `needs` names the entries that the caller reads.
 
     Raises:
         BestiaryError: the folder holds none, an unfinished one, or a damaged report.
@@ -84,9 +84,13 @@ def read_report(folder: Path) -> dict[str, object]:
         cause = "an unfinished discovery: run the same `bestiary discover` again" if unfinished else "no discovery"
         raise BestiaryError(f"{folder} holds {cause}; give a folder that `bestiary discover` finished")
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as fault:
+        report = json.loads(path.read_text(encoding="utf-8"))
+        lacking = [name for name in ("images_folder", *needs) if name not in report]
+    except (ValueError, TypeError) as fault:
         raise BestiaryError(f"{path} is damaged ({fault}): discover anew with --restart") from fault
+    if lacking:
+        raise BestiaryError(f"{path} is damaged (it lacks {', '.join(lacking)}): discover anew with --restart")
+    return report
 
 
 def pictures_folder(folder: Path, report: Mapping[str, object]) -> Path:

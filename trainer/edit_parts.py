@@ -38,6 +38,7 @@ from .discovery_page import page_content, write_discovery_page
 from .discovery_state import DiscoveryState, read_plan
 
 _PIECE = 1024
+_REPORT_ENTRIES = ("images", "skipped", "parts", "typical", "examples", "part_of", "source", "settings")
 
 Edit = Callable[[PartCodebook], CodebookEdit]
 
@@ -130,7 +131,7 @@ def _edit(folder: Path, change: Edit, refit: bool = False) -> None:
     """Change the codebook and carry maps, captions, report and page over to it."""
     folder = Path(folder)
     finish_edit(folder)
-    report = read_report(folder)
+    report = read_report(folder, needs=_REPORT_ENTRIES)
     codebook = PartCodebook.load(folder / CODEBOOK)
     edit = change(codebook)
     old = read_maps(folder / PART_MAPS)

@@ -17,7 +17,7 @@ from typing import Any, Literal
 import torch
 from pydantic import BaseModel, ConfigDict, Field
 
-from ..concepts.atomic_file import write_text
+from ..concepts.atomic_file import check_writable, write_text
 from ..concepts.denoiser import ProgressCallback
 from ..concepts.errors import BestiaryError
 from ..concepts.part_codebook import PartCodebook
@@ -32,7 +32,7 @@ from .evaluation_cases import TestCase, mix_cases, reconstruction_cases
 from .evaluation_scores import score_pictures
 from .feature_sources import build_feature_source
 from .picture_judge import PictureJudge, Sight
-from .picture_making import Picture, PictureOrder, SamplingChoice, make_pictures
+from .picture_making import Picture, PictureOrder, SamplingChoice, check_backbone, make_pictures
 from .training_kinds import class_kinds, discovered_kinds, read_classes
 
 logger = logging.getLogger(__name__)
@@ -205,11 +205,14 @@ def evaluate_files(settings: EvaluateSettings, report: StageReport) -> Path:
     discovery = Discovery.load(settings.discovery)
     paths = {settings.dictionary.name.split(".")[0]: settings.dictionary, **settings.baselines}
     dictionaries = {name: PartDictionary.load(path) for name, path in paths.items()}
+    folder = settings.out or Path(f"{settings.dictionary.name.split('.')[0]}-evaluation")
+    check_writable(folder)
     base = settings.base or base_of(next(iter(dictionaries.values())))
     denoiser = load_denoiser(base, device=settings.device, dtype=settings.dtype)
     # what does not belong together is told before the long work
     for name, dictionary in dictionaries.items():
         check_same_discovery(name, dictionary, discovery.codebook)
+        check_backbone(name, dictionary, denoiser)
     choice = SamplingChoice(settings.steps, settings.guidance)
     evaluator = PartsEvaluator(
         discovery,
@@ -223,7 +226,6 @@ def evaluate_files(settings: EvaluateSettings, report: StageReport) -> Path:
     evaluation = Evaluation(discovery, evaluator.ceiling())
     for name, dictionary in dictionaries.items():
         evaluation.results[name] = evaluator.run(name, dictionary, report)
-    folder = settings.out or Path(f"{settings.dictionary.name.split('.')[0]}-evaluation")
     figures = evaluation.figures() | {"seconds": {"total": time.monotonic() - started}}
     figures["settings"] = settings.model_dump(mode="json", exclude={"out"})
     write_text(folder / "evaluation.json", json.dumps(figures, indent=1) + "\n")

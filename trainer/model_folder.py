@@ -11,6 +11,13 @@ from ..concepts.errors import BestiaryError
 CHECKPOINT_SUFFIXES = (".safetensors", ".ckpt", ".pt", ".pth", ".bin")
 WEIGHT_SUFFIXES = (".safetensors", ".bin")
 SD2_WIDTH = 1024
+NEEDED_FIELDS = {
+    "unet": ("in_channels", "cross_attention_dim"),
+    "vae": ("latent_channels", "block_out_channels"),
+    "text_encoder": ("hidden_size",),
+    "text_encoder_2": ("hidden_size",),
+}
+"""Component -> what its config must state before anything can be told of the model."""
 
 
 @dataclass(frozen=True)
@@ -45,6 +52,7 @@ def read_model_folder(path: Path) -> ModelFolder:
         configs["text_encoder_2"] = _read_json(path / "text_encoder_2" / "config.json")
     for component in ("unet", "vae", *(name for name in configs if name.startswith("text_encoder"))):
         _check_has_weights(path / component)
+    _check_fields(path, configs)
     _check_fit(path, configs)
     name = _backbone_name(path, configs)
     zero = bool(index.get("force_zeros_for_empty_prompt", name == "sdxl"))
@@ -91,6 +99,20 @@ def _check_has_weights(folder: Path) -> None:
     raise BestiaryError(
         f"{folder} holds no weights (.safetensors or .bin; found: {found}): download the model folder completely"
     )
+
+
+def _check_fields(path: Path, configs: Mapping[str, Mapping[str, object]]) -> None:
+    lacking = [
+        f"{name}/config.json lacks {field}"
+        for name, fields in NEEDED_FIELDS.items()
+        for field in fields
+        if name in configs and field not in configs[name]
+    ]
+    kind = str(configs["unet"].get("_class_name", "UNet2DConditionModel"))
+    if lacking and kind == "UNet2DConditionModel":  # other families are named by _check_fit
+        raise BestiaryError(
+            f"{path} is no Stable Diffusion model: {'; '.join(lacking)}; download the model folder again"
+        )
 
 
 def _check_fit(path: Path, configs: Mapping[str, Mapping[str, object]]) -> None:
