@@ -115,6 +115,7 @@ def train_judge(out: Path, *, seed: int, pictures: int, steps: int, batch: int =
     tensors = {k: v.half() if v.is_floating_point() else v for k, v in judge.state_dict().items()}
     with replacing(out) as temporary:
         save_file({k: v.contiguous() for k, v in tensors.items()}, temporary)
+        temporary.chmod(0o644)
     accuracy = judge_accuracy(AttributeJudge.load(out), draw_lessons(2000, seed + 1))
     return accuracy
 
@@ -131,8 +132,8 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, default=JUDGE_FILE)
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--pictures", type=int, default=16_000)
-    parser.add_argument("--steps", type=int, default=1_500)
+    parser.add_argument("--pictures", type=int, default=12_000)
+    parser.add_argument("--steps", type=int, default=1_000)
     given = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     accuracy = train_judge(given.out, seed=given.seed, pictures=given.pictures, steps=given.steps)
