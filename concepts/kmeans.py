@@ -22,6 +22,9 @@ CHUNK_ROWS = 16384
 _RESTART_STEPS = 15
 _BEST_STEPS = 50
 _SEEDING_ROWS = 4096
+_SEEDING_TRIALS = 3
+_SKETCH_ROWS = 4096
+_SKETCH_ROUNDS = 3
 _DENSE_UPDATE_CLUSTERS = 64  # below this a product with one-hot labels is faster than a scatter
 
 
@@ -74,21 +77,30 @@ def lloyd(
     when the summed squared movement of the centroids is at most `tolerance`. With `reseed` an empty cluster restarts at
     the row that its centroid explains worst; without, it keeps its place or, for raw means, becomes zero as in TorchPQ.
     """
+    return _lloyd(x, centroids, _inverse_norms(x), update, max_iterations, tolerance, reseed)
+
+
+def _lloyd(
+    x: Tensor,
+    centroids: Tensor,
+    inverse_norms: Tensor,
+    update: Update,
+    max_iterations: int,
+    tolerance: float,
+    reseed: bool,
+) -> KMeansResult:
     centroids = centroids.float().clone()
+    weights = inverse_norms if update == "spherical" else torch.ones_like(inverse_norms)
     previous = float("inf")
     for _ in range(max_iterations):
-        sums, counts, labels, similarity = _accumulate(x, centroids, unit_rows=update == "spherical")
+        sums, counts, labels, similarity = _accumulate(x, centroids, weights, inverse_norms)
         inertia = 1.0 - float(similarity.mean())
-        empty = (counts == 0).nonzero().flatten()
-        if (
-            update == "spherical"
-            and not (reseed and len(empty))
-            and previous - inertia <= tolerance * max(inertia, 1e-12)
-        ):
-            break
+        empty = (counts == 0).nonzero().flatten() if reseed else counts.new_zeros(0).long()
+        if update == "spherical" and not len(empty) and previous - inertia <= tolerance * max(inertia, 1e-12):
+            return KMeansResult(centroids, labels, inertia)
         previous = inertia
         moved = _new_centroids(sums, counts, centroids, update)
-        if reseed and len(empty):
+        if len(empty):
             worst = similarity.topk(min(len(empty), len(x)), largest=False).indices
             moved[empty[: len(worst)]] = x[worst].float()
         movement = float((moved - centroids).square().sum())
@@ -109,7 +121,7 @@ def fit_kmeans(
     update: Update = "spherical",
     reduce_to: int = 64,
     max_iterations: int = 100,
-    tolerance: float = 1e-4,
+    tolerance: float = 3e-4,
 ) -> KMeansResult:
     """Cluster the directions of rows `(n, d)` into `k` groups; same seed, same result.
 
@@ -125,22 +137,25 @@ def fit_kmeans(
         raise BestiaryError(
             f"cannot form {k} clusters out of {len(x)} rows: give more images or ask for fewer clusters"
         )
-    if not bool(torch.isfinite(x).all()):
-        raise BestiaryError(f"the features of {int((~torch.isfinite(x)).any(dim=1).sum())} rows are not finite numbers")
+    norms = _inverse_norms(x)  # of an infinite row: 0
+    broken = int((~norms.isfinite() | (norms == 0)).sum())
+    if broken:
+        raise BestiaryError(f"the features of {broken} rows are not finite numbers")
     generator = torch.Generator().manual_seed(seed)
     if update == "raw_mean":
         return _best_of_full_runs(x, k, generator, restarts, init, max_iterations, tolerance)
     sample = _subsample(x, max(CHUNK_ROWS, 32 * k), generator).float()  # (s, d)
-    reduced = F.normalize(_principal_part(F.normalize(sample, dim=1), reduce_to), dim=1)  # (s, reduce_to)
+    reduced = F.normalize(_principal_part(sample, reduce_to, generator), dim=1)  # (s, reduce_to)
     best: KMeansResult | None = None
     for _ in range(restarts):
         seeds = _seed(_subsample(reduced, max(_SEEDING_ROWS, 8 * k), generator), k, init, generator)
         tried = lloyd(reduced, seeds, max_iterations=_RESTART_STEPS)
         best = tried if best is None or tried.inertia < best.inertia else best
     best = lloyd(reduced, best.centroids, max_iterations=_BEST_STEPS)
-    sums, counts = _sum_by_label(F.normalize(sample, dim=1), best.labels, k)
-    start = torch.where(counts[:, None] > 0, sums, sample[:k] if len(sample) >= k else sums)
-    return lloyd(x, F.normalize(start, dim=1), max_iterations=max_iterations, tolerance=tolerance)
+    start = _sum_by_label(sample, best.labels, k, _inverse_norms(sample))
+    lone = start.norm(dim=1) == 0
+    start[lone] = sample[: int(lone.sum())]
+    return _lloyd(x, F.normalize(start, dim=1), norms, update, max_iterations, tolerance, reseed=True)
 
 
 def _best_of_full_runs(
@@ -160,8 +175,15 @@ def _best_of_full_runs(
     return min(runs, key=lambda run: run.inertia)
 
 
-def _accumulate(x: Tensor, centroids: Tensor, unit_rows: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """One pass over x: sums (k, d) and counts (k,) of members, labels (n,), similarities (n,)."""
+def _inverse_norms(x: Tensor) -> Tensor:
+    norms = torch.cat([x[start : start + CHUNK_ROWS].float().norm(dim=1) for start in range(0, len(x), CHUNK_ROWS)])
+    return 1 / norms.clamp_min(1e-8)
+
+
+def _accumulate(
+    x: Tensor, centroids: Tensor, weights: Tensor, inverse_norms: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """One pass over x: weighted sums (k, d) and counts (k,) of members, labels (n,), similarities (n,)."""
     k = len(centroids)
     directions = F.normalize(centroids, dim=1)
     sums, counts = torch.zeros_like(centroids), torch.zeros(k, device=x.device)
@@ -170,19 +192,19 @@ def _accumulate(x: Tensor, centroids: Tensor, unit_rows: bool) -> tuple[Tensor, 
     for start in range(0, len(x), CHUNK_ROWS):
         rows = slice(start, start + CHUNK_ROWS)
         chunk = x[rows].float()
-        unit = F.normalize(chunk, dim=1)
-        similarity[rows], labels[rows] = (unit @ directions.T).max(dim=1)  # (rows, k) -> (rows,)
-        chunk_sums, chunk_counts = _sum_by_label(unit if unit_rows else chunk, labels[rows], k)
-        sums += chunk_sums
-        counts += chunk_counts
+        best, labels[rows] = (chunk @ directions.T).max(dim=1)  # (rows, k) -> (rows,)
+        similarity[rows] = best * inverse_norms[rows]
+        sums += _sum_by_label(chunk, labels[rows], k, weights[rows])
+        counts += torch.bincount(labels[rows], minlength=k)
     return sums, counts, labels, similarity
 
 
-def _sum_by_label(x: Tensor, labels: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    counts = torch.bincount(labels, minlength=k).to(x.dtype)
+def _sum_by_label(x: Tensor, labels: Tensor, k: int, weights: Tensor) -> Tensor:
+    """Weighted sums (k, d) of the rows (n, d) under each label."""
     if k <= _DENSE_UPDATE_CLUSTERS:
-        return F.one_hot(labels, k).to(x.dtype).T @ x, counts  # (k, d)
-    return torch.zeros(k, x.shape[1], dtype=x.dtype, device=x.device).index_add_(0, labels, x), counts
+        members = torch.zeros(len(x), k, dtype=x.dtype, device=x.device)
+        return members.scatter_(1, labels.unsqueeze(1), weights.unsqueeze(1)).T @ x
+    return torch.zeros(k, x.shape[1], dtype=x.dtype, device=x.device).index_add_(0, labels, x * weights.unsqueeze(1))
 
 
 def _new_centroids(sums: Tensor, counts: Tensor, old: Tensor, update: Update) -> Tensor:
@@ -198,15 +220,18 @@ def _seed(x: Tensor, k: int, init: Init, generator: torch.Generator) -> Tensor:
 
 
 def _plus_plus(unit: Tensor, k: int, generator: torch.Generator) -> Tensor:
-    """k-means++ over unit rows (n, d): each next seed is drawn in proportion to 1 - cosine to the nearest seed."""
+    """Greedy k-means++ over unit rows (n, d): of a few rows drawn in proportion to 1 - cosine to the nearest seed, the one
+    that lowers the sum of these most becomes the next seed."""
     chosen = [int(torch.randint(len(unit), (1,), generator=generator))]
     distance = (1 - unit @ unit[chosen[0]]).clamp_min(0)  # (n,)
-    draws = torch.rand(k, generator=generator)
+    draws = torch.rand(k, _SEEDING_TRIALS, generator=generator, dtype=torch.float64).to(unit.device)
     for draw in draws[1:]:
         cumulative = distance.double().cumsum(0)
-        index = int(torch.searchsorted(cumulative, draw.double() * cumulative[-1], right=True).clamp_max(len(unit) - 1))
-        chosen.append(index)
-        distance = torch.minimum(distance, (1 - unit @ unit[index]).clamp_min(0))
+        tried = torch.searchsorted(cumulative, draw * cumulative[-1], right=True).clamp_max(len(unit) - 1)  # (trials,)
+        after = torch.minimum(distance, (1 - unit[tried] @ unit.T).clamp_min(0))  # (trials, n)
+        best = int(after.sum(dim=1).argmin())
+        chosen.append(int(tried[best]))
+        distance = after[best]
     return unit[chosen]
 
 
@@ -216,10 +241,15 @@ def _subsample(x: Tensor, rows: int, generator: torch.Generator) -> Tensor:
     return x[torch.randperm(len(x), generator=generator)[:rows].to(x.device)]
 
 
-def _principal_part(x: Tensor, width: int) -> Tensor:
-    """Rows (n, d) projected on the `width` leading directions of their second moment (n, width); no centring."""
+def _principal_part(x: Tensor, width: int, generator: torch.Generator) -> Tensor:
+    """Rows (n, d) projected on about the `width` leading directions of their second moment (n, width), without centring.
+
+    Randomised subspace iteration (Halko, Martinsson and Tropp 2011) on a part of the rows.
+    """
     if width <= 0 or x.shape[1] <= width:
         return x
-    moment = x.T @ x / len(x)  # (d, d)
-    directions = torch.linalg.eigh(moment).eigenvectors[:, -width:]
-    return x @ directions
+    some = F.normalize(_subsample(x, _SKETCH_ROWS, generator), dim=1)
+    basis = torch.randn(x.shape[1], width, generator=generator).to(x.device)  # (d, width)
+    for _ in range(_SKETCH_ROUNDS):
+        basis = torch.linalg.qr(some.T @ (some @ basis)).Q
+    return x @ basis
