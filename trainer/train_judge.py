@@ -27,6 +27,8 @@ logger = logging.getLogger(__name__)
 
 VISIBLE_PIXELS = 60
 """A part that shows fewer pixels than this (cut off by the edge, hidden) is neither taught nor counted."""
+FRESH_DRAWINGS = 2_000
+"""Drawings that a trained judge's accuracy is measured on."""
 
 
 @dataclass(frozen=True)
@@ -91,7 +93,7 @@ def _blurred(images: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def train_judge(out: Path, *, seed: int, pictures: int, steps: int, batch: int = 64) -> dict[str, float]:
-    """Trains a judge, writes its fp16 weights to `out`, returns its accuracy on 2000 fresh drawings."""
+    """Trains a judge, writes its fp16 weights to `out`, returns its accuracy on fresh drawings."""
     torch.manual_seed(seed)
     judge = AttributeJudge().to(memory_format=torch.channels_last)
     lessons = draw_lessons(pictures, seed)
@@ -116,7 +118,7 @@ def train_judge(out: Path, *, seed: int, pictures: int, steps: int, batch: int =
     with replacing(out) as temporary:
         save_file({k: v.contiguous() for k, v in tensors.items()}, temporary)
         temporary.chmod(0o644)
-    accuracy = judge_accuracy(AttributeJudge.load(out), draw_lessons(2000, seed + 1))
+    accuracy = judge_accuracy(AttributeJudge.load(out), draw_lessons(FRESH_DRAWINGS, seed + 1))
     return accuracy
 
 

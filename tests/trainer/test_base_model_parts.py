@@ -1,9 +1,11 @@
 """Tests of the base model's modules, tokenizer and export."""
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
+from bestiary.demo.attribute_judge import JUDGE_FILE
 from bestiary.demo.captions import caption_of, vocabulary
 from bestiary.demo.species import HELD_OUT_SPECIES, Scene
 from bestiary.trainer.base_model_parts import (
@@ -17,6 +19,8 @@ from bestiary.trainer.base_model_parts import (
     load_base_model,
 )
 from diffusers import StableDiffusionPipeline
+
+SHIPPED = Path(__file__).parents[2] / "demo" / "base_model"
 
 
 @pytest.fixture(scope="module")
@@ -99,3 +103,14 @@ def test_an_export_names_no_machine_and_no_version_bound_class(export):
     config = json.loads((folder / "text_encoder" / "config.json").read_text(encoding="utf-8"))
     assert config.get("dtype", "float32") == "float32"
     assert not list(folder.parent.glob(".*.part"))
+
+
+def test_the_shipped_model_is_of_this_shape_and_vocabulary_and_small():
+    files = [path for path in SHIPPED.rglob("*") if path.is_file()]
+    assert sum(path.stat().st_size for path in [*files, JUDGE_FILE]) <= 20_000_000
+    shipped, fresh = load_base_model(SHIPPED), build_base_model(0)
+    for name in ("autoencoder", "denoiser", "text_encoder"):
+        theirs = {key: value.shape for key, value in getattr(fresh, name).state_dict().items()}
+        assert {key: value.shape for key, value in getattr(shipped, name).state_dict().items()} == theirs
+    assert shipped.tokenizer.get_vocab() == fresh.tokenizer.get_vocab()
+    assert "dB PSNR" in (SHIPPED / "README.md").read_text(encoding="utf-8")
