@@ -73,7 +73,8 @@ def _binary_losses(maps: Tensor, target: Tensor, named: Tensor, owned: Tensor) -
     # the share of a token among the named ones: how much attention they get together does not count
     kept = maps * named  # (B, P, h, w)
     share = (kept / kept.sum(1, keepdim=True).clamp(min=FLOOR)).clamp(0, 1)  # (B, P, h, w)
-    entropy = functional.binary_cross_entropy(share, target, reduction="none")  # (B, P, h, w)
+    # the kernel aborts on NaN; the sum passes it on, so that training can say which pictures it came from
+    entropy = functional.binary_cross_entropy(share.nan_to_num(0), target, reduction="none") + 0 * share.detach()
     counts = (owned * named).sum((-1, -2))  # (B, P)
     return (entropy * owned * named).sum((-1, -2)) / counts.clamp(min=FLOOR), counts
 

@@ -162,15 +162,19 @@ def _claim(path: Path) -> bool:
     """Make `path` ours if it is new or empty."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.mkdir()
-    except FileExistsError:
-        if not path.is_dir() or any(path.iterdir()):
-            return False
     except OSError as fault:
-        raise BestiaryError(
-            f"cannot make the run folder {path}: {fault.strerror or fault}; choose another run.out"
-        ) from fault
+        raise _no_folder(path, fault) from fault
+    try:
+        path.mkdir()  # of two runs that start at once only one succeeds
+    except FileExistsError:
+        return path.is_dir() and not any(path.iterdir())
+    except OSError as fault:
+        raise _no_folder(path, fault) from fault
     return True
+
+
+def _no_folder(path: Path, fault: OSError) -> BestiaryError:
+    return BestiaryError(f"cannot make the run folder {path}: {fault.strerror or fault}; choose another run.out")
 
 
 def _read_state(path: Path) -> SavedState:

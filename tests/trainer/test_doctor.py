@@ -25,7 +25,7 @@ def test_findings_cover_pictures_sizes_disk_memory_and_one_forward_pass(settings
     lines = list(examine(settings))
     text = "\n".join(lines)
     assert "pictures: 6 in " in text and "head 4, body 5, background 6" in text
-    assert "tokens: 6, each in 1 to 6 pictures (median 2), 4 in fewer than 3" in text
+    assert "tokens: 6, each in 1 to 6 pictures (median 2), 5 in fewer than 3" in text
     assert "trained at 64 px, cached at 64 px (0 MiB of latents), attention read at 8 x 8" in text
     assert "work: 1000 steps of 8 pictures, 1333.3 passes" in text
     assert "disk: about" in text and "memory: about" in text

@@ -139,6 +139,14 @@ def test_forms_of_the_attention_loss_train(make, form: str, columns: str) -> Non
     assert losses[-1] < losses[0]
 
 
+def test_not_a_number_comes_through_to_the_loss(make) -> None:
+    """So that the loop can name the pictures, where a kernel would abort."""
+    objective = make()
+    batch = batch_of(objective)
+    batch.moments[2, 0, 0, 0, 0] = torch.nan
+    assert objective(batch).total.isnan()
+
+
 def test_chosen_layers_are_read_and_brought_to_one_size(make) -> None:
     objective = make()
     layers = objective.denoiser.cross_attention_layers()
