@@ -15,6 +15,12 @@ from bestiary.concepts.foreground import (
 from torch import Tensor
 
 
+@pytest.fixture(autouse=True)
+def short_training(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("bestiary.concepts.foreground._TRAINING_STEPS", 100)
+    monkeypatch.setattr("bestiary.concepts.foreground._BATCH_ROWS", 512)
+
+
 def scenes(count: int, seed: int = 0) -> tuple[Tensor, Tensor]:
     """Things of many looks before a night or a day sky, over one ground: features (N, 12, 12, 8), truth (N, 12, 12).
 
@@ -51,14 +57,14 @@ def blob(border: bool) -> tuple[Tensor, Tensor]:
 
 
 def test_things_are_found_though_night_and_day_differ_more() -> None:
-    features, truth = scenes(48)
+    features, truth = scenes(32)
     model = fit_foreground(features, seed=0)
     assert iou(model.probability(features) > 0.5, truth) > 0.85
     assert model.margin > 0.3
 
 
 def test_new_pictures_are_treated_one_by_one() -> None:
-    model = fit_foreground(scenes(48)[0], seed=0)
+    model = fit_foreground(scenes(32)[0], seed=0)
     features, truth = scenes(10)
     together = model.probability(features)
     alone = torch.cat([model.probability(features[[index]]) for index in range(10)])

@@ -13,6 +13,7 @@ from bestiary.concepts.patch_features import (
     DinoFeatures,
     PatchGrid,
     default_blocks,
+    default_timestep,
     rgb_to_lab,
 )
 from PIL import Image, ImageCms
@@ -172,9 +173,27 @@ def test_unknown_blocks_and_timesteps_are_refused() -> None:
         DiffusionFeatures(FakeDenoiser(), timestep=1000)
 
 
-def test_default_blocks_exist() -> None:
+def test_a_margin_hides_how_far_the_border_is() -> None:
     denoiser = FakeDenoiser()
-    assert set(default_blocks(denoiser)) <= set(denoiser.feature_blocks())
+    source = DiffusionFeatures(denoiser, blocks=["down.0"], margin=4, timestep=0)
+    plain = DiffusionFeatures(denoiser, blocks=["down.0"], margin=0, timestep=0)
+    images = pictures(1)
+    assert source(images).features.shape == plain(images).features.shape
+    assert source.spec["margin"] == 4
+    with pytest.raises(BestiaryError, match="margin 16: a picture of 16 patches has room for 0 to 15"):
+        DiffusionFeatures(denoiser, blocks=["down.0"], margin=16)
+
+
+def test_default_blocks_and_timestep() -> None:
+    denoiser = FakeDenoiser()
+    denoiser.feature_blocks = lambda: {"down_blocks.0.resnets.0": 1, "down_blocks.0.attentions.0": 1, "up_blocks.0": 2}
+    assert default_blocks(denoiser) == ("down_blocks.0.attentions.0",)
+    assert default_timestep(denoiser) == 20
+    deep = FakeDenoiser()
+    deep.backbone = BACKBONES["sd15"]
+    deep.feature_blocks = lambda: {"up_blocks.0": 4, "up_blocks.0.resnets.0": 8, "up_blocks.1": 2, "up_blocks.2": 1}
+    assert default_blocks(deep) == ("up_blocks.0", "up_blocks.1")
+    assert default_timestep(deep) == 261
 
 
 def test_dino_features_are_the_last_blocks_before_the_norm(tmp_path: Path) -> None:
