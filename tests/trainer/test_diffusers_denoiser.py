@@ -135,7 +135,7 @@ def test_vectors_and_adapters_learn_together(backbone: str, tiny_denoiser: Calla
     adapters = denoiser.add_lora(LoraSpec(rank=2))
     tokens = denoiser.tokenize([PromptPiece("a "), PromptPiece(None), PromptPiece("bird")])
     vectors = torch.randn(2, 1, denoiser.backbone.vector_width, requires_grad=True)
-    latents, noise = torch.randn(2, 2, denoiser.backbone.latent_channels, 8, 8).unbind(0)
+    latents, noise = torch.randn(2, 2, denoiser.backbone.latent_channels, 32, 32).unbind(0)
     times = torch.tensor([100, 800])
     noised = denoiser.schedule.add_noise(latents, noise, times)
     target = denoiser.schedule.target(latents, noise, times)
@@ -149,7 +149,7 @@ def test_vectors_and_adapters_learn_together(backbone: str, tiny_denoiser: Calla
     learned = [vectors, *adapters.values()]
     assert all(parameter.grad is not None for parameter in learned) and vectors.grad.any()
     length = sum(parameter.grad.square().sum() for parameter in learned).sqrt()
-    step = 0.02
+    step = 1e-3  # narrow group norms of random weights bend soon
     with torch.no_grad():
         for parameter in learned:
             parameter -= step * parameter.grad / length
