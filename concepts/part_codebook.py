@@ -154,8 +154,8 @@ class PartCodebook:
         if wanted.isdigit() and int(wanted) < len(names):
             return int(wanted)
         near = difflib.get_close_matches(wanted, names, n=1, cutoff=0.5)
-        hint = f", did you mean {near[0]!r}?" if near else ""
-        raise BestiaryError(f"unknown part {text!r}{hint} Parts are {', '.join(self.part_names)}")
+        hint = f" (did you mean {near[0]!r}?)" if near else ""
+        raise BestiaryError(f"unknown part {text!r}{hint}: parts are {', '.join(self.part_names)}")
 
     def find_kind(self, part: int, text: str) -> int:
         """Index of a part's kind by name or number.

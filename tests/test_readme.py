@@ -46,6 +46,17 @@ def _help_of(verbs: list[str]) -> str:
     raise AssertionError("no such command")
 
 
+def test_files_that_commands_show_are_where_the_commands_before_them_write() -> None:
+    from bestiary.trainer.settings import RunSettings
+
+    lines = [line for block in _shell_blocks() for line in block.splitlines()]
+    (run,) = [re.search(r"--out (\S+)", line).group(1) for line in lines if line.startswith("bestiary train parts")]
+    shown = {word for line in lines for word in line.split() if word.endswith(".safetensors")}
+    assert shown == {f"{run}/{RunSettings().name}.safetensors"}
+    found = re.search(r"--out (\S+)", next(line for line in lines if line.startswith("bestiary discover"))).group(1)
+    assert all(f"--discovery {found}" in line for line in lines if "--discovery" in line)
+
+
 def test_pictures_and_files_that_readme_links_exist() -> None:
     targets = re.findall(r"\]\(([^)#]+)\)", README)
     assert [target for target in targets if "://" not in target and not (ROOT / target).exists()] == []

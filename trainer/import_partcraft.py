@@ -22,7 +22,7 @@ from ..concepts.foreground import CentroidForeground
 from ..concepts.lora_names import to_kohya
 from ..concepts.part_codebook import SUFFIX, PartCodebook
 from ..concepts.part_dictionary import PartDictionary
-from ..concepts.part_model import CentroidParts
+from ..concepts.part_model import CentroidParts, background_centroid
 from ..concepts.token_projector import TokenProjector
 from .partcraft_files import COARSE, FINE, FOREGROUND, PartCraftFile, PartCraftKind, read_partcraft_file
 
@@ -106,12 +106,21 @@ def import_partcraft(
     codebook = _codebook(found["kmeans"], layout, foreground_cluster) if "kmeans" in found else None
     # --out may be a folder
     out = out if out.suffix == ".safetensors" else out / "partcraft.safetensors"
-    dictionary.save(out)
     written = [out]
     if codebook is not None:
         written.append(out.with_name(out.name.removesuffix(".safetensors") + SUFFIX))
+    _spare_sources(written, files)
+    if codebook is not None:
         codebook.save(written[1])
+    dictionary.save(out)
     return ImportedPartCraft(dictionary, codebook, tuple(written))
+
+
+def _spare_sources(written: Sequence[Path], files: Sequence[Path]) -> None:
+    sources = {Path(path).resolve() for path in files}
+    for path in written:
+        if path.resolve() in sources:
+            raise BestiaryError(f"{path} is one of the checkpoints to be imported: choose another --out")
 
 
 def _by_kind(files: Sequence[PartCraftFile]) -> dict[PartCraftKind, PartCraftFile]:
@@ -259,7 +268,7 @@ def _codebook(kmeans: PartCraftFile, layout: PartLayout, foreground_cluster: int
             "expected as many as the names say, and cluster 0 or 1"
         )
     # background patches had been replaced by the constant vector -1, so one centroid points there
-    background = int(torch.nn.functional.cosine_similarity(coarse, -torch.ones(1, width)).argmax())
+    background = background_centroid(coarse)
     if layout.background and layout.parts[layout.background] != background:
         raise BestiaryError(
             f"{kmeans.path} has its background in part {background}, the names in part "

@@ -83,7 +83,7 @@ def test_a_part_joined_with_the_background_is_dropped() -> None:
 def test_joined_kinds_lie_between_and_later_ones_move_up() -> None:
     edit = merge_kinds(codebook(), "body", ["0", "1"], "slim")
     ours = edit.codebook
-    assert torch.allclose(ours.fine[2], unit([1, 1, 0, 0], [0, 0, 1, 0]))
+    assert torch.allclose(ours.fine[2], unit([1.0, 1, 0, 0], [0.0, 0, 1, 0]))
     assert ours.kind_names[2] == {0: "slim", 1: "round"}
     assert edit.apply(MAPS).codes[:, 2].tolist() == [1, ABSENT, 0]
 
@@ -99,7 +99,10 @@ def test_a_dropped_kind_leaves_its_pictures_without_the_part() -> None:
     ("edit", "message"),
     [
         (lambda book: rename(book, {"head": "body"}), "two parts would be called 'body': choose different names"),
-        (lambda book: rename(book, None, {"head": {"red": "BLUE"}}), "two kinds of part 'head' would be called 'BLUE'"),
+        (
+            lambda book: rename(book, None, {"head": {"red": "BLUE"}}),
+            "two kinds of part 'head' would be called 'blue': choose",
+        ),
         (lambda book: rename(book, {"head": "a:b"}), "'a:b' cannot be a name in a prompt: use words"),
         (lambda book: rename(book, {"head": "7"}), "'7' cannot be a name in a prompt"),
         (lambda book: rename(book, {"tail": "x"}), "unknown part 'tail'"),

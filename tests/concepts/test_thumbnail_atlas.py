@@ -78,3 +78,12 @@ def test_a_cut_picture_fails_clearly_when_shown() -> None:
     cut = ThumbnailAtlas(whole.webp[: len(whole.webp) // 2], whole.index, whole.tile_size, whole.columns)
     with pytest.raises(BestiaryError, match="the thumbnails are broken"):
         ThumbnailAtlas.from_tensors(cut.to_tensors()).tile(0, 0)
+
+
+def test_a_pillow_without_webp_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(self: Image.Image, *args: object, **options: object) -> None:
+        raise KeyError("WEBP")
+
+    monkeypatch.setattr(Image.Image, "save", refuse)
+    with pytest.raises(BestiaryError, match=r"this Pillow cannot write WebP \('WEBP'\): install a current Pillow"):
+        ThumbnailAtlas.from_images({(0, 0): Image.new("RGB", (8, 8))})

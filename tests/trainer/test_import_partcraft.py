@@ -179,6 +179,18 @@ def test_misfits_are_explained(published: list[Path], tmp_path: Path) -> None:
     assert not out.exists()
 
 
+def test_a_checkpoint_is_never_overwritten_by_its_import(tmp_path: Path) -> None:
+    for name in ("mapper.safetensors", "x.parts.safetensors"):
+        save_file(mapper() if name.startswith("mapper") else kmeans(7), str(tmp_path / name))
+    sources = [tmp_path / "mapper.safetensors", tmp_path / "x.parts.safetensors"]
+    before = [path.read_bytes() for path in sources]
+    for out in (sources[0], tmp_path / "x.safetensors"):
+        with pytest.raises(BestiaryError, match="is one of the checkpoints to be imported: choose another --out"):
+            import_partcraft(sources, out, names="cub")
+    assert [path.read_bytes() for path in sources] == before
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["mapper.safetensors", "x.parts.safetensors"]
+
+
 def test_broken_layout_files_say_the_field(published: list[Path], tmp_path: Path) -> None:
     layout = tmp_path / "parts.toml"
     layout.write_text("clases = 3\n[parts]\nhead = 0\n")

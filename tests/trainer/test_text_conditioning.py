@@ -6,6 +6,7 @@ import pytest
 import torch
 from bestiary.concepts.denoiser import PromptPiece, PromptTokens
 from bestiary.concepts.errors import BestiaryError
+from bestiary.trainer import text_conditioning
 from torch import Tensor
 
 BACKBONES = ("sd15", "sd2", "sdxl", "bestiary-demo")
@@ -183,6 +184,16 @@ def test_word_vectors_are_embedding_rows_side_by_side(tiny_denoiser: Callable) -
     assert torch.equal(rows, torch.cat(expected, dim=-1))
     with pytest.raises(BestiaryError, match="' ' holds no word the tokenizer knows"):
         denoiser.word_vectors(" ")
+
+
+def test_words_that_two_tokenizers_cut_differently_are_refused(tiny_denoiser: Callable, monkeypatch) -> None:
+    denoiser = tiny_denoiser("sdxl")
+    cut = iter([[5], [5, 6]])
+    monkeypatch.setattr(text_conditioning, "_plain_ids", lambda tokenizer, words: next(cut))
+    with pytest.raises(
+        BestiaryError, match="the text encoders cut 'head' into different numbers of tokens: choose another word"
+    ):
+        denoiser.word_vectors("head")
 
 
 def test_wrong_vectors_are_refused(tiny_denoiser: Callable) -> None:
