@@ -35,6 +35,8 @@ FRESH_SEED = 90_210
 class BaseModelFigures:
     """Everything the model card states as measured."""
 
+    pictures: int
+    """Fresh drawings, and pictures of each kind, that were measured."""
     reconstruction_psnr: float
     """Mean dB over fresh drawings."""
     held_out_loss: float
@@ -102,6 +104,7 @@ def measure_base_model(
     rare = [HELD_OUT_SPECIES[i % len(HELD_OUT_SPECIES)] for i in range(pictures)]
     held, _ = generated_scores(model, judge, rare, steps=steps, guidance=guidance, seed=FRESH_SEED + 3)
     figures = BaseModelFigures(
+        pictures=pictures,
         reconstruction_psnr=round(psnr, 2),
         held_out_loss=round(loss, 4),
         generated={"random": _shares(free), "held_out": _shares(held)},
@@ -133,13 +136,17 @@ def model_card(figures: BaseModelFigures, facts: dict[str, object], size: int) -
     settings = facts["settings"]
     vae, denoiser = facts.get("autoencoder", {}), facts.get("export", {})
     rows = [
-        f"| {name} | {figures.generated['random'][key]:.3f} | {figures.generated['held_out'][key]:.3f} | {reach} |"
-        for name, key, reach in (
-            ("colours", "color", f"{figures.drawings['color']:.3f}"),
-            ("patterns", "pattern", f"{figures.drawings['pattern']:.3f}"),
-            ("shapes", "shape", f"{figures.drawings['shape']:.3f}"),
-            ("all three at once", "all_three", "-"),
+        f"| {name} | {figures.generated['random'][key]:.3f} | {figures.generated['held_out'][key]:.3f} | {chance} | {reach} |"
+        for name, key, chance, reach in (
+            ("colours", "color", "0.100", f"{figures.drawings['color']:.3f}"),
+            ("patterns", "pattern", "0.200", f"{figures.drawings['pattern']:.3f}"),
+            ("shapes", "shape", "0.200", f"{figures.drawings['shape']:.3f}"),
+            ("all three at once", "all_three", "0.004", "-"),
         )
+    ]
+    aims = [
+        f"Aim for {name}: {aim}, {'reached' if figures.generated['random'][key] >= aim else 'missed'}."
+        for name, key, aim in (("colours", "color", 0.9), ("patterns", "pattern", 0.8))
     ]
     parts = [
         f"| {part} | {s['color']:.3f} | {s['pattern']:.3f} | {s['shape']:.3f} |" for part, s in figures.parts.items()
@@ -165,21 +172,28 @@ def model_card(figures: BaseModelFigures, facts: dict[str, object], size: int) -
         f"{vae.get('minutes')} minutes",
         f"- denoiser and text encoder: {denoiser.get('step')} steps of {settings['denoiser_batch']} on the first "
         f"{settings['latent_pictures']} drawings, {denoiser.get('minutes')} minutes",
+        f"- of these steps, the first {settings['plain_steps']} with plain min-SNR weights; from step "
+        f"{settings['reading_after']} on with the reading loss of `trainer/base_caption_reading.py`",
+        f"- learning rates {settings['vae_learning_rate']:g} and {settings['denoiser_learning_rate']:g}, the latter falling "
+        f"over the last {100 * (1 - settings['decay_from']):.0f} %; moving average {settings['ema_decay']:g}",
         f"- hardware: {facts['hardware']}; other programs ran beside the training",
         "",
         "This is a short schedule: a few passes over the drawings, chosen to end within the time that was there and not",
-        "because the loss had stopped falling. `--set denoiser_steps=20000` goes on from the same work folder's state.",
+        "because the loss had stopped falling. `--set denoiser_steps=20000` trains longer.",
         "",
         "## Measured",
         "",
-        f"- reconstruction of fresh drawings: {figures.reconstruction_psnr:.2f} dB PSNR",
+        f"- reconstruction of {figures.pictures} fresh drawings: {figures.reconstruction_psnr:.2f} dB PSNR",
         f"- min-SNR-weighted epsilon loss on fresh drawings with full captions: {figures.held_out_loss:.4f}",
-        f"- attributes of generated pictures against their captions ({DDIM_STEPS} DDIM steps, guidance {GUIDANCE:g}), as the judge of",
-        "  `demo/attribute_judge.py` sees them; the last column is the judge's own accuracy on fresh drawings:",
+        f"- attributes of {figures.pictures} generated pictures of each kind against their captions ({DDIM_STEPS} DDIM steps,",
+        f"  guidance {GUIDANCE:g}), as the judge of `demo/attribute_judge.py` sees them; the last column is the judge's",
+        "  own accuracy on fresh drawings:",
         "",
-        "| share right | random captions | held-out species | judge on drawings |",
-        "|---|---|---|---|",
+        "| share right | random captions | held-out species | by chance | judge on drawings |",
+        "|---|---|---|---|---|",
         *rows,
+        "",
+        *aims,
         "",
         "| part, random captions | colours | patterns | shapes |",
         "|---|---|---|---|",

@@ -1,6 +1,7 @@
 """Tests of the base model's report: what is measured, what the card says."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -21,7 +22,7 @@ from bestiary.trainer.base_model_report import (
 from bestiary.trainer.train_base import TrainBaseSettings
 
 SHARES = {"color": 0.91, "pattern": 0.82, "shape": 0.73, "all_three": 0.64}
-FIGURES = BaseModelFigures(27.5, 0.0625, {"random": SHARES, "held_out": SHARES}, SHARES, {"wing": SHARES})
+FIGURES = BaseModelFigures(120, 27.5, 0.0625, {"random": SHARES, "held_out": SHARES}, SHARES, {"wing": SHARES})
 
 
 @pytest.fixture(scope="module")
@@ -98,11 +99,14 @@ def test_facts_are_those_of_the_last_lines(work):
 def test_the_card_states_figures_settings_and_the_short_schedule(work):
     card = model_card(FIGURES, training_facts(work), 18_500_000)
     for words in (
-        "27.50 dB", "0.0625", "18.50 MB", "seed 7", "an abacus", "500 steps of 8 crops", "44000 drawings, 2.0 minutes",
-        "90 steps of 32 on the first 20000 drawings, 10.5 minutes", "This is a short schedule",
-        "| colours | 0.910 | 0.910 | 0.910 |", "| all three at once | 0.640 | 0.640 | - |", "| wing | 0.910 | 0.820 | 0.730 |",
+        "of 120 fresh drawings: 27.50 dB", "0.0625", "18.50 MB", "seed 7", "an abacus", "500 steps of 8 crops", "44000 drawings, 2.0 minutes",
+        "90 steps of 32 on the first 20000 drawings, 10.5 minutes", "This is a short schedule", "the first 1500 with plain", "from step 2500 on",
+        "| colours | 0.910 | 0.910 | 0.100 | 0.910 |", "| all three at once | 0.640 | 0.640 | 0.004 | - |", "| wing | 0.910 | 0.820 | 0.730 |",
     ):  # fmt: skip
         assert words in card
+    assert "Aim for colours: 0.9, reached.\nAim for patterns: 0.8, reached." in card
+    worse = replace(FIGURES, generated={"random": SHARES | {"pattern": 0.79}, "held_out": SHARES})
+    assert "Aim for patterns: 0.8, missed." in model_card(worse, training_facts(work), 1)
 
 
 @pytest.mark.train
