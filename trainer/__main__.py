@@ -3,6 +3,7 @@
 Exit codes: 0 done, 2 the user can mend it (one line says how), 130 stopped by the user.
 """
 
+import importlib.util
 import logging
 import sys
 from collections.abc import Sequence
@@ -11,8 +12,6 @@ from pathlib import Path
 
 def _run_uninstalled() -> int:
     """Make the pack importable as `bestiary` when this folder is run as a script, and run the program from there."""
-    import importlib.util
-
     root = Path(__file__).resolve().parent.parent
     script_folder = str(root / "trainer")
     sys.path[:] = [entry for entry in sys.path if entry != script_folder]
@@ -27,6 +26,10 @@ def _run_uninstalled() -> int:
 if not __package__:
     sys.exit(_run_uninstalled())
 
+if importlib.util.find_spec("typer") is None:
+    sys.stderr.write('bestiary: the command line needs typer: install it with `pip install "bestiary[trainer]"`\n')
+    sys.exit(2)
+
 import typer  # noqa: E402
 from typer.core import TyperGroup  # noqa: E402
 
@@ -37,6 +40,7 @@ from . import commands_demo, commands_discover, commands_files, commands_train, 
 _UsageFault = typer.BadParameter.__mro__[2]
 
 _EXTRA = ("diffusers", "transformers", "peft", "accelerate", "tomli_w")
+_NO_MEMORY = "out of memory: take a smaller batch or size, for training base.checkpointing=true or a recipe for less"
 _COMMANDS = (
     "demo",
     "discover",
@@ -101,6 +105,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _failed(f'this command needs {fault.name}: install it with `pip install "bestiary[trainer]"`', 2)
     except OSError as fault:
         return _failed(f"{fault.filename or 'a file'}: {fault.strerror or fault}", 2)
+    except (MemoryError, RuntimeError) as fault:
+        # torch's own class, known by its name because torch is loaded only where it is needed
+        if not isinstance(fault, MemoryError) and type(fault).__name__ != "OutOfMemoryError":
+            raise
+        return _failed(f"{_NO_MEMORY} ({str(fault).split('. ')[0] or 'the system gave no more'})", 2)
     if result == 130:
         return _failed("stopped; run the same command again (or `bestiary resume RUN`) to go on", 130)
     return result if isinstance(result, int) else 0

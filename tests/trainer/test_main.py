@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 import typer
 from bestiary.concepts.errors import BestiaryError
 from bestiary.trainer import __main__ as program
@@ -137,6 +138,44 @@ def test_missing_extra_says_what_to_install(monkeypatch, capsys):
     _raising(monkeypatch, ModuleNotFoundError("No module named 'diffusers'", name="diffusers"))
     assert program.main(["inspect", "x"]) == 2
     assert "pip install" in _only_line(capsys)
+
+
+@pytest.mark.parametrize(
+    ("fault", "shown"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has ..."), "CUDA out of memory"),
+        (MemoryError(), "the system gave no more"),
+    ],
+)
+def test_memory_that_is_full_is_one_line_with_a_remedy(monkeypatch, capsys, fault, shown):
+    _raising(monkeypatch, fault)
+    assert program.main(["inspect", "x"]) == 2
+    line = _only_line(capsys)
+    assert line.startswith("bestiary: out of memory: take a smaller batch") and line.endswith(f"({shown})")
+
+
+def test_other_faults_of_libraries_are_not_hidden(monkeypatch):
+    _raising(monkeypatch, RuntimeError("shapes do not match"))
+    with pytest.raises(RuntimeError, match="shapes"):
+        program.main(["inspect", "x"])
+
+
+def test_without_the_extra_the_command_says_what_to_install(tmp_path):
+    program_without_typer = f"""
+import importlib.abc, runpy, sys
+class Hide(importlib.abc.MetaPathFinder):
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] == "typer":
+            raise ModuleNotFoundError("hidden", name=name)
+find_spec = importlib.util.find_spec
+importlib.util.find_spec = lambda name, package=None: None if name == "typer" else find_spec(name, package)
+sys.meta_path.insert(0, Hide())
+runpy.run_path({str(ROOT / "trainer")!r}, run_name="__main__")
+"""
+    command = [sys.executable, "-c", "import importlib.util\n" + program_without_typer]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 2, done.stderr
+    assert done.stderr.count("\n") == 1 and 'pip install "bestiary[trainer]"' in done.stderr
 
 
 def test_a_fault_of_the_program_itself_is_not_hidden(monkeypatch):
