@@ -134,11 +134,9 @@ def fit_foreground(
     place = _center_guess(h, w)
     labels = place.expand(len(features), h, w)
     for step in range(rounds):
-        hidden_weight, hidden_bias, output_weight, bias = _train_classifier(rows, labels.flatten(), seed + step)
-        place_logit = torch.logit(place) - torch.logit(labels.mean()) + bias
-        model = LearnedForeground(hidden_weight, hidden_bias, output_weight, place_logit)
+        model = _train_model(rows, labels, place, seed + step)
         labels = _in_chunks(model, features, saliency)  # (N, h, w)
-        place = _blurred(_blurred(labels.mean(dim=0))).clamp(0.01, 0.99)
+        place = _covered_places(labels)
     margin = foreground_margin((labels > 0.5) ^ flip)
     if margin < LOW_MARGIN:
         log.warning(
@@ -148,6 +146,18 @@ def fit_foreground(
             LOW_MARGIN,
         )
     return replace(model, margin=margin, flipped=flip)
+
+
+def refit_foreground(
+    model: LearnedForeground, features: Tensor, saliency: Tensor | None, mask: Tensor, *, seed: int
+) -> LearnedForeground:
+    """Train the classifier again on a better mask `(N, h, w)` of the pictures it was fitted on, such as that of their parts.
+
+    `mask` is what the model shall answer, so the complement of a flipped model's own classifier.
+    """
+    labels = (mask ^ model.flipped).float()
+    trained = _train_model(_with_saliency(features, saliency).flatten(0, 2), labels, _covered_places(labels), seed)
+    return replace(trained, smoothing=model.smoothing, margin=foreground_margin(mask), flipped=model.flipped)
 
 
 def foreground_margin(mask: Tensor) -> float:
@@ -219,6 +229,16 @@ def _center_guess(h: int, w: int) -> Tensor:
     y, x = torch.meshgrid(torch.linspace(-1, 1, h), torch.linspace(-1, 1, w), indexing="ij")
     guess = torch.exp(-(y.square() + x.square()) / (2 * _CENTER_WIDTH**2))
     return guess.masked_fill(border_patches(h, w), 0.0).clamp(0.03, 0.9)
+
+
+def _train_model(rows: Tensor, labels: Tensor, place: Tensor, seed: int) -> LearnedForeground:
+    """A model from patches (N * h * w, D), soft labels (N, h, w) and how often each place is covered (h, w)."""
+    *weights, bias = _train_classifier(rows, labels.flatten(), seed)
+    return LearnedForeground(*weights, torch.logit(place) - torch.logit(labels.mean().clamp(1e-4, 1 - 1e-4)) + bias)
+
+
+def _covered_places(labels: Tensor) -> Tensor:
+    return _blurred(_blurred(labels.mean(dim=0))).clamp(0.01, 0.99)
 
 
 def _train_classifier(rows: Tensor, labels: Tensor, seed: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:

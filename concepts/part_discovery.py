@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from .errors import BestiaryError
-from .foreground import fit_foreground
+from .foreground import fit_foreground, refit_foreground
 from .kind_count import choose_kind_count
 from .kmeans import fit_kmeans
 from .part_codebook import FeatureSpace, PartCodebook
@@ -30,6 +30,7 @@ log = logging.getLogger(__name__)
 DEFAULT_PARTS = 5
 _SPACE_WIDTH = 64
 _WHITENING = 0.5
+_REFIT_SEED = 100
 _FEWEST_FOREGROUND = 16  # patches per part
 
 
@@ -82,6 +83,11 @@ def fit_parts(
     _check_foreground(probability > 0.5, wanted)
     parts = fit_learned_parts(features, probability, wanted, seed=seed)
     labels = parts.labels(features, probability, wanted)  # (N, h, w)
+    if bool((labels < wanted).any()):  # the parts' edges are better than the classifier's: it learns from them once
+        foreground = refit_foreground(foreground, features, sample.saliency, labels < wanted, seed=seed + _REFIT_SEED)
+        probability = foreground.probability(features, sample.saliency)
+        parts = fit_learned_parts(features, probability, wanted, seed=seed)
+        labels = parts.labels(features, probability, wanted)
     share = float((labels < wanted).float().mean())
     return PartCodebook(
         feature_spec=dict(spec or {}),

@@ -20,7 +20,7 @@ _TEMPERATURE = 0.08
 _SMOOTHING = 2.0
 _PRIOR_PATCHES = 3.0
 """Patches with the picture's mean look that every component is credited with."""
-_MOST_CERTAIN = 0.85
+_MOST_CERTAIN = 0.75
 """Foreground probabilities are drawn in to within 1 - this and this: the mixture may overrule the classifier."""
 _PLACE_TRUST = 0.5
 """Exponent of the odds of being foreground at a place."""

@@ -10,6 +10,7 @@ from bestiary.concepts.foreground import (
     fit_foreground,
     foreground_from_file,
     foreground_margin,
+    refit_foreground,
     smooth_within_pictures,
 )
 from torch import Tensor
@@ -97,6 +98,16 @@ def test_flipping_gives_the_complement() -> None:
     theirs = fit_foreground(features, seed=0)
     assert torch.allclose(ours.probability(features), 1 - theirs.probability(features))
     assert ours.margin == pytest.approx(-theirs.margin, abs=1e-6)
+
+
+@pytest.mark.parametrize("flip", [False, True])
+def test_refitting_learns_a_better_mask(flip: bool) -> None:
+    features, truth = scenes(32)
+    early = fit_foreground(features, seed=0, rounds=1, flip=flip)
+    ours = refit_foreground(early, features, None, truth ^ flip, seed=1)
+    assert iou((ours.probability(features) > 0.5) ^ flip, truth) > 0.9
+    assert ours.flipped == flip
+    assert ours.margin == pytest.approx(foreground_margin(truth ^ flip))
 
 
 def test_saliency_helps_where_looks_say_nothing() -> None:
