@@ -69,6 +69,8 @@ class MethodSettings(Section):
     """Add a learned vector per part to its tokens before the projector."""
     initial_words: str = ""
     """Words whose embeddings the tokens start around, such as "bird animal"; empty starts around common words."""
+    part_words: str = ""
+    """Words that parts may be, such as "head wing tail"; each part starts at the one that already looks at its region."""
     initial_spread: float = Field(0.5, ge=0, le=4)
     """Spread of the first tokens in units of the standard deviation of word embeddings, 0 to 4."""
     min_snr: float = Field(5.0, ge=0)

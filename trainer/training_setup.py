@@ -22,12 +22,13 @@ from .fit import Parallel, SingleProcess
 from .latent_cache import CacheSpec, LatentCache, open_cache, picture_stamps
 from .part_objective import AttentionLoss, PartObjective
 from .settings import TrainPartsSettings
+from .token_start import choose_words, common_start, fit_of_words, word_spread
 from .training_kinds import TrainingKinds, class_kinds, discovered_kinds, read_classes, whole_kinds
 from .training_state import ParameterGroup
 
 logger = logging.getLogger("bestiary")
-COMMON_WORDS = "photo picture animal bird object thing large small bright dark red orange green blue white black"
-"""Tokens start around the mean of these words' embeddings where the settings name no others."""
+PROBED_PICTURES = 16
+"""Pictures in which the attention of candidate words is looked at."""
 
 
 @dataclass(frozen=True)
@@ -82,8 +83,8 @@ def prepare(
     cache = _open_cache(settings, pictures, denoiser, spec, parallel, on_progress)
     _free_autoencoder(denoiser, keep_decoder=settings.run.preview_every > 0 and parallel.rank == 0)
     torch.manual_seed(settings.run.seed)  # adapters draw from torch's own generator
-    objective = build_objective(settings, pictures.kinds, denoiser)
     batches = build_batches(settings, pictures, cache, denoiser, parallel)
+    objective = build_objective(settings, pictures.kinds, denoiser, batches)
     return TrainingSetup(
         settings, pictures, denoiser, cache, spec, objective, batches, parameter_groups(settings, objective, denoiser)
     )
@@ -168,7 +169,9 @@ def fingerprint_autoencoder(path: str) -> str:
     return hashlib.sha256(json.dumps([files, weights]).encode() + config).hexdigest()[:16]
 
 
-def build_objective(settings: TrainPartsSettings, kinds: TrainingKinds, denoiser: Denoiser) -> PartObjective:
+def build_objective(
+    settings: TrainPartsSettings, kinds: TrainingKinds, denoiser: Denoiser, batches: ConceptImages
+) -> PartObjective:
     """Fresh projector and adapters in their objective; draws from torch's generator."""
     method, lora = settings.method, settings.lora
     spec = LoraSpec(lora.rank, lora.alpha or float(lora.rank), lora.self_attention) if lora.rank else None
@@ -182,8 +185,9 @@ def build_objective(settings: TrainPartsSettings, kinds: TrainingKinds, denoiser
         depth=method.projector_depth,
         positional=method.positional,
     )
-    words = denoiser.word_vectors(method.initial_words or COMMON_WORDS).float().cpu()  # (n, D)
-    start = words.mean(0, keepdim=True).expand(len(kinds.part_names), -1)  # (M, D)
+    start = common_start(denoiser, len(kinds.part_names), method.initial_words)  # (M, D)
+    if method.part_words and method.kind == "parts":
+        start = _start_at_words(settings, kinds, denoiser, batches, start)
     generator = torch.Generator().manual_seed(settings.run.seed)
     projector.start_from(start, noise=method.initial_spread * word_spread(denoiser), generator=generator)
     return PartObjective(
@@ -196,9 +200,19 @@ def build_objective(settings: TrainPartsSettings, kinds: TrainingKinds, denoiser
     )
 
 
-def word_spread(denoiser: Denoiser) -> float:
-    """Standard deviation of word embeddings around their mean, averaged over channels."""
-    return float(denoiser.word_vectors(COMMON_WORDS).float().std(0).mean())
+def _start_at_words(
+    settings: TrainPartsSettings, kinds: TrainingKinds, denoiser: Denoiser, batches: ConceptImages, start: Tensor
+) -> Tensor:
+    """`start` `(M, D)` with every foreground part at the word that fits it best in a few pictures."""
+    words = settings.method.part_words.split()
+    rows = np.linspace(0, len(batches) - 1, min(PROBED_PICTURES, len(batches))).astype(int).tolist()
+    fit = fit_of_words(denoiser, words, batches.fixed(rows, batches.plan.num_timesteps // 4))  # (M, W)
+    shown = [part for part in sorted({part for part, _ in kinds.rows()}) if part != kinds.background]
+    start = start.clone()
+    for part, word in choose_words(fit, shown, words).items():
+        logger.info("part %s starts at the word %r", kinds.part_names[part], word)
+        start[part] = denoiser.word_vectors(word).float().cpu().mean(0)
+    return start
 
 
 def build_batches(
