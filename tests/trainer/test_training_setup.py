@@ -7,7 +7,8 @@ import torch
 from bestiary.concepts.errors import BestiaryError
 from bestiary.trainer.discovery_folder import write_maps
 from bestiary.trainer.settings import load_recipe
-from bestiary.trainer.training_setup import TrainingSetup, load_pictures, prepare, word_spread
+from bestiary.trainer.token_start import word_spread
+from bestiary.trainer.training_setup import TrainingSetup, load_pictures, prepare
 
 
 @pytest.fixture
@@ -67,6 +68,14 @@ def test_tokens_start_around_words(prepare_with, depth: int) -> None:
     assert vectors.std().item() == pytest.approx(0.5 * word_spread(setup.denoiser), rel=0.1)
     exact = prepare_with(method__initial_words="head bird", method__initial_spread=0, method__projector_depth=depth)
     torch.testing.assert_close(exact.objective.projector.collapse(), middle.expand_as(vectors), atol=1e-4, rtol=1e-4)
+
+
+def test_parts_start_at_the_words_that_fit_them(prepare_with) -> None:
+    setup = prepare_with(method__part_words="head red bird", method__initial_spread=0)
+    starts = setup.objective.projector.collapse()[:, 0]  # (M, D)
+    words = torch.stack([setup.denoiser.word_vectors(word).mean(0) for word in ("head", "red", "bird")])
+    near = torch.cdist(starts, words) < 1e-3  # (M, W)
+    assert near[:2].any(1).all() and near.sum() == 2  # two different words, and none for the background
 
 
 def test_two_text_encoders_share_one_vector(prepare_with) -> None:
