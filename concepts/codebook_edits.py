@@ -33,7 +33,7 @@ class CodebookEdit:
         Where an image shows several parts that became one, the part with most patches gives the kind.
         """
         labels = torch.tensor(self.parts)[maps.labels.long()]  # (N, h, w)
-        codes = torch.full((len(maps.codes), self.codebook.num_parts), ABSENT, dtype=torch.long)
+        codes = torch.full((len(maps.codes), self.codebook.num_parts), ABSENT, dtype=torch.long)  # (N, M')
         areas = maps.masks(len(self.parts)).flatten(2).sum(dim=2)  # (N, M)
         largest = torch.full_like(codes, -1)
         for old, new in enumerate(self.parts):

@@ -184,8 +184,8 @@ def border_patches(h: int, w: int) -> Tensor:
 
 def smooth_within_pictures(logit: Tensor, features: Tensor, weight: float, steps: int = _SMOOTHING_STEPS) -> Tensor:
     """Probabilities after mean-field smoothing of log-odds `(N, h, w)` over similar neighbours (Krähenbühl and Koltun 2011)."""
-    affinity = neighbour_affinity(features)
-    probability = torch.sigmoid(logit)
+    affinity = neighbour_affinity(features)  # (N, 8, h, w)
+    probability = torch.sigmoid(logit)  # (N, h, w)
     for _ in range(steps):
         agreement = average_over_neighbours(2 * probability.unsqueeze(-1) - 1, affinity).squeeze(-1)
         probability = torch.sigmoid(logit + weight * agreement)
@@ -210,7 +210,7 @@ def average_over_neighbours(maps: Tensor, affinity: Tensor) -> Tensor:
 def _neighbours(maps: Tensor) -> tuple[Tensor, Tensor]:
     """The 8 neighbours of every patch (N, 8, h, w, C), and which of them lie inside the picture (8, h, w)."""
     h, w = maps.shape[1:3]
-    padded = F.pad(maps, (0, 0, 1, 1, 1, 1))
+    padded = F.pad(maps, (0, 0, 1, 1, 1, 1))  # (N, h + 2, w + 2, C)
     inside = F.pad(torch.ones(h, w, device=maps.device), (1, 1, 1, 1))
     shifts = [(dy, dx) for dy in range(3) for dx in range(3) if (dy, dx) != (1, 1)]
     around = torch.stack([padded[:, dy : dy + h, dx : dx + w] for dy, dx in shifts], dim=1)
@@ -227,7 +227,7 @@ def _with_saliency(features: Tensor, saliency: Tensor | None) -> Tensor:
 
 def _center_guess(h: int, w: int) -> Tensor:
     y, x = torch.meshgrid(torch.linspace(-1, 1, h), torch.linspace(-1, 1, w), indexing="ij")
-    guess = torch.exp(-(y.square() + x.square()) / (2 * _CENTER_WIDTH**2))
+    guess = torch.exp(-(y.square() + x.square()) / (2 * _CENTER_WIDTH**2))  # (h, w)
     return guess.masked_fill(border_patches(h, w), 0.0).clamp(0.03, 0.9)
 
 

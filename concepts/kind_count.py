@@ -34,7 +34,7 @@ def choose_kind_count(means: Tensor, *, seed: int = 0) -> int:
         return limit
     generator = torch.Generator().manual_seed(seed)
     picked = torch.randperm(len(means), generator=generator)[:_MEASURED_ROWS].to(means.device)
-    unit = F.normalize(means[picked].float(), dim=1)
+    unit = F.normalize(means[picked].float(), dim=1)  # (n, d)
     quality = {
         k: mean_silhouette(unit, fit_kmeans(unit, k, seed=seed).labels, k) for k in _candidates(limit, len(unit))
     }
@@ -50,7 +50,7 @@ def mean_silhouette(unit: Tensor, labels: Tensor, k: int) -> float:
     sizes = members.sum(dim=0)
     total = sizes - unit @ (unit.T @ members)  # (n, k): summed distance to each cluster
     own_size = sizes[labels]
-    own = total.gather(1, labels.unsqueeze(1)).squeeze(1) / (own_size - 1).clamp_min(1)
+    own = total.gather(1, labels.unsqueeze(1)).squeeze(1) / (own_size - 1).clamp_min(1)  # (n,)
     others = (total / sizes.clamp_min(1)).masked_fill(members.bool() | (sizes == 0), float("inf")).min(dim=1).values
     silhouette = (others - own) / torch.maximum(others, own).clamp_min(1e-12)
     return float(torch.where((own_size > 1) & others.isfinite(), silhouette, torch.zeros_like(silhouette)).mean())

@@ -51,11 +51,11 @@ def assign(x: Tensor, centroids: Tensor) -> tuple[Tensor, Tensor]:
         labels `(n,)` long and similarities `(n,)` in -1..1; a zero row has similarity 0 and label 0.
     """
     directions = F.normalize(centroids.float(), dim=1)  # (k, d)
-    labels = torch.empty(len(x), dtype=torch.long, device=x.device)
+    labels = torch.empty(len(x), dtype=torch.long, device=x.device)  # (n,)
     similarity = torch.empty(len(x), device=x.device)
     for start in range(0, len(x), CHUNK_ROWS):
         rows = slice(start, start + CHUNK_ROWS)
-        chunk = x[rows].float()
+        chunk = x[rows].float()  # (rows, d)
         best = (chunk @ directions.T).max(dim=1)  # (rows,)
         labels[rows] = best.indices
         similarity[rows] = best.values / chunk.norm(dim=1).clamp_min(1e-8)
@@ -202,7 +202,7 @@ def _accumulate(
 def _sum_by_label(x: Tensor, labels: Tensor, k: int, weights: Tensor) -> Tensor:
     """Weighted sums (k, d) of the rows (n, d) under each label."""
     if k <= _DENSE_UPDATE_CLUSTERS:
-        members = torch.zeros(len(x), k, dtype=x.dtype, device=x.device)
+        members = torch.zeros(len(x), k, dtype=x.dtype, device=x.device)  # (n, k)
         return members.scatter_(1, labels.unsqueeze(1), weights.unsqueeze(1)).T @ x
     return torch.zeros(k, x.shape[1], dtype=x.dtype, device=x.device).index_add_(0, labels, x * weights.unsqueeze(1))
 
@@ -231,7 +231,7 @@ def _plus_plus(unit: Tensor, k: int, generator: torch.Generator) -> Tensor:
         after = torch.minimum(distance, (1 - unit[tried] @ unit.T).clamp_min(0))  # (trials, n)
         best = int(after.sum(dim=1).argmin())
         chosen.append(int(tried[best]))
-        distance = after[best]
+        distance = after[best]  # (n,)
     return unit[chosen]
 
 
@@ -248,8 +248,8 @@ def _principal_part(x: Tensor, width: int, generator: torch.Generator) -> Tensor
     """
     if width <= 0 or x.shape[1] <= width:
         return x
-    some = F.normalize(_subsample(x, _SKETCH_ROWS, generator), dim=1)
+    some = F.normalize(_subsample(x, _SKETCH_ROWS, generator), dim=1)  # (s, d)
     basis = torch.randn(x.shape[1], width, generator=generator).to(x.device)  # (d, width)
     for _ in range(_SKETCH_ROUNDS):
         basis = torch.linalg.qr(some.T @ (some @ basis)).Q
-    return x @ basis
+    return x @ basis  # (n, width)

@@ -61,7 +61,7 @@ def asymmetry(features: Tensor, mask: Tensor) -> Tensor:
         mask: `(B, h, w)`.
     """
     h, w = mask.shape[1:]
-    shown = mask.float().unsqueeze(-1)
+    shown = mask.float().unsqueeze(-1)  # (B, h, w, 1)
     maps = torch.cat([_TEMPLATE_MASK_WEIGHT * shown, features[..., :_TEMPLATE_CHANNELS] * shown], dim=-1)
     frame = object_frame(mask)
     line = torch.linspace(-_TEMPLATE_REACH, _TEMPLATE_REACH, _TEMPLATE_EDGE, device=mask.device)
@@ -70,7 +70,7 @@ def asymmetry(features: Tensor, mask: Tensor) -> Tensor:
     columns = frame.column.view(-1, 1, 1) + x * frame.size.view(-1, 1, 1)
     grid = torch.stack([(2 * columns + 1) / w - 1, (2 * rows + 1) / h - 1], dim=-1)  # (B, e, e, 2)
     framed = F.grid_sample(maps.permute(0, 3, 1, 2), grid, align_corners=False)  # (B, C, e, e)
-    return (framed - framed.flip(-1)).flatten(1)
+    return (framed - framed.flip(-1)).flatten(1)  # (B, F)
 
 
 def fit_facing(asymmetries: Tensor) -> tuple[Tensor, Tensor]:
@@ -85,10 +85,10 @@ def fit_facing(asymmetries: Tensor) -> tuple[Tensor, Tensor]:
     Returns:
         the template `(F,)` and each picture's sign `(B,)`.
     """
-    gram = (asymmetries @ asymmetries.T).double()
+    gram = (asymmetries @ asymmetries.T).double()  # (B, B)
     signs = _signs(torch.linalg.eigh(gram).eigenvectors[:, -1].to(asymmetries.dtype))
     signs = signs * signs[0]
-    own = asymmetries.square().sum(dim=1)
+    own = asymmetries.square().sum(dim=1)  # (B,)
     for _ in range(_SIGN_ROUNDS):
         template = (signs.unsqueeze(1) * asymmetries).sum(dim=0)
         better = _signs(asymmetries @ template - signs * own)

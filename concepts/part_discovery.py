@@ -57,7 +57,7 @@ def discover_parts(
     """
     codebook = fit_parts(grids, spec=spec, num_parts=num_parts, seed=seed, flip_foreground=flip_foreground)
     labels = codebook.label(grids)
-    means, counts = codebook.part_means(grids, labels)
+    means, counts = codebook.part_means(grids, labels)  # (N, M, d), (N, M)
     codebook = fit_kinds(codebook, means, counts, num_kinds=num_kinds, seed=seed)
     return codebook, PartMaps(labels, codebook.kind_of(means, counts))
 
@@ -119,7 +119,7 @@ def fit_space(features: Tensor, width: int = _SPACE_WIDTH) -> FeatureSpace:
     kept = slice(max(0, rows.shape[1] - width), None)
     values, directions = values[kept].flip(0), directions[:, kept].flip(1)  # largest first
     scale = values.clamp_min(values[0] * 1e-9 + 1e-12) ** (-_WHITENING / 2)
-    projection = directions * scale
+    projection = directions * scale  # (D, d)
     length = (values * scale.square()).sum().sqrt()  # root of the mean squared length of projected rows
     return FeatureSpace(_half(mean), _half((projection / length).float()))
 
@@ -157,7 +157,7 @@ def fit_kinds(
             fine.append(torch.zeros(0, codebook.width))
             continue
         centers[part] = _half(shown.mean(dim=0))
-        around = shown - centers[part]
+        around = shown - centers[part]  # (n, d)
         number = number or choose_kind_count(around, seed=seed)
         fine.append(_half(fit_kmeans(around, number, seed=seed).centroids))
     return replace(codebook, fine=tuple(fine), kind_centers=centers, kind_names=tuple({} for _ in fine))

@@ -49,7 +49,7 @@ class LearnedParts:
         for _ in range(_LABEL_ROUNDS):
             places = places_in_frame(mask, facing_of(features, mask, self.facing))
             share = explain_pictures(features, foreground, self.share_at(places), affinity)
-            mask = share.argmax(dim=-1) < len(self.owner)
+            mask = share.argmax(dim=-1) < len(self.owner)  # (B, h, w)
         return share.argmax(dim=-1)
 
     def share_at(self, places: Tensor) -> Tensor:
@@ -84,7 +84,7 @@ class CentroidParts:
         inside = foreground > 0.5
         if self.filled:
             features = torch.where(inside.unsqueeze(-1), features, -torch.ones_like(features))
-        nearest, _ = assign(features.flatten(0, 2), self.centroids)
+        nearest, _ = assign(features.flatten(0, 2), self.centroids)  # (B * h * w,)
         parts = self.owner[nearest].unflatten(0, foreground.shape)
         return parts if self.filled else torch.where(inside, parts, background)
 
@@ -118,9 +118,9 @@ def fit_learned_parts(features: Tensor, foreground: Tensor, num_parts: int, *, s
 
     Starts from compact areas of the framed things, then lets every picture draw its own edges and averages the result.
     """
-    mask = foreground > 0.5
+    mask = foreground > 0.5  # (N, h, w)
     template, facing = fit_facing(asymmetry(features, mask))
-    places = places_in_frame(mask, facing)
+    places = places_in_frame(mask, facing)  # (N, h, w, 2)
     seen = F.pad(places, (0, 1), value=_VIEWING_DISTANCE)  # places as directions: cosines order them by distance
     centroids = fit_kmeans(seen[mask], num_parts, seed=seed).centroids
     nearest = assign(seen.flatten(0, 2), centroids)[0].unflatten(0, mask.shape)
@@ -148,7 +148,9 @@ def _place_share(share: Tensor, places: Tensor) -> Tensor:
     bins = ((places + _PLACE_REACH) / (2 * _PLACE_REACH) * _PLACE_BINS).floor().long().clamp(0, _PLACE_BINS - 1)
     flat = (bins[..., 0] * _PLACE_BINS + bins[..., 1]).flatten()
     channels = share.shape[-1]
-    total = torch.zeros(_PLACE_BINS**2, channels, device=share.device).index_add_(0, flat, share.flatten(0, 2))
+    total = torch.zeros(_PLACE_BINS**2, channels, device=share.device).index_add_(
+        0, flat, share.flatten(0, 2)
+    )  # (e * e, C + 1)
     maps = total.T.reshape(1, channels, _PLACE_BINS, _PLACE_BINS)
     blurred = F.avg_pool2d(F.pad(maps, (1, 1, 1, 1), mode="replicate"), 3, 1)[0] + 0.5  # half a patch everywhere
-    return blurred / blurred.sum(dim=0, keepdim=True)
+    return blurred / blurred.sum(dim=0, keepdim=True)  # (C + 1, e, e)

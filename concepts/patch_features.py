@@ -85,7 +85,7 @@ class DescriptorFeatures:
         lab = rgb_to_lab(images.float())  # (B, 3, S, S)
         colour = lab / 25.0
         mean = self._pool(colour)  # (B, 3, g, g)
-        spread = (self._pool(colour.square()) - mean.square()).clamp_min(0).sqrt()
+        spread = (self._pool(colour.square()) - mean.square()).clamp_min(0).sqrt()  # (B, 3, g, g)
         around = F.avg_pool2d(F.pad(mean, (1, 1, 1, 1), mode="replicate"), 3, 1)
         spread_around = F.avg_pool2d(F.pad(spread, (1, 1, 1, 1), mode="replicate"), 3, 1)
         fine, coarse = (self._orientation_energy(lab[:, :1] / 25.0, scale) for scale in (1, 2))
@@ -101,7 +101,7 @@ class DescriptorFeatures:
         """Soft colour histogram (B, 36, g, g) at a quarter of the pixels; square root, as for a Hellinger distance."""
         pixels = F.avg_pool2d(lab, 2).permute(0, 2, 3, 1)  # (B, S/2, S/2, 3)
         distance = torch.cdist(pixels.flatten(0, 2), self._palette.to(lab)).square()
-        share = torch.softmax(-distance / (2 * _PALETTE_WIDTH**2 / 4), dim=1)
+        share = torch.softmax(-distance / (2 * _PALETTE_WIDTH**2 / 4), dim=1)  # (pixels, 36)
         return self._pool(share.unflatten(0, pixels.shape[:3]).permute(0, 3, 1, 2)).clamp_min(1e-9).sqrt()
 
     def _orientation_energy(self, light: Tensor, scale: int) -> Tensor:
@@ -109,7 +109,7 @@ class DescriptorFeatures:
         smooth = F.avg_pool2d(light, scale) if scale > 1 else light
         padded = F.pad(smooth, (1, 1, 1, 1), mode="replicate")
         dx = padded[:, :, 1:-1, 2:] - padded[:, :, 1:-1, :-2]
-        dy = padded[:, :, 2:, 1:-1] - padded[:, :, :-2, 1:-1]
+        dy = padded[:, :, 2:, 1:-1] - padded[:, :, :-2, 1:-1]  # (B, 1, s, s)
         angle = 2 * torch.atan2(dy, dx)  # doubled: modulo 180 degrees
         centers = torch.arange(_ORIENTATIONS, device=light.device) * (2 * math.pi / _ORIENTATIONS)
         nearness = torch.cos(angle - centers.view(1, -1, 1, 1)).clamp_min(0).square()  # (B, 8, s, s)
@@ -312,6 +312,7 @@ def _reads_latent_grid(denoiser: Denoiser) -> bool:
 
 def rgb_to_lab(images: Tensor) -> Tensor:
     """CIELAB (D65) of sRGB images `(B, 3, H, W)` in 0..1: lightness 0..100, a and b about -100..100 (IEC 61966-2-1)."""
+    # sRGB to linear light, then XYZ relative to the white point, then the cube-root scale
     linear = torch.where(images > 0.04045, ((images + 0.055) / 1.055).clamp_min(0) ** 2.4, images / 12.92)
     to_xyz = images.new_tensor(
         [[0.4339531, 0.3762193, 0.1898276], [0.2126573, 0.7151522, 0.0721905], [0.0177564, 0.1094740, 0.8727696]]

@@ -46,10 +46,10 @@ def explain_pictures(
     prior = _log_prior(foreground, place_share)  # (B, n, M + G)
     mean = x.mean(dim=1, keepdim=True)
     variance = (x - mean).square().sum(dim=-1).mean(dim=1).clamp_min(1e-12)  # (B,)
-    share = torch.softmax(prior, dim=-1)
+    share = torch.softmax(prior, dim=-1)  # (B, n, M + G)
     for _ in range(_STEPS):
         patches = share.sum(dim=1).unsqueeze(-1)  # (B, M + G, 1)
-        looks = (share.transpose(1, 2) @ x + _PRIOR_PATCHES * mean) / (patches + _PRIOR_PATCHES)
+        looks = (share.transpose(1, 2) @ x + _PRIOR_PATCHES * mean) / (patches + _PRIOR_PATCHES)  # (B, M + G, D)
         score = prior - torch.cdist(x, looks).square() / (2 * _TEMPERATURE * variance.view(-1, 1, 1))
         guess = _join_background(torch.softmax(score, dim=-1), parts)  # (B, n, M + 1)
         around = average_over_neighbours(guess.unflatten(1, shape[1:]), affinity).flatten(1, 2)
@@ -60,14 +60,14 @@ def explain_pictures(
 def _log_prior(foreground: Tensor, place_share: Tensor) -> Tensor:
     """Log prior (B, n, M + G) of parts and of bands of background."""
     h, w = foreground.shape[1:]
-    certain = foreground.clamp(1 - _MOST_CERTAIN, _MOST_CERTAIN)
+    certain = foreground.clamp(1 - _MOST_CERTAIN, _MOST_CERTAIN)  # (B, h, w)
     background_here = place_share[..., -1].clamp(1e-4, 1 - 1e-4)
     odds = torch.logit(certain) - _PLACE_TRUST * torch.logit(background_here)  # (B, h, w)
-    parts = place_share[..., :-1] / (1 - place_share[..., -1:]).clamp_min(1e-6)
+    parts = place_share[..., :-1] / (1 - place_share[..., -1:]).clamp_min(1e-6)  # (B, h, w, M)
     log_parts = torch.nn.functional.logsigmoid(odds).unsqueeze(-1) + parts.clamp_min(1e-4).log()
     bands = _bands(h, w).to(foreground).clamp_min(1e-4).log()  # (h, w, G)
     log_background = torch.nn.functional.logsigmoid(-odds).unsqueeze(-1) + bands
-    return torch.cat([log_parts, log_background], dim=-1).flatten(1, 2)
+    return torch.cat([log_parts, log_background], dim=-1).flatten(1, 2)  # (B, n, M + G)
 
 
 def _bands(h: int, w: int) -> Tensor:
@@ -78,7 +78,7 @@ def _bands(h: int, w: int) -> Tensor:
 
 
 def _soft_bands(length: int, bands: int) -> Tensor:
-    place = (torch.arange(length) + 0.5) / length
+    place = (torch.arange(length) + 0.5) / length  # (length,)
     middle = (torch.arange(bands) + 0.5) / bands
     return torch.softmax(-(place.unsqueeze(1) - middle).square() / (2 * (0.6 / bands) ** 2), dim=1)  # (length, bands)
 
