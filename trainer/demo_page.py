@@ -30,7 +30,7 @@ _STYLE = """<style>
 .recipe.three .sources { gap: 7px; } .recipe.three .plus { padding-bottom: 40px; }
 .thumbs { display: flex; flex-wrap: wrap; gap: 6px; margin: .2em 0 1em; }
 .thumbs img { width: 56px; height: 56px; border-radius: 6px; display: block; }
-.thumbs.large img { width: 72px; height: 72px; }
+.thumbs.large img { width: 70px; height: 70px; }
 @media (max-width: 760px) { .recipe.three { grid-template-columns: 1fr; } }
 </style>"""
 
