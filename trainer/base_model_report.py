@@ -187,7 +187,7 @@ def model_card(figures: BaseModelFigures, facts: dict[str, object], size: int) -
         f"- min-SNR-weighted epsilon loss on fresh drawings with full captions: {figures.held_out_loss:.4f}",
         f"- attributes of {figures.pictures} generated pictures of each kind against their captions ({DDIM_STEPS} DDIM steps,",
         f"  guidance {GUIDANCE:g}), as the judge of `demo/attribute_judge.py` sees them; the last column is the judge's",
-        "  own accuracy on fresh drawings:",
+        "  own accuracy on the visible parts of fresh drawings:",
         "",
         "| share right | random captions | held-out species | by chance | judge on drawings |",
         "|---|---|---|---|---|",
