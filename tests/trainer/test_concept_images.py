@@ -150,7 +150,9 @@ def test_captions_are_tokenised_once() -> None:
 def test_backbones_are_told_where_a_crop_lies() -> None:
     batch = make().draw(0, 0)
     corner = (batch.moments[:, 0, 0, 0, 0] // 10, batch.moments[:, 0, 0, 0, 0] % 10)
-    assert torch.equal(batch.sizes[:, 2], corner[0].float() * 8) and torch.equal(batch.sizes[:, 3], corner[1].float() * 8)
+    assert torch.equal(batch.sizes[:, 2], corner[0].float() * 8) and torch.equal(
+        batch.sizes[:, 3], corner[1].float() * 8
+    )
     assert batch.sizes[:, [0, 1, 4, 5]].tolist() == [[64, 64, 48, 48]] * 3
 
 
