@@ -1,8 +1,10 @@
 """`bestiary discover` and `bestiary parts` as typed: results are where the program says, faults are one line."""
 
 import json
+import shutil
 
 import pytest
+from bestiary.concepts import foreground
 from bestiary.trainer.__main__ import main
 from bestiary.trainer.discovery_folder import Discovery
 from bestiary.trainer.drawn_truth import draw_pictures
@@ -16,26 +18,28 @@ def pictures(tmp_path_factory):
     return folder / "pictures"
 
 
-@pytest.fixture
-def found(pictures, tmp_path, capsys):
-    out = tmp_path / "found"
-    arguments = [
-        "--out",
-        out,
-        "--source",
-        "descriptor",
-        "--parts",
-        4,
-        "--kinds",
-        3,
-        "--device",
-        "cpu",
-        "--progress",
-        "off",
-    ]
-    assert main(["discover", str(pictures), *map(str, arguments)]) == 0
-    assert capsys.readouterr().out.strip() == f"open {out / 'index.html'}"
+def _options(out, parts: int, kinds: int, progress: str) -> list[str]:
+    options = ["--out", out, "--source", "descriptor", "--parts", parts, "--kinds", kinds]
+    return list(map(str, [*options, "--device", "cpu", "--progress", progress]))
+
+
+@pytest.fixture(autouse=True)
+def quick_foreground(monkeypatch):
+    monkeypatch.setattr(foreground, "_TRAINING_STEPS", 40)
+
+
+@pytest.fixture(scope="module")
+def original(pictures):
+    out = pictures.parent / "found"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(foreground, "_TRAINING_STEPS", 40)
+        assert main(["discover", str(pictures), *_options(out, 4, 3, "off")]) == 0
     return out
+
+
+@pytest.fixture
+def found(original, tmp_path):
+    return shutil.copytree(original, tmp_path / "found")
 
 
 def _fault(capsys, *arguments) -> str:
@@ -72,23 +76,10 @@ def test_names_come_from_a_table(pictures, tmp_path, capsys):
 
 
 def test_progress_for_programs(pictures, tmp_path, capsys):
-    out = tmp_path / "found"
-    arguments = [
-        "--out",
-        out,
-        "--source",
-        "descriptor",
-        "--parts",
-        2,
-        "--kinds",
-        2,
-        "--device",
-        "cpu",
-        "--progress",
-        "json",
-    ]
-    assert main(["discover", str(pictures), *map(str, arguments)]) == 0
-    lines = [json.loads(line) for line in capsys.readouterr().err.splitlines() if line.startswith("{")]
+    assert main(["discover", str(pictures), *_options(tmp_path / "found", 2, 2, "json")]) == 0
+    captured = capsys.readouterr()
+    assert captured.out.strip() == f"open {tmp_path / 'found' / 'index.html'}"
+    lines = [json.loads(line) for line in captured.err.splitlines() if line.startswith("{")]
     assert lines[-1]["stage"] == "discover" and lines[-1]["done"] == lines[-1]["total"]
 
 
