@@ -1,6 +1,7 @@
 """Registers the pack as `bestiary` the way ComfyUI loads one: without its folder on the module search path."""
 
 import importlib.util
+import signal
 import sys
 from pathlib import Path
 
@@ -19,3 +20,5 @@ def _register_pack() -> None:
 # `python -m pytest` puts the working folder first on the search path, where our nodes/ would hide ComfyUI's nodes.py
 sys.path[:] = [entry for entry in sys.path if Path(entry or ".").resolve() != ROOT.resolve()]
 _register_pack()
+# a shell that starts us in the background has Ctrl-C ignored, and every child would inherit that
+signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -137,7 +137,8 @@ def _edit(folder: Path, change: Edit, refit: bool = False) -> None:
     old = read_maps(folder / PART_MAPS)
     codebook, codes = edit.codebook, _moved_codes(edit, old)
     # which first part became which: the stored part means still have the first numbers
-    report = {**report, "part_of": [edit.parts[part] for part in report["part_of"]], "typical": _typical(report, edit)}
+    part_of = [edit.parts[part] for part in report["part_of"]]
+    report = {**report, "part_of": part_of, "typical": _typical(report, edit, codes)}
     # parts that took in others, the background apart: it keeps the kinds it had
     joined = [new for new in set(edit.parts) if edit.parts.count(new) > 1 and new != codebook.background]
     if refit and joined and not any(codebook.kind_names[part] for part in joined):
@@ -188,15 +189,17 @@ def _moved_labels(edit: CodebookEdit, labels: Tensor, codes: Tensor) -> PartMaps
     return PartMaps(moved.masked_fill(gone, background).to(torch.uint8), codes)
 
 
-def _typical(report: Mapping[str, object], edit: CodebookEdit) -> dict[str, list[int]]:
-    """Typical pictures under the new numbers."""
+def _typical(report: Mapping[str, object], edit: CodebookEdit, codes: Tensor) -> dict[str, list[int]]:
+    """Typical pictures under the new numbers, as far as their new codes `(N, M)` still say so."""
     moved: dict[str, list[int]] = {}
     for key, rows in report["typical"].items():
         part, kind = (int(number) for number in key.split(":"))
         new = edit.kinds[part][kind]
         if new != ABSENT:
+            # of two joined parts a picture keeps the kind of the larger
+            still = [row for row in rows if int(codes[row, edit.parts[part]]) == new]
             found = moved.setdefault(f"{edit.parts[part]}:{new}", [])
-            found += [row for row in rows if row not in found]
+            found += [row for row in still if row not in found]
     return {key: rows[:PER_KIND] for key, rows in moved.items()}
 
 
