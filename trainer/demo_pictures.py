@@ -92,7 +92,9 @@ def read_composed(out: Path) -> list[DemoPicture]:
 
 def _mixes(cases: list[TestCase], dictionary: PartDictionary, discovery: Discovery) -> list[_Plan]:
     return [
-        _Plan("mix", number, prompt_of(case, dictionary, discovery.codebook), case.seed + 1000 * extra, "", case.sources)
+        _Plan(
+            "mix", number, prompt_of(case, dictionary, discovery.codebook), case.seed + 1000 * extra, "", case.sources
+        )
         for number, case in enumerate(cases)
         for extra in range(_SEEDS_EACH)
     ]
