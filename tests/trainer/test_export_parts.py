@@ -94,6 +94,15 @@ def test_a_file_that_comes_back_changed_is_no_success(tmp_path: Path, monkeypatc
         export_dictionary(dictionary(), tmp_path)
 
 
+@pytest.mark.parametrize("change", [lambda t: {n: v * 2 for n, v in t.items()}, lambda t: dict(list(t.items())[1:])])
+def test_a_lora_that_comes_back_changed_is_no_success(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change) -> None:
+    whole = export_parts.read_tensors
+    spoil = lambda path: change(whole(path)) if "lora" in path.name else whole(path)  # noqa: E731 - one expression
+    monkeypatch.setattr(export_parts, "read_tensors", spoil)
+    with pytest.raises(BestiaryError, match="parts_lora.safetensors did not come back as it was written"):
+        export_dictionary(dictionary(), tmp_path)
+
+
 def test_an_unwritable_folder_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("x")
     with pytest.raises(BestiaryError, match="could not write .*file"):

@@ -102,6 +102,39 @@ def test_the_loss_is_its_formula(make) -> None:
     torch.testing.assert_close(plain(batch).total.detach(), error.mean(), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("backbone", ["bestiary-demo", "sd2"])  # they predict noise and velocity
+def test_the_denoiser_sees_a_posterior_draw_with_noise_and_shall_say_what_diffusers_says(
+    make, backbone: str, monkeypatch
+) -> None:
+    from diffusers import DDPMScheduler
+
+    objective = make(backbone, attention=None)
+    batch, denoiser, seen = batch_of(objective), objective.denoiser, []
+    predict = type(denoiser).predict
+
+    def noted(self: object, latents: Tensor, *args: object, **options: object) -> object:
+        seen.append(latents)
+        return predict(self, latents, *args, **options)
+
+    monkeypatch.setattr(type(denoiser), "predict", noted)
+    _, target = objective.predict(batch)
+    mean, log_variance = batch.moments.float().unbind(1)
+    latents = denoiser.scale_latents(mean + (log_variance / 2).exp() * batch.noise[:, 0])
+    theirs = DDPMScheduler(trained_betas=(1 - _ratios(denoiser.schedule.alphas_cumprod)).tolist())
+    torch.testing.assert_close(
+        seen[0], theirs.add_noise(latents, batch.noise[:, 1], batch.timesteps), atol=1e-4, rtol=1e-4
+    )
+    expected = batch.noise[:, 1]
+    if backbone == "sd2":
+        expected = theirs.get_velocity(latents, batch.noise[:, 1], batch.timesteps)
+    torch.testing.assert_close(target, expected, atol=1e-4, rtol=1e-4)
+
+
+def _ratios(cumulative: Tensor) -> Tensor:
+    """The factors (T,) whose running product is `cumulative`."""
+    return cumulative / torch.cat([cumulative.new_ones(1), cumulative[:-1]])
+
+
 def test_the_attention_loss_adds_its_weight(make) -> None:
     ours, theirs = make(attention=AttentionLoss(2.0)), make(attention=AttentionLoss(0.0))
     report, plain = ours(batch_of(ours)), theirs(batch_of(theirs))
