@@ -57,8 +57,7 @@ class Discovery:
         finish_edit(folder)
         report = read_report(folder)
         pictures = pictures_folder(folder, report) if images_folder is None else Path(images_folder)
-        names = (folder / IMAGES).read_text(encoding="utf-8").split("\n")[:-1]
-        # lines are split at line feeds alone: names may hold other separators
+        names = _read_names(folder / IMAGES)
         maps = read_maps(folder / PART_MAPS)
         if len(names) != len(maps.labels):
             raise BestiaryError(
@@ -69,6 +68,12 @@ class Discovery:
                 f"the pictures of {folder} were in {pictures} and {names[0]} is not there: say where they are now"
             )
         codebook = PartCodebook.load(folder / CODEBOOK)
+        parts = maps.codes.shape[1]  # of (N, M)
+        if parts != codebook.num_parts:
+            raise BestiaryError(
+                f"{folder}: {PART_MAPS} has {parts} parts, {CODEBOOK} {codebook.num_parts}: files of two discoveries; "
+                "discover anew"
+            )
         return cls(folder, pictures, [pictures / name for name in names], maps, codebook, report)
 
 
@@ -85,12 +90,23 @@ def read_report(folder: Path, needs: Sequence[str] = ()) -> dict[str, object]:
         raise BestiaryError(f"{folder} holds {cause}; give a folder that `bestiary discover` finished")
     try:
         report = json.loads(path.read_text(encoding="utf-8"))
-        lacking = [name for name in ("images_folder", *needs) if name not in report]
-    except (ValueError, TypeError) as fault:
+    except ValueError as fault:
         raise BestiaryError(f"{path} is damaged ({fault}): discover anew with --restart") from fault
+    entries = report if isinstance(report, dict) else {}
+    lacking = [name for name in ("images_folder", *needs) if name not in entries]
     if lacking:
         raise BestiaryError(f"{path} is damaged (it lacks {', '.join(lacking)}): discover anew with --restart")
     return report
+
+
+def _read_names(path: Path) -> list[str]:
+    try:
+        # lines are split at line feeds alone: names may hold other separators
+        return path.read_text(encoding="utf-8").split("\n")[:-1]
+    except UnicodeDecodeError as fault:
+        raise BestiaryError(
+            f"{path} is damaged ({fault.reason} at byte {fault.start}): discover anew with --restart"
+        ) from fault
 
 
 def pictures_folder(folder: Path, report: Mapping[str, object]) -> Path:

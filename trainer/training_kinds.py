@@ -132,6 +132,8 @@ def read_classes(path: Path, names: Sequence[str]) -> dict[str, list[str]]:
             columns = list(reader.fieldnames or [])
     except OSError as fault:
         raise BestiaryError(f"cannot read images.labels {path}: {fault.strerror or fault}") from fault
+    except (UnicodeDecodeError, csv.Error) as fault:
+        raise BestiaryError(f"images.labels {path} is no CSV table in UTF-8: {fault}") from fault
     picture = next((column for column in PICTURE_COLUMNS if column in columns), None)
     wanted = ["class"] if "class" in columns else [column for column in columns if column != picture]
     if picture is None or not wanted:

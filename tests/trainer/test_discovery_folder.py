@@ -18,6 +18,7 @@ from bestiary.trainer.discovery_folder import (
     read_labels,
     read_lines_at,
     read_maps,
+    read_report,
     read_skipped,
     write_lines,
     write_maps,
@@ -132,11 +133,38 @@ def test_files_that_do_not_fit_each_other(tmp_path: Path) -> None:
     assert str(fault.value) == f"{folder}: images.txt has 1 lines, part_maps.safetensors 2 pictures; discover anew"
 
 
+def test_maps_and_codebook_of_two_discoveries(tmp_path: Path) -> None:
+    folder = folder_with(tmp_path, ["a.png", "b.png"])
+    write_maps(folder / "part_maps.safetensors", [some_maps(2)], 2, (5, 4), 3)
+    with pytest.raises(
+        BestiaryError, match="part_maps.safetensors has 3 parts, codebook.parts.safetensors 2: files of two"
+    ):
+        Discovery.load(folder)
+
+
+def test_a_list_of_pictures_that_is_no_text(tmp_path: Path) -> None:
+    folder = folder_with(tmp_path, ["a.png", "b.png"])
+    (folder / "images.txt").write_bytes(b"a.png\n\xff\xfe.png\n")
+    with pytest.raises(BestiaryError, match=r"images.txt is damaged \(invalid start byte at byte 6\): discover anew"):
+        Discovery.load(folder)
+
+
 def test_a_damaged_report(tmp_path: Path) -> None:
     folder = folder_with(tmp_path, ["a.png", "b.png"])
     (folder / "report.json").write_text("{")
     with pytest.raises(BestiaryError, match=r"report.json is damaged \(.*\): discover anew with --restart"):
         Discovery.load(folder)
+
+
+@pytest.mark.parametrize("content", ["{}", "[]", "5", '"images_folder"'])
+def test_a_report_that_lacks_what_is_read(tmp_path: Path, content: str) -> None:
+    folder = folder_with(tmp_path, ["a.png", "b.png"])
+    (folder / "report.json").write_text(content)
+    with pytest.raises(BestiaryError, match=r"report.json is damaged \(.*\): discover anew with --restart"):
+        Discovery.load(folder)
+    (folder / "report.json").write_text('{"images_folder": "x", "images": 2}')
+    with pytest.raises(BestiaryError, match=r"is damaged \(it lacks typical, part_of\)"):
+        read_report(folder, needs=("images", "typical", "part_of"))
 
 
 def test_an_edit_replaces_all_its_files_together(tmp_path: Path) -> None:

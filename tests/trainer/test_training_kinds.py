@@ -96,3 +96,10 @@ def test_a_table_that_does_not_fit_is_told(tmp_path: Path, text: str, message: s
 def test_a_missing_table_is_told(tmp_path: Path) -> None:
     with pytest.raises(BestiaryError, match=r"cannot read images.labels .*nothing.csv: No such file"):
         read_classes(tmp_path / "nothing.csv", ["a.png"])
+
+
+@pytest.mark.parametrize("content", ["path,class\na.png,größe\n".encode("latin-1"), b"\xff\xfep"])
+def test_a_table_that_is_no_text_is_told(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "labels.csv").write_bytes(content)
+    with pytest.raises(BestiaryError, match="images.labels .*labels.csv is no CSV table in UTF-8: 'utf-8' codec"):
+        read_classes(tmp_path / "labels.csv", ["a.png"])
