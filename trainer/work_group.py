@@ -1,6 +1,7 @@
 """The processes of one `accelerate launch` and their meeting points; a single process needs none of it."""
 
 import os
+import re
 from dataclasses import dataclass
 from datetime import timedelta
 
@@ -58,8 +59,16 @@ def join_work_group(device: str = "auto") -> WorkGroup:
 def _device(asked: str, local_rank: int) -> str:
     if asked == "auto":
         return f"cuda:{local_rank}" if torch.cuda.is_available() else "cpu"
-    if asked.startswith("cuda") and not torch.cuda.is_available():
-        raise BestiaryError(
-            f"--device {asked}: PyTorch sees no CUDA GPU here; choose cpu, or install a CUDA build of PyTorch"
-        )
+    if not re.fullmatch(r"cpu|mps|cuda(:\d+)?", asked):
+        raise BestiaryError(f"--device {asked!r} is unknown: choose auto, cpu, cuda, cuda:1 (the second GPU) or mps")
+    if asked.startswith("cuda"):
+        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        if count == 0:
+            raise BestiaryError(
+                f"--device {asked}: PyTorch sees no CUDA GPU here; choose cpu, or install a CUDA build of PyTorch"
+            )
+        if int(asked.partition(":")[2] or 0) >= count:
+            raise BestiaryError(f"--device {asked}: there are {count} GPUs here, numbered from cuda:0 on")
+    if asked == "mps" and not torch.backends.mps.is_available():
+        raise BestiaryError("--device mps: PyTorch sees no Apple GPU here; choose cpu")
     return f"cuda:{local_rank}" if asked == "cuda" else asked

@@ -28,9 +28,28 @@ def test_devices(monkeypatch: pytest.MonkeyPatch) -> None:
         join_work_group("cuda:1")
     assert str(fault.value).startswith("--device cuda:1: PyTorch sees no CUDA GPU here; choose cpu")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     assert [join_work_group(device).device for device in ("auto", "cuda", "cuda:1", "cpu")] == [
         "cuda:0",
         "cuda:0",
         "cuda:1",
         "cpu",
     ]
+    with pytest.raises(BestiaryError, match="--device cuda:2: there are 2 GPUs here, numbered from cuda:0 on"):
+        join_work_group("cuda:2")
+
+
+@pytest.mark.parametrize("name", ["gpu", "cuda:x", "cuda:", "0", ""])
+def test_devices_nobody_knows(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    with pytest.raises(BestiaryError, match=f"--device '{name}' is unknown: choose auto, cpu, cuda, cuda:1"):
+        join_work_group(name)
+
+
+def test_an_apple_gpu_that_is_not_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+    with pytest.raises(BestiaryError, match="--device mps: PyTorch sees no Apple GPU here; choose cpu"):
+        join_work_group("mps")
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    assert join_work_group("mps").device == "mps"
