@@ -17,7 +17,7 @@ import torch
 from bestiary.concepts.attention_maps import average_maps
 from bestiary.concepts.backbone import BACKBONES
 from bestiary.concepts.denoiser import AttentionMethod, AttentionRequest, LoraSpec, NoiseSchedule, TextConditioning
-from bestiary.concepts.part_attention_loss import part_attention_loss
+from bestiary.concepts.parts.part_attention_loss import part_attention_loss
 from bestiary.trainer.diffusers_denoiser import DenoiserParts, DiffusersDenoiser
 from diffusers import UNet2DConditionModel
 from memory_meter import MemoryMeter

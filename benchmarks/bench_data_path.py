@@ -32,7 +32,7 @@ except ModuleNotFoundError:
     _spec.loader.exec_module(_pack)
 
 from bestiary.concepts.denoiser import PromptPiece, PromptTokens
-from bestiary.concepts.part_captions import CaptionStyle
+from bestiary.concepts.parts.part_captions import CaptionStyle
 from bestiary.trainer.concept_images import BatchPlan, ConceptImages
 from bestiary.trainer.image_files import fit_square, image_to_tensor
 from bestiary.trainer.latent_cache import LatentCache

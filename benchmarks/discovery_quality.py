@@ -21,9 +21,9 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 import typer
-from bestiary.concepts.part_codebook import PartCodebook
-from bestiary.concepts.part_discovery import fit_kinds, fit_parts
-from bestiary.concepts.part_map import PartMaps
+from bestiary.concepts.parts.part_codebook import PartCodebook
+from bestiary.concepts.parts.part_discovery import fit_kinds, fit_parts
+from bestiary.concepts.parts.part_map import PartMaps
 from bestiary.concepts.patch_features import FeatureSource, PatchGrid
 from bestiary.demo.creatures import PARTS, held_out_set
 from bestiary.trainer.backbones import load_denoiser

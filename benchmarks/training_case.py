@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import torch
 from bestiary.concepts.backbone import BACKBONES
 from bestiary.concepts.denoiser import AttentionMethod, LoraSpec, NoiseSchedule, PromptTokens
-from bestiary.concepts.token_projector import TokenProjector
+from bestiary.concepts.parts.token_projector import TokenProjector
 from bestiary.trainer.diffusers_denoiser import DenoiserParts, DiffusersDenoiser
 from bestiary.trainer.part_objective import AttentionLoss, PartBatch, PartObjective
 from bestiary.trainer.text_conditioning import TextEncoders

@@ -66,7 +66,7 @@ def test_the_map_names_files_that_exist() -> None:
     text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
     package, missing = None, []
     for line in text.splitlines():
-        heading = re.match(r"\| `(\w+)/`:", line)
+        heading = re.match(r"\| `([\w/]+)/`:", line)
         package = heading.group(1) if heading else package
         for name in re.findall(r"`([\w*]+\.py)`", line) if package else []:
             if line.startswith("|") and not list((ROOT / package).glob(name)):
@@ -79,8 +79,8 @@ def test_the_map_has_a_place_for_every_module() -> None:
     patterns = re.findall(r"`([\w*]+\.py)`", text)
     homeless = [
         f"{package}/{path.name}"
-        for package in ("concepts", "demo", "trainer")
-        for path in (ROOT / package).glob("*.py")
+        for package in ("concepts", "demo", "nodes", "scenes", "trainer")
+        for path in (ROOT / package).rglob("*.py")
         if path.name != "__init__.py" and not any(path.match(pattern) for pattern in patterns)
     ]
     assert homeless == []

@@ -63,9 +63,9 @@ def test_modules_that_the_graph_shares_load_no_library_of_the_trainer() -> None:
 
 def test_importing_every_method_module_downloads_and_starts_nothing() -> None:
     modules = [
-        f"bestiary.{package}.{path.stem}"
+        ".".join(("bestiary", *path.relative_to(ROOT).with_suffix("").parts))
         for package in ("concepts", "demo", "scenes")
-        for path in sorted((ROOT / package).glob("*.py"))
+        for path in sorted((ROOT / package).rglob("*.py"))
         if path.stem != "__init__"
     ]
     answer = _run(

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from ..concepts.atomic_file import replacing
-from ..demo.creatures import IMAGE_SIZE, draw_creature, random_species
+from ..demo.creatures import IMAGE_SIZE, Drawing, draw_creature, random_species
 from .base_model_parts import LATENT_CHANNELS, LATENT_NOISE
 from .base_training_state import RunLog, StagePlan, StageState, rate_share, step_generator
 
@@ -26,10 +26,10 @@ CROP = 64
 """Edge in pixels of the squares that the autoencoder is trained on."""
 
 
-def draw_training_picture(seed: int, index: int) -> np.ndarray:
-    """Picture number `index` of the training set -> (128, 128, 3) uint8; the same numbers give the same picture."""
+def draw_training_picture(seed: int, index: int) -> Drawing:
+    """Picture number `index` of the training set with its truth; the same numbers give the same picture."""
     rng = np.random.default_rng((seed, index))
-    return draw_creature(random_species(rng), rng).image
+    return draw_creature(random_species(rng), rng)
 
 
 def _draw_shard(folder: Path, seed: int, shard: int, count: int) -> Path:
@@ -37,7 +37,7 @@ def _draw_shard(folder: Path, seed: int, shard: int, count: int) -> Path:
     if not path.exists():
         images = np.empty((count, IMAGE_SIZE, IMAGE_SIZE, 3), np.uint8)
         for row in range(count):
-            images[row] = draw_training_picture(seed, shard * SHARD + row)
+            images[row] = draw_training_picture(seed, shard * SHARD + row).image
         with replacing(path) as temporary, temporary.open("wb") as file:
             np.save(file, images)
     return path

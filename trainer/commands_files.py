@@ -56,7 +56,7 @@ def export(
     ComfyUI, A1111 and diffusers load them; each file is loaded back before it is reported.
     """
     source = existing(dictionary, "file")
-    from ..concepts.part_dictionary import PartDictionary
+    from ..concepts.parts.part_dictionary import PartDictionary
     from .export_parts import export_dictionary
 
     for path in export_dictionary(PartDictionary.load(source), out or source.with_suffix("")):

@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from ..concepts.atomic_file import check_writable, replacing, write_bytes
 from ..concepts.errors import BestiaryError
-from ..concepts.part_dictionary import PartDictionary
+from ..concepts.parts.part_dictionary import PartDictionary
 from .backbones import load_denoiser
 from .contact_sheet import contact_sheet
 from .heat_maps import heat_map

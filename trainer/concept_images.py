@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from ..concepts.denoiser import PromptPiece, PromptTokens
-from ..concepts.part_captions import CaptionStyle, PartCaption, build_part_caption
+from ..concepts.parts.part_captions import CaptionStyle, PartCaption, build_part_caption
 from .latent_cache import LatentCache
 from .part_objective import PartBatch
 from .training_kinds import TrainingKinds

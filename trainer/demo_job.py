@@ -18,7 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from ..concepts.atomic_file import write_bytes, write_text
 from ..concepts.errors import BestiaryError
-from ..concepts.part_dictionary import PartDictionary
+from ..concepts.parts.part_dictionary import PartDictionary
 from . import demo_pictures
 from .backbones import load_denoiser
 from .demo_judging import judge_demo

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..concepts.atomic_file import write_text
-from ..concepts.part_dictionary import PartDictionary
+from ..concepts.parts.part_dictionary import PartDictionary
 from ..demo.attribute_judge import ATTRIBUTES, AttributeJudge, species_classes
 from ..demo.creatures import PARTS
 from .diffusers_denoiser import DiffusersDenoiser

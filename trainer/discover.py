@@ -18,8 +18,8 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from ..concepts.denoiser import Denoiser, ProgressCallback
 from ..concepts.errors import BestiaryError
-from ..concepts.part_codebook import PartCodebook
-from ..concepts.part_discovery import fit_parts
+from ..concepts.parts.part_codebook import PartCodebook
+from ..concepts.parts.part_discovery import fit_parts
 from ..concepts.patch_features import FeatureSource
 from .discovery_folder import REPORT, Discovery, read_report
 from .discovery_passes import PictureReader, describe_shard, joined_sample, sample_shard

@@ -20,8 +20,8 @@ from torch import Tensor
 
 from ..concepts.atomic_file import replacing, write_text
 from ..concepts.errors import BestiaryError
-from ..concepts.part_codebook import PartCodebook
-from ..concepts.part_map import PartMaps
+from ..concepts.parts.part_codebook import PartCodebook
+from ..concepts.parts.part_map import PartMaps
 
 CODEBOOK = "codebook.parts.safetensors"
 PART_MAPS = "part_maps.safetensors"

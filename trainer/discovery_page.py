@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
-from ..concepts.part_codebook import PartCodebook
+from ..concepts.parts.part_codebook import PartCodebook
 from .discovery_counts import PER_KIND, largest_kinds
 from .discovery_folder import IMAGES, read_lines_at, read_skipped
 from .image_files import UnreadableImage, fit_square, read_image

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ..concepts.errors import BestiaryError
-from ..concepts.part_codebook import PartCodebook
+from ..concepts.parts.part_codebook import PartCodebook
 from ..concepts.patch_features import FeatureSource, PatchGrid
 from .discovery_state import DiscoveryState, PartShard, SampleShard, Skipped
 from .image_files import UnreadableImage, fit_square, image_to_tensor, read_image

@@ -11,10 +11,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ..concepts.caption_file import format_caption
-from ..concepts.part_codebook import PartCodebook
-from ..concepts.part_discovery import fit_kinds
-from ..concepts.part_map import PartMaps
+from ..concepts.parts.caption_file import format_caption
+from ..concepts.parts.part_codebook import PartCodebook
+from ..concepts.parts.part_discovery import fit_kinds
+from ..concepts.parts.part_map import PartMaps
 from .discovery_counts import PartCounts, TypicalPictures
 from .discovery_folder import (
     CAPTIONS,

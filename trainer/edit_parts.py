@@ -11,13 +11,13 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ..concepts import codebook_edits
-from ..concepts.caption_file import format_caption
-from ..concepts.codebook_edits import CodebookEdit
 from ..concepts.errors import BestiaryError
-from ..concepts.part_codebook import PartCodebook
-from ..concepts.part_discovery import fit_kinds
-from ..concepts.part_map import ABSENT, PartMaps
+from ..concepts.parts import codebook_edits
+from ..concepts.parts.caption_file import format_caption
+from ..concepts.parts.codebook_edits import CodebookEdit
+from ..concepts.parts.part_codebook import PartCodebook
+from ..concepts.parts.part_discovery import fit_kinds
+from ..concepts.parts.part_map import ABSENT, PartMaps
 from .discovery_counts import PER_KIND, PartCounts, TypicalPictures
 from .discovery_folder import (
     CAPTIONS,

@@ -20,9 +20,9 @@ from pydantic import BaseModel, ConfigDict, Field
 from ..concepts.atomic_file import check_writable, write_text
 from ..concepts.denoiser import ProgressCallback
 from ..concepts.errors import BestiaryError
-from ..concepts.part_codebook import PartCodebook
-from ..concepts.part_dictionary import PartDictionary
-from ..concepts.part_map import ABSENT
+from ..concepts.parts.part_codebook import PartCodebook
+from ..concepts.parts.part_dictionary import PartDictionary
+from ..concepts.parts.part_map import ABSENT
 from .backbones import load_denoiser
 from .class_reading import ClassReading
 from .compose import add_adapters, base_of

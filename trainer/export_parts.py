@@ -18,7 +18,7 @@ from ..concepts.backbone import get_backbone
 from ..concepts.concept_file import read_tensors, write_tensors
 from ..concepts.errors import BestiaryError
 from ..concepts.lora_names import lora_layers
-from ..concepts.part_dictionary import PartDictionary
+from ..concepts.parts.part_dictionary import PartDictionary
 
 EMBEDDINGS_FOLDER = "embeddings"
 LORA_FILE = "parts_lora.safetensors"

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from ..concepts.part_dictionary import PartDictionary
+from ..concepts.parts.part_dictionary import PartDictionary
 from ..concepts.thumbnail_atlas import ThumbnailAtlas
 from .image_files import fit_square, read_image
 from .training_kinds import TrainingKinds

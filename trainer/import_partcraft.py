@@ -16,14 +16,14 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import Tensor
 
 from ..concepts.backbone import BACKBONES, get_backbone
-from ..concepts.caption_file import parse_captions
 from ..concepts.errors import BestiaryError
-from ..concepts.foreground import CentroidForeground
 from ..concepts.lora_names import to_kohya
-from ..concepts.part_codebook import SUFFIX, PartCodebook
-from ..concepts.part_dictionary import PartDictionary
-from ..concepts.part_model import CentroidParts, background_centroid
-from ..concepts.token_projector import TokenProjector
+from ..concepts.parts.caption_file import parse_captions
+from ..concepts.parts.foreground import CentroidForeground
+from ..concepts.parts.part_codebook import SUFFIX, PartCodebook
+from ..concepts.parts.part_dictionary import PartDictionary
+from ..concepts.parts.part_model import CentroidParts, background_centroid
+from ..concepts.parts.token_projector import TokenProjector
 from .partcraft_files import COARSE, FINE, FOREGROUND, PartCraftFile, PartCraftKind, read_partcraft_file
 
 if sys.version_info >= (3, 11):

@@ -11,12 +11,12 @@ from torch import Tensor
 from ..concepts.concept_file import Header, TensorEntry, read_header
 from ..concepts.lora_names import ALPHA, DOWN, kohya_name
 from ..concepts.name_search import number_ranges
-from ..concepts.part_codebook import KIND as CODEBOOK_KIND
-from ..concepts.part_codebook import PartCodebook
-from ..concepts.part_dictionary import FILE_KIND as DICTIONARY_KIND
-from ..concepts.part_dictionary import PartDictionary
+from ..concepts.parts.part_codebook import KIND as CODEBOOK_KIND
+from ..concepts.parts.part_codebook import PartCodebook
+from ..concepts.parts.part_dictionary import FILE_KIND as DICTIONARY_KIND
+from ..concepts.parts.part_dictionary import PartDictionary
+from ..concepts.parts.token_projector import infer_shape
 from ..concepts.safe_pickle import load_inert, tensors_in
-from ..concepts.token_projector import infer_shape
 from .partcraft_files import COARSE, holds_safetensors, read_partcraft_file
 
 Description = dict[str, object]

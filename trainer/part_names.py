@@ -10,9 +10,9 @@ import torch
 from pydantic import BaseModel, ConfigDict, ValidationError
 from torch import Tensor
 
-from ..concepts.codebook_edits import rename
 from ..concepts.errors import BestiaryError
-from ..concepts.part_codebook import PartCodebook
+from ..concepts.parts.codebook_edits import rename
+from ..concepts.parts.part_codebook import PartCodebook
 
 if sys.version_info >= (3, 11):
     import tomllib

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from ..concepts.attention_maps import average_maps
 from ..concepts.denoiser import AttentionMethod, AttentionRequest, Denoiser, DenoiserOutput, PromptTokens
 from ..concepts.min_snr import min_snr_weights
-from ..concepts.part_attention_loss import FLOOR, attention_iou, per_part_attention_loss
-from ..concepts.token_projector import TokenProjector
+from ..concepts.parts.part_attention_loss import FLOOR, attention_iou, per_part_attention_loss
+from ..concepts.parts.token_projector import TokenProjector
 from .fit import LossReport
 
 

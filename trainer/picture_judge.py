@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..concepts.part_codebook import PartCodebook
-from ..concepts.part_map import PartMaps
+from ..concepts.parts.part_codebook import PartCodebook
+from ..concepts.parts.part_map import PartMaps
 from ..concepts.patch_features import FeatureSource
 from .image_files import fit_square, image_to_tensor, read_image
 

@@ -9,8 +9,8 @@ from torch import Tensor
 
 from ..concepts.denoiser import AttentionRequest, TextConditioning
 from ..concepts.errors import BestiaryError
-from ..concepts.part_dictionary import PartDictionary
-from ..concepts.part_prompt import ResolvedMention, ResolvedPrompt, parse_part_prompt, resolve_prompt
+from ..concepts.parts.part_dictionary import PartDictionary
+from ..concepts.parts.part_prompt import ResolvedMention, ResolvedPrompt, parse_part_prompt, resolve_prompt
 from .sampling import Sampler, SamplingDenoiser, sample_images
 
 _PROMPTS_AT_ONCE = 64

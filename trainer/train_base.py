@@ -23,7 +23,7 @@ from ..concepts.errors import BestiaryError
 from ..demo.captions import caption_of
 from ..demo.species import HELD_OUT_SPECIES, random_scene, random_species
 from .base_autoencoder import SHARD, cache_latents, draw_pictures, fit_autoencoder, latent_scale
-from .base_denoiser import LatentSet, fit_denoiser, picture_truth, sample_pictures, save_sheet
+from .base_denoiser import LatentSet, cache_emphasis, fit_denoiser, picture_truth, sample_pictures, save_sheet
 from .base_model_parts import BaseModel, build_base_model, export_base_model
 from .base_training_state import RunLog, StagePlan, StageState, hardware_in_words
 
@@ -89,7 +89,8 @@ def train_base(settings: TrainBaseSettings, out: Path, work: Path | None = None)
     count = min(settings.latent_pictures, settings.pictures)
     cached = cache_latents(model.autoencoder, shards[: -(-count // SHARD)], work / "latents", first)[:count]
     truths = [picture_truth(settings.seed, index) for index in range(count)]
-    latents = LatentSet(cached, latent_scale(cached), truths)
+    emphasis = cache_emphasis(work / "emphasis", settings.seed, count)
+    latents = LatentSet(cached, latent_scale(cached), truths, emphasis)
     _train_denoiser(settings, model, latents, out, work, log, second)
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 from ..concepts.denoiser import ProgressCallback
-from ..concepts.part_dictionary import PartDictionary
+from ..concepts.parts.part_dictionary import PartDictionary
 from .doctor import examine_setup
 from .export_parts import export_dictionary
 from .finished_parts import build_dictionary, write_dictionary

@@ -12,8 +12,8 @@ import torch.nn.functional as F
 
 from ..concepts.errors import BestiaryError
 from ..concepts.kmeans import fit_kmeans
-from ..concepts.part_codebook import PartCodebook
-from ..concepts.part_map import ABSENT, PartMaps
+from ..concepts.parts.part_codebook import PartCodebook
+from ..concepts.parts.part_map import ABSENT, PartMaps
 
 PICTURE_COLUMNS = ("path", "file", "filename", "image")
 """Column names under which a table of classes may name its pictures."""

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from ..concepts.denoiser import Denoiser, LoraSpec, ProgressCallback, PromptPiece, PromptTokens
 from ..concepts.errors import BestiaryError
-from ..concepts.part_captions import CaptionStyle
-from ..concepts.token_projector import TokenProjector
+from ..concepts.parts.part_captions import CaptionStyle
+from ..concepts.parts.token_projector import TokenProjector
 from .backbones import demo_model_path, load_denoiser
 from .concept_images import BatchPlan, ConceptImages
 from .discovery_folder import Discovery

@@ -40,7 +40,7 @@ class _Copies(torch.nn.Module):
 def test_drawings_are_made_once_and_survive_an_interruption(tmp_path):
     first = draw_pictures(tmp_path, seed=5, count=3, workers=1)
     assert first[0].shape == (3, 128, 128, 3) and first[0].dtype == np.uint8
-    np.testing.assert_array_equal(first[0][2], draw_training_picture(5, 2))
+    np.testing.assert_array_equal(first[0][2], draw_training_picture(5, 2).image)
     stamp = (tmp_path / "pictures-0000.npy").stat().st_mtime_ns
     draw_pictures(tmp_path, seed=5, count=3, workers=1)
     assert (tmp_path / "pictures-0000.npy").stat().st_mtime_ns == stamp

@@ -6,12 +6,15 @@ import torch
 from bestiary.concepts.errors import BestiaryError
 from bestiary.demo.creatures import draw_creature
 from bestiary.demo.species import random_species
+from bestiary.trainer.base_autoencoder import draw_training_picture
 from bestiary.trainer.base_denoiser import (
     LatentSet,
     QuickAttention,
     add_noise,
+    cache_emphasis,
     decode_latents,
     fit_denoiser,
+    part_emphasis,
     picture_truth,
     predict_noise,
     sample_latents,
@@ -82,6 +85,36 @@ def test_batches_are_scaled_and_repeatable():
     ours, theirs = (latents.batch(torch.tensor([1, 4]), torch.Generator().manual_seed(3)) for _ in range(2))
     assert torch.equal(ours, theirs)
     assert float((ours / 0.5 - values[[1, 4]].float()).std()) == pytest.approx(LATENT_NOISE, rel=0.3)
+
+
+def test_small_parts_count_as_much_as_large_ones():
+    labels = np.zeros((128, 128), np.uint8)
+    labels[:64] = 1
+    labels[64:72, :16] = 2  # two places of 256, one 64th of the other part
+    weights = part_emphasis(labels).astype(float)
+    assert weights.shape == (16, 16) and weights.mean() == pytest.approx(1, abs=2e-3)
+    assert weights[8, 0] > 10 * weights[0, 0] > 0
+    np.testing.assert_allclose(part_emphasis(np.zeros((128, 128), np.uint8)), 1)
+
+
+def test_emphasis_is_computed_once_for_the_drawings_of_the_training_set(tmp_path):
+    first = cache_emphasis(tmp_path, 3, 2)
+    drawing = draw_training_picture(3, 1)
+    np.testing.assert_array_equal(first[1].numpy(), part_emphasis(drawing.labels))
+    (tmp_path / "emphasis-0000-2.npy").touch()
+    stamp = (tmp_path / "emphasis-0000-2.npy").stat().st_mtime_ns
+    assert torch.equal(cache_emphasis(tmp_path, 3, 2), first)
+    assert (tmp_path / "emphasis-0000-2.npy").stat().st_mtime_ns == stamp
+
+
+def test_errors_are_weighed_by_place():
+    emphasis = torch.ones(2, 16, 16).half()
+    emphasis[1, 0] = 3.0
+    errors = torch.zeros(2, LATENT_CHANNELS, 16, 16)
+    errors[:, :, 0] = 1.0
+    ours = LatentSet(errors, 1.0, [], emphasis).weigh(errors, torch.tensor([0, 1]))
+    torch.testing.assert_close(ours, torch.tensor([1 / 16, 3 / 16]))
+    torch.testing.assert_close(LatentSet(errors, 1.0, []).weigh(errors, torch.tensor([0, 1])), torch.full((2,), 1 / 16))
 
 
 def test_training_saves_publishes_and_resumes_exactly(tmp_path):

@@ -11,10 +11,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from bestiary.concepts import foreground
-from bestiary.concepts.caption_file import parse_captions
 from bestiary.concepts.concept_file import read_concept_file
 from bestiary.concepts.errors import BestiaryError
+from bestiary.concepts.parts import foreground
+from bestiary.concepts.parts.caption_file import parse_captions
 from bestiary.concepts.patch_features import DescriptorFeatures, PatchGrid
 from bestiary.trainer import discover as discover_module
 from bestiary.trainer import discovery_passes
@@ -385,7 +385,7 @@ import sys
 from pathlib import Path
 sys.path.insert(0, sys.argv[1])
 import conftest
-from bestiary.concepts import foreground
+from bestiary.concepts.parts import foreground
 from bestiary.trainer.discover import DiscoverSettings, discover
 foreground._TRAINING_STEPS = 40
 discover(DiscoverSettings(images=Path(sys.argv[2]), out=Path(sys.argv[3]), source="descriptor", num_parts=3,

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from bestiary.concepts.part_dictionary import PartDictionary
+from bestiary.concepts.parts.part_dictionary import PartDictionary
 from bestiary.trainer.finished_parts import build_dictionary, thumbnails, write_dictionary
 from bestiary.trainer.image_files import read_image
 from bestiary.trainer.settings import load_recipe

@@ -8,10 +8,10 @@ import pytest
 import torch
 from bestiary.concepts.concept_file import write_concept_file
 from bestiary.concepts.errors import BestiaryError
-from bestiary.concepts.foreground import CentroidForeground
-from bestiary.concepts.part_codebook import PartCodebook
-from bestiary.concepts.part_dictionary import PartDictionary
-from bestiary.concepts.part_model import CentroidParts
+from bestiary.concepts.parts.foreground import CentroidForeground
+from bestiary.concepts.parts.part_codebook import PartCodebook
+from bestiary.concepts.parts.part_dictionary import PartDictionary
+from bestiary.concepts.parts.part_model import CentroidParts
 from bestiary.concepts.thumbnail_atlas import ThumbnailAtlas
 from bestiary.trainer.inspect_file import describe_file, description_text
 from PIL import Image

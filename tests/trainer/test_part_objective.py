@@ -7,7 +7,7 @@ import pytest
 import torch
 from bestiary.concepts.denoiser import LoraSpec, PromptPiece
 from bestiary.concepts.min_snr import min_snr_weights
-from bestiary.concepts.token_projector import TokenProjector
+from bestiary.concepts.parts.token_projector import TokenProjector
 from bestiary.trainer.part_objective import AttentionLoss, PartBatch, PartObjective
 from torch import Tensor
 

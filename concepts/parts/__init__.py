@@ -1,0 +1,1 @@
+"""Parts: found in pictures, named, learned, written in prompts, measured."""

@@ -1,0 +1,184 @@
+"""Finds parts and their kinds in patch features without labels: foreground, then parts, then kinds of every part.
+
+After PartCraft (arXiv 2407.04604, kamwoh/partcraft @ dfe64e1), with its manual steps automated: the foreground is learned
+instead of picked by eye, the background is never clustered with the parts but appended as the last one, absent parts
+never enter a clustering, and the number of kinds is measured.
+
+`discover_parts` does all of it in memory; folders of any size call `fit_parts` on a sample of pictures, then stream
+`PartCodebook.label` and `.part_means` over all of them, then call `fit_kinds` on the means.
+Letters: N pictures, (h, w) patch grid, D channels of the source, d channels of the codebook, M parts.
+"""
+
+import logging
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from ..errors import BestiaryError
+from ..kmeans import fit_kmeans
+from ..patch_features import PatchGrid, SourceSpec
+from .foreground import fit_foreground, refit_foreground
+from .kind_count import choose_kind_count
+from .part_codebook import FeatureSpace, PartCodebook
+from .part_map import PartMaps
+from .part_model import fit_learned_parts
+
+log = logging.getLogger(__name__)
+
+DEFAULT_PARTS = 5
+_SPACE_WIDTH = 64
+_WHITENING = 0.5
+_REFIT_SEED = 100
+_FEWEST_FOREGROUND = 16  # patches per part
+
+
+def discover_parts(
+    grids: PatchGrid,
+    *,
+    spec: SourceSpec | None = None,
+    num_parts: int | None = None,
+    num_kinds: int | Sequence[int] | None = None,
+    seed: int = 0,
+    flip_foreground: bool = False,
+) -> tuple[PartCodebook, PartMaps]:
+    """Find parts and kinds of N pictures whose features fit in memory.
+
+    Args:
+        grids: features `(N, h, w, D)`.
+        spec: the feature source's own description, kept in the codebook.
+        num_parts: foreground parts; None chooses.
+        num_kinds: kinds per part (one number, or one for every part and the background); None measures.
+        flip_foreground: take the complement of the foreground that was found.
+
+    Raises:
+        BestiaryError: no foreground, or fewer pictures than kinds.
+    """
+    codebook = fit_parts(grids, spec=spec, num_parts=num_parts, seed=seed, flip_foreground=flip_foreground)
+    labels = codebook.label(grids)
+    means, counts = codebook.part_means(grids, labels)  # (N, M, d), (N, M)
+    codebook = fit_kinds(codebook, means, counts, num_kinds=num_kinds, seed=seed)
+    return codebook, PartMaps(labels, codebook.kind_of(means, counts))
+
+
+def fit_parts(
+    sample: PatchGrid,
+    *,
+    spec: SourceSpec | None = None,
+    num_parts: int | None = None,
+    seed: int = 0,
+    flip_foreground: bool = False,
+) -> PartCodebook:
+    """Foreground and parts from a sample of pictures; the codebook that comes back has no kinds yet.
+
+    Raises:
+        BestiaryError: no foreground was found, or it is too small for that many parts.
+    """
+    space = fit_space(sample.features)
+    features = space(sample.features)  # (N, h, w, d)
+    foreground = fit_foreground(features, sample.saliency, seed=seed, flip=flip_foreground)
+    probability = foreground.probability(features, sample.saliency)  # (N, h, w)
+    wanted = num_parts or DEFAULT_PARTS
+    _check_foreground(probability > 0.5, wanted)
+    parts = fit_learned_parts(features, probability, wanted, seed=seed)
+    labels = parts.labels(features, probability, wanted)  # (N, h, w)
+    if bool((labels < wanted).any()):  # the parts' edges are better than the classifier's: it learns from them once
+        foreground = refit_foreground(foreground, features, sample.saliency, labels < wanted, seed=seed + _REFIT_SEED)
+        probability = foreground.probability(features, sample.saliency)
+        parts = fit_learned_parts(features, probability, wanted, seed=seed)
+        labels = parts.labels(features, probability, wanted)
+    share = float((labels < wanted).float().mean())
+    return PartCodebook(
+        feature_spec=dict(spec or {}),
+        width=features.shape[-1],
+        grid=tuple(features.shape[1:3]),
+        part_names=(*propose_names(labels, wanted), "background"),
+        background=wanted,
+        foreground=foreground,
+        parts=parts,
+        space=space,
+        statistics={"foreground_margin": foreground.margin, "foreground_share": share},
+    )
+
+
+def _check_foreground(mask: Tensor, parts: int) -> None:
+    if int(mask.sum()) < parts * _FEWEST_FOREGROUND:
+        raise BestiaryError(
+            f"no foreground found: {int(mask.sum())} of {mask.numel()} patches, too few for {parts} parts. "
+            "Give more pictures with the thing near their centre, or try --flip-foreground or another --source"
+        )
+
+
+def fit_space(features: Tensor, width: int = _SPACE_WIDTH) -> FeatureSpace:
+    """Principal directions of features `(N, h, w, D)`, each divided by the square root of its deviation."""
+    rows = features.flatten(0, 2).float()  # (N * h * w, D)
+    mean = rows.mean(dim=0)
+    centered = rows - mean
+    values, directions = torch.linalg.eigh((centered.T @ centered).double() / len(rows))
+    kept = slice(max(0, rows.shape[1] - width), None)
+    values, directions = values[kept].flip(0), directions[:, kept].flip(1)  # largest first
+    scale = values.clamp_min(values[0] * 1e-9 + 1e-12) ** (-_WHITENING / 2)
+    projection = directions * scale  # (D, d)
+    length = (values * scale.square()).sum().sqrt()  # root of the mean squared length of projected rows
+    return FeatureSpace(_half(mean), _half((projection / length).float()))
+
+
+def fit_kinds(
+    codebook: PartCodebook,
+    part_means: Tensor,
+    counts: Tensor,
+    *,
+    num_kinds: int | Sequence[int] | None = None,
+    seed: int = 0,
+) -> PartCodebook:
+    """Cluster the means of every part into kinds.
+
+    Args:
+        part_means: `(N, M, d)`, as `PartCodebook.part_means` gives them.
+        counts: `(N, M)` patches; pictures that do not show a part are left out of it.
+        num_kinds: see `discover_parts`.
+
+    Raises:
+        BestiaryError: a part is shown by fewer pictures than it shall have kinds.
+    """
+    wanted = [num_kinds] * codebook.num_parts if num_kinds is None or isinstance(num_kinds, int) else list(num_kinds)
+    if len(wanted) != codebook.num_parts:
+        raise BestiaryError(f"{len(wanted)} numbers of kinds for {codebook.num_parts} parts, the background included")
+    centers, fine = torch.zeros(codebook.num_parts, codebook.width), []
+    for part, number in enumerate(wanted):
+        shown = part_means[counts[:, part] > 0, part].float()  # (n, d)
+        if number is not None and number > len(shown):
+            raise BestiaryError(
+                f"{number} kinds of part {codebook.part_names[part]!r} asked for, but only {len(shown)} pictures show it: "
+                "give more pictures or ask for fewer kinds"
+            )
+        if not len(shown):
+            fine.append(torch.zeros(0, codebook.width))
+            continue
+        centers[part] = _half(shown.mean(dim=0))
+        around = shown - centers[part]  # (n, d)
+        number = number or choose_kind_count(around, seed=seed)
+        fine.append(_half(fit_kmeans(around, number, seed=seed).centroids))
+    return replace(codebook, fine=tuple(fine), kind_centers=centers, kind_names=tuple({} for _ in fine))
+
+
+def propose_names(labels: Tensor, num_parts: int) -> tuple[str, ...]:
+    """A first name for every part of labels `(N, h, w)` by its height among the parts: top, middle, bottom, numbered if
+    repeated."""
+    h = labels.shape[1]
+    rows = torch.arange(h, device=labels.device).view(1, h, 1).expand_as(labels).float()
+    inside = labels < num_parts
+    middle, spread = rows[inside].mean(), rows[inside].std().clamp_min(0.5)
+    names: list[str] = []
+    for part in range(num_parts):
+        height = (rows[labels == part].mean() - middle) / spread
+        name = "top" if height < -0.4 else "bottom" if height > 0.4 else "middle"
+        taken = sum(other.rstrip("0123456789") == name for other in names)
+        names.append(name if not taken else f"{name}{taken + 1}")
+    return tuple(names)
+
+
+def _half(tensor: Tensor) -> Tensor:
+    """Values rounded to half precision, so that a saved codebook gives the same labels as the one in memory."""
+    return tensor.half().float()

@@ -1,0 +1,152 @@
+"""Mentions of learned parts, `<part:kind>`: finding them in a text and taking them apart.
+
+The grammar stands in part_prompt.py. Columns count characters from 1.
+"""
+
+import re
+from dataclasses import dataclass
+
+from ..errors import BestiaryError
+from ..name_search import shown_name
+
+NUMBER = re.compile(r"\s*[+-]?(?:\d+(?:\.\d*)?|\.\d+)\s*")
+"""A factor or a weight as typed."""
+
+_ESCAPED = re.compile(r"\\(.)", re.DOTALL)
+
+
+class PromptError(BestiaryError):
+    """A fault in a prompt; `column` counts characters from 1."""
+
+    def __init__(self, column: int, cause: str) -> None:
+        """`cause` says what is wrong and what to write instead."""
+        super().__init__(f"prompt, column {column}: {cause}")
+        self.column = column
+
+
+@dataclass(frozen=True)
+class PartMention:
+    """A part and a kind, or a blend of kinds, as typed."""
+
+    target: str
+    """What stands before the colon: a part's name or number, perhaps with a dictionary's name and a dot before it."""
+    kinds: tuple[tuple[str, float], ...]
+    """Name or number of each kind with its factor in the blend; one kind alone has factor 1."""
+    column: int
+    """Where the mention begins, counted from 1."""
+    weight: float = 1.0
+
+
+def find_mentions(text: str) -> dict[int, tuple[int, PartMention]]:
+    """Start of every mention in a prompt -> its end and its content, counted from 0.
+
+    Raises:
+        PromptError: a mention is malformed.
+    """
+    found: dict[int, tuple[int, PartMention]] = {}
+    place = 0
+    while place < len(text):
+        if text[place] == "\\":
+            place += 2
+        elif text[place] == "<" and (mention := _read_mention(text, place)):
+            found[place] = mention
+            place = mention[0]
+        else:
+            place += 1
+    return found
+
+
+def _read_mention(text: str, start: int) -> tuple[int, PartMention] | None:
+    """End and content of the mention that begins at `start`; None if `<` is plain text there."""
+    column = start + 1
+    end = next_plain(text, "<>", start + 1)
+    closed = end < len(text) and text[end] == ">"
+    inside = text[start + 1 : end]
+    colon = next_plain(inside, ":", 0)
+    # "a < b" and "<>" are text, "< head : 17 >" is a mention with spaces
+    if not inside[:1].strip() and not (closed and colon < len(inside)):
+        return None
+    if not closed:
+        raise PromptError(
+            column, f"{shown_name(text[start:end])} is not closed: write <part:kind>, or \\< for a plain <"
+        )
+    if colon == len(inside):
+        raise PromptError(column, f"'<{inside[:40]}>' has no colon: write <part:kind>, or \\< for a plain <")
+    target, kinds = inside[:colon].strip(), inside[colon + 1 :]
+    if not target:
+        raise PromptError(column, f"'<{inside[:40]}>' has no part before the colon: write <part:kind>")
+    if not kinds.strip():
+        raise PromptError(
+            column, f"'<{inside[:40]}>' has no kind after the colon: write <{target}:name> or <{target}:17>"
+        )
+    # errors within the kinds point at their own place
+    offset = column + colon + 2
+    stage = next_plain(kinds, "@", 0)
+    if stage < len(kinds):
+        raise PromptError(
+            offset + stage,
+            f"stages ({shown_name(kinds[stage:].strip())}) are not available for parts here: leave them out, or write \\@ for a plain @",
+        )
+    return end + 1, PartMention(target, _read_kinds(kinds, offset), column)
+
+
+def _read_kinds(text: str, column: int) -> tuple[tuple[str, float], ...]:
+    """Kinds and factors from what stands after the colon; `column` is where that begins."""
+    terms: list[tuple[str, float]] = []
+    begin = 0
+    while begin <= len(text):
+        end = next_plain(text, "+", begin)
+        # the sign of a factor, as in "*+0.5", separates nothing
+        while end < len(text) and text[begin:end].rstrip().endswith("*"):
+            end = next_plain(text, "+", end + 1)
+        terms.append(_read_term(text[begin:end], column + begin))
+        begin = end + 1
+    # equal shares are not guessed: a name may contain a plus that was meant
+    if len(terms) > 1 and any(factor is None for _, factor in terms):
+        example = "+".join(f"{kind}*{1 / len(terms):.2g}" for kind, _ in terms)
+        raise PromptError(
+            column, f"a blend needs a factor for every kind: write {shown_name(example)}, or \\+ for a plain +"
+        )
+    return tuple((unescaped(kind), 1.0 if factor is None else factor) for kind, factor in terms)
+
+
+def _read_term(term: str, column: int) -> tuple[str, float | None]:
+    """A kind as typed and its factor, None if it has none."""
+    # the last one: "a*b*0.5" is half of a kind called a*b
+    star = last_plain(term, "*")
+    kind, factor = (term, None) if star < 0 else (term[:star], term[star + 1 :])
+    if not kind.strip():
+        raise PromptError(column, f"{shown_name(term)} names no kind: write a name or a number, such as 17*0.6+18*0.4")
+    if factor is None:
+        return kind.strip(), None
+    if not NUMBER.fullmatch(factor):
+        raise PromptError(
+            column + star + 1, f"{shown_name(factor)} is no factor: write a number such as 0.6, or \\* for a plain *"
+        )
+    return kind.strip(), float(factor)
+
+
+def next_plain(text: str, wanted: str, start: int) -> int:
+    """Place of the next character of `wanted` that no backslash makes plain, else the length of the text."""
+    place = start
+    while place < len(text):
+        if text[place] == "\\":
+            place += 2
+        elif text[place] in wanted:
+            return place
+        else:
+            place += 1
+    return len(text)
+
+
+def last_plain(text: str, wanted: str) -> int:
+    """Place of the last such character, -1 if there is none."""
+    last, place = -1, next_plain(text, wanted, 0)
+    while place < len(text):
+        last, place = place, next_plain(text, wanted, place + 1)
+    return last
+
+
+def unescaped(text: str) -> str:
+    """A name without the backslashes that make characters plain."""
+    return _ESCAPED.sub(r"\1", text)

@@ -1,0 +1,1 @@
+"""Prompt spectra: one embedding per denoising stage, mixed and scheduled by attribute."""

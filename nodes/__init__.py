@@ -1,0 +1,1 @@
+"""ComfyUI's face: graph blocks over concepts, scenes and demo."""

@@ -1,0 +1,76 @@
+"""Merging two dictionaries."""
+
+import pytest
+import torch
+from bestiary.concepts.errors import BestiaryError
+from bestiary.concepts.parts.dictionary_merge import merge_dictionaries
+from bestiary.concepts.parts.part_dictionary import PartDictionary
+from bestiary.concepts.thumbnail_atlas import ThumbnailAtlas
+from PIL import Image
+
+
+def birds(**changes: object) -> PartDictionary:
+    fields = {
+        "backbone": "sd15",
+        "part_names": ("head", "background"),
+        "kind_names": ({0: "jay", 1: "owl"}, {}),
+        "background": 1,
+        "rows": torch.tensor([(0, 0), (0, 1), (1, 3)]),
+        "embeddings": {"clip_l": torch.arange(12.0).view(3, 4)},
+        "provenance": {"base": "a", "seed": 1},
+    }
+    return PartDictionary(**{**fields, **changes})
+
+
+def dogs() -> PartDictionary:
+    return PartDictionary(
+        backbone="sd15",
+        part_names=("scene", "nose", "Head"),
+        kind_names=({}, {2: "pug"}, {1: "Jay", 7: "pug"}),
+        background=0,
+        rows=torch.tensor([(2, 1), (2, 7), (1, 2), (0, 3)]),
+        embeddings={"clip_l": 100 + torch.arange(16.0).view(4, 4)},
+        provenance={"base": "b"},
+    )
+
+
+def test_the_first_keeps_its_numbers_and_the_second_finds_free_ones() -> None:
+    merged, mapping = merge_dictionaries(birds(), dogs())
+    assert merged.part_names == ("head", "background", "nose")
+    assert mapping == {(0, 3): (1, 4), (1, 2): (2, 2), (2, 1): (0, 2), (2, 7): (0, 7)}
+    for (part, kind), place in mapping.items():
+        assert torch.equal(merged.vector(*place), dogs().vector(part, kind))
+    for part, kind in birds().row_of:
+        assert torch.equal(merged.vector(part, kind), birds().vector(part, kind))
+    assert merged.kind_names == ({0: "jay", 1: "owl", 2: "Jay (2)", 7: "pug"}, {}, {2: "pug"})
+    assert merged.background == 1
+    assert merged.find_kind(0, "jay (2)") == 2
+
+
+def test_the_background_of_the_second_is_kept_where_the_first_has_none() -> None:
+    merged = birds(background=None).merged_with(dogs())
+    assert merged.part_names == ("head", "background", "scene", "nose")
+    assert merged.background == 2
+
+
+def test_provenance_stays_flat_over_many_merges() -> None:
+    thrice = birds().merged_with(dogs()).merged_with(dogs())
+    assert thrice.provenance == {"base": "a", "seed": 1, "merged_with": [{"base": "b"}, {"base": "b"}]}
+
+
+def test_lora_and_thumbnails_come_along() -> None:
+    lora = {"m.lora_down.weight": torch.ones(1, 2), "m.lora_up.weight": torch.ones(2, 1)}
+    tiles = [ThumbnailAtlas.from_images({(0, 1): Image.new("RGB", (32, 32), colour)}, 32) for colour in ("red", "blue")]
+    other = birds(lora=lora, thumbnails=tiles[1])
+    merged, _ = merge_dictionaries(birds(lora=lora, thumbnails=tiles[0]), other, (1.0, 0.5))
+    assert (merged.lora["m.lora_up.weight"] @ merged.lora["m.lora_down.weight"]).flatten().tolist() == [1.5] * 4
+    assert merged.thumbnails.index == ((0, 1), (0, 3))
+    assert merged.thumbnails.tile(0, 1).getpixel((9, 9))[0] > 200
+    assert merged.thumbnails.tile(0, 3).getpixel((9, 9))[2] > 200
+    assert birds().merged_with(birds()).thumbnails is None
+
+
+def test_other_backbones_and_widths_cannot_be_merged() -> None:
+    narrow = birds(embeddings={"clip_l": torch.zeros(3, 2)})
+    with pytest.raises(BestiaryError, match="a sd15 dictionary .*4.* and a sd15 dictionary .*2.* cannot be merged"):
+        birds().merged_with(narrow)

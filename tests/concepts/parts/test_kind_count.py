@@ -1,0 +1,46 @@
+import pytest
+import torch
+import torch.nn.functional as F
+from bestiary.concepts.parts.kind_count import choose_kind_count, mean_silhouette, most_kinds
+from sklearn.metrics import silhouette_score
+from torch import Tensor
+
+
+def looks(kinds: int, per_kind: int, spread: float, seed: int = 0) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    centers = torch.randn(kinds, 24, generator=generator).repeat_interleave(per_kind, dim=0)
+    return centers + spread * torch.randn(kinds * per_kind, 24, generator=generator)
+
+
+def test_silhouette_equals_scikit_learn() -> None:
+    x = F.normalize(looks(4, 15, 0.8), dim=1)
+    labels = torch.randint(5, (60,), generator=torch.Generator().manual_seed(1))
+    ours = mean_silhouette(x, labels, 5)
+    assert ours == pytest.approx(silhouette_score(x.numpy(), labels.numpy(), metric="cosine"), abs=1e-5)
+
+
+def test_a_lone_row_and_an_empty_cluster_count_nothing() -> None:
+    x = F.normalize(looks(2, 5, 0.1), dim=1)
+    labels = torch.tensor([0] * 5 + [1] * 4 + [3])
+    assert mean_silhouette(x, labels, 4) == pytest.approx(
+        silhouette_score(x.numpy(), labels.numpy(), metric="cosine"), abs=1e-5
+    )
+
+
+@pytest.mark.parametrize("kinds", [3, 6, 12])
+def test_clear_kinds_are_counted(kinds: int) -> None:
+    ours = choose_kind_count(looks(kinds, 30, 0.15))
+    assert kinds <= ours <= kinds * 1.2
+
+
+def test_looks_without_steps_get_as_many_kinds_as_pictures_allow() -> None:
+    assert choose_kind_count(torch.randn(120, 64, generator=torch.Generator().manual_seed(2))) == 30
+
+
+@pytest.mark.parametrize(("images", "most"), [(1, 1), (3, 2), (8, 2), (40, 10), (5994, 256)])
+def test_most_kinds(images: int, most: int) -> None:
+    assert most_kinds(images) == most
+
+
+def test_few_pictures_get_two_kinds() -> None:
+    assert choose_kind_count(looks(4, 2, 0.1)) == 2
