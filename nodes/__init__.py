@@ -1,1 +1,1 @@
-"""ComfyUI's face: graph blocks over concepts, scenes and demo."""
+"""ComfyUI's face: thin graph blocks over concepts, scenes and demo."""

@@ -14,6 +14,7 @@ ALLOWED_OURS = {
     "scenes": {"concepts"},
     "demo": {"concepts"},
     "trainer": {"concepts", "scenes", "demo"},
+    "nodes": {"concepts", "scenes", "demo", "trainer"},
 }
 HOST = {"comfy", "comfy_api", "comfy_extras", "folder_paths", "server", "nodes"}
 HEAVY = {"diffusers", "transformers", "peft", "accelerate"}
@@ -22,6 +23,7 @@ BANNED_OUTSIDE = {
     "scenes": HOST | HEAVY,
     "demo": HOST | HEAVY,
     "trainer": HOST,
+    "nodes": HEAVY,
 }
 LIGHT_TRAINER_MODULES = ("__init__", "fit", "settings", "launch", "run_folder")
 
@@ -55,12 +57,23 @@ def _outside_imports(path: Path, *, module_level: bool = False) -> set[str]:
     return found
 
 
+def _trainer_modules(source: str) -> set[str]:
+    """Modules of the trainer that a file of nodes/ imports."""
+    found = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.ImportFrom) and node.level == 2 and node.module:
+            package, _, module = node.module.partition(".")
+            if package == "trainer":
+                found |= {module.split(".")[0]} if module else {alias.name for alias in node.names}
+    return found
+
+
 @pytest.mark.parametrize("package", ALLOWED_OURS)
 def test_arrows_between_our_packages(package: str) -> None:
     faults = {
         str(path.relative_to(ROOT)): sorted(wrong)
         for path in _modules(package)
-        if (wrong := (_targets_of(path) & {*ALLOWED_OURS, "nodes"}) - ALLOWED_OURS[package] - {package})
+        if (wrong := (_targets_of(path) & set(ALLOWED_OURS)) - ALLOWED_OURS[package] - {package})
     }
     assert faults == {}
 
@@ -83,6 +96,20 @@ def test_nobody_imports_the_pack_by_name() -> None:
         if "bestiary" in _outside_imports(path) and path.name != "__main__.py"
     ]
     assert faults == []
+
+
+def test_nodes_use_only_the_light_modules_of_the_trainer() -> None:
+    faults = {
+        str(path.relative_to(ROOT)): sorted(wrong)
+        for path in _modules("nodes")
+        if (wrong := _trainer_modules(path.read_text(encoding="utf-8")) - set(LIGHT_TRAINER_MODULES))
+    }
+    assert faults == {}
+
+
+def test_a_heavy_module_of_the_trainer_is_found() -> None:
+    assert _trainer_modules("from ..trainer.compose import compose") == {"compose"}
+    assert _trainer_modules("def f():\n    from ..trainer import fit, sampling") == {"fit", "sampling"}
 
 
 def test_modules_that_the_graph_shares_stay_light() -> None:

@@ -1,0 +1,7 @@
+"""Where part tokens look, and where they may, as graph blocks."""
+
+from __future__ import annotations
+
+from comfy_api.latest import io
+
+NODES: list[type[io.ComfyNode]] = []

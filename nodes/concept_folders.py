@@ -1,0 +1,77 @@
+"""The folder models/bestiary: registered with ComfyUI, listed, and names resolved inside it and nowhere else."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import folder_paths
+
+from ..concepts.errors import BestiaryError
+from ..concepts.name_search import choices_text, shown_name
+
+FOLDER = "bestiary"
+SHIPPED = Path(__file__).parent.parent / "demo" / "concepts"
+"""Concept files of the embedded model, listed after the user's own."""
+
+
+def register_folder() -> None:
+    """Adds models/bestiary to ComfyUI's folders, with safetensors files only; called again it changes nothing.
+
+    Folders that extra_model_paths.yaml gave under the same name stay first.
+    """
+    own = Path(folder_paths.models_dir) / FOLDER
+    own.mkdir(parents=True, exist_ok=True)
+    for folder in (own, SHIPPED):
+        if str(folder) not in folder_paths.folder_names_and_paths.get(FOLDER, ([], set()))[0]:
+            folder_paths.add_model_folder_path(FOLDER, str(folder))
+    paths, _ = folder_paths.folder_names_and_paths[FOLDER]
+    folder_paths.folder_names_and_paths[FOLDER] = (paths, {".safetensors"})
+
+
+def own_folder() -> Path:
+    """Where new concept files are written: models/bestiary."""
+    return Path(folder_paths.models_dir) / FOLDER
+
+
+def concept_names(suffix: str = ".safetensors", without: str | None = None) -> list[str]:
+    """Names of the files whose name ends with `suffix` but not with `without`, relative to their folder."""
+    names = folder_paths.get_filename_list(FOLDER)
+    return [name for name in names if name.endswith(suffix) and not (without and name.endswith(without))]
+
+
+def concept_path(name: str) -> Path:
+    """File of a name as listed by `concept_names`.
+
+    Raises:
+        BestiaryError: the name leaves the folders or no such file exists; the message lists the nearest names.
+    """
+    listed = folder_paths.get_filename_list(FOLDER)
+    path = folder_paths.get_full_path(FOLDER, name) if name in listed else None
+    if path is None:
+        raise BestiaryError(
+            f"no file {shown_name(name)} in models/{FOLDER}; there is: {choices_text(name, listed) or 'nothing'}"
+        )
+    return Path(path)
+
+
+def new_concept_path(name: str, suffix: str = ".safetensors") -> Path:
+    """File under models/bestiary for a name that a user typed; sub-folders are allowed, leaving the folder is not.
+
+    Raises:
+        BestiaryError: the name is empty, absolute or leads out of models/bestiary.
+    """
+    stem = name.strip().removesuffix(".safetensors").removesuffix(suffix.removesuffix(".safetensors"))
+    root = own_folder().resolve()
+    path = (root / f"{stem}{suffix}").resolve()
+    if not stem or Path(stem).is_absolute() or not path.is_relative_to(root) or path.name == suffix:
+        raise BestiaryError(f"cannot write {shown_name(name)}: give a file name inside models/{FOLDER}, such as birds")
+    return path
+
+
+def file_stamp(name: str) -> str:
+    """What `fingerprint_inputs` returns for a file: changes when the file does; empty where there is none."""
+    path = folder_paths.get_full_path(FOLDER, name) if name else None
+    if path is None:
+        return ""
+    facts = Path(path).stat()
+    return f"{facts.st_mtime_ns}-{facts.st_size}"

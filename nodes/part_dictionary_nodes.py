@@ -1,0 +1,7 @@
+"""Part dictionaries: load, merge, look into, save, as graph blocks."""
+
+from __future__ import annotations
+
+from comfy_api.latest import io
+
+NODES: list[type[io.ComfyNode]] = []
