@@ -1,4 +1,9 @@
-"""An extra loss that teaches the text encoder which words of a caption belong to which part."""
+"""What teaches the text encoder which words of a caption belong to which part: an extra loss, and merged words.
+
+Captions become slots `(B, L, 4)`: the ids whose embeddings are added up at each place, -1 where there are fewer. In
+some captions the attribute words of a part are merged into the part's own slot, so that the encoder also understands
+one vector that says everything about a part, which is what a learned token is. Letters: B captions, L places, D width.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +16,31 @@ from .base_model_parts import BaseModel
 
 ATTRIBUTE_WORDS: tuple[str, ...] = (*COLORS, *PATTERNS, *(shape for part in PARTS for shape in SHAPES[part]))
 """Every word that can stand before a part's word."""
+
+
+SLOT = 4
+"""Words that one place can hold: colour, pattern, shape and the part's own."""
+
+
+def slot_embeddings(table: Tensor, slots: Tensor) -> Tensor:
+    """Sum of the embeddings at every place: table (V, D), slots (B, L, 4) -> (B, L, D)."""
+    rows = table[slots.clamp_min(0)]  # (B, L, 4, D)
+    return (rows * (slots >= 0).unsqueeze(-1)).sum(dim=2)
+
+
+def _merge_row(ids: list[int], attribute: list[bool], is_part: list[bool]) -> list[list[int]]:
+    """Slots of one caption; attributes join the part's word that follows them, others stay where they are."""
+    slots: list[list[int]] = []
+    waiting: list[int] = []
+    for place, word in enumerate(ids):
+        if attribute[place] and len(waiting) < SLOT - 1:
+            waiting.append(word)
+            continue
+        slots += [[word, *waiting]] if is_part[place] else [*([one] for one in waiting), [word]]
+        waiting = []
+    slots += [[one] for one in waiting]
+    slots += [[ids[-1]]] * (len(ids) - len(slots))  # padding for the places that fell away
+    return [[*slot, *[-1] * (SLOT - len(slot))] for slot in slots]
 
 
 class ReadingLoss:
@@ -29,20 +59,30 @@ class ReadingLoss:
         self.number = torch.full((len(vocabulary),), -1, device=device)
         self.number[self.words] = torch.arange(len(ATTRIBUTE_WORDS), device=device)
 
-    def targets(self, ids: Tensor) -> Tensor:
-        """Token ids (B, L) -> (B, L, words): 1 at a part's word for each of the up to three attributes right before it."""
+    def merge(self, ids: Tensor, merged: Tensor) -> Tensor:
+        """Token ids (B, L) -> slots (B, L, 4); where `merged` (B,) says so, attributes move into their part's slot."""
+        attribute = (self.number.cpu()[ids] >= 0) & merged[:, None]  # (B, L)
+        ends = torch.isin(ids, self.parts.cpu())  # (B, L)
+        rows = [_merge_row(*facts) for facts in zip(ids.tolist(), attribute.tolist(), ends.tolist(), strict=True)]
+        return torch.tensor(rows)
+
+    def targets(self, slots: Tensor) -> Tensor:
+        """Slots (B, L, 4) -> (B, L, words): 1 at a part's word for each of the up to three attributes merged or before it."""
+        ids = slots[..., 0]  # (B, L)
         found = torch.zeros((*ids.shape, len(self.words)), device=ids.device)
+        inside = torch.where(slots[..., 1:] >= 0, self.number[slots[..., 1:].clamp_min(0)], -1)  # (B, L, 3)
+        found.scatter_add_(2, inside.clamp_min(0), (inside >= 0).float())
         number = self.number[ids]  # (B, L), -1 for words that are no attribute
-        unbroken = torch.isin(ids, self.parts)
+        unbroken = torch.isin(ids, self.parts) & (inside < 0).all(dim=-1)
         for distance in (1, 2, 3):
             before = number.roll(distance, dims=1)
             unbroken = unbroken & (before >= 0)
             found.scatter_add_(2, before.clamp_min(0)[..., None], unbroken[..., None].float())
         return found
 
-    def __call__(self, context: Tensor, ids: Tensor) -> Tensor:
-        """Text encoder output (B, L, D) and ids (B, L) -> scalar; 0 where no part is described."""
-        targets = self.targets(ids)
+    def __call__(self, context: Tensor, slots: Tensor) -> Tensor:
+        """Text encoder output (B, L, D) and slots (B, L, 4) -> scalar; 0 where no part is described."""
+        targets = self.targets(slots)
         described = targets.sum(dim=-1) > 0  # (B, L)
         if not bool(described.any()):
             return context.sum() * 0

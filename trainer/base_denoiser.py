@@ -13,15 +13,18 @@ from diffusers.models.attention_processor import Attention
 from einops import rearrange
 from PIL import Image
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ..concepts.atomic_file import replacing
+from ..concepts.backbone import BACKBONES
 from ..concepts.errors import BestiaryError
 from ..demo.captions import caption_of
 from ..demo.species import PARTS, Scene, Species, random_scene, random_species
 from .base_autoencoder import SHARD, draw_training_picture
-from .base_caption_reading import ReadingLoss
+from .base_caption_reading import ReadingLoss, slot_embeddings
 from .base_model_parts import LATENT_CHANNELS, LATENT_NOISE, BaseModel, build_scheduler, encode_captions
 from .base_training_state import RunLog, StagePlan, StageState, rate_share, step_generator
+from .text_conditioning import run_clip
 
 logger = logging.getLogger(__name__)
 
@@ -31,6 +34,9 @@ SNR_FLOOR = 0.5
 """Lower clamp of the ratio after the plain steps. At high noise, where captions decide most, the plain weight is near 0."""
 SMALLEST_PART = 0.01
 """Share of a picture below which a part gains no more emphasis."""
+MERGED_SHARE = 0.4
+"""Share of the captions in which a part's words are merged into one place."""
+TEXT_ENCODER = BACKBONES["bestiary-demo"].text_encoders[0]
 READING_WEIGHT = 0.1
 """Share of the reading loss in the loss of the denoiser's stage."""
 
@@ -111,12 +117,14 @@ def add_noise(latents: Tensor, noise: Tensor, alpha: Tensor) -> Tensor:
 
 def predict_noise(model: BaseModel, noisy: Tensor, timesteps: Tensor, ids: Tensor) -> Tensor:
     """Text encoder and denoiser in one go: noisy (B, C, h, w), timesteps (B,), ids (B, 77) -> epsilon (B, C, h, w)."""
-    return predict_and_read(model, noisy, timesteps, ids)[0]
-
-
-def predict_and_read(model: BaseModel, noisy: Tensor, timesteps: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
-    """As `predict_noise`, with the text encoder's output (B, 77, D) beside the epsilon."""
     context = model.text_encoder(input_ids=ids).last_hidden_state  # (B, 77, D)
+    return model.denoiser(noisy, timesteps, encoder_hidden_states=context).sample
+
+
+def predict_and_read(model: BaseModel, noisy: Tensor, timesteps: Tensor, slots: Tensor) -> tuple[Tensor, Tensor]:
+    """As `predict_noise` for slots (B, 77, 4), with the text encoder's output (B, 77, D) beside the epsilon."""
+    embeddings = slot_embeddings(model.text_encoder.get_input_embeddings().weight, slots)  # (B, 77, D)
+    context = run_clip(model.text_encoder, embeddings, TEXT_ENCODER, slots[:, 0, 0]).hidden  # (B, 77, D)
     return model.denoiser(noisy, timesteps, encoder_hidden_states=context).sample, context
 
 
@@ -165,7 +173,6 @@ def fit_denoiser(
     plain, lifted = snr_weights(alphas), snr_weights(alphas, floor=SNR_FLOOR)
     if plan.device.type == "cpu":
         model.denoiser.set_attn_processor(QuickAttention())
-        model.text_encoder.set_attn_implementation("eager")  # for the same reason
     forward = plan.speeded(predict_and_read)
     reading = ReadingLoss(model)
     running = 0.0
@@ -179,13 +186,14 @@ def fit_denoiser(
         times = torch.randint(len(alphas), (plan.batch,), generator=generator)
         noisy = add_noise(clean, noise, alphas[times]).to(plan.device, memory_format=torch.channels_last)
         ids = encode_captions(model.tokenizer, [caption_of(*latents.truths[i], rng) for i in indices.tolist()])
-        with plan.autocast():
-            predicted, context = forward(model, noisy, times.to(plan.device), ids.to(plan.device))
+        slots = reading.merge(ids, torch.from_numpy(rng.random(plan.batch) < MERGED_SHARE)).to(plan.device)
+        with plan.autocast(), sdpa_kernel(SDPBackend.MATH):  # flash attention's backward pass is slow on CPUs
+            predicted, context = forward(model, noisy, times.to(plan.device), slots)
         errors = latents.weigh((predicted.float() - noise.to(plan.device)).square(), indices)  # (B,)
         loss = (errors * weights[times].to(plan.device)).mean()
         value = float(loss.detach())
         if state.step >= reading_after:
-            loss = loss + READING_WEIGHT * reading(context.float(), ids.to(plan.device))
+            loss = loss + READING_WEIGHT * reading(context.float(), slots)
         if not np.isfinite(value):
             raise FloatingPointError(f"denoiser loss is {value} at step {state.step}, pictures {indices.tolist()[:8]}")
         norm = state.descend(loss, rate_share(state.step, plan.steps, decay_from=plan.decay_from, warmup=200))

@@ -7,6 +7,7 @@ from bestiary.concepts.errors import BestiaryError
 from bestiary.demo.creatures import draw_creature
 from bestiary.demo.species import random_species
 from bestiary.trainer.base_autoencoder import draw_training_picture
+from bestiary.trainer.base_caption_reading import ReadingLoss
 from bestiary.trainer.base_denoiser import (
     LatentSet,
     QuickAttention,
@@ -16,6 +17,7 @@ from bestiary.trainer.base_denoiser import (
     fit_denoiser,
     part_emphasis,
     picture_truth,
+    predict_and_read,
     predict_noise,
     sample_latents,
     sample_pictures,
@@ -66,6 +68,16 @@ def test_quick_attention_gives_what_diffusers_gives():
     theirs = predict_noise(built, noisy, times, ids)
     built.denoiser.set_attn_processor(QuickAttention())
     torch.testing.assert_close(predict_noise(built, noisy, times, ids), theirs, atol=1e-5, rtol=1e-4)
+
+
+def test_slots_of_single_words_are_the_plain_caption():
+    built = build_base_model(1)
+    noisy, times = torch.randn(2, LATENT_CHANNELS, 16, 16), torch.tensor([5, 900])
+    ids = encode_captions(built.tokenizer, ["a red bird", ""])
+    slots = ReadingLoss(built).merge(ids, torch.zeros(2, dtype=torch.bool))
+    ours, context = predict_and_read(built, noisy, times, slots)
+    torch.testing.assert_close(context, built.text_encoder(input_ids=ids).last_hidden_state, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(ours, predict_noise(built, noisy, times, ids), atol=1e-5, rtol=1e-4)
 
 
 def test_quick_attention_refuses_masks():
