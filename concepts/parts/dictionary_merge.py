@@ -37,7 +37,7 @@ def merge_dictionaries(
     mapping = _number_kinds(first, second, part_map)
     for (old_part, old_kind), (part, kind) in mapping.items():
         if old_kind in second.kind_names[old_part]:
-            kind_names[part][kind] = _free_name(second.kind_names[old_part][old_kind], kind_names[part])
+            kind_names[part][kind] = free_name(second.kind_names[old_part][old_kind], kind_names[part])
     # rows of the first stay where they are, so that prompts written for it keep their meaning
     moved = torch.tensor([mapping[tuple(pair)] for pair in second.rows.tolist()], dtype=torch.long)  # (R2, 2)
     background = first.background if first.background is not None else part_map.get(second.background)
@@ -95,7 +95,8 @@ def _number_kinds(first: PartDictionary, second: PartDictionary, part_map: dict[
     return mapping
 
 
-def _free_name(name: str, taken: dict[int, str]) -> str:
+def free_name(name: str, taken: dict[int, str]) -> str:
+    """`name`, with " (2)" or a higher number behind it if a kind of the part is already called so."""
     used = {plain_name(other) for other in taken.values()}
     number = 2
     candidate = name

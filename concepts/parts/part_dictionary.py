@@ -157,12 +157,24 @@ class PartDictionary:
         vectors = self.matrix()[chosen]  # (kinds, D)
         return vectors.mean(0), vectors.std(0, correction=0)
 
-    def sample(self, part: int, seed: int) -> Tensor:
-        """A new kind, of the shape of a vector `(D,)`, drawn channel by channel from the spread of the trained ones (Chirpy3D, arXiv 2501.04144)."""
+    def sample(self, part: int, seed: int, spread: float = 1.0) -> Tensor:
+        """A new kind, a vector `(D,)`, drawn channel by channel from the trained ones (Chirpy3D, arXiv 2501.04144).
+
+        Args:
+            part: index of a part with trained kinds.
+            seed: one seed draws differently for every part, and for a part the same whatever else is drawn.
+            spread: standard deviations are multiplied by it; 0 gives the mean, 1 the spread of the trained kinds.
+
+        Raises:
+            BestiaryError: the part has no trained kind, or the spread is negative or not finite.
+        """
+        if not 0 <= spread < float("inf"):
+            raise BestiaryError(f"spread is {spread}: give a number from 0 (the mean) upwards, 1 is that of the kinds")
         mean, std = self.mean_and_std(part)
-        noise = torch.randn(mean.shape, generator=torch.Generator().manual_seed(seed))
+        generator = torch.Generator().manual_seed(seed)
+        noise = torch.randn(len(self.part_names), len(mean), generator=generator)[part]  # (D,)
         # channels are drawn independently: with few kinds a full covariance would only repeat them
-        return mean + std * noise
+        return mean + spread * std * noise
 
     def merged_with(self, other: "PartDictionary", strengths: tuple[float, float] = (1.0, 1.0)) -> "PartDictionary":
         """Both dictionaries in one; see dictionary_merge.merge_dictionaries."""

@@ -87,11 +87,15 @@ def _read_mention(text: str, start: int) -> tuple[int, PartMention] | None:
             offset + stage,
             f"stages ({shown_name(kinds[stage:].strip())}) are not available for parts here: leave them out, or write \\@ for a plain @",
         )
-    return end + 1, PartMention(target, _read_kinds(kinds, offset), column)
+    return end + 1, PartMention(target, read_kinds(kinds, offset), column)
 
 
-def _read_kinds(text: str, column: int) -> tuple[tuple[str, float], ...]:
-    """Kinds and factors from what stands after the colon; `column` is where that begins."""
+def read_kinds(text: str, column: int) -> tuple[tuple[str, float], ...]:
+    """Kinds and factors from what stands after the colon; `column` is where that begins.
+
+    Raises:
+        PromptError: a term names no kind, or a factor is missing or no number.
+    """
     terms: list[tuple[str, float]] = []
     begin = 0
     while begin <= len(text):
