@@ -12,9 +12,11 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 import requests
+import torch
 
 ROOT = Path(__file__).parent.parent.parent
 
@@ -159,3 +161,168 @@ def image_input(server: ComfyServer, source: Path) -> str:
 def has_module(name: str) -> bool:
     """Whether a library is installed, without importing it."""
     return importlib.util.find_spec(name) is not None
+
+
+# --- models inside this process -------------------------------------------------------------------------------------
+
+TEXT_WIDTH, SECOND_TEXT_WIDTH = 32, 64
+"""Channels of CLIP-L and CLIP-G in the narrow models."""
+ADM_CHANNELS = SECOND_TEXT_WIDTH + 6 * 256
+
+
+class Loaded(NamedTuple):
+    """What a checkpoint loader node gives."""
+
+    model: object
+    clip: object
+    vae: object
+
+
+@dataclass(frozen=True)
+class Reference:
+    """The same weights in diffusers and transformers modules."""
+
+    unet: torch.nn.Module
+    text_encoders: dict[str, torch.nn.Module]
+    """clip_l, and for SDXL clip_g."""
+    vae: torch.nn.Module
+
+
+@pytest.fixture(scope="session")
+def demo_model(comfy_modules: None) -> Loaded:
+    """The embedded model."""
+    from bestiary.nodes.demo_model import load_demo_model
+
+    return Loaded(*load_demo_model())
+
+
+@pytest.fixture(scope="session")
+def sd15_reference() -> Reference:
+    """A narrow SD1.5 with random weights: channels (32, 64), text 32 wide."""
+    return _reference("sd15")
+
+
+@pytest.fixture(scope="session")
+def sdxl_reference() -> Reference:
+    """A narrow SDXL with random weights: channels (32, 64), texts 32 and 64 wide."""
+    return _reference("sdxl")
+
+
+@pytest.fixture(scope="session")
+def sd15_model(comfy_modules: None, sd15_reference: Reference) -> Loaded:
+    """`sd15_reference` in ComfyUI's own classes."""
+    return _comfy_model("sd15", sd15_reference)
+
+
+@pytest.fixture(scope="session")
+def sdxl_model(comfy_modules: None, sdxl_reference: Reference) -> Loaded:
+    """`sdxl_reference` in ComfyUI's own classes."""
+    return _comfy_model("sdxl", sdxl_reference)
+
+
+def _reference(backbone: str) -> Reference:
+    """Modules of diffusers and transformers with the same random weights in every session."""
+    from diffusers import AutoencoderKL, UNet2DConditionModel
+    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
+
+    def text_encoder(kind: type, width: int, act: str) -> torch.nn.Module:
+        settings = {"hidden_size": width, "intermediate_size": 2 * width, "projection_dim": width, "hidden_act": act}
+        config = CLIPTextConfig(
+            num_hidden_layers=3, num_attention_heads=4, bos_token_id=49406, eos_token_id=49407, **settings
+        )
+        return kind(config).eval()
+
+    is_xl = backbone == "sdxl"
+    cross, plain = "CrossAttn{}Block2D", "{}Block2D"
+    levels = [plain if is_xl else cross, cross]
+    settings = {
+        "down_block_types": tuple(level.format("Down") for level in levels),
+        "up_block_types": tuple(level.format("Up") for level in reversed(levels)),
+        "cross_attention_dim": TEXT_WIDTH + SECOND_TEXT_WIDTH * is_xl,
+        "use_linear_projection": is_xl,
+    }
+    if is_xl:
+        settings |= {
+            "transformer_layers_per_block": (1, 2),
+            "addition_embed_type": "text_time",
+            "addition_time_embed_dim": 256,
+            "projection_class_embeddings_input_dim": ADM_CHANNELS,
+        }
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        unet = UNet2DConditionModel(
+            sample_size=16, layers_per_block=1, block_out_channels=(32, 64), attention_head_dim=4, **settings
+        )
+        texts = {"clip_l": text_encoder(CLIPTextModel, TEXT_WIDTH, "quick_gelu")}
+        if is_xl:
+            texts["clip_g"] = text_encoder(CLIPTextModelWithProjection, SECOND_TEXT_WIDTH, "gelu")
+        vae = AutoencoderKL(
+            down_block_types=("DownEncoderBlock2D",) * 4,
+            up_block_types=("UpDecoderBlock2D",) * 4,
+            block_out_channels=(32,) * 4,
+            layers_per_block=1,
+        )
+    return Reference(unet.eval(), texts, vae.eval())
+
+
+def _comfy_model(backbone: str, reference: Reference) -> Loaded:
+    """ComfyUI's classes shrunk to the reference's widths and filled with its weights (spec: nothing is left over)."""
+    import comfy.model_patcher
+    import comfy.sd
+    import comfy.supported_models
+    import comfy.utils
+
+    is_xl = backbone == "sdxl"
+    known = {
+        "context_dim": TEXT_WIDTH + SECOND_TEXT_WIDTH * is_xl,
+        "model_channels": 32,
+        "use_linear_in_transformer": is_xl,
+        "adm_in_channels": ADM_CHANNELS if is_xl else None,
+        "use_temporal_attention": False,
+    }
+    depth = {"transformer_depth": [0, 2] if is_xl else [1, 1], "transformer_depth_middle": 2 if is_xl else 1}
+    depth["transformer_depth_output"] = [0, 0, 2, 2] if is_xl else [1] * 4
+    fixed = {"image_size": 32, "in_channels": 4, "out_channels": 4, "use_spatial_transformer": True, "legacy": False}
+    fixed |= {"use_checkpoint": False, "num_res_blocks": [1, 1], "channel_mult": [1, 2], "use_temporal_resblock": False}
+    fixed |= {"num_classes": "sequential"} if is_xl else {}
+    base = getattr(comfy.supported_models, "SDXL" if is_xl else "SD15")
+    heads = {"num_heads": 4, "num_head_channels": -1}
+    shrunk = type(f"Narrow{base.__name__}", (base,), {"unet_config": known, "unet_extra_config": heads})
+    config = shrunk({**fixed, **depth, **known})
+    config.set_inference_dtype(torch.float32, None)
+
+    names = comfy.utils.unet_to_diffusers(config.unet_config)
+    weights = {names[name]: tensor.clone() for name, tensor in reference.unet.state_dict().items()}
+    model = config.get_model(weights, "")
+    model.load_model_weights(weights, "")
+    device = torch.device("cpu")
+    patcher = comfy.model_patcher.ModelPatcher(model, load_device=device, offload_device=device)
+    vae_config = {"double_z": True, "z_channels": 4, "resolution": 256, "in_channels": 3, "out_ch": 3, "ch": 32}
+    vae_config |= {"ch_mult": [1, 1, 1, 1], "num_res_blocks": 1, "attn_resolutions": [], "dropout": 0.0}
+    vae_weights = {name: tensor.clone() for name, tensor in reference.vae.state_dict().items()}
+    vae = comfy.sd.VAE(sd=vae_weights, config={"params": {"ddconfig": vae_config, "embed_dim": 4}})
+    return Loaded(patcher, _comfy_clip(config, reference), vae)
+
+
+def _comfy_clip(config: object, reference: Reference) -> object:
+    import comfy.sd
+
+    def settings(encoder: torch.nn.Module) -> dict[str, object]:
+        names = ("num_hidden_layers", "hidden_size", "num_attention_heads", "intermediate_size", "hidden_act")
+        return {name: getattr(encoder.config, name) for name in names} | {
+            "max_position_embeddings": 77,
+            "eos_token_id": 49407,
+        }
+
+    shrunk = {f"{name}_model_config": settings(encoder) for name, encoder in reference.text_encoders.items()}
+    clip = comfy.sd.CLIP(config.clip_target(), embedding_directory=[], model_options={**shrunk, "dtype": torch.float32})
+    for name, encoder in reference.text_encoders.items():
+        held = getattr(clip.cond_stage_model, name)
+        weights = {
+            key if key.startswith(("text_model.", "text_projection.")) else f"text_model.{key}": tensor.clone()
+            for key, tensor in encoder.state_dict().items()
+        }
+        weights.setdefault("text_projection.weight", torch.eye(encoder.config.hidden_size))
+        missing, left_over = held.transformer.load_state_dict(weights, strict=False)
+        assert not missing and set(left_over) <= {"text_model.embeddings.position_ids"}, (missing, left_over)
+    return clip
