@@ -171,9 +171,10 @@ def _load_vision_transformer(model: str, weights: Path | str | None, image_size:
         ) from fault
     if weights is not None:
         _refuse_programs(Path(weights))
-    options = {"checkpoint_path": str(weights)} if weights is not None else {"pretrained": True}
+    # as pretrained weights, whose position embeddings timm fits to the image size
+    place = {} if weights is None else {"pretrained_cfg_overlay": {"file": str(weights)}}
     try:
-        built = timm.create_model(model, img_size=image_size, num_classes=0, **options)
+        built = timm.create_model(model, img_size=image_size, num_classes=0, pretrained=True, **place)
     except (OSError, RuntimeError, ValueError) as fault:
         where = f"from {weights}" if weights is not None else "and timm could not download them"
         raise BestiaryError(

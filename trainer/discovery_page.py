@@ -1,6 +1,5 @@
 """The page of a discovery: part maps over pictures, the kinds of every part with thumbnails, sizes, skipped files."""
 
-import colorsys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +9,7 @@ from PIL import Image
 from torch import Tensor
 
 from ..concepts.parts.part_codebook import PartCodebook
+from ..concepts.parts.part_overlay import part_color as part_color
 from .discovery_counts import PER_KIND, largest_kinds
 from .discovery_folder import IMAGES, read_lines_at, read_skipped
 from .image_files import UnreadableImage, fit_square, read_image
@@ -35,18 +35,6 @@ KINDS_SHOWN = 24
 """Kinds of a part shown with thumbnails, largest first."""
 _PICTURE, _THUMBNAIL = 224, 88
 _SKIPPED_SHOWN = 200
-_COLORS = (
-    (230, 85, 60),
-    (64, 130, 214),
-    (244, 178, 40),
-    (74, 168, 92),
-    (160, 98, 204),
-    (38, 182, 178),
-    (232, 120, 176),
-    (150, 112, 62),
-    (150, 190, 48),
-    (86, 92, 178),
-)
 _STYLE = """<style>
 .strip { display: grid; grid-template-columns: repeat(4, 1fr); gap: 1px; background: var(--line); }
 .strip img { display: block; width: 100%; height: auto; }
@@ -77,14 +65,6 @@ class _Pictures:
 
     overlays: dict[int, str]
     thumbnails: dict[tuple[int, int, int], str]  # (part, kind, row)
-
-
-def part_color(part: int) -> tuple[int, int, int]:
-    """RGB 0..255 of a part, the same on every page."""
-    if part < len(_COLORS):
-        return _COLORS[part]
-    red, green, blue = colorsys.hsv_to_rgb((part * 0.618) % 1, 0.6, 0.85)
-    return round(255 * red), round(255 * green), round(255 * blue)
 
 
 def color_parts(picture: Image.Image, labels: Tensor, background: int) -> Image.Image:

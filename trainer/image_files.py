@@ -19,6 +19,7 @@ from PIL import Image, JpegImagePlugin
 from torch import Tensor
 
 from ..concepts.errors import BestiaryError
+from ..concepts.square_fit import fit_square as fit_square
 
 SUFFIXES = frozenset(
     [
@@ -151,14 +152,6 @@ def read_image(path: Path, at_least: int | None = None) -> Image.Image:
         raise
     except _FAULTS as fault:
         raise UnreadableImage(path, _reason(path, fault)) from fault
-
-
-def fit_square(image: Image.Image, size: int) -> Image.Image:
-    """The centre square of a picture, resized to `size` x `size` pixels (bicubic, smoothed when shrinking)."""
-    # cut and resized in one step, with half-pixel exactness
-    edge = min(image.size)
-    left, top = (image.width - edge) / 2, (image.height - edge) / 2
-    return image.resize((size, size), Image.Resampling.BICUBIC, box=(left, top, left + edge, top + edge))
 
 
 def image_to_tensor(image: Image.Image) -> Tensor:

@@ -155,9 +155,15 @@ def refit_foreground(
 
     `mask` is what the model shall answer, so the complement of a flipped model's own classifier.
     """
-    labels = (mask ^ model.flipped).float()
-    trained = _train_model(_with_saliency(features, saliency).flatten(0, 2), labels, _covered_places(labels), seed)
+    trained = foreground_from_masks(features, saliency, mask ^ model.flipped, seed=seed)
     return replace(trained, smoothing=model.smoothing, margin=foreground_margin(mask), flipped=model.flipped)
+
+
+def foreground_from_masks(features: Tensor, saliency: Tensor | None, masks: Tensor, *, seed: int) -> LearnedForeground:
+    """Learn a foreground that somebody has marked: `masks` `(N, h, w)` bool, or the share 0..1 of each patch."""
+    labels = masks.float()
+    trained = _train_model(_with_saliency(features, saliency).flatten(0, 2), labels, _covered_places(labels), seed)
+    return replace(trained, margin=foreground_margin(labels > 0.5))
 
 
 def foreground_margin(mask: Tensor) -> float:

@@ -10,7 +10,7 @@ Letters: N pictures, (h, w) patch grid, D channels of the source, d channels of 
 """
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import torch
@@ -19,7 +19,7 @@ from torch import Tensor
 from ..errors import BestiaryError
 from ..kmeans import fit_kmeans
 from ..patch_features import PatchGrid, SourceSpec
-from .foreground import fit_foreground, refit_foreground
+from .foreground import fit_foreground, foreground_from_masks, refit_foreground
 from .kind_count import choose_kind_count
 from .part_codebook import FeatureSpace, PartCodebook
 from .part_map import PartMaps
@@ -42,6 +42,8 @@ def discover_parts(
     num_kinds: int | Sequence[int] | None = None,
     seed: int = 0,
     flip_foreground: bool = False,
+    foreground_masks: Tensor | None = None,
+    on_stage: Callable[[], None] | None = None,
 ) -> tuple[PartCodebook, PartMaps]:
     """Find parts and kinds of N pictures whose features fit in memory.
 
@@ -50,14 +52,27 @@ def discover_parts(
         spec: the feature source's own description, kept in the codebook.
         num_parts: foreground parts; None chooses.
         num_kinds: kinds per part (one number, or one for every part and the background); None measures.
-        flip_foreground: take the complement of the foreground that was found.
+        flip_foreground: take the complement of the foreground that was found, or that was marked.
+        foreground_masks: `(N, h, w)` 0..1, the foreground where it is known; None finds it.
+        on_stage: called before each of the three stages: parts, labels, kinds.
 
     Raises:
         BestiaryError: no foreground, or fewer pictures than kinds.
     """
-    codebook = fit_parts(grids, spec=spec, num_parts=num_parts, seed=seed, flip_foreground=flip_foreground)
+    before = on_stage or (lambda: None)
+    before()
+    codebook = fit_parts(
+        grids,
+        spec=spec,
+        num_parts=num_parts,
+        seed=seed,
+        flip_foreground=flip_foreground,
+        foreground_masks=foreground_masks,
+    )
+    before()
     labels = codebook.label(grids)
     means, counts = codebook.part_means(grids, labels)  # (N, M, d), (N, M)
+    before()
     codebook = fit_kinds(codebook, means, counts, num_kinds=num_kinds, seed=seed)
     return codebook, PartMaps(labels, codebook.kind_of(means, counts))
 
@@ -69,23 +84,31 @@ def fit_parts(
     num_parts: int | None = None,
     seed: int = 0,
     flip_foreground: bool = False,
+    foreground_masks: Tensor | None = None,
 ) -> PartCodebook:
     """Foreground and parts from a sample of pictures; the codebook that comes back has no kinds yet.
+
+    Arguments as for `discover_parts`.
 
     Raises:
         BestiaryError: no foreground was found, or it is too small for that many parts.
     """
     space = fit_space(sample.features)
     features = space(sample.features)  # (N, h, w, d)
-    foreground = fit_foreground(features, sample.saliency, seed=seed, flip=flip_foreground)
-    probability = foreground.probability(features, sample.saliency)  # (N, h, w)
+    if foreground_masks is None:
+        foreground = fit_foreground(features, sample.saliency, seed=seed, flip=flip_foreground)
+        probability = foreground.probability(features, sample.saliency)  # (N, h, w)
+    else:
+        probability = 1 - foreground_masks if flip_foreground else foreground_masks  # (N, h, w)
+        foreground = foreground_from_masks(features, sample.saliency, probability, seed=seed)
     wanted = num_parts or DEFAULT_PARTS
     _check_foreground(probability > 0.5, wanted)
     parts = fit_learned_parts(features, probability, wanted, seed=seed)
     labels = parts.labels(features, probability, wanted)  # (N, h, w)
     if bool((labels < wanted).any()):  # the parts' edges are better than the classifier's: it learns from them once
         foreground = refit_foreground(foreground, features, sample.saliency, labels < wanted, seed=seed + _REFIT_SEED)
-        probability = foreground.probability(features, sample.saliency)
+        if foreground_masks is None:
+            probability = foreground.probability(features, sample.saliency)
         parts = fit_learned_parts(features, probability, wanted, seed=seed)
         labels = parts.labels(features, probability, wanted)
     share = float((labels < wanted).float().mean())

@@ -214,6 +214,18 @@ def test_dino_features_are_the_last_blocks_before_the_norm(tmp_path: Path) -> No
     assert source.spec["weights"] == str(tmp_path / "vit.pth")
 
 
+def test_dino_weights_of_another_image_size_are_fitted(tmp_path: Path) -> None:
+    """Published DINOv2 files hold positions for 518 px."""
+    import timm
+
+    name = "vit_tiny_patch16_224"
+    published = timm.create_model(name, pretrained=False, num_classes=0, img_size=96)
+    torch.save(published.state_dict(), tmp_path / "vit.pth")
+    source = DinoFeatures(tmp_path / "vit.pth", image_size=64, model=name)
+    assert source(pictures(1, 64)).features.shape == (1, 4, 4, 192)
+    assert torch.equal(source._model.blocks[3].attn.qkv.weight, published.blocks[3].attn.qkv.weight)
+
+
 def test_missing_dino_weights_are_named(tmp_path: Path) -> None:
     with pytest.raises(BestiaryError, match="could not read .*nothing.pth: No such file"):
         DinoFeatures(tmp_path / "nothing.pth", image_size=64, model="vit_tiny_patch16_224")

@@ -107,6 +107,38 @@ def test_more_kinds_than_pictures_are_refused(codebook: PartCodebook) -> None:
         fit_kinds(codebook, means, counts, num_kinds=[2, 2])
 
 
+def test_a_marked_foreground_is_learned_instead_of_found(drawn: tuple[PatchGrid, Tensor]) -> None:
+    scenery = (~drawn[1]).float()  # the opposite of what would be found
+    marked, maps = discover_parts(drawn[0], num_parts=3, num_kinds=2, seed=0, foreground_masks=scenery)
+    again = maps.labels != marked.background
+    both, either = (again & (scenery > 0.5)).sum(), (again | (scenery > 0.5)).sum()
+    assert float(both / either) > 0.85
+    assert marked.statistics["foreground_margin"] < 0
+
+
+def test_flipping_a_marked_foreground_is_marking_the_rest(drawn: tuple[PatchGrid, Tensor]) -> None:
+    few = PatchGrid(drawn[0].features[:12])
+    masks = drawn[1][:12].float()
+    flipped = fit_parts(few, num_parts=2, seed=1, foreground_masks=masks, flip_foreground=True)
+    inverted = fit_parts(few, num_parts=2, seed=1, foreground_masks=1 - masks)
+    assert torch.equal(flipped.label(few), inverted.label(few))
+
+
+def test_stages_are_told_before_they_begin(drawn: tuple[PatchGrid, Tensor]) -> None:
+    stages: list[int] = []
+    few = PatchGrid(drawn[0].features[:12])
+    ours = discover_parts(few, num_parts=2, num_kinds=2, seed=1, on_stage=lambda: stages.append(1))
+    assert len(stages) == 3
+    theirs = discover_parts(few, num_parts=2, num_kinds=2, seed=1)
+    assert torch.equal(ours[1].labels, theirs[1].labels) and torch.equal(ours[1].codes, theirs[1].codes)
+
+    def stop() -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        discover_parts(few, num_parts=2, num_kinds=2, seed=1, on_stage=stop)
+
+
 def test_no_foreground_is_one_clear_message() -> None:
     grid = PatchGrid(torch.randn(2, 6, 6, 8, generator=torch.Generator().manual_seed(0)))
     with pytest.raises(BestiaryError, match="no foreground found: .* of 72 patches, too few for 5 parts"):
