@@ -32,28 +32,38 @@ def find_comfyui() -> Path | None:
 COMFYUI = find_comfyui()
 
 
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Test modules here import ComfyUI, so they are read only where one is there and its tests are asked for."""
+    if COMFYUI is None or "not comfyui" in config.option.markexpr:
+        return True
+    make_importable(COMFYUI)
+    return None
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Every test of this folder needs ComfyUI."""
     here = Path(__file__).parent
     for item in items:
         if here in item.path.parents:
             item.add_marker("comfyui")
-            if COMFYUI is None:
-                item.add_marker(pytest.mark.skip("no ComfyUI: set COMFYUI_PATH or put one at ~/comfy/ComfyUI"))
 
 
-@pytest.fixture(scope="session", autouse=True)
-def comfy_modules() -> None:
+def make_importable(place: Path) -> None:
     """Makes `import comfy...`, `comfy_api`, `folder_paths` and `nodes` give ComfyUI's, on the CPU."""
-    if COMFYUI is None or "folder_paths" in sys.modules:
+    if str(place) in sys.path:
         return
-    sys.path.insert(0, str(COMFYUI))
+    sys.path.insert(0, str(place))
     import comfy.options
 
     comfy.options.enable_args_parsing(False)
     from comfy.cli_args import args
 
     args.cpu = True
+
+
+@pytest.fixture(scope="session", autouse=True)
+def comfy_modules() -> None:
+    """ComfyUI's modules inside this process; see `make_importable`."""
 
 
 @dataclass

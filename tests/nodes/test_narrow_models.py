@@ -40,21 +40,17 @@ def test_denoisers_agree(loaded, reference):
 
 @torch.no_grad()
 def test_text_encoders_agree(loaded, reference):
-    tokens = loaded.clip.tokenize("a (red) bird, photo")
+    tokens = loaded.clip.tokenize("a red bird, photo")
     cond, pooled = loaded.clip.encode_from_tokens(tokens, return_pooled=True)
     states = {}
     for name, encoder in reference.text_encoders.items():
         ids = torch.tensor([[token for token, _ in tokens[name[-1]][0]]])
         states[name] = encoder(ids, output_hidden_states=True)
-    if len(states) == 1:
-        weight = tokens["l"][0][2][1]
-        assert weight == pytest.approx(1.1)
-        plain = loaded.clip.encode_from_tokens(loaded.clip.tokenize("a red bird, photo"))
-        assert gap(plain, states["clip_l"].last_hidden_state) <= 2e-6
+    if "clip_g" not in states:
+        assert gap(cond, states["clip_l"].last_hidden_state) <= 2e-6
         return
-    plain, pooled = loaded.clip.encode_from_tokens(loaded.clip.tokenize("a red bird, photo"), return_pooled=True)
     theirs = torch.cat([states[name].hidden_states[-2] for name in ("clip_l", "clip_g")], -1)
-    assert gap(plain, theirs) <= 2e-6
+    assert gap(cond, theirs) <= 2e-6
     assert gap(pooled, states["clip_g"].text_embeds) <= 2e-6
 
 
