@@ -1,6 +1,7 @@
 """The arrows between our packages, and what each may import from outside, read from the syntax trees."""
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -25,7 +26,13 @@ BANNED_OUTSIDE = {
     "trainer": HOST,
     "nodes": HEAVY,
 }
-LIGHT_TRAINER_MODULES = ("__init__", "fit", "settings", "launch", "run_folder")
+LIGHT_TRAINER_MODULES = (
+    *("__init__", "fit", "settings", "launch", "run_folder", "recipe_file", "training_state", "learning_curves"),
+    *("stop_signals", "objective_setup", "part_objective", "training_kinds", "token_start", "concept_images"),
+    *("latent_cache", "image_files", "discovery_folder", "finished_parts", "preview_sheets", "contact_sheet"),
+    *("heat_maps", "attention_capture", "progress_report"),
+)
+"""What the graph shares with the command line: none of them, nor what they import, loads a library that holds models."""
 
 
 def _modules(package: str) -> list[Path]:
@@ -119,6 +126,25 @@ def test_modules_that_the_graph_shares_stay_light() -> None:
         if (wrong := _outside_imports(ROOT / "trainer" / f"{name}.py") & HEAVY)
     }
     assert faults == {}
+
+
+def _siblings(source: str) -> set[str]:
+    """Modules of its own package that a file imports when it is loaded or run, those for type checkers left out."""
+    found = set()
+    for node in ast.walk(ast.parse(re.sub(r"(?m)^if TYPE_CHECKING:\n(    .*\n)+", "", source))):
+        if isinstance(node, ast.ImportFrom) and node.level == 1:
+            found |= {node.module.split(".")[0]} if node.module else {alias.name for alias in node.names}
+    return found
+
+
+def test_modules_that_the_graph_shares_import_only_each_other() -> None:
+    faults = {
+        name: sorted(wrong)
+        for name in LIGHT_TRAINER_MODULES
+        if (wrong := _siblings((ROOT / "trainer" / f"{name}.py").read_text("utf-8")) - set(LIGHT_TRAINER_MODULES))
+    }
+    assert faults == {}
+    assert _siblings("from .a import b\n\nif TYPE_CHECKING:\n    from .c import d\n\nfrom . import e\n") == {"a", "e"}
 
 
 def test_timm_and_scikit_learn_are_never_imported_at_module_level() -> None:

@@ -53,9 +53,23 @@ def test_the_pack_and_its_trainer_import_nothing_heavy_and_quickly() -> None:
 
 
 def test_modules_that_the_graph_shares_load_no_library_of_the_trainer() -> None:
+    modules = [
+        *(
+            "launch",
+            "settings",
+            "fit",
+            "run_folder",
+            "recipe_file",
+            "objective_setup",
+            "part_objective",
+            "training_kinds",
+        ),
+        *("token_start", "concept_images", "latent_cache", "discovery_folder", "finished_parts", "preview_sheets"),
+        *("attention_capture", "progress_report"),
+    ]
     answer = _run(
         LOAD_AS_COMFYUI
-        + "import bestiary.trainer.launch, bestiary.trainer.settings, bestiary.trainer.fit, bestiary.trainer.run_folder\n"
+        + "".join(f"import bestiary.trainer.{module}\n" for module in modules)
         + f"print([name for name in {GRAPH_HEAVY} if name in sys.modules])"
     )
     assert answer == "[]"

@@ -28,6 +28,8 @@ class AttentionCapture:
     method: AttentionMethod
     maps: dict[str, Tensor] = field(default_factory=dict)
     """Layer name -> probabilities `(B, P, h, w)`, mean over heads."""
+    open: bool = True
+    """False after the forward pass: a backward pass that computes a layer again forms columns but keeps none."""
 
 
 class FusedAttention:
@@ -57,30 +59,41 @@ class FusedAttention:
     ) -> Tensor:
         """Attend from `(B, N, D)` to itself or to a context `(B, L, E)`; called by diffusers."""
         context = hidden_states if encoder_hidden_states is None else encoder_hidden_states
-        q = _split_heads(attn.to_q(hidden_states), attn.heads)  # (B, H, N, d)
-        k = _split_heads(attn.to_k(context), attn.heads)  # (B, H, L, d)
-        v = _split_heads(attn.to_v(context), attn.heads)
+        q = split_heads(attn.to_q(hidden_states), attn.heads)  # (B, H, N, d)
+        k = split_heads(attn.to_k(context), attn.heads)  # (B, H, L, d)
+        v = split_heads(attn.to_v(context), attn.heads)
         # back to this dtype before the output projection
         dtype = v.dtype
         if self.float32_backward and torch.is_grad_enabled() and (q.requires_grad or k.requires_grad):
             q, k, v = q.float(), k.float(), v.float()
-        # columns are formed only in the layers that were asked
-        if capture is None or self.layer not in capture.grids:
-            mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=attention_mask)  # (B, H, N, d)
-        else:
-            mixed = self._attend_and_collect(q, k, v, attn.scale, capture)
+        mixed = attend(q, k, v, attn.scale, self.layer, capture, attention_mask)  # (B, H, N, d)
         b, heads, n, width = mixed.shape
         mixed = mixed.transpose(1, 2).reshape(b, n, heads * width).to(dtype)  # (B, N, D)
         return attn.to_out[1](attn.to_out[0](mixed))
 
-    def _attend_and_collect(self, q: Tensor, k: Tensor, v: Tensor, scale: float, capture: AttentionCapture) -> Tensor:
-        mixed, columns = attend_with_columns(q, k, v, capture.positions, scale, capture.method)
-        height, width = capture.grids[self.layer]
-        capture.maps[self.layer] = columns.transpose(1, 2).unflatten(2, (height, width))  # (B, P, h, w)
-        return mixed
+
+def attend(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    scale: float,
+    layer: str,
+    capture: AttentionCapture | None,
+    mask: Tensor | None = None,
+) -> Tensor:
+    """Fused attention of a layer `(B, H, N, d)`; its columns go into `capture` if that asks for the layer."""
+    # columns are formed only in the layers that were asked
+    if capture is None or layer not in capture.grids:
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+    mixed, columns = attend_with_columns(q, k, v, capture.positions, scale, capture.method)
+    height, width = capture.grids[layer]
+    if capture.open:
+        capture.maps[layer] = columns.transpose(1, 2).unflatten(2, (height, width))  # (B, P, h, w)
+    return mixed
 
 
-def _split_heads(x: Tensor, heads: int) -> Tensor:
+def split_heads(x: Tensor, heads: int) -> Tensor:
+    """`(B, N, heads * d)` -> `(B, heads, N, d)`, a view."""
     b, n, width = x.shape
     return x.view(b, n, heads, width // heads).transpose(1, 2)  # (B, H, N, d)
 

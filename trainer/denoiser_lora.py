@@ -1,69 +1,19 @@
-"""Low-rank adapters on a diffusers denoiser (LoRA, Hu et al. 2021, arXiv 2106.09685).
+"""Low-rank adapters on a diffusers denoiser, in the place of its layers.
 
-Adapters are trained in float32 whatever the dtype of the frozen weights. The frozen product and the update share one
-autograd step, which saves kernel launches and keeps only the rank-wide activation besides the input.
-Letters: N rows, I and O input and output width of a layer, r rank.
+Letters: I and O input and output width of a layer, r rank.
 """
 
-import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.autograd.function import FunctionCtx, once_differentiable
 
 from ..concepts.denoiser import LoraSpec
 from ..concepts.errors import BestiaryError
 from ..concepts.lora_names import ALPHA, DOWN, UNET_PREFIX, UP, LoraLayer, resolve_lora
-
-
-class LowRankUpdate(nn.Module):
-    """One adapter of one layer: `scale * up @ down`; down starts from N(0, 1 / r), up from zero (as PartCraft)."""
-
-    def __init__(self, down: Tensor, up: Tensor, scale: float, *, trainable: bool) -> None:
-        """`down` `(r, I)` and `up` `(O, r)`; for convolutions `(r, I, kh, kw)` and `(O, r, 1, 1)`."""
-        super().__init__()
-        self.down = nn.Parameter(down, requires_grad=trainable)
-        self.up = nn.Parameter(up, requires_grad=trainable)
-        self.scale = scale
-
-
-class _LowRankLinear(torch.autograd.Function):
-    """`x W^T + b + scale * (x down^T) up^T` with frozen W and b."""
-
-    @staticmethod
-    def forward(
-        ctx: FunctionCtx, x: Tensor, weight: Tensor, bias: Tensor | None, down: Tensor, up: Tensor, scale: float
-    ) -> Tensor:
-        rows = x.reshape(-1, x.shape[-1])  # (N, I)
-        ctx.dtypes = down.dtype, up.dtype
-        down, up = down.to(x.dtype), up.to(x.dtype)
-        inner = rows @ down.t()  # (N, r)
-        out = F.linear(rows, weight, bias)  # (N, O)
-        out.addmm_(inner, up.t(), alpha=scale)
-        ctx.save_for_backward(rows, inner, weight, down, up)
-        ctx.scale = scale
-        return out.view(*x.shape[:-1], -1)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: FunctionCtx, grad: Tensor) -> tuple[Tensor | None, ...]:
-        rows, inner, weight, down, up = ctx.saved_tensors
-        shape = (*grad.shape[:-1], rows.shape[-1])
-        grad = grad.reshape(-1, grad.shape[-1])  # (N, O)
-        through = grad @ up  # (N, r), what flows back through the adapter's inner activation
-        grad_x = grad_down = grad_up = None
-        if ctx.scale != 1:
-            through = through * ctx.scale
-        if ctx.needs_input_grad[0]:
-            grad_x = (grad @ weight).addmm_(through, down).view(shape)  # (..., I)
-        if ctx.needs_input_grad[3]:
-            grad_down = (through.t() @ rows).to(ctx.dtypes[0])  # (r, I)
-            grad_up = (grad.t() @ inner).to(ctx.dtypes[1])  # (O, r)
-            grad_up = grad_up if ctx.scale == 1 else grad_up * ctx.scale
-        return grad_x, None, None, grad_down, grad_up, None
+from ..concepts.low_rank import LowRankUpdate, fresh_update, low_rank_linear
 
 
 class AdaptedLayer(nn.Module):
@@ -88,7 +38,7 @@ class AdaptedLayer(nn.Module):
             out = self.base(x)
         else:
             first = adapters.pop(0)
-            out = _LowRankLinear.apply(x, self.base.weight, self.base.bias, first.down, first.up, first.scale)
+            out = low_rank_linear(x, self.base.weight, self.base.bias, first)
         for adapter in adapters:
             out = out + self._update(x, adapter)
         return out
@@ -141,10 +91,7 @@ class DenoiserLora:
             if not any(f".{kind}.to_" in path for kind in wanted):
                 continue
             base = _base_of(site.get())
-            device = base.weight.device
-            down = torch.randn(spec.rank, base.in_features, dtype=torch.float32) / math.sqrt(spec.rank)  # (r, I)
-            up = torch.zeros(base.out_features, spec.rank, dtype=torch.float32)  # (O, r)
-            update = LowRankUpdate(down.to(device), up.to(device), spec.alpha / spec.rank, trainable=True)
+            update = fresh_update(base, spec, base.weight.device)
             self._attach(site, update)
             self._trained[_kohya_name(path)] = update
         return self.parameters()

@@ -1,7 +1,11 @@
 """From a finished training to its part dictionary: trained rows only, names, thumbnails, adapters, where it came from."""
 
+from __future__ import annotations
+
 import logging
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -10,8 +14,11 @@ from PIL import Image
 from ..concepts.parts.part_dictionary import PartDictionary
 from ..concepts.thumbnail_atlas import ThumbnailAtlas
 from .image_files import fit_square, read_image
+from .part_objective import PartObjective
 from .training_kinds import TrainingKinds
-from .training_setup import TrainingPictures, TrainingSetup
+
+if TYPE_CHECKING:
+    from .training_setup import TrainingPictures, TrainingSetup
 
 logger = logging.getLogger("bestiary")
 THUMBNAIL_EDGE = 96
@@ -19,11 +26,22 @@ THUMBNAIL_EDGE = 96
 FORMAT_VERSION = 1
 
 
-@torch.no_grad()
 def build_dictionary(setup: TrainingSetup, steps: int) -> PartDictionary:
+    """The dictionary of a training's present weights."""
+    tiles = thumbnails(setup.pictures)
+    return learned_dictionary(setup.objective, setup.pictures.kinds, tiles, _provenance(setup, steps))
+
+
+@torch.no_grad()
+def learned_dictionary(
+    objective: PartObjective,
+    kinds: TrainingKinds,
+    tiles: Mapping[tuple[int, int], Image.Image],
+    provenance: dict[str, object],
+) -> PartDictionary:
     """The dictionary of the objective's present weights; a (part, kind) that no training picture shows has no row."""
-    kinds, backbone = setup.pictures.kinds, setup.denoiser.backbone
-    table = setup.objective.projector.collapse().float().cpu()  # (M, K + 1, D)
+    backbone = objective.denoiser.backbone
+    table = objective.projector.collapse().float().cpu()  # (M, K + 1, D)
     rows = kinds.rows()
     vectors = torch.stack([table[part, kind] for part, kind in rows])  # (R, D)
     return PartDictionary(
@@ -36,22 +54,31 @@ def build_dictionary(setup: TrainingSetup, steps: int) -> PartDictionary:
         background=kinds.background,
         rows=torch.tensor(rows, dtype=torch.long),  # (R, 2)
         embeddings={name: piece.contiguous() for name, piece in backbone.split_vector(vectors).items()},
-        lora=setup.denoiser.lora_tensors() if setup.settings.lora.rank else {},
-        thumbnails=ThumbnailAtlas.from_images(thumbnails(setup.pictures), THUMBNAIL_EDGE),
-        provenance=_provenance(setup, steps),
+        lora=objective.denoiser.lora_tensors() if objective.named_adapters() else {},
+        thumbnails=ThumbnailAtlas.from_images(tiles, THUMBNAIL_EDGE),
+        provenance=provenance,
     )
 
 
 def thumbnails(pictures: TrainingPictures) -> dict[tuple[int, int], Image.Image]:
     """For every (part, kind) the part cut from the picture that shows most of it; whole pictures for the background."""
-    chosen = {pair: _best_picture(pictures.kinds, *pair) for pair in pictures.kinds.rows()}
+
+    def square(row: int) -> Image.Image:
+        picture = read_image(pictures.paths[row], 4 * THUMBNAIL_EDGE)
+        return fit_square(picture, min(512, max(4 * THUMBNAIL_EDGE, min(picture.size))))
+
+    return cut_thumbnails(pictures.kinds, square)
+
+
+def cut_thumbnails(kinds: TrainingKinds, square: Callable[[int], Image.Image]) -> dict[tuple[int, int], Image.Image]:
+    """Like `thumbnails`; `square` gives the square picture of a row of `kinds`."""
+    chosen = {pair: _best_picture(kinds, *pair) for pair in kinds.rows()}
     cut: dict[tuple[int, int], Image.Image] = {}
     for row in sorted(set(chosen.values())):
-        picture = read_image(pictures.paths[row], 4 * THUMBNAIL_EDGE)
-        square = fit_square(picture, min(512, max(4 * THUMBNAIL_EDGE, min(picture.size))))
+        picture = square(row)
         for (part, kind), best in chosen.items():
             if best == row:
-                cut[part, kind] = square.crop(_part_box(pictures.kinds, row, part, square.width))
+                cut[part, kind] = picture.crop(_part_box(kinds, row, part, picture.width))
     return {pair: cut[pair] for pair in chosen}
 
 

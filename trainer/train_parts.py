@@ -8,14 +8,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-
 from ..concepts.denoiser import ProgressCallback
 from ..concepts.parts.part_dictionary import PartDictionary
 from .doctor import examine_setup
 from .export_parts import export_dictionary
 from .finished_parts import build_dictionary, write_dictionary
-from .fit import LoopSettings, Parallel, fit
+from .fit import Parallel, fit
+from .objective_setup import loop_settings
 from .part_previews import PartPreviews
 from .recipe_file import format_toml
 from .resume import find_run
@@ -82,7 +81,7 @@ def _train(
         setup.objective,
         setup.groups,
         setup.batches,
-        loop_settings(setup),
+        loop_settings(settings, setup.denoiser),
         run,
         parallel=parallel,
         on_progress=on_progress if is_first else None,
@@ -98,26 +97,6 @@ def _train(
         logger.info("%d tokens in %s, %d files in %s", len(setup.pictures.kinds.rows()), path, len(exports), run.export)
     parallel.wait()
     return TrainedParts(run, path, tuple(exports))
-
-
-def loop_settings(setup: TrainingSetup) -> LoopSettings:
-    """The part of the settings that the loop knows."""
-    optimizer, run = setup.settings.optimizer, setup.settings.run
-    return LoopSettings(
-        steps=optimizer.steps,
-        accumulation=optimizer.accumulation,
-        schedule=optimizer.schedule,
-        warmup=optimizer.warmup,
-        clip=optimizer.clip,
-        betas=optimizer.betas,
-        ema=optimizer.ema,
-        log_every=run.log_every,
-        save_every=run.save_every,
-        keep_states=run.keep_states,
-        preview_every=run.preview_every,
-        tensorboard=run.tensorboard,
-        half_precision=setup.denoiser.dtype == torch.float16 and setup.denoiser.device.type == "cuda",
-    )
 
 
 def _previews(setup: TrainingSetup, run: RunFolder) -> Callable[[TrainingState], None] | None:

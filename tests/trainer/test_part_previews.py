@@ -5,7 +5,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from bestiary.trainer.part_previews import TILE, PartPreviews, varied_rows
+from bestiary.trainer.part_previews import PartPreviews
+from bestiary.trainer.preview_sheets import TILE, varied_rows
 from bestiary.trainer.run_folder import RunFolder
 from bestiary.trainer.settings import load_recipe
 from bestiary.trainer.training_setup import TrainingSetup, prepare
