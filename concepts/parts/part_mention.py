@@ -35,6 +35,10 @@ class PartMention:
     column: int
     """Where the mention begins, counted from 1."""
     weight: float = 1.0
+    stages: str | None = None
+    """In staged prompts: what stands after the `@`, such as "layout, 3-5"; None means every stage."""
+    otherwise: str = ""
+    """In staged prompts: the words after a `|`, which stand there at the other stages."""
 
 
 def find_mentions(text: str) -> dict[int, tuple[int, PartMention]]:
@@ -48,7 +52,7 @@ def find_mentions(text: str) -> dict[int, tuple[int, PartMention]]:
     while place < len(text):
         if text[place] == "\\":
             place += 2
-        elif text[place] == "<" and (mention := _read_mention(text, place)):
+        elif text[place] == "<" and (mention := read_mention(text, place)):
             found[place] = mention
             place = mention[0]
         else:
@@ -56,8 +60,12 @@ def find_mentions(text: str) -> dict[int, tuple[int, PartMention]]:
     return found
 
 
-def _read_mention(text: str, start: int) -> tuple[int, PartMention] | None:
-    """End and content of the mention that begins at `start`; None if `<` is plain text there."""
+def read_mention(text: str, start: int, *, staged: bool = False) -> tuple[int, PartMention] | None:
+    """End and content of the mention that begins at `start`; None if `<` is plain text there.
+
+    Raises:
+        PromptError: it is malformed, or names stages where `staged` does not allow them.
+    """
     column = start + 1
     end = next_plain(text, "<>", start + 1)
     closed = end < len(text) and text[end] == ">"
@@ -82,12 +90,28 @@ def _read_mention(text: str, start: int) -> tuple[int, PartMention] | None:
     # errors within the kinds point at their own place
     offset = column + colon + 2
     stage = next_plain(kinds, "@", 0)
-    if stage < len(kinds):
+    if stage < len(kinds) and not staged:
         raise PromptError(
             offset + stage,
             f"stages ({shown_name(kinds[stage:].strip())}) are not available for parts here: leave them out, or write \\@ for a plain @",
         )
-    return end + 1, PartMention(target, read_kinds(kinds, offset), column)
+    stages, otherwise = read_stages(kinds[stage:], offset + stage)
+    return end + 1, PartMention(target, read_kinds(kinds[:stage], offset), column, 1.0, stages, otherwise)
+
+
+def read_stages(text: str, column: int) -> tuple[str | None, str]:
+    """Stages and words from `@stages|words`; (None, "") from nothing.
+
+    Raises:
+        PromptError: no stages stand after the `@`.
+    """
+    if not text:
+        return None, ""
+    bar = next_plain(text, "|", 0)
+    stages = unescaped(text[1:bar]).strip()
+    if not stages:
+        raise PromptError(column, "no stages after the @: write such as @layout, @3-5 or @0%-50%")
+    return stages, unescaped(text[bar + 1 :]).strip()
 
 
 def read_kinds(text: str, column: int) -> tuple[tuple[str, float], ...]:

@@ -81,8 +81,16 @@ def parse_part_prompt(text: str) -> PartPrompt:
     Raises:
         PromptError: a mention is malformed; the message says the column and what to write.
     """
-    mentions = find_mentions(text)
-    return PartPrompt(tuple(_weigh(text, 0, len(text), 1.0, mentions, _find_brackets(text, mentions))))
+    return PartPrompt(tuple(weigh_segments(text, find_mentions(text))))
+
+
+def weigh_segments(text: str, mentions: Mentions) -> Iterator[TextSegment | PartMention]:
+    """Text and mentions in their order, each with the weight that the brackets around it give.
+
+    Raises:
+        PromptError: brackets nest too deeply.
+    """
+    return _weigh(text, 0, len(text), 1.0, mentions, _find_brackets(text, mentions))
 
 
 def _find_brackets(text: str, mentions: Mentions) -> dict[int, int]:

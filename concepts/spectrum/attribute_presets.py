@@ -1,0 +1,145 @@
+"""Which stages carry which attribute of a picture: presets as data, and how people write stages.
+
+Layout, content and material are the stages that the authors' own examples use (README of zyxElsa/ProSpect @ 31314f1, for
+Stable Diffusion 1.4). For style they give none; ours is a proposal to edit. What holds for one base model need not hold for
+another: `BestiaryFindAttributeStages` and `benchmarks/spectrum_attributes.py` measure it.
+
+    selection = item { "," item }
+    item      = preset | number | number "-" number | percent "%" "-" percent "%"      layout   3   3-5   0%-50%
+"""
+
+import re
+from collections.abc import Mapping
+
+from ..errors import BestiaryError
+from ..name_search import choices_text, plain_name, shown_name
+from .stage_bounds import StageBounds
+
+Presets = Mapping[str, tuple[tuple[float, float], ...]]
+"""Attribute -> ranges (start, end) as shares of the way from pure noise (0) to the picture (1)."""
+
+DEFAULT_PRESETS: Presets = {
+    "layout": ((0.0, 0.1),),
+    "content": ((0.2, 1.0),),
+    "material": ((0.5, 1.0),),
+    "style": ((0.7, 1.0),),
+}
+
+_NUMBERS = re.compile(r"(\d{1,4})\s*(?:-\s*(\d{1,4}))?")
+_PERCENTS = re.compile(r"(\d{1,3}(?:\.\d+)?)\s*%?\s*-\s*(\d{1,3}(?:\.\d+)?)\s*%")
+
+
+def stages_in_ranges(ranges: tuple[tuple[float, float], ...], bounds: StageBounds) -> tuple[int, ...]:
+    """The stages, counted from 0, whose middle lies in one of the ranges (shares of the way)."""
+    middles = [(a + b) / 2 for a, b in zip(bounds.fractions, bounds.fractions[1:], strict=False)]
+    return tuple(stage for stage, middle in enumerate(middles) if any(a <= middle <= b for a, b in ranges))
+
+
+def select_stages(text: str, bounds: StageBounds, presets: Presets = DEFAULT_PRESETS) -> tuple[int, ...]:
+    """The stages, counted from 0 and rising, that a selection names; numbers are typed from 1.
+
+    Raises:
+        BestiaryError: an item is no preset, number or range, or lies outside; the message lists what is valid.
+    """
+    chosen: set[int] = set()
+    for item in text.split(","):
+        chosen.update(_select(item.strip(), bounds, presets))
+    return tuple(sorted(chosen))
+
+
+def _select(item: str, bounds: StageBounds, presets: Presets) -> tuple[int, ...]:
+    # a preset first: it may be called "3"
+    named = [ranges for name, ranges in presets.items() if plain_name(name) == plain_name(item)]
+    if named:
+        return stages_in_ranges(named[0], bounds)
+    if match := _PERCENTS.fullmatch(item):
+        start, end = float(match[1]) / 100, float(match[2]) / 100
+        if not start < end <= 1:
+            raise BestiaryError(f"stages {shown_name(item)}: write a range that rises, within 0% to 100%")
+        return stages_in_ranges(((start, end),), bounds)
+    if match := _NUMBERS.fullmatch(item):
+        first, last = int(match[1]), int(match[2] or match[1])
+        if not 1 <= first <= last <= bounds.stages:
+            raise BestiaryError(f"stage {shown_name(item)} does not exist: there are stages 1 to {bounds.stages}")
+        return tuple(range(first - 1, last))
+    raise BestiaryError(
+        f"unknown stages {shown_name(item)}: choose {choices_text(item, list(presets))}, "
+        f"a number of 1 to {bounds.stages}, a range such as 2-4, or 0%-50%"
+    )
+
+
+def stages_text(stages: tuple[int, ...]) -> str:
+    """Stages counted from 0 as people write them: (0, 2, 3, 4) -> "1, 3-5"."""
+    runs: list[list[int]] = []
+    for stage in sorted(stages):
+        if runs and stage == runs[-1][1] + 1:
+            runs[-1][1] = stage
+        else:
+            runs.append([stage, stage])
+    return ", ".join(f"{a + 1}" if a == b else f"{a + 1}-{b + 1}" for a, b in runs)
+
+
+def parse_presets(text: str, bounds: StageBounds | None = None) -> dict[str, tuple[tuple[float, float], ...]]:
+    """Presets from lines such as `layout: 0%-10%` or `content: 3-10`; empty lines and `#` comments are passed over.
+
+    Args:
+        text: one attribute per line.
+        bounds: what stage numbers refer to; None takes ten equal stages.
+
+    Raises:
+        BestiaryError: a line has no colon, names no stages, or an attribute stands twice.
+    """
+    bounds = bounds or StageBounds.equal(10)
+    presets: dict[str, tuple[tuple[float, float], ...]] = {}
+    for number, line in enumerate(text.splitlines(), start=1):
+        line = line.split("#")[0].strip()
+        if not line:
+            continue
+        name, colon, selection = line.partition(":")
+        if not (colon and name.strip()) or name.strip() in presets:
+            raise BestiaryError(
+                f"line {number} of the presets, {shown_name(line)}: write one attribute per line, such as layout: 0%-10%"
+            )
+        presets[name.strip()] = _ranges(selection, bounds)
+    if not presets:
+        raise BestiaryError("the presets name no attribute: write lines such as layout: 0%-10%")
+    return presets
+
+
+def _ranges(selection: str, bounds: StageBounds) -> tuple[tuple[float, float], ...]:
+    """Ranges of a selection: percents as typed, stage numbers by their edges."""
+    ranges: list[tuple[float, float]] = []
+    for item in selection.split(","):
+        stages = _select(item.strip(), bounds, {})
+        match = _PERCENTS.fullmatch(item.strip())
+        if match:
+            ranges.append((float(match[1]) / 100, float(match[2]) / 100))
+        else:
+            ranges.append((bounds.fractions[stages[0]], bounds.fractions[stages[-1] + 1]))
+    return tuple(ranges)
+
+
+def format_presets(presets: Presets) -> str:
+    """Presets as lines that `parse_presets` reads back."""
+    lines = []
+    for name, ranges in presets.items():
+        lines.append(f"{name}: " + ", ".join(f"{start * 100:.6g}%-{end * 100:.6g}%" for start, end in ranges))
+    return "\n".join(lines)
+
+
+def checked_presets(value: object) -> Presets:
+    """Presets as they come out of a file's JSON.
+
+    Raises:
+        BestiaryError: they are no mapping of names to ranges within 0 to 1.
+    """
+    try:
+        presets = {
+            str(name): tuple((float(start), float(end)) for start, end in ranges) for name, ranges in value.items()
+        }
+    except (AttributeError, TypeError, ValueError) as fault:
+        raise BestiaryError(f"its attribute presets are broken ({type(fault).__name__}: {fault})") from fault
+    strange = [name for name, ranges in presets.items() if any(not 0 <= a < b <= 1 for a, b in ranges)]
+    if strange:
+        raise BestiaryError(f"its preset {shown_name(strange[0])} has a range outside 0 to 1: {presets[strange[0]]}")
+    return presets

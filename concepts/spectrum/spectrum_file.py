@@ -1,0 +1,107 @@
+"""Prompt spectra as files: one safetensors file that programs without stages load as a plain embedding.
+
+Keys: `clip_l` (and `clip_g`, or `clip_h`) `(V, W)`, the mean over stages, is what ComfyUI's `embedding:name` takes;
+`prospect.<encoder>` `(S, [L,] V, W)` are the stages in generation order; `neutral.<encoder>` `(V, W)` and
+`bypass.<encoder>` where there are any. Everything else is metadata.
+"""
+
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from ..backbone import get_backbone
+from ..concept_file import ConceptFile, read_concept_file, write_concept_file
+from ..errors import BestiaryError
+from .attribute_presets import checked_presets
+from .prompt_spectrum import PromptSpectrum
+from .stage_bounds import StageBounds
+
+FILE_KIND = "prompt-spectrum"
+STAGES_PREFIX, NEUTRAL_PREFIX, BYPASS_PREFIX = "prospect.", "neutral.", "bypass."
+LARGEST_FLOAT32 = 96 * 1024
+"""Bytes of vectors beyond which a file is written in half precision, unless asked otherwise."""
+
+FileDtype = Literal["auto", "fp32", "fp16"]
+
+
+def save_spectrum(spectrum: PromptSpectrum, path: Path, dtype: FileDtype = "auto") -> None:
+    """Write one safetensors file, whole or not at all.
+
+    Args:
+        spectrum: what to write.
+        path: where; missing folders are made.
+        dtype: of the vectors, such as `(S, V, W)`; "auto" keeps float32 as long as the file stays below 100 KB.
+
+    Raises:
+        BestiaryError: a value does not fit half precision, or the file cannot be written.
+    """
+    tensors: dict[str, Tensor] = dict(spectrum.mean_embedding())
+    tensors |= {STAGES_PREFIX + name: tensor for name, tensor in spectrum.embeddings.items()}
+    tensors |= {NEUTRAL_PREFIX + name: tensor for name, tensor in spectrum.neutral.items()}
+    tensors |= {BYPASS_PREFIX + name: tensor for name, tensor in spectrum.bypass.items()}
+    size = sum(4 * tensor.numel() for tensor in tensors.values())
+    half = dtype == "fp16" or (dtype == "auto" and size > LARGEST_FLOAT32)
+    cast = {name: tensor.to(torch.float16 if half else torch.float32) for name, tensor in tensors.items()}
+    # float16 ends at 65,504
+    broken = [name for name, tensor in cast.items() if not torch.isfinite(tensor).all()]
+    if broken:
+        raise BestiaryError(f"{broken[0]} holds values that half precision cannot: write fp32")
+    metadata = {
+        "kind": FILE_KIND,
+        "backbone": spectrum.backbone,
+        "stages": spectrum.stages,
+        "edges": spectrum.bounds.edges,
+        "counts": spectrum.counts,
+        "words": {str(stage): text for stage, text in spectrum.words.items()},
+        "initial_words": spectrum.initial_words,
+        "presets": spectrum.presets,
+        "provenance": spectrum.provenance,
+    }
+    write_concept_file(path, cast, metadata)
+
+
+def load_spectrum(path: Path) -> PromptSpectrum:
+    """Read a spectrum (float32, on the CPU; vectors `(S, [L,] V, W)` per text encoder).
+
+    Raises:
+        BestiaryError: the file is missing, broken, of another kind or contradicts itself.
+    """
+    content = read_concept_file(path, FILE_KIND)
+    try:
+        return _spectrum(content)
+    except BestiaryError as fault:
+        raise BestiaryError(f"{path} is no usable prompt spectrum: {fault}") from fault
+
+
+def _spectrum(content: ConceptFile) -> PromptSpectrum:
+    metadata = content.metadata
+    encoders = [encoder.name for encoder in get_backbone(str(metadata.get("backbone"))).text_encoders]
+    missing = [STAGES_PREFIX + name for name in encoders if STAGES_PREFIX + name not in content.tensors]
+    if missing:
+        raise BestiaryError(f"it lacks {', '.join(missing)}")
+    try:
+        edges = tuple(int(edge) for edge in metadata["edges"])
+        counts = tuple(int(count) for count in metadata.get("counts") or ())
+        words = {int(stage): str(text) for stage, text in (metadata.get("words") or {}).items()}
+    except (KeyError, TypeError, ValueError, AttributeError) as fault:
+        raise BestiaryError(f"its stages are broken ({type(fault).__name__}: {fault})") from fault
+    provenance = metadata.get("provenance")
+    return PromptSpectrum(
+        backbone=str(metadata["backbone"]),
+        embeddings={name: content.tensors[STAGES_PREFIX + name].float() for name in encoders},
+        bounds=StageBounds(edges),
+        counts=counts,
+        words=words,
+        neutral=_group(content, NEUTRAL_PREFIX),
+        initial_words=str(metadata.get("initial_words") or ""),
+        bypass=_group(content, BYPASS_PREFIX),
+        presets=checked_presets(metadata.get("presets") or {}),
+        provenance=provenance if isinstance(provenance, dict) else {},
+    )
+
+
+def _group(content: ConceptFile, prefix: str) -> dict[str, Tensor]:
+    """Tensors of any shape under a prefix, without it, as float32."""
+    return {n.removeprefix(prefix): t.float() for n, t in content.tensors.items() if n.startswith(prefix)}

@@ -1,0 +1,310 @@
+"""Algebra on prompt spectra: every operation gives a new spectrum and costs no model evaluation.
+
+Stages are counted from 0 in generation order. Letters: S stages, L layers, V vectors of a stage, W width of an encoder.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from ..errors import BestiaryError
+from ..name_search import choices_text, shown_name
+from .attribute_presets import DEFAULT_PRESETS, Presets, stages_in_ranges, stages_text
+from .prompt_spectrum import PromptSpectrum
+from .stage_bounds import StageBounds
+
+Rest = Literal["neutral", "silent"]
+"""What stands at a stage that nobody claims: the words a spectrum started from, or nothing."""
+
+_Pick = tuple[PromptSpectrum, int] | str
+"""What a stage takes: the stage of a spectrum, or words."""
+
+
+def refine(spectrum: PromptSpectrum, bounds: StageBounds) -> PromptSpectrum:
+    """The same concept cut into the finer stages of `bounds`; each takes over what stood at its place.
+
+    Raises:
+        BestiaryError: an edge of the spectrum is no edge of `bounds`, so that a stage would have to be split.
+    """
+    missing = sorted(set(spectrum.bounds.edges) - set(bounds.edges), reverse=True)
+    if missing:
+        raise BestiaryError(
+            f"the new stages have no edge at timestep {missing[0]}, where a stage of the spectrum begins"
+        )
+    places = spectrum.bounds.stages_of_finer(bounds)
+    return assemble([(spectrum, place) for place in places], bounds, like=spectrum)
+
+
+def assemble(picks: Sequence[_Pick], bounds: StageBounds, like: PromptSpectrum) -> PromptSpectrum:
+    """A spectrum whose every stage is the stage of another spectrum, or plain words (empty text: nothing at all).
+
+    Args:
+        picks: one per stage of `bounds`: (spectrum, its stage), or words.
+        bounds: the new stages.
+        like: gives backbone, neutral vectors, presets and provenance.
+
+    Raises:
+        BestiaryError: the spectra belong to different base models or have different layers.
+    """
+    sources = [pick[0] for pick in picks if not isinstance(pick, str)] or [like]
+    _check_alike([like, *sources])
+    vectors = max(source.vectors for source in (like, *sources))
+    layers = max(source.layers or 0 for source in (like, *sources)) or None
+    counts, words = [], {}
+    for stage, pick in enumerate(picks):
+        if isinstance(pick, str):
+            counts.append(0)
+            words[stage] = pick
+            continue
+        source, place = pick
+        counts.append(source.count(place))
+        if place in source.words:
+            words[stage] = source.words[place]
+
+    def stacked(tensors_of: Callable[[PromptSpectrum], Mapping[str, Tensor]]) -> dict[str, Tensor]:
+        return {
+            name: torch.stack([_row(pick, name, tensors_of, like, vectors, layers) for pick in picks])  # (S, [L,] V, W)
+            for name in like.embeddings
+        }
+
+    has_bypass = any(source.bypass for source in sources)
+    # where stages have more vectors than the neutral words, the last word is repeated
+    places = [min(place, like.vectors - 1) for place in range(vectors)]
+    neutral = {name: tensor[places] for name, tensor in like.neutral.items()}  # (V, W)
+    return replace(
+        like,
+        embeddings=stacked(lambda source: source.embeddings),
+        bypass=stacked(lambda source: source.bypass) if has_bypass else {},
+        bounds=bounds,
+        counts=() if all(count == vectors for count in counts) else tuple(counts),
+        words=words,
+        neutral=neutral,
+    )
+
+
+def _row(
+    pick: _Pick,
+    encoder: str,
+    tensors_of: Callable[[PromptSpectrum], Mapping[str, Tensor]],
+    like: PromptSpectrum,
+    vectors: int,
+    layers: int | None,
+) -> Tensor:
+    """One stage `(V, W)` or `(L, V, W)` of one encoder, zeros where there is nothing."""
+    width = like.embeddings[encoder].shape[-1]
+    tensor = None if isinstance(pick, str) else tensors_of(pick[0]).get(encoder)
+    if tensor is None:
+        return torch.zeros(vectors, width) if layers is None else torch.zeros(layers, vectors, width)
+    row = _padded(tensor[pick[1]].float(), vectors)  # ([L,] V, W)
+    # vectors shared by all layers are the same on each of them
+    return row if layers is None or row.ndim == 3 else row.expand(layers, -1, -1)
+
+
+def _padded(tensor: Tensor, vectors: int) -> Tensor:
+    """`(..., n, W)` -> `(..., V, W)` with zeros behind."""
+    return torch.nn.functional.pad(tensor, (0, 0, 0, vectors - tensor.shape[-2]))
+
+
+def _check_alike(spectra: Sequence[PromptSpectrum]) -> None:
+    backbones = sorted({spectrum.backbone for spectrum in spectra})
+    widths = sorted({spectrum.vector_width for spectrum in spectra})
+    if len(backbones) > 1 or len(widths) > 1:
+        raise BestiaryError(
+            f"spectra of different base models cannot be mixed: {', '.join(backbones)} with widths {widths}; "
+            "train or import them for one model"
+        )
+    layers = sorted({spectrum.layers for spectrum in spectra if spectrum.layers})
+    if len(layers) > 1:
+        raise BestiaryError(f"spectra for {layers[0]} and for {layers[1]} cross-attention layers cannot be mixed")
+
+
+def check_stages(stages: Sequence[int], spectrum: PromptSpectrum) -> None:
+    """Make sure that stages, counted from 0, exist.
+
+    Raises:
+        BestiaryError: one does not; the message counts from 1, as people do.
+    """
+    strange = [stage for stage in stages if stage not in range(spectrum.stages)]
+    if strange:
+        raise BestiaryError(f"stage {strange[0] + 1} does not exist: this spectrum has stages 1 to {spectrum.stages}")
+
+
+def replace_stages(spectrum: PromptSpectrum, other: PromptSpectrum, stages: Sequence[int]) -> PromptSpectrum:
+    """`spectrum` with what `other` says at `stages` (counted in the stages of `spectrum`)."""
+    check_stages(stages, spectrum)
+    bounds = spectrum.bounds.refined_by(other.bounds)
+    own, others = spectrum.bounds.stages_of_finer(bounds), other.bounds.stages_of_finer(bounds)
+    picks = [(other, b) if a in set(stages) else (spectrum, a) for a, b in zip(own, others, strict=True)]
+    return assemble(picks, bounds, like=spectrum)
+
+
+def keep_stages(spectrum: PromptSpectrum, stages: Sequence[int], words: str = "") -> PromptSpectrum:
+    """The concept at `stages` only; elsewhere `words`, by default nothing."""
+    check_stages(stages, spectrum)
+    picks: list[_Pick] = [(spectrum, stage) if stage in set(stages) else words for stage in range(spectrum.stages)]
+    return assemble(picks, spectrum.bounds, like=spectrum)
+
+
+def say_words(spectrum: PromptSpectrum, words: Mapping[int, str]) -> PromptSpectrum:
+    """The concept with plain words in its place at some stages; empty words are nothing at all."""
+    check_stages(list(words), spectrum)
+    picks: list[_Pick] = [words.get(stage, (spectrum, stage)) for stage in range(spectrum.stages)]
+    return assemble(picks, spectrum.bounds, like=spectrum)
+
+
+def remap_stages(spectrum: PromptSpectrum, sources: Mapping[int, int]) -> PromptSpectrum:
+    """At every stage k of `sources` what was learned for stage `sources[k]`; the order of the entries does not matter.
+
+    ProSpect's int entries (ddim.py of zyxElsa/ProSpect @ 31314f1) do this in place, so that later entries see earlier ones'
+    results; here all read the spectrum as it was.
+    """
+    check_stages([*sources, *sources.values()], spectrum)
+    picks = [(spectrum, sources.get(stage, stage)) for stage in range(spectrum.stages)]
+    return assemble(picks, spectrum.bounds, like=spectrum)
+
+
+def with_strength(spectrum: PromptSpectrum, strength: float | Sequence[float]) -> PromptSpectrum:
+    """The concept moved towards its neutral words: 1 is as learned, 0 the words alone, beyond 1 exaggerates.
+
+    Vectors `(S, [L,] V, W)` are mixed linearly and then given the norm in between, so that half strength does not also
+    shrink them. (A strength on ComfyUI's conditioning does nothing when one prompt is alone at its stage.)
+
+    Args:
+        spectrum: must know its neutral vectors.
+        strength: for all stages, or one per stage; -4 to 4.
+
+    Raises:
+        BestiaryError: it has no neutral vectors, or a strength is out of range.
+    """
+    strengths = [float(strength)] * spectrum.stages if isinstance(strength, int | float) else list(map(float, strength))
+    if len(strengths) != spectrum.stages or any(not -4 <= one <= 4 for one in strengths):
+        raise BestiaryError(f"strength {strength}: give one number, or {spectrum.stages}, from -4 to 4")
+    if not spectrum.neutral and any(one != 1 for one in strengths):
+        raise BestiaryError(
+            "this spectrum does not know what its strength 0 means: it has no neutral vectors (words it started from)"
+        )
+    if all(one == 1 for one in strengths):
+        return spectrum
+    mixed = {
+        name: torch.stack([_moved(row, spectrum.neutral[name], s) for row, s in zip(rows, strengths, strict=True)])
+        for name, rows in spectrum.embeddings.items()
+    }
+    bypass = {
+        name: torch.stack([row * s for row, s in zip(rows, strengths, strict=True)])  # (S, [L,] V, W)
+        for name, rows in spectrum.bypass.items()
+    }
+    return replace(spectrum, embeddings=mixed, bypass=bypass)
+
+
+def _moved(learned: Tensor, neutral: Tensor, strength: float) -> Tensor:
+    """From neutral `(V, W)` towards learned `([L,] V, W)`; exactly either end at 0 and 1."""
+    if strength in (0.0, 1.0):
+        return neutral.expand_as(learned) if strength == 0 else learned
+    mixed = torch.lerp(neutral.expand_as(learned), learned, strength)
+    ends = [tensor.norm(dim=-1, keepdim=True) for tensor in (neutral.expand_as(learned), learned)]  # ([L,] V, 1) each
+    norm = torch.lerp(*ends, strength).clamp_min(0)
+    return mixed * norm / mixed.norm(dim=-1, keepdim=True).clamp_min(1e-12)
+
+
+def with_soft_bounds(spectrum: PromptSpectrum, softness: float) -> PromptSpectrum:
+    """Cross-fade neighbouring stages: each takes half of `softness` (0 to 1) of the mean of its neighbours' vectors.
+
+    The number of stages stays, so no evaluation is added. Stages with words, and neighbours that use another number of
+    vectors, are left out of the mean.
+
+    Raises:
+        BestiaryError: softness is out of range.
+    """
+    if not 0 <= softness <= 1:
+        raise BestiaryError(f"softness {softness}: choose 0 (hard boundaries) to 1")
+    if softness == 0:
+        return spectrum
+
+    def faded(rows: Tensor) -> Tensor:
+        result = []
+        for stage in range(spectrum.stages):
+            near = [n for n in (stage - 1, stage + 1) if _can_fade(spectrum, stage, n)]
+            mean = torch.stack([rows[n] for n in near]).mean(0) if near else rows[stage]  # ([L,] V, W)
+            result.append(torch.lerp(rows[stage], mean, softness / 2))
+        return torch.stack(result)  # (S, [L,] V, W)
+
+    return replace(
+        spectrum,
+        embeddings={name: faded(rows) for name, rows in spectrum.embeddings.items()},
+        bypass={name: faded(rows) for name, rows in spectrum.bypass.items()},
+    )
+
+
+def _can_fade(spectrum: PromptSpectrum, stage: int, neighbour: int) -> bool:
+    if neighbour not in range(spectrum.stages) or {stage, neighbour} & spectrum.words.keys():
+        return False
+    return spectrum.count(stage) == spectrum.count(neighbour)
+
+
+def merge_by_attribute(
+    references: Mapping[str, PromptSpectrum],
+    presets: Presets = DEFAULT_PRESETS,
+    *,
+    rest: Rest = "neutral",
+    bounds: StageBounds | None = None,
+) -> PromptSpectrum:
+    """One concept that takes layout from one reference, content from another, and so on.
+
+    A stage that several of the asked attributes claim goes to the one with the fewest stages, the most specific: with the
+    default presets layout has stage 1 of 10, content 3 to 5, material 6 and 7, style 8 to 10. Vectors are copied, so
+    each stage holds exactly what its reference learned for it.
+
+    Args:
+        references: attribute -> spectrum; the same spectrum may stand for several.
+        presets: attribute -> ranges.
+        rest: what stands at stages nobody claims: a reference's neutral words (content's if there), or nothing.
+        bounds: stages at least this fine; None takes those of the references.
+
+    Raises:
+        BestiaryError: no reference, an attribute without a preset, or spectra of different base models.
+    """
+    if not references:
+        raise BestiaryError(f"no reference to mix: give a spectrum for one of {', '.join(presets)}")
+    unknown = [name for name in references if name not in presets]
+    if unknown:
+        raise BestiaryError(
+            f"no preset for the attribute {shown_name(unknown[0])}: choose {choices_text(unknown[0], list(presets))}"
+        )
+    for spectrum in references.values():
+        bounds = spectrum.bounds if bounds is None else bounds.refined_by(spectrum.bounds)
+    owners = attribute_of_stages(list(references), bounds, presets)
+    first = references.get("content", next(iter(references.values())))
+    neutral = _neutral_spectrum(first, bounds) if rest == "neutral" and first.neutral else None
+    places = {name: spectrum.bounds.stages_of_finer(bounds) for name, spectrum in references.items()}
+    picks: list[_Pick] = []
+    for stage, owner in enumerate(owners):
+        if owner is not None:
+            picks.append((references[owner], places[owner][stage]))
+        else:
+            picks.append("" if neutral is None else (neutral, stage))
+    merged = assemble(picks, bounds, like=first)
+    mixed = {
+        name: stages_text(tuple(s for s, owner in enumerate(owners) if owner == name)) or "none" for name in references
+    }
+    return replace(merged, presets=dict(presets), provenance={"made_by": "merge by attribute", "stages_of": mixed})
+
+
+def attribute_of_stages(attributes: Sequence[str], bounds: StageBounds, presets: Presets) -> list[str | None]:
+    """For every stage the attribute that has it, None where no attribute does; see `merge_by_attribute`."""
+    claims = {name: stages_in_ranges(presets[name], bounds) for name in attributes}
+    # the widest claim first, so that narrower ones overwrite it; of equals the later one wins
+    owners: list[str | None] = [None] * bounds.stages
+    for name in sorted(attributes, key=lambda name: -len(claims[name])):
+        for stage in claims[name]:
+            owners[stage] = name
+    return owners
+
+
+def _neutral_spectrum(spectrum: PromptSpectrum, bounds: StageBounds) -> PromptSpectrum:
+    """The words a spectrum started from, `(V, W)`, at every stage."""
+    shape = (bounds.stages, -1, -1)
+    embeddings = {name: tensor.unsqueeze(0).expand(shape).clone() for name, tensor in spectrum.neutral.items()}
+    return replace(spectrum, embeddings=embeddings, bypass={}, bounds=bounds, counts=(), words={})

@@ -1,0 +1,173 @@
+r"""What a staged prompt can say besides text: spectra, parts on stages, and text that changes on the way.
+
+    mention = "<" name ["*" strength] [at] ">"                 <corgi>   <corgi*0.7>   <corgi@layout>
+            | "<" part ":" kinds [at] ">"                      <head:cardinal@layout,content>
+    at      = "@" stages ["|" words]                           <corgi@1-3|a dog>: the words stand at all other stages
+    edit    = "[" [before ":"] after ":" share "]"             [a cat:a dog:0.4] changes after 40 % of the way
+
+`\<`, `\>`, `\@`, `\|`, `\*`, `\[`, `\]` are plain. Stages are written as in attribute_presets.py, columns count from 1.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from ..name_search import shown_name
+from ..parts.part_mention import (
+    NUMBER,
+    PartMention,
+    PromptError,
+    last_plain,
+    next_plain,
+    read_mention,
+    read_stages,
+    unescaped,
+)
+
+
+@dataclass(frozen=True)
+class SpectrumMention:
+    """A spectrum as typed."""
+
+    name: str
+    column: int
+    """Where the mention begins, counted from 1."""
+    strength: float = 1.0
+    stages: str | None = None
+    """What stands after the `@`; None means every stage."""
+    otherwise: str = ""
+    """The words after a `|`, which stand there at the other stages."""
+    weight: float = 1.0
+
+
+StagedMention = SpectrumMention | PartMention
+StagedMentions = Mapping[int, tuple[int, StagedMention]]
+"""Start of a mention -> its end and content, counted from 0."""
+
+
+@dataclass(frozen=True)
+class PromptEdit:
+    """Text that changes on the way; places count from 0."""
+
+    start: int
+    """Place of the opening bracket."""
+    end: int
+    """Place behind the closing one."""
+    middle: int
+    """Place of the colon between before and after; `start` where nothing stands before."""
+    last: int
+    """Place of the colon before the share."""
+    share: float
+    """Share of the way, 0 to 1, at which the text changes."""
+
+
+def find_staged_mentions(text: str) -> dict[int, tuple[int, StagedMention]]:
+    """Start of every mention -> its end and content, counted from 0.
+
+    Raises:
+        PromptError: a mention is malformed.
+    """
+    found: dict[int, tuple[int, StagedMention]] = {}
+    place = 0
+    while place < len(text):
+        if text[place] == "\\":
+            place += 2
+        elif text[place] == "<" and (mention := _read(text, place)):
+            found[place] = mention
+            place = mention[0]
+        else:
+            place += 1
+    return found
+
+
+def _read(text: str, start: int) -> tuple[int, StagedMention] | None:
+    end = next_plain(text, "<>", start + 1)
+    inside = text[start + 1 : end]
+    # "a < b" is text; the words after a bar may contain colons
+    named = next_plain(inside, "@|", 0)
+    if end == len(text) or text[end] != ">" or next_plain(inside[:named], ":", 0) < named:
+        return read_mention(text, start, staged=True)
+    if not inside[:1].strip():
+        return None
+    name, strength = _name_and_strength(inside[:named], start + 2)
+    stages, otherwise = read_stages(inside[named:], start + 2 + named)
+    return end + 1, SpectrumMention(name, start + 1, strength, stages, otherwise)
+
+
+def _name_and_strength(text: str, column: int) -> tuple[str, float]:
+    star = last_plain(text, "*")
+    name = text if star < 0 else text[:star]
+    if not name.strip():
+        raise PromptError(column, f"'<{text[:40]}>' names no spectrum: write <name>, or \\< for a plain <")
+    if star < 0:
+        return unescaped(name).strip(), 1.0
+    if not NUMBER.fullmatch(text[star + 1 :]):
+        raise PromptError(
+            column + star + 1,
+            f"{shown_name(text[star + 1 :])} is no strength: write a number such as 0.6, or \\* for a plain *",
+        )
+    return unescaped(name).strip(), float(text[star + 1 :])
+
+
+def find_edits(text: str, mentions: StagedMentions) -> tuple[PromptEdit, ...]:
+    """All edits of a prompt, inner ones before those around them; square brackets without a share are plain text.
+
+    Raises:
+        PromptError: a share is beyond 1, as in prompts that count steps.
+    """
+    edits: list[PromptEdit] = []
+    open_places: list[tuple[int, int, list[int]]] = []  # place, round brackets around it, its colons
+    round_depth = place = 0
+    while place < len(text):
+        if place in mentions:
+            place = mentions[place][0]
+            continue
+        letter = text[place]
+        if letter == "[":
+            open_places.append((place, round_depth, []))
+        elif letter in "()":
+            round_depth += 1 if letter == "(" else -1
+        # a colon within round brackets is a weight's
+        elif letter == ":" and open_places and round_depth <= open_places[-1][1]:
+            open_places[-1][2].append(place)
+        elif letter == "]" and open_places:
+            start, round_depth, colons = open_places.pop()
+            edits += _edit(text, start, place, colons)
+        place += 2 if letter == "\\" else 1
+    return tuple(edits)
+
+
+def _edit(text: str, start: int, closing: int, colons: list[int]) -> list[PromptEdit]:
+    if not 1 <= len(colons) <= 2 or not NUMBER.fullmatch(text[colons[-1] + 1 : closing]):
+        return []
+    share = float(text[colons[-1] + 1 : closing])
+    if not 0 <= share <= 1:
+        raise PromptError(
+            colons[-1] + 2,
+            f"{share:g} is no share of the way: write 0 to 1, such as [a:b:0.4] (steps are not counted here), "
+            "or \\[ for a plain [",
+        )
+    return [PromptEdit(start, closing + 1, colons[0] if len(colons) == 2 else start, colons[-1], share)]
+
+
+def masked(text: str, edits: tuple[PromptEdit, ...], way: float) -> str:
+    """The prompt as it reads at a share of the way: what does not stand there is blanked with NUL, so places stay."""
+    letters = list(text)
+
+    def blank(begin: int, end: int) -> None:
+        letters[begin:end] = "\0" * (end - begin)
+
+    for edit in edits:
+        blank(edit.start, edit.start + 1)
+        blank(edit.last, edit.end)
+        after = way >= edit.share - 1e-9
+        # before, the colon in the middle, after: one of the two sides goes
+        blank(edit.middle, edit.middle + 1)
+        blank(*((edit.start, edit.middle) if after else (edit.middle, edit.last)))
+    place = 0
+    while place < len(letters) - 1:
+        if letters[place] == "\\":
+            if letters[place + 1] in "[]":
+                blank(place, place + 1)
+            place += 1
+        place += 1
+    return "".join(letters)

@@ -1,0 +1,83 @@
+"""Staged prompts through the text encoder of any denoiser: distinct stages only, all in one batch.
+
+Letters: N pictures, S stages, U distinct stage prompts, P learned vectors, E width of the conditioning.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from ..denoiser import Denoiser, TextConditioning
+from ..errors import BestiaryError
+from .stage_bounds import StageBounds
+from .staged_prompt import StagedPrompt, StagePrompt
+
+
+@dataclass(frozen=True)
+class StagedConditioning:
+    """What the denoiser is told, stage by stage."""
+
+    text: TextConditioning
+    """U rows: context `(U, C * L, E)`, pooled `(U, E_pooled)`."""
+    rows: Tensor
+    """`(N, S)` long: row of `text` for every picture and stage."""
+    bounds: StageBounds
+
+    def __len__(self) -> int:
+        """N."""
+        return len(self.rows)
+
+    def at(self, timestep: Tensor | float) -> TextConditioning:
+        """The conditioning `(N, C * L, E)` at one timestep."""
+        stage = int(self.bounds.stage_of(torch.as_tensor(timestep)))
+        chosen = self.rows[:, stage].to(self.text.context.device)  # (N,)
+        parts = (self.text.context, self.text.pooled, self.text.positions, self.text.sizes)
+        return TextConditioning(*(None if part is None else part[chosen] for part in parts))
+
+    def pictures(self, chosen: slice) -> "StagedConditioning":
+        """Some of the pictures."""
+        return replace(self, rows=self.rows[chosen])
+
+
+def encode_staged(denoiser: Denoiser, prompts: Sequence[StagedPrompt]) -> StagedConditioning:
+    """Encode N staged prompts: every distinct stage content once, all of them as one batch.
+
+    Raises:
+        BestiaryError: a prompt tells cross-attention layers different things, which needs the patched model of the graph.
+    """
+    if any(prompt.layers for prompt in prompts):
+        raise BestiaryError(
+            "this prompt holds a spectrum with vectors per cross-attention layer (XTI, NeTI), which only the ComfyUI nodes "
+            "can apply: use them, or import the file with one vector for all layers"
+        )
+    bounds = prompts[0].bounds
+    for prompt in prompts[1:]:
+        bounds = bounds.refined_by(prompt.bounds)
+    # the same content in several pictures is encoded once too
+    known: dict[tuple[object, ...], int] = {}
+    contents: list[StagePrompt] = []
+    rows = torch.zeros(len(prompts), bounds.stages, dtype=torch.long)  # (N, S)
+    for number, prompt in enumerate(prompts):
+        for stage, place in enumerate(prompt.bounds.stages_of_finer(bounds)):
+            content = prompt.stages[place]
+            if content.key not in known:
+                known[content.key] = len(contents)
+                contents.append(content)
+            rows[number, stage] = known[content.key]
+    return StagedConditioning(encode_stage_prompts(denoiser, contents), rows, bounds)
+
+
+def encode_stage_prompts(denoiser: Denoiser, contents: Sequence[StagePrompt]) -> TextConditioning:
+    """Encode U stage prompts as one batch, `(U, C * L, E)`."""
+    tokens = [denoiser.tokenize(content.pieces) for content in contents]
+    most = max(len(content.vectors) for content in contents)
+    if most == 0:
+        return denoiser.encode_prompts(tokens, None)
+    vectors = torch.zeros(len(contents), most, denoiser.backbone.vector_width)  # (U, P, D)
+    for row, content in enumerate(contents):
+        # prompts without vectors know no width
+        if len(content.vectors):
+            vectors[row, : len(content.vectors)] = content.vectors
+    return denoiser.encode_prompts(tokens, vectors.to(denoiser.device))
