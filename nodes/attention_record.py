@@ -1,0 +1,185 @@
+"""What an attention patch recorded: for every finished sampling the maps of its parts, step by step.
+
+A record is one object that lives as long as the node's output is cached; every sampling starts a fresh recording in it and
+hands it in only when it ended well. Samplings are told apart by the latent they gave, so a cached sampler finds its own
+maps again although another one ran after it.
+Letters: S steps, B images, P parts, (h, w) grid.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import deque
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from ..concepts.errors import BestiaryError
+from ..concepts.parts.part_attention_patch import PartMapSum
+
+LayerChoice = Literal["auto", "all", "full", "half", "quarter", "eighth"]
+LAYER_FACTORS = {"full": 1, "half": 2, "quarter": 4, "eighth": 8}
+"""Edge of the latent divided by the edge of the layer."""
+KEPT_SAMPLINGS = 4
+LEAST_AUTO_EDGE = 12
+COARSEST_AUTO_FACTOR = 4
+
+
+@dataclass(frozen=True)
+class RecordedPart:
+    """One channel of the maps."""
+
+    label: str
+    """As the prompt names it, such as "head:cardinal"."""
+    part: str
+    negative: bool = False
+    """True for a part of the negative prompt."""
+
+    @property
+    def title(self) -> str:
+        return f"{self.label} (negative)" if self.negative else self.label
+
+
+@dataclass(frozen=True)
+class RecordedSampling:
+    """The maps of one sampling that ended well, on the CPU."""
+
+    parts: tuple[RecordedPart, ...]
+    maps: Tensor = field(repr=False)
+    """`(S, B, P, h, w)` float32: probability of the part's tokens, mean over heads and layers."""
+    held: Tensor = field(repr=False)
+    """`(S, P)` bool: steps at which a prompt with the part was active."""
+    latent_size: tuple[int, int]
+    fingerprint: str
+    """Of the latent that came out."""
+
+    def mean(self, first: int, last: int) -> tuple[Tensor, Tensor]:
+        """Mean over steps `first`..`last`, counted from 1 and both included.
+
+        Returns:
+            Maps `(B, P, h, w)`, and `(P,)` bool: parts that were asked for in these steps; the others are 0.
+
+        Raises:
+            BestiaryError: no such steps.
+        """
+        steps = self.maps.shape[0]
+        if not 1 <= first <= min(last, steps):
+            raise BestiaryError(
+                f"Bestiary Show Attention: no steps from first_step {first} to last_step {last}; "
+                f"the sampling had steps 1 to {steps}"
+            )
+        some = slice(first - 1, last)
+        held = self.held[some].float()  # (S', P)
+        weights = held / held.sum(0).clamp(min=1)  # (S', P)
+        return torch.einsum("sbphw,sp->bphw", self.maps[some], weights), held.bool().any(0)
+
+
+class Recording:
+    """A sampling under way: collects the maps of each step on the device of the model."""
+
+    def __init__(self, parts: tuple[RecordedPart, ...], steps: int) -> None:
+        """Start empty, for a sampling of so many steps."""
+        self.parts = parts
+        self._totals: list[Tensor | None] = [None] * steps
+        self._counts = torch.zeros(steps, len(parts))  # (S, P)
+
+    def add(self, step: int, maps: PartMapSum) -> None:
+        """Add what one evaluation of the model gave; samplers of higher order add several to a step."""
+        held = maps.held()  # (P,)
+        mean = maps.mean()  # (B, P, h, w)
+        total = self._totals[step]
+        self._totals[step] = mean if total is None else total + mean
+        self._counts[step] += held
+
+    def finished(self, latent: Tensor, latent_size: tuple[int, int]) -> RecordedSampling:
+        """The maps of all steps, steps that were skipped being 0; `latent` is what the sampler gave."""
+        counts = self._counts.clamp(min=1).view(len(self._totals), 1, -1, 1, 1)
+        known = next((total for total in self._totals if total is not None), None)
+        # nothing at all: no part token was active; kept as an empty grid so that the reader can say so
+        blank = torch.zeros(latent.shape[0], len(self.parts), 1, 1) if known is None else torch.zeros_like(known)
+        stacked = torch.stack([blank if total is None else total for total in self._totals]).float().cpu()
+        return RecordedSampling(
+            self.parts, stacked / counts, self._counts > 0, latent_size, fingerprint(latent)
+        )  # (S, B, P, h, w)
+
+
+class AttentionRecord:
+    """What a BESTIARY_ATTENTION socket carries: settings of the patch and its latest samplings."""
+
+    def __init__(self, layers: LayerChoice = "auto", negative: bool = False) -> None:
+        """Record at these layers; `negative` records the negative prompt too."""
+        self.layers: LayerChoice = layers
+        self.negative = negative
+        self.samplings: deque[RecordedSampling] = deque(maxlen=KEPT_SAMPLINGS)
+
+    def __deepcopy__(self, memo: dict) -> AttentionRecord:
+        """Itself: models are cloned by deep copies of their options, and all clones write to the one record."""
+        return self
+
+    def __repr__(self) -> str:
+        return f"AttentionRecord({self.layers}, {len(self.samplings)} samplings)"
+
+    def keep(self, sampling: RecordedSampling) -> None:
+        """Take in a sampling that ended well, in place of an older one with the same result."""
+        others = [known for known in self.samplings if known.fingerprint != sampling.fingerprint]
+        self.samplings = deque([*others, sampling], maxlen=KEPT_SAMPLINGS)
+
+    def find(self, latent: Tensor | None = None) -> tuple[RecordedSampling, bool]:
+        """The sampling that gave `latent` and True, or the latest one and False.
+
+        Raises:
+            BestiaryError: nothing was sampled yet.
+        """
+        if not self.samplings:
+            raise BestiaryError(
+                "Bestiary Show Attention: the record is empty; sample with the MODEL that comes out of Bestiary Attention "
+                "Maps, and connect the LATENT or the IMAGE of that sampler here, so that this node runs after it"
+            )
+        wanted = None if latent is None else fingerprint(latent)
+        for sampling in reversed(self.samplings):
+            if sampling.fingerprint == wanted:
+                return sampling, True
+        return self.samplings[-1], False
+
+
+def fingerprint(latent: Tensor) -> str:
+    """Digest of the numbers of a latent, the same on every device."""
+    plain = latent.detach().to("cpu", torch.float32).contiguous()
+    return hashlib.blake2b(plain.numpy().tobytes(), digest_size=16).hexdigest()
+
+
+def chosen_factors(layers: LayerChoice, latent: tuple[int, int], available: frozenset[int]) -> frozenset[int]:
+    """At which layers to record, as edge of the latent over edge of the layer.
+
+    "auto" takes the coarsest grid of at least 12 positions on the shorter edge, at most a quarter of the latent: 16x16 for
+    SD 1.5 at 512 pixels, 32x32 for SDXL at 1024, the layers at which part tokens are trained.
+    """
+    if layers == "all":
+        return available
+    if layers != "auto":
+        return frozenset({LAYER_FACTORS[layers]})
+    wanted = 1
+    while wanted < COARSEST_AUTO_FACTOR and min(latent) / (2 * wanted) >= LEAST_AUTO_EDGE:
+        wanted *= 2
+    # the nearest there is; of two equally near ones the finer
+    return frozenset({min(available, key=lambda factor: (max(factor / wanted, wanted / factor), factor))})
+
+
+def check_layers(layers: str, available: frozenset[int]) -> None:
+    """Refuse a choice of layers that this model does not have.
+
+    Raises:
+        BestiaryError: no such choice, or the model has no cross-attention there, or none at all.
+    """
+    if not available:
+        raise BestiaryError(
+            "Bestiary Attention Maps: this MODEL has no cross-attention that can be recorded; "
+            "Stable Diffusion 1.5, 2 and XL and the demo model have"
+        )
+    names = ["auto", "all", *(name for name, factor in LAYER_FACTORS.items() if factor in available)]
+    if layers not in names:
+        raise BestiaryError(
+            f"Bestiary Attention Maps: this MODEL has no cross-attention at layers {layers!r}; choose {', '.join(names)}"
+        )
