@@ -22,11 +22,11 @@ class BestiaryAttentionMaps(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return schema(
             node_id="BestiaryAttentionMaps",
-            display_name="Bestiary Attention Maps",
+            display_name="Attention Maps",
             category="Bestiary/attention",
             description=(
                 "Records where each part token of the prompt looks while a sampler runs. The picture stays the same to "
-                "the last bit. Show the record with Bestiary Show Attention."
+                "the last bit. Show the record with Show Attention."
             ),
             inputs=[
                 io.Model.Input(
@@ -68,14 +68,14 @@ class BestiaryShowAttention(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return schema(
             node_id="BestiaryShowAttention",
-            display_name="Bestiary Show Attention",
+            display_name="Show Attention",
             category="Bestiary/attention",
             description=(
                 "Draws where each part token looked as a heat map over the picture, and gives the same as masks. "
                 "Needs the latent or the picture of the sampler, so that it runs after it."
             ),
             inputs=[
-                AttentionSocket.Input("record", tooltip="The attention output of Bestiary Attention Maps."),
+                AttentionSocket.Input("record", tooltip="The attention output of Attention Maps."),
                 io.Latent.Input(
                     "latent",
                     optional=True,
@@ -160,7 +160,7 @@ class BestiaryPartRegions(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return schema(
             node_id="BestiaryPartRegions",
-            display_name="Bestiary Part Regions",
+            display_name="Part Regions",
             category="Bestiary/attention",
             description=(
                 "Keeps the tokens of one part inside a mask: elsewhere the picture does not listen to them. "

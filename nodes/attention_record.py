@@ -67,7 +67,7 @@ class RecordedSampling:
         steps = self.maps.shape[0]
         if not 1 <= first <= min(last, steps):
             raise BestiaryError(
-                f"Bestiary Show Attention: no steps from first_step {first} to last_step {last}; "
+                f"Show Attention: no steps from first_step {first} to last_step {last}; "
                 f"the sampling had steps 1 to {steps}"
             )
         some = slice(first - 1, last)
@@ -134,7 +134,7 @@ class AttentionRecord:
         """
         if not self.samplings:
             raise BestiaryError(
-                "Bestiary Show Attention: the record is empty; sample with the MODEL that comes out of Bestiary Attention "
+                "Show Attention: the record is empty; sample with the MODEL that comes out of Attention "
                 "Maps, and connect the LATENT or the IMAGE of that sampler here, so that this node runs after it"
             )
         wanted = None if latent is None else fingerprint(latent)
@@ -175,11 +175,11 @@ def check_layers(layers: str, available: frozenset[int]) -> None:
     """
     if not available:
         raise BestiaryError(
-            "Bestiary Attention Maps: this MODEL has no cross-attention that can be recorded; "
+            "Attention Maps: this MODEL has no cross-attention that can be recorded; "
             "Stable Diffusion 1.5, 2 and XL and the demo model have"
         )
     names = ["auto", "all", *(name for name, factor in LAYER_FACTORS.items() if factor in available)]
     if layers not in names:
         raise BestiaryError(
-            f"Bestiary Attention Maps: this MODEL has no cross-attention at layers {layers!r}; choose {', '.join(names)}"
+            f"Attention Maps: this MODEL has no cross-attention at layers {layers!r}; choose {', '.join(names)}"
         )

@@ -18,7 +18,7 @@ from ..concepts.name_search import choices_text, plain_name, shown_name
 from .attention_pictures import blank_picture, heat_frame, overview, picture_of, plain_frame, resized_weights, stretched
 from .attention_record import AttentionRecord, RecordedPart, RecordedSampling
 
-NODE = "Bestiary Show Attention"
+NODE = "Show Attention"
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,7 @@ def _chosen(sampling: RecordedSampling, held: Tensor, names: str, first: int, la
     """Numbers of the parts to show, in the order asked for."""
     if not sampling.parts:
         raise BestiaryError(
-            f"{NODE}: the prompts of this sampling hold no part tokens; write them with Bestiary Part Prompt"
+            f"{NODE}: the prompts of this sampling hold no part tokens; write them with Part Prompt"
         )
     active = [i for i in range(len(sampling.parts)) if held[i]]
     wanted = [name for name in re.split(r"[,;\n]", names) if name.strip()]

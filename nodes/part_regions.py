@@ -14,7 +14,7 @@ from ..concepts.name_search import choices_text, plain_name, shown_name
 from ..concepts.parts.part_attention_patch import feathered
 from .socket_types import PartSpan
 
-NODE = "Bestiary Part Regions"
+NODE = "Part Regions"
 
 
 @dataclass(frozen=True, eq=False)
@@ -99,7 +99,7 @@ def check_regions(regions: Iterable[PartRegion], spans: Iterable[PartSpan], imag
         if not any(region.covers(span) for span in spans):
             names = list(dict.fromkeys(name for span in spans for name in (span.part, span.label)))
             held = f"they hold: {choices_text(region.part, names)}" if names else (
-                "they hold no part tokens at all; write them with Bestiary Part Prompt"
+                "they hold no part tokens at all; write them with Part Prompt"
             )  # fmt: skip
             raise BestiaryError(f"{NODE}: no prompt of this sampler holds the part {shown_name(region.part)}; {held}")
         if len(region.mask) not in (1, images):
