@@ -1,0 +1,121 @@
+"""Part dictionaries between models/bestiary and a graph: read, taught to MODEL and CLIP, saved under a free name."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path, PurePosixPath
+
+from ..concepts.errors import BestiaryError
+from ..concepts.name_search import choices_text, shown_name
+from ..concepts.parts.dictionary_merge import merge_dictionaries
+from ..concepts.parts.part_codebook import SUFFIX as CODEBOOK_SUFFIX
+from ..concepts.parts.part_dictionary import PartDictionary
+from .clip_tokens import with_dictionary
+from .concept_folders import concept_names, concept_path, new_concept_path, own_folder
+from .lora_loading import apply_lora
+from .model_backbone import check_backbone
+from .socket_types import NamedDictionary
+
+SUFFIX = ".safetensors"
+_NAME = re.compile(r"[\w](?:[\w .-]*[\w])?")
+"""Names that a prompt can hold without brackets or backslashes."""
+
+
+def dictionary_names() -> list[str]:
+    """Files of models/bestiary that may be part dictionaries; codebooks are left out."""
+    return concept_names(SUFFIX, without=CODEBOOK_SUFFIX)
+
+
+def check_dictionary_file(file: str) -> Path:
+    """Path of a listed dictionary file; nothing is opened.
+
+    Raises:
+        BestiaryError: the name leaves the folders, no such file exists, or it is a codebook.
+    """
+    if file not in dictionary_names():
+        known = choices_text(file, dictionary_names()) or "none yet: put one there, or run bestiary train parts"
+        raise BestiaryError(f"no part dictionary {shown_name(file)} in models/bestiary; choose {known}")
+    return concept_path(file)
+
+
+def read_dictionary(file: str, name: str = "") -> NamedDictionary:
+    """The dictionary of a listed file under a name for prompts; without one, the file's own.
+
+    Raises:
+        BestiaryError: there is no such file, it is no dictionary, or the name cannot stand in a prompt.
+    """
+    path = check_dictionary_file(file)
+    return renamed(NamedDictionary(name_of_file(file), PartDictionary.load(path)), name)
+
+
+def teach(model: object, clip: object, named: NamedDictionary, strength: float) -> tuple[object, object]:
+    """Clones of MODEL and CLIP: the CLIP understands the dictionary's names, the MODEL has its LoRA at this strength.
+
+    Raises:
+        BestiaryError: the dictionary was trained for another model, its LoRA reaches no layer, or its name is taken.
+    """
+    check_backbone(named.dictionary, named.name, model, clip)
+    taught = with_dictionary(clip, named)
+    if not named.dictionary.lora:
+        return model.clone(), taught
+    applied = apply_lora(model, named.dictionary.lora, strength, clip=taught)
+    return applied.model, applied.clip
+
+
+def merge(
+    first: NamedDictionary, second: NamedDictionary, strengths: tuple[float, float], name: str
+) -> NamedDictionary:
+    """Both dictionaries in one, under a given name or both names joined.
+
+    Raises:
+        BestiaryError: they belong to different models, or the name cannot stand in a prompt.
+    """
+    merged, _ = merge_dictionaries(first.dictionary, second.dictionary, strengths)
+    joined = first.name if first.name == second.name else f"{first.name}_{second.name}"
+    return renamed(NamedDictionary(joined, merged), name)
+
+
+def renamed(named: NamedDictionary, name: str) -> NamedDictionary:
+    """The same dictionary under another name; an empty one changes nothing.
+
+    Raises:
+        BestiaryError: the name cannot stand in a prompt.
+    """
+    return NamedDictionary(prompt_name(name), named.dictionary) if name.strip() else named
+
+
+def save_dictionary(dictionary: PartDictionary, filename: str) -> str:
+    """Writes a dictionary and returns its name below models/bestiary; a taken name gets a number.
+
+    Raises:
+        BestiaryError: the name leaves models/bestiary, or the file cannot be written.
+    """
+    # "birds.parts" would be listed as a codebook
+    path = new_concept_path(filename.strip().removesuffix(SUFFIX).removesuffix(CODEBOOK_SUFFIX.removesuffix(SUFFIX)))
+    number, stem = 1, path.name.removesuffix(SUFFIX)
+    while path.exists():
+        number += 1
+        path = path.with_name(f"{stem}_{number}{SUFFIX}")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    dictionary.save(path)
+    return path.relative_to(own_folder().resolve()).as_posix()
+
+
+def prompt_name(typed: str) -> str:
+    """A name as typed, if prompts can hold it.
+
+    Raises:
+        BestiaryError: it has characters that mean something else in a prompt.
+    """
+    name = typed.strip()
+    if not _NAME.fullmatch(name):
+        raise BestiaryError(
+            f"{shown_name(typed)} cannot name a dictionary in a prompt: use letters, digits, spaces and - _ . between them"
+        )
+    return name
+
+
+def name_of_file(file: str) -> str:
+    """The name that a file gives a dictionary: its own without folder and ending, with plain characters."""
+    stem = PurePosixPath(file.replace("\\", "/")).name.removesuffix(SUFFIX)
+    return re.sub(r"[^\w.-]+", "_", stem).strip("_.-") or "dictionary"
