@@ -16,6 +16,7 @@ from torch import Tensor
 from ..concepts.attention_maps import average_maps
 from ..concepts.denoiser import AttentionRequest, Denoiser, ProgressCallback, TextConditioning
 from ..concepts.errors import BestiaryError
+from ..concepts.spectrum.staged_conditioning import StagedConditioning
 
 logger = logging.getLogger(__name__)
 
@@ -27,6 +28,8 @@ SAMPLERS = {
     "euler": EulerDiscreteScheduler,
     "pndm": PNDMScheduler,
 }
+Told = TextConditioning | StagedConditioning
+"""What pictures are told: the same at every timestep, or stage by stage."""
 PIXELS_AT_ONCE = 2**20
 """Pixels of one batch on a GPU or CPU: 64 pictures of 128, 4 of 512, 1 of 1024."""
 
@@ -54,9 +57,14 @@ class SampledImages:
 class _Guidance:
     """The two prompts of one batch and how far to go from one to the other."""
 
-    positive: TextConditioning
-    negative: TextConditioning | None
+    positive: Told
+    negative: Told | None
     scale: float
+
+    def at(self, timestep: Tensor) -> "_Guidance":
+        """What they say at one timestep."""
+        negative = None if self.negative is None else _said_at(self.negative, timestep)
+        return _Guidance(_said_at(self.positive, timestep), negative, self.scale)
 
     def predict(
         self, denoiser: Denoiser, latents: Tensor, timestep: Tensor, request: AttentionRequest | None
@@ -81,8 +89,8 @@ class _Guidance:
 
 def sample_images(
     denoiser: SamplingDenoiser,
-    positive: TextConditioning,
-    negative: TextConditioning | None,
+    positive: Told,
+    negative: Told | None,
     *,
     seeds: Sequence[int],
     steps: int = 30,
@@ -96,7 +104,8 @@ def sample_images(
     """Make one picture per seed.
 
     Args:
-        positive: conditioning of N prompts, or of one that all pictures share.
+        positive: conditioning of N prompts, or of one that all pictures share. Staged ones cost no more evaluations: at
+            every timestep each picture is told its stage.
         negative: likewise; None takes the model's empty prompt. It may be longer or shorter than `positive`.
         seeds: one per picture; the same seed gives the same picture in any batch, up to rounding.
         steps: denoising steps, at least 1.
@@ -110,6 +119,8 @@ def sample_images(
         BestiaryError: a value out of range, prompts that do not match the seeds, or numbers that are not finite.
     """
     _check_request(seeds, steps, sampler)
+    if attention is not None and isinstance(positive, StagedConditioning):
+        raise BestiaryError("attention maps are made of prompts that say the same at every stage: leave stages out")
     height, width = _checked_size(denoiser, size)
     positive = _matched(positive, len(seeds), "positive")
     negative = None if guidance <= 1 else _matched(negative or denoiser.empty_conditioning(), len(seeds), "negative")
@@ -168,7 +179,7 @@ def _denoise(
     for timestep in scheduler.timesteps:
         # one evaluation of both prompts, then one step of the sampler
         model_input = scheduler.scale_model_input(latents, timestep)  # (B, C, h, w)
-        prediction, attention = prompts.predict(denoiser, model_input, timestep, request)
+        prediction, attention = prompts.at(timestep).predict(denoiser, model_input, timestep, request)
         latents = scheduler.step(prediction, timestep, latents, return_dict=False)[0]
         if request is not None:
             grid = grid or _finest(attention)
@@ -199,13 +210,19 @@ def _conditional_half(request: AttentionRequest) -> AttentionRequest:
     return replace(request, positions=positions)
 
 
-def _matched(text: TextConditioning, count: int, kind: str) -> TextConditioning:
+def _said_at(text: Told, timestep: Tensor) -> TextConditioning:
+    return text.at(timestep) if isinstance(text, StagedConditioning) else text
+
+
+def _matched(text: Told, count: int, kind: str) -> Told:
     """One prompt for all pictures, or one for each."""
-    batch = len(text.context)
+    batch = len(text) if isinstance(text, StagedConditioning) else len(text.context)
     if batch == count:
         return text
     if batch != 1:
         raise BestiaryError(f"{batch} {kind} prompts for {count} seeds: give one prompt, or one for every seed")
+    if isinstance(text, StagedConditioning):
+        return replace(text, rows=text.rows.expand(count, -1))  # (N, S)
 
     def repeated(values: Tensor | None) -> Tensor | None:
         return None if values is None else values.expand(count, *values.shape[1:])  # (N, ...), one row in memory
@@ -213,7 +230,9 @@ def _matched(text: TextConditioning, count: int, kind: str) -> TextConditioning:
     return TextConditioning(*(repeated(part) for part in (text.context, text.pooled, text.positions, text.sizes)))
 
 
-def _rows(text: TextConditioning, rows: slice) -> TextConditioning:
+def _rows(text: Told, rows: slice) -> Told:
+    if isinstance(text, StagedConditioning):
+        return text.pictures(rows)
     parts = (text.context, text.pooled, text.positions, text.sizes)
     return TextConditioning(*(None if part is None else part[rows] for part in parts))
 
