@@ -14,6 +14,7 @@ from . import (
     part_prompt_nodes,
 )
 from .concept_folders import register_folder
+from .web_routes import add_routes
 
 NODES: list[type[io.ComfyNode]] = [
     *demo_model_nodes.NODES,
@@ -30,6 +31,7 @@ class BestiaryExtension(ComfyExtension):
     """What ComfyUI's loader asks for the nodes."""
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
-        """All node classes; the models folder is known from here on."""
+        """All node classes; the models folder is known and the browser's routes are there from here on."""
         register_folder()
+        add_routes()
         return NODES

@@ -1,0 +1,126 @@
+"""What the browser may ask: which dictionaries there are, what is in them, and their thumbnails. Reading only.
+
+A name in an address is one of those that ComfyUI lists for models/bestiary, never a path. All of it also answers under /api.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import logging
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ..concepts.errors import BestiaryError
+from ..concepts.parts.part_codebook import SUFFIX
+from .concept_folders import concept_names, concept_path, file_stamp
+from .dictionary_listing import ThumbnailPages, list_dictionary
+from .dictionary_loading import name_of_file
+
+if TYPE_CHECKING:
+    from aiohttp import web
+
+MOST_DICTIONARIES = 2000
+"""Names that one answer lists."""
+LONGEST_ADDRESS = 400
+"""Characters of a name in an address."""
+_PAGES = ThumbnailPages()
+_log = logging.getLogger(__name__)
+
+Handler = Callable[["web.Request"], Awaitable["web.Response"]]
+
+
+def dictionary_names() -> dict[str, object]:
+    """Files that may be dictionaries, with their sizes in bytes; what they hold is looked at only when they are opened."""
+    names = concept_names(without=SUFFIX)
+    facts = [
+        {"name": name, "called": name_of_file(name), "bytes": concept_path(name).stat().st_size}
+        for name in names[:MOST_DICTIONARIES]
+    ]
+    return {"dictionaries": facts, "more": max(0, len(names) - MOST_DICTIONARIES)}
+
+
+@functools.cache
+def add_routes() -> bool:
+    """Offers the routes, once; False where there is no server, as in tests. To be called before ComfyUI starts to serve."""
+    try:
+        from server import PromptServer
+    except ImportError:
+        return False
+    server = getattr(PromptServer, "instance", None)
+    if server is None:
+        return False
+    for place, handler in (
+        ("/bestiary/dictionaries", list_names),
+        ("/bestiary/dictionary/{name:.+}", show_dictionary),
+        ("/bestiary/thumbnails/{name:.+}", show_thumbnails),
+    ):
+        server.routes.get(place)(handler)
+    return True
+
+
+async def list_names(request: web.Request) -> web.Response:
+    """GET /bestiary/dictionaries."""
+    return await _answer(request, "", dictionary_names)
+
+
+async def show_dictionary(request: web.Request) -> web.Response:
+    """GET /bestiary/dictionary/NAME; see `list_dictionary`."""
+    name = request.match_info["name"]
+    return await _answer(request, file_stamp(name), lambda: list_dictionary(_known(name)))
+
+
+async def show_thumbnails(request: web.Request) -> web.Response:
+    """GET /bestiary/thumbnails/NAME?page=0: one page of thumbnails, WebP."""
+    name, asked = request.match_info["name"], request.query.get("page", "0")
+    stamp = file_stamp(name)
+
+    def page() -> bytes:
+        path = _known(name)
+        if not (asked.isdecimal() and len(asked) <= 6):
+            raise BestiaryError(f"page {asked[:20]!r} is no number from 0 upwards")
+        return _PAGES.page(path, stamp, int(asked))
+
+    return await _answer(request, f"{stamp}-{asked[:6]}" if stamp else "", page)
+
+
+def _known(name: str) -> Path:
+    if len(name) > LONGEST_ADDRESS:
+        raise BestiaryError(f"a name of {len(name)} characters is none of ours")
+    return concept_path(name)
+
+
+async def _answer(request: web.Request, stamp: str, content: Callable[[], object]) -> web.Response:
+    """JSON or WebP, or what is wrong as JSON; nothing but a header where the browser has this content already."""
+    from aiohttp import web
+
+    # revalidated each time: a dictionary that was trained further shows its new thumbnails at once
+    headers = {"Cache-Control": "private, no-cache", "X-Content-Type-Options": "nosniff"}
+    if stamp:
+        headers["ETag"] = f'"{stamp}"'
+        if request.headers.get("If-None-Match") == headers["ETag"]:
+            return web.Response(status=304, headers=headers)
+    try:
+        found = await asyncio.to_thread(content)
+    except (BestiaryError, OSError) as fault:
+        headers.pop("ETag", None)
+        _log.info("%s: %s", request.path, fault)
+        return web.json_response({"error": _plain_fault(fault)}, status=422 if stamp else 404, headers=headers)
+    if isinstance(found, bytes):
+        return web.Response(body=found, content_type="image/webp", headers=headers)
+    return web.json_response(found, headers=headers)
+
+
+def _plain_fault(fault: Exception) -> str:
+    """The message without the folders of this machine."""
+    if isinstance(fault, OSError):
+        return f"could not be read: {fault.strerror or 'unknown reason'}"
+    text = str(fault)
+    for folder in _folders():
+        text = text.replace(f"{folder}/", "").replace(f"{folder}\\", "")
+    return text
+
+
+def _folders() -> list[str]:
+    return sorted({str(concept_path(name).parent) for name in concept_names()}, key=len, reverse=True)
