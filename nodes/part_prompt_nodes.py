@@ -8,7 +8,7 @@ from ..concepts.parts.mention_writing import blend_kinds, find_kinds
 from .chosen_parts import PLACE, choose_kinds, combine_parts, fill_template, parts_by_mention, written_parts
 from .clip_tokens import dictionaries_of
 from .comfy_version import schema, socket
-from .part_encoding import encode_part_prompt
+from .part_encoding import encode_part_prompt, find_learned_mentions
 from .socket_types import ChosenParts, DictionarySocket, NamedDictionary, PartSocket
 
 CATEGORY = "Bestiary/parts"
@@ -168,8 +168,11 @@ class BestiaryPartPrompt(io.ComfyNode):
         known = dictionaries_of(clip) if clip is not None else {}
         if dictionary is not None:
             known = {**known, dictionary.name: dictionary.dictionary}
+        carried = parts_by_mention(parts)
+        # first as it was typed, so that the columns of faults count there
+        find_learned_mentions(text, known, carried)
         prompt = fill_template(text, parts)
-        return io.NodeOutput(encode_part_prompt(clip, prompt, known, parts_by_mention(parts)), prompt)
+        return io.NodeOutput(encode_part_prompt(clip, prompt, known, carried), prompt)
 
 
 NODES: list[type[io.ComfyNode]] = [BestiaryPart, BestiaryCombineParts, BestiaryPartPrompt]
