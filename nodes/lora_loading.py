@@ -23,6 +23,7 @@ class AppliedLora(NamedTuple):
 
     model: object
     clip: object | None
+    """The given one where no layer is for it: clones that nobody keeps make ComfyUI search for leaks."""
     reached: int
     """Layers of the model and the text encoders that are changed."""
     given: int
@@ -56,14 +57,16 @@ def apply_lora(
     if not loaded:
         raise BestiaryError(_nothing_reached(tensors, given, known))
     _check_shapes(named, known, model, clip)
-    patched, taught = model.clone(), None if clip is None else clip.clone()
+    patched = model.clone()
     if strength == 0:
-        return AppliedLora(patched, taught, 0, given)
+        return AppliedLora(patched, clip, 0, given)
     reached = set(patched.add_patches(loaded, strength))
-    reached |= set(taught.add_patches(loaded, strength)) if taught is not None else set()
+    if clip is not None and loaded.keys() & clip.cond_stage_model.state_dict().keys():
+        clip = clip.clone()
+        reached |= set(clip.add_patches(loaded, strength))
     if len(reached) < given:
         logger.warning("%d of %d LoRA layers belong to no layer of this model", given - len(reached), given)
-    return AppliedLora(patched, taught, len(reached), given)
+    return AppliedLora(patched, clip, len(reached), given)
 
 
 def _check_shapes(named: Mapping[str, Tensor], known: Mapping[str, object], model: object, clip: object) -> None:

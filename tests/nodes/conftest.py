@@ -66,6 +66,14 @@ def comfy_modules() -> None:
     """ComfyUI's modules inside this process; see `make_importable`."""
 
 
+@pytest.fixture(autouse=True)
+def unpatched_models() -> Iterator[None]:
+    """Models leave a test with their own weights: what ComfyUI keeps loaded would keep its patches in place."""
+    yield
+    if management := sys.modules.get("comfy.model_management"):
+        management.unload_all_models()
+
+
 @dataclass
 class ComfyServer:
     """A running ComfyUI and the folders it uses."""
@@ -336,3 +344,25 @@ def _comfy_clip(config: object, reference: Reference) -> object:
         missing, left_over = held.transformer.load_state_dict(weights, strict=False)
         assert not missing and set(left_over) <= {"text_model.embeddings.position_ids"}, (missing, left_over)
     return clip
+
+
+@pytest.fixture(scope="session")
+def drawn_images() -> torch.Tensor:
+    """Eight drawn creatures as a graph holds pictures: (8, 128, 128, 3) in 0..1."""
+    from bestiary.demo.creatures import held_out_set
+
+    return torch.stack([torch.from_numpy(drawing.image.copy()) for drawing in held_out_set(8, seed=3)]).float() / 255
+
+
+@pytest.fixture(scope="session")
+def small_codebook(drawn_images: torch.Tensor) -> object:
+    """A PartCodebook: two parts with two kinds each, two of them named, found in the drawn creatures on an 8 x 8 grid."""
+    from bestiary.concepts.parts.part_discovery import discover_parts
+    from bestiary.concepts.patch_features import DescriptorFeatures
+
+    source = DescriptorFeatures(image_size=64, grid=8)
+    squares = torch.nn.functional.avg_pool2d(drawn_images.permute(0, 3, 1, 2), 2)  # (8, 3, 64, 64)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("bestiary.concepts.parts.foreground._TRAINING_STEPS", 40)
+        codebook, _ = discover_parts(source(squares), spec=source.spec, num_parts=2, num_kinds=2, seed=0)
+    return codebook.with_names(("head", "body", "background"), ({0: "cardinal", 1: "blue jay"}, {}, {}))
