@@ -65,7 +65,7 @@ def test_modules_that_the_graph_shares_load_no_library_of_the_trainer() -> None:
             "training_kinds",
         ),
         *("token_start", "concept_images", "latent_cache", "discovery_folder", "finished_parts", "preview_sheets"),
-        *("attention_capture", "progress_report"),
+        *("attention_capture", "progress_report", "prompt_encoding"),
     ]
     answer = _run(
         LOAD_AS_COMFYUI

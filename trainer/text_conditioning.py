@@ -1,35 +1,18 @@
-"""Prompts with learned vectors -> what the denoiser is told, over CLIP text encoders of transformers.
+"""Text encoders and tokenizers of transformers, as prompts with learned vectors need them.
 
 The encoders are run layer by layer from their weights, because transformers 5 takes no input embeddings; this also
-keeps attention fused, stops at the layer that is read and never waits for the device. Letters: B prompts, C chunks,
-L positions of a chunk, P learned vectors of a prompt, D width of an encoder, E width of the conditioning.
+keeps attention fused, stops at the layer that is read and never waits for the device. Letters: N chunks, L positions of a
+chunk, D width of an encoder.
 """
 
-from collections import OrderedDict
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..concepts.backbone import Backbone, TextEncoderSpec
-from ..concepts.denoiser import PromptPiece, PromptTokens, TextConditioning
-from ..concepts.errors import BestiaryError
-from ..concepts.token_insertion import insert_vectors, lay_out_tokens
-
-CACHED_PROMPTS = 64
-"""Encodings of prompts without learned vectors that are kept."""
-
-
-@dataclass(frozen=True)
-class ClipStates:
-    """What one text encoder says about N chunks."""
-
-    hidden: Tensor
-    """`(N, L, D)`: the hidden states that condition the denoiser."""
-    pooled: Tensor | None
-    """`(N, D_pooled)`: the projected state of the end token, for encoders that give one."""
+from .prompt_encoding import ClipStates, PromptEncoding
 
 
 def run_clip(model: nn.Module, embeddings: Tensor, spec: TextEncoderSpec, end_places: Tensor) -> ClipStates:
@@ -72,196 +55,41 @@ def _clip_layer(layer: nn.Module, hidden: Tensor, heads: int) -> Tensor:
     return hidden + layer.mlp(layer.layer_norm2(hidden))
 
 
-class TextEncoders:
-    """The frozen text encoders of one backbone with their tokenizers."""
+class TransformersEncoder:
+    """One text encoder of transformers with its tokenizer."""
 
-    def __init__(self, backbone: Backbone, tokenizers: Mapping[str, object], models: Mapping[str, nn.Module]) -> None:
-        """`tokenizers` and `models` by encoder name, transformers' own objects."""
-        self.backbone = backbone
-        self.tokenizers = dict(tokenizers)
-        self.models = dict(models)
-        self._known: OrderedDict[bytes, tuple[Tensor, Tensor | None]] = OrderedDict()
-        for model in self.models.values():
-            model.eval().requires_grad_(False)
+    def __init__(self, tokenizer: object, model: nn.Module) -> None:
+        """Transformers' own objects."""
+        self._tokenizer, self._model = tokenizer, model
+        self.start, self.end = tokenizer.bos_token_id, tokenizer.eos_token_id
+        self.pad = self.end if tokenizer.pad_token_id is None else tokenizer.pad_token_id
 
     @property
     def device(self) -> torch.device:
-        """Where the encoders run."""
-        return next(iter(self.models.values())).get_input_embeddings().weight.device
+        """Where the encoder runs."""
+        return self._model.get_input_embeddings().weight.device
 
-    def tokenize(self, pieces: Sequence[PromptPiece], chunks: int | None = None) -> PromptTokens:
-        """Lay out a prompt for every encoder, ids `(C, L)` each; `chunks` as in `Denoiser.tokenize`."""
-        ids: dict[str, Tensor] = {}
-        places: list[tuple[Tensor, Tensor]] = []
-        for spec in self.backbone.text_encoders:
-            tokenizer = self.tokenizers[spec.name]
-            end = tokenizer.eos_token_id
-            pad = tokenizer.pad_token_id
-            layout = lay_out_tokens(
-                pieces,
-                lambda text, tokenizer=tokenizer: _plain_ids(tokenizer, text),
-                start=tokenizer.bos_token_id,
-                end=end,
-                pad=end if pad is None else pad,
-                filler=next(i for i in range(3) if i not in (tokenizer.bos_token_id, end)),
-                max_tokens=spec.max_tokens,
-                chunks=chunks,
-            )
-            ids[spec.name] = layout.ids
-            places.append((layout.positions, layout.weights))
-        if any(not torch.equal(positions, places[0][0]) for positions, _ in places):
-            raise BestiaryError(
-                "the text encoders of this model cut the same prompt into different tokens: "
-                "their tokenizers do not belong together; use the tokenizers the model was published with"
-            )
-        return PromptTokens(ids, *places[0])
+    def plain_ids(self, text: str) -> list[int]:
+        """Token ids of a text without start and end token."""
+        return list(self._tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
 
-    def word_vectors(self, words: str) -> Tensor:
-        """Embedding rows `(n, D)` of plain words, all encoders side by side, without start and end tokens.
+    def embed(self, ids: Tensor) -> Tensor:
+        """Token embeddings `(B, L, D)` of ids `(B, L)` in the encoder's dtype."""
+        return F.embedding(ids, self._model.get_input_embeddings().weight)
 
-        Raises:
-            BestiaryError: the words give no token at all.
-        """
-        rows = []
-        for spec in self.backbone.text_encoders:
-            ids = _plain_ids(self.tokenizers[spec.name], words)
-            if not ids:
-                raise BestiaryError(f"{words!r} holds no word the tokenizer knows: give a plain word such as 'head'")
-            weight = self.models[spec.name].get_input_embeddings().weight
-            rows.append(weight[torch.tensor(ids, device=weight.device)].detach().float())  # (n, D of the encoder)
-        if len({len(row) for row in rows}) > 1:
-            raise BestiaryError(
-                f"the text encoders cut {words!r} into different numbers of tokens: choose another word"
-            )
-        return torch.cat(rows, dim=-1)  # (n, D)
-
-    def encode(self, prompts: Sequence[PromptTokens], vectors: Tensor | None) -> TextConditioning:
-        """Encode B prompts, learned vectors `(B, P, D)` in their places; gradients reach the vectors only.
-
-        Raises:
-            BestiaryError: fewer vectors than places, or vectors of another backbone's width.
-        """
-        prompts = self._equal_chunks(list(prompts))
-        most = max((len(prompt.positions) for prompt in prompts), default=0)
-        _check_vectors(vectors, len(prompts), most, self.backbone)
-        if vectors is None or most == 0:
-            context, pooled = self._encode_plain(prompts)
-        else:
-            context, pooled = self._encode_rows(prompts, vectors)
-        positions = _stack_positions(prompts, most if vectors is None else vectors.shape[1])
-        return TextConditioning(context, pooled, _moved(positions, self.device))
-
-    def _encode_plain(self, prompts: Sequence[PromptTokens]) -> tuple[Tensor, Tensor | None]:
-        """Prompts without learned vectors: each distinct one is encoded once and remembered."""
-        keys = [_key_of(prompt) for prompt in prompts]
-        missing = {key: prompt for key, prompt in zip(keys, prompts, strict=True) if key not in self._known}
-        found = {key: self._known[key] for key in keys if key in self._known}
-        if missing:
-            # tensors born in inference mode could never be used in training
-            with torch.inference_mode(False), torch.no_grad():
-                context, pooled = self._encode_rows(list(missing.values()), None)
-            for row, key in enumerate(missing):
-                found[key] = (context[row], None if pooled is None else pooled[row])
-        self._known.update(found)
-        while len(self._known) > CACHED_PROMPTS:
-            self._known.popitem(last=False)
-        context = torch.stack([found[key][0] for key in keys])  # (B, C * L, E)
-        if found[keys[0]][1] is None:
-            return context, None
-        return context, torch.stack([found[key][1] for key in keys])  # (B, E_pooled)
-
-    def _encode_rows(self, prompts: Sequence[PromptTokens], vectors: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        split = None if vectors is None else self.backbone.split_vector(vectors)  # encoder -> (B, P, D)
-        contexts, pooled = [], None
-        for spec in self.backbone.text_encoders:
-            states = self._encode_one(spec, prompts, None if split is None else split[spec.name])
-            contexts.append(states.hidden)  # (B, C * L, D)
-            pooled = states.pooled if spec.pooled else pooled
-        return torch.cat(contexts, dim=-1), pooled  # (B, C * L, E) and (B, E_pooled)
-
-    def _encode_one(self, spec: TextEncoderSpec, prompts: Sequence[PromptTokens], vectors: Tensor | None) -> ClipStates:
-        model = self.models[spec.name]
-        table = model.get_input_embeddings().weight
-        ids = _moved(torch.stack([prompt.ids[spec.name] for prompt in prompts]), table.device)  # (B, C, L)
-        b, c, length = ids.shape
-        embeddings = F.embedding(ids.view(b, c * length), table)  # (B, C * L, D)
-        if vectors is not None:
-            positions = _moved(_stack_positions(prompts, vectors.shape[1]), table.device)  # (B, P)
-            embeddings = insert_vectors(embeddings, positions, vectors.to(table))
-        ends = (ids == self.tokenizers[spec.name].eos_token_id).long().argmax(-1).view(b * c)  # (B * C,)
-        states = run_clip(model, embeddings.reshape(b * c, length, -1), spec, ends)
-        hidden = states.hidden.reshape(b, c * length, -1)  # (B, C * L, D)
-        if _any_weight(prompts):
-            hidden = self._weighted(hidden, spec, prompts)
-        pooled = None if states.pooled is None else states.pooled.view(b, c, -1)[:, 0]  # (B, D_pooled)
-        return ClipStates(hidden, pooled)
-
-    def _weighted(self, hidden: Tensor, spec: TextEncoderSpec, prompts: Sequence[PromptTokens]) -> Tensor:
-        """Move `(B, C * L, D)` away from or towards the empty prompt's states by each position's weight, as ComfyUI."""
-        empty_prompt = self.tokenize([], chunks=1)
-        with torch.no_grad():
-            # the empty prompt's own weights are all 1, so this ends here
-            plain = PromptTokens(empty_prompt.ids, empty_prompt.positions, torch.ones_like(empty_prompt.weights))
-            empty = self._encode_one(spec, [plain], None).hidden  # (1, L, D)
-        weights = torch.stack([prompt.weights for prompt in prompts]).flatten(1).unsqueeze(-1)  # (B, C * L, 1)
-        weights = _moved(weights, hidden.device).to(hidden)
-        empty = empty.repeat(1, hidden.shape[1] // empty.shape[1], 1)  # (1, C * L, D)
-        return torch.where(weights == 1, hidden, torch.lerp(empty, hidden, weights))
-
-    def _equal_chunks(self, prompts: list[PromptTokens]) -> list[PromptTokens]:
-        """Fill shorter prompts of a batch with empty chunks."""
-        most = max(len(prompt.weights) for prompt in prompts)
-        if all(len(prompt.weights) == most for prompt in prompts):
-            return prompts
-        empty = self.tokenize([], chunks=1)
-        filled = []
-        for prompt in prompts:
-            extra = most - len(prompt.weights)
-            ids = {name: torch.cat([own, *[empty.ids[name].to(own)] * extra]) for name, own in prompt.ids.items()}
-            weights = torch.cat([prompt.weights, *[empty.weights.to(prompt.weights)] * extra])  # (C, L)
-            filled.append(PromptTokens(ids, prompt.positions, weights))
-        return filled
+    def run(self, embeddings: Tensor, spec: TextEncoderSpec, end_places: Tensor) -> ClipStates:
+        """See `run_clip`."""
+        return run_clip(self._model, embeddings, spec, end_places)
 
 
-def _plain_ids(tokenizer: object, text: str) -> list[int]:
-    return list(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
+class TextEncoders(PromptEncoding):
+    """The frozen text encoders of one backbone with their tokenizers, by transformers."""
 
-
-def _check_vectors(vectors: Tensor | None, batch: int, most: int, backbone: Backbone) -> None:
-    """Vectors must be `(B, P, D)` with room for the `most` places a prompt has."""
-    if vectors is None:
-        if most:
-            raise BestiaryError(f"the prompt has places for {most} learned vectors, but none were given")
-        return
-    if vectors.ndim != 3 or vectors.shape[0] != batch or vectors.shape[1] < most:
-        raise BestiaryError(
-            f"{batch} prompts with up to {most} learned vectors need a tensor (B, P, D) = ({batch}, >= {most}, "
-            f"{backbone.vector_width}), got {tuple(vectors.shape)}"
-        )
-    if vectors.shape[-1] != backbone.vector_width:
-        raise BestiaryError(
-            f"learned vectors are {vectors.shape[-1]} wide, but {backbone.name} takes {backbone.vector_width}: "
-            "this dictionary was learned for another base model; load that model, or learn a dictionary for this one"
-        )
-
-
-def _stack_positions(prompts: Sequence[PromptTokens], width: int) -> Tensor:
-    """Places `(B, P)`, -1 where a prompt has fewer vectors."""
-    return torch.stack([F.pad(prompt.positions, (0, width - len(prompt.positions)), value=-1) for prompt in prompts])
-
-
-def _moved(values: Tensor, device: torch.device) -> Tensor:
-    """Values of any shape on the device, without waiting for it."""
-    if device.type == "cuda" and values.device.type == "cpu":
-        return values.pin_memory().to(device, non_blocking=True)
-    return values.to(device)
-
-
-def _any_weight(prompts: Sequence[PromptTokens]) -> bool:
-    """True unless all weights are known to be 1; weights on a device are not waited for."""
-    return any(prompt.weights.device.type != "cpu" or bool((prompt.weights.numpy() != 1).any()) for prompt in prompts)
-
-
-def _key_of(prompt: PromptTokens) -> bytes:
-    arrays = [*(prompt.ids[name] for name in sorted(prompt.ids)), prompt.weights]
-    return b"|".join(array.cpu().contiguous().numpy().tobytes() for array in arrays)
+    def __init__(self, backbone: Backbone, tokenizers: Mapping[str, object], models: Mapping[str, nn.Module]) -> None:
+        """`tokenizers` and `models` by encoder name, transformers' own objects."""
+        self.tokenizers = dict(tokenizers)
+        self.models = dict(models)
+        for model in self.models.values():
+            model.eval().requires_grad_(False)
+        encoders = {name: TransformersEncoder(self.tokenizers[name], model) for name, model in self.models.items()}
+        super().__init__(backbone, encoders)

@@ -189,7 +189,7 @@ def test_word_vectors_are_embedding_rows_side_by_side(tiny_denoiser: Callable) -
 def test_words_that_two_tokenizers_cut_differently_are_refused(tiny_denoiser: Callable, monkeypatch) -> None:
     denoiser = tiny_denoiser("sdxl")
     cut = iter([[5], [5, 6]])
-    monkeypatch.setattr(text_conditioning, "_plain_ids", lambda tokenizer, words: next(cut))
+    monkeypatch.setattr(text_conditioning.TransformersEncoder, "plain_ids", lambda self, words: next(cut))
     with pytest.raises(
         BestiaryError, match="the text encoders cut 'head' into different numbers of tokens: choose another word"
     ):
