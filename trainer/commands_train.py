@@ -53,15 +53,69 @@ def train_parts(
     typer.echo(f"wrote {result.dictionary_path}")
 
 
+@train.command("spectrum")
+def train_spectrum(
+    source: Annotated[
+        Path | None, typer.Argument(metavar="[IMAGE_OR_FOLDER]", help="One picture, or a folder of one concept.")
+    ] = None,
+    recipe: Annotated[Path | None, typer.Option("--recipe", help="A TOML file; flags override it.")] = None,
+    words: Annotated[
+        str | None, typer.Option("--words", help="What the pictures show, such as `teddy`: where vectors start from.")
+    ] = None,
+    name: Annotated[str | None, typer.Option("--name", help="Name of the concept in prompts.")] = None,
+    stages: Annotated[
+        int | None, typer.Option("--stages", help="Stages of equal width; 1 is textual inversion.")
+    ] = None,
+    base: BaseOption = None,
+    out: OutOption = None,
+    steps: Annotated[int | None, typer.Option("--steps", help="Optimizer steps.")] = None,
+    batch_size: Annotated[int | None, typer.Option("--batch-size", help="Pictures of one step.")] = None,
+    seed: Annotated[int | None, typer.Option("--seed", help="Number from which every random choice follows.")] = None,
+    device: DeviceOption = "auto",
+    dtype: DtypeOption = "auto",
+    more: SetOption = None,
+    check: Annotated[
+        bool, typer.Option("--check", help="Only look everything over, as `bestiary doctor` does.")
+    ] = False,
+    progress: ProgressOption = "line",
+) -> None:
+    """Learn what a picture says, stage by stage of its generation.
+
+    Writes a run folder and, in it, a spectrum file that prompts name as <NAME>.
+    """
+    from .spectrum_settings import load_spectrum_recipe
+
+    typed = {"images.source": source, "method.initial_words": words, "run.name": name, "method.stages": stages}
+    typed |= _shared_flags(base, out, steps, batch_size, seed, device, dtype)
+    overrides = {key: value for key, value in typed.items() if value is not None}
+    settings = load_spectrum_recipe(recipe, overrides | dict(assignment(text, "--set") for text in more or ()))
+    if check:
+        from .spectrum_doctor import examine_spectrum
+
+        for line in examine_spectrum(settings):
+            typer.echo(line)
+        return
+    from .train_spectrum import train_spectrum as run_training
+
+    typer.echo(f"wrote {run_training(settings, on_progress=progress_callback('train', progress)).spectrum_path}")
+
+
 def resume(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="Run folder of a stopped training.")],
     progress: ProgressOption = "line",
 ) -> None:
     """Go on with a training that was stopped."""
+    from .resume import find_run
+
+    report, folder = progress_callback("train", progress), find_run(existing(run, "folder"))
+    from .train_spectrum import is_spectrum_run, resume_spectrum
+
+    if is_spectrum_run(folder):
+        typer.echo(f"wrote {resume_spectrum(folder.path, on_progress=report).spectrum_path}")
+        return
     from .train_parts import resume_training
 
-    result = resume_training(existing(run, "folder"), on_progress=progress_callback("train", progress))
-    typer.echo(f"wrote {result.dictionary_path}")
+    typer.echo(f"wrote {resume_training(folder.path, on_progress=report).dictionary_path}")
 
 
 def doctor(
@@ -99,9 +153,22 @@ def _recipe_settings(
     from .settings import load_recipe
 
     # flags become dotted keys of the recipe, `--set` comes last and wins
-    typed = {"discovery.folder": discovery, "base.path": base, "run.out": out, "optimizer.steps": steps}
-    typed |= {"optimizer.batch_size": batch_size, "run.seed": seed}
-    typed |= {"run.device": None if device == "auto" else device, "run.dtype": None if dtype == "auto" else dtype}
+    typed = {"discovery.folder": discovery, **_shared_flags(base, out, steps, batch_size, seed, device, dtype)}
     overrides = {key: value for key, value in typed.items() if value is not None}
     overrides |= dict(assignment(text, "--set") for text in more or ())
     return load_recipe(recipe, overrides)
+
+
+def _shared_flags(
+    base: str | None,
+    out: Path | None,
+    steps: int | None,
+    batch_size: int | None,
+    seed: int | None,
+    device: str,
+    dtype: str,
+) -> dict[str, Any]:
+    """Dotted keys that every recipe has, None where a flag was not given."""
+    typed = {"base.path": base, "run.out": out, "optimizer.steps": steps}
+    typed |= {"optimizer.batch_size": batch_size, "run.seed": seed}
+    return typed | {"run.device": None if device == "auto" else device, "run.dtype": None if dtype == "auto" else dtype}

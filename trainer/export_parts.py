@@ -60,7 +60,7 @@ def export_dictionary(dictionary: PartDictionary, folder: Path) -> list[Path]:
         # with one encoder the name of the tensor does not matter to any of the three, but it must be alone
         if len(tensors) == 1:
             tensors = {SINGLE_KEY: next(iter(tensors.values()))}
-        write_tensors(path, tensors, _model_spec(dictionary.backbone, "textual-inversion", name))
+        write_tensors(path, tensors, model_spec(dictionary.backbone, "textual-inversion", name))
         _check_embedding(path, {encoder: table[row] for encoder, table in dictionary.embeddings.items()})
         written.append(path)
     if dictionary.lora:
@@ -141,7 +141,7 @@ def _write_lora(dictionary: PartDictionary, path: Path) -> Path:
     # kohya's own fields, from which other programs show rank and base model
     ranks = {layer.down.shape[0] for layer in layers.values()}
     metadata = {
-        **_model_spec(dictionary.backbone, "lora", "Bestiary parts"),
+        **model_spec(dictionary.backbone, "lora", "Bestiary parts"),
         "ss_network_module": "networks.lora",
         "ss_network_dim": str(max(ranks)) if len(ranks) == 1 else "Dynamic",
         "ss_base_model_version": _BASE_VERSIONS.get(dictionary.backbone, dictionary.backbone),
@@ -153,7 +153,7 @@ def _write_lora(dictionary: PartDictionary, path: Path) -> Path:
     return path
 
 
-def _model_spec(backbone: str, kind: str, title: str) -> dict[str, str]:
+def model_spec(backbone: str, kind: str, title: str) -> dict[str, str]:
     """ModelSpec 1.0.0 metadata (kohya-ss/sd-scripts, library/sai_model_spec.py)."""
     size = get_backbone(backbone).image_size
     return {

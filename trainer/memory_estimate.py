@@ -20,6 +20,8 @@ from torch.utils._pytree import tree_leaves
 from .part_objective import PartBatch, PartObjective
 
 GIB = 2**30
+_FAKED = ("moments", "noise", "timesteps", "codes", "masks")
+"""Tensors of a batch that are replaced by fake ones; small ones beside them may stay."""
 
 
 @dataclass(frozen=True)
@@ -96,13 +98,13 @@ def estimate_memory(objective: PartObjective, batch: PartBatch, *, ema: bool = F
     Gradients of the learned parameters are left as they were.
     """
     with FakeTensorMode(allow_non_fake_inputs=True) as fake:
-        moved = {
-            name: fake.from_tensor(getattr(batch, name)) for name in ("moments", "noise", "timesteps", "codes", "masks")
-        }
-        prompts = tuple(replace(prompt, weights=_NeutralWeights(prompt.weights.shape)) for prompt in batch.prompts)
+        names = [name for name in _FAKED if isinstance(getattr(batch, name, None), Tensor)]
+        moved: dict[str, Any] = {name: fake.from_tensor(getattr(batch, name)) for name in names}
+        if prompts := getattr(batch, "prompts", ()):
+            moved["prompts"] = tuple(replace(p, weights=_NeutralWeights(p.weights.shape)) for p in prompts)
         # fake twins of the weights must not count when an operation returns a view of one
         known = [fake.from_tensor(tensor) for tensor in (*_frozen(objective), *objective.parameters())]
-        peak = _peak_of_step(objective, replace(batch, prompts=prompts, **moved), known)
+        peak = _peak_of_step(objective, replace(batch, **moved), known)
     return replace(_standing(objective, ema), activations=peak)
 
 

@@ -76,7 +76,7 @@ def prepare(
     check_layers(settings, denoiser)
     spec = cache_spec(settings, pictures, denoiser)
     cache = _open_cache(settings, pictures, denoiser, spec, parallel, on_progress)
-    _free_autoencoder(denoiser, keep_decoder=settings.run.preview_every > 0 and parallel.rank == 0)
+    free_autoencoder(denoiser, keep_decoder=settings.run.preview_every > 0 and parallel.rank == 0)
     torch.manual_seed(settings.run.seed)  # adapters draw from torch's own generator
     batches = build_batches(settings, pictures.names, pictures.kinds, cache, denoiser, parallel)
     objective = build_objective(settings, pictures.kinds, denoiser, batches)
@@ -164,7 +164,7 @@ def _open_cache(
     )
 
 
-def _free_autoencoder(denoiser: Denoiser, *, keep_decoder: bool) -> None:
+def free_autoencoder(denoiser: Denoiser, *, keep_decoder: bool) -> None:
     """Drop what encodes pictures from memory, and what decodes them unless previews need it."""
     if not keep_decoder:
         denoiser.drop_autoencoder()
