@@ -50,8 +50,8 @@ class BestiaryAttentionMaps(io.ComfyNode):
                 ),
             ],
             outputs=[
-                io.Model.Output("patched_model", display_name="model"),
-                AttentionSocket.Output("attention", display_name="attention"),
+                io.Model.Output("patched_model", display_name="MODEL", tooltip="For any sampler; it fills the record."),
+                AttentionSocket.Output("attention", display_name="attention", tooltip="For Show Attention."),
             ],
         )
 
@@ -127,10 +127,12 @@ class BestiaryShowAttention(io.ComfyNode):
                 ),
             ],
             outputs=[
-                io.Image.Output("heat_maps", display_name="heat maps"),
-                io.Image.Output("overview", display_name="overview"),
-                io.Mask.Output("masks", display_name="masks"),
-                io.String.Output("description", display_name="text"),
+                io.Image.Output("heat_maps", display_name="heat maps", tooltip="One for every part of every picture."),
+                io.Image.Output("overview", display_name="overview", tooltip="Each picture with all its heat maps."),
+                io.Mask.Output(
+                    "masks", display_name="masks", tooltip="One for every heat map, as large as the picture."
+                ),
+                io.String.Output("description", display_name="text", tooltip="How strong each part was, and where."),
             ],
             is_output_node=True,
         )
@@ -215,7 +217,11 @@ class BestiaryPartRegions(io.ComfyNode):
                     tooltip="Width of the soft edge, in pixels of the mask. 0 leaves the edge hard.",
                 ),
             ],
-            outputs=[io.Model.Output("patched_model", display_name="model")],
+            outputs=[
+                io.Model.Output(
+                    "patched_model", display_name="MODEL", tooltip="For any sampler, or for the next Part Regions."
+                )
+            ],
         )
 
     @classmethod

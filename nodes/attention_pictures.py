@@ -15,7 +15,7 @@ LEAST_EDGE = 448
 OVERVIEW_EDGE = 352
 """Longer edge of one tile of an overview."""
 GAP = 12
-PAPER, INK, FAINT = (20, 19, 27), (240, 238, 245), (160, 156, 172)
+PAPER, INK, FAINT, EDGE = (20, 19, 27), (240, 238, 245), (172, 168, 184), (70, 66, 84)
 _STOPS = np.array(
     [[14, 11, 34], [72, 20, 92], [150, 34, 96], [222, 74, 62], [250, 152, 56], [253, 236, 160]], dtype=np.float32
 )
@@ -95,25 +95,33 @@ def overview(frames: list[Image.Image]) -> Image.Image:
 
 def _with_strip(picture: Image.Image, title: str, scale: tuple[float, float] | None) -> Image.Image:
     """The picture over a strip with its title and, where there is one, the colour scale from low to high."""
-    width, unit = picture.width, max(18, round(min(picture.size) * 0.05))
-    strip = round(unit * (3.4 if scale else 3.4))
+    width, unit = picture.width, max(18, round(min(picture.size) * 0.054))
+    strip = round(unit * 3.5)
     framed = Image.new("RGB", (width, picture.height + strip), PAPER)
     framed.paste(picture, (0, 0))
     draw, top = ImageDraw.Draw(framed), picture.height + round(unit * 0.45)
-    font, small = _font(unit), _font(round(unit * 0.72))
+    font, small = _font(unit), _font(round(unit * 0.78))
     draw.text((unit * 0.6, top), _fitting(draw, title, font, width - unit * 1.2), font=font, fill=INK)
     if scale is None:
         return framed
     # low, bar, high in one line under the title
     line = top + round(unit * 1.55)
-    texts = [f"{100 * value:.2g} %" for value in scale]
+    texts = [percent(value) for value in scale]
     first = unit * 0.6 + draw.textlength(texts[0], font=small) + unit * 0.5
     last = width - unit * 0.6 - draw.textlength(texts[1], font=small) - unit * 0.5
     draw.text((unit * 0.6, line), texts[0], font=small, fill=FAINT)
     draw.text((last + unit * 0.5, line), texts[1], font=small, fill=FAINT)
     bar = _colored(np.linspace(0, 1, max(2, round(last - first)), dtype=np.float32)[None].repeat(round(unit * 0.5), 0))
-    framed.paste(Image.fromarray(bar.astype(np.uint8)), (round(first), line + round(unit * 0.2)))
+    corner = (round(first), line + round(unit * 0.2))
+    # the darkest colour is nearly that of the paper
+    draw.rectangle((corner[0] - 1, corner[1] - 1, corner[0] + bar.shape[1], corner[1] + bar.shape[0]), outline=EDGE)
+    framed.paste(Image.fromarray(bar.astype(np.uint8)), corner)
     return framed
+
+
+def percent(share: float) -> str:
+    """A share of the attention as people read it."""
+    return "under 0.01 %" if 0 < share < 1e-4 else f"{100 * share:.2g} %"
 
 
 def _fitting(draw: ImageDraw.ImageDraw, text: str, font: ImageFont.ImageFont, width: float) -> str:

@@ -8,13 +8,13 @@ Letters: S steps, B images, P parts, (h, w) grid.
 
 from __future__ import annotations
 
-import hashlib
 from collections import deque
 from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from ..concepts.errors import BestiaryError
 from ..concepts.parts.part_attention_patch import PartMapSum
@@ -25,6 +25,9 @@ LAYER_FACTORS = {"full": 1, "half": 2, "quarter": 4, "eighth": 8}
 KEPT_SAMPLINGS = 4
 LEAST_AUTO_EDGE = 12
 COARSEST_AUTO_FACTOR = 4
+SIGNATURE_EDGE = 8
+SAME_LATENT = 0.01
+"""Signatures of one latent differ by less than this, in standard deviations, even if it was rounded to half precision."""
 
 
 @dataclass(frozen=True)
@@ -52,8 +55,8 @@ class RecordedSampling:
     held: Tensor = field(repr=False)
     """`(S, P)` bool: steps at which a prompt with the part was active."""
     latent_size: tuple[int, int]
-    fingerprint: str
-    """Of the latent that came out."""
+    signature: Tensor = field(repr=False)
+    """Of the latent that came out, see `signature_of`."""
 
     def mean(self, first: int, last: int) -> tuple[Tensor, Tensor]:
         """Mean over steps `first`..`last`, counted from 1 and both included.
@@ -101,7 +104,7 @@ class Recording:
         blank = torch.zeros(latent.shape[0], len(self.parts), 1, 1) if known is None else torch.zeros_like(known)
         stacked = torch.stack([blank if total is None else total for total in self._totals]).float().cpu()
         return RecordedSampling(
-            self.parts, stacked / counts, self._counts > 0, latent_size, fingerprint(latent)
+            self.parts, stacked / counts, self._counts > 0, latent_size, signature_of(latent)
         )  # (S, B, P, h, w)
 
 
@@ -123,31 +126,44 @@ class AttentionRecord:
 
     def keep(self, sampling: RecordedSampling) -> None:
         """Take in a sampling that ended well, in place of an older one with the same result."""
-        others = [known for known in self.samplings if known.fingerprint != sampling.fingerprint]
+        others = [known for known in self.samplings if _difference(known.signature, sampling.signature) > 0]
         self.samplings = deque([*others, sampling], maxlen=KEPT_SAMPLINGS)
 
-    def find(self, latent: Tensor | None = None) -> tuple[RecordedSampling, bool]:
-        """The sampling that gave `latent` and True, or the latest one and False.
+    def find(self, latent: Tensor | None = None) -> RecordedSampling:
+        """The sampling that gave `latent`; without one, the latest.
 
         Raises:
-            BestiaryError: nothing was sampled yet.
+            BestiaryError: nothing was sampled yet, or `latent` is not one that was recorded.
         """
         if not self.samplings:
             raise BestiaryError(
-                "Show Attention: the record is empty; sample with the MODEL that comes out of Attention "
-                "Maps, and connect the LATENT or the IMAGE of that sampler here, so that this node runs after it"
+                "Show Attention: the record is empty; sample with the MODEL that comes out of Attention Maps, and connect "
+                "the LATENT or the IMAGE of that sampler here, so that this node runs after it"
             )
-        wanted = None if latent is None else fingerprint(latent)
-        for sampling in reversed(self.samplings):
-            if sampling.fingerprint == wanted:
-                return sampling, True
-        return self.samplings[-1], False
+        if latent is None:
+            return self.samplings[-1]
+        wanted = signature_of(latent)
+        # of equally near ones the latest
+        found = min(reversed(self.samplings), key=lambda sampling: _difference(sampling.signature, wanted))
+        if not _difference(found.signature, wanted) < SAME_LATENT:
+            raise BestiaryError(
+                f"Show Attention: this LATENT of shape {tuple(latent.shape)} is none of the {len(self.samplings)} recorded; "
+                "connect the output of a sampler that uses the MODEL of Attention Maps, and sample again if others ran since"
+            )
+        return found
 
 
-def fingerprint(latent: Tensor) -> str:
-    """Digest of the numbers of a latent, the same on every device."""
-    plain = latent.detach().to("cpu", torch.float32).contiguous()
-    return hashlib.blake2b(plain.numpy().tobytes(), digest_size=16).hexdigest()
+def signature_of(latent: Tensor) -> Tensor:
+    """`(1, B * C, 8, 8)` means over pieces of a latent `(B, C, h, w)`: tells latents apart, whatever device they are on."""
+    plain = latent.detach().to("cpu", torch.float32)
+    return functional.adaptive_avg_pool2d(plain.reshape(1, -1, *plain.shape[-2:]), SIGNATURE_EDGE)
+
+
+def _difference(first: Tensor, second: Tensor) -> float:
+    """Largest difference of two signatures in standard deviations; infinite for other numbers of pictures."""
+    if first.shape != second.shape:
+        return float("inf")
+    return float((first - second).abs().max() / first.std().clamp(min=1e-6))
 
 
 def chosen_factors(layers: LayerChoice, latent: tuple[int, int], available: frozenset[int]) -> frozenset[int]:

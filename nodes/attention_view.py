@@ -15,7 +15,16 @@ from torch import Tensor
 
 from ..concepts.errors import BestiaryError
 from ..concepts.name_search import choices_text, plain_name, shown_name
-from .attention_pictures import blank_picture, heat_frame, overview, picture_of, plain_frame, resized_weights, stretched
+from .attention_pictures import (
+    blank_picture,
+    heat_frame,
+    overview,
+    percent,
+    picture_of,
+    plain_frame,
+    resized_weights,
+    stretched,
+)
 from .attention_record import AttentionRecord, RecordedPart, RecordedSampling
 
 NODE = "Show Attention"
@@ -62,7 +71,7 @@ def view_attention(
         raise BestiaryError(
             f"{NODE}: connect the LATENT of the sampler, its decoded IMAGE, or both; they make this node run after it"
         )
-    sampling, certain = record.find(latent)
+    sampling = record.find(latent)
     maps, held = sampling.mean(first, last)  # (B, P, h, w), (P,)
     shown = _chosen(sampling, held, parts, first, last)
     maps = maps[:, shown]
@@ -74,16 +83,14 @@ def view_attention(
         _stacked(frames),
         _stacked(overviews),
         _masks(maps, image, sampling.latent_size, threshold),
-        _described(sampling, maps, titles, (first, last), latent is None or certain),
+        _described(sampling, maps, titles, (first, last)),
     )
 
 
 def _chosen(sampling: RecordedSampling, held: Tensor, names: str, first: int, last: int) -> list[int]:
     """Numbers of the parts to show, in the order asked for."""
     if not sampling.parts:
-        raise BestiaryError(
-            f"{NODE}: the prompts of this sampling hold no part tokens; write them with Part Prompt"
-        )
+        raise BestiaryError(f"{NODE}: the prompts of this sampling hold no part tokens; write them with Part Prompt")
     active = [i for i in range(len(sampling.parts)) if held[i]]
     wanted = [name for name in re.split(r"[,;\n]", names) if name.strip()]
     chosen = active if not wanted else list(dict.fromkeys(i for name in wanted for i in _named(sampling.parts, name)))
@@ -129,14 +136,10 @@ def _masks(maps: Tensor, image: Tensor | None, latent: tuple[int, int], threshol
     return weights if threshold <= 0 else (weights >= threshold).float()
 
 
-def _described(
-    sampling: RecordedSampling, maps: Tensor, titles: list[str], steps: tuple[int, int], certain: bool
-) -> str:
+def _described(sampling: RecordedSampling, maps: Tensor, titles: list[str], steps: tuple[int, int]) -> str:
     """A line for every part of every picture: how strong its attention was and where its middle lay."""
     first, last = steps[0], min(steps[1], sampling.maps.shape[0])
     lines = [f"steps {first} to {last} of {sampling.maps.shape[0]}"]
-    if not certain:
-        lines.append("this latent is not one that was recorded: the latest sampling is shown")
     down, across = (torch.linspace(0.5 / n, 1 - 0.5 / n, n) for n in maps.shape[-2:])
     for number, of_picture in enumerate(maps):  # (P, h, w)
         for title, part in zip(titles, of_picture, strict=True):
@@ -144,8 +147,8 @@ def _described(
             x, y = float((part.sum(0) @ across) / whole), float((part.sum(1) @ down) / whole)
             name = f"picture {number + 1}, {title}" if len(maps) > 1 else title
             lines.append(
-                f"{name}: {100 * float(part.max()):.2g} % of the attention at its peak, {100 * float(part.mean()):.2g} % "
-                f"on average, middle {100 * x:.0f} % from the left and {100 * y:.0f} % from the top"
+                f"{name}: {percent(float(part.max()))} of the attention at its peak, {percent(float(part.mean()))} on "
+                f"average, middle {100 * x:.0f} % from the left and {100 * y:.0f} % from the top"
             )
     return "\n".join(lines)
 

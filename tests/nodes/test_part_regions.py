@@ -75,7 +75,7 @@ def share_inside(model: object, part: int = 0, **options: object) -> float:
     """Share of a part's attention in the left half, first step."""
     record = AttentionRecord("all")
     sample(record_attention(model, record), **options)
-    maps = record.find()[0].maps[0, 0, part]
+    maps = record.find().maps[0, 0, part]
     return float(maps[:, : maps.shape[1] // 2].sum() / maps.sum())
 
 
@@ -116,7 +116,7 @@ def test_regions_that_meet_act_one_after_the_other(sd15):
     patched = confine_part(sd15, region(end=0.5))
     patched = confine_part(patched, region(mask=1 - left_half(), start=0.5))
     sample(record_attention(patched, record), steps=steps)
-    for maps in record.find()[0].maps[:, 0, 0]:
+    for maps in record.find().maps[:, 0, 0]:
         shares.append(float(maps[:, :12].sum() / maps.sum()))
     assert min(shares[:2]) > 0.9
     assert max(shares[2:]) < 0.1
@@ -145,7 +145,7 @@ def test_a_feathered_mask_has_a_soft_edge(sd15):
     sample(record_attention(confine_part(sd15, region(mask=left_half(128, 192), feather=64.0)), record), steps=1)
     plain = AttentionRecord("full")
     sample(record_attention(sd15, plain), steps=1)
-    kept = (record.find()[0].maps / plain.find()[0].maps)[0, 0, 0].mean(0)
+    kept = (record.find().maps / plain.find().maps)[0, 0, 0].mean(0)
     assert kept[0] > 0.5 and kept[-1] < 0.01
     assert 0.1 < kept[12] < 0.9
 
@@ -161,7 +161,7 @@ def test_one_mask_for_every_picture(sd15):
     record = AttentionRecord("all")
     patched = record_attention(confine_part(sd15, region(mask=masks)), record)
     sample(patched, batch=2, steps=1)
-    first, second = record.find()[0].maps[0, :, 0]
+    first, second = record.find().maps[0, :, 0]
     assert first[:, :12].sum() / first.sum() > 0.9
     assert second[:, :12].sum() / second.sum() < 0.1
 
@@ -171,7 +171,7 @@ def test_the_record_and_the_region_may_come_in_either_order(sd15):
     first = sample(confine_part(record_attention(sd15, records[0]), region()))
     second = sample(record_attention(confine_part(sd15, region()), records[1]))
     assert torch.equal(first, second)
-    assert torch.equal(records[0].find()[0].maps, records[1].find()[0].maps)
+    assert torch.equal(records[0].find().maps, records[1].find().maps)
 
 
 def test_the_scores_are_those_of_the_explicit_softmax(sd15):
@@ -196,7 +196,7 @@ def test_the_scores_are_those_of_the_explicit_softmax(sd15):
         assert mask[:2].abs().max() == 0
         assert mask[2:, :, 5:].abs().max() == 0
         theirs += probabilities[2:, :, 3:5].sum(-1) / len(full)
-    assert (record.find()[0].maps[0, :, 0].flatten(1) - theirs).abs().max() < 1e-6
+    assert (record.find().maps[0, :, 0].flatten(1) - theirs).abs().max() < 1e-6
 
 
 def test_a_mask_of_another_pack_is_kept(sd15):
@@ -215,7 +215,7 @@ def test_a_mask_of_another_pack_is_kept(sd15):
         lambda *a, **k: inner(func, *a, **k), *args, **kw
     )
     sample(patched, steps=1)
-    maps = record.find()[0].maps
+    maps = record.find().maps
     assert calls
     assert maps[0, 0, 0].abs().max() == 0
     assert maps[0, 0, 1, :, :12].sum() / maps[0, 0, 1].sum() > 0.9
@@ -236,7 +236,7 @@ def test_a_prompt_with_an_area_sees_its_piece_of_the_mask(sd15):
     mask = torch.zeros(1, 16, 24)
     mask[..., 12:18] = 1
     sample(record_attention(confine_part(sd15, region(mask=mask)), record), positive=[plain, piece], steps=1)
-    maps = record.find()[0].maps[0, 0, 0]
+    maps = record.find().maps[0, 0, 0]
     assert maps[:, 12:18].sum() / maps.sum() > 0.9
 
 
