@@ -1,0 +1,37 @@
+"""Codebooks in models/bestiary: read by name, written under the next free name."""
+
+from __future__ import annotations
+
+from ..concepts.errors import BestiaryError
+from ..concepts.name_search import choices_text, shown_name
+from ..concepts.parts.part_codebook import SUFFIX, PartCodebook
+from .concept_folders import concept_names, concept_path, new_concept_path, own_folder
+from .socket_types import NamedCodebook
+
+
+def load_codebook(name: str) -> NamedCodebook:
+    """The codebook of a listed file.
+
+    Raises:
+        BestiaryError: there is no such file, or it is no codebook.
+    """
+    if not name.endswith(SUFFIX):
+        known = choices_text(name, concept_names(SUFFIX)) or "none yet: save one, or run bestiary discover"
+        raise BestiaryError(f"{shown_name(name)} is no codebook: choose {known}")
+    return NamedCodebook(name.removesuffix(SUFFIX), PartCodebook.load(concept_path(name)))
+
+
+def save_codebook(codebook: PartCodebook, filename: str) -> str:
+    """Writes a codebook and returns its name below models/bestiary; a taken name gets a number.
+
+    Raises:
+        BestiaryError: the name leaves models/bestiary, or the file cannot be written.
+    """
+    path = new_concept_path(filename, SUFFIX)
+    number, stem = 1, path.name.removesuffix(SUFFIX)
+    while path.exists():
+        number += 1
+        path = path.with_name(f"{stem}_{number}{SUFFIX}")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    codebook.save(path)
+    return path.relative_to(own_folder().resolve()).as_posix()

@@ -1,0 +1,101 @@
+"""Feature sources for the graph: built from a specification, kept between runs, and never downloaded unasked."""
+
+from __future__ import annotations
+
+import importlib.util
+import threading
+from pathlib import Path
+
+import folder_paths
+
+from ..concepts.denoiser import Denoiser
+from ..concepts.errors import BestiaryError
+from ..concepts.patch_features import DescriptorFeatures, DiffusionFeatures, DinoFeatures, FeatureSource, SourceSpec
+
+SOURCES = ("descriptor", "dinov2", "diffusion")
+"""Choices of a discovery; diffusion needs a connected model."""
+DINO_MODEL = "vit_base_patch14_dinov2.lvd142m"
+"""timm's name of the vision transformer of the source dinov2."""
+_DINO_SUFFIXES = (".safetensors", ".pth", ".bin")
+
+_lock = threading.Lock()
+_kept: dict[str, FeatureSource] = {}
+
+
+def open_source(spec: SourceSpec, model: Denoiser | None = None, *, allow_download: bool = False) -> FeatureSource:
+    """The feature source of a specification.
+
+    Args:
+        spec: `name` and settings, as a codebook keeps them; a name alone takes the defaults.
+        model: the denoiser whose activations are read; only the source diffusion needs it.
+        allow_download: lets timm fetch missing DINOv2 weights.
+
+    Raises:
+        BestiaryError: an unknown name, a library, weights or model that is missing.
+    """
+    settings = dict(spec)
+    name = settings.pop("name", None)
+    if name == "descriptor":
+        return DescriptorFeatures(**settings)
+    if name == "dinov2":
+        return _dino(settings, allow_download)
+    if name == "diffusion":
+        return _diffusion(settings, model)
+    raise BestiaryError(f"unknown feature source {name!r}: choose {', '.join(SOURCES)}")
+
+
+def dino_folder() -> Path:
+    """Where DINOv2 weights may be put by hand."""
+    return Path(folder_paths.models_dir) / "dinov2"
+
+
+def find_dino_weights(model: str = DINO_MODEL) -> Path | None:
+    """Weights of a vision transformer: in models/dinov2, else where timm keeps its downloads; never asks the network."""
+    places = [dino_folder() / f"{model}{suffix}" for suffix in _DINO_SUFFIXES]
+    found = next((place for place in places if place.is_file()), None)
+    if found is None and importlib.util.find_spec("huggingface_hub") is not None:
+        from huggingface_hub import try_to_load_from_cache
+
+        cached = try_to_load_from_cache(f"timm/{model}", "model.safetensors")
+        found = Path(cached) if isinstance(cached, str) else None
+    return found
+
+
+def _dino(settings: SourceSpec, allow_download: bool) -> FeatureSource:
+    if importlib.util.find_spec("timm") is None:
+        raise BestiaryError("the feature source dinov2 needs timm: pip install timm, or choose descriptor")
+    model, size = str(settings.get("model", DINO_MODEL)), int(settings.get("image_size", 224))
+    weights = find_dino_weights(model)
+    if weights is None and not allow_download:
+        raise BestiaryError(
+            f"no weights of {model} on this machine: put them at {dino_folder() / (model + _DINO_SUFFIXES[0])}, "
+            "or switch allow_download on, or choose descriptor"
+        )
+    from comfy.model_management import get_torch_device
+
+    key = f"{model} {size} {weights}"
+    with _lock:
+        # one transformer is kept: reading it takes longer than looking at a picture
+        if key not in _kept:
+            _kept.clear()
+            _kept[key] = DinoFeatures(weights, image_size=size, model=model, device=str(get_torch_device()))
+            # a codebook goes to other machines, where this path means nothing
+            _kept[key].spec.pop("weights", None)
+        return _kept[key]
+
+
+def _diffusion(settings: SourceSpec, model: Denoiser | None) -> FeatureSource:
+    wanted = settings.pop("backbone", None)
+    if model is None:
+        kind = f"the model {wanted}" if wanted else "a diffusion model"
+        raise BestiaryError(
+            f"features of {kind} are needed: connect Diffusion Features with its model, clip and vae to the input features"
+        )
+    if wanted not in (None, model.backbone.name):
+        raise BestiaryError(
+            f"this codebook reads features of a {wanted} model, the connected one is {model.backbone.name}: "
+            "connect Diffusion Features of such a model"
+        )
+    # specifications are flat, so the names of blocks stand in one text
+    blocks = str(settings.pop("blocks", ""))
+    return DiffusionFeatures(model, blocks=blocks.split(",") if blocks else None, **settings)
