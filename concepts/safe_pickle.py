@@ -10,7 +10,7 @@ import pickle
 import re
 import types
 import zipfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 
 import torch
@@ -63,6 +63,7 @@ class _RestrictedUnpickler(pickle.Unpickler):
     """Resolves allowed names; everything else becomes a shell and is noted."""
 
     refused: set[str]
+    shells: frozenset[str]
 
     def find_class(self, module: str, name: str) -> object:
         """The object a pickle names by module and name; called by pickle."""
@@ -72,16 +73,16 @@ class _RestrictedUnpickler(pickle.Unpickler):
         if module == "torch" and name in _STORAGES:
             return getattr(torch, name)
         # noted and replaced, not raised: so that the message can list every name at once
-        if module.split(".")[0] not in SHELL_LIBRARIES:
+        if module.split(".")[0] not in SHELL_LIBRARIES and f"{module}.{name}" not in self.shells:
             self.refused.add(f"{module}.{name}")
         # a class of its own each time: attributes of one shell class never reach another
         return type("Shell", (Shell,), {})
 
 
-def _pickle_module(refused: set[str]) -> types.ModuleType:
+def _pickle_module(refused: set[str], shells: frozenset[str]) -> types.ModuleType:
     """A stand-in for the module `pickle` as torch.load uses it."""
     module = types.ModuleType("restricted_pickle")
-    bound = type("Unpickler", (_RestrictedUnpickler,), {"refused": refused})
+    bound = type("Unpickler", (_RestrictedUnpickler,), {"refused": refused, "shells": shells})
 
     def load(stream: object, **options: object) -> object:
         return bound(stream, **options).load()
@@ -91,8 +92,12 @@ def _pickle_module(refused: set[str]) -> types.ModuleType:
     return module
 
 
-def load_inert(path: Path) -> object:
+def load_inert(path: Path, shells: Collection[str] = ()) -> object:
     """The content of a torch file: containers, numbers, text, tensors on the CPU, and shells for torchpq and cupy objects.
+
+    Args:
+        path: the file.
+        shells: further classes, `module.Name` in full, whose objects are read as shells too; nothing of them is imported.
 
     Raises:
         BestiaryError: the file names anything else (all such names are listed), or is broken.
@@ -101,7 +106,9 @@ def load_inert(path: Path) -> object:
     # never weights_only=False alone: torch would import and call whatever the file names
     refused: set[str] = set()
     try:
-        content = torch.load(path, map_location="cpu", weights_only=False, pickle_module=_pickle_module(refused))
+        content = torch.load(
+            path, map_location="cpu", weights_only=False, pickle_module=_pickle_module(refused, frozenset(shells))
+        )
     except _REFUSED_READS as fault:
         if not refused:
             raise BestiaryError(f"{path} is no readable torch file ({_short(fault)}); fetch it again") from fault

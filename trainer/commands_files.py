@@ -2,11 +2,14 @@
 
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from .command_options import OutOption, existing
+
+if TYPE_CHECKING:
+    from ..concepts.spectrum.prompt_spectrum import PromptSpectrum
 
 imports = typer.Typer(help="Turn files of other programs into ours.", no_args_is_help=True)
 
@@ -47,19 +50,97 @@ def import_partcraft(
         typer.echo(f"wrote {path}")
 
 
+@imports.command("prospect")
+def import_prospect(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="embeddings.pt of ProSpect.")],
+    out: OutOption = None,
+    words: Annotated[str, typer.Option("--words", help="The initial words of its training, if known.")] = "",
+) -> None:
+    """Bake a published ProSpect file into a spectrum.
+
+    The pickle is read with an allow-list: code in it is never run, and `ldm` is not needed.
+    """
+    source = existing(file, "file")
+    from .import_spectrum import import_prospect as convert
+
+    _write_spectrum(convert(source, words), source, out)
+
+
+@imports.command("xti")
+def import_xti(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="An XTI (P+) embedding with <name-layer-number> keys.")],
+    out: OutOption = None,
+) -> None:
+    """Turn an XTI file into a spectrum with a vector for every cross-attention layer."""
+    source = existing(file, "file")
+    from .import_spectrum import import_xti as convert
+
+    _write_spectrum(convert(source), source, out)
+
+
+@imports.command("neti")
+def import_neti(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="mapper-steps-N.pt of NeTI.")],
+    out: OutOption = None,
+    stages: Annotated[int, typer.Option("--stages", min=1, max=250, help="Stages of equal width to bake.")] = 10,
+    truncation: Annotated[
+        int | None, typer.Option("--truncation", help="Keep so many of 128 hidden numbers; fewer is easier to edit.")
+    ] = None,
+) -> None:
+    """Bake a NeTI mapper into a spectrum with vectors for every stage and cross-attention layer."""
+    source = existing(file, "file")
+    from .import_spectrum import import_neti as convert
+
+    _write_spectrum(convert(source, stages=stages, truncation=truncation), source, out)
+
+
+@imports.command("textual-inversion")
+def import_textual_inversion(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="An embedding of diffusers, A1111 or kohya.")],
+    out: OutOption = None,
+) -> None:
+    """Turn a textual inversion into a spectrum of one stage, to be mixed with others."""
+    source = existing(file, "file")
+    from .import_spectrum import import_textual_inversion as convert
+
+    _write_spectrum(convert(source), source, out)
+
+
+def _write_spectrum(spectrum: "PromptSpectrum", source: Path, out: Path | None) -> None:
+    from ..concepts.spectrum.spectrum_file import save_spectrum
+
+    target = out or Path(f"{source.name.split('.')[0]}.spectrum.safetensors")
+    save_spectrum(spectrum, target)
+    layers = f", {spectrum.layers} layers" if spectrum.layers else ""
+    typer.echo(f"{spectrum.backbone}: {spectrum.stages} stages{layers}, {spectrum.vectors} vectors each")
+    typer.echo(f"wrote {target}")
+
+
 def export(
-    dictionary: Annotated[Path, typer.Argument(metavar="DICT", help="A part dictionary (.safetensors).")],
+    concept: Annotated[
+        Path, typer.Argument(metavar="CONCEPT", help="A part dictionary or a prompt spectrum (.safetensors).")
+    ],
     out: OutOption = None,
 ) -> None:
     """Write embeddings and a LoRA for other programs.
 
     ComfyUI, A1111 and diffusers load them; each file is loaded back before it is reported.
     """
-    source = existing(dictionary, "file")
-    from ..concepts.parts.part_dictionary import PartDictionary
-    from .export_parts import export_dictionary
+    source = existing(concept, "file")
+    from ..concepts.concept_file import read_header
+    from ..concepts.spectrum.spectrum_file import FILE_KIND, load_spectrum
 
-    for path in export_dictionary(PartDictionary.load(source), out or source.with_suffix("")):
+    target = out or source.with_suffix("")
+    if read_header(source).kind == FILE_KIND:
+        from .export_spectrum import export_spectrum
+
+        written = export_spectrum(load_spectrum(source), target, source.name.split(".")[0])
+    else:
+        from ..concepts.parts.part_dictionary import PartDictionary
+        from .export_parts import export_dictionary
+
+        written = export_dictionary(PartDictionary.load(source), target)
+    for path in written:
         typer.echo(f"wrote {path}")
 
 

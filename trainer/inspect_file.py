@@ -17,6 +17,11 @@ from ..concepts.parts.part_dictionary import FILE_KIND as DICTIONARY_KIND
 from ..concepts.parts.part_dictionary import PartDictionary
 from ..concepts.parts.token_projector import infer_shape
 from ..concepts.safe_pickle import load_inert, tensors_in
+from ..concepts.spectrum.attribute_presets import stages_in_ranges, stages_text
+from ..concepts.spectrum.prompt_spectrum import PromptSpectrum
+from ..concepts.spectrum.spectrum_file import FILE_KIND as SPECTRUM_KIND
+from ..concepts.spectrum.spectrum_file import load_spectrum
+from .import_spectrum import NETI_SHELLS, PROSPECT_SHELLS
 from .partcraft_files import COARSE, holds_safetensors, read_partcraft_file
 
 Description = dict[str, object]
@@ -67,6 +72,8 @@ def _describe_safetensors(path: Path) -> Description:
         return _describe_dictionary(PartDictionary.load(path))
     if header.kind == CODEBOOK_KIND:
         return _describe_codebook(PartCodebook.load(path))
+    if header.kind == SPECTRUM_KIND:
+        return _describe_spectrum(load_spectrum(path))
     if header.kind is not None:
         settings = {name: _short(value) for name, value in header.concept.items() if name not in ("kind", "format")}
         return {"what": f"Bestiary {_short(header.kind)}", **settings, **_tensors(header.entries)}
@@ -122,6 +129,29 @@ def _describe_codebook(codebook: PartCodebook) -> Description:
         "parts": parts,
         "statistics": {name: _short(value) for name, value in codebook.statistics.items()},
     }
+
+
+def _describe_spectrum(spectrum: PromptSpectrum) -> Description:
+    """Stages, what they hold and which attribute they carry; vectors `(S, [L,] V, W)` by their norms."""
+    means = {name: tensor.float().norm(dim=-1).mean() for name, tensor in spectrum.embeddings.items()}
+    told: Description = {
+        "what": "Bestiary prompt spectrum",
+        "backbone": spectrum.backbone,
+        "stages": spectrum.stages,
+        "begin_at": [f"{share:.4g}" for share in spectrum.bounds.fractions[:-1]],
+        "layers": spectrum.layers or "all alike",
+        "vectors": list(spectrum.counts) if spectrum.counts else spectrum.vectors,
+        "norms": {name: round(float(norm), 4) for name, norm in means.items()},
+        "initial_words": _short(spectrum.initial_words) or "unknown",
+        "strength": "0 to 1" if spectrum.neutral else "1 only: no neutral vectors",
+        "presets": {
+            _short(name): stages_text(stages_in_ranges(ranges, spectrum.bounds)) or "no stage"
+            for name, ranges in spectrum.presets.items()
+        },
+    }
+    if spectrum.words:
+        told["words"] = {stages_text((stage,)): _short(text) for stage, text in spectrum.words.items()}
+    return {**told, "provenance": {_short(name): _short(value) for name, value in spectrum.provenance.items()}}
 
 
 def _describe_foreign(header: Header) -> Description:
@@ -189,7 +219,12 @@ def _naming(name: str) -> str:
 def _describe_pickle(path: Path) -> Description:
     """A torch file: PartCraft's, an embedding of AUTOMATIC1111, or whatever tensors it holds."""
     # one unsafe name anywhere in it, and nothing is described
-    content = load_inert(path)
+    content = load_inert(path, (*PROSPECT_SHELLS, *NETI_SHELLS))
+    if isinstance(content, Mapping) and {"attention", "initial_embeddings"} <= content.keys():
+        remedy = "bestiary import prospect bakes it; as an embedding in other programs it is only its initial word"
+        return {"what": "ProSpect network", "remedy": remedy, **_tensors(_entries(content))}
+    if isinstance(content, Mapping) and {"state_dict", "encoder"} <= content.keys():
+        return {"what": "NeTI mapper", "remedy": "bestiary import neti bakes it", **_tensors(_entries(content))}
     if isinstance(content, Mapping) and isinstance(content.get("string_to_param"), Mapping):
         shapes = {str(name): tuple(t.shape) for name, t in content["string_to_param"].items() if isinstance(t, Tensor)}
         told = {f"{_short(name)}": list(shape) for name, shape in shapes.items()}
@@ -200,9 +235,13 @@ def _describe_pickle(path: Path) -> Description:
         }
     if isinstance(content, Mapping) and "coarse_kmeans" in content:
         return _recognised({name: tuple(t.shape) for name, t in read_partcraft_file(path).tensors.items()})
-    tensors = {name: TensorEntry(str(t.dtype)[6:], tuple(t.shape)) for name, t in tensors_in(content)}
+    tensors = _entries(content)
     told = _recognised({name: entry.shape for name, entry in tensors.items()})
     return told or {"what": f"torch file of an unknown kind ({type(content).__name__})", **_tensors(tensors)}
+
+
+def _entries(content: object) -> dict[str, TensorEntry]:
+    return {name: TensorEntry(str(t.dtype)[6:], tuple(t.shape)) for name, t in tensors_in(content)}
 
 
 def _tensors(entries: Mapping[str, TensorEntry]) -> Description:
