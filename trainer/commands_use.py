@@ -29,13 +29,26 @@ def register(app: typer.Typer) -> None:
 
 
 def compose(
-    dictionary: Annotated[Path, typer.Argument(metavar="DICT", help="A part dictionary (.safetensors).")],
+    dictionary: Annotated[
+        Path, typer.Argument(metavar="CONCEPT", help="A part dictionary or a prompt spectrum (.safetensors).")
+    ],
     prompts: Annotated[
         list[str],
         typer.Argument(metavar="PROMPT...", help='For example "a photo of a <head:cardinal> <wing:blue jay> bird".'),
     ],
     more: Annotated[
-        list[Path] | None, typer.Option("--with", help="One more dictionary, for <its name.part:kind>.")
+        list[Path] | None, typer.Option("--with", help="One more, for <its name.part:kind> or <its name>.")
+    ] = None,
+    mix: Annotated[
+        list[str] | None,
+        typer.Option("--mix", metavar="ATTRIBUTE=NAME", help="layout=corgi and so on: prompts call the mix <mix>."),
+    ] = None,
+    presets: Annotated[
+        Path | None, typer.Option("--presets", help="Text file with lines such as `layout: 0%-10%`.")
+    ] = None,
+    stage_texts: Annotated[
+        list[str] | None,
+        typer.Option("--stage-text", metavar="STAGES:TEXT", help="Another prompt for some stages: `layout: a meadow`."),
     ] = None,
     negative: Annotated[str, typer.Option("--negative", help="What to keep out; may name parts too.")] = "",
     base: BaseOption = None,
@@ -55,7 +68,7 @@ def compose(
     dtype: DtypeOption = "auto",
     progress: ProgressOption = "line",
 ) -> None:
-    """Make pictures from prompts that name learned parts.
+    """Make pictures from prompts that name learned parts and spectra.
 
     Earlier pictures are never overwritten; each PNG carries its prompt, its seed and what made it.
     """
@@ -65,7 +78,13 @@ def compose(
     values = {"dictionaries": [existing(path, "file") for path in (dictionary, *(more or ()))], "prompts": prompts}
     values |= {"negative": negative, "base": base, "out": out, "count": count, "seed": seed, "steps": steps}
     values |= {"guidance": guidance, "size": size, "sampler": sampler, "lora_strength": lora_strength, "sheet": sheet}
-    values |= {"heat_maps": heat_maps, "device": device, "dtype": dtype}
+    values |= {
+        "heat_maps": heat_maps,
+        "device": device,
+        "dtype": dtype,
+        "presets": presets and existing(presets, "file"),
+    }
+    values |= {"mix": dict(assignment(text, "--mix") for text in mix or ()), "stage_texts": list(stage_texts or ())}
     for path in compose_files(checked(ComposeSettings, values), progress_callback("compose", progress)):
         typer.echo(path)
 

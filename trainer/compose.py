@@ -1,10 +1,11 @@
-"""Compose pictures from part dictionaries: prompts in, numbered PNG files with their recipe inside out."""
+"""Compose pictures from part dictionaries and prompt spectra: prompts in, numbered PNG files with their recipe inside out."""
 
 import hashlib
 import io
 import json
 import re
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
@@ -15,11 +16,22 @@ from pydantic import BaseModel, ConfigDict, Field
 from ..concepts.atomic_file import check_writable, replacing, write_bytes
 from ..concepts.errors import BestiaryError
 from ..concepts.parts.part_dictionary import PartDictionary
+from ..concepts.spectrum.prompt_spectrum import PromptSpectrum
+from ..concepts.spectrum.staged_prompt import Override, PromptSources, parse_stage_texts
 from .backbones import load_denoiser
 from .contact_sheet import contact_sheet
 from .heat_maps import heat_map
 from .picture_making import Picture, PictureOrder, SamplingChoice, check_backbone, make_pictures
 from .sampling import Sampler, SamplingDenoiser
+from .staged_pictures import (
+    MIX_NAME,
+    is_staged,
+    load_spectra,
+    make_staged_pictures,
+    mix_spectra,
+    read_presets,
+    split_concepts,
+)
 
 
 class ComposeSettings(BaseModel):
@@ -28,7 +40,13 @@ class ComposeSettings(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     dictionaries: list[Path] = Field(min_length=1)
-    """Part dictionary files; where there are several, prompts say `<file name.part:kind>`."""
+    """Part dictionaries and prompt spectra; prompts say `<file name.part:kind>` where there are several, and `<file name>`."""
+    mix: dict[str, str] = {}
+    """Attribute -> name of a spectrum: prompts call what is mixed from them `<mix>`."""
+    presets: Path | None = None
+    """Text file that says which stages carry which attribute; None takes the presets that come with the program."""
+    stage_texts: list[str] = []
+    """Other texts for some stages, such as "layout: a wide meadow"."""
     prompts: list[str] = Field(min_length=1)
     """Prompts that name parts."""
     negative: str = ""
@@ -91,24 +109,29 @@ def compose_files(settings: ComposeSettings, on_progress: Callable[[int, int], N
         BestiaryError: a file, prompt or base model is wrong, or the folder cannot be written to.
     """
     # load and check everything before the first picture
-    dictionaries = load_dictionaries(settings.dictionaries)
+    dictionary_files, spectrum_files = split_concepts(settings.dictionaries)
+    dictionaries = load_dictionaries(dictionary_files)
+    sources, overrides = _sources(settings, dictionaries, load_spectra(spectrum_files))
+    staged = is_staged([*settings.prompts, settings.negative], sources, overrides)
+    if staged and settings.heat_maps:
+        raise BestiaryError("heat maps are made of prompts that say the same at every stage: leave --heat-maps out")
     folder = settings.out or Path(f"{settings.dictionaries[0].stem}-pictures")
     check_writable(folder)
-    base = settings.base or base_of(next(iter(dictionaries.values())))
+    base = settings.base or base_of(next(iter({**dictionaries, **sources.spectra}.values())))
     denoiser = load_denoiser(base, device=settings.device, dtype=settings.dtype)
     add_adapters(denoiser, dictionaries, settings.lora_strength)
     choice = SamplingChoice(settings.steps, settings.guidance, settings.size, settings.sampler)
-    pictures = compose(
-        dictionaries,
-        denoiser,
-        settings.prompts,
-        negative=settings.negative,
-        count=settings.count,
-        seed=settings.seed,
-        choice=choice,
-        attention=settings.heat_maps,
-        on_progress=on_progress,
-    )
+    orders = [
+        PictureOrder(prompt, settings.seed + number, settings.negative)
+        for prompt in settings.prompts
+        for number in range(settings.count)
+    ]
+    if staged:
+        pictures = make_staged_pictures(denoiser, sources, orders, choice, overrides=overrides, on_progress=on_progress)
+    else:
+        pictures = make_pictures(
+            denoiser, dictionaries, orders, choice, attention=settings.heat_maps, on_progress=on_progress
+        )
     # pictures, each followed by its heat maps, then the sheet
     recipe = recipe_of(settings, base)
     written = []
@@ -122,6 +145,22 @@ def compose_files(settings: ComposeSettings, on_progress: Callable[[int, int], N
         sheet = contact_sheet([picture.to_image() for picture in pictures], captions)
         written.append(write_numbered(folder, sheet, recipe, None, prefix="sheet-"))
     return written
+
+
+def _sources(
+    settings: ComposeSettings, dictionaries: Mapping[str, PartDictionary], spectra: dict[str, PromptSpectrum]
+) -> tuple[PromptSources, dict[int, Override]]:
+    """What prompts may name, and other texts for some stages."""
+    presets = read_presets(settings.presets)
+    if settings.presets:
+        spectra = {name: replace(spectrum, presets=presets) for name, spectrum in spectra.items()}
+    if settings.mix:
+        if MIX_NAME in spectra:
+            raise BestiaryError(f"a spectrum is already called {MIX_NAME!r}: rename its file to mix by attribute")
+        spectra = {**spectra, MIX_NAME: mix_spectra(spectra, settings.mix, presets)}
+    bounds = next((spectrum.bounds for spectrum in spectra.values()), None)
+    overrides = parse_stage_texts("\n".join(settings.stage_texts), bounds, presets)
+    return PromptSources(spectra, dictionaries, presets), overrides
 
 
 def load_dictionaries(paths: Sequence[Path]) -> dict[str, PartDictionary]:
@@ -141,8 +180,8 @@ def load_dictionaries(paths: Sequence[Path]) -> dict[str, PartDictionary]:
     return dictionaries
 
 
-def base_of(dictionary: PartDictionary) -> str:
-    """The base model a dictionary says it was trained on, where it is still there; the demo model for its own.
+def base_of(dictionary: PartDictionary | PromptSpectrum) -> str:
+    """The base model a dictionary or a spectrum says it was trained on, where it is still there; the demo model for its own.
 
     Raises:
         BestiaryError: the model is not where it was, so --base must say.
@@ -153,7 +192,8 @@ def base_of(dictionary: PartDictionary) -> str:
     if named and Path(named).is_dir():
         return named
     was = f" (it was trained on {named})" if named else ""
-    raise BestiaryError(f"this dictionary needs a {dictionary.backbone} model{was}: say where with --base FOLDER")
+    kind = "spectrum" if isinstance(dictionary, PromptSpectrum) else "dictionary"
+    raise BestiaryError(f"this {kind} needs a {dictionary.backbone} model{was}: say where with --base FOLDER")
 
 
 def add_adapters(denoiser: SamplingDenoiser, dictionaries: Mapping[str, PartDictionary], strength: float) -> None:

@@ -1,0 +1,147 @@
+"""Pictures from prompts that say different things at different stages: spectra, parts on stages, edits, texts per stage."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+
+import torch
+
+from ..concepts.concept_file import read_header
+from ..concepts.errors import BestiaryError
+from ..concepts.name_search import choices_text, plain_name, shown_name
+from ..concepts.spectrum.attribute_presets import DEFAULT_PRESETS, Presets, parse_presets
+from ..concepts.spectrum.prompt_spectrum import PromptSpectrum, check_spectrum_backbone
+from ..concepts.spectrum.spectrum_file import FILE_KIND, load_spectrum
+from ..concepts.spectrum.stage_algebra import merge_by_attribute
+from ..concepts.spectrum.staged_conditioning import encode_staged
+from ..concepts.spectrum.staged_prompt import Override, PromptSources, StagedPrompt, resolve_staged_prompt
+from .picture_making import Picture, PictureOrder, SamplingChoice, check_backbone
+from .sampling import SamplingDenoiser, sample_images
+
+MIX_NAME = "mix"
+"""How prompts call the concept that is mixed from several references."""
+_PROMPTS_AT_ONCE = 64
+
+
+def is_staged(prompts: Sequence[str], sources: PromptSources, overrides: Mapping[int, Override] | None = None) -> bool:
+    """Whether prompts may say different things at different stages; others are made without stages, as before."""
+    return bool(sources.spectra or overrides) or any(mark in prompt for prompt in prompts for mark in "@[")
+
+
+def make_staged_pictures(
+    denoiser: SamplingDenoiser,
+    sources: PromptSources,
+    orders: Sequence[PictureOrder],
+    choice: SamplingChoice,
+    *,
+    overrides: Mapping[int, Override] | None = None,
+    on_progress: Callable[[int, int], None] | None = None,
+) -> list[Picture]:
+    """Make every picture ordered, several at a time, with as many model evaluations as prompts without stages take.
+
+    All prompts are resolved before the first picture is made, so that a fault costs nothing. `overrides` go to the prompts,
+    not to the negative ones, which have a grammar of their own but no such list.
+
+    Raises:
+        BestiaryError: a prompt is wrong (column, cause and valid choices), or a concept is for another backbone.
+    """
+    for name, dictionary in sources.dictionaries.items():
+        check_backbone(name, dictionary, denoiser)
+    for name, spectrum in sources.spectra.items():
+        check_spectrum_backbone(name, spectrum, denoiser.backbone)
+    positives = [resolve_staged_prompt(order.prompt, sources, overrides=overrides) for order in orders]
+    negatives = [resolve_staged_prompt(order.negative, sources) for order in orders]
+    pictures: dict[int, Picture] = {}
+    for rows in _alike(denoiser, positives, negatives):
+        before = len(pictures)
+
+        def report(done: int, steps: int, before: int = before, count: int = len(rows)) -> None:
+            if on_progress is not None:
+                on_progress(before * steps + count * done, len(orders) * steps)
+
+        with torch.no_grad():
+            sampled = sample_images(
+                denoiser,
+                encode_staged(denoiser, [positives[row] for row in rows]),
+                encode_staged(denoiser, [negatives[row] for row in rows]),
+                seeds=[orders[row].seed for row in rows],
+                steps=choice.steps,
+                guidance=choice.guidance,
+                size=choice.size,
+                sampler=choice.sampler,
+                on_step=report,
+            )
+        for place, row in enumerate(rows):
+            pictures[row] = Picture(orders[row], sampled.images[place], (), None)
+    return [pictures[row] for row in range(len(orders))]
+
+
+def _alike(
+    denoiser: SamplingDenoiser, positives: Sequence[StagedPrompt], negatives: Sequence[StagedPrompt]
+) -> Iterator[list[int]]:
+    """Rows that may share a batch: prompts of different numbers of chunks are not filled up to each other's length."""
+    groups: dict[tuple[int, ...], list[int]] = {}
+    for row, pair in enumerate(zip(positives, negatives, strict=True)):
+        chunks = tuple(
+            max(len(denoiser.tokenize(stage.pieces).weights) for stage in prompt.distinct()[0]) for prompt in pair
+        )
+        groups.setdefault(chunks, []).append(row)
+    for rows in groups.values():
+        for start in range(0, len(rows), _PROMPTS_AT_ONCE):
+            yield rows[start : start + _PROMPTS_AT_ONCE]
+
+
+def split_concepts(paths: Sequence[Path]) -> tuple[list[Path], list[Path]]:
+    """Files of dictionaries, and files of spectra; what is neither counts as a dictionary and is refused there."""
+    spectra = [path for path in paths if read_header(path).kind == FILE_KIND]
+    return [path for path in paths if path not in spectra], spectra
+
+
+def load_spectra(paths: Sequence[Path]) -> dict[str, PromptSpectrum]:
+    """Spectra by the name prompts call them: the file's name without its endings.
+
+    Raises:
+        BestiaryError: a file is no spectrum, or two have the same name.
+    """
+    spectra: dict[str, PromptSpectrum] = {}
+    for path in paths:
+        name = path.name.split(".")[0]
+        if name in spectra:
+            raise BestiaryError(f"two spectra are named {name!r}: rename one file, so that prompts can tell them apart")
+        spectra[name] = load_spectrum(path)
+    return spectra
+
+
+def mix_spectra(
+    spectra: Mapping[str, PromptSpectrum], mix: Mapping[str, str], presets: Presets = DEFAULT_PRESETS
+) -> PromptSpectrum:
+    """One concept mixed by attribute from spectra by their names.
+
+    Raises:
+        BestiaryError: an attribute has no preset, or a name is no spectrum; the message lists those there are.
+    """
+    found = {}
+    for attribute, wanted in mix.items():
+        names = [name for name in spectra if plain_name(name) == plain_name(wanted)]
+        if not names:
+            known = choices_text(wanted, list(spectra)) if spectra else "none is loaded"
+            raise BestiaryError(f"{attribute}: no spectrum is called {shown_name(wanted)}: choose {known}")
+        found[attribute] = spectra[names[0]]
+    return merge_by_attribute(found, presets)
+
+
+def read_presets(path: Path | None) -> Presets:
+    """Attribute presets of a text file, or the defaults.
+
+    Raises:
+        BestiaryError: it cannot be read, or a line is no preset.
+    """
+    if path is None:
+        return DEFAULT_PRESETS
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as fault:
+        raise BestiaryError(f"cannot read the presets in {path}: {fault}") from fault
+    try:
+        return parse_presets(text)
+    except BestiaryError as fault:
+        raise BestiaryError(f"{path}: {fault}") from fault
