@@ -119,7 +119,7 @@ def _shares(scores: AttributeScores) -> dict[str, float]:
 
 
 def training_facts(work: Path) -> dict[str, object]:
-    """Settings, steps and seconds of the run whose states lie in `work`."""
+    """Settings, steps and seconds of the run whose states lie in `work`; its history.md, if any, tells what else was done."""
     lines = [json.loads(line) for line in (work / "log.jsonl").read_text(encoding="utf-8").splitlines()]
     facts: dict[str, object] = {"settings": json.loads((work / "settings.json").read_text(encoding="utf-8"))}
     for stage, mark in (("autoencoder", "psnr"), ("export", "bytes")):
@@ -127,6 +127,8 @@ def training_facts(work: Path) -> dict[str, object]:
         if timed:
             facts[stage] = {"step": timed[-1]["step"], "minutes": round(timed[-1]["seconds"] / 60, 1)}
     started = [line for line in lines if line["stage"] == "start"]
+    history = work / "history.md"
+    facts["history"] = [*history.read_text(encoding="utf-8").splitlines(), ""] if history.exists() else []
     facts["hardware"] = started[-1]["hardware"] if started else "not recorded"
     return facts
 
@@ -172,15 +174,13 @@ def model_card(figures: BaseModelFigures, facts: dict[str, object], size: int) -
         f"{vae.get('minutes')} minutes",
         f"- denoiser and text encoder: {denoiser.get('step')} steps of {settings['denoiser_batch']} on the first "
         f"{settings['latent_pictures']} drawings, {denoiser.get('minutes')} minutes",
-        f"- of these steps, the first {settings['plain_steps']} with plain min-SNR weights; from step "
-        f"{settings['reading_after']} on with the reading loss of `trainer/base_caption_reading.py`",
+        "- the loss counts small parts as much as large ones, and some captions hold a part's words merged into one vector,",
+        "  as learned tokens are (`trainer/base_denoiser.py`, `trainer/base_caption_reading.py`)",
         f"- learning rates {settings['vae_learning_rate']:g} and {settings['denoiser_learning_rate']:g}, the latter falling "
         f"over the last {100 * (1 - settings['decay_from']):.0f} %; moving average {settings['ema_decay']:g}",
         f"- hardware: {facts['hardware']}; other programs ran beside the training",
         "",
-        "This is a short schedule: a few passes over the drawings, chosen to end within the time that was there and not",
-        "because the loss had stopped falling. `--set denoiser_steps=20000` trains longer.",
-        "",
+        *facts.get("history", []),
         "## Measured",
         "",
         f"- reconstruction of {figures.pictures} fresh drawings: {figures.reconstruction_psnr:.2f} dB PSNR",
