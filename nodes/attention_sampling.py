@@ -211,9 +211,13 @@ class ModelEvaluation:
 
     def _rows(self, options: dict, q: Tensor, k: Tensor) -> list[tuple[slice, PromptEntry, int]]:
         """Rows of every prompt in this run of the model, and the length of the context; empty if they cannot be told."""
-        sides = list(zip(options["cond_or_uncond"], options["uuids"], strict=True))
+        sides = list(zip(options.get("cond_or_uncond", ()), options.get("uuids", ()), strict=False))
         found = [self.entries.get(side) for side in sides]
-        if None in found:
+        if not sides or None in found:
+            self.sampling.warn(
+                "Bestiary: another pack evaluates prompts in its own way and does not say which rows are whose; part "
+                "attention is left alone there"
+            )
             return []
         length = math.lcm(*(entry.tokens for entry in found))
         size = options["activations_shape"][-2:]

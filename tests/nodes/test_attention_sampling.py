@@ -102,3 +102,16 @@ def test_warnings_come_once(caplog):
         made.warn("twice")
         made.warn("twice")
     assert caplog.text.count("twice") == 1
+
+
+@pytest.mark.parametrize("told", [{}, {"cond_or_uncond": [0], "uuids": ["stranger"]}])
+def test_rows_that_nobody_names_are_left_alone(told, caplog):
+    made = sampling(records=(AttentionRecord(),))
+    evaluation = ModelEvaluation(made, {(0, "p"): made.entry(0, entry("p", (HEAD,)))}, 7.0, torch.Size((1, 4, 4, 4)))
+    q = torch.randn(1, 16, 8)
+    options = {"activations_shape": [1, 8, 4, 4], "original_shape": [1, 4, 4, 4], **told}
+    given = evaluation.attend(lambda q, k, v, heads, **kw: (q, kw), q, TEXT, TEXT, 2, None, transformer_options=options)
+    assert given[0] is q
+    assert given[1]["mask"] is None
+    assert evaluation.sums == [None]
+    assert "does not say which rows are whose" in caplog.text

@@ -199,6 +199,24 @@ def test_the_scores_are_those_of_the_explicit_softmax(sd15):
     assert (record.find().maps[0, :, 0].flatten(1) - theirs).abs().max() < 1e-6
 
 
+@pytest.mark.parametrize("name", ["pytorch", "sub_quad", "split"])
+def test_every_attention_of_comfyui_takes_the_mask(sd15, name):
+    from comfy.ldm.modules.attention import get_attention_function
+
+    def chosen(func, *args, **kw):
+        return get_attention_function(name)(*args, **kw)
+
+    other = sd15.clone()
+    other.model_options["transformer_options"]["optimized_attention_override"] = chosen
+    patched = confine_part(other, region(feather=8.0))
+    record = AttentionRecord("all")
+    ours = sample(record_attention(patched, record), batch=2)
+    assert torch.equal(ours, sample(patched, batch=2))
+    theirs = sample(confine_part(sd15, region(feather=8.0)), batch=2)
+    assert (ours - theirs).abs().max() < 1e-3
+    assert record.find().maps[0, :, 0, :, :12].sum() / record.find().maps[0, :, 0].sum() > 0.85
+
+
 def test_a_mask_of_another_pack_is_kept(sd15):
     calls = []
 
