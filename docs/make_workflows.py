@@ -1,0 +1,86 @@
+"""Writes the example workflows, their API twins and their previews from the shipped dictionary, all with one command.
+
+    python main.py --cpu                                             # in ComfyUI, with this pack in custom_nodes
+    python docs/make_workflows.py [--server http://127.0.0.1:8188] [--only NAME...] [--no-pictures]
+
+Writes example_workflows/NAME.json and NAME.jpg, and tests/workflows/NAME.api.json. What the examples hold is in
+workflow_templates.py.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+
+import bestiary
+from bestiary.concepts.atomic_file import write_bytes, write_text
+from bestiary.concepts.parts.part_dictionary import PartDictionary
+from workflow_graph import Graph, Node
+from workflow_pictures import Server, as_jpeg, drawn_layout, gallery
+from workflow_templates import EXAMPLES, Shipped
+
+ROOT = Path(__file__).parent.parent
+WORKFLOWS, TWINS = ROOT / "example_workflows", ROOT / "tests" / "workflows"
+DICTIONARY = ROOT / "demo" / "concepts" / "creatures.safetensors"
+
+log = logging.getLogger("make_workflows")
+
+
+def read_shipped(path: Path = DICTIONARY) -> Shipped:
+    """Parts and kinds of the shipped dictionary."""
+    owner = PartDictionary.load(path)
+    kinds = {}
+    for number, part in enumerate(owner.part_names):
+        if number != owner.background and owner.kinds_of(number):
+            kinds[part] = tuple(owner.kind_names[number].get(kind, str(kind)) for kind in owner.kinds_of(number))
+    return Shipped(path.name, tuple(kinds), kinds)
+
+
+def build(name: str, object_info: Mapping[str, dict], shipped: Shipped) -> tuple[Graph, list[Node]]:
+    """The graph of an example and the blocks whose pictures its preview shows."""
+    graph = Graph(name, object_info, bestiary.__version__)
+    return graph, EXAMPLES[name].fill(graph, shipped)
+
+
+def as_text(workflow: dict) -> str:
+    """JSON as it is kept in files."""
+    return json.dumps(workflow, indent=2, ensure_ascii=False) + "\n"
+
+
+def make(name: str, server: Server, object_info: Mapping[str, dict], shipped: Shipped, *, pictures: bool) -> None:
+    """Writes the files of one example."""
+    graph, shown = build(name, object_info, shipped)
+    twin, workflow = graph.api(), graph.ui()
+    example = EXAMPLES[name]
+    if pictures and example.runs:
+        outputs = server.run(twin)
+        places = [place for node in shown for place in outputs[str(node.id)]["images"]]
+        preview = gallery([server.picture(place) for place in places], example.columns)
+    elif pictures:
+        preview = drawn_layout(workflow)
+    write_text(WORKFLOWS / f"{name}.json", as_text(workflow))
+    write_text(TWINS / f"{name}.api.json", as_text(twin))
+    if pictures:
+        write_bytes(WORKFLOWS / f"{name}.jpg", as_jpeg(preview))
+    log.info("%s: %d blocks", name, len(graph.nodes))
+
+
+def main() -> None:
+    """Reads the command line and writes what it asks for."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--server", default="http://127.0.0.1:8188", help="a running ComfyUI with this pack")
+    parser.add_argument("--only", nargs="*", choices=list(EXAMPLES), default=list(EXAMPLES), help="these alone")
+    parser.add_argument("--no-pictures", action="store_true", help="leave the previews as they are, run nothing")
+    chosen = parser.parse_args()
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    server = Server(chosen.server)
+    object_info, shipped = server.object_info(), read_shipped()
+    for name in chosen.only:
+        make(name, server, object_info, shipped, pictures=not chosen.no_pictures)
+
+
+if __name__ == "__main__":
+    main()

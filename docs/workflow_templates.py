@@ -1,0 +1,346 @@
+"""What the example workflows hold: edit here, then run `make_workflows.py`.
+
+Every function fills a `Graph`; names of parts and kinds come from the shipped dictionary through `Shipped`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from workflow_graph import Graph, Node, Socket
+
+SPECIES = (1, 4, 9, 12)
+"""Places, in each part's list of kinds, of the four species that the examples mix."""
+SCENE = "in a meadow"
+STEPS, GUIDANCE, SEED = 20, 4.0, 7
+SAMPLER = {"steps": STEPS, "cfg": GUIDANCE, "sampler_name": "ddim", "scheduler": "normal"}
+
+
+@dataclass(frozen=True)
+class Shipped:
+    """The dictionary that comes with the pack, as the examples name it."""
+
+    file: str
+    parts: tuple[str, ...]
+    """Parts of the creature, without the background."""
+    kinds: dict[str, tuple[str, ...]]
+    """Per part its kinds, by name where they have one, else by number."""
+
+    def kind(self, part: str, species: int) -> str:
+        """The kind of a part of species `species` of SPECIES."""
+        held = self.kinds[part]
+        return held[SPECIES[species % len(SPECIES)] % len(held)]
+
+    def whole(self, species: int) -> str:
+        """All parts of one species as a prompt names them."""
+        return " ".join(f"<{part}:{self.kind(part, species)}>" for part in self.parts)
+
+
+@dataclass(frozen=True)
+class Example:
+    """A workflow, and which blocks' pictures its preview shows, row by row."""
+
+    fill: Callable[[Graph, Shipped], list[Node]]
+    runs: bool = True
+    """Whether it runs with what ships; else it is only drawn."""
+    columns: int = 4
+    """Pictures in a row of the preview."""
+
+
+def _demo_model(graph: Graph, shipped: Shipped, hint: str) -> Node:
+    """The group every example starts with; returns the loaded dictionary."""
+    graph.group("1  Model and parts", "model")
+    graph.note(hint)
+    model = graph.add("BestiaryDemoModel")
+    return graph.add(
+        "BestiaryLoadDictionary", model=model["MODEL"], clip=model["CLIP"], file=shipped.file, lora_strength=1.0
+    )
+
+
+def _chosen_parts(graph: Graph, dictionary: Socket, wishes: list[tuple[str, str]]) -> list[Node]:
+    """One block per part and kind, two in a column."""
+    graph.group("2  One part of each", "parts")
+    chosen = []
+    for number, (part, kind) in enumerate(wishes):
+        if number and number % 2 == 0:
+            graph.column()
+        chosen.append(graph.add("BestiaryPart", title=f"{part} of {kind}", dictionary=dictionary, part=part, kind=kind))
+    return chosen
+
+
+def _sample(graph: Graph, model: Socket, positive: Socket, negative: Socket, latent: Socket, title: str = "") -> Node:
+    inputs = {"model": model, "positive": positive, "negative": negative, "latent_image": latent}
+    return graph.add("KSampler", title=title, seed=SEED, **SAMPLER, **inputs)
+
+
+def _show(graph: Graph, sampled: Node, vae: Socket, title: str = "") -> Node:
+    decoded = graph.add("VAEDecode", samples=sampled["LATENT"], vae=vae)
+    return graph.add("PreviewImage", title=title, images=decoded["IMAGE"])
+
+
+def _vae(graph: Graph) -> Socket:
+    return next(node for node in graph.nodes if node.kind == "BestiaryDemoModel")["VAE"]
+
+
+def _latent(graph: Graph, count: int) -> Socket:
+    return graph.add("EmptyLatentImage", title="Size and count", width=128, height=128, batch_size=count)["LATENT"]
+
+
+def _nothing(graph: Graph, clip: Socket) -> Socket:
+    return graph.add("CLIPTextEncode", title="Negative: nothing", text="", clip=clip)["CONDITIONING"]
+
+
+def mix_four_species(graph: Graph, shipped: Shipped) -> list[Node]:
+    loaded = _demo_model(
+        graph,
+        shipped,
+        "## Mix parts of four species\nA head of one, wings of another. Press **Run**: nothing has to be downloaded, and it takes "
+        "seconds on a CPU.\n\nThe miniature model is small, so expect colours and patterns rather than fine shapes.",
+    )
+    wishes = [(part, shipped.kind(part, number)) for number, part in enumerate(shipped.parts)]
+    chosen = _chosen_parts(graph, loaded["dictionary"], wishes)
+    graph.group("3  The prompt", "prompt")
+    graph.note(
+        "`{parts}` is where the parts go. You may also type them:\n\n"
+        f"`a photo of a <{shipped.parts[0]}:{shipped.kind(shipped.parts[0], 0)}> creature`"
+    )
+    slots = {f"part_{number}": part["part"] for number, part in enumerate(chosen, 1)}
+    together = graph.add("BestiaryCombineParts", **slots)
+    text = f"a photo of a {{parts}} creature {SCENE}"
+    positive = graph.add("BestiaryPartPrompt", clip=loaded["CLIP"], text=text, parts=together["part"])
+    negative = _nothing(graph, loaded["CLIP"])
+    graph.group("4  Pictures", "picture")
+    latent = _latent(graph, 4)
+    sampled = _sample(graph, loaded["MODEL"], positive["conditioning"], negative, latent)
+    graph.column()
+    return [_show(graph, sampled, _vae(graph), "A creature that nobody drew")]
+
+
+def blend_two_kinds(graph: Graph, shipped: Shipped) -> list[Node]:
+    loaded = _demo_model(
+        graph,
+        shipped,
+        "## Blend two kinds\nEvery part half of one kind, half of another. Move **amount** from 0 to 1 and run again.",
+    )
+    amount = graph.add("PrimitiveFloat", title="amount", value=0.5)
+    graph.group("2  Between two kinds", "parts")
+    blends = [
+        graph.add(
+            "BestiaryBlendKinds",
+            title=f"{part}: between two",
+            dictionary=loaded["dictionary"],
+            part=part,
+            first_kind=shipped.kind(part, 0),
+            second_kind=shipped.kind(part, 1),
+            amount=amount["FLOAT"],
+        )
+        for part in shipped.parts
+    ]
+    graph.group("3  For all three", "prompt")
+    slots = {f"part_{number}": part["part"] for number, part in enumerate(blends, 1)}
+    together = graph.add("BestiaryCombineParts", **slots)
+    negative = _nothing(graph, loaded["CLIP"])
+    latent = _latent(graph, 3)
+    graph.group("4  The same noise three times", "picture")
+    lanes = [("First kind", shipped.whole(0)), ("Blend", "{parts}"), ("Second kind", shipped.whole(1))]
+    shown = []
+    for number, (title, parts) in enumerate(lanes):
+        if number:
+            graph.column()
+        linked = {"parts": together["part"]} if parts == "{parts}" else {}
+        text = f"a photo of a {parts} creature {SCENE}"
+        prompt = graph.add("BestiaryPartPrompt", title=title, clip=loaded["CLIP"], text=text, **linked)
+        sampled = _sample(graph, loaded["MODEL"], prompt["conditioning"], negative, latent)
+        shown.append(_show(graph, sampled, _vae(graph), title))
+    return shown
+
+
+def random_creatures(graph: Graph, shipped: Shipped) -> list[Node]:
+    loaded = _demo_model(
+        graph,
+        shipped,
+        "## Random creatures\nNew kinds of every part, drawn from what the learned ones have in common: creatures that no "
+        "picture showed.\n\nAnother **seed** is another creature; a larger **spread** is a stranger one. To keep one, "
+        "switch Save Dictionary on with Ctrl+M.",
+    )
+    graph.group("2  Two new creatures", "parts")
+    drawn = [
+        graph.add("BestiaryRandomKind", title=f"Creature {seed}", dictionary=loaded["dictionary"], seed=seed)
+        for seed in (1, 2)
+    ]
+    graph.add(
+        "BestiarySaveDictionary",
+        title="Save creature 1 (Ctrl+M)",
+        muted=True,
+        dictionary=drawn[0]["dictionary"],
+        filename="with_a_new_creature",
+    )
+    graph.group("3  For both", "prompt")
+    negative = _nothing(graph, loaded["CLIP"])
+    latent = _latent(graph, 4)
+    graph.group("4  Four pictures of each", "picture")
+    shown = []
+    for number, creature in enumerate(drawn):
+        if number:
+            graph.column()
+        text = f"a photo of a {{parts}} creature {SCENE}"
+        title, parts = creature.title, creature["part"]
+        prompt = graph.add("BestiaryPartPrompt", title=title, clip=loaded["CLIP"], text=text, parts=parts)
+        sampled = _sample(graph, loaded["MODEL"], prompt["conditioning"], negative, latent)
+        shown.append(_show(graph, sampled, _vae(graph), title))
+    return shown
+
+
+def part_regions(graph: Graph, shipped: Shipped) -> list[Node]:
+    part = shipped.parts[1]
+    loaded = _demo_model(
+        graph,
+        shipped,
+        f"## Part regions\nKeeps the part **{part}** inside a mask. The masks here are halves of the picture; use Load Image (as "
+        "Mask) or the mask editor for your own. Any size will do.",
+    )
+    graph.group("2  Where the part may be", "parts")
+    nothing = graph.add("SolidMask", title="Black", value=0.0, width=128, height=128)
+    half = graph.add("SolidMask", title="White half", value=1.0, width=64, height=128)
+    masks = [
+        graph.add(
+            "MaskComposite", title=title, destination=nothing["MASK"], source=half["MASK"], x=x, y=0, operation="add"
+        )
+        for title, x in (("Left half", 0), ("Right half", 64))
+    ]
+    graph.column()
+    regions = [
+        graph.add(
+            "BestiaryPartRegions",
+            title=f"{part}: {mask.title.lower()}",
+            model=loaded["MODEL"],
+            mask=mask["MASK"],
+            part=part,
+            feather=8,
+        )
+        for mask in masks
+    ]
+    graph.group("3  The prompt", "prompt")
+    text = f"a photo of a {shipped.whole(2)} creature {SCENE}"
+    positive = graph.add("BestiaryPartPrompt", clip=loaded["CLIP"], text=text)
+    negative = _nothing(graph, loaded["CLIP"])
+    latent = _latent(graph, 4)
+    graph.group("4  The same noise: free, left, right", "picture")
+    shown = []
+    models = [
+        ("Anywhere", loaded["MODEL"]),
+        *((mask.title, node["model"]) for mask, node in zip(masks, regions, strict=True)),
+    ]
+    for number, (title, model) in enumerate(models):
+        if number:
+            graph.column()
+        sampled = _sample(graph, model, positive["conditioning"], negative, latent)
+        shown.append(_show(graph, sampled, _vae(graph), title))
+    return shown
+
+
+def attention_heat_maps(graph: Graph, shipped: Shipped) -> list[Node]:
+    loaded = _demo_model(
+        graph,
+        shipped,
+        "## Where each part looked\nThe picture stays the same to the last bit: attention is only recorded beside the sampler.",
+    )
+    graph.group("2  Record", "parts")
+    recorded = graph.add("BestiaryAttentionMaps", model=loaded["MODEL"])
+    text = f"a photo of a {shipped.whole(0)} creature {SCENE}"
+    positive = graph.add("BestiaryPartPrompt", clip=loaded["CLIP"], text=text)
+    negative = _nothing(graph, loaded["CLIP"])
+    graph.group("3  Sample", "picture")
+    sampled = _sample(graph, recorded["model"], positive["conditioning"], negative, _latent(graph, 1))
+    decoded = graph.add("VAEDecode", samples=sampled["LATENT"], vae=_vae(graph))
+    graph.group("4  Look", "look")
+    shown = graph.add(
+        "BestiaryShowAttention", record=recorded["attention"], latent=sampled["LATENT"], image=decoded["IMAGE"]
+    )
+    graph.column()
+    graph.add("PreviewAny", title="How sharply each part looked", source=shown["text"])
+    graph.note(
+        "**first_step** and **last_step** choose when: early steps settle where things are, late ones what they look like."
+    )
+    return [shown]
+
+
+def discover_and_segment(graph: Graph, shipped: Shipped) -> list[Node]:
+    graph.group("1  Pictures", "model")
+    graph.note(
+        "## Discover parts, then find them again\nParts and their kinds, without labels.\n\nFor a folder of your own, put "
+        "**Load Image Dataset from Folder** in the place of Demo Pictures, and choose **dinov2** for photographs. To keep the codebook, "
+        "switch Save Codebook on with Ctrl+M."
+    )
+    known = graph.add("BestiaryDemoPictures", title="Pictures to learn from", count=42, seed=1)
+    new = graph.add("BestiaryDemoPictures", title="New pictures", count=4, seed=2)
+    graph.group("2  Discover", "parts")
+    found = graph.add("BestiaryDiscoverParts", images=known["images"], num_parts=5, num_kinds=14)
+    graph.add("PreviewAny", title="Report", source=found["report"])
+    graph.add(
+        "BestiarySaveCodebook",
+        title="Save Codebook (Ctrl+M)",
+        muted=True,
+        codebook=found["codebook"],
+        filename="my_creatures",
+    )
+    graph.column()
+    overlays = graph.add("PreviewImage", title="Parts that were found", images=found["overlays"])
+    graph.group("3  Segment", "look")
+    seen = graph.add("BestiarySegmentParts", images=new["images"], codebook=found["codebook"])
+    again = graph.add("PreviewImage", title="The same parts in new pictures", images=seen["overlay"])
+    graph.column()
+    mask = graph.add("BestiaryPartMask", part_maps=seen["part maps"], parts="foreground")
+    masks = graph.add("MaskPreview", title="Masks for inpainting", mask=mask["mask"])
+    return [again, masks, overlays]
+
+
+def look_into_a_dictionary(graph: Graph, shipped: Shipped) -> list[Node]:
+    loaded = _demo_model(
+        graph,
+        shipped,
+        "## What a dictionary holds\nParts, kinds and their pictures, so that you know what a prompt may ask for.",
+    )
+    graph.group("2  Look", "look")
+    return [graph.add("BestiaryDictionaryInfo", dictionary=loaded["dictionary"])]
+
+
+def sd15_mix_parts(graph: Graph, shipped: Shipped) -> list[Node]:
+    graph.group("1  Model and parts", "model")
+    graph.note(
+        "## Stable Diffusion 1.5\nChoose your checkpoint and a dictionary that was trained for it (`bestiary train parts`, or "
+        "`bestiary import partcraft`), then name its parts and kinds on the right."
+    )
+    model = graph.add("CheckpointLoaderSimple", ckpt_name="v1-5-pruned-emaonly-fp16.safetensors")
+    loaded = graph.add("BestiaryLoadDictionary", model=model["MODEL"], clip=model["CLIP"], file="birds.safetensors")
+    wishes = [("head", "cardinal"), ("wing", "blue jay"), ("body", "goldfinch"), ("tail", "magpie")]
+    chosen = _chosen_parts(graph, loaded["dictionary"], wishes)
+    graph.group("3  The prompt", "prompt")
+    slots = {f"part_{number}": part["part"] for number, part in enumerate(chosen, 1)}
+    together = graph.add("BestiaryCombineParts", **slots)
+    text = "a photo of a {parts} bird, sitting on a branch, soft light"
+    positive = graph.add("BestiaryPartPrompt", clip=loaded["CLIP"], text=text, parts=together["part"])
+    negative = graph.add("CLIPTextEncode", title="Negative", text="blurry, drawing, text", clip=loaded["CLIP"])
+    graph.group("4  Picture", "picture")
+    latent = graph.add("EmptyLatentImage", width=512, height=512, batch_size=1)["LATENT"]
+    settings = {"seed": SEED, "steps": 30, "cfg": 7.0, "sampler_name": "dpmpp_2m", "scheduler": "karras"}
+    conditions = {"positive": positive["conditioning"], "negative": negative["CONDITIONING"]}
+    sampled = graph.add("KSampler", model=loaded["MODEL"], **conditions, latent_image=latent, **settings)
+    graph.column()
+    decoded = graph.add("VAEDecode", samples=sampled["LATENT"], vae=model["VAE"])
+    graph.add("SaveImage", images=decoded["IMAGE"], filename_prefix="bestiary")
+    return []
+
+
+EXAMPLES: dict[str, Example] = {
+    "mix_four_species": Example(mix_four_species),
+    "blend_two_kinds": Example(blend_two_kinds, columns=3),
+    "random_creatures": Example(random_creatures),
+    "part_regions": Example(part_regions),
+    "attention_heat_maps": Example(attention_heat_maps, columns=1),
+    "discover_and_segment": Example(discover_and_segment),
+    "look_into_a_dictionary": Example(look_into_a_dictionary, columns=1),
+    "sd15_mix_parts": Example(sd15_mix_parts, runs=False),
+}
+"""Every example by the name of its file."""
