@@ -92,6 +92,7 @@ def with_dictionary(clip: object, named: NamedDictionary) -> object:
         raise BestiaryError(
             f"a dictionary called {shown_name(named.name)} is loaded already ({', '.join(known)}): give this one another name"
         )
+    # weights are shared, only what reads the prompt is copied
     taught = clip.clone()
     tokenizers = _tokenizers(clip)
     if not tokenizers:
@@ -143,10 +144,12 @@ def part_spans(tokens: object) -> tuple[PartSpan, ...]:
     """
     if not isinstance(tokens, Mapping):
         return ()
+    # a dict keeps the order and drops what two encoders say alike
     spans: dict[PartSpan, None] = {}
     for chunks in tokens.values():
         places: dict[int, list[int]] = {}
         marks: dict[int, PartMark] = {}
+        # chunks follow each other in the conditioning, so places count on
         entries = [entry for chunk in chunks for entry in chunk]
         for place, entry in enumerate(entries):
             mark = getattr(entry[0], MARK, None)

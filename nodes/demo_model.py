@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import threading
 from collections.abc import Mapping
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 
 import comfy.latent_formats
@@ -23,11 +23,15 @@ from comfy.clip_model import CLIPEmbeddings, CLIPTextModel
 from comfy.model_patcher import ModelPatcher
 from comfy.sd1_clip import SD1ClipModel, SD1Tokenizer, SDClipModel, SDTokenizer
 from torch import Tensor
+from torch.nn import functional
 
 from ..concepts.concept_file import read_tensors
 from ..concepts.errors import BestiaryError
+from ..demo.creatures import held_out_set
 
 BASE_MODEL = Path(__file__).parent.parent / "demo" / "base_model"
+PREVIEW_DRAWINGS = 6
+"""Drawings off which the colours of previews are read."""
 
 _lock = threading.Lock()
 _loaded: dict[Path, tuple[ModelPatcher, comfy.sd.CLIP, comfy.sd.VAE]] = {}
@@ -63,13 +67,33 @@ class LevelWidth:
 
 
 class DemoLatentFormat(comfy.latent_formats.LatentFormat):
-    """Eight channels, scaled as the autoencoder's config says; there is no approximate preview for them."""
+    """Eight channels, scaled as the autoencoder's config says; previews are a linear map to colours."""
 
     latent_channels = 8
 
-    def __init__(self, scale_factor: float = 1.0) -> None:
-        """`scale_factor`: denoiser latents per autoencoder latent."""
+    def __init__(self, scale_factor: float = 1.0, folder: Path = BASE_MODEL) -> None:
+        """`scale_factor`: denoiser latents per autoencoder latent; `folder` is asked when a preview is drawn."""
         self.scale_factor = scale_factor
+        self._folder = folder
+
+    @property
+    def latent_rgb_factors(self) -> list[list[float]]:
+        """Colour of every channel, `(8, 3)`."""
+        return self._colours[:-1]
+
+    @property
+    def latent_rgb_factors_bias(self) -> list[float]:
+        """Colour of a latent of zeros, `(3,)`."""
+        return self._colours[-1]
+
+    @cached_property
+    def _colours(self) -> list[list[float]]:
+        vae = load_demo_model(self._folder)[2]
+        images = torch.stack([torch.from_numpy(drawing.image.copy()) for drawing in held_out_set(PREVIEW_DRAWINGS, 0)])
+        latents = vae.encode(images.float() / 255) * self.scale_factor  # (N, 8, h, w)
+        small = functional.adaptive_avg_pool2d(images.movedim(-1, 1) / 127.5 - 1, latents.shape[2:])  # (N, 3, h, w)
+        known = functional.pad(latents.movedim(1, -1).flatten(0, 2), (0, 1), value=1.0)  # (N h w, 9)
+        return torch.linalg.lstsq(known.double(), small.movedim(1, -1).flatten(0, 2).double()).solution.tolist()
 
 
 class DemoModelConfig(comfy.supported_models_base.BASE):
@@ -138,11 +162,12 @@ def unet_config(config: Mapping[str, object]) -> dict[str, object]:
 
 
 def _model(folder: Path) -> ModelPatcher:
+    """The UNet; weights `(out, in, ...)` only change their names."""
     config = _config(folder, "unet")
     settings = DemoModelConfig(unet_config(config))
     # diffusers calls the number of heads a dimension
     settings.unet_config |= {"num_heads": config["attention_head_dim"], "num_head_channels": -1}
-    settings.latent_format = DemoLatentFormat(_config(folder, "vae")["scaling_factor"])
+    settings.latent_format = DemoLatentFormat(_config(folder, "vae")["scaling_factor"], folder)
     settings.set_inference_dtype(torch.float32, None)
     names = comfy.utils.unet_to_diffusers(settings.unet_config)
     tensors = read_tensors(folder / "unet" / "diffusion_pytorch_model.safetensors")
@@ -155,6 +180,7 @@ def _model(folder: Path) -> ModelPatcher:
 
 
 def _clip(folder: Path) -> comfy.sd.CLIP:
+    """The text encoder over token rows `(V, D)`, and its tokenizer."""
     config = _config(folder, "text_encoder")
     target = comfy.supported_models_base.ClipTarget(
         partial(SD1Tokenizer, tokenizer=partial(_tokenizer, folder / "tokenizer", config)),
@@ -180,7 +206,7 @@ def _tokenizer(folder: Path, config: Mapping[str, object], **options: object) ->
 def _text_encoder(
     config: Mapping[str, object], device: str | torch.device, dtype: torch.dtype, model_options: dict[str, object]
 ) -> SDClipModel:
-    """ComfyUI's text encoder with the model's own widths, vocabulary and special tokens."""
+    """ComfyUI's text encoder, token ids `(B, L)` -> `(B, L, D)`, with the model's own widths and special tokens."""
     names = {"start": "bos_token_id", "end": "eos_token_id", "pad": "pad_token_id"}
     return SDClipModel(
         device=device,
@@ -198,6 +224,7 @@ class _SmallVocabularyModel(CLIPTextModel):
 
     def __init__(self, config: dict[str, object], dtype: torch.dtype, device: object, operations: object) -> None:
         super().__init__(config, dtype, device, operations)
+        # (V, D) and (L, D)
         self.text_model.embeddings = CLIPEmbeddings(
             config["hidden_size"],
             config["vocab_size"],
@@ -209,6 +236,7 @@ class _SmallVocabularyModel(CLIPTextModel):
 
 
 def _vae(folder: Path) -> comfy.sd.VAE:
+    """The autoencoder, pictures `(B, H, W, 3)` to latents `(B, 8, H/8, W/8)` and back."""
     tensors = read_tensors(folder / "vae" / "diffusion_pytorch_model.safetensors")
     weights: dict[str, Tensor] = {"vae_scale": torch.tensor(1.0), "vae_shift": torch.tensor(0.0)}
     for name, tensor in tensors.items():

@@ -38,6 +38,7 @@ def describe_dictionary(dictionary: PartDictionary, name: str) -> str:
         f"thumbnails: {len(dictionary.thumbnails.index) if dictionary.thumbnails else 'none'}",
         "",
     ]
+    # parts without a trained kind cannot be asked for
     trained = [part for part in range(len(dictionary.part_names)) if dictionary.kinds_of(part)]
     lines += [_part_line(dictionary, part) for part in trained]
     part = trained[0]
@@ -55,6 +56,7 @@ def thumbnail_sheet(dictionary: PartDictionary) -> Tensor:
     Raises:
         BestiaryError: the picture inside the dictionary is broken.
     """
+    # rows of tiles first, since a part's kinds wrap
     tile = dictionary.thumbnails.tile_size if dictionary.thumbnails else 64
     cell = tile + LABEL_HEIGHT
     groups = _shown_kinds(dictionary)
@@ -72,6 +74,7 @@ def thumbnail_sheet(dictionary: PartDictionary) -> Tensor:
                 sheet.paste(picture, (left, upper))
             else:
                 draw.rectangle((left, upper, left + tile - 1, upper + tile - 1), outline=INK)
+            # names are cut to the tile, so that neighbours stay readable
             draw.text((left, upper + tile), _fitted(draw, font, dictionary.kind_label(part, kind), tile), INK, font)
         top += -(-len(kinds) // COLUMNS) * cell
     return torch.from_numpy(np.asarray(sheet).astype(np.float32) / 255)[None]  # (1, H, W, 3)

@@ -47,6 +47,7 @@ def apply_lora(
     """
     import comfy.lora
 
+    # one spelling for all, then the layers of this model that it names
     named = to_kohya(tensors, alpha)
     given = sum(name.endswith(DOWN) for name in named)
     known = comfy.lora.model_lora_keys_unet(model.model, {})
@@ -58,6 +59,7 @@ def apply_lora(
         raise BestiaryError(_nothing_reached(tensors, given, known))
     _check_shapes(named, known, model, clip)
     patched = model.clone()
+    # nothing to add: not even a rounding of weights
     if strength == 0:
         return AppliedLora(patched, clip, 0, given)
     reached = set(patched.add_patches(loaded, strength))
@@ -90,6 +92,7 @@ def _check_shapes(named: Mapping[str, Tensor], known: Mapping[str, object], mode
 
 def _nothing_reached(tensors: Mapping[str, Tensor], given: int, known: Mapping[str, object]) -> str:
     wanted = next((name for name in known if name.startswith("lora_unet_") and name.endswith("to_q")), "lora_unet_...")
+    # one name of each side says more than shapes (out, in) would
     return (
         f"none of the {given} LoRA layers belongs to this model: the file has {next(iter(tensors))!r}, the model has "
         f"layers such as {wanted!r} (also with the prefixes unet., base_model.model. and none); "

@@ -42,6 +42,7 @@ def check_backbone(dictionary: PartDictionary, name: str, model: object, clip: o
     Raises:
         BestiaryError: text encoders, latent, size conditioning or prediction differ; the message says in what.
     """
+    # all reasons at once: one of them alone may look like a mistake of ours
     reasons = [*_text_reasons(dictionary, clip), *_denoiser_reasons(dictionary, model)]
     if reasons:
         known = backbone_of(model, clip)
@@ -60,6 +61,7 @@ def check_widths(dictionary: PartDictionary, name: str, clip: object) -> None:
     """
     held = text_widths(clip)
     ours = {encoder: tensor.shape[1] for encoder, tensor in dictionary.embeddings.items()}
+    # an encoder that the CLIP lacks is left out, one of another width would shift all tokens
     wrong = [encoder for encoder in ours if ours[encoder] != held.get(encoder, ours[encoder])]
     if wrong or not ours.keys() & held.keys():
         raise BestiaryError(

@@ -5,6 +5,7 @@ import shutil
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from bestiary.concepts.errors import BestiaryError
@@ -63,6 +64,25 @@ def test_latents_are_scaled_as_the_config_says(demo_model):
     inner = demo_model.model.model.process_latent_in(latents)
     assert gap(inner, latents * scale) == 0
     assert gap(demo_model.model.model.process_latent_out(inner), latents) < 1e-6
+
+
+def test_previews_have_the_colours_of_the_picture(demo_model, monkeypatch):
+    import latent_preview
+    from bestiary.demo.creatures import held_out_set
+    from comfy.cli_args import LatentPreviewMethod, args
+
+    drawn = next(iter(held_out_set(1, seed=77))).image
+    image = torch.from_numpy(drawn.copy())[None] / 255
+    latents = demo_model.model.model.process_latent_in(demo_model.vae.encode(image))
+    small = torch.nn.functional.adaptive_avg_pool2d(image.movedim(-1, 1), latents.shape[2:])[0].movedim(0, -1)
+    for method in (LatentPreviewMethod.Auto, LatentPreviewMethod.Latent2RGB, LatentPreviewMethod.TAESD):
+        monkeypatch.setattr(args, "preview_method", method)
+        previewer = latent_preview.get_previewer(torch.device("cpu"), demo_model.model.model.latent_format)
+        preview = torch.from_numpy(np.array(previewer.decode_latent_to_preview(latents))) / 255
+        error, spread = (preview - small).pow(2).mean(), (small - small.mean((0, 1))).pow(2).mean()
+        assert error < 0.5 * spread
+    monkeypatch.setattr(args, "preview_method", LatentPreviewMethod.NoPreviews)
+    assert latent_preview.get_previewer(torch.device("cpu"), demo_model.model.model.latent_format) is None
 
 
 def test_the_noise_schedule_is_the_one_it_was_trained_with(demo_model):
