@@ -12,6 +12,7 @@ from . import (
     part_evaluation_nodes,
     part_kind_nodes,
     part_prompt_nodes,
+    training_nodes,
 )
 from .concept_folders import register_folder
 from .web_routes import add_routes
@@ -24,6 +25,7 @@ NODES: list[type[io.ComfyNode]] = [
     *attention_nodes.NODES,
     *part_discovery_nodes.NODES,
     *part_evaluation_nodes.NODES,
+    *training_nodes.NODES,
 ]
 
 

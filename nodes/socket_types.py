@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ..concepts.parts.part_codebook import PartCodebook
 from ..concepts.parts.part_dictionary import PartDictionary
+from ..concepts.spectrum.prompt_spectrum import PromptSpectrum
 
 DictionarySocket = io.Custom("BESTIARY_DICTIONARY")
 PartSocket = io.Custom("BESTIARY_PART")
@@ -16,6 +17,7 @@ CodebookSocket = io.Custom("BESTIARY_CODEBOOK")
 PartMapsSocket = io.Custom("BESTIARY_PART_MAPS")
 SpectrumSocket = io.Custom("BESTIARY_SPECTRUM")
 AttentionSocket = io.Custom("BESTIARY_ATTENTION")
+TrainingSetSocket = io.Custom("BESTIARY_TRAINING_SET")
 
 
 @dataclass(frozen=True)
@@ -24,6 +26,14 @@ class NamedDictionary:
 
     name: str
     dictionary: PartDictionary = field(repr=False)
+
+
+@dataclass(frozen=True)
+class NamedSpectrum:
+    """A spectrum under the name by which prompts call it: what a BESTIARY_SPECTRUM socket carries."""
+
+    name: str
+    spectrum: PromptSpectrum = field(repr=False)
 
 
 @dataclass(frozen=True)

@@ -113,6 +113,11 @@ class LoopSettings:
 class TrainingStopped(KeyboardInterrupt):
     """The user stopped the run; its state is saved."""
 
+    def __init__(self, message: str, state: TrainingState | None = None) -> None:
+        super().__init__(message)
+        self.state = state
+        """What was learned until then."""
+
 
 def fit(
     objective: nn.Module,
@@ -175,7 +180,7 @@ def fit(
                 _save(state, run, loop.keep_states, parallel)
             if stop_now and state.step < loop.steps:
                 logger.info("stopped at step %d; `bestiary resume %s` goes on from there", state.step, run.path)
-                raise TrainingStopped(f"stopped at step {state.step}")
+                raise TrainingStopped(f"stopped at step {state.step}", state)
     return state
 
 

@@ -75,6 +75,18 @@ def parse_value(text: str) -> Any:
         return text
 
 
+def parse_toml(text: str, source: str) -> dict[str, Any]:
+    """Nested values of TOML text; `source` names it in messages.
+
+    Raises:
+        BestiaryError: it is no TOML.
+    """
+    try:
+        return tomllib.loads(text)
+    except tomllib.TOMLDecodeError as fault:
+        raise BestiaryError(f"{source} is no valid TOML: {fault}") from fault
+
+
 def format_toml(settings: BaseModel) -> str:
     """Settings as TOML, unset values left out; reads back equal."""
     return "\n".join(_toml_lines(settings.model_dump(mode="json"), ()))
@@ -82,9 +94,7 @@ def format_toml(settings: BaseModel) -> str:
 
 def _read_toml(path: Path) -> dict[str, Any]:
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
-    except tomllib.TOMLDecodeError as fault:
-        raise BestiaryError(f"{path} is no valid TOML: {fault}") from fault
+        return parse_toml(path.read_text(encoding="utf-8"), str(path))
     except UnicodeDecodeError as fault:
         raise BestiaryError(f"{path} is no text in UTF-8: {fault.reason} at byte {fault.start}") from fault
 

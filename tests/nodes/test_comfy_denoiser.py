@@ -1,8 +1,6 @@
 """The denoiser over ComfyUI's objects equals the one over diffusers: text, noise, attention, features, adapters, gradients."""
 
-import copy
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
 import pytest
 import torch
@@ -11,47 +9,6 @@ from bestiary.concepts.errors import BestiaryError
 from torch import Tensor
 
 KINDS = ("sd15", "sdxl", "demo")
-
-
-@pytest.fixture(scope="session")
-def diffusers_denoiser(sd15_reference, sdxl_reference) -> Callable[[str], object]:
-    """`diffusers_denoiser("sd15" | "sdxl" | "demo")` -> a float32 denoiser with the weights of the fixture of that kind."""
-    from dataclasses import replace
-
-    import comfy.sd1_clip
-    from bestiary.concepts.backbone import get_backbone
-    from bestiary.concepts.denoiser import NoiseSchedule
-    from bestiary.trainer.backbones import load_denoiser
-    from bestiary.trainer.diffusers_denoiser import DenoiserParts, DiffusersDenoiser
-    from bestiary.trainer.text_conditioning import TextEncoders
-    from diffusers import DDIMScheduler
-    from transformers import CLIPTokenizer
-
-    def build(kind: str) -> object:
-        if kind == "demo":
-            return load_denoiser("demo", device="cpu", dtype="fp32")
-        reference = {"sd15": sd15_reference, "sdxl": sdxl_reference}[kind]
-        record = get_backbone(kind)
-        widths = {name: model.config.hidden_size for name, model in reference.text_encoders.items()}
-        record = replace(
-            record, text_encoders=tuple(replace(spec, width=widths[spec.name]) for spec in record.text_encoders)
-        )
-        words = Path(comfy.sd1_clip.__file__).parent / "sd1_tokenizer"
-        pads = {"clip_l": "<|endoftext|>", "clip_g": "!"}
-        tokenizers = {name: CLIPTokenizer.from_pretrained(words, pad_token=pads[name]) for name in widths}
-        scheduler = DDIMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear")
-        vae = copy.deepcopy(reference.vae)
-        vae.register_to_config(scaling_factor={"sd15": 0.18215, "sdxl": 0.13025}[kind])
-        parts = DenoiserParts(
-            copy.deepcopy(reference.unet),
-            vae,
-            TextEncoders(record, tokenizers, dict(reference.text_encoders)),
-            NoiseSchedule(scheduler.alphas_cumprod, "epsilon"),
-            dict(scheduler.config),
-        )
-        return DiffusersDenoiser(record, parts)
-
-    return build
 
 
 @pytest.fixture(scope="module")

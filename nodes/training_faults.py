@@ -1,0 +1,58 @@
+"""What may go wrong while a graph trains: out of memory told with what to lower, and random generators left as they were."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+
+from ..concepts.errors import BestiaryError
+from ..trainer.settings import TrainPartsSettings
+
+_WORDS = ("out of memory", "can't allocate memory", "not enough memory")
+
+
+@contextmanager
+def memory_told(settings: TrainPartsSettings, image_size: int) -> Iterator[None]:
+    """Turns a device's lack of memory into one message that says what to lower.
+
+    Raises:
+        BestiaryError: the memory was not enough.
+    """
+    advice = None
+    try:
+        yield
+    except RuntimeError as fault:  # torch's own kind of it is a RuntimeError too
+        if not isinstance(fault, torch.OutOfMemoryError) and not any(word in str(fault).lower() for word in _WORDS):
+            raise
+        advice = _advice(settings, image_size)
+    # raised here, so that the fault no longer holds the tensors of the step
+    if advice:
+        import comfy.model_management
+
+        comfy.model_management.soft_empty_cache()
+        raise BestiaryError(advice)
+
+
+def _advice(settings: TrainPartsSettings, image_size: int) -> str:
+    batch = settings.optimizer.batch_size
+    lower = []
+    if batch > 1:
+        lower.append(f"batch_size {batch} (raise accumulation in its place)")
+    if not settings.base.checkpointing:
+        lower.append("memory by switching recompute on")
+    lower += [f"the image_size {image_size} of Training Images", f"rank {settings.lora.rank}"]
+    return f"out of memory in training: lower {', or '.join(lower)}, or close other programs that use the device"
+
+
+@contextmanager
+def random_state_kept() -> Iterator[None]:
+    """Whatever draws random numbers inside, torch's and numpy's generators go on afterwards as if nothing had happened."""
+    before = np.random.get_state()
+    with torch.random.fork_rng():
+        try:
+            yield
+        finally:
+            np.random.set_state(before)

@@ -1,0 +1,89 @@
+"""A training on its node: progress bar with time left, previews, and Cancel as a question that the loop asks.
+
+ComfyUI's progress bar raises its interruption from inside; here it is remembered, so that the loop ends its step, saves,
+and only then the graph stops.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+import time
+
+from PIL import Image
+
+from ..trainer.progress_report import duration
+
+logger = logging.getLogger("bestiary")
+SECONDS_BETWEEN_LINES = 10.0
+PREVIEW_EDGE = 512
+
+
+class TrainingProgress:
+    """The face of one training."""
+
+    def __init__(self, node_id: str | None, first_step: int = 0) -> None:
+        """`first_step`: steps that an earlier run did, which took no time now."""
+        self._node_id, self._first = node_id, first_step
+        self._bar = None
+        self._started = self._last_line = time.monotonic()
+        self._preview: Image.Image | None = None
+        self.cancelled = False
+
+    def step(self, done: int, total: int) -> None:
+        """`done` of `total` steps are behind us."""
+        now = time.monotonic()
+        text = self._text(done, total, now)
+        self._show(done, total, self._preview)
+        self._preview = None
+        self._tell(text)
+        if done == total or now - self._last_line >= SECONDS_BETWEEN_LINES:
+            self._last_line = now
+            logger.info("training parts: %s", text)
+
+    def preview(self, picture: Image.Image, done: int, total: int) -> None:
+        """Show a picture on the node."""
+        self._show(done, total, picture)
+
+    def should_stop(self) -> bool:
+        """Whether the user pressed Cancel; from then on always."""
+        import comfy.model_management
+
+        # asked without taking the mark away, which belongs to ComfyUI
+        self.cancelled = self.cancelled or comfy.model_management.processing_interrupted()
+        return self.cancelled
+
+    def stop(self) -> None:
+        """End the graph as ComfyUI's Cancel does.
+
+        Raises:
+            InterruptProcessingException: always.
+        """
+        import comfy.model_management
+
+        comfy.model_management.interrupt_current_processing(False)
+        raise comfy.model_management.InterruptProcessingException
+
+    def _show(self, done: int, total: int, picture: Image.Image | None) -> None:
+        import comfy.model_management
+        import comfy.utils
+
+        if self._bar is None:
+            self._bar = comfy.utils.ProgressBar(total, node_id=self._node_id)
+        shown = None if picture is None else ("JPEG", picture, PREVIEW_EDGE)
+        try:
+            self._bar.update_absolute(done, total, shown)
+        except comfy.model_management.InterruptProcessingException:
+            self.cancelled = True
+
+    def _text(self, done: int, total: int, now: float) -> str:
+        seconds = now - self._started
+        left = seconds / max(1, done - self._first) * (total - done)
+        return f"step {done} of {total}, {duration(seconds)} passed, {duration(left)} left"
+
+    def _tell(self, text: str) -> None:
+        """The same words below the node, where a server shows them."""
+        # there is none where nodes run without ComfyUI's server
+        server = getattr(getattr(sys.modules.get("server"), "PromptServer", None), "instance", None)
+        if server is not None and self._node_id is not None and hasattr(server, "send_progress_text"):
+            server.send_progress_text(text, self._node_id)

@@ -1,0 +1,233 @@
+"""What a training in the graph learns from: pictures of the graph, encoded once, with their parts and kinds.
+
+Letters: N pictures, V views (as is, mirrored), C latent channels, S edge of the training square, (h, w) patch grid, M parts.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from ..concepts.errors import BestiaryError
+from ..concepts.parts.caption_file import format_captions
+from ..concepts.parts.part_areas import patch_shares
+from ..concepts.parts.part_codebook import PartCodebook
+from ..concepts.parts.part_map import ABSENT, PartMaps
+from ..concepts.patch_features import FeatureSource
+from ..concepts.square_fit import SQUARE_FITS, fit_square, seen_box
+from ..trainer.training_kinds import TrainingKinds, class_kinds, discovered_kinds
+from .comfy_autoencoder import ComfyAutoencoder
+from .feature_choice import open_source
+from .graph_progress import GraphProgress
+from .part_pictures import as_pictures, checked_images
+from .part_sight import SeenParts, describe_images
+from .socket_types import NamedCodebook
+
+LATENT_FACTOR = 8
+NATIVE_SIZES = {8: 128, 4: 512}
+"""Latent channels -> training square where none is asked for: the demo model, and Stable Diffusion."""
+AREA = SQUARE_FITS[0]
+"""Trainings cut the centre square, as the command line does."""
+_AT_ONCE = 8
+
+
+@dataclass(frozen=True)
+class TrainingSet:
+    """N pictures ready for training: what a BESTIARY_TRAINING_SET socket carries."""
+
+    names: tuple[str, ...]
+    """What messages call the pictures."""
+    kinds: TrainingKinds = field(repr=False)
+    moments: np.ndarray = field(repr=False)
+    """(N, V, 2, C, S / 8, S / 8) float16: mean and log-variance of the autoencoder's posterior."""
+    squares: np.ndarray = field(repr=False)
+    """(N, S, S, 3) uint8."""
+    codebook: PartCodebook = field(repr=False)
+    maps: PartMaps = field(repr=False)
+    """Labels `(N, h, w)` and codes `(N, M)` before classes replaced kinds."""
+    classes: tuple[str, ...] | None
+    autoencoder: str
+    """Fingerprint of the VAE."""
+
+    @property
+    def image_size(self) -> int:
+        """Edge S of the training square in pixels."""
+        return self.squares.shape[1]
+
+    @property
+    def flip(self) -> bool:
+        """Whether mirrored pictures are learned from too."""
+        return self.moments.shape[1] == 2
+
+    def picture(self, row: int) -> Image.Image:
+        """The square of one picture."""
+        return Image.fromarray(self.squares[row])
+
+    def fingerprint(self) -> str:
+        """Sixteen hex digits that change with pictures, parts or kinds."""
+        digest = hashlib.sha256()
+        for array in (self.moments, self.kinds.labels, self.kinds.codes):
+            digest.update(str(array.shape).encode() + np.ascontiguousarray(array).tobytes())
+        return digest.hexdigest()[:16]
+
+
+@dataclass(frozen=True)
+class TrainingSetChoice:
+    """What a user chose."""
+
+    image_size: int = 0
+    """Edge of the training square in pixels; 0 takes the model's own."""
+    mirror: bool = False
+
+
+def build_training_set(
+    images: Sequence[Tensor],
+    codebook: NamedCodebook,
+    vae: object,
+    choice: TrainingSetChoice,
+    progress: GraphProgress,
+    *,
+    part_maps: Sequence[SeenParts] | None = None,
+    masks: Sequence[Tensor] | None = None,
+    classes: Sequence[str] | None = None,
+    features: FeatureSource | None = None,
+) -> TrainingSet:
+    """Pictures of a list of images `(B, H, W, 3)` with their parts.
+
+    Args:
+        part_maps: of these pictures, in their order; None looks for the codebook's parts.
+        masks: the thing in each picture `(B, H, W)`; what lies outside becomes background.
+        classes: one name per picture: kinds are then classes, not what the codebook found.
+
+    Raises:
+        BestiaryError: inputs that do not fit together, or no picture that shows a part.
+    """
+    checked = [checked_images(entry, f" in entry {n} of the list") for n, entry in enumerate(images, 1)]
+    total = sum(map(len, checked))
+    progress.begin(2 * total)
+    # later the set is trained on, which the executor's inference mode would forbid
+    with torch.inference_mode(False), torch.no_grad():
+        maps = _given_maps(part_maps, codebook, total, progress) if part_maps else None
+        maps = maps or _look(checked, codebook, features, progress)
+        maps = maps if masks is None else _inside(maps, masks, checked, codebook.codebook.background)
+        kinds = _kinds(codebook.codebook, maps, classes)
+        rows = np.flatnonzero((kinds.codes >= 0).any(1))
+        if not len(rows):
+            raise BestiaryError(f"none of the {total} pictures shows a part: look at the overlays of Segment Parts")
+        squares, moments = _encode(checked, vae, choice, progress)
+    names = tuple(f"picture {row + 1}" for row in rows)
+    kept = torch.from_numpy(rows)
+    return TrainingSet(
+        names,
+        kinds.subset(rows),
+        moments[rows],
+        squares[rows],
+        codebook.codebook,
+        PartMaps(maps.labels[kept], maps.codes[kept]),
+        None if classes is None else tuple(classes[row].strip() for row in rows),
+        ComfyAutoencoder(vae).fingerprint(),
+    )
+
+
+def split_classes(classes: Sequence[str] | None) -> list[str] | None:
+    """Names of a list of texts; a single text holds one name per line."""
+    if not classes:
+        return None
+    return [line for line in classes[0].split("\n") if line.strip()] if len(classes) == 1 else list(classes)
+
+
+def captions_of(training_set: TrainingSet) -> str:
+    """One line `part:kind part:kind` per picture."""
+    return format_captions(torch.from_numpy(training_set.kinds.codes))
+
+
+def _look(
+    images: Sequence[Tensor], codebook: NamedCodebook, features: FeatureSource | None, progress: GraphProgress
+) -> PartMaps:
+    source = open_source(codebook.codebook.feature_spec, features)
+    pieces = [codebook.codebook.segment(describe_images(entry, source, AREA, progress.add)) for entry in images]
+    return PartMaps(torch.cat([piece.labels for piece in pieces]), torch.cat([piece.codes for piece in pieces]))
+
+
+def _given_maps(
+    part_maps: Sequence[SeenParts], codebook: NamedCodebook, total: int, progress: GraphProgress
+) -> PartMaps:
+    names = codebook.codebook.part_names
+    for seen in part_maps:
+        if seen.fit != AREA:
+            raise BestiaryError(f"the part maps cover the {seen.fit}: make them with fit {AREA!r}, which training cuts")
+        if seen.part_names != names:
+            raise BestiaryError(
+                f"the part maps have the parts {', '.join(seen.part_names)}, the codebook {', '.join(names)}: connect "
+                "maps that this codebook made"
+            )
+    count = sum(len(seen.maps.labels) for seen in part_maps)
+    if count != total:
+        raise BestiaryError(
+            f"{count} part maps for {total} pictures: connect the maps of these pictures, in their order"
+        )
+    progress.add(total)
+    labels, codes = ([getattr(seen.maps, name) for seen in part_maps] for name in ("labels", "codes"))
+    return PartMaps(torch.cat(labels), torch.cat(codes))  # (N, h, w), (N, M)
+
+
+def _inside(maps: PartMaps, masks: Sequence[Tensor], images: Sequence[Tensor], background: int) -> PartMaps:
+    """Parts inside the masks only; a part that loses all its patches is absent."""
+    single = [mask for entry in masks for mask in entry.reshape(-1, *entry.shape[-2:]).float().cpu()]
+    if len(single) != len(maps.labels):
+        raise BestiaryError(
+            f"{len(single)} masks for {len(maps.labels)} pictures: connect one mask per picture, or none"
+        )
+    sizes = [tuple(entry.shape[1:3]) for entry in images for _ in entry]
+    grid = tuple(maps.labels.shape[1:])
+    shares = []
+    for number, (mask, (height, width)) in enumerate(zip(single, sizes, strict=True), start=1):
+        if tuple(mask.shape) != (height, width):
+            raise BestiaryError(
+                f"mask {number} has {mask.shape[1]} x {mask.shape[0]} pixels, its picture {width} x {height}: resize it"
+            )
+        shares.append(patch_shares(mask, grid, seen_box(width, height, AREA)))
+    labels = torch.where(torch.stack(shares) > 0.5, maps.labels.long(), background)  # (N, h, w)
+    parts = torch.arange(maps.codes.shape[1]).view(1, -1, 1, 1)
+    shown = (labels.unsqueeze(1) == parts).flatten(2).any(-1)  # (N, M)
+    codes = torch.where(shown, maps.codes, ABSENT)
+    # a picture that had no background before has one now, of the first kind
+    codes[:, background] = torch.where(shown[:, background], codes[:, background].clamp_min(0), ABSENT)
+    return PartMaps(labels.to(torch.uint8), codes)
+
+
+def _kinds(codebook: PartCodebook, maps: PartMaps, classes: Sequence[str] | None) -> TrainingKinds:
+    kinds = discovered_kinds(codebook, maps)
+    if classes is None:
+        return kinds
+    if len(classes) != len(maps.labels) or not all(name.strip() for name in classes):
+        raise BestiaryError(
+            f"{len(classes)} classes for {len(maps.labels)} pictures: give one name per picture, none of them empty"
+        )
+    return class_kinds(kinds, {"class": [name.strip() for name in classes]})
+
+
+def _encode(
+    images: Sequence[Tensor], vae: object, choice: TrainingSetChoice, progress: GraphProgress
+) -> tuple[np.ndarray, np.ndarray]:
+    """Squares (N, S, S, 3) uint8 and moments (N, V, 2, C, S / 8, S / 8) float16."""
+    autoencoder = ComfyAutoencoder(vae)
+    size = choice.image_size or NATIVE_SIZES.get(vae.latent_channels, NATIVE_SIZES[4])
+    if size % LATENT_FACTOR or size < 64:
+        raise BestiaryError(f"image_size {size}: choose 64 or more, in steps of {LATENT_FACTOR}")
+    pictures = [fit_square(picture, size, AREA) for entry in images for picture in as_pictures(entry)]
+    squares = np.stack([np.asarray(picture) for picture in pictures])  # (N, S, S, 3)
+    moments: list[np.ndarray] = []
+    for start in range(0, len(squares), _AT_ONCE):
+        some = torch.from_numpy(squares[start : start + _AT_ONCE]).permute(0, 3, 1, 2).contiguous().float() / 255
+        views = [some, some.flip(-1)] if choice.mirror else [some]
+        both = torch.stack([torch.stack(autoencoder.encode(view), dim=1) for view in views], dim=1)
+        moments.append(both.float().cpu().half().numpy())  # (B, V, 2, C, h, w)
+        progress.add(len(some))
+    return squares, np.concatenate(moments)
