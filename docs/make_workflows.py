@@ -2,6 +2,7 @@
 
     python main.py --cpu                                             # in ComfyUI, with this pack in custom_nodes
     python docs/make_workflows.py [--server http://127.0.0.1:8188] [--only NAME...] [--no-pictures]
+    python docs/make_workflows.py --freeze                           # with every release
 
 Writes example_workflows/NAME.json and NAME.jpg, and tests/workflows/NAME.api.json. What the examples hold is in
 workflow_templates.py.
@@ -24,6 +25,7 @@ from workflow_templates import EXAMPLES, Shipped
 
 ROOT = Path(__file__).parent.parent
 WORKFLOWS, TWINS = ROOT / "example_workflows", ROOT / "tests" / "workflows"
+INTERFACE = "interface.json"
 DICTIONARY = ROOT / "demo" / "concepts" / "creatures.safetensors"
 
 log = logging.getLogger("make_workflows")
@@ -46,8 +48,17 @@ def build(name: str, object_info: Mapping[str, dict], shipped: Shipped) -> tuple
 
 
 def as_text(workflow: dict) -> str:
-    """JSON as it is kept in files."""
-    return json.dumps(workflow, indent=2, ensure_ascii=False) + "\n"
+    """JSON with a line for every block, link and group."""
+
+    def line(value: object) -> str:
+        return json.dumps(value, ensure_ascii=False)
+
+    def part(value: object) -> str:
+        if isinstance(value, list) and value:
+            return "[\n    " + ",\n    ".join(map(line, value)) + "\n  ]"
+        return line(value)
+
+    return "{\n  " + ",\n  ".join(f"{line(key)}: {part(value)}" for key, value in workflow.items()) + "\n}\n"
 
 
 def make(name: str, server: Server, object_info: Mapping[str, dict], shipped: Shipped, *, pictures: bool) -> None:
@@ -68,16 +79,53 @@ def make(name: str, server: Server, object_info: Mapping[str, dict], shipped: Sh
     log.info("%s: %d blocks", name, len(graph.nodes))
 
 
+def freeze(object_info: Mapping[str, dict]) -> Path:
+    """Keeps the examples and what every node takes and gives as those of this version, for tests of later ones.
+
+    Raises:
+        FileExistsError: this version is kept already.
+    """
+    folder = TWINS / "released" / bestiary.__version__
+    folder.mkdir(parents=True)
+    for path in (*WORKFLOWS.glob("*.json"), *TWINS.glob("*.api.json")):
+        write_text(folder / path.name, path.read_text(encoding="utf-8"))
+    write_text(folder / INTERFACE, as_text({name: interface(info) for name, info in _own_nodes(object_info)}))
+    return folder
+
+
+def interface(info: Mapping[str, object]) -> dict[str, object]:
+    """What workflows rely on: names, types and defaults of the inputs in their order, types of the outputs."""
+    asked = {need: info["input"].get(need, {}) for need in ("required", "optional")}
+    return {
+        **{need: {name: _type_and_default(spec) for name, spec in held.items()} for need, held in asked.items()},
+        "outputs": list(info["output"]),
+        "lists": list(info["output_is_list"]),
+    }
+
+
+def _type_and_default(spec: list) -> list[object]:
+    kind = "COMBO" if isinstance(spec[0], list) else spec[0]
+    return [kind, spec[1].get("default")] if len(spec) > 1 else [kind, None]
+
+
+def _own_nodes(object_info: Mapping[str, dict]) -> list[tuple[str, dict]]:
+    return sorted((name, info) for name, info in object_info.items() if name.startswith("Bestiary"))
+
+
 def main() -> None:
     """Reads the command line and writes what it asks for."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--server", default="http://127.0.0.1:8188", help="a running ComfyUI with this pack")
     parser.add_argument("--only", nargs="*", choices=list(EXAMPLES), default=list(EXAMPLES), help="these alone")
+    parser.add_argument("--freeze", action="store_true", help="keep all as they are for tests of later versions")
     parser.add_argument("--no-pictures", action="store_true", help="leave the previews as they are, run nothing")
     chosen = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     server = Server(chosen.server)
     object_info, shipped = server.object_info(), read_shipped()
+    if chosen.freeze:
+        log.info("kept in %s", freeze(object_info))
+        return
     for name in chosen.only:
         make(name, server, object_info, shipped, pictures=not chosen.no_pictures)
 

@@ -85,7 +85,7 @@ def drawn_layout(workflow: dict) -> Image.Image:
     right, bottom = max(box[0] + box[2] for box in boxes), max(box[1] + box[3] for box in boxes)
     scale = 2 * _WIDTH / (right + 40)
     sheet = Image.new("RGB", (2 * _WIDTH, round((bottom + 40) * scale)), _PAPER)
-    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(19)
+    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(17)
 
     def at(x: float, y: float) -> tuple[float, float]:
         return (x + 20) * scale, (y + 20) * scale
@@ -103,7 +103,7 @@ def drawn_layout(workflow: dict) -> Image.Image:
         (x, y), (width, height) = node["pos"], node["size"]
         fill = node.get("bgcolor", "#35353a")
         draw.rounded_rectangle((*at(x, y - 30), *at(x + width, y + height)), 8, fill, _FRAME, 2)
-        draw.text(at(x + 10, y - 22), node.get("title") or node["type"], _INK, font)
+        draw.text(at(x + 10, y - 22), node.get("title") or node["type"].removeprefix("Bestiary"), _INK, font)
     return sheet.reduce(2)
 
 
