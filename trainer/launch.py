@@ -20,11 +20,19 @@ SECONDS_TO_SAVE = 60.0
 """Time a stopped command has to save its state before it is ended."""
 
 
+_RUN_MODULE = """import runpy, sys
+sys.path[:] = [entry for entry in sys.path if entry]
+runpy.run_module(sys.argv.pop(1), run_name="__main__", alter_sys=True)
+"""
+"""What `python -m` does, but without the working folder on the module search path: ComfyUI's own has a `main` and a `comfy`
+that could stand before ours."""
+
+
 def command_line(arguments: Sequence[str]) -> list[str]:
-    """The command that runs `bestiary ARGUMENTS` with this interpreter, installed or not."""
+    """The command that runs `bestiary ARGUMENTS` with this interpreter, installed or not, from any working folder."""
     if PACK.name.count("."):  # a dot would split the folder's name into two modules
         return [sys.executable, str(PACK / "trainer" / "__main__.py"), *arguments]
-    return [sys.executable, "-m", f"{PACK.name}.trainer", *arguments]
+    return [sys.executable, "-c", _RUN_MODULE, f"{PACK.name}.trainer", *arguments]
 
 
 def environment() -> dict[str, str]:

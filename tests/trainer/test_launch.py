@@ -75,7 +75,8 @@ def test_a_missing_interpreter_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_the_command_runs_the_pack_as_a_module_from_any_folder(monkeypatch: pytest.MonkeyPatch) -> None:
     root = Path(launching.__file__).parents[1]
-    assert command_line(["x"]) == [sys.executable, "-m", f"{root.name}.trainer", "x"]
+    *command, module, argument = command_line(["x"])
+    assert command[:2] == [sys.executable, "-c"] and (module, argument) == (f"{root.name}.trainer", "x")
     assert environment()["PYTHONPATH"].startswith(str(root.parent))
     monkeypatch.setattr(launching, "PACK", Path("/a/ComfyUI.Bestiary"))
     assert command_line(["x"]) == [sys.executable, str(Path("/a/ComfyUI.Bestiary/trainer/__main__.py")), "x"]
@@ -95,6 +96,15 @@ def test_progress_lines_are_told_from_others(line: str, record: dict | None) -> 
 
 
 @pytest.mark.train
+def test_modules_of_the_working_folder_do_not_stand_before_ours(tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in (launching.PACK.name, "typer"):
+        (tmp_path / f"{name}.py").write_text("raise SystemExit('the wrong module')\n")
+    monkeypatch.chdir(tmp_path)
+    lines: list[str] = []
+    assert launch(["--help"], lines.append) == 0, lines
+    assert any("Usage: bestiary" in line for line in lines)
+
+
 def test_a_training_runs_as_a_child_with_a_spawned_worker(tmp_path, make_discovery, tiny_folder) -> None:
     found = make_discovery(tmp_path)
     lines: list[str] = []
