@@ -19,16 +19,13 @@ HEAD_MULTIPLE = 8
 """Fused kernels want head channels in multiples of this."""
 
 
-def attention_columns(
-    q: Tensor, k: Tensor, positions: Tensor, scale: float | None = None, mask: Tensor | None = None
-) -> Tensor:
+def attention_columns(q: Tensor, k: Tensor, positions: Tensor, scale: float | None = None) -> Tensor:
     """Probabilities of the tokens at `positions`, averaged over heads, by log-sum-exp.
 
     Args:
         q: `(B, H, N, d)`, k: `(B, H, T, d)`, as they go into the attention.
         positions: `(B, P)` long in 0..T-1; -1 gives a zero column.
         scale: factor of the scores; None is 1 / sqrt(d).
-        mask: added to the scores, broadcast to `(B, H, N, T)`; None adds nothing.
 
     Returns:
         `(B, N, P)` float32, differentiable in q and k.
@@ -37,8 +34,6 @@ def attention_columns(
     factor = width**-0.5 if scale is None else scale
     # float32 before the log-sum-exp: in half precision the sum over 77 keys loses small columns
     scores = (q @ k.transpose(-1, -2)).float() * factor  # (B, H, N, T)
-    if mask is not None:
-        scores = scores + mask
     # absent tokens read column 0 and are set to zero at the end
     index = positions.clamp(min=0)[:, None, None, :].expand(-1, heads, queries, -1)  # (B, H, N, P)
     chosen = scores.gather(-1, index) - scores.logsumexp(-1, keepdim=True)  # (B, H, N, P)
