@@ -12,6 +12,8 @@ from . import (
     part_evaluation_nodes,
     part_kind_nodes,
     part_prompt_nodes,
+    prompt_spectrum_nodes,
+    prompt_stage_nodes,
     training_nodes,
 )
 from .concept_folders import register_folder
@@ -25,6 +27,8 @@ NODES: list[type[io.ComfyNode]] = [
     *attention_nodes.NODES,
     *part_discovery_nodes.NODES,
     *part_evaluation_nodes.NODES,
+    *prompt_spectrum_nodes.NODES,
+    *prompt_stage_nodes.NODES,
     *training_nodes.NODES,
 ]
 
