@@ -1,5 +1,6 @@
 """Pictures from prompts that say different things at different stages: spectra, parts on stages, edits, texts per stage."""
 
+import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -8,15 +9,17 @@ import torch
 from ..concepts.concept_file import read_header
 from ..concepts.errors import BestiaryError
 from ..concepts.name_search import choices_text, plain_name, shown_name
-from ..concepts.spectrum.attribute_presets import DEFAULT_PRESETS, Presets, parse_presets
+from ..concepts.spectrum.attribute_presets import DEFAULT_PRESETS, Presets, parse_presets, stages_text
 from ..concepts.spectrum.prompt_spectrum import PromptSpectrum, check_spectrum_backbone
 from ..concepts.spectrum.spectrum_file import FILE_KIND, load_spectrum
 from ..concepts.spectrum.stage_algebra import merge_by_attribute
+from ..concepts.spectrum.stage_bounds import StageBounds
 from ..concepts.spectrum.staged_conditioning import encode_staged
 from ..concepts.spectrum.staged_prompt import Override, PromptSources, StagedPrompt, resolve_staged_prompt
 from .picture_making import Picture, PictureOrder, SamplingChoice, check_backbone
-from .sampling import SamplingDenoiser, sample_images
+from .sampling import SamplingDenoiser, build_sampler, sample_images
 
+logger = logging.getLogger("bestiary")
 MIX_NAME = "mix"
 """How prompts call the concept that is mixed from several references."""
 _PROMPTS_AT_ONCE = 64
@@ -50,6 +53,7 @@ def make_staged_pictures(
         check_spectrum_backbone(name, spectrum, denoiser.backbone)
     positives = [resolve_staged_prompt(order.prompt, sources, overrides=overrides) for order in orders]
     negatives = [resolve_staged_prompt(order.negative, sources) for order in orders]
+    _warn_of_unreached(denoiser, positives, choice)
     pictures: dict[int, Picture] = {}
     for rows in _alike(denoiser, positives, negatives):
         before = len(pictures)
@@ -73,6 +77,24 @@ def make_staged_pictures(
         for place, row in enumerate(rows):
             pictures[row] = Picture(orders[row], sampled.images[place], (), None)
     return [pictures[row] for row in range(len(orders))]
+
+
+def unreached_stages(bounds: StageBounds, timesteps: Sequence[float]) -> tuple[int, ...]:
+    """Stages, counted from 0, into which none of a sampler's timesteps falls."""
+    return tuple(stage for stage, count in enumerate(bounds.steps_per_stage(timesteps)) if not count)
+
+
+def _warn_of_unreached(denoiser: SamplingDenoiser, prompts: Sequence[StagedPrompt], choice: SamplingChoice) -> None:
+    """Say which stages of a prompt no step will reach: what stands there has no effect."""
+    scheduler = build_sampler(choice.sampler, denoiser.scheduler_config)
+    scheduler.set_timesteps(choice.steps)
+    timesteps = [float(timestep) for timestep in scheduler.timesteps]
+    for bounds in dict.fromkeys(prompt.bounds for prompt in prompts):
+        if missed := unreached_stages(bounds, timesteps):
+            logger.warning(
+                "%d steps of %s never reach stage %s of %d: take more steps", choice.steps, choice.sampler,
+                stages_text(missed), bounds.stages,
+            )  # fmt: skip
 
 
 def _alike(
