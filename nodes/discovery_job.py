@@ -12,7 +12,7 @@ from ..concepts.errors import BestiaryError
 from ..concepts.parts.foreground import LOW_MARGIN
 from ..concepts.parts.part_areas import patch_shares
 from ..concepts.parts.part_codebook import PartCodebook
-from ..concepts.parts.part_discovery import discover_parts
+from ..concepts.parts.part_discovery import MOST_STAGES, discover_parts
 from ..concepts.parts.part_map import PartMaps
 from ..concepts.patch_features import FeatureSource, PatchGrid
 from ..concepts.square_fit import SquareFit, seen_box
@@ -20,8 +20,8 @@ from .graph_progress import GraphProgress
 from .part_pictures import checked_images
 from .part_sight import SeenParts, describe_images, joined_grids, seen_from_maps
 
-STAGES = 3
-"""Stages of `discover_parts`, each shown as a few pictures of progress."""
+_PICTURES_PER_STAGE = 4
+"""A piece of the fit is shown as long as this many pictures."""
 
 
 @dataclass(frozen=True)
@@ -69,8 +69,7 @@ def find_parts(
     ]
     marked = None if masks is None else _checked_masks(masks, checked)
     total = sum(len(entry) for entry in checked)
-    stage = max(1, total // STAGES)
-    progress.begin(total + STAGES * stage)
+    progress.begin(total + MOST_STAGES * _PICTURES_PER_STAGE)
     # fitting needs gradients, which the executor's inference mode would forbid
     with torch.inference_mode(False), torch.no_grad():
         grid = joined_grids([describe_images(entry, source, choice.fit, progress.add) for entry in checked])
@@ -83,8 +82,9 @@ def find_parts(
             seed=choice.seed,
             flip_foreground=choice.flip_foreground,
             foreground_masks=shares,
-            on_stage=lambda: progress.add(stage),
+            on_stage=lambda: progress.add(_PICTURES_PER_STAGE),
         )
+    progress.finish()
     return FoundParts(codebook, checked, _by_entry(codebook, maps, checked, choice.fit))
 
 

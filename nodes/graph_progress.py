@@ -31,3 +31,7 @@ class GraphProgress:
         self._done = min(self._total, self._done + steps)
         if self._bar is not None:
             self._bar.update_absolute(self._done, self._total)
+
+    def finish(self) -> None:
+        """All steps are done, even those that were not needed."""
+        self.add(self._total - self._done)

@@ -10,7 +10,7 @@ Letters: N pictures, (h, w) patch grid, D channels, H hidden units.
 """
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -26,7 +26,7 @@ log = logging.getLogger(__name__)
 LOW_MARGIN = 0.3
 """A foreground that covers the centre by less than this more than the borders is doubtful."""
 _HIDDEN = 64
-_ROUNDS = 8
+FOREGROUND_ROUNDS = 8
 _TRAINING_STEPS = 300
 _BATCH_ROWS = 2048
 _RATE = 5e-3
@@ -113,7 +113,13 @@ def foreground_from_file(tensors: Mapping[str, Tensor], settings: Mapping[str, o
 
 
 def fit_foreground(
-    features: Tensor, saliency: Tensor | None = None, *, seed: int, flip: bool = False, rounds: int = _ROUNDS
+    features: Tensor,
+    saliency: Tensor | None = None,
+    *,
+    seed: int,
+    flip: bool = False,
+    rounds: int = FOREGROUND_ROUNDS,
+    on_round: Callable[[], None] = lambda: None,
 ) -> LearnedForeground:
     """Learn the foreground of a set of pictures.
 
@@ -122,6 +128,7 @@ def fit_foreground(
         saliency: `(N, h, w)`, the source's own opinion, any scale.
         flip: take the complement.
         rounds: of self-training.
+        on_round: called before each of them.
 
     Raises:
         BestiaryError: the grid is too small to have a border and a centre.
@@ -134,6 +141,7 @@ def fit_foreground(
     place = _center_guess(h, w)
     labels = place.expand(len(features), h, w)
     for step in range(rounds):
+        on_round()
         model = _train_model(rows, labels, place, seed + step)
         labels = _in_chunks(model, features, saliency)  # (N, h, w)
         place = _covered_places(labels)

@@ -19,7 +19,7 @@ from torch import Tensor
 from ..errors import BestiaryError
 from ..kmeans import fit_kmeans
 from ..patch_features import PatchGrid, SourceSpec
-from .foreground import fit_foreground, foreground_from_masks, refit_foreground
+from .foreground import FOREGROUND_ROUNDS, fit_foreground, foreground_from_masks, refit_foreground
 from .kind_count import choose_kind_count
 from .part_codebook import FeatureSpace, PartCodebook
 from .part_map import PartMaps
@@ -31,6 +31,8 @@ DEFAULT_PARTS = 5
 _SPACE_WIDTH = 64
 _WHITENING = 0.5
 _REFIT_SEED = 100
+MOST_STAGES = FOREGROUND_ROUNDS + 5
+"""Pieces of work of `discover_parts` where the foreground is found; fewer where it is marked."""
 _FEWEST_FOREGROUND = 16  # patches per part
 
 
@@ -43,7 +45,7 @@ def discover_parts(
     seed: int = 0,
     flip_foreground: bool = False,
     foreground_masks: Tensor | None = None,
-    on_stage: Callable[[], None] | None = None,
+    on_stage: Callable[[], None] = lambda: None,
 ) -> tuple[PartCodebook, PartMaps]:
     """Find parts and kinds of N pictures whose features fit in memory.
 
@@ -54,13 +56,11 @@ def discover_parts(
         num_kinds: kinds per part (one number, or one for every part and the background); None measures.
         flip_foreground: take the complement of the foreground that was found, or that was marked.
         foreground_masks: `(N, h, w)` 0..1, the foreground where it is known; None finds it.
-        on_stage: called before each of the three stages: parts, labels, kinds.
+        on_stage: called before every piece of work, up to `MOST_STAGES` times; what it raises ends the discovery.
 
     Raises:
         BestiaryError: no foreground, or fewer pictures than kinds.
     """
-    before = on_stage or (lambda: None)
-    before()
     codebook = fit_parts(
         grids,
         spec=spec,
@@ -68,11 +68,12 @@ def discover_parts(
         seed=seed,
         flip_foreground=flip_foreground,
         foreground_masks=foreground_masks,
+        on_stage=on_stage,
     )
-    before()
+    on_stage()
     labels = codebook.label(grids)
     means, counts = codebook.part_means(grids, labels)  # (N, M, d), (N, M)
-    before()
+    on_stage()
     codebook = fit_kinds(codebook, means, counts, num_kinds=num_kinds, seed=seed)
     return codebook, PartMaps(labels, codebook.kind_of(means, counts))
 
@@ -85,6 +86,7 @@ def fit_parts(
     seed: int = 0,
     flip_foreground: bool = False,
     foreground_masks: Tensor | None = None,
+    on_stage: Callable[[], None] = lambda: None,
 ) -> PartCodebook:
     """Foreground and parts from a sample of pictures; the codebook that comes back has no kinds yet.
 
@@ -96,19 +98,22 @@ def fit_parts(
     space = fit_space(sample.features)
     features = space(sample.features)  # (N, h, w, d)
     if foreground_masks is None:
-        foreground = fit_foreground(features, sample.saliency, seed=seed, flip=flip_foreground)
+        foreground = fit_foreground(features, sample.saliency, seed=seed, flip=flip_foreground, on_round=on_stage)
         probability = foreground.probability(features, sample.saliency)  # (N, h, w)
     else:
         probability = 1 - foreground_masks if flip_foreground else foreground_masks  # (N, h, w)
         foreground = foreground_from_masks(features, sample.saliency, probability, seed=seed)
     wanted = num_parts or DEFAULT_PARTS
     _check_foreground(probability > 0.5, wanted)
+    on_stage()
     parts = fit_learned_parts(features, probability, wanted, seed=seed)
     labels = parts.labels(features, probability, wanted)  # (N, h, w)
     if bool((labels < wanted).any()):  # the parts' edges are better than the classifier's: it learns from them once
+        on_stage()
         foreground = refit_foreground(foreground, features, sample.saliency, labels < wanted, seed=seed + _REFIT_SEED)
         if foreground_masks is None:
             probability = foreground.probability(features, sample.saliency)
+        on_stage()
         parts = fit_learned_parts(features, probability, wanted, seed=seed)
         labels = parts.labels(features, probability, wanted)
     share = float((labels < wanted).float().mean())

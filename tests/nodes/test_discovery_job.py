@@ -3,7 +3,7 @@
 import pytest
 import torch
 from bestiary.concepts.errors import BestiaryError
-from bestiary.concepts.parts.part_discovery import discover_parts
+from bestiary.concepts.parts.part_discovery import MOST_STAGES, discover_parts
 from bestiary.concepts.patch_features import DescriptorFeatures
 from bestiary.nodes.discovery_job import DiscoveryChoice, doubts, find_parts
 from bestiary.nodes.graph_progress import GraphProgress
@@ -61,15 +61,30 @@ def test_progress_covers_pictures_and_stages(drawn_images, monkeypatch):
         comfy.utils, "PROGRESS_BAR_HOOK", lambda done, total, *rest, **more: events.append((done, total))
     )
     find([drawn_images])
-    assert events == [(8, 14), (10, 14), (12, 14), (14, 14)]
+    total = 8 + 4 * MOST_STAGES
+    assert events[:3] == [(8, total), (12, total), (16, total)] and events[-1] == (total, total)
+    assert [done for done, _ in events] == sorted(done for done, _ in events)
+    events.clear()
+    find([drawn_images], [torch.ones(8, 128, 128)])
+    assert len(events) < MOST_STAGES and events[-1] == (total, total)
 
 
-def test_cancel_leaves_before_the_long_work(drawn_images):
+@pytest.mark.parametrize("stage", [0, 1, 5])
+def test_cancel_takes_hold_between_pieces_of_work(stage, drawn_images, monkeypatch):
     import comfy.model_management
+    import comfy.utils
 
-    comfy.model_management.interrupt_current_processing()
+    events: list[int] = []
+
+    def cancel(done: int, *rest: object, **more: object) -> None:
+        events.append(done)
+        if len(events) > stage:
+            comfy.model_management.interrupt_current_processing()
+
+    monkeypatch.setattr(comfy.utils, "PROGRESS_BAR_HOOK", cancel)
     with pytest.raises(comfy.model_management.InterruptProcessingException):
         find([drawn_images])
+    assert len(events) == stage + 1
 
 
 def test_one_picture_is_enough(drawn_images):

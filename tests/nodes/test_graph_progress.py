@@ -29,6 +29,14 @@ def test_it_never_runs_past_its_end(events):
     assert events == [(2, 2, "7")]
 
 
+def test_finishing_fills_the_bar(events):
+    progress = GraphProgress("7")
+    progress.begin(9)
+    progress.add(2)
+    progress.finish()
+    assert events[-1] == (9, 9, "7")
+
+
 def test_cancel_takes_hold_at_the_next_step(events):
     progress = GraphProgress("7")
     progress.begin(2)

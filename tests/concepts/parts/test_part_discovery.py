@@ -5,7 +5,14 @@ import pytest
 import torch
 from bestiary.concepts.errors import BestiaryError
 from bestiary.concepts.parts.part_codebook import PartCodebook
-from bestiary.concepts.parts.part_discovery import discover_parts, fit_kinds, fit_parts, fit_space, propose_names
+from bestiary.concepts.parts.part_discovery import (
+    MOST_STAGES,
+    discover_parts,
+    fit_kinds,
+    fit_parts,
+    fit_space,
+    propose_names,
+)
 from bestiary.concepts.parts.part_map import ABSENT
 from bestiary.concepts.patch_features import DescriptorFeatures, PatchGrid
 from bestiary.demo.creatures import held_out_set
@@ -124,11 +131,11 @@ def test_flipping_a_marked_foreground_is_marking_the_rest(drawn: tuple[PatchGrid
     assert torch.equal(flipped.label(few), inverted.label(few))
 
 
-def test_stages_are_told_before_they_begin(drawn: tuple[PatchGrid, Tensor]) -> None:
+def test_every_piece_of_work_is_told_before_it_begins(drawn: tuple[PatchGrid, Tensor]) -> None:
     stages: list[int] = []
     few = PatchGrid(drawn[0].features[:12])
     ours = discover_parts(few, num_parts=2, num_kinds=2, seed=1, on_stage=lambda: stages.append(1))
-    assert len(stages) == 3
+    assert len(stages) == MOST_STAGES
     theirs = discover_parts(few, num_parts=2, num_kinds=2, seed=1)
     assert torch.equal(ours[1].labels, theirs[1].labels) and torch.equal(ours[1].codes, theirs[1].codes)
 
