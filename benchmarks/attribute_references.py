@@ -80,7 +80,7 @@ def write_drawings(folder: Path, reference: Reference, count: int, seed: int) ->
         drawing = draw_creature(reference.species, rng, scene=reference.scene)
         with replacing(folder / f"{number:02d}.png") as temporary:
             Image.fromarray(drawing.image).save(temporary, "PNG")
-        images.append(torch.from_numpy(drawing.image).permute(2, 0, 1).float() / 255)
+        images.append(torch.from_numpy(drawing.image.copy()).permute(2, 0, 1).float() / 255)
     return torch.stack(images)
 
 
@@ -98,7 +98,7 @@ class BackdropJudge:
                     for p in PARTS
                 ]
                 image = draw_creature(Species("any", tuple(looks)), rng, scene=scene).image
-                features.append(_border(torch.from_numpy(image).permute(2, 0, 1).float().unsqueeze(0) / 255)[0])
+                features.append(_border(torch.from_numpy(image.copy()).permute(2, 0, 1).float().unsqueeze(0) / 255)[0])
                 names.append((scene.place, scene.light))
         table = torch.stack(features).numpy()
         self._place = LogisticRegression(max_iter=400, C=3.0).fit(table, [place for place, _ in names])

@@ -123,3 +123,28 @@ def evaluate_parts(
     values |= {"labels": labels, "device": device, "dtype": dtype}
     page = evaluate_files(checked(EvaluateSettings, values), lambda stage: progress_callback(stage, progress))
     typer.echo(f"open {page}")
+
+
+@evaluate.command("spectrum")
+def evaluate_spectrum(
+    spectrum: Annotated[Path, typer.Argument(metavar="SPECTRUM", help="A prompt spectrum (.safetensors).")],
+    images: Annotated[Path, typer.Option("--images", help="A picture, or a folder of pictures, of the concept.")],
+    base: BaseOption = None,
+    out: OutOption = None,
+    count: Annotated[int, typer.Option("--count", min=1, help="Noised pictures for every stage.")] = 8,
+    seed: SeedOption = 0,
+    device: DeviceOption = "auto",
+    dtype: DtypeOption = "auto",
+    progress: ProgressOption = "line",
+) -> None:
+    """Judge a spectrum stage by stage, as JSON and as a page.
+
+    Noise loss with the spectrum, with its mean, with the words it started from, and with shuffled stages.
+    """
+    from .evaluate_spectrum import EvaluateSpectrumSettings
+    from .evaluate_spectrum import evaluate_spectrum as run_evaluation
+
+    values = {"spectrum": existing(spectrum, "file"), "images": images, "base": base, "out": out, "count": count}
+    values |= {"seed": seed, "device": device, "dtype": dtype}
+    page = run_evaluation(checked(EvaluateSpectrumSettings, values), progress_callback("evaluate", progress))
+    typer.echo(f"open {page}")
