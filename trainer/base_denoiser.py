@@ -210,7 +210,7 @@ def fit_denoiser(
 
 @torch.no_grad()
 def sample_latents(
-    model: BaseModel, captions: list[str], *, steps: int = 25, guidance: float = 4.0, seed: int = 0
+    model: BaseModel, captions: list[str], *, steps: int = 25, guidance: float = 3.0, seed: int = 0
 ) -> Tensor:
     """DDIM samples with classifier-free guidance against the empty caption -> (B, C, 16, 16) float32."""
     device = next(model.denoiser.parameters()).device
@@ -239,7 +239,7 @@ def decode_latents(model: BaseModel, latents: Tensor, scale: float) -> np.ndarra
 
 
 def sample_pictures(
-    model: BaseModel, captions: list[str], scale: float, *, steps: int = 25, guidance: float = 4.0, seed: int = 0
+    model: BaseModel, captions: list[str], scale: float, *, steps: int = 25, guidance: float = 3.0, seed: int = 0
 ) -> np.ndarray:
     """Pictures for captions, drawn in portions of 50 -> (B, 128, 128, 3) uint8."""
     portions = []
