@@ -1,10 +1,13 @@
 """What README.md and CONTRIBUTING.md say is true of the tree they stand in."""
 
+import ast
 import re
 import subprocess
 from pathlib import Path
 
+import pytest
 from bestiary.trainer.__main__ import app
+from PIL import Image
 from typer.testing import CliRunner
 
 ROOT = Path(__file__).parent.parent
@@ -60,6 +63,54 @@ def test_files_that_commands_show_are_where_the_commands_before_them_write() -> 
 def test_pictures_and_files_that_readme_links_exist() -> None:
     targets = re.findall(r"\]\(([^)#]+)\)", README)
     assert [target for target in targets if "://" not in target and not (ROOT / target).exists()] == []
+
+
+def _registered_modules() -> list[str]:
+    """Names of the modules whose nodes nodes/registration.py lists, read without ComfyUI."""
+    tree = ast.parse((ROOT / "nodes" / "registration.py").read_text(encoding="utf-8"))
+    spread = [node.value for node in ast.walk(tree) if isinstance(node, ast.Starred)]
+    return [value.value.id for value in spread if isinstance(value, ast.Attribute) and value.attr == "NODES"]
+
+
+def _node_names() -> list[str]:
+    """Display names of all registered nodes, by the syntax trees of their modules."""
+    names = []
+    for module in _registered_modules():
+        tree = ast.parse((ROOT / "nodes" / f"{module}.py").read_text(encoding="utf-8"))
+        calls = [
+            node for node in ast.walk(tree) if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "schema"
+        ]
+        assert calls, f"nodes/{module}.py holds no schema"
+        for call in calls:
+            fields = {word.arg: word.value for word in call.keywords}
+            names.append(ast.literal_eval(fields["display_name"]).removesuffix(" (Bestiary)"))
+    return names
+
+
+def test_the_table_of_nodes_is_that_of_the_registration() -> None:
+    table = README.split("<!-- nodes -->")[1].split("\n\n")[0]
+    shown = re.findall(r"\*\*([^*]+)\*\*", table)
+    assert len(_registered_modules()) >= 7
+    assert sorted(shown) == sorted(_node_names())
+
+
+def test_templates_that_readme_names_exist() -> None:
+    named = re.findall(r"`(\w+_\w+)`", README.split("## In ComfyUI")[1].split("\n## ")[0])
+    assert len(named) >= 2
+    assert [name for name in named if not (ROOT / "example_workflows" / f"{name}.json").exists()] == []
+
+
+def test_pictures_of_the_registry_are_in_the_tree() -> None:
+    project = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    for field, ratio in (("Icon", 1), ("Banner", 21 / 9)):
+        (link,) = re.findall(
+            rf'^{field} = "https://raw.githubusercontent.com/[\w-]+/ComfyUI-Bestiary/main/(.+)"$', project, re.M
+        )
+        picture = Image.open(ROOT / link)
+        assert picture.width / picture.height == pytest.approx(ratio, rel=0.01)
+        assert (ROOT / link).stat().st_size < 100_000
+        if field == "Icon":
+            assert picture.width <= 400
 
 
 def test_the_map_names_files_that_exist() -> None:
