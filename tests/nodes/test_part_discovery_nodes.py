@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import time
 from pathlib import Path
 
 import numpy as np
@@ -210,6 +211,25 @@ def test_faults_of_a_discovery_are_one_clear_message(changes, message, server, n
     graph["found"] = node("BestiaryDiscoverParts", images=["images", 0], **{**CHOICE, **changes})
     graph["words"] = node("PreviewAny", source=["found", 3])
     assert server.fail(graph).startswith(message)
+
+
+def test_cancel_ends_a_discovery_and_the_next_graph_runs(server, names, codebook_name):
+    graph = batch(names)
+    graph["found"] = node("BestiaryDiscoverParts", images=["images", 0], **{**CHOICE, "seed": 99})
+    graph["words"] = node("PreviewAny", source=["found", 3])
+    queued = server.submit(graph)
+    until = time.monotonic() + 60
+    while server.get("/queue").json()["queue_running"] == [] and time.monotonic() < until:
+        time.sleep(0.05)
+    time.sleep(1)
+    server.post("/interrupt")
+    messages = [name for name, _ in server.wait(queued)["status"]["messages"]]
+    assert "execution_interrupted" in messages
+    graph = {
+        "book": node("BestiaryLoadCodebook", codebook_name=codebook_name),
+        "words": node("PreviewAny", source=["book", 1]),
+    }
+    assert server.run(graph)["words"]["text"]
 
 
 def test_dinov2_without_weights_is_told(server, names):
