@@ -149,6 +149,22 @@ def test_the_standalone_trainer_runs_as_a_child(server) -> None:
     assert (server.folder / "output" / "bestiary" / "apart" / "config.resolved.toml").is_file()
 
 
+def test_a_cancelled_child_leaves_its_state(server) -> None:
+    graph = _training(server)
+    inputs = {"training_set": ["set", 0], "name": "halted", "base": "demo", **CHEAP, "steps": 100_000}
+    graph["train"] = {"class_type": "BestiaryTrainInBackground", "inputs": inputs}
+    prompt_id = server.submit(graph)
+    log = server.folder / "output" / "bestiary" / "halted" / "log.jsonl"
+    until = time.monotonic() + 200
+    while time.monotonic() < until and not (log.exists() and log.read_text().count("\n") >= 2):
+        time.sleep(0.1)
+    server.post("/interrupt")
+    entry = server.wait(prompt_id)
+    assert any(name == "execution_interrupted" for name, _ in entry["status"]["messages"]), entry["status"]
+    states = [path.name for path in (log.parent / "state").iterdir()]
+    assert len(states) == 1 and int(states[0][5:12]) >= 2
+
+
 def test_what_is_wrong_is_told_before_anything_is_trained(server) -> None:
     graph = _training(server, name="../evil")
     assert "Train Parts: '../evil' cannot name a training" in server.fail(graph)

@@ -1,0 +1,178 @@
+"""Memory of part training in a graph against the standalone trainer: peak above the loaded model, same settings, same weights.
+
+    COMFYUI_PATH=... python benchmarks/graph_training_memory.py [--model demo|sd15] [--width 64] [--size 256] [--batch 2]
+
+Everything a training makes is counted while three steps of the shared loop run: adapters, tokens, optimizer, activations,
+gradients, casts of weights (bytes of all storages alive at once, on fused attention, in float32). The demo model is the
+embedded one; sd15 has Stable Diffusion 1.5's shape with random weights, --width 320 being its full size. "largest_loss_gap"
+shows that both did the same work. Goal: a ratio of at most 1.
+"""
+
+import argparse
+import json
+import sys
+import tempfile
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import torch
+from bench_attention_capture import import_comfyui
+from bestiary.concepts.backbone import get_backbone
+from bestiary.concepts.denoiser import NoiseSchedule
+from bestiary.trainer.fit import fit
+from bestiary.trainer.latent_cache import LatentCache
+from bestiary.trainer.objective_setup import build_batches, build_objective, loop_settings, parameter_groups
+from bestiary.trainer.run_folder import RunFolder
+from bestiary.trainer.settings import TrainPartsSettings, load_recipe
+from bestiary.trainer.training_kinds import TrainingKinds
+from memory_meter import MemoryMeter
+from torch import nn
+
+STEPS, PICTURES, PARTS = 3, 8, 4
+MIB = 2**20
+
+
+def main() -> None:
+    """Measure with and without recomputation and print the figures as JSON."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--model", choices=("demo", "sd15"), default="demo")
+    parser.add_argument("--width", type=int, default=64, help="channels of the first level of sd15")
+    parser.add_argument("--size", type=int, default=None, help="edge of the pictures in pixels")
+    parser.add_argument("--batch", type=int, default=2)
+    options = parser.parse_args()
+    size = options.size or {"demo": 128, "sd15": 256}[options.model]
+    import_comfyui()
+    with tempfile.TemporaryDirectory() as place:
+        figures = measure(options.model, options.width, size, options.batch, Path(place))
+    sys.stdout.write(json.dumps(figures, indent=1) + "\n")
+
+
+def measure(model: str, width: int, size: int, batch: int, place: Path) -> dict[str, object]:
+    """Peaks in MiB of both, for activations kept and recomputed."""
+    torch.manual_seed(0)
+    reference = None if model == "demo" else sd15_modules(width)
+    theirs = standalone_denoiser(reference)
+    ours = graph_denoiser(reference)
+    figures: dict[str, object] = {"model": model, "size": size, "batch": batch, "steps": STEPS}
+    figures["width"] = width if model == "sd15" else None
+    for recompute in (False, True):
+        settings = training_settings(size, batch, recompute)
+        standalone, their_losses = peak_of_training(theirs, settings, place / f"standalone-{recompute}")
+        with ours.training():
+            graph, our_losses = peak_of_training(ours, settings, place / f"graph-{recompute}")
+        figures["recomputed" if recompute else "kept"] = {
+            "standalone_mib": round(standalone / MIB, 2),
+            "graph_mib": round(graph / MIB, 2),
+            "ratio": round(graph / standalone, 3),
+            "largest_loss_gap": float(f"{np.abs(np.array(our_losses) - np.array(their_losses)).max():.2g}"),
+        }
+        theirs.set_gradient_checkpointing(False)
+        theirs.unload_lora()
+        ours.unload_lora()
+    return figures
+
+
+def training_settings(size: int, batch: int, recompute: bool) -> TrainPartsSettings:
+    """A short training with all losses on."""
+    flags = {"images.size": size, "optimizer.steps": STEPS, "optimizer.batch_size": batch, "optimizer.accumulation": 1}
+    flags |= {"base.checkpointing": recompute, "run.log_every": 1, "run.preview_every": 0, "run.tensorboard": False}
+    return load_recipe(None, flags)
+
+
+def peak_of_training(denoiser: object, settings: TrainPartsSettings, folder: Path) -> tuple[int, list[float]]:
+    """Most bytes alive at once of what a whole training makes, and its losses."""
+    backbone, rng = denoiser.backbone, np.random.default_rng(0)
+    edge = settings.images.size // backbone.latent_factor
+    moments = rng.standard_normal((PICTURES, 1, 2, backbone.latent_channels, edge, edge)).astype(np.float16)
+    labels = rng.integers(0, PARTS, (PICTURES, 8, 8)).astype(np.uint8)
+    codes = rng.integers(0, 3, (PICTURES, PARTS))
+    names = tuple(f"part{number}" for number in range(PARTS))
+    kinds = TrainingKinds(names, ({},) * PARTS, PARTS - 1, labels, codes, {})
+    run = RunFolder.create(folder)
+    # prompts without vectors are encoded before, so that neither side counts them
+    denoiser.encode_prompts([denoiser.tokenize([], chunks=1)], None)
+    with MemoryMeter() as meter:
+        meter.ignore(
+            [tensor for module in modules_of(denoiser) for tensor in (*module.parameters(), *module.buffers())]
+        )
+        torch.manual_seed(settings.run.seed)
+        pictures = [f"{number}.png" for number in range(PICTURES)]
+        batches = build_batches(settings, pictures, kinds, LatentCache(moments), denoiser)
+        objective = build_objective(settings, kinds, denoiser, batches)
+        groups = parameter_groups(settings, objective, denoiser)
+        fit(objective, groups, batches, loop_settings(settings, denoiser), run)
+    return meter.peak, [record["loss"] for record in run.read_log()]
+
+
+def modules_of(denoiser: object) -> list[nn.Module]:
+    """The loaded model: denoiser and text encoders."""
+    if hasattr(denoiser, "unet"):
+        return [denoiser.unet, *denoiser.text.models.values()]
+    return [denoiser._unet, denoiser._clip.cond_stage_model]
+
+
+def sd15_modules(width: int) -> SimpleNamespace:
+    """A UNet of SD1.5's shape and its text encoder, random weights, from diffusers and transformers."""
+    from diffusers import UNet2DConditionModel
+    from transformers import CLIPTextConfig, CLIPTextModel
+
+    unet = UNet2DConditionModel(
+        sample_size=64, block_out_channels=(width, 2 * width, 4 * width, 4 * width), cross_attention_dim=768
+    )
+    config = CLIPTextConfig(
+        hidden_size=768, intermediate_size=3072, num_hidden_layers=12, num_attention_heads=12, bos_token_id=49406, eos_token_id=49407
+    )  # fmt: skip
+    return SimpleNamespace(unet=unet.eval(), text=CLIPTextModel(config).eval())
+
+
+def standalone_denoiser(reference: SimpleNamespace | None) -> object:
+    """The denoiser of the command line."""
+    from bestiary.trainer.backbones import load_denoiser
+    from bestiary.trainer.diffusers_denoiser import DenoiserParts, DiffusersDenoiser
+    from bestiary.trainer.text_conditioning import TextEncoders
+
+    if reference is None:
+        return load_denoiser("demo", device="cpu", dtype="fp32")
+    import comfy.sd1_clip
+    from diffusers import AutoencoderKL, DDIMScheduler
+    from transformers import CLIPTokenizer
+
+    words = CLIPTokenizer.from_pretrained(Path(comfy.sd1_clip.__file__).parent / "sd1_tokenizer")
+    scheduler = DDIMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear")
+    backbone = get_backbone("sd15")
+    text = TextEncoders(backbone, {"clip_l": words}, {"clip_l": reference.text})
+    schedule = NoiseSchedule(scheduler.alphas_cumprod, "epsilon")
+    parts = DenoiserParts(
+        reference.unet, AutoencoderKL(), text, schedule, dict(scheduler.config), memory_format=torch.contiguous_format
+    )
+    denoiser = DiffusersDenoiser(backbone, parts)
+    denoiser.drop_autoencoder()
+    return denoiser
+
+
+def graph_denoiser(reference: SimpleNamespace | None) -> object:
+    """The denoiser of the graph, with the same weights in ComfyUI's classes."""
+    from bestiary.nodes.comfy_denoiser import ComfyDenoiser
+
+    if reference is None:
+        from bestiary.nodes.demo_model import load_demo_model
+
+        return ComfyDenoiser(*load_demo_model())
+    import comfy.sd
+    import comfy.utils
+    from bench_attention_capture import build_model
+
+    model = build_model(reference.unet.config.block_out_channels[0])
+    names = comfy.utils.unet_to_diffusers(model.model.model_config.unet_config)
+    weights = {names[name]: tensor for name, tensor in reference.unet.state_dict().items()}
+    model.model.diffusion_model.load_state_dict(weights)
+    target = model.model.model_config.clip_target()
+    clip = comfy.sd.CLIP(target, embedding_directory=[], model_options={"dtype": torch.float32})
+    own = {f"text_model.{name.removeprefix('text_model.')}": t for name, t in reference.text.state_dict().items()}
+    clip.cond_stage_model.clip_l.transformer.load_state_dict(own, strict=False)
+    return ComfyDenoiser(model, clip)
+
+
+if __name__ == "__main__":
+    main()
