@@ -1,0 +1,258 @@
+"""Tests of the part picker in a browser: what is clicked becomes prompt text, what is typed moves the picker."""
+
+from collections import Counter
+
+import torch
+
+CREATURE = {"L": "BestiaryDemoModel", "D": "BestiaryLoadDictionary", "P": "BestiaryPartPrompt"}
+LINKS = [("L", 0, "D", 0), ("L", 1, "D", 1), ("D", 1, "P", 0)]
+
+
+def open_picker(desk):
+    desk.build(CREATURE, LINKS)
+    picker = desk.page.locator(".bst-picker").first
+    picker.locator(".bst-tile").first.wait_for()
+    return picker
+
+
+def kinds_of(facts, place):
+    part = [part for part in facts["parts"] if not part["background"]][place]
+    return part["written"], part["kinds"]["written"]
+
+
+def tile(picker, facts, place, kind):
+    number = [part for part in facts["parts"] if not part["background"]][place]["kinds"]["numbers"][kind]
+    return picker.locator(f'.bst-tile[data-number="{number}"]')
+
+
+def test_pick_type_queue_and_reload(desk, dictionary_facts):
+    picker = open_picker(desk)
+    (first, kinds), (second, others) = (kinds_of(dictionary_facts, place) for place in (0, 1))
+    tile(picker, dictionary_facts, 0, 2).click()
+    assert desk.value("P", "text") == f"a photo of a <{first}:{kinds[2]}> {{parts}}"
+    picker.locator(".bst-part").nth(1).click()
+    tile(picker, dictionary_facts, 1, 0).click()
+    tile(picker, dictionary_facts, 1, 1).click(modifiers=["Shift"])
+    blend = f"<{second}:{others[0]}*0.5+{others[1]}*0.5>"
+    assert desk.value("P", "text") == f"a photo of a <{first}:{kinds[2]}> {blend} {{parts}}"
+    desk.shot(f"picker_{desk.label}")
+
+    # typed
+    box = desk.page.locator("textarea").first
+    typed = f"one (<{first}:{kinds[1]}>:1.3) here"
+    box.fill(typed)
+    picker.locator(".bst-part").first.click()
+    picker.locator('.bst-tile[data-mark="first"]').wait_for()
+    assert picker.locator('.bst-tile[data-mark="first"]').get_attribute("data-number") == kinds[1]
+    assert picker.locator(".bst-badge").inner_text() == "×1.3"
+    assert desk.value("P", "text") == typed
+    prompt = desk.prompt()
+    asked = next(node["inputs"] for node in prompt.values() if node["class_type"] == "BestiaryPartPrompt")
+    assert asked["text"] == typed and "picker" not in asked
+
+    desk.reload(P="BestiaryPartPrompt")
+    picker = desk.page.locator(".bst-picker").first
+    picker.locator('.bst-tile[data-mark="first"]').wait_for()
+    assert desk.value("P", "text") == typed
+    assert picker.locator('.bst-tile[data-mark="first"]').get_attribute("data-number") == kinds[1]
+    # each script was asked for once
+    twice = {url: count for url, count in Counter(desk.loaded).items() if count > 1 and url.endswith(("js", "css"))}
+    assert twice == {}
+
+
+def test_the_picture_of_what_was_picked_comes_back(desk, dictionary_facts):
+    nodes = {**CREATURE, "K": "KSampler", "E": "EmptyLatentImage", "V": "VAEDecode", "S": "PreviewImage"}
+    links = [
+        *LINKS,
+        ("D", 0, "K", 0),
+        ("P", 0, "K", 1),
+        ("P", 0, "K", 2),
+        ("E", 0, "K", 3),
+        ("K", 0, "V", 0),
+        ("L", 2, "V", 1),
+    ]
+    desk.build(nodes, [*links, ("V", 0, "S", 0)])
+    desk.page.evaluate(
+        """() => {
+            const set = (node, name, value) => { const w = node.widgets.find((one) => one.name === name); w.value = value; w.callback?.(value) };
+            for (const [name, value] of [["steps", 2], ["cfg", 1], ["seed", 3]]) set(K, name, value);
+            for (const name of ["width", "height"]) set(E, name, 128);
+        }"""
+    )
+    picker = desk.page.locator(".bst-picker").first
+    tile(picker, dictionary_facts, 0, 1).click()
+    desk.page.evaluate("app.queuePrompt(0)")
+    desk.page.wait_for_function(
+        "Object.values(app.nodeOutputs ?? {}).some((out) => out.images?.length)", timeout=120_000
+    )
+    desk.shot(f"queued_{desk.label}")
+
+
+def test_a_block_for_one_part_keeps_its_pick_in_its_fields(desk, dictionary_facts):
+    desk.build({**CREATURE, "Q": "BestiaryPart"}, [("L", 0, "D", 0), ("L", 1, "D", 1), ("D", 2, "Q", 0)])
+    picker = desk.page.locator(".bst-picker").nth(1)
+    _, kinds = kinds_of(dictionary_facts, 0)
+    desk.page.evaluate("app.canvas.ds.offset = [400, -600]; app.canvas.setDirty(true, true)")
+    desk.page.wait_for_timeout(300)
+    tile(picker, dictionary_facts, 0, 1).click()
+    tile(picker, dictionary_facts, 0, 2).click(modifiers=["Shift"])
+    part = [part for part in dictionary_facts["parts"] if not part["background"]][0]["name"]
+    names = ("part", "kind", "weight", "blend_with", "blend_amount")
+    assert [desk.value("Q", name) for name in names] == [part, kinds[1], 1, kinds[2], 0.5]
+
+
+def test_search_favourites_sources_random_and_clear(plain_desk, dictionary_facts):
+    desk, picker = plain_desk, open_picker(plain_desk)
+    first, kinds = kinds_of(dictionary_facts, 0)
+    search = picker.get_by_role("searchbox", name="Search kinds")
+    search.fill(kinds[3])
+    assert picker.locator(".bst-tile:visible").first.get_attribute("data-number") == kinds[3]
+    search.fill("no such kind")
+    assert picker.locator(".bst-empty").inner_text() == "No kind is called “no such kind”."
+    search.fill("")
+    grid = picker.get_by_role("listbox")
+    grid.press("Home")
+    grid.press("ArrowRight")
+    grid.press("f")
+    picker.get_by_role("button", name="Show favourites only").click()
+    assert picker.locator(".bst-tile:visible").count() == 1
+    picker.get_by_role("button", name="Show favourites only").click()
+
+    # head of A, everything else of B
+    picker.get_by_role("button", name="Mix two creatures").click()
+    sources = picker.locator(".bst-source")
+    for place in (0, 1):
+        sources.nth(place).get_by_role("button", name="Draw").click()
+    state = desk.page.evaluate("P.properties.bestiary_picker")
+    sources.nth(1).get_by_role("button", name="Use all").click()
+    picker.locator(".bst-row").first.get_by_role("button", name=f"{first} of A").click()
+    text = desk.value("P", "text")
+    written = {key.split("/")[1]: value for key, value in state["b"].items()}
+    written["0" if "creatures/0" in state["a"] else first] = state["a"]["creatures/0"]
+    parts = {f"{part['number']}": part["written"] for part in dictionary_facts["parts"]}
+    assert (
+        text
+        == "a photo of a " + " ".join(f"<{parts[key]}:{kind}>" for key, kind in sorted(written.items())) + " {parts}"
+    )
+    picker.get_by_role("button", name="Clear all parts").click()
+    assert desk.value("P", "text") == "a photo of a {parts}"
+    picker.get_by_role("button", name="Random creature").click()
+    assert desk.value("P", "text").count("<") == len(state["b"])
+
+
+def test_keys_alone_reach_everything(plain_desk, dictionary_facts):
+    desk, picker = plain_desk, open_picker(plain_desk)
+    first, kinds = kinds_of(dictionary_facts, 0)
+    picker.get_by_role("searchbox").focus()
+    desk.page.keyboard.press("ArrowDown")
+    desk.page.keyboard.press("End")
+    desk.page.keyboard.press("Enter")
+    assert desk.value("P", "text") == f"a photo of a <{first}:{kinds[-1]}> {{parts}}"
+    picker.get_by_role("radio").first.focus()
+    desk.page.keyboard.press("ArrowDown")
+    assert picker.get_by_role("radio").nth(1).get_attribute("aria-checked") == "true"
+    # nothing without a name for those who do not see it
+    nameless = picker.evaluate(
+        "(all) => [...all.querySelectorAll('button, input, select, [role=listbox]')].filter((e) => e.offsetParent && !(e.ariaLabel || e.textContent.trim())).length"
+    )
+    assert nameless == 0
+
+
+def test_without_a_link_a_dictionary_can_be_chosen_to_look_at(plain_desk):
+    plain_desk.build({"P": "BestiaryPartPrompt"}, [])
+    picker = plain_desk.page.locator(".bst-picker").first
+    assert "Link Load Part Dictionary" in picker.locator(".bst-status").inner_text()
+    picker.get_by_role("combobox", name="Dictionary to show").select_option(label="creatures")
+    picker.locator(".bst-tile").first.wait_for()
+
+
+def save_made(server, name, **fields):
+    from bestiary.concepts.parts.part_dictionary import PartDictionary
+
+    rows = fields.pop("rows")
+    made = PartDictionary(
+        "bestiary-demo", background=None, rows=rows, embeddings={"clip_l": torch.ones(len(rows), 128)}, **fields
+    )
+    made.save(server.folder / "models" / "bestiary" / name)
+
+
+def show_file(desk, name):
+    desk.build({"P": "BestiaryPartPrompt"}, [])
+    desk.page.evaluate(f"() => {{ P.properties.bestiary_picker = {{file: '{name}'}}; P.onConfigure({{}}) }}")
+    return desk.page.locator(".bst-picker").first
+
+
+def test_script_in_names_is_shown_as_text(plain_desk, server):
+    evil = "<img src=x onerror='window.broken=1'>"
+    rows = torch.tensor([[0, 0], [0, 1]])
+    save_made(
+        server,
+        "evil.safetensors",
+        part_names=(evil,),
+        kind_names=({0: evil, 1: "</style><script>window.broken=1</script>"},),
+        rows=rows,
+    )
+    picker = show_file(plain_desk, "evil.safetensors")
+    picker.locator(".bst-tile").first.wait_for()
+    assert picker.locator(".bst-name").first.inner_text() == evil
+    assert picker.locator("img, script").count() == 0
+    picker.locator(".bst-tile").first.click()
+    plain_desk.page.wait_for_timeout(200)
+    assert plain_desk.page.evaluate("window.broken") is None
+    # and what is written is read back
+    assert picker.locator('.bst-tile[data-mark="first"]').count() == 1
+    plain_desk.shot("hostile")
+
+
+def test_a_broken_file_is_told(plain_desk, server):
+    (server.folder / "models" / "bestiary" / "broken.safetensors").write_bytes(b"\xff" * 64)
+    picker = show_file(plain_desk, "broken.safetensors")
+    picker.locator(".bst-fault").wait_for()
+    assert (
+        picker.locator(".bst-fault").inner_text()
+        == "broken.safetensors is no safetensors file, or it is cut off (64 bytes)"
+    )
+
+
+def test_five_thousand_kinds_scroll_with_few_elements(plain_desk, server):
+    from bestiary.concepts.thumbnail_atlas import ThumbnailAtlas
+    from PIL import Image
+
+    rows = torch.tensor([[0, kind] for kind in range(5000)])
+    images = {(0, n): Image.new("RGB", (96, 96), (n % 256, n // 20 % 256, 128)) for n in range(5000)}
+    save_made(
+        server,
+        "many.safetensors",
+        part_names=("head",),
+        kind_names=({},),
+        rows=rows,
+        thumbnails=ThumbnailAtlas.from_images(images),
+    )
+    picker = show_file(plain_desk, "many.safetensors")
+    picker.locator(".bst-tile").first.wait_for()
+    grid = picker.locator(".bst-grid")
+    # scrolled by 24 pixels a frame; what our own code takes of each frame is measured beside the frames
+    figures = grid.evaluate(
+        """async (grid) => {
+            const frames = [];
+            let before = await new Promise(requestAnimationFrame);
+            for (let n = 0; n < 180; n += 1) {
+                grid.scrollTop += 24;
+                const now = await new Promise(requestAnimationFrame);
+                frames.push(now - before);
+                before = now;
+            }
+            frames.sort((a, b) => a - b);
+            return {median: frames[90], slow: frames[171], tiles: grid.querySelectorAll('.bst-tile').length, top: grid.scrollTop};
+        }"""
+    )
+    print(figures)
+    assert figures["top"] == 180 * 24 and figures["tiles"] < 120
+    shown = [
+        int(number)
+        for number in picker.locator(".bst-tile:visible").evaluate_all("(all) => all.map((e) => e.dataset.number)")
+    ]
+    assert min(shown) > 0 and len(shown) == len(set(shown))
+    grid.focus()
+    grid.press("End")
+    picker.locator('.bst-tile[data-number="4999"]').wait_for()

@@ -1,0 +1,171 @@
+/** Dictionaries as the server lists them: fetched once, looked up by the names and numbers that prompts use. */
+
+import { api } from "../../../scripts/api.js";
+import { nextPlain, plainName, unescaped } from "./mentions.mjs";
+
+const NUMBER = /^[+-]?\d{1,9}$/;
+const loaded = new Map();
+let listing = null;
+
+/** One part with its kinds; `find` goes by name or number. */
+export class Part {
+  constructor(owner, facts) {
+    const { numbers, names, written, tiles } = facts.kinds;
+    this.owner = owner;
+    this.number = facts.number;
+    this.name = facts.name;
+    this.written = facts.written;
+    this.background = facts.background;
+    this.kinds = numbers.map((number, place) => ({
+      part: this,
+      place,
+      number,
+      name: names[place],
+      label: names[place] ?? `${number}`,
+      written: written[place],
+      tile: tiles[place],
+    }));
+    this.byNumber = new Map(this.kinds.map((kind) => [kind.number, kind]));
+    this.byName = new Map();
+    for (const kind of this.kinds) {
+      // a name that two kinds share names neither
+      if (kind.name !== null) this.byName.set(plainName(kind.name), this.byName.has(plainName(kind.name)) ? null : kind);
+    }
+  }
+
+  /** What a field of its own takes for this part: its name, or its number where the name is not its own. */
+  get typed() {
+    return this.written === `${this.number}` ? this.written : this.name;
+  }
+
+  find(text) {
+    const name = text.trim();
+    return (NUMBER.test(name) ? this.byNumber.get(Number(name)) : this.byName.get(plainName(name))) ?? null;
+  }
+}
+
+/** A dictionary under the name by which prompts call it. */
+export class Dictionary {
+  constructor(file, called, facts) {
+    this.file = file;
+    this.called = called;
+    this.backbone = facts.backbone;
+    this.parts = facts.parts.map((part) => new Part(this, part));
+    this.atlas = facts.atlas;
+    this.atlasFault = facts.atlas_fault;
+  }
+
+  find(text) {
+    const name = text.trim();
+    const named = this.parts.find((part) => plainName(part.name) === plainName(name));
+    return named ?? (/^\d{1,6}$/.test(name) ? this.parts.find((part) => part.number === Number(name)) : null) ?? null;
+  }
+
+  /** Address of a page of thumbnails. */
+  page(number) {
+    return api.apiURL(`/bestiary/thumbnails/${encodeURIComponent(this.file)}?page=${number}`);
+  }
+
+  /** Sets `element`'s background to the thumbnail of a kind, `edge` pixels wide; false where there is none. */
+  paint(element, kind, edge) {
+    if (!this.atlas || kind.tile < 0) {
+      element.style.backgroundImage = "";
+      return false;
+    }
+    const { columns, per_page: perPage } = this.atlas;
+    const place = kind.tile % perPage;
+    element.style.backgroundImage = `url("${this.page(Math.floor(kind.tile / perPage))}")`;
+    element.style.backgroundSize = `${columns * edge}px auto`;
+    element.style.backgroundPosition = `${-(place % columns) * edge}px ${-Math.floor(place / columns) * edge}px`;
+    return true;
+  }
+}
+
+/** Several dictionaries that one prompt may name. */
+export class DictionarySet {
+  constructor(dictionaries) {
+    this.all = dictionaries;
+    this.parts = dictionaries.flatMap((one) => one.parts);
+  }
+
+  /** How a mention calls a part: with its dictionary's name where there are several. */
+  target(part) {
+    return this.all.length > 1 ? `${escapedTarget(part.owner.called)}.${part.written}` : part.written;
+  }
+
+  /** The part that a mention's target means, or null. */
+  part(target) {
+    const whole = unescaped(target);
+    const holders = this.all.map((one) => one.find(whole)).filter(Boolean);
+    if (holders.length) return holders.length === 1 ? holders[0] : null;
+    for (let dot = nextPlain(target, "."); dot < target.length; dot = nextPlain(target, ".", dot + 1)) {
+      const named = plainName(unescaped(target.slice(0, dot)));
+      const owner = this.all.find((one) => plainName(one.called) === named);
+      if (owner) return owner.find(unescaped(target.slice(dot + 1)));
+    }
+    return null;
+  }
+}
+
+function escapedTarget(name) {
+  return name.replace(/[\\.:<>]/g, "\\$&");
+}
+
+/** Name that a file gives a dictionary, as the loader does it. */
+export function nameOfFile(file) {
+  const stem = file.replaceAll("\\", "/").split("/").pop().replace(/\.safetensors$/, "");
+  return stem.replace(/[^\p{L}\p{N}_.-]+/gu, "_").replace(/^[_.-]+|[_.-]+$/g, "") || "dictionary";
+}
+
+/** Files that may be dictionaries: [{name, called, bytes}]. */
+export function listDictionaries({ again = false } = {}) {
+  if (!listing || again) listing = fetchJson("/bestiary/dictionaries").then((answer) => answer.dictionaries);
+  return listing;
+}
+
+/** A dictionary by its file; a failure is an Error with the server's words, and is asked for again next time. */
+export async function loadDictionary(file, called) {
+  if (!loaded.has(file)) {
+    const asked = fetchJson(`/bestiary/dictionary/${encodeURIComponent(file)}`);
+    loaded.set(file, asked);
+    asked.catch(() => loaded.delete(file));
+  }
+  return new Dictionary(file, called || nameOfFile(file), await loaded.get(file));
+}
+
+/** Forgets what was fetched, after files changed. */
+export function forgetDictionaries() {
+  loaded.clear();
+  listing = null;
+}
+
+async function fetchJson(route) {
+  const answer = await api.fetchApi(route);
+  const content = await answer.json().catch(() => ({}));
+  if (!answer.ok) throw new Error(content.error ?? `${answer.status} ${answer.statusText}`);
+  return content;
+}
+
+/** The names nearest to what was typed, at most `most`; those that begin or contain it come first. */
+export function nearest(typed, names, most = 1) {
+  const wanted = plainName(typed);
+  return names
+    .map((name) => ({ name, far: distance(wanted, plainName(name)) }))
+    .sort((one, other) => one.far - other.far)
+    .slice(0, most)
+    .map((entry) => entry.name);
+}
+
+function distance(wanted, name) {
+  if (wanted && name.startsWith(wanted)) return (name.length - wanted.length) / 1000;
+  if (wanted && name.includes(wanted)) return 0.2 + (name.length - wanted.length) / 1000;
+  let row = Array.from({ length: name.length + 1 }, (_, place) => place);
+  for (let i = 1; i <= wanted.length; i += 1) {
+    const next = [i];
+    for (let j = 1; j <= name.length; j += 1) {
+      next.push(Math.min(row[j] + 1, next[j - 1] + 1, row[j - 1] + (wanted[i - 1] === name[j - 1] ? 0 : 1)));
+    }
+    row = next;
+  }
+  return row[name.length];
+}

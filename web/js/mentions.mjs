@@ -1,0 +1,119 @@
+/**
+ * The prompt grammar in the browser: <part:kind>, <dictionary.part:17*0.6+18*0.4>, ComfyUI's weights around them.
+ *
+ * It says the same as concepts/parts/part_mention.py, but never throws: what is malformed comes back as a fault with its place.
+ */
+
+const NUMBER = /^\s*[+-]?(?:\d+(?:\.\d*)?|\.\d+)\s*$/;
+const WEIGHT_AFTER = /^\s*:\s*([+-]?(?:\d+(?:\.\d*)?|\.\d+))\s*\)/;
+const BRACKET_FACTOR = 1.1;
+
+/** The form in which names are compared: case, hyphens, underscores and runs of spaces make no difference. */
+export function plainName(text) {
+  return text.replace(/[-_\s]+/g, " ").trim().toLowerCase();
+}
+
+/** Place of the next character of `wanted` that no backslash makes plain, else the length of the text. */
+export function nextPlain(text, wanted, start = 0) {
+  for (let place = start; place < text.length; place += 1) {
+    if (text[place] === "\\") place += 1;
+    else if (wanted.includes(text[place])) return place;
+  }
+  return text.length;
+}
+
+/** A name without the backslashes that make characters plain. */
+export function unescaped(text) {
+  return text.replace(/\\([^])/g, "$1");
+}
+
+/** A factor or weight as the grammar reads it: six decimal places at most, no exponent. */
+export function writtenNumber(value) {
+  const text = value.toFixed(6).replace(/\.?0+$/, "");
+  return text === "-0" ? "0" : text;
+}
+
+/** `target` and kinds [{written, factor}] as a mention, in brackets where it has a weight. */
+export function writtenMention(target, kinds, weight = 1) {
+  const mention = `<${target}:${writtenKinds(kinds)}>`;
+  return weight === 1 ? mention : `(${mention}:${writtenNumber(weight)})`;
+}
+
+/** What stands behind the colon: "cardinal" or "cardinal*0.6+17*0.4". */
+export function writtenKinds(kinds) {
+  if (kinds.length === 1 && kinds[0].factor === 1) return kinds[0].written;
+  return kinds.map((kind) => `${kind.written}*${writtenNumber(kind.factor)}`).join("+");
+}
+
+/**
+ * Every mention of a text, in order: {start, end, target, kinds: [{text, factor}], weight, outerStart, outerEnd}; a malformed
+ * one has `fault`, the name of a message, instead of kinds. `outer...` includes brackets that belong to the mention alone.
+ */
+export function findMentions(text) {
+  const found = [];
+  let place = 0;
+  while (place < text.length) {
+    const mention = text[place] === "<" ? readMention(text, place) : null;
+    if (mention) {
+      found.push({ ...mention, ...outerWeight(text, mention.start, mention.end) });
+      place = mention.end;
+    } else {
+      place += text[place] === "\\" ? 2 : 1;
+    }
+  }
+  return found;
+}
+
+function readMention(text, start) {
+  const close = nextPlain(text, "<>", start + 1);
+  const closed = text[close] === ">";
+  const inside = text.slice(start + 1, close);
+  const colon = nextPlain(inside, ":");
+  const hasColon = colon < inside.length;
+  // "a < b" and "<>" are text, "< head : 17 >" is a mention with spaces
+  if (!inside.slice(0, 1).trim() && !(closed && hasColon)) return null;
+  const target = inside.slice(0, colon).trim();
+  const place = { start, end: closed ? close + 1 : close, target };
+  if (!closed) return { ...place, fault: "unclosed" };
+  if (!hasColon) return { ...place, fault: "noColon" };
+  if (!target) return { ...place, fault: "noPart" };
+  const written = inside.slice(colon + 1);
+  if (!written.trim()) return { ...place, fault: "noKind" };
+  if (nextPlain(written, "@") < written.length) return { ...place, fault: "stages" };
+  return { ...place, kindsStart: start + colon + 2, ...readKinds(written) };
+}
+
+/** Kinds and factors from what stands behind the colon. */
+export function readKinds(text) {
+  const terms = [];
+  for (let begin = 0; begin <= text.length; ) {
+    let end = nextPlain(text, "+", begin);
+    // the sign of a factor, as in "*+0.5", separates nothing
+    while (end < text.length && text.slice(begin, end).trimEnd().endsWith("*")) end = nextPlain(text, "+", end + 1);
+    terms.push(readTerm(text.slice(begin, end)));
+    begin = end + 1;
+  }
+  const fault = terms.find((term) => term.fault)?.fault;
+  if (fault) return { fault };
+  if (terms.length > 1 && terms.some((term) => term.factor === null)) return { fault: "noFactor" };
+  return { kinds: terms.map(({ text: kind, factor }) => ({ text: kind, factor: factor ?? 1 })) };
+}
+
+function readTerm(term) {
+  let star = -1;
+  // the last one: "a*b*0.5" is half of a kind called a*b
+  for (let place = nextPlain(term, "*"); place < term.length; place = nextPlain(term, "*", place + 1)) star = place;
+  const kind = (star < 0 ? term : term.slice(0, star)).trim();
+  if (!kind) return { fault: "noKind" };
+  if (star < 0) return { text: unescaped(kind), factor: null };
+  const factor = term.slice(star + 1);
+  return NUMBER.test(factor) ? { text: unescaped(kind), factor: Number(factor) } : { fault: "badFactor" };
+}
+
+function outerWeight(text, start, end) {
+  const alone = { weight: 1, outerStart: start, outerEnd: end };
+  if (text[start - 1] !== "(" || text[start - 2] === "\\") return alone;
+  const weighed = WEIGHT_AFTER.exec(text.slice(end));
+  if (weighed) return { weight: Number(weighed[1]), outerStart: start - 1, outerEnd: end + weighed[0].length };
+  return text[end] === ")" ? { weight: BRACKET_FACTOR, outerStart: start - 1, outerEnd: end + 1 } : alone;
+}

@@ -1,0 +1,33 @@
+/**
+ * Frontends whose Vue nodes came before DOM widgets (1.27, switched off there unless asked for) leave widgets of extensions out:
+ * there the element is put into the node's body by hand.
+ */
+
+import { api } from "../../../scripts/api.js";
+
+const LATER = [200, 800, 2000, 5000];
+const WIDTH = "430px";
+const mounted = new Map();
+
+/** Sees to it that the element of a widget is on the page wherever its node is. */
+export function keepMounted(node, element) {
+  mounted.set(element, node);
+  for (const pause of LATER) setTimeout(mountAll, pause);
+}
+
+function mountAll() {
+  for (const [element, node] of mounted) {
+    if (node.graph === null) mounted.delete(element);
+    else if (!element.isConnected) mount(node, element);
+  }
+}
+
+function mount(node, element) {
+  const body = document.querySelector(`[data-testid="node-body-${CSS.escape(`${node.id}`)}"]`);
+  // later frontends mount widgets themselves, into a place of their own
+  if (!body || body.querySelector(".lg-node-widget, .lg-node-widgets .dom-widget")) return;
+  element.style.minWidth = WIDTH;
+  body.append(element);
+}
+
+api.addEventListener("graphChanged", () => setTimeout(mountAll, 50));

@@ -1,0 +1,156 @@
+/** Adds the part picker to the blocks that name parts. */
+
+import { app } from "../../../scripts/app.js";
+import { addStyle } from "./elements.mjs";
+import { after, debounced, fetchAgain, linkedDictionaries, updateAll } from "./linked.mjs";
+import { keepMounted } from "./mounting.mjs";
+import { PickerView } from "./picker_view.mjs";
+import { FieldPicks, TextPicks } from "./picks.mjs";
+import { loadStrings, t } from "./strings.mjs";
+import { findWidget, watchWidget } from "./upstream.mjs";
+
+const PROPERTY = "bestiary_picker";
+const FAVOURITES = "Bestiary.Favourites";
+const LEAST_HEIGHT = 330;
+const SIZE = [470, 620];
+
+/** Blocks with a picker, and where each keeps what is picked. */
+const BLOCKS = {
+  BestiaryPartPrompt: (node) => new TextPicks(findWidget(node, "text")),
+  BestiaryPart: (node) => {
+    const [part, kind, weight, blend, amount] = ["part", "kind", "weight", "blend_with", "blend_amount"].map((name) => findWidget(node, name));
+    return new FieldPicks({ part, kind, weight, blend, amount });
+  },
+};
+const pickers = new Set();
+
+/** What a picker of one node knows and keeps; see PickerView. */
+class PickerModel {
+  constructor(node, picks) {
+    this.node = node;
+    this.picks = picks;
+    this.single = picks instanceof FieldPicks;
+    this.linked = linkedDictionaries(node);
+    this.quiet = 0;
+    this.view = new PickerView(this);
+    this.linked.chosen = () => this.state.file ?? null;
+    this.linked.listeners.add(() => this.view.refresh());
+  }
+
+  get state() {
+    return this.node.properties?.[PROPERTY] ?? {};
+  }
+
+  remember(changes) {
+    this.node.properties ??= {};
+    this.node.properties[PROPERTY] = { ...this.state, ...changes };
+    this.view.refresh();
+  }
+
+  set() {
+    return this.linked.set;
+  }
+
+  read() {
+    return this.linked.set.parts.length ? this.picks.read(this.linked.set) : { picks: new Map(), faults: [] };
+  }
+
+  write(part, pick) {
+    this.together(() => this.picks.write(this.linked.set, part, pick));
+  }
+
+  repair(fault) {
+    this.together(() => this.picks.repair(fault));
+  }
+
+  /** Several writes, shown once. */
+  together(writes) {
+    this.quiet += 1;
+    writes();
+    this.quiet -= 1;
+    if (!this.quiet) this.view.refresh();
+  }
+
+  /** Files to choose from, where no dictionary is linked. */
+  chooser() {
+    return this.linked.files;
+  }
+
+  message() {
+    const { set, fault, loading } = this.linked;
+    if (fault) return fault;
+    if (!set.all.length) return t(loading ? "picker.loading" : "picker.link");
+    return set.all.map((one) => one.atlasFault).find(Boolean) ?? null;
+  }
+
+  choose(file) {
+    this.remember({ file: file || undefined });
+    this.linked.update();
+  }
+
+  favourites() {
+    const names = new Set(readFavourites());
+    const kinds = this.linked.set.parts.flatMap((part) => part.kinds);
+    return new Set(names.size ? kinds.filter((kind) => names.has(favouriteName(kind))) : []);
+  }
+
+  favour(kind) {
+    const names = new Set(readFavourites());
+    if (!names.delete(favouriteName(kind))) names.add(favouriteName(kind));
+    app.extensionManager.setting.set(FAVOURITES, JSON.stringify([...names].sort()));
+    for (const picker of pickers) picker.view.refresh();
+  }
+}
+
+function favouriteName(kind) {
+  return `${kind.part.owner.file}/${kind.part.number}/${kind.number}`;
+}
+
+function readFavourites() {
+  try {
+    const names = JSON.parse(app.extensionManager.setting.get(FAVOURITES) ?? "[]");
+    return Array.isArray(names) ? names : [];
+  } catch {
+    return [];
+  }
+}
+
+function addPicker(node) {
+  const picks = BLOCKS[node.comfyClass](node);
+  const model = new PickerModel(node, picks);
+  const { element } = model.view;
+  const widget = node.addDOMWidget("picker", "BESTIARY_PICKER", element, {
+    serialize: false,
+    hideOnZoom: false,
+    getValue: () => "",
+    setValue: () => {},
+    getMinHeight: () => LEAST_HEIGHT,
+  });
+  // the prompt itself is what is kept; the picker only shows it
+  widget.serialize = false;
+  node.setSize([Math.max(node.size[0], SIZE[0]), Math.max(node.size[1], SIZE[1])]);
+  const shown = debounced(() => model.quiet || model.view.refresh());
+  const watched = picks instanceof TextPicks ? [picks.widget] : Object.values(picks.widgets);
+  for (const one of watched.filter(Boolean)) {
+    watchWidget(one, shown);
+    one.element?.addEventListener("input", shown);
+  }
+  after(node, "onRemoved", () => pickers.delete(model));
+  for (const event of ["pointerenter", "focusin"]) element.addEventListener(event, debounced(() => model.linked.update()));
+  pickers.add(model);
+  keepMounted(node, element);
+}
+
+app.registerExtension({
+  name: "Bestiary.PartPicker",
+  settings: [{ id: FAVOURITES, name: "Favourite kinds", type: "hidden", defaultValue: "[]" }],
+  async init() {
+    addStyle();
+    await loadStrings();
+  },
+  afterConfigureGraph: updateAll,
+  refreshComboInNodes: fetchAgain,
+  nodeCreated(node) {
+    if (node.comfyClass in BLOCKS) addPicker(node);
+  },
+});
