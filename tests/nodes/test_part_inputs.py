@@ -6,7 +6,7 @@ from bestiary.concepts.errors import BestiaryError
 from bestiary.concepts.patch_features import DescriptorFeatures
 from bestiary.nodes.graph_progress import GraphProgress
 from bestiary.nodes.part_inputs import features_input, fit_input, segment
-from bestiary.nodes.part_pictures import as_squares
+from bestiary.nodes.part_pictures import as_pictures, as_squares
 from bestiary.nodes.socket_types import NamedCodebook
 
 
@@ -48,3 +48,21 @@ def test_faults_are_told(drawn_images, small_codebook):
 def test_shared_inputs_are_optional():
     assert fit_input().optional and features_input().optional
     assert fit_input().options == ["centre square", "whole picture"]
+
+
+def test_a_codebook_of_the_command_line_sees_in_the_graph_what_it_saw_there(drawn_images, tmp_path, monkeypatch):
+    """Also in pictures that are not square; and pictures read from files as the loader of images reads them."""
+    from bestiary.trainer.discover import DiscoverSettings, discover
+    from bestiary.trainer.discovery_folder import Discovery
+
+    monkeypatch.setattr("bestiary.concepts.parts.foreground._TRAINING_STEPS", 30)
+    wide = torch.nn.functional.pad(drawn_images[4:], (0, 0, 31, 42))
+    (tmp_path / "pictures").mkdir()
+    for number, picture in enumerate([*as_pictures(drawn_images[:4]), *as_pictures(wide)]):
+        picture.save(tmp_path / "pictures" / f"{number}.png")
+    options = {"source": "descriptor", "num_parts": 2, "kinds": 2, "device": "cpu"}
+    discover(DiscoverSettings(images=tmp_path / "pictures", out=tmp_path / "found", **options))
+    found = Discovery.load(tmp_path / "found")
+    seen = [look(images, found.codebook)[1].maps for images in (drawn_images[:4], wide)]
+    assert torch.equal(torch.cat([maps.labels for maps in seen]), torch.as_tensor(found.maps.labels))
+    assert torch.equal(torch.cat([maps.codes for maps in seen]), torch.as_tensor(found.maps.codes).long())
