@@ -117,7 +117,7 @@ def train_one(options: argparse.Namespace, folder: Path, role: str, method: str,
         "run.seed": seed, "run.preview_every": 0, "run.tensorboard": False, "run.save_every": 100, "run.device": options.device,
         "run.estimate_memory": False,
     }  # fmt: skip
-    values |= {"method.norm": options.norm} | ({"optimizer.vector_lr": options.lr} if options.lr else {})
+    values |= {"method.norm": options.norm, "optimizer.vector_lr": options.lr}
     report = progress_callback(f"{role} {method}")
     if list((out / "state").glob("step-*.safetensors")):
         return str(resume_spectrum(out, on_progress=report).spectrum_path)
@@ -294,7 +294,7 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--steps", type=int, default=600)
     parser.add_argument("--batch-size", type=int, default=4)
     parser.add_argument("--vectors", type=int, default=4)
-    parser.add_argument("--lr", type=float, help="learning rate of vectors; left out: the command's own")
+    parser.add_argument("--lr", type=float, default=1.0, help="learning rate of vectors, in spreads of word embeddings")
     parser.add_argument("--norm", choices=("keep", "clamp", "free"), default="keep")
     parser.add_argument("--judged", type=int, default=48, help="pictures of every figure")
     parser.add_argument("--sampling-steps", type=int, default=25)
