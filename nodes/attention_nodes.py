@@ -8,6 +8,7 @@ from comfy_api.latest import io, ui
 from torch import Tensor
 
 from .attention_record import AttentionRecord, LayerChoice
+from .attention_sheet import saved_maps
 from .attention_view import view_attention
 from .comfy_version import schema, socket
 from .model_patching import confine_part, record_attention
@@ -152,6 +153,7 @@ class BestiaryShowAttention(io.ComfyNode):
         samples = None if latent is None else latent["samples"]
         view = view_attention(record, samples, image, parts, first_step, last_step, opacity, mask_threshold)
         shown = {**ui.PreviewImage(view.overviews, cls=cls).as_dict(), "text": (view.text,)}
+        shown["bestiary_attention"] = [saved_maps(record.find(samples), image, cls)]
         return io.NodeOutput(view.frames, view.overviews, view.masks, view.text, ui=shown)
 
 
