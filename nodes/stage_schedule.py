@@ -68,10 +68,10 @@ class StageSchedule:
         free = [step.number for step in self.steps if not step.stages]
         if free:
             fate = "the filler acts there" if self.has_filler else "nothing guides the picture there"
-            found.append(f"Steps {number_ranges(free)} lie in no stage: {fate}.")
+            found.append(f"{_counted_steps(free)} in no stage: {fate}.")
         double = [step.number for step in self.steps if len(step.stages) > 1]
         if double:
-            found.append(f"Steps {number_ranges(double)} lie in several stages, which costs time and mixes them.")
+            found.append(f"{_counted_steps(double)} in several stages, which costs time and mixes them.")
         return found
 
 
@@ -170,12 +170,20 @@ def schedule_table(schedule: StageSchedule) -> str:
     rows = [("stage", "way", "steps", "which", "timesteps")]
     for stage, ((start, end), count) in enumerate(zip(schedule.ranges, schedule.counts, strict=True)):
         steps = [step for step in schedule.steps if stage in step.stages]
-        which = number_ranges(step.number for step in steps).replace("..", "-") or "-"
+        which = _numbers([step.number for step in steps]) or "-"
         times = "-" if not steps else _span(steps[0].timestep, steps[-1].timestep)
         rows.append((str(stage + 1), f"{100 * start:.1f}-{100 * end:.1f} %", str(count), which, times))
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     lines = ["  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
     return "\n".join([schedule.title, *lines, *schedule.warnings()]).strip()
+
+
+def _numbers(steps: Sequence[int]) -> str:
+    return number_ranges(steps).replace("..", "-")
+
+
+def _counted_steps(steps: Sequence[int]) -> str:
+    return f"Step {steps[0]} lies" if len(steps) == 1 else f"Steps {_numbers(steps)} lie"
 
 
 def _span(first: float, last: float) -> str:
