@@ -63,7 +63,7 @@ def new_concept_path(name: str, suffix: str = ".safetensors") -> Path:
     stem = name.strip().removesuffix(".safetensors").removesuffix(suffix.removesuffix(".safetensors"))
     root = own_folder().resolve()
     path = (root / f"{stem}{suffix}").resolve()
-    if not stem or Path(stem).is_absolute() or not path.is_relative_to(root) or path.name == suffix:
+    if not stem.strip("./\\ ") or Path(stem).is_absolute() or not path.is_relative_to(root) or path.name == suffix:
         raise BestiaryError(f"cannot write {shown_name(name)}: give a file name inside models/{FOLDER}, such as birds")
     return path
 
