@@ -91,7 +91,8 @@ def _command_line_losses(denoiser: object, made: object, settings: object, folde
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_losses_are_those_of_the_command_line(kind: str, prepared, diffusers_denoiser, tmp_path) -> None:
-    loaded, made, settings = prepared(kind)
+    """At the default rates; a hundred times faster ones let Adam blow rounding up to the bound."""
+    loaded, made, settings = prepared(kind, token_lr=1e-3, lora_lr=1e-4)
     ours = _train(loaded, made, settings, _run(settings, made.fingerprint()))
     theirs = _command_line_losses(diffusers_denoiser(kind), made, settings, tmp_path / "standalone")
     assert len(ours.losses) == len(theirs) == STEPS
