@@ -7,6 +7,7 @@ import { api } from "../../../scripts/api.js";
 
 const LATER = [200, 800, 2000, 5000];
 const WIDTH = "430px";
+const HEIGHT = "460px";
 const mounted = new Map();
 
 /** Sees to it that the element of a widget is on the page wherever its node is. */
@@ -26,7 +27,7 @@ function mount(node, element) {
   const body = document.querySelector(`[data-testid="node-body-${CSS.escape(`${node.id}`)}"]`);
   // later frontends mount widgets themselves, into a place of their own
   if (!body || body.querySelector(".lg-node-widget, .lg-node-widgets .dom-widget")) return;
-  element.style.minWidth = WIDTH;
+  Object.assign(element.style, { minWidth: WIDTH, height: HEIGHT });
   body.append(element);
 }
 

@@ -1,0 +1,64 @@
+"""Tests of the texts that people see: complete in every language, and given out by ComfyUI."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent.parent
+LANGUAGES = sorted(folder.name for folder in (ROOT / "locales").iterdir() if folder.is_dir())
+
+
+def read(language, name):
+    return json.loads((ROOT / "locales" / language / name).read_text(encoding="utf-8"))
+
+
+def leaves(tree, above=""):
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            yield from leaves(value, f"{above}{key}.")
+        else:
+            yield f"{above}{key}", value
+
+
+def test_there_are_two_languages():
+    assert {"en", "de"} <= set(LANGUAGES)
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_every_text_has_the_same_places_to_fill_in(language):
+    theirs, ours = dict(leaves(read("en", "main.json"))), dict(leaves(read(language, "main.json")))
+    assert ours.keys() == theirs.keys()
+    filled = {key: sorted(re.findall(r"\{(\w+)\}", text)) for key, text in ours.items()}
+    assert filled == {key: sorted(re.findall(r"\{(\w+)\}", text)) for key, text in theirs.items()}
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_every_node_input_and_output_has_a_name(server, language):
+    listed = server.get("/object_info").json()
+    nodes = {name: facts for name, facts in listed.items() if name.startswith("Bestiary")}
+    named = read(language, "nodeDefs.json")
+    assert named.keys() == nodes.keys()
+    for name, facts in nodes.items():
+        inputs = {**facts["input"].get("required", {}), **facts["input"].get("optional", {})}
+        entry = named[name]
+        assert entry["display_name"].strip()
+        assert entry.get("inputs", {}).keys() == inputs.keys(), name
+        assert set(entry.get("outputs", {})) == {str(n) for n in range(len(facts["output"]))}, name
+    # the frontend reads these four as its own
+    assert [text for _, text in leaves(named) if re.search(r"[{}@|]", text)] == []
+
+
+def test_every_text_that_a_script_asks_for_is_there():
+    texts = {key.removeprefix("bestiary."): text for key, text in leaves(read("en", "main.json"))}
+    scripts = "\n".join(path.read_text(encoding="utf-8") for path in (ROOT / "web" / "js").glob("*js"))
+    asked = set(re.findall(r'\bt\(\s*"([\w.]+)"', scripts))
+    assert asked and asked - texts.keys() == set()
+
+
+def test_comfyui_gives_the_texts_out(server):
+    given = server.get("/i18n").json()
+    for language in LANGUAGES:
+        assert given[language]["bestiary"] == read(language, "main.json")["bestiary"]
+        assert given[language]["nodeDefs"]["BestiaryPart"] == read(language, "nodeDefs.json")["BestiaryPart"]
