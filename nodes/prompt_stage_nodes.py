@@ -198,6 +198,7 @@ class BestiaryFindAttributeStages(io.ComfyNode):
             description="Says a word at one stage at a time, measures how far the picture goes towards what the word does "
             "at all stages, and proposes a preset. Samples once per stage and twice more.",
             search_aliases=["attribute localisation", "prompt spectrum", "stage sweep"],
+            is_output_node=True,
             hidden=[io.Hidden.unique_id],
             inputs=[
                 io.Model.Input("model", tooltip="The model to measure."),
