@@ -33,9 +33,15 @@ def own_folder() -> Path:
     return Path(folder_paths.models_dir) / FOLDER
 
 
+def _listed() -> list[str]:
+    if FOLDER not in folder_paths.folder_names_and_paths:
+        register_folder()
+    return folder_paths.get_filename_list(FOLDER)
+
+
 def concept_names(suffix: str = ".safetensors", without: str | None = None) -> list[str]:
     """Names of the files whose name ends with `suffix` but not with `without`, relative to their folder."""
-    names = folder_paths.get_filename_list(FOLDER)
+    names = _listed()
     return [name for name in names if name.endswith(suffix) and not (without and name.endswith(without))]
 
 
@@ -45,7 +51,7 @@ def concept_path(name: str) -> Path:
     Raises:
         BestiaryError: the name leaves the folders or no such file exists; the message lists the nearest names.
     """
-    listed = folder_paths.get_filename_list(FOLDER)
+    listed = _listed()
     path = folder_paths.get_full_path(FOLDER, name) if name in listed else None
     if path is None:
         raise BestiaryError(
