@@ -19,9 +19,10 @@ from pathlib import Path
 import bestiary
 from bestiary.concepts.atomic_file import write_bytes, write_text
 from bestiary.concepts.parts.part_dictionary import PartDictionary
+from bestiary.demo.species import PARTS
 from workflow_graph import Graph, Node
 from workflow_pictures import Server, as_jpeg, drawn_layout, gallery
-from workflow_templates import EXAMPLES, Shipped
+from workflow_templates import EXAMPLES, SPECIES, Shipped
 
 ROOT = Path(__file__).parent.parent
 WORKFLOWS, TWINS = ROOT / "example_workflows", ROOT / "tests" / "workflows"
@@ -34,11 +35,16 @@ log = logging.getLogger("make_workflows")
 def read_shipped(path: Path = DICTIONARY) -> Shipped:
     """Parts and kinds of the shipped dictionary."""
     owner = PartDictionary.load(path)
+    numbers = [n for n in range(len(owner.part_names)) if n != owner.background and owner.kinds_of(n)]
+    # in the order of the drawn world where it knows the names, so that a prompt begins with the head
+    numbers.sort(key=lambda n: PARTS.index(owner.part_names[n]) if owner.part_names[n] in PARTS else n)
+    shared = sorted(set.intersection(*(set(owner.kind_names[n].values()) for n in numbers)))
     kinds = {}
-    for number, part in enumerate(owner.part_names):
-        if number != owner.background and owner.kinds_of(number):
-            kinds[part] = tuple(owner.kind_names[number].get(kind, str(kind)) for kind in owner.kinds_of(number))
-    return Shipped(path.name, tuple(kinds), kinds)
+    for number in numbers:
+        named = [owner.kind_names[number].get(kind, str(kind)) for kind in owner.kinds_of(number)]
+        # species that every part has, so that the same place in each list is the same species
+        kinds[owner.part_names[number]] = tuple(shared if len(shared) >= len(SPECIES) else named)
+    return Shipped(path.name, f"{path.stem}.parts.safetensors", tuple(kinds), kinds)
 
 
 def build(name: str, object_info: Mapping[str, dict], shipped: Shipped) -> tuple[Graph, list[Node]]:

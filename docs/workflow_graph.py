@@ -20,7 +20,9 @@ NOTE_COLORS = {"color": "#432", "bgcolor": "#653"}
 _TITLE, _SLOT, _WIDGET, _TEXT, _PICTURE, _PICKER = 30, 20, 24, 90, 240, 345  # heights in pixels in the browser
 _GAP, _MARGIN, _GROUP_TITLE, _NARROW, _WIDE = 24, 20, 56, 300, 380
 _SEEDS = frozenset({"seed", "noise_seed"})
-_SHOWS_PICTURES = frozenset({"PreviewImage", "SaveImage", "MaskPreview", "BestiaryShowAttention"})
+_SHOWS_PICTURES = frozenset(
+    {"PreviewImage", "SaveImage", "MaskPreview", "BestiaryShowAttention", "LossGraphNode", "BestiaryTrainParts"}
+)
 _SHOWS_TEXT = frozenset({"PreviewAny"})
 _SHOWS_BOTH = frozenset({"BestiaryDictionaryInfo"})
 _HAS_PICKER = frozenset({"BestiaryPart", "BestiaryPartPrompt"})

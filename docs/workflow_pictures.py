@@ -28,7 +28,7 @@ class Server:
         """Every node it knows."""
         return json.loads(self._get("/object_info"))
 
-    def run(self, prompt: dict[str, dict], seconds: float = 300) -> dict[str, dict]:
+    def run(self, prompt: dict[str, dict], seconds: float = 1800) -> dict[str, dict]:
         """Outputs by block of a graph in API form.
 
         Raises:

@@ -16,12 +16,17 @@ SCENE = "in a meadow"
 STEPS, GUIDANCE, SEED = 20, 4.0, 7
 SAMPLER = {"steps": STEPS, "cfg": GUIDANCE, "sampler_name": "ddim", "scheduler": "normal"}
 
+DEMO_TRAINING = {"steps": 150, "batch_size": 8, "accumulation": 1, "token_lr": 0.3, "lora_lr": 0.0005, "rank": 8}
+DEMO_TRAINING |= {"attention_weight": 0.2, "more_settings": "method.projector_depth = 0\nmethod.positional = false"}
+"""Settings of Train Parts that suit the miniature model."""
+
 
 @dataclass(frozen=True)
 class Shipped:
     """The dictionary that comes with the pack, as the examples name it."""
 
     file: str
+    codebook: str
     parts: tuple[str, ...]
     """Parts of the creature, without the background."""
     kinds: dict[str, tuple[str, ...]]
@@ -35,6 +40,10 @@ class Shipped:
     def whole(self, species: int) -> str:
         """All parts of one species as a prompt names them."""
         return " ".join(f"<{part}:{self.kind(part, species)}>" for part in self.parts)
+
+    def mixed(self) -> str:
+        """One part of each species as a prompt names them."""
+        return " ".join(f"<{part}:{self.kind(part, number)}>" for number, part in enumerate(self.parts))
 
 
 @dataclass(frozen=True)
@@ -193,7 +202,7 @@ def random_creatures(graph: Graph, shipped: Shipped) -> list[Node]:
 
 
 def part_regions(graph: Graph, shipped: Shipped) -> list[Node]:
-    part = shipped.parts[1]
+    part = shipped.parts[0]
     loaded = _demo_model(
         graph,
         shipped,
@@ -296,6 +305,68 @@ def discover_and_segment(graph: Graph, shipped: Shipped) -> list[Node]:
     return [again, masks, overlays]
 
 
+def evaluate_parts(graph: Graph, shipped: Shipped) -> list[Node]:
+    loaded = _demo_model(
+        graph,
+        shipped,
+        "## Did it draw what was asked for?\nThe codebook looks for the parts in the pictures and names their kinds: **EMR** is "
+        "the share of parts that came out as asked, **CoSim** how near the others came.",
+    )
+    graph.group("2  Draw", "prompt")
+    text = f"a photo of a {shipped.mixed()} creature {SCENE}"
+    positive = graph.add("BestiaryPartPrompt", clip=loaded["CLIP"], text=text)
+    negative = _nothing(graph, loaded["CLIP"])
+    graph.column()
+    sampled = _sample(graph, loaded["MODEL"], positive["conditioning"], negative, _latent(graph, 4))
+    decoded = graph.add("VAEDecode", samples=sampled["LATENT"], vae=_vae(graph))
+    drawn = graph.add("PreviewImage", title="What was drawn", images=decoded["IMAGE"])
+    graph.group("3  Judge", "look")
+    model = next(node for node in graph.nodes if node.kind == "BestiaryDemoModel")
+    plain = {name.lower(): model[name] for name in ("MODEL", "CLIP", "VAE")}
+    features = graph.add("BestiaryDiffusionFeatures", title="The plain model's eyes", **plain)
+    codebook = graph.add("BestiaryLoadCodebook", codebook_name=shipped.codebook)
+    judged = graph.add(
+        "BestiaryEvaluateParts",
+        images=decoded["IMAGE"],
+        codebook=codebook["codebook"],
+        dictionary=loaded["dictionary"],
+        prompt=positive["text"],
+        features=features["features"],
+    )
+    graph.column()
+    overlay = graph.add("PreviewImage", title="What is seen, and what was asked", images=judged["overlay"])
+    graph.add("PreviewAny", title="Part by part", source=judged["report"])
+    return [drawn, overlay]
+
+
+def train_parts(graph: Graph, shipped: Shipped) -> list[Node]:
+    graph.group("1  Model and pictures", "model")
+    graph.note(
+        "## Learn a dictionary\nFrom pictures to parts, and from parts to tokens that prompts can name. Takes some minutes on a "
+        "CPU; **Cancel** keeps what was learned.\n\nFor real pictures see the help page of Train Parts."
+    )
+    model = graph.add("BestiaryDemoModel")
+    pictures = graph.add("BestiaryDemoPictures", count=56, seed=1)
+    graph.group("2  Discover", "parts")
+    found = graph.add("BestiaryDiscoverParts", images=pictures["images"], num_parts=5, num_kinds=14)
+    maps = {"codebook": found["codebook"], "part_maps": found["part maps"]}
+    prepared = graph.add("BestiaryTrainingImages", images=pictures["images"], vae=model["VAE"], **maps)
+    graph.group("3  Learn", "prompt")
+    trained = graph.add(
+        "BestiaryTrainParts",
+        **{name.lower(): model[name] for name in ("MODEL", "CLIP", "VAE")},
+        training_set=prepared["training set"],
+        name="my_creatures",
+        **DEMO_TRAINING,
+    )
+    graph.group("4  Keep and look", "look")
+    graph.add("BestiarySaveDictionary", dictionary=trained["dictionary"], filename="my_creatures")
+    graph.add("LossGraphNode", loss=trained["loss map"], filename_prefix="my_creatures_loss")
+    graph.column()
+    graph.add("BestiaryDictionaryInfo", dictionary=trained["dictionary"])
+    return [trained]
+
+
 def look_into_a_dictionary(graph: Graph, shipped: Shipped) -> list[Node]:
     loaded = _demo_model(
         graph,
@@ -340,6 +411,8 @@ EXAMPLES: dict[str, Example] = {
     "part_regions": Example(part_regions),
     "attention_heat_maps": Example(attention_heat_maps, columns=1),
     "discover_and_segment": Example(discover_and_segment),
+    "evaluate_parts": Example(evaluate_parts),
+    "train_parts": Example(train_parts, columns=1),
     "look_into_a_dictionary": Example(look_into_a_dictionary, columns=1),
     "sd15_mix_parts": Example(sd15_mix_parts, runs=False),
 }
