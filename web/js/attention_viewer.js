@@ -137,7 +137,10 @@ class AttentionViewer {
   /** Which parts look at the place under the pointer. */
   tell(event, canvas) {
     const { left, top, width, height } = canvas.getBoundingClientRect();
-    const [across, down] = [(event.clientX - left) / width, (event.clientY - top) / height];
+    // the drawing is centred in the element and keeps its proportions
+    const scale = Math.min(width / canvas.width, height / canvas.height);
+    const across = (event.clientX - left - (width - canvas.width * scale) / 2) / (canvas.width * scale);
+    const down = (event.clientY - top - (height - canvas.height * scale) / 2) / (canvas.height * scale);
     if (across < 0 || across >= 1 || down < 0 || down >= 1) return;
     const here = this.maps.parts.map((name, part) => ({ name, share: this.maps.at(this.weights.get(part), part, across, down) }));
     here.sort((one, other) => other.share - one.share);

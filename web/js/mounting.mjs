@@ -18,7 +18,7 @@ export function keepMounted(node, element) {
 
 function mountAll() {
   for (const [element, node] of mounted) {
-    if (node.graph === null) mounted.delete(element);
+    if (!node.graph || node.graph.getNodeById?.(node.id) !== node) mounted.delete(element);
     else if (!element.isConnected) mount(node, element);
   }
 }
@@ -28,6 +28,12 @@ function mount(node, element) {
   // later frontends mount widgets themselves, into a place of their own
   if (!body || body.querySelector(".lg-node-widget, .lg-node-widgets .dom-widget")) return;
   Object.assign(element.style, { minWidth: WIDTH, height: HEIGHT });
+  // what an earlier workflow left in a node of the same number goes
+  for (const old of body.querySelectorAll(":scope > .bst-mounted")) {
+    mounted.delete(old);
+    old.remove();
+  }
+  element.classList.add("bst-mounted");
   body.append(element);
 }
 

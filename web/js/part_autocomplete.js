@@ -153,7 +153,7 @@ function listen() {
     const node = ownerOf(event.target);
     if (!node) return;
     underline(node);
-    list.show(event.target, node);
+    if (document.activeElement === event.target) list.show(event.target, node);
   });
   document.addEventListener("keydown", (event) => list.keyed(event), { capture: true });
   document.addEventListener("focusout", (event) => event.target === list.textarea && list.hide());

@@ -12,6 +12,7 @@ import { findWidget, watchWidget } from "./upstream.mjs";
 const PROPERTY = "bestiary_picker";
 const FAVOURITES = "Bestiary.Favourites";
 const LEAST_HEIGHT = 330;
+const FOLDED_HEIGHT = 46;
 const SIZE = [470, 620];
 
 /** Blocks with a picker, and where each keeps what is picked. */
@@ -71,6 +72,16 @@ class PickerModel {
     if (!this.quiet) this.view.refresh();
   }
 
+  /** Shows only the tools, or everything again. */
+  fold(folded) {
+    this.remember({ open: !folded });
+    const { node } = this;
+    const [width, height] = node.size;
+    const change = LEAST_HEIGHT - FOLDED_HEIGHT;
+    node.setSize([width, folded ? Math.max(node.computeSize()[1], height - change) : height + change]);
+    node.graph?.setDirtyCanvas(true, true);
+  }
+
   /** Files to choose from, where no dictionary is linked. */
   chooser() {
     return this.linked.files;
@@ -124,10 +135,17 @@ function addPicker(node) {
     hideOnZoom: false,
     getValue: () => "",
     setValue: () => {},
-    getMinHeight: () => LEAST_HEIGHT,
+    getMinHeight: () => (model.state.open === false ? FOLDED_HEIGHT : LEAST_HEIGHT),
   });
   // the prompt itself is what is kept; the picker only shows it
   widget.serialize = false;
+  model.remember({ open: true });
+  after(node, "onConfigure", (saved) => {
+    if (saved?.properties?.[PROPERTY]) return;
+    // a workflow made without a picker keeps its layout
+    model.remember({ open: true });
+    if (saved?.size && saved.size[1] + 1 < node.computeSize()[1]) model.remember({ open: false });
+  });
   node.setSize([Math.max(node.size[0], SIZE[0]), Math.max(node.size[1], SIZE[1])]);
   const shown = debounced(() => model.quiet || model.view.refresh());
   const watched = picks instanceof TextPicks ? [picks.widget] : Object.values(picks.widgets);

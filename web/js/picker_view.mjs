@@ -46,9 +46,11 @@ export class PickerView {
     this.removeSecond = iconButton("clear", t("picker.removeSecond"), () => this.dropSecond());
     this.blend.element.append(this.removeSecond);
     this.hint = make("span", { className: "bst-hint", textContent: t("picker.blendHint") });
+    this.foldButton = iconButton("fold", t("picker.fold"), () => this.model.fold(this.state.open !== false), { className: "bst-icon bst-fold" });
     const tools = make(
       "div",
       { className: "bst-tools", role: "toolbar", "aria-label": t("picker.tools") },
+      this.foldButton,
       this.searchBox,
       this.starButton,
       this.mixButton,
@@ -74,8 +76,10 @@ export class PickerView {
     const { picks, faults } = this.model.read();
     this.picks = picks;
     const parts = this.parts();
-    this.activePart = parts.find((part) => this.key(part) === this.model.state.part) ?? parts[0] ?? null;
+    this.activePart = parts.find((part) => this.key(part) === this.model.state.part) ?? [...picks.keys()][0] ?? parts[0] ?? null;
     this.element.classList.toggle("bst-without", !parts.length);
+    this.element.classList.toggle("bst-folded", this.state.open === false);
+    this.foldButton.setAttribute("aria-expanded", `${this.state.open !== false}`);
     this.starButton.setAttribute("aria-pressed", `${this.onlyFavourites}`);
     this.mixButton.setAttribute("aria-pressed", `${Boolean(this.model.state.mix)}`);
     this.mixButton.hidden = Boolean(this.model.single);

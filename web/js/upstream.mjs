@@ -68,6 +68,16 @@ export function setWidget(widget, value) {
   if (!widget || widget.value === value) return;
   widget.value = value;
   widget.callback?.(value, app.canvas, widget.node);
+  setTimeout(() => showInBox(widget), 60);
+}
+
+/** Early Vue nodes (1.27) keep showing an old text: there the box is told as if it had been typed. */
+function showInBox(widget) {
+  const body = document.querySelector(`[data-node-id="${CSS.escape(`${widget.node?.id}`)}"]`);
+  const box = body?.querySelector("textarea");
+  if (!box || box.value === widget.value || typeof widget.value !== "string") return;
+  box.value = widget.value;
+  box.dispatchEvent(new InputEvent("input", { bubbles: true }));
 }
 
 /** Calls `changed` whenever a widget's value changes. */

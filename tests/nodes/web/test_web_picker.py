@@ -158,6 +158,25 @@ def test_keys_alone_reach_everything(plain_desk, dictionary_facts):
     assert nameless == 0
 
 
+def test_a_workflow_made_without_a_picker_keeps_its_layout(plain_desk):
+    desk, picker = plain_desk, open_picker(plain_desk)
+    desk.page.evaluate(
+        """async () => {
+            const saved = JSON.parse(JSON.stringify(app.graph.serialize()));
+            const node = saved.nodes.find((one) => one.type === "BestiaryPartPrompt");
+            delete node.properties.bestiary_picker;
+            node.size = [400, 200];
+            await app.loadGraphData(saved);
+        }"""
+    )
+    desk.page.wait_for_timeout(600)
+    assert picker.locator(".bst-grid").is_hidden()
+    size = desk.page.evaluate("[...app.graph.nodes.find((one) => one.comfyClass === 'BestiaryPartPrompt').size]")
+    assert size[1] <= 220
+    picker.get_by_role("button", name="Fold or unfold the picker").click()
+    picker.locator(".bst-tile").first.wait_for()
+
+
 def test_without_a_link_a_dictionary_can_be_chosen_to_look_at(plain_desk):
     plain_desk.build({"P": "BestiaryPartPrompt"}, [])
     picker = plain_desk.page.locator(".bst-picker").first
@@ -178,7 +197,7 @@ def save_made(server, name, **fields):
 
 def show_file(desk, name):
     desk.build({"P": "BestiaryPartPrompt"}, [])
-    desk.page.evaluate(f"() => {{ P.properties.bestiary_picker = {{file: '{name}'}}; P.onConfigure({{}}) }}")
+    desk.page.evaluate(f"() => {{ P.properties.bestiary_picker = {{file: '{name}'}}; P.onConfigure(P) }}")
     return desk.page.locator(".bst-picker").first
 
 
