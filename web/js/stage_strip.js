@@ -137,6 +137,7 @@ app.registerExtension({
       getValue: () => "",
       setValue: () => {},
       getMinHeight: () => HEIGHT,
+      getMaxHeight: () => HEIGHT,
     });
     widget.serialize = false;
     node.setSize([Math.max(node.size[0], SIZE[0]), Math.max(node.size[1], SIZE[1])]);

@@ -73,9 +73,11 @@ export function setWidget(widget, value) {
 
 /** Early Vue nodes (1.27) keep showing an old text: there the box is told as if it had been typed. */
 function showInBox(widget) {
-  const body = document.querySelector(`[data-node-id="${CSS.escape(`${widget.node?.id}`)}"]`);
-  const box = body?.querySelector("textarea");
-  if (!box || box.value === widget.value || typeof widget.value !== "string") return;
+  const boxes = (widget.node?.widgets ?? []).filter((one) => one.type === "customtext");
+  // with several boxes it is not known which is whose
+  if (boxes.length !== 1 || boxes[0] !== widget) return;
+  const box = document.querySelector(`[data-node-id="${CSS.escape(`${widget.node.id}`)}"] textarea`);
+  if (!box || box.value === widget.value) return;
   box.value = widget.value;
   box.dispatchEvent(new InputEvent("input", { bubbles: true }));
 }

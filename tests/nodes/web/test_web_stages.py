@@ -24,6 +24,9 @@ def test_drag_type_and_reload(desk):
     cells.nth(4).focus()
     desk.page.keyboard.press("Space")
     assert desk.value("P", "takes_2") == "4, 6"
+    desk.page.wait_for_timeout(200)
+    # nothing else was written
+    assert [desk.value("P", name) for name in ("takes_1", "presets", "name")] == ["layout", "", "mix"]
     desk.reload(P="BestiaryMixAttributes")
     pressed = desk.page.locator('.bst-strips [data-reference="2"] .bst-cell[aria-pressed="true"]')
     pressed.first.wait_for()
