@@ -44,7 +44,7 @@ def test_every_stage_has_its_colour_on_the_way():
 
     picture = draw(schedule(20))
     assert picture.shape[0] == 1 and picture.shape[2:] == (1120, 3)
-    assert 0 <= picture.min() and picture.max() <= 1
+    assert picture.min() >= 0 and picture.max() <= 1
     for stage in range(10):
         assert color_at(picture, stage / 10 + 0.05, way_row()) == stage_color(stage, 10)
     assert len({stage_color(stage, 10) for stage in range(10)}) == 10

@@ -30,8 +30,9 @@ def test_every_run_starts_from_the_same_noise(demo_model):
 
 
 def test_it_equals_the_sampler_of_the_core(demo_model):
-    import nodes
     from bestiary.nodes.sweep_sampling import sampling_of
+
+    import nodes
 
     red, empty = encoded(demo_model, "a red bird"), encoded(demo_model, "")
     latent = {"samples": torch.zeros(1, 4, 16, 16)}
