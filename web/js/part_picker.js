@@ -154,7 +154,7 @@ function addPicker(node) {
     one.element?.addEventListener("input", shown);
   }
   after(node, "onRemoved", () => pickers.delete(model));
-  for (const event of ["pointerenter", "focusin"]) element.addEventListener(event, debounced(() => model.linked.update()));
+  element.addEventListener("pointerenter", debounced(() => model.linked.update()));
   pickers.add(model);
   keepMounted(node, element);
 }

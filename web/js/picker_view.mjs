@@ -120,6 +120,15 @@ export class PickerView {
   }
 
   showParts(parts) {
+    const picked = parts.map((part) => {
+      const pick = this.picks.get(part);
+      return [this.key(part), pick?.weight, pick?.kinds.map(({ kind, factor }) => [kind.number, factor])];
+    });
+    const { mix, a, b } = this.state;
+    const shown = JSON.stringify([picked, this.key(this.activePart ?? { owner: {} }), mix, a, b]);
+    // buttons under the pointer or the focus stay what they are while nothing changes
+    if (shown === this.shownParts && this.shownSet === this.model.set()) return;
+    Object.assign(this, { shownParts: shown, shownSet: this.model.set() });
     const focused = this.partList.contains(document.activeElement);
     this.partList.replaceChildren(...parts.map((part) => this.partRow(part)));
     if (focused) this.partList.querySelector('[aria-checked="true"]')?.focus();

@@ -159,6 +159,10 @@ def test_keys_alone_reach_everything(plain_desk, dictionary_facts):
     picker.get_by_role("radio").first.focus()
     desk.page.keyboard.press("ArrowDown")
     assert picker.get_by_role("radio").nth(1).get_attribute("aria-checked") == "true"
+    # nothing is made anew while nothing changes, so that the focus stays
+    desk.page.evaluate("() => { window.kept = document.activeElement }")
+    desk.page.wait_for_timeout(300)
+    assert desk.page.evaluate("kept === document.activeElement && kept.isConnected")
     # nothing without a name for those who do not see it
     nameless = picker.evaluate(
         "(all) => [...all.querySelectorAll('button, input, select, [role=listbox]')].filter((e) => e.offsetParent && !(e.ariaLabel || e.textContent.trim())).length"
