@@ -53,9 +53,7 @@ class BestiaryDemoPictures(io.ComfyNode):
                 io.Int.Input(
                     "count", default=24, min=1, max=LARGEST_COUNT, tooltip="How many; they go round 14 species."
                 ),
-                io.Int.Input(
-                    "seed", default=0, min=0, max=2**31 - 1, tooltip="The same seed draws the same pictures."
-                ),
+                io.Int.Input("seed", default=0, min=0, max=2**31 - 1, tooltip="The same seed draws the same pictures."),
             ],
             outputs=[
                 io.Image.Output("images", display_name="images", is_output_list=True),
