@@ -54,7 +54,7 @@ export class HeatMaps {
     context.fillRect(0, 0, canvas.width, canvas.height);
     if (ground) {
       // colours of the picture must not be taken for those of the scale
-      context.filter = `grayscale(${opacity}) brightness(${1 - 0.35 * opacity})`;
+      context.filter = `grayscale(${opacity}) brightness(${1 - 0.2 * opacity})`;
       context.drawImage(ground, 0, 0, canvas.width, canvas.height);
       context.filter = "none";
     }

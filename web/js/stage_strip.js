@@ -96,6 +96,8 @@ class StageStrip {
   }
 
   render() {
+    // a block that was removed has no links
+    if (!this.node.graph) return;
     const selections = REFERENCES.map((number) => this.chosen(number));
     const linked = REFERENCES.map((number) => this.node.isInputConnected?.((this.node.inputs ?? []).findIndex((input) => input.name === `reference_${number}`)));
     this.tracks.forEach(({ element, cells, choose }, place) => {

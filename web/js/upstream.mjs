@@ -37,7 +37,8 @@ function behind(node, seen) {
 
 /** The node that feeds an input; out of a subgraph to what feeds the subgraph's own input. */
 function sourceOf(node, slot) {
-  const link = node.getInputLink?.(slot);
+  // a block that was removed has no links
+  const link = node.graph ? node.getInputLink?.(slot) : null;
   if (!link) return null;
   const source = node.graph?.getNodeById(link.origin_id);
   if (source?.subgraph) return insideOf(source.subgraph, link.origin_slot);
