@@ -101,7 +101,7 @@ def test_the_card_states_figures_settings_and_history(work):
     card = model_card(FIGURES, training_facts(work), 18_500_000)
     for words in (
         "of 120 fresh drawings: 27.50 dB", "0.0625", "18.50 MB", "seed 7", "an abacus", "500 steps of 8 crops", "44000 drawings, 2.0 minutes",
-        "90 steps of 32 on the first 20000 drawings, 10.5 minutes", "It was stopped twice.",
+        "90 steps of 32 on the first 44000 drawings, 10.5 minutes", "It was stopped twice.",
         "| colours | 0.910 | 0.910 | 0.100 | 0.910 |", "| all three at once | 0.640 | 0.640 | 0.004 | - |", "| wing | 0.910 | 0.820 | 0.730 |",
     ):  # fmt: skip
         assert words in card
