@@ -159,7 +159,7 @@ def import_textual_inversion(path: Path) -> PromptSpectrum:
     else:
         if len(rows) != 1:
             raise BestiaryError(
-                f"{path} holds {len(rows)} embeddings ({', '.join(list(tensors)[:4])}); a textual inversion file holds one"
+                f"{path} holds {len(rows)} embeddings ({', '.join(sorted(tensors)[:4])}); a textual inversion file holds one"
             )
         matrix = next(iter(rows.values()))
         backbone = _backbone_of_width(matrix.shape[-1], path)
