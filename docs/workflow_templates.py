@@ -20,6 +20,16 @@ DEMO_TRAINING = {"steps": 150, "batch_size": 8, "accumulation": 1, "token_lr": 0
 DEMO_TRAINING |= {"attention_weight": 0.2, "more_settings": "method.projector_depth = 0\nmethod.positional = false"}
 """Settings of Train Parts that suit the miniature model."""
 
+SPECTRA, SPECTRUM_ENDING = ("meadow_lark", "swamp_drake", "snow_moth"), ".spectrum.safetensors"
+SPECTRA_TAKES = ("layout", "content", "material, style")
+"""The shipped spectra (make_spectra.py), and what the mixture takes of each."""
+STAGE_FIRST = "a photo of a creature , in the snow , at night , facing left"
+STAGE_REST = (
+    "a photo of a creature with red striped crested head , red striped round body , in a meadow , at day , facing right"
+)
+STAGE_LINES = f"0%-30%: {STAGE_FIRST}"
+"""What the staged prompt hears first, and afterwards."""
+
 
 @dataclass(frozen=True)
 class Shipped:
@@ -404,6 +414,74 @@ def sd15_mix_parts(graph: Graph, shipped: Shipped) -> list[Node]:
     return []
 
 
+def mix_attributes(graph: Graph, shipped: Shipped) -> list[Node]:
+    graph.group("1  Model and spectra", "model")
+    graph.note(
+        "## Layout of one, content of another, material and style of a third\nA spectrum says what a picture holds at every stage "
+        "of its denoising. Each of these three was learned from a single drawing; the first stages settle where things are, the "
+        "last ones what they look like.\n\nChange what the mixture **takes** from each: attributes, stages (`4-6`) or percents "
+        "(`0%-30%`)."
+    )
+    model = graph.add("BestiaryDemoModel")
+    graph.column()
+    loaded = [
+        graph.add("BestiaryLoadSpectrum", title=name.replace("_", " "), file=f"{name}{SPECTRUM_ENDING}", name=name)
+        for name in SPECTRA
+    ]
+    graph.group("2  Mix", "parts")
+    taken = {}
+    for number, (spectrum, takes) in enumerate(zip(loaded, SPECTRA_TAKES, strict=True), 1):
+        taken |= {f"reference_{number}": spectrum["spectrum"], f"takes_{number}": takes}
+    mixed = graph.add("BestiaryMixAttributes", name="mix", **taken)
+    graph.add("PreviewAny", title="Which stage comes from where", source=mixed["table"])
+    graph.group("3  The same noise: each alone, and the mixture", "picture")
+    latent = _latent(graph, 1)
+    shown = []
+    for number, (name, spectrum) in enumerate(zip((*SPECTRA, "mix"), (*loaded, mixed), strict=True)):
+        if number:
+            graph.column()
+        prompt = graph.add(
+            "BestiarySpectrumPrompt",
+            title=name.replace("_", " "),
+            clip=model["CLIP"],
+            text=f"a photo of a <{name}>",
+            negative_text="",
+            spectrum_1=spectrum["spectrum"],
+        )
+        sampled = _sample(graph, model["MODEL"], prompt["positive"], prompt["negative"], latent)
+        shown.append(_show(graph, sampled, _vae(graph), name.replace("_", " ")))
+    return shown
+
+
+def stage_text(graph: Graph, shipped: Shipped) -> list[Node]:
+    graph.group("1  Model", "model")
+    graph.note(
+        "## Other words at other stages\nNo learned file: the lines of **Stage Text** say what each stage of the denoising is "
+        "told, by attribute, stage or percent. The rest of the way hears the text below them.\n\nWorks with every model."
+    )
+    model = graph.add("BestiaryDemoModel")
+    graph.group("2  Words per stage", "prompt")
+    staged = graph.add("BestiaryStageText", clip=model["CLIP"], lines=STAGE_LINES, text=STAGE_REST)
+    graph.add("PreviewAny", title="What stands at every stage", source=staged["report"])
+    negative = _nothing(graph, model["CLIP"])
+    graph.column()
+    walk = {"scheduler": SAMPLER["scheduler"], "sampler": SAMPLER["sampler_name"], "steps": STEPS, "denoise": 1.0}
+    graph.add("BestiaryStagePreview", model=model["MODEL"], conditioning=staged["conditioning"], **walk)
+    graph.group("3  The same noise: staged, and each text alone", "picture")
+    latent = _latent(graph, 4)
+    lanes = [("Staged", staged["conditioning"])]
+    plain = {"All the way the first text": STAGE_FIRST, "All the way the second text": STAGE_REST}
+    for title, text in plain.items():
+        encoded = graph.add("CLIPTextEncode", title=title, text=text, clip=model["CLIP"])
+        lanes.append((title, encoded["CONDITIONING"]))
+    shown = []
+    for title, positive in lanes:
+        graph.column()
+        sampled = _sample(graph, model["MODEL"], positive, negative, latent)
+        shown.append(_show(graph, sampled, _vae(graph), title))
+    return [shown[1], shown[0], shown[2]]
+
+
 EXAMPLES: dict[str, Example] = {
     "mix_four_species": Example(mix_four_species),
     "blend_two_kinds": Example(blend_two_kinds, columns=3),
@@ -414,6 +492,8 @@ EXAMPLES: dict[str, Example] = {
     "evaluate_parts": Example(evaluate_parts),
     "train_parts": Example(train_parts, columns=1),
     "look_into_a_dictionary": Example(look_into_a_dictionary, columns=1),
+    "mix_attributes": Example(mix_attributes),
+    "stage_text": Example(stage_text),
     "sd15_mix_parts": Example(sd15_mix_parts, runs=False),
 }
 """Every example by the name of its file."""
