@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 
 import folder_paths
 
+from ..concepts.concept_file import read_header
 from ..concepts.errors import BestiaryError
 from ..concepts.name_search import choices_text, shown_name
+from ..concepts.parts.part_dictionary import FILE_KIND as DICTIONARY_KIND
 
 FOLDER = "bestiary"
 SHIPPED = Path(__file__).parent.parent / "demo" / "concepts"
@@ -43,6 +46,31 @@ def concept_names(suffix: str = ".safetensors", without: str | None = None) -> l
     """Names of the files whose name ends with `suffix` but not with `without`, relative to their folder."""
     names = _listed()
     return [name for name in names if name.endswith(suffix) and not (without and name.endswith(without))]
+
+
+def kind_of(name: str) -> str | None:
+    """What a listed file says it is, such as "part-dictionary"; None for files of others and unreadable ones."""
+    path = Path(folder_paths.get_full_path(FOLDER, name) or name)
+    try:
+        facts = path.stat()
+    except OSError:
+        return None
+    return _kind(path, facts.st_mtime_ns, facts.st_size)
+
+
+@functools.lru_cache(maxsize=4096)
+def _kind(path: Path, changed: int, size: int) -> str | None:
+    """The header is read once as long as the file stays."""
+    try:
+        return read_header(path).kind
+    except BestiaryError:
+        return None
+
+
+def dictionary_names() -> list[str]:
+    """Files that may be part dictionaries: not those that say they are something else of ours."""
+    names = concept_names(without=".parts.safetensors")
+    return [name for name in names if kind_of(name) in (DICTIONARY_KIND, None)]
 
 
 def concept_path(name: str) -> Path:

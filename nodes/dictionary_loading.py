@@ -11,7 +11,7 @@ from ..concepts.parts.dictionary_merge import merge_dictionaries
 from ..concepts.parts.part_codebook import SUFFIX as CODEBOOK_SUFFIX
 from ..concepts.parts.part_dictionary import PartDictionary
 from .clip_tokens import with_dictionary
-from .concept_folders import concept_names, concept_path, new_concept_path, own_folder
+from .concept_folders import concept_path, dictionary_names, new_concept_path, own_folder
 from .lora_loading import apply_lora
 from .model_backbone import check_backbone
 from .socket_types import NamedDictionary
@@ -19,11 +19,6 @@ from .socket_types import NamedDictionary
 SUFFIX = ".safetensors"
 _NAME = re.compile(r"[\w](?:[\w .-]*[\w])?")
 """Names that a prompt can hold without brackets or backslashes."""
-
-
-def dictionary_names() -> list[str]:
-    """Files of models/bestiary that may be part dictionaries; codebooks are left out."""
-    return concept_names(SUFFIX, without=CODEBOOK_SUFFIX)
 
 
 def check_dictionary_file(file: str) -> Path:

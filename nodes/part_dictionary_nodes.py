@@ -6,10 +6,9 @@ from comfy_api.latest import io, ui
 
 from ..concepts.errors import BestiaryError
 from .comfy_version import schema
-from .concept_folders import file_stamp
+from .concept_folders import dictionary_names, file_stamp
 from .dictionary_loading import (
     check_dictionary_file,
-    dictionary_names,
     merge,
     read_dictionary,
     renamed,

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import functools
 from pathlib import Path
 
-from ..concepts.concept_file import read_header
 from ..concepts.errors import BestiaryError
 from ..concepts.name_search import choices_text, shown_name
 from ..concepts.spectrum.attribute_presets import format_presets, stages_text
 from ..concepts.spectrum.prompt_spectrum import PromptSpectrum
 from ..concepts.spectrum.spectrum_file import FILE_KIND, load_spectrum, save_spectrum
-from .concept_folders import concept_names, concept_path, new_concept_path, own_folder
+from .concept_folders import concept_names, concept_path, kind_of, new_concept_path, own_folder
 from .dictionary_loading import name_of_file, prompt_name
 from .model_backbone import text_widths
 from .socket_types import NamedSpectrum
@@ -21,24 +19,7 @@ SUFFIX = ".safetensors"
 
 def spectrum_names() -> list[str]:
     """Files of models/bestiary that are prompt spectra, learned here or imported."""
-    return [name for name in concept_names(SUFFIX) if _is_spectrum(concept_path(name))]
-
-
-def _is_spectrum(path: Path) -> bool:
-    try:
-        facts = path.stat()
-    except OSError:
-        return False
-    return _kind(path, facts.st_mtime_ns, facts.st_size) == FILE_KIND
-
-
-@functools.lru_cache(maxsize=4096)
-def _kind(path: Path, changed: int, size: int) -> str | None:
-    """Kind of a concept file, None for other files; its header is read once as long as the file stays."""
-    try:
-        return read_header(path).kind
-    except BestiaryError:
-        return None
+    return [name for name in concept_names(SUFFIX) if kind_of(name) == FILE_KIND]
 
 
 def check_spectrum_file(file: str) -> Path:

@@ -13,8 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..concepts.errors import BestiaryError
-from ..concepts.parts.part_codebook import SUFFIX
-from .concept_folders import concept_names, concept_path, file_stamp
+from .concept_folders import concept_names, concept_path, dictionary_names, file_stamp
 from .dictionary_listing import ThumbnailPages, list_dictionary
 from .dictionary_loading import name_of_file
 
@@ -31,9 +30,9 @@ _log = logging.getLogger(__name__)
 Handler = Callable[["web.Request"], Awaitable["web.Response"]]
 
 
-def dictionary_names() -> dict[str, object]:
+def listed_dictionaries() -> dict[str, object]:
     """Files that may be dictionaries, with their sizes in bytes; what they hold is looked at only when they are opened."""
-    names = concept_names(without=SUFFIX)
+    names = dictionary_names()
     facts = [
         {"name": name, "called": name_of_file(name), "bytes": concept_path(name).stat().st_size}
         for name in names[:MOST_DICTIONARIES]
@@ -62,7 +61,7 @@ def add_routes() -> bool:
 
 async def list_names(request: web.Request) -> web.Response:
     """GET /bestiary/dictionaries."""
-    return await _answer(request, "", dictionary_names)
+    return await _answer(request, "", listed_dictionaries)
 
 
 async def show_dictionary(request: web.Request) -> web.Response:

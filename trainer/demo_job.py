@@ -50,7 +50,7 @@ class DemoSettings(BaseModel):
     """Kinds of each part to look for."""
     steps: int | None = Field(default=None, ge=1)
     """Training steps; None takes those of the recipe `demo`."""
-    judged: int = Field(default=64, ge=4, le=10_000)
+    judged: int = Field(default=48, ge=4, le=10_000)
     """Pictures of each test."""
     device: str = "auto"
     """Where to run."""

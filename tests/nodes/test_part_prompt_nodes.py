@@ -137,7 +137,7 @@ def test_a_sampler_draws_the_same_from_a_part_prompt_and_from_core(server, creat
     name, kind = named(creatures, 0, 0)
     core = {
         "class_type": "CLIPTextEncode",
-        "inputs": {"clip": ["load", 1], "text": f"a (embedding:creatures/{name}.{kind}:1.2) bird"},
+        "inputs": {"clip": ["load", 1], "text": f"a (embedding:creatures/{name}.{kind.replace(' ', '-')}:1.2) bird"},
     }
     server.run(base_graph() | {"positive": core} | sampling(["positive", 0], "core"))
     ours = prompt(f"a (<{name}:{kind}>:1.2) bird")

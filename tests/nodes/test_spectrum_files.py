@@ -72,15 +72,15 @@ def test_a_name_that_prompts_cannot_hold_is_refused(folder):
 def test_a_changed_file_is_looked_at_again(folder):
     import os
 
-    from bestiary.nodes.spectrum_files import _is_spectrum
+    from bestiary.nodes.concept_folders import kind_of
 
     path = folder / "thing.safetensors"
     write_tensors(path, {"clip_l": torch.zeros(1, 32)})
-    assert not _is_spectrum(path)
+    assert kind_of(str(path)) is None
     save_spectrum(spectrum(), path)
     os.utime(path, ns=(1, 1))
-    assert _is_spectrum(path)
-    assert not _is_spectrum(folder / "gone.safetensors")
+    assert kind_of(str(path)) == "prompt-spectrum"
+    assert kind_of(str(folder / "gone.safetensors")) is None
 
 
 def test_saving_never_overwrites(folder):

@@ -241,7 +241,7 @@ def test_script_in_names_is_shown_as_text(plain_desk, server):
 def test_a_broken_file_is_told(plain_desk, server):
     (server.folder / "models" / "bestiary" / "broken.safetensors").write_bytes(b"\xff" * 64)
     picker = show_file(plain_desk, "broken.safetensors")
-    picker.locator(".bst-fault").wait_for()
+    picker.locator(".bst-fault", has_text="broken").wait_for()
     assert (
         picker.locator(".bst-fault").inner_text()
         == "broken.safetensors is no safetensors file, or it is cut off (64 bytes)"
