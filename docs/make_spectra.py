@@ -1,6 +1,6 @@
 """Trains the prompt spectra that ship in demo/concepts/, each on one drawing of a creature, with one command.
 
-    python docs/make_spectra.py [--only NAME...] [--steps 300] [--work FOLDER]
+    python docs/make_spectra.py [--only NAME...] [--steps 250] [--work FOLDER]
 
 The three differ in everything: side, place, light, and shape, colour and pattern of every part. Afterwards write the example
 workflows that use them again (`make_workflows.py --only mix_attributes`).
@@ -92,7 +92,7 @@ def main() -> None:
     """Reads the command line and trains what it asks for."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="*", choices=list(REFERENCES), default=list(REFERENCES), help="these alone")
-    parser.add_argument("--steps", type=int, default=300, help="training steps of each")
+    parser.add_argument("--steps", type=int, default=250, help="training steps of each")
     parser.add_argument("--work", type=Path, help="folder for drawings and runs; left out: one that is removed")
     chosen = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
