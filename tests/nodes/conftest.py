@@ -170,6 +170,21 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ComfyServer]:
         running.process.kill()
 
 
+@pytest.fixture(scope="module", autouse=True)
+def fresh_folders(request: pytest.FixtureRequest) -> None:
+    """Every module finds the server as it started: no file, finished graph or cached result of another module."""
+    if not any(
+        "server" in name for item in request.session.items if item.path == request.path for name in item.fixturenames
+    ):
+        return
+    running = request.getfixturevalue("server")
+    running.post("/free", json={"unload_models": True, "free_memory": True})
+    running.post("/history", json={"clear": True})
+    for name in ("models/bestiary", "models/embeddings", "input", "output"):
+        shutil.rmtree(running.folder / name, ignore_errors=True)
+        (running.folder / name).mkdir(parents=True)
+
+
 def image_input(server: ComfyServer, source: Path) -> str:
     """Puts a picture into the server's input folder and returns its name for LoadImage."""
     shutil.copy(source, server.folder / "input" / source.name)
