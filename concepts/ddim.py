@@ -12,12 +12,13 @@ from torch import Tensor
 
 from .denoiser import Denoiser, NoiseSchedule, ProgressCallback, TextConditioning
 from .errors import BestiaryError
+from .spectrum.staged_conditioning import StagedConditioning
 
 
 @torch.no_grad()
 def sample_ddim(
     denoiser: Denoiser,
-    positive: TextConditioning,
+    positive: TextConditioning | StagedConditioning,
     negative: TextConditioning,
     *,
     seeds: Sequence[int],
@@ -29,7 +30,7 @@ def sample_ddim(
     """One picture per seed, `(N, 3, size, size)` float32 in 0..1 on the CPU; the noise of each is drawn there from its seed.
 
     Args:
-        positive: conditioning of N prompts.
+        positive: conditioning of N prompts; staged ones say at every step what their stage says, at no further cost.
         negative: of one prompt, from which guidance leads away; unused at guidance 1.
         steps: denoising steps, 1 to T.
         size: edge in pixels, a multiple of the latent factor.
@@ -45,7 +46,8 @@ def sample_ddim(
     empty = _expanded(negative, len(seeds))
     for number, time in enumerate(times):
         step = torch.full((len(seeds),), time, dtype=torch.long, device=latents.device)  # (N,)
-        predicted = denoiser.predict(latents, step, positive).prediction  # (N, C, h, w)
+        told = positive.at(time) if isinstance(positive, StagedConditioning) else positive
+        predicted = denoiser.predict(latents, step, told).prediction  # (N, C, h, w)
         if guidance != 1:
             plain = denoiser.predict(latents, step, empty).prediction
             predicted = plain + guidance * (predicted - plain)

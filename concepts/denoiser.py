@@ -157,6 +157,9 @@ class Denoiser(Protocol):
     def word_vectors(self, words: str) -> Tensor:
         """Embedding rows `(n, D)` of plain words, all text encoders side by side."""
 
+    def unknown_words(self, words: str) -> list[str]:
+        """Those of several words that the tokenizer does not know and reads as one and the same token."""
+
     def add_lora(self, spec: LoraSpec) -> Mapping[str, nn.Parameter]:
         """Attach fresh adapters and return their trainable parameters."""
 

@@ -89,6 +89,10 @@ class ComfyDenoiser:
         self._load_text()
         return self._text.word_vectors(words)
 
+    def unknown_words(self, words: str) -> list[str]:
+        """Words of `words` that the tokenizer does not know."""
+        return self._text.unknown_words(words)
+
     # denoiser
 
     def cross_attention_layers(self) -> Mapping[str, int]:

@@ -23,6 +23,9 @@ class ComfyTextEncoder:
         self._encoder, self._tokenizer = encoder, tokenizer
         self.device = device
         self.start, self.end, self.pad = tokenizer.start_token, tokenizer.end_token, tokenizer.pad_token
+        # byte-level vocabularies know everything and name their end token here
+        unknown = getattr(tokenizer.tokenizer, "unk_token_id", None)
+        self.unknown = None if unknown in (self.start, self.end) else unknown
         self._layer = _read_layer(encoder, clip_skip)
 
     @property

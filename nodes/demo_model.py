@@ -128,6 +128,11 @@ class WordTokenizer:
         """Token ids with start and end."""
         return {"input_ids": self._tokenizer.encode(text).ids}
 
+    @property
+    def unk_token_id(self) -> int:
+        """Id of every word that is not in the vocabulary."""
+        return self._tokenizer.token_to_id(self._tokenizer.model.unk_token)
+
     def get_vocab(self) -> dict[str, int]:
         """Word -> id."""
         return self._tokenizer.get_vocab()

@@ -108,9 +108,9 @@ def resume(
     from .resume import find_run
 
     report, folder = progress_callback("train", progress), find_run(existing(run, "folder"))
-    from .train_spectrum import is_spectrum_run, resume_spectrum
+    if folder.kind == "spectrum":
+        from .train_spectrum import resume_spectrum
 
-    if is_spectrum_run(folder):
         typer.echo(f"wrote {resume_spectrum(folder.path, on_progress=report).spectrum_path}")
         return
     from .train_parts import resume_training

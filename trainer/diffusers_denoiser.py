@@ -108,6 +108,10 @@ class DiffusersDenoiser:
         """Embedding rows `(n, D)` of plain words, all text encoders side by side."""
         return self._text_encoders().word_vectors(words)
 
+    def unknown_words(self, words: str) -> list[str]:
+        """Words of `words` that the tokenizer does not know."""
+        return self._text_encoders().unknown_words(words)
+
     # denoiser
 
     def cross_attention_layers(self) -> Mapping[str, int]:

@@ -41,6 +41,8 @@ class TextEncoder(Protocol):
     """Id of the end token."""
     pad: int
     """Id that fills a chunk."""
+    unknown: int | None
+    """Id that stands for every word of which the tokenizer knows no piece; None where it knows all bytes."""
     device: torch.device
 
     def plain_ids(self, text: str) -> list[int]:
@@ -111,6 +113,15 @@ class PromptEncoding:
                 f"the text encoders cut {words!r} into different numbers of tokens: choose another word"
             )
         return torch.cat(rows, dim=-1)  # (n, D)
+
+    def unknown_words(self, words: str) -> list[str]:
+        """Those of several words that an encoder's tokenizer does not know."""
+        encoders = self.encoders.values()
+        return [
+            word
+            for word in words.split()
+            if any(encoder.unknown is not None and encoder.unknown in encoder.plain_ids(word) for encoder in encoders)
+        ]
 
     def encode(self, prompts: Sequence[PromptTokens], vectors: Tensor | None) -> TextConditioning:
         """Encode B prompts, learned vectors `(B, P, D)` in their places; gradients reach the vectors only.

@@ -1,5 +1,6 @@
 """The folder of one run: settings, log, samples, saved states and exports; nothing in it is ever overwritten."""
 
+import itertools
 import json
 import re
 from collections.abc import Mapping
@@ -16,6 +17,7 @@ from ..concepts.errors import BestiaryError
 
 CONFIG_NAME = "config.resolved.toml"
 STATE_KIND = "training-state"
+_KIND = re.compile(r'\s*kind\s*=\s*"(\w+)"\s*')
 _STATE_FILE = re.compile(r"step-(\d{7,})\.safetensors")
 
 
@@ -66,6 +68,15 @@ class RunFolder:
     def config(self) -> Path:
         """File of the settings as they were used."""
         return self.path / CONFIG_NAME
+
+    @property
+    def kind(self) -> str:
+        """What it trains, such as "spectrum"; settings without a word about it train "parts".
+
+        Raises:
+            BestiaryError: the settings cannot be read.
+        """
+        return run_kind(self.config)
 
     @property
     def samples(self) -> Path:
@@ -156,6 +167,21 @@ class RunFolder:
         for place in (self.samples, self.states, self.export):
             place.mkdir(exist_ok=True)
         return self
+
+
+def run_kind(config: Path) -> str:
+    """What a run trains, by the `kind` above the first table of its settings file `config`; "parts" without one.
+
+    Raises:
+        BestiaryError: the file cannot be read.
+    """
+    try:
+        with config.open(encoding="utf-8") as file:
+            top = itertools.takewhile(lambda line: not line.startswith("["), file)
+            found = next(filter(None, map(_KIND.fullmatch, top)), None)
+    except (OSError, UnicodeDecodeError) as fault:
+        raise BestiaryError(f"cannot read {config}: {fault}") from fault
+    return found.group(1) if found else "parts"
 
 
 def _claim(path: Path) -> bool:

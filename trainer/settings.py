@@ -8,6 +8,8 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 
 from .recipe_file import read_recipe
 
+GRAPH = "graph"
+"""`base.path` of a training in ComfyUI, whose model came through a socket."""
 DtypeName = Literal["auto", "fp32", "bf16", "fp16"]
 
 

@@ -91,12 +91,21 @@ def read_masks(folder: Path | None, pictures: ConceptPictures, edge: int) -> np.
         path = by_stem.get(Path(name).stem)
         if path is None:
             raise BestiaryError(f"no mask for {name} in {folder}: give every picture a mask of the same name, or none")
-        square = fit_square(read_image(path), max(edge, 64)).convert("L").resize((edge, edge), Image.Resampling.BOX)
-        mask = np.asarray(square, dtype=np.float32) / 255  # (edge, edge)
-        if mask.max() < 0.5:
-            raise BestiaryError(f"the mask {path} is black all over: white is what is learned from")
-        masks.append(mask)
+        masks.append(square_mask(read_image(path), edge, f"the mask {path}"))
     return np.stack(masks)
+
+
+def square_mask(picture: Image.Image, edge: int, called: str) -> np.ndarray:
+    """A mask (edge, edge) float32 0..1 on the latent grid, cut as its picture is.
+
+    Raises:
+        BestiaryError: it is all black; `called` names it in the message.
+    """
+    square = fit_square(picture, max(edge, 64)).convert("L").resize((edge, edge), Image.Resampling.BOX)
+    mask = np.asarray(square, dtype=np.float32) / 255  # (edge, edge)
+    if mask.max() < 0.5:
+        raise BestiaryError(f"{called} is black all over: white is what is learned from")
+    return mask
 
 
 @dataclass(frozen=True)
@@ -134,13 +143,13 @@ class SpectrumImages:
         device: torch.device | str = "cpu",
     ) -> None:
         """Names N, moments `(N, V, 2, C, H, W)` and masks `(N, H, W)` are in one order of pictures."""
-        self._names, self._cache, self._masks = list(names), cache, masks
+        self.names, self._cache, self._masks = tuple(names), cache, masks
         self.plan, self._device = plan, torch.device(device)
         self._picture_order = lru_cache(maxsize=2)(self._shuffled_pictures)
         self._stage_order = lru_cache(maxsize=2)(self._shuffled_stages)
 
     def __len__(self) -> int:
-        return len(self._names)
+        return len(self.names)
 
     def draw(self, step: int, micro_step: int) -> SpectrumBatch:
         """The batch of an optimiser step and micro-step: the same whenever it is asked for."""
@@ -153,7 +162,7 @@ class SpectrumImages:
         stages = tuple(self._stage(slot) for slot in slots)
         templates = tuple(int(rng.integers(len(plan.prompts))) for rng in generators)
         batch = SpectrumBatch(
-            names=tuple(self._names[row] for row in rows),
+            names=tuple(self.names[row] for row in rows),
             moments=moments,
             noise=torch.from_numpy(
                 np.stack([rng.standard_normal(moments.shape[1:], dtype=np.float32) for rng in generators])
@@ -168,7 +177,7 @@ class SpectrumImages:
         return batch if self._device.type == "cpu" else batch.to(self._device)
 
     def _shuffled_pictures(self, epoch: int) -> np.ndarray:
-        return np.random.default_rng((self.plan.seed, 2, epoch)).permutation(len(self._names))
+        return np.random.default_rng((self.plan.seed, 2, epoch)).permutation(len(self.names))
 
     def _shuffled_stages(self, turn: int) -> np.ndarray:
         return np.random.default_rng((self.plan.seed, 3, turn)).permutation(self.plan.bounds.stages)
@@ -184,7 +193,7 @@ class SpectrumImages:
 
     def _crop(self, slot: int, rng: np.random.Generator) -> tuple[int, int, int, int]:
         """Picture, view, top and left of a slot."""
-        epoch, place = divmod(slot, len(self._names))
+        epoch, place = divmod(slot, len(self.names))
         views, cached = self._cache.moments.shape[1], self._cache.moments.shape[-1]
         room = cached - self.plan.latent_size + 1
         view, top, left = (int(rng.integers(count)) for count in (views, room, room))

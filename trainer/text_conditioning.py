@@ -63,6 +63,8 @@ class TransformersEncoder:
         self._tokenizer, self._model = tokenizer, model
         self.start, self.end = tokenizer.bos_token_id, tokenizer.eos_token_id
         self.pad = self.end if tokenizer.pad_token_id is None else tokenizer.pad_token_id
+        # byte-level vocabularies know everything and name their end token here
+        self.unknown = None if tokenizer.unk_token_id in (self.start, self.end) else tokenizer.unk_token_id
 
     @property
     def device(self) -> torch.device:

@@ -17,7 +17,7 @@ from .fit import Parallel, fit
 from .objective_setup import loop_settings
 from .part_previews import PartPreviews
 from .recipe_file import format_toml
-from .resume import find_run
+from .resume import check_resumable, find_run
 from .run_folder import RunFolder
 from .settings import TrainPartsSettings, load_recipe
 from .several_processes import join_processes, shared_text
@@ -56,10 +56,12 @@ def resume_training(folder: Path, *, on_progress: ProgressCallback | None = None
     """Go on with the training of a run folder from its newest state; bit-exact on one thread.
 
     Raises:
-        BestiaryError: `folder` is no run folder, or its discovery, pictures or base model have gone or changed.
+        BestiaryError: `folder` is no run folder, one of a ComfyUI graph, or its discovery, pictures or base model have gone or
+            changed.
     """
     run = find_run(folder)
     settings = load_recipe(run.config)
+    check_resumable(run, settings.base)
     parallel, device = join_processes(settings.run.device)
     return _train(settings, run, parallel, device, on_progress)
 

@@ -9,20 +9,20 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..concepts.denoiser import ProgressCallback
-from ..concepts.errors import BestiaryError
 from ..concepts.spectrum.spectrum_file import load_spectrum, save_spectrum
 from .export_spectrum import export_spectrum
 from .fit import fit
 from .objective_setup import loop_settings
 from .recipe_file import format_toml
-from .resume import find_run
+from .resume import check_resumable, find_run
 from .run_folder import RunFolder
 from .several_processes import join_processes
 from .spectrum_doctor import examine_spectrum_setup
 from .spectrum_images import find_pictures
+from .spectrum_objective_setup import build_spectrum
 from .spectrum_previews import SpectrumPreviews
 from .spectrum_settings import TrainSpectrumSettings, load_spectrum_recipe
-from .spectrum_setup import SpectrumSetup, build_spectrum, check_one_process, prepare_spectrum
+from .spectrum_setup import SpectrumSetup, check_one_process, prepare_spectrum
 from .training_state import TrainingState
 
 logger = logging.getLogger("bestiary")
@@ -56,10 +56,13 @@ def resume_spectrum(folder: Path, *, on_progress: ProgressCallback | None = None
     """Go on with the training of a run folder from its newest state; bit-exact on one thread.
 
     Raises:
-        BestiaryError: `folder` is no run folder of a spectrum, or its pictures or base model have gone or changed.
+        BestiaryError: `folder` is no run folder of a spectrum, one of a ComfyUI graph, or its pictures or base model have gone or
+            changed.
     """
     run = find_run(folder)
-    return _train(load_spectrum_recipe(run.config), run, on_progress)
+    settings = load_spectrum_recipe(run.config)
+    check_resumable(run, settings.base)
+    return _train(settings, run, on_progress)
 
 
 def _train(settings: TrainSpectrumSettings, run: RunFolder, on_progress: ProgressCallback | None) -> TrainedSpectrum:
@@ -107,11 +110,3 @@ def _with_absolute_paths(settings: TrainSpectrumSettings) -> TrainSpectrumSettin
     if base.path != "demo":
         base = base.model_copy(update={"path": str(Path(base.path).absolute())})
     return settings.model_copy(update={"images": images.model_copy(update=paths), "base": base})
-
-
-def is_spectrum_run(run: RunFolder) -> bool:
-    """Whether a run folder trains a spectrum, by its settings."""
-    try:
-        return any(line.replace(" ", "") == 'kind="spectrum"' for line in run.config.read_text("utf-8").splitlines())
-    except (OSError, UnicodeDecodeError) as fault:
-        raise BestiaryError(f"cannot read {run.config}: {fault}") from fault

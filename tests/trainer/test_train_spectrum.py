@@ -15,9 +15,10 @@ from bestiary.concepts.spectrum.stage_bounds import StageBounds
 from bestiary.trainer.fit import TrainingStopped
 from bestiary.trainer.recipe_file import format_toml
 from bestiary.trainer.run_folder import RunFolder
+from bestiary.trainer.spectrum_objective_setup import build_spectrum, word_start
 from bestiary.trainer.spectrum_settings import TrainSpectrumSettings, load_spectrum_recipe
-from bestiary.trainer.spectrum_setup import build_spectrum, check_one_process, prepare_spectrum, word_start
-from bestiary.trainer.train_spectrum import is_spectrum_run, resume_spectrum, train_spectrum
+from bestiary.trainer.spectrum_setup import check_one_process, prepare_spectrum
+from bestiary.trainer.train_spectrum import resume_spectrum, train_spectrum
 from PIL import Image
 
 
@@ -197,7 +198,7 @@ def test_a_stopped_run_goes_on_bit_for_bit(
         with pytest.raises(TrainingStopped):
             train_spectrum(_settings(tiny_folder("sd15"), pictures, tmp_path / "cut", **{"optimizer.steps": 6}))
     assert not (tmp_path / "cut" / "spectrum.safetensors").exists()
-    assert is_spectrum_run(RunFolder.open(tmp_path / "cut"))
+    assert RunFolder.open(tmp_path / "cut").kind == "spectrum"
     resumed = resume_spectrum(tmp_path / "cut")
     ours, theirs = load_spectrum(resumed.spectrum_path), load_spectrum(whole.spectrum_path)
     assert torch.equal(ours.matrix(), theirs.matrix())
