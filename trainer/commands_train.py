@@ -58,7 +58,10 @@ def train_spectrum(
     source: Annotated[
         Path | None, typer.Argument(metavar="[IMAGE_OR_FOLDER]", help="One picture, or a folder of one concept.")
     ] = None,
-    recipe: Annotated[Path | None, typer.Option("--recipe", help="A TOML file; flags override it.")] = None,
+    recipe: Annotated[
+        Path | None,
+        typer.Option("--recipe", help="A TOML file, or a shipped one such as spectrum_sd15; flags override it."),
+    ] = None,
     words: Annotated[
         str | None, typer.Option("--words", help="What the pictures show, such as `teddy`: where vectors start from.")
     ] = None,

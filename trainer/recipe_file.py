@@ -18,6 +18,8 @@ else:
 
 Settings = TypeVar("Settings", bound=BaseModel)
 RECIPE_FOLDER = Path(__file__).parent / "recipes"
+PARTS = "parts"
+"""What a recipe that does not say its `kind` trains, unless it is asked for by another training."""
 
 
 def read_recipe(
@@ -34,6 +36,7 @@ def read_recipe(
         BestiaryError: file missing or no TOML; misspelt keys and values out of range, all of them in one message.
     """
     tree = _read_toml(find_recipe(path)) if path is not None else {}
+    _check_kind(tree, model, path)
     for key, value in (overrides or {}).items():
         _set_dotted(tree, key, parse_value(value) if isinstance(value, str) else value)
     source = f"recipe {path}" if path is not None else "settings"
@@ -97,6 +100,15 @@ def _read_toml(path: Path) -> dict[str, Any]:
         return parse_toml(path.read_text(encoding="utf-8"), str(path))
     except UnicodeDecodeError as fault:
         raise BestiaryError(f"{path} is no text in UTF-8: {fault.reason} at byte {fault.start}") from fault
+
+
+def _check_kind(tree: Mapping[str, Any], model: type[BaseModel], path: Path | str | None) -> None:
+    """Refuse a recipe that says it is for another training before its keys are complained about one by one."""
+    wanted = model.model_fields["kind"].default if "kind" in model.model_fields else PARTS
+    if (kind := tree.get("kind", wanted)) != wanted:
+        raise BestiaryError(
+            f"recipe {path} is for `bestiary train {kind}`, not for `bestiary train {wanted}`: choose another recipe"
+        )
 
 
 def _set_dotted(tree: dict[str, Any], key: str, value: Any) -> None:

@@ -8,13 +8,15 @@ import pytest
 from bestiary.concepts.errors import BestiaryError
 from bestiary.trainer.recipe_file import RECIPE_FOLDER, find_recipe, format_toml, parse_value
 from bestiary.trainer.settings import TrainPartsSettings, load_recipe
+from bestiary.trainer.spectrum_settings import load_spectrum_recipe
 
 if sys.version_info >= (3, 11):
     import tomllib
 else:
     import tomli as tomllib
 
-RECIPES = sorted(RECIPE_FOLDER.glob("*.toml"))
+SPECTRA = sorted(RECIPE_FOLDER.glob("spectrum_*.toml"))
+RECIPES = [path for path in sorted(RECIPE_FOLDER.glob("*.toml")) if path not in SPECTRA]
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
@@ -26,9 +28,32 @@ def test_every_shipped_recipe_loads_by_name_and_says_its_command(path: Path) -> 
     assert steps.batch_size * steps.accumulation >= 8
 
 
+@pytest.mark.parametrize("path", SPECTRA, ids=lambda path: path.stem)
+def test_every_recipe_of_spectra_loads_by_name_and_says_its_command(path: Path) -> None:
+    settings = load_spectrum_recipe(path.stem)
+    assert settings == load_spectrum_recipe(path) != load_spectrum_recipe(None)
+    assert re.match(rf"# bestiary train spectrum PICTURE\S* --recipe {path.stem} ", path.read_text())
+    # flips would teach a mirrored layout
+    assert settings.method.stages == 10 and not settings.images.flip
+
+
 def test_there_are_recipes_for_every_backbone() -> None:
     families = {path.stem.split("_")[0] for path in RECIPES}
     assert families == {"demo", "sd15", "sd2", "sdxl"}
+    assert [path.stem for path in SPECTRA] == ["spectrum_demo", "spectrum_sd15", "spectrum_sdxl"]
+
+
+def test_a_recipe_for_another_training_is_told(tmp_path: Path) -> None:
+    with pytest.raises(BestiaryError) as fault:
+        load_recipe("spectrum_demo")
+    told = (
+        "recipe spectrum_demo is for `bestiary train spectrum`, not for `bestiary train parts`: choose another recipe"
+    )
+    assert str(fault.value) == told
+    path = tmp_path / "mine.toml"
+    path.write_text('kind = "parts"\n')
+    with pytest.raises(BestiaryError, match="is for `bestiary train parts`, not for `bestiary train spectrum`"):
+        load_spectrum_recipe(path)
 
 
 def test_a_misspelt_key_in_a_recipe_names_the_closest(tmp_path: Path) -> None:

@@ -6,9 +6,16 @@ from pathlib import Path
 
 import pytest
 from bestiary.concepts.parts.part_dictionary import PartDictionary
+from bestiary.concepts.spectrum.spectrum_file import load_spectrum
 from bestiary.trainer.recipe_file import RECIPE_FOLDER
 from bestiary.trainer.settings import load_recipe
+from bestiary.trainer.spectrum_settings import load_spectrum_recipe
 from bestiary.trainer.train_parts import train_parts
+from bestiary.trainer.train_spectrum import train_spectrum
+from PIL import Image
+
+RECIPES = sorted(path.stem for path in RECIPE_FOLDER.glob("*.toml"))
+SPECTRA = [name for name in RECIPES if name.startswith("spectrum_")]
 
 pytestmark = pytest.mark.train
 
@@ -18,17 +25,40 @@ def found(tmp_path_factory: pytest.TempPathFactory, make_discovery: Callable[...
     return make_discovery(tmp_path_factory.mktemp("recipes"))
 
 
-@pytest.mark.parametrize("recipe", sorted(path.stem for path in RECIPE_FOLDER.glob("*.toml")))
-def test_a_recipe_trains(recipe: str, found: Path, tiny_folder: Callable[[str], Path], tmp_path: Path) -> None:
-    family = {"demo": "bestiary-demo"}.get(recipe, recipe.split("_")[0])
-    small = {
-        "images.size": 128 if family == "sdxl" else 64, "images.cache": tmp_path / "cache", "optimizer.steps": 1,
+def _family(name: str) -> str:
+    """Backbone that `demo`, or `sd15_8gb`, is for."""
+    return {"demo": "bestiary-demo"}.get(name, name.split("_")[0])
+
+
+def _small(family: str, tiny_folder: Callable[[str], Path], folder: Path) -> dict[str, object]:
+    """What makes a recipe quick and changes nothing else."""
+    return {
+        "images.size": 128 if family == "sdxl" else 64, "images.cache": folder / "cache", "optimizer.steps": 1,
         "optimizer.warmup": 0, "optimizer.batch_size": 1, "optimizer.accumulation": 1, "run.preview_every": 0,
         "run.estimate_memory": False, "run.tensorboard": False, "run.device": "cpu", "run.dtype": "fp32",
-        "discovery.folder": found, "base.path": str(tiny_folder(family)), "run.out": tmp_path / "run",
+        "base.path": str(tiny_folder(family)), "run.out": folder / "run",
     }  # fmt: skip
-    trained = train_parts(load_recipe(recipe, small))
+
+
+@pytest.mark.parametrize("recipe", [name for name in RECIPES if name not in SPECTRA])
+def test_a_recipe_trains(recipe: str, found: Path, tiny_folder: Callable[[str], Path], tmp_path: Path) -> None:
+    family = _family(recipe)
+    trained = train_parts(load_recipe(recipe, _small(family, tiny_folder, tmp_path) | {"discovery.folder": found}))
     dictionary = PartDictionary.load(trained.dictionary_path)
     assert dictionary.backbone == family and dictionary.provenance["steps"] == 1
     record = json.loads((tmp_path / "run" / "log.jsonl").read_text().splitlines()[-1])
     assert record["loss"] > 0 and "attention_loss" in record
+
+
+@pytest.mark.parametrize("recipe", SPECTRA)
+def test_a_recipe_of_a_spectrum_trains(recipe: str, tiny_folder: Callable[[str], Path], tmp_path: Path) -> None:
+    family = _family(recipe.removeprefix("spectrum_"))
+    Image.radial_gradient("L").convert("RGB").resize((96, 80)).save(tmp_path / "a.png")
+    # the recipe's own number of pictures: several stages of one step learn together
+    small = _small(family, tiny_folder, tmp_path) | {"optimizer.batch_size": 2, "images.source": tmp_path / "a.png"}
+    settings = load_spectrum_recipe(recipe, small)
+    spectrum = load_spectrum(train_spectrum(settings).spectrum_path)
+    assert (spectrum.backbone, spectrum.stages) == (family, 10)
+    assert spectrum.vectors == settings.method.vectors and spectrum.provenance["steps"] == 1
+    record = json.loads((tmp_path / "run" / "log.jsonl").read_text().splitlines()[-1])
+    assert record["loss"] > 0 and sum(loss is not None for loss in record["stage_loss"]) == 2
