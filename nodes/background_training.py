@@ -21,7 +21,7 @@ from ..trainer.recipe_file import format_toml
 from ..trainer.settings import TrainPartsSettings
 from .dictionary_loading import save_dictionary
 from .training_progress import TrainingProgress
-from .training_runs import ANEW, NEWEST, run_names, runs_folder
+from .training_runs import ANEW, run_to_resume, runs_folder
 from .training_set import TrainingSet
 
 STOPPED = 130
@@ -106,11 +106,7 @@ def write_training_set(training_set: TrainingSet) -> Path:
 
 def _arguments(training_set: TrainingSet, base: str, settings: TrainPartsSettings, name: str, resume: str) -> list[str]:
     if resume and resume != ANEW:
-        known = run_names()
-        wanted = known[0] if resume == NEWEST and known else resume
-        if wanted not in known:
-            raise BestiaryError(f"no run {resume!r} in output/bestiary to go on with; choose {ANEW!r}")
-        return ["resume", str(runs_folder() / wanted)]
+        return ["resume", str(runs_folder() / run_to_resume(resume, "parts"))]
     found = write_training_set(training_set)
     recipe = found.parent / f"{name}.toml"
     changed = {"base": {"path": base.strip() or "demo"}, "discovery": {"folder": found}}

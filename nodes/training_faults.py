@@ -10,12 +10,13 @@ import torch
 
 from ..concepts.errors import BestiaryError
 from ..trainer.settings import TrainPartsSettings
+from ..trainer.spectrum_settings import TrainSpectrumSettings
 
 _WORDS = ("out of memory", "can't allocate memory", "not enough memory")
 
 
 @contextmanager
-def memory_told(settings: TrainPartsSettings, image_size: int) -> Iterator[None]:
+def memory_told(settings: TrainPartsSettings | TrainSpectrumSettings, image_size: int) -> Iterator[None]:
     """Turns a device's lack of memory into one message that says what to lower.
 
     Raises:
@@ -36,14 +37,18 @@ def memory_told(settings: TrainPartsSettings, image_size: int) -> Iterator[None]
         raise BestiaryError(advice)
 
 
-def _advice(settings: TrainPartsSettings, image_size: int) -> str:
-    batch = settings.optimizer.batch_size
+def _advice(settings: TrainPartsSettings | TrainSpectrumSettings, image_size: int) -> str:
+    batch, is_parts = settings.optimizer.batch_size, isinstance(settings, TrainPartsSettings)
     lower = []
     if batch > 1:
-        lower.append(f"batch_size {batch} (raise accumulation in its place)")
+        instead = "accumulation" if is_parts else "steps, or optimizer.accumulation in more_settings,"
+        lower.append(f"batch_size {batch} (raise {instead} in its place)")
     if not settings.base.checkpointing:
         lower.append("memory by switching recompute on")
-    lower += [f"the image_size {image_size} of Training Images", f"rank {settings.lora.rank}"]
+    if is_parts:
+        lower += [f"the image_size {image_size} of Training Images", f"rank {settings.lora.rank}"]
+    else:
+        lower.append(f"the image_size {image_size}")
     return f"out of memory in training: lower {', or '.join(lower)}, or close other programs that use the device"
 
 

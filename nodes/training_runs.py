@@ -15,10 +15,17 @@ from ..concepts.name_search import choices_text, shown_name
 if TYPE_CHECKING:
     from ..trainer.run_folder import RunFolder
     from ..trainer.settings import TrainPartsSettings
+    from ..trainer.spectrum_settings import TrainSpectrumSettings
 
 ANEW, NEWEST = "start anew", "go on with the newest"
 """Choices besides the names of runs."""
 _CONFIG = "config.resolved.toml"
+_CALLED = {"parts": "trainings of parts", "spectrum": "trainings of spectra"}
+_SOURCES = {
+    "parts": ("other pictures or parts than this training set", "pictures, codebook and image_size"),
+    "spectrum": ("other pictures or masks than these", "pictures, foreground and VAE, at the same image_size,"),
+}
+"""By kind of run: what may differ when it is gone on with, and what to connect."""
 _NAME = re.compile(r"\w[\w .-]{0,80}")
 
 
@@ -27,15 +34,39 @@ def runs_folder() -> Path:
     return Path(folder_paths.get_output_directory()) / "bestiary"
 
 
-def run_names() -> list[str]:
-    """Names of all runs, the one that was started last first."""
+def run_names(kind: str | None = None) -> list[str]:
+    """Names of all runs, or of those that train `kind`, the one that was started last first."""
+    from ..trainer.run_folder import run_kind
+
     found = runs_folder().glob(f"*/{_CONFIG}")
-    return [path.parent.name for path in sorted(found, key=lambda path: path.stat().st_mtime_ns, reverse=True)]
+    newest_first = sorted(found, key=lambda path: path.stat().st_mtime_ns, reverse=True)
+    return [path.parent.name for path in newest_first if kind is None or run_kind(path) == kind]
 
 
-def resume_choices() -> list[str]:
-    """What the input `resume` offers."""
-    return [ANEW, NEWEST, *run_names()]
+def resume_choices(kind: str = "parts") -> list[str]:
+    """What the input `resume` of a node that trains `kind` offers."""
+    return [ANEW, NEWEST, *run_names(kind)]
+
+
+def run_to_resume(resume: str, kind: str) -> str:
+    """Name of the run that `resume` means: the newest one of its kind, or the one it names.
+
+    Raises:
+        BestiaryError: there is none, or it trains something else.
+    """
+    known = run_names(kind)
+    wanted = known[0] if resume == NEWEST and known else resume
+    if wanted in known:
+        return wanted
+    if wanted in run_names():
+        raise BestiaryError(
+            f"run {wanted} learns something else: this node goes on with {_CALLED[kind]} only; choose {ANEW!r}"
+            + (f", or {choices_text(wanted, known)}" if known else "")
+        )
+    raise BestiaryError(
+        f"no run {shown_name(resume)} in output/bestiary to go on with; choose {ANEW!r}"
+        + (f", or {choices_text(wanted, known)}" if known else ": there is none yet")
+    )
 
 
 def checked_name(name: str) -> str:
@@ -51,11 +82,13 @@ def checked_name(name: str) -> str:
     return name.strip()
 
 
-def open_run(name: str, resume: str, settings: TrainPartsSettings, fingerprint: str) -> RunFolder:
+def open_run(
+    name: str, resume: str, settings: TrainPartsSettings | TrainSpectrumSettings, fingerprint: str
+) -> RunFolder:
     """The folder of a new run called `name`, or of the earlier one that `resume` names.
 
     Raises:
-        BestiaryError: no such run, or it learned from other pictures (`fingerprint` is the training set's).
+        BestiaryError: no such run, one of another kind, or it learned from other pictures (`fingerprint` is the training set's).
     """
     from ..trainer.recipe_file import format_toml
     from ..trainer.run_folder import RunFolder
@@ -64,33 +97,37 @@ def open_run(name: str, resume: str, settings: TrainPartsSettings, fingerprint: 
         run = RunFolder.create(runs_folder() / checked_name(name))
         run.write_config(f"# training set {fingerprint}\n{format_toml(settings)}")
         return run
-    known = run_names()
-    wanted = known[0] if resume == NEWEST and known else resume
-    if wanted not in known:
-        raise BestiaryError(
-            f"no run {shown_name(resume)} in output/bestiary to go on with; choose {ANEW!r}"
-            + (f", or {choices_text(wanted, known)}" if known else ": there is none yet")
-        )
-    run = RunFolder.open(runs_folder() / wanted)
+    kind = str(getattr(settings, "kind", "parts"))
+    run = RunFolder.open(runs_folder() / run_to_resume(resume, kind))
     first_line = run.config.read_text(encoding="utf-8").split("\n", 1)[0]
     if first_line != f"# training set {fingerprint}":
+        told, same = _SOURCES[kind]
         raise BestiaryError(
-            f"run {wanted} learned from other pictures or parts than this training set: connect the same pictures, "
-            f"codebook and image_size as then, or choose {ANEW!r}"
+            f"run {run.path.name} learned from {told}: connect the same {same} as then, or choose {ANEW!r}"
         )
     return run
 
 
 def settings_from(choices: Mapping[str, object], more: str = "") -> TrainPartsSettings:
-    """Settings of a training from dotted keys, and from lines of TOML such as `captions.noun = "bird"`, which win.
+    """Settings of a part training from dotted keys, and from lines of TOML such as `captions.noun = "bird"`, which win.
 
     Raises:
         BestiaryError: lines that are no TOML; misspelt keys and values out of range, all of them in one message.
     """
-    from ..trainer.recipe_file import parse_toml
     from ..trainer.settings import load_recipe
 
-    return load_recipe(None, {**choices, **_flat(parse_toml(more, "more_settings"))})
+    return load_recipe(None, {**choices, **more_choices(more)})
+
+
+def more_choices(more: str) -> dict[str, object]:
+    """Dotted keys and values of lines of TOML that a user typed.
+
+    Raises:
+        BestiaryError: they are no TOML.
+    """
+    from ..trainer.recipe_file import parse_toml
+
+    return _flat(parse_toml(more, "more_settings"))
 
 
 def _flat(tree: Mapping[str, object], prefix: str = "") -> dict[str, object]:

@@ -20,21 +20,17 @@ from ..concepts.parts.part_areas import patch_shares
 from ..concepts.parts.part_codebook import PartCodebook
 from ..concepts.parts.part_map import ABSENT, PartMaps
 from ..concepts.patch_features import FeatureSource
-from ..concepts.square_fit import SQUARE_FITS, fit_square, seen_box
+from ..concepts.square_fit import seen_box
 from ..trainer.training_kinds import TrainingKinds, class_kinds, discovered_kinds
 from .comfy_autoencoder import ComfyAutoencoder
 from .feature_choice import open_source
 from .graph_progress import GraphProgress
-from .part_pictures import as_pictures, checked_images
 from .part_sight import SeenParts, describe_images
+from .picture_encoding import AREA, check_square, checked_entries, checked_masks, cut_squares, encode_squares
 from .socket_types import NamedCodebook
 
-LATENT_FACTOR = 8
 NATIVE_SIZES = {8: 128, 4: 512}
 """Latent channels -> training square where none is asked for: the demo model, and Stable Diffusion."""
-AREA = SQUARE_FITS[0]
-"""Trainings cut the centre square, as the command line does."""
-_AT_ONCE = 8
 
 
 @dataclass(frozen=True)
@@ -108,7 +104,7 @@ def build_training_set(
     Raises:
         BestiaryError: inputs that do not fit together, or no picture that shows a part.
     """
-    checked = [checked_images(entry, f" in entry {n} of the list") for n, entry in enumerate(images, 1)]
+    checked = checked_entries(images)
     total = sum(map(len, checked))
     progress.begin(2 * total)
     # later the set is trained on, which the executor's inference mode would forbid
@@ -120,7 +116,10 @@ def build_training_set(
         rows = np.flatnonzero((kinds.codes >= 0).any(1))
         if not len(rows):
             raise BestiaryError(f"none of the {total} pictures shows a part: look at the overlays of Segment Parts")
-        squares, moments = _encode(checked, vae, choice, progress)
+        size = choice.image_size or NATIVE_SIZES.get(vae.latent_channels, NATIVE_SIZES[4])
+        check_square(size)
+        squares = cut_squares(checked, size)
+        moments = encode_squares(squares, vae, choice.mirror, progress)
     names = tuple(f"picture {row + 1}" for row in rows)
     kept = torch.from_numpy(rows)
     return TrainingSet(
@@ -179,19 +178,10 @@ def _given_maps(
 
 def _inside(maps: PartMaps, masks: Sequence[Tensor], images: Sequence[Tensor], background: int) -> PartMaps:
     """Parts inside the masks only; a part that loses all its patches is absent."""
-    single = [mask for entry in masks for mask in entry.reshape(-1, *entry.shape[-2:]).float().cpu()]
-    if len(single) != len(maps.labels):
-        raise BestiaryError(
-            f"{len(single)} masks for {len(maps.labels)} pictures: connect one mask per picture, or none"
-        )
-    sizes = [tuple(entry.shape[1:3]) for entry in images for _ in entry]
     grid = tuple(maps.labels.shape[1:])
     shares = []
-    for number, (mask, (height, width)) in enumerate(zip(single, sizes, strict=True), start=1):
-        if tuple(mask.shape) != (height, width):
-            raise BestiaryError(
-                f"mask {number} has {mask.shape[1]} x {mask.shape[0]} pixels, its picture {width} x {height}: resize it"
-            )
+    for mask in checked_masks(masks, images):
+        height, width = mask.shape
         shares.append(patch_shares(mask, grid, seen_box(width, height, AREA)))
     labels = torch.where(torch.stack(shares) > 0.5, maps.labels.long(), background)  # (N, h, w)
     parts = torch.arange(maps.codes.shape[1]).view(1, -1, 1, 1)
@@ -211,23 +201,3 @@ def _kinds(codebook: PartCodebook, maps: PartMaps, classes: Sequence[str] | None
             f"{len(classes)} classes for {len(maps.labels)} pictures: give one name per picture, none of them empty"
         )
     return class_kinds(kinds, {"class": [name.strip() for name in classes]})
-
-
-def _encode(
-    images: Sequence[Tensor], vae: object, choice: TrainingSetChoice, progress: GraphProgress
-) -> tuple[np.ndarray, np.ndarray]:
-    """Squares (N, S, S, 3) uint8 and moments (N, V, 2, C, S / 8, S / 8) float16."""
-    autoencoder = ComfyAutoencoder(vae)
-    size = choice.image_size or NATIVE_SIZES.get(vae.latent_channels, NATIVE_SIZES[4])
-    if size % LATENT_FACTOR or size < 64:
-        raise BestiaryError(f"image_size {size}: choose 64 or more, in steps of {LATENT_FACTOR}")
-    pictures = [fit_square(picture, size, AREA) for entry in images for picture in as_pictures(entry)]
-    squares = np.stack([np.asarray(picture) for picture in pictures])  # (N, S, S, 3)
-    moments: list[np.ndarray] = []
-    for start in range(0, len(squares), _AT_ONCE):
-        some = torch.from_numpy(squares[start : start + _AT_ONCE]).permute(0, 3, 1, 2).contiguous().float() / 255
-        views = [some, some.flip(-1)] if choice.mirror else [some]
-        both = torch.stack([torch.stack(autoencoder.encode(view), dim=1) for view in views], dim=1)
-        moments.append(both.float().cpu().half().numpy())  # (B, V, 2, C, h, w)
-        progress.add(len(some))
-    return squares, np.concatenate(moments)

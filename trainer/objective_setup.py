@@ -20,6 +20,7 @@ from .fit import LoopSettings, Parallel, SingleProcess
 from .latent_cache import LatentCache
 from .part_objective import AttentionLoss, PartObjective
 from .settings import TrainPartsSettings
+from .spectrum_settings import TrainSpectrumSettings
 from .token_start import choose_words, common_start, fit_of_words, word_spread
 from .training_kinds import TrainingKinds
 from .training_state import ParameterGroup
@@ -171,7 +172,7 @@ def _attention_loss(settings: TrainPartsSettings, denoiser: Denoiser) -> Attenti
     return AttentionLoss(asked.weight, asked.form, layers, asked.columns)
 
 
-def loop_settings(settings: TrainPartsSettings, denoiser: Denoiser) -> LoopSettings:
+def loop_settings(settings: TrainPartsSettings | TrainSpectrumSettings, denoiser: Denoiser) -> LoopSettings:
     """The part of the settings that the loop knows."""
     optimizer, run = settings.optimizer, settings.run
     return LoopSettings(

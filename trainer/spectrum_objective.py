@@ -16,6 +16,11 @@ from ..concepts.spectrum.stage_table import ProspectNetwork, StageTable
 from .fit import LossReport
 
 
+def curve_labels(stages: int) -> dict[str, tuple[str, ...]]:
+    """What the entries of the curves belong to: stages, counted from 1."""
+    return {"stage_loss": tuple(f"stage {number}" for number in range(1, stages + 1))}
+
+
 @dataclass(frozen=True)
 class SpectrumBatch:
     """Training pictures with everything drawn at random already drawn."""
