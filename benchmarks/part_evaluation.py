@@ -8,7 +8,10 @@ which ours is not; it learns one token for each.
     python benchmarks/part_evaluation.py --out results --seeds 0 1 2
     python benchmarks/part_evaluation.py --out results --seeds 0 1 2 --store
 
-A stopped run goes on where it was. `--store` writes the figures to demo/stored_evaluation.json.
+    python benchmarks/part_evaluation.py --out other --methods ours no_attention_loss --set method.part_words=
+
+A stopped run goes on where it was. `--store` writes the figures to demo/stored_evaluation.json. `--set` changes the recipe of
+all methods alike.
 """
 
 import argparse
@@ -51,7 +54,7 @@ def main() -> None:
     options = _parse()
     for seed in options.seeds:
         run_seed(options, seed)
-    results = {seed: _read_seed(options.out, seed) for seed in options.seeds}
+    results = {seed: _read_seed(options, seed) for seed in options.seeds}
     summary = summarise(results, options)
     write_text(options.out / "part_evaluation.json", json.dumps(summary, indent=1) + "\n")
     print_summary(summary)
@@ -62,7 +65,7 @@ def main() -> None:
 def run_seed(options: argparse.Namespace, seed: int) -> None:
     """Draw, discover, train and judge all methods of one seed."""
     folder = options.out / f"seed{seed}"
-    if all((folder / f"{method}.json").is_file() for method in METHODS):
+    if all((folder / f"{method}.json").is_file() for method in options.methods):
         return
     # draw and discover, once for all methods
     draw_pictures(folder, options.pictures, seed)
@@ -85,11 +88,11 @@ def run_seed(options: argparse.Namespace, seed: int) -> None:
         write_text(folder / "ceiling.json", json.dumps(evaluator.ceiling(), indent=1) + "\n")
     # every method: train, make pictures (N, 3, H, W), judge
     judge = AttributeJudge.load()
-    for method, overrides in METHODS.items():
+    for method in options.methods:
         if (folder / f"{method}.json").is_file():
             continue
         started = time.monotonic()
-        dictionary = train_method(folder, method, overrides, options, seed)
+        dictionary = train_method(folder, method, {**dict(options.overrides), **METHODS[method]}, options, seed)
         figures: dict[str, Any] = {"train_seconds": time.monotonic() - started}
         for test, result in evaluator.run(method, dictionary, _report).items():
             images = torch.stack([picture.image for picture in result.pictures])
@@ -118,8 +121,8 @@ def train_method(
 def summarise(results: Mapping[int, Mapping[str, Any]], options: argparse.Namespace) -> dict[str, Any]:
     """Figures of every seed and their means over the seeds."""
     # figures by method, then their means over the seeds
-    methods = {method: [result[method] for result in results.values()] for method in METHODS}
-    tests = [test for test in methods["ours"][0] if test != "train_seconds"]
+    methods = {method: [result[method] for result in results.values()] for method in options.methods}
+    tests = [test for test in methods[options.methods[0]][0] if test != "train_seconds"]
     means = {method: {test: _mean([run[test] for run in runs]) for test in tests} for method, runs in methods.items()}
     return {
         "made_by": "benchmarks/part_evaluation.py",
@@ -127,11 +130,12 @@ def summarise(results: Mapping[int, Mapping[str, Any]], options: argparse.Namesp
         "pictures": options.pictures,
         "judged": options.judged,
         "steps": options.steps or load_recipe("demo").optimizer.steps,
+        "settings": dict(options.overrides),
         "means": means,
         "discovery": _mean([result["discovery"] for result in results.values()]),
         "ceiling": _mean([result["ceiling"] for result in results.values()]),
         "by_seed": {
-            str(seed): {name: _headlines(result[name]) for name in METHODS} for seed, result in results.items()
+            str(seed): {name: _headlines(result[name]) for name in options.methods} for seed, result in results.items()
         },
     }
 
@@ -145,7 +149,7 @@ def print_summary(summary: Mapping[str, Any]) -> None:
             figures += [scores["judge"].get(name) for name in ("color", "shape")]
             shown = "".join(f"{'-':>8}" if value is None else f"{value:8.3f}" for value in figures)
             typer.echo(f"{method:<20}{test:<16}{shown}")
-    for baseline in list(METHODS)[1:]:
+    for baseline in [method for method in summary["means"] if method != "ours" and "ours" in summary["means"]]:
         for test in ("reconstruction", "mix4"):
             for metric in ("emr", "cosim"):
                 seeds = summary["by_seed"].values()
@@ -170,14 +174,23 @@ def _headlines(figures: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _read_seed(out: Path, seed: int) -> dict[str, Any]:
-    folder = out / f"seed{seed}"
-    names = [*METHODS, "discovery", "ceiling"]
+def _read_seed(options: argparse.Namespace, seed: int) -> dict[str, Any]:
+    folder = options.out / f"seed{seed}"
+    names = [*options.methods, "discovery", "ceiling"]
     return {name: json.loads((folder / f"{name}.json").read_text(encoding="utf-8")) for name in names}
 
 
 def _report(stage: str) -> Callable[[int, int], None]:
     return progress_callback(stage)
+
+
+def _setting(text: str) -> tuple[str, Any]:
+    """A recipe's key and its value: a number, or text."""
+    key, value = text.split("=", 1)
+    try:
+        return key, float(value)
+    except ValueError:
+        return key, value
 
 
 def _parse() -> argparse.Namespace:
@@ -186,6 +199,8 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--pictures", type=int, default=140)
     parser.add_argument("--kinds", type=int, default=14)
+    parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
+    parser.add_argument("--set", dest="overrides", metavar="KEY=VALUE", type=_setting, nargs="+", default=[])
     parser.add_argument("--steps", type=int)
     parser.add_argument("--judged", type=int, default=64)
     parser.add_argument("--device", default="auto")
