@@ -22,6 +22,7 @@ _GAP, _MARGIN, _GROUP_TITLE, _NARROW, _WIDE = 24, 20, 56, 300, 380
 _SEEDS = frozenset({"seed", "noise_seed"})
 _SHOWS_PICTURES = frozenset(
     {"PreviewImage", "SaveImage", "MaskPreview", "BestiaryShowAttention", "LossGraphNode", "BestiaryTrainParts"}
+    | {"BestiaryTrainSpectrum"}
 )
 _SHOWS_TEXT = frozenset({"PreviewAny"})
 _SHOWS_BOTH = frozenset({"BestiaryDictionaryInfo"})

@@ -20,6 +20,9 @@ DEMO_TRAINING = {"steps": 150, "batch_size": 8, "accumulation": 1, "token_lr": 0
 DEMO_TRAINING |= {"attention_weight": 0.2, "more_settings": "method.projector_depth = 0\nmethod.positional = false"}
 """Settings of Train Parts that suit the miniature model."""
 
+DEMO_SPECTRUM = {"initial_words": "creature", "vectors": 4, "steps": 250, "batch_size": 4, "vector_lr": 1.0}
+"""Settings of Train Spectrum that suit the miniature model."""
+
 SPECTRA, SPECTRUM_ENDING = ("meadow_lark", "swamp_drake", "snow_moth"), ".spectrum.safetensors"
 SPECTRA_TAKES = ("layout", "content", "material, style")
 """The shipped spectra (make_spectra.py), and what the mixture takes of each."""
@@ -377,6 +380,48 @@ def train_parts(graph: Graph, shipped: Shipped) -> list[Node]:
     return [trained]
 
 
+def train_spectrum(graph: Graph, shipped: Shipped) -> list[Node]:
+    graph.group("1  Model and one picture", "model")
+    graph.note(
+        "## Learn what a picture says\nOne drawing, and ten stages of the denoising that each learn what they can say of it. Takes "
+        "some minutes on a CPU; **Cancel** keeps what was learned.\n\nFor a picture of your own put Load Image in the place of "
+        "Demo Pictures, and a checkpoint in the place of Demo Model; the defaults of Train Spectrum suit Stable Diffusion."
+    )
+    model = graph.add("BestiaryDemoModel")
+    pictures = graph.add("BestiaryDemoPictures", count=1, seed=4)
+    graph.group("2  Learn", "prompt")
+    trained = graph.add(
+        "BestiaryTrainSpectrum",
+        **{name.lower(): model[name] for name in ("MODEL", "CLIP", "VAE")},
+        images=pictures["images"],
+        name="my_creature",
+        **DEMO_SPECTRUM,
+    )
+    graph.group("3  Keep", "look")
+    graph.add("BestiarySaveSpectrum", spectrum=trained["spectrum"], filename="my_creature")
+    graph.add("LossGraphNode", loss=trained["loss map"], filename_prefix="my_creature_loss")
+    graph.group("4  The same noise: all stages, and some of them alone", "picture")
+    graph.note(
+        "`<my_creature@content|creature>` takes the stages that carry the content and says *creature* at all others."
+    )
+    latent = _latent(graph, 2)
+    lanes = {"All of it": "<my_creature>", "Its content": "<my_creature@content|creature>"}
+    for number, (title, mention) in enumerate(lanes.items()):
+        if number:
+            graph.column()
+        prompt = graph.add(
+            "BestiarySpectrumPrompt",
+            title=title,
+            clip=model["CLIP"],
+            text=f"a photo of a {mention}",
+            negative_text="",
+            spectrum_1=trained["spectrum"],
+        )
+        sampled = _sample(graph, model["MODEL"], prompt["positive"], prompt["negative"], latent)
+        _show(graph, sampled, _vae(graph), title)
+    return [trained]
+
+
 def look_into_a_dictionary(graph: Graph, shipped: Shipped) -> list[Node]:
     loaded = _demo_model(
         graph,
@@ -491,6 +536,7 @@ EXAMPLES: dict[str, Example] = {
     "discover_and_segment": Example(discover_and_segment),
     "evaluate_parts": Example(evaluate_parts),
     "train_parts": Example(train_parts, columns=1),
+    "train_spectrum": Example(train_spectrum, columns=1),
     "look_into_a_dictionary": Example(look_into_a_dictionary, columns=1),
     "mix_attributes": Example(mix_attributes),
     "stage_text": Example(stage_text),

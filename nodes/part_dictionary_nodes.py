@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from comfy_api.latest import io, ui
 
-from ..concepts.errors import BestiaryError
 from .comfy_version import schema
 from .concept_folders import dictionary_names, file_stamp
 from .dictionary_loading import (
@@ -16,6 +15,7 @@ from .dictionary_loading import (
     teach,
 )
 from .dictionary_report import describe_dictionary, thumbnail_sheet
+from .linked_names import check_file_input
 from .socket_types import DictionarySocket, NamedDictionary
 
 CATEGORY = "Bestiary/parts"
@@ -74,12 +74,8 @@ class BestiaryLoadDictionary(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, file: str) -> bool | str:
-        try:
-            check_dictionary_file(file)
-        except BestiaryError as fault:
-            return str(fault)
-        return True
+    def validate_inputs(cls, file: str | None, input_types: dict[str, str]) -> bool | str:
+        return check_file_input(cls, file, input_types, check_dictionary_file)
 
     @classmethod
     def fingerprint_inputs(cls, **inputs: object) -> str:

@@ -6,13 +6,13 @@ from collections.abc import Sequence
 
 from comfy_api.latest import io, ui
 
-from ..concepts.errors import BestiaryError
 from ..concepts.spectrum.stage_algebra import with_soft_bounds, with_strength
 from ..concepts.spectrum.staged_prompt import DEFAULT_STAGES, PromptSources
 from .clip_tokens import dictionaries_of
 from .comfy_version import schema, socket
 from .concept_folders import file_stamp
 from .dictionary_loading import prompt_name
+from .linked_names import check_file_input
 from .part_pictures import named_faults
 from .socket_types import DictionarySocket, NamedDictionary, NamedSpectrum, SpectrumSocket
 from .spectrum_files import check_spectrum_file, describe_spectrum, read_spectrum, spectrum_names, write_spectrum
@@ -108,12 +108,8 @@ class BestiaryLoadSpectrum(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, file: str) -> bool | str:
-        try:
-            check_spectrum_file(file)
-        except BestiaryError as fault:
-            return str(fault)
-        return True
+    def validate_inputs(cls, file: str | None, input_types: dict[str, str]) -> bool | str:
+        return check_file_input(cls, file, input_types, check_spectrum_file)
 
     @classmethod
     def fingerprint_inputs(cls, **inputs: object) -> str:

@@ -14,6 +14,7 @@ from . import (
     part_prompt_nodes,
     prompt_spectrum_nodes,
     prompt_stage_nodes,
+    spectrum_training_nodes,
     training_nodes,
 )
 from .concept_folders import register_folder
@@ -30,6 +31,7 @@ NODES: list[type[io.ComfyNode]] = [
     *prompt_spectrum_nodes.NODES,
     *prompt_stage_nodes.NODES,
     *training_nodes.NODES,
+    *spectrum_training_nodes.NODES,
 ]
 
 

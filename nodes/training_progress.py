@@ -1,7 +1,8 @@
 """A training on its node: progress bar with time left, previews, and Cancel as a question that the loop asks.
 
 ComfyUI's progress bar raises its interruption from inside; here it is remembered, so that the loop ends its step, saves,
-and only then the graph stops.
+and only then the graph stops. Where a server shows nodes, each is told how far its run is (`EVENT`), a few times a second at
+most; curves and pictures are then read from the run folder (run_listing.py).
 """
 
 from __future__ import annotations
@@ -16,17 +17,22 @@ from ..trainer.progress_report import duration
 
 logger = logging.getLogger("bestiary")
 SECONDS_BETWEEN_LINES = 10.0
+SECONDS_BETWEEN_EVENTS = 0.5
 PREVIEW_EDGE = 512
+EVENT = "bestiary.training"
+"""What the browser is sent: node, run (null while not known), step, total, and seconds passed and left."""
 
 
 class TrainingProgress:
     """The face of one training."""
 
-    def __init__(self, node_id: str | None, first_step: int = 0) -> None:
-        """`first_step`: steps that an earlier run did, which took no time now."""
-        self._node_id, self._first = node_id, first_step
+    def __init__(self, node_id: str | None, first_step: int = 0, run: str | None = None, what: str = "parts") -> None:
+        """`first_step`: steps that an earlier run did, which took no time now; `run`: name of the run folder; `what` is learned."""
+        self._node_id, self._first, self._what = node_id, first_step, what
+        self.run = run
         self._bar = None
         self._started = self._last_line = time.monotonic()
+        self._last_event = -SECONDS_BETWEEN_EVENTS
         self._preview: Image.Image | None = None
         self.cancelled = False
 
@@ -37,13 +43,16 @@ class TrainingProgress:
         self._show(done, total, self._preview)
         self._preview = None
         self._tell(text)
+        if done == total or now - self._last_event >= SECONDS_BETWEEN_EVENTS:
+            self._send(done, total, now)
         if done == total or now - self._last_line >= SECONDS_BETWEEN_LINES:
             self._last_line = now
-            logger.info("training parts: %s", text)
+            logger.info("training %s: %s", self._what, text)
 
     def preview(self, picture: Image.Image, done: int, total: int) -> None:
         """Show a picture on the node."""
         self._show(done, total, picture)
+        self._send(done, total, time.monotonic())
 
     def should_stop(self) -> bool:
         """Whether the user pressed Cancel; from then on always."""
@@ -77,13 +86,31 @@ class TrainingProgress:
             self.cancelled = True
 
     def _text(self, done: int, total: int, now: float) -> str:
-        seconds = now - self._started
-        left = seconds / max(1, done - self._first) * (total - done)
-        return f"step {done} of {total}, {duration(seconds)} passed, {duration(left)} left"
+        passed, left = self._seconds(done, total, now)
+        return f"step {done} of {total}, {duration(passed)} passed, {duration(left)} left"
+
+    def _seconds(self, done: int, total: int, now: float) -> tuple[float, float]:
+        """Seconds that passed and that are left."""
+        passed = now - self._started
+        return passed, passed / max(1, done - self._first) * (total - done)
 
     def _tell(self, text: str) -> None:
         """The same words below the node, where a server shows them."""
-        # there is none where nodes run without ComfyUI's server
-        server = getattr(getattr(sys.modules.get("server"), "PromptServer", None), "instance", None)
+        server = _server()
         if server is not None and self._node_id is not None and hasattr(server, "send_progress_text"):
             server.send_progress_text(text, self._node_id)
+
+    def _send(self, done: int, total: int, now: float) -> None:
+        server = _server()
+        self._last_event = now
+        if server is None or self._node_id is None:
+            return
+        passed, left = self._seconds(done, total, now)
+        facts = {"node": self._node_id, "run": self.run, "step": done, "total": total}
+        facts |= {"passed": round(passed, 1), "left": round(left, 1)}
+        server.send_sync(EVENT, facts, getattr(server, "client_id", None))
+
+
+def _server() -> object | None:
+    """ComfyUI's server; None where nodes run without it."""
+    return getattr(getattr(sys.modules.get("server"), "PromptServer", None), "instance", None)

@@ -36,11 +36,18 @@ def runs_folder() -> Path:
 
 def run_names(kind: str | None = None) -> list[str]:
     """Names of all runs, or of those that train `kind`, the one that was started last first."""
-    from ..trainer.run_folder import run_kind
-
     found = runs_folder().glob(f"*/{_CONFIG}")
     newest_first = sorted(found, key=lambda path: path.stat().st_mtime_ns, reverse=True)
-    return [path.parent.name for path in newest_first if kind is None or run_kind(path) == kind]
+    return [path.parent.name for path in newest_first if kind is None or _kind_of(path) == kind]
+
+
+def _kind_of(config: Path) -> str | None:
+    from ..trainer.run_folder import run_kind
+
+    try:
+        return run_kind(config)
+    except BestiaryError:
+        return None  # one broken folder must not take the menu away
 
 
 def resume_choices(kind: str = "parts") -> list[str]:

@@ -3,7 +3,7 @@
 import itertools
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from ..concepts.atomic_file import write_bytes, write_text
 from ..concepts.errors import BestiaryError
 
 CONFIG_NAME = "config.resolved.toml"
+CURVE_LABELS_NAME = "curve_labels.json"
 STATE_KIND = "training-state"
 _KIND = re.compile(r'\s*kind\s*=\s*"(\w+)"\s*')
 _STATE_FILE = re.compile(r"step-(\d{7,})\.safetensors")
@@ -96,6 +97,10 @@ class RunFolder:
     def write_config(self, toml: str) -> None:
         """Write the settings as they were used."""
         write_text(self.config, toml)
+
+    def write_curve_labels(self, labels: Mapping[str, Sequence[str]]) -> None:
+        """Write what the entries of curves that are lists belong to, such as the parts of part_attention_loss."""
+        write_text(self.path / CURVE_LABELS_NAME, json.dumps({curve: list(names) for curve, names in labels.items()}))
 
     def log(self, record: Mapping[str, Any]) -> None:
         """Append one line to log.jsonl.

@@ -94,19 +94,22 @@ def test_a_graph_trains_saves_loads_and_samples_in_one_run(server) -> None:
     graph["losses"] = {"class_type": "LossGraphNode", "inputs": {"loss": ["train", 3], "filename_prefix": "loss"}}
     _sampling(graph, "plain", ["base", 0], ["base", 1])
     _sampling(graph, "taught", ["train", 1], ["train", 2])
+    # loaded from the file that the same run has written
+    load = {"model": ["base", 0], "clip": ["base", 1], "file": ["save", 0], "lora_strength": 1.0}
+    graph["load"] = {"class_type": "BestiaryLoadDictionary", "inputs": load}
+    _sampling(graph, "loaded", ["load", 0], ["load", 1])
+    for name in ("taught", "loaded"):
+        graph[f"{name}_text"]["inputs"]["text"] = "a photo of embedding:wings/0.0"
     outputs = server.run(graph)
     assert outputs["save"]["text"] == ["models/bestiary/wings.safetensors"]
     assert "tokens learned in 3 steps" in outputs["train"]["text"][0]
     learned = PartDictionary.load(server.folder / "models" / "bestiary" / "wings.safetensors")
     assert learned.backbone == "bestiary-demo" and learned.provenance["steps"] == 3
-    # the same run's file, loaded by a second queue run beside an untrained picture
-    graph = _sampling({"base": graph["base"]}, "again", ["base", 0], ["base", 1])
-    load = {"model": ["base", 0], "clip": ["base", 1], "file": "wings.safetensors", "lora_strength": 1.0}
-    graph["load"] = {"class_type": "BestiaryLoadDictionary", "inputs": load}
-    _sampling(graph, "loaded", ["load", 0], ["load", 1])
-    later = server.run(graph)
-    assert _pixels(server, outputs["plain_save"]) == _pixels(server, later["again_save"])
-    assert _pixels(server, later["loaded_save"]) != _pixels(server, later["again_save"])
+    assert _pixels(server, outputs["loaded_save"]) == _pixels(server, outputs["taught_save"])
+    assert _pixels(server, outputs["loaded_save"]) != _pixels(server, outputs["plain_save"])
+    # a second queue run beside an untrained picture
+    again = server.run(_sampling({"base": graph["base"]}, "again", ["base", 0], ["base", 1]))
+    assert _pixels(server, outputs["plain_save"]) == _pixels(server, again["again_save"])
     log = (server.folder / "output" / "bestiary" / "wings" / "log.jsonl").read_text().splitlines()
     assert [json.loads(line)["step"] for line in log] == [1, 2, 3]
 

@@ -42,7 +42,9 @@ def test_the_time_left_counts_the_steps_of_this_run_only(bar, monkeypatch, caplo
     now = [100.0]
     monkeypatch.setattr(training_progress.time, "monotonic", lambda: now[0])
     sent = []
-    instance = SimpleNamespace(send_progress_text=lambda text, node: sent.append((text, node)))
+    instance = SimpleNamespace(
+        send_progress_text=lambda text, node: sent.append((text, node)), send_sync=lambda *facts: None
+    )
     monkeypatch.setitem(
         training_progress.sys.modules, "server", SimpleNamespace(PromptServer=SimpleNamespace(instance=instance))
     )
@@ -52,6 +54,30 @@ def test_the_time_left_counts_the_steps_of_this_run_only(bar, monkeypatch, caplo
         progress.step(60, 100)  # ten steps in twenty seconds, forty to go
     assert sent == [("step 60 of 100, 0:20 passed, 1:20 left", "7")]
     assert "training parts: step 60 of 100, 0:20 passed, 1:20 left" in caplog.text
+
+
+def test_the_browser_is_told_now_and_then_and_at_the_end(bar, monkeypatch) -> None:
+    from bestiary.nodes import training_progress
+
+    now, sent = [100.0], []
+    monkeypatch.setattr(training_progress.time, "monotonic", lambda: now[0])
+    instance = SimpleNamespace(client_id="tab", send_sync=lambda *facts: sent.append(facts))
+    monkeypatch.setitem(
+        training_progress.sys.modules, "server", SimpleNamespace(PromptServer=SimpleNamespace(instance=instance))
+    )
+    progress = training_progress.TrainingProgress("7", run="birds-2")
+    for step in range(1, 101):
+        now[0] += 0.01
+        progress.step(step, 100)
+    assert [facts[1]["step"] for facts in sent] == [1, 51, 100]
+    event, facts, client = sent[1]
+    assert (event, client) == ("bestiary.training", "tab")
+    assert facts == {"node": "7", "run": "birds-2", "step": 51, "total": 100, "passed": 0.5, "left": 0.5}
+    progress.preview(Image.new("RGB", (4, 4)), 100, 100)
+    assert len(sent) == 4
+    # outside of a graph there is nobody to tell
+    training_progress.TrainingProgress(None).step(1, 1)
+    assert len(sent) == 4
 
 
 def test_cancel_is_remembered_and_ends_the_graph_once(bar) -> None:
