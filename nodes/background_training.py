@@ -20,6 +20,7 @@ from ..trainer.launch import launch, read_progress
 from ..trainer.recipe_file import format_toml
 from ..trainer.settings import TrainPartsSettings
 from .dictionary_loading import save_dictionary
+from .run_listing import newest_run
 from .training_progress import TrainingProgress
 from .training_runs import ANEW, run_to_resume, runs_folder
 from .training_set import TrainingSet
@@ -54,6 +55,8 @@ def train_in_background(
     import comfy.model_management
 
     arguments = _arguments(training_set, base, settings, name, resume)
+    if arguments[0] == "resume":
+        progress.run = Path(arguments[1]).name
     # the child needs the device for itself
     comfy.model_management.unload_all_models()
     comfy.model_management.soft_empty_cache()
@@ -63,6 +66,8 @@ def train_in_background(
     def read(line: str) -> None:
         record = read_progress(line)
         if record is not None:
+            # the child chose its folder before its first step
+            progress.run = progress.run or newest_run(name, "parts")
             progress.step(int(record["done"]), int(record["total"]))
             return
         if line.strip():

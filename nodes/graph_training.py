@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from dataclasses import dataclass, field
 
 import torch
@@ -12,31 +11,20 @@ from ..concepts.errors import BestiaryError
 from ..concepts.parts.part_dictionary import PartDictionary
 from ..trainer.concept_images import ConceptImages
 from ..trainer.finished_parts import cut_thumbnails, learned_dictionary, write_dictionary
-from ..trainer.fit import TrainingStopped, fit
 from ..trainer.latent_cache import LatentCache
 from ..trainer.objective_setup import build_batches, build_objective, check_layers, loop_settings, parameter_groups
-from ..trainer.part_objective import PartObjective
+from ..trainer.part_objective import PartObjective, curve_labels
 from ..trainer.run_folder import RunFolder
 from ..trainer.settings import TrainPartsSettings
 from ..trainer.training_state import ParameterGroup, TrainingState
 from .comfy_autoencoder import ComfyAutoencoder
 from .comfy_denoiser import ComfyDenoiser
 from .dictionary_loading import save_dictionary
+from .graph_loop import GraphModel, begin_progress, end_cancelled, fit_in_graph, last_sheet, logged_losses
 from .graph_previews import GraphPreviews
 from .training_faults import memory_told, random_state_kept
 from .training_progress import TrainingProgress
 from .training_set import TrainingSet
-
-logger = logging.getLogger("bestiary")
-
-
-@dataclass(frozen=True)
-class GraphModel:
-    """ComfyUI's objects."""
-
-    model: object
-    clip: object
-    vae: object
 
 
 @dataclass(frozen=True)
@@ -73,9 +61,7 @@ def train_in_graph(
         BestiaryError: things that do not fit together, a loss that is not finite, or too little memory.
         InterruptProcessingException: the user cancelled; the state and a dictionary of what was learned are saved.
     """
-    saved = run.newest_state()
-    progress = TrainingProgress(node_id, 0 if saved is None else saved.step)
-    del saved
+    progress = begin_progress(run, node_id, "parts")
     with memory_told(settings, training_set.image_size), random_state_kept():
         denoiser = ComfyDenoiser(loaded.model, loaded.clip, loaded.vae)
         _check_set(training_set, denoiser, loaded.vae)
@@ -85,8 +71,7 @@ def train_in_graph(
     if not progress.cancelled:
         return learned
     kept = save_dictionary(learned.dictionary, f"{run.path.name}_stopped")
-    logger.info("training stopped at step %d; what was learned is in models/bestiary/%s", learned.steps, kept)
-    progress.stop()
+    end_cancelled(progress, learned.steps, kept)
 
 
 def set_up(denoiser: ComfyDenoiser, training_set: TrainingSet, settings: TrainPartsSettings) -> _Setup:
@@ -106,29 +91,16 @@ def set_up(denoiser: ComfyDenoiser, training_set: TrainingSet, settings: TrainPa
 def _learn(
     setup: _Setup, training_set: TrainingSet, settings: TrainPartsSettings, run: RunFolder, progress: TrainingProgress
 ) -> LearnedParts:
+    run.write_curve_labels(curve_labels(training_set.kinds.part_names))
+    loop = loop_settings(settings, setup.denoiser)
     previews = GraphPreviews(setup.objective, setup.batches, training_set, settings, run, progress)
-    try:
-        state = fit(
-            setup.objective,
-            setup.groups,
-            setup.batches,
-            loop_settings(settings, setup.denoiser),
-            run,
-            on_progress=progress.step,
-            on_preview=previews.show if settings.run.preview_every else None,
-            should_stop=progress.should_stop,
-        )
-    except TrainingStopped as stopped:
-        state = stopped.state
+    state = fit_in_graph(setup.objective, setup.groups, setup.batches, loop, run, progress, previews)
     # the dictionary holds the weights that previews show
     with state.averaged():
         dictionary = _dictionary(setup, training_set, settings, state)
-        shown = previews.latest
-        if not progress.cancelled and (shown is None or settings.run.preview_every == 0):
-            shown = previews.sheet()
+        shown = last_sheet(previews, loop, progress)
     write_dictionary(dictionary, run.path / f"{settings.run.name}.safetensors")
-    losses = [record["loss"] for record in run.read_log() if record.get("loss") is not None]
-    return LearnedParts(dictionary, losses, shown or training_set.picture(0), state.step)
+    return LearnedParts(dictionary, logged_losses(run), shown or training_set.picture(0), state.step)
 
 
 def _dictionary(

@@ -19,7 +19,8 @@ if TYPE_CHECKING:
 
 ANEW, NEWEST = "start anew", "go on with the newest"
 """Choices besides the names of runs."""
-_CONFIG = "config.resolved.toml"
+CONFIG = "config.resolved.toml"
+"""Settings of a run, by which its folder is known."""
 _CALLED = {"parts": "trainings of parts", "spectrum": "trainings of spectra"}
 _SOURCES = {
     "parts": ("other pictures or parts than this training set", "pictures, codebook and image_size"),
@@ -36,7 +37,7 @@ def runs_folder() -> Path:
 
 def run_names(kind: str | None = None) -> list[str]:
     """Names of all runs, or of those that train `kind`, the one that was started last first."""
-    found = runs_folder().glob(f"*/{_CONFIG}")
+    found = runs_folder().glob(f"*/{CONFIG}")
     newest_first = sorted(found, key=lambda path: path.stat().st_mtime_ns, reverse=True)
     return [path.parent.name for path in newest_first if kind is None or _kind_of(path) == kind]
 

@@ -1,6 +1,7 @@
-"""What the browser may ask: which dictionaries there are, what is in them, and their thumbnails. Reading only.
+"""What the browser may ask: dictionaries and their thumbnails, trainings and their pictures, stages. Reading only.
 
-A name in an address is one of those that ComfyUI lists for models/bestiary, never a path. All of it also answers under /api.
+A name in an address is one of those that ComfyUI lists for models/bestiary, or of a run in output/bestiary, never a path. All of
+it also answers under /api.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from ..concepts.errors import BestiaryError
 from .concept_folders import concept_names, concept_path, dictionary_names, file_stamp
 from .dictionary_listing import ThumbnailPages, list_dictionary
 from .dictionary_loading import name_of_file
+from .run_listing import list_run, newest_run, preview_picture, preview_stamp, run_stamp
 
 if TYPE_CHECKING:
     from aiohttp import web
@@ -54,6 +56,9 @@ def add_routes() -> bool:
         ("/bestiary/dictionaries", list_names),
         ("/bestiary/dictionary/{name:.+}", show_dictionary),
         ("/bestiary/thumbnails/{name:.+}", show_thumbnails),
+        ("/bestiary/newest_run/{name:.+}", show_newest_run),
+        ("/bestiary/run/{name:.+}", show_run),
+        ("/bestiary/run_picture/{name:.+}", show_run_picture),
     ):
         server.routes.get(place)(handler)
     return True
@@ -84,14 +89,45 @@ async def show_thumbnails(request: web.Request) -> web.Response:
     return await _answer(request, f"{stamp}-{asked[:6]}" if stamp else "", page)
 
 
+async def show_newest_run(request: web.Request) -> web.Response:
+    """GET /bestiary/newest_run/NAME?kind=parts: the newest run that a training of this name made; `run` is null without one."""
+    run = await asyncio.to_thread(newest_run, request.match_info["name"], request.query.get("kind"))
+    if run is None:
+        return await _answer(request, "", lambda: {"run": None})
+    return await _answer(request, run_stamp(run), lambda: list_run(run))
+
+
+async def show_run(request: web.Request) -> web.Response:
+    """GET /bestiary/run/NAME; see `list_run`."""
+    name = request.match_info["name"]
+    return await _answer(request, run_stamp(name), lambda: list_run(name))
+
+
+async def show_run_picture(request: web.Request) -> web.Response:
+    """GET /bestiary/run_picture/NAME?step=50&sheet=pictures: a preview, PNG."""
+    name, sheet = request.match_info["name"], request.query.get("sheet", "pictures")
+    asked = request.query.get("step", "")
+    step = int(asked) if asked.isdecimal() and len(asked) <= 12 else None
+
+    def picture() -> bytes:
+        if step is None:
+            raise BestiaryError(f"step {asked[:20]!r} is no number from 0 upwards")
+        return preview_picture(name, step, sheet)
+
+    stamp = "" if step is None else preview_stamp(name, step, sheet)
+    return await _answer(request, stamp, picture, "image/png")
+
+
 def _known(name: str) -> Path:
     if len(name) > LONGEST_ADDRESS:
         raise BestiaryError(f"a name of {len(name)} characters is none of ours")
     return concept_path(name)
 
 
-async def _answer(request: web.Request, stamp: str, content: Callable[[], object]) -> web.Response:
-    """JSON or WebP, or what is wrong as JSON; nothing but a header where the browser has this content already."""
+async def _answer(
+    request: web.Request, stamp: str, content: Callable[[], object], kind: str = "image/webp"
+) -> web.Response:
+    """JSON, or a picture of this kind, or what is wrong as JSON; nothing but a header where the browser has it already."""
     from aiohttp import web
 
     # revalidated each time: a dictionary that was trained further shows its new thumbnails at once
@@ -107,7 +143,7 @@ async def _answer(request: web.Request, stamp: str, content: Callable[[], object
         _log.info("%s: %s", request.path, fault)
         return web.json_response({"error": _plain_fault(fault)}, status=422 if stamp else 404, headers=headers)
     if isinstance(found, bytes):
-        return web.Response(body=found, content_type="image/webp", headers=headers)
+        return web.Response(body=found, content_type=kind, headers=headers)
     return web.json_response(found, headers=headers)
 
 

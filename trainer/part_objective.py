@@ -4,7 +4,7 @@ Paper: arXiv 2407.04604; reference: kamwoh/partcraft @ dfe64e1, src/train_dreamc
 D width of a learned vector, C latent channels, h and w the latent grid, g the attention grid.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -18,6 +18,14 @@ from ..concepts.min_snr import min_snr_weights
 from ..concepts.parts.part_attention_loss import FLOOR, attention_iou, per_part_attention_loss
 from ..concepts.parts.token_projector import TokenProjector
 from .fit import LossReport
+
+PART_CURVES = ("part_attention_loss", "attention_iou")
+"""Curves with one entry per part."""
+
+
+def curve_labels(part_names: Sequence[str]) -> dict[str, tuple[str, ...]]:
+    """What the entries of the curves belong to."""
+    return {curve: tuple(part_names) for curve in PART_CURVES}
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from .export_parts import export_dictionary
 from .finished_parts import build_dictionary, write_dictionary
 from .fit import Parallel, fit
 from .objective_setup import loop_settings
+from .part_objective import curve_labels
 from .part_previews import PartPreviews
 from .recipe_file import format_toml
 from .resume import check_resumable, find_run
@@ -79,6 +80,8 @@ def _train(
     is_first = parallel.rank == 0
     if is_first and run.newest_state() is None:
         examine_setup(setup, run)
+    if is_first:
+        run.write_curve_labels(curve_labels(setup.pictures.kinds.part_names))
     state = fit(
         setup.objective,
         setup.groups,

@@ -233,7 +233,9 @@ def test_previews_and_heat_maps_are_shown_and_kept(prepared, outputs, monkeypatc
     learned = _train(loaded, made, settings, run)
     assert [done for done, preview in shown if preview is None] == [1, 2, 3, 4]
     assert [(done, preview[0]) for done, preview in shown if preview] == [(2, "JPEG"), (4, "JPEG")]
-    assert sorted(path.name for path in run.samples.iterdir()) == ["step-0000002.png", "step-0000004.png"]
+    assert sorted(path.name for path in run.samples.iterdir()) == [
+        f"step-000000{step}{kind}.png" for step in (2, 4) for kind in ("-attention", "")
+    ]
     # two rows of pictures, then a row per part
     assert learned.preview.height > 160 * (2 + len(made.kinds.part_names))
 

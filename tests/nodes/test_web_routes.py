@@ -74,8 +74,62 @@ def test_a_hostile_file_is_told_without_this_machines_folders(server):
     assert answer.json()["error"] == "giant.safetensors is no safetensors file, or it is cut off (10 bytes)"
 
 
+@pytest.fixture
+def run(server):
+    """Folder of a run with one log line and one preview."""
+    folder = server.folder / "output" / "bestiary" / "seen"
+    (folder / "samples").mkdir(parents=True, exist_ok=True)
+    (folder / "config.resolved.toml").write_text("[optimizer]\nsteps = 9\n")
+    (folder / "log.jsonl").write_text('{"step": 3, "loss": 0.25}\n')
+    Image.new("RGB", (4, 4)).save(folder / "samples" / "step-0000003.png")
+    return folder
+
+
+@pytest.mark.parametrize("prefix", ["", "/api"])
+def test_a_run_and_its_pictures(server, run, prefix):
+    for route in ("run", "newest_run"):
+        answer = server.get(f"{prefix}/bestiary/{route}/seen")
+        assert answer.headers["X-Content-Type-Options"] == "nosniff"
+        assert answer.json()["curves"] == {"loss": [0.25]} and answer.json()["total"] == 9
+        again = server.get(f"{prefix}/bestiary/{route}/seen", headers={"If-None-Match": answer.headers["ETag"]})
+        assert again.status_code == 304
+    picture = server.get(f"{prefix}/bestiary/run_picture/seen", params={"step": 3})
+    assert picture.headers["Content-Type"] == "image/png" and Image.open(io.BytesIO(picture.content)).size == (4, 4)
+    assert "ETag" in picture.headers
+    with (run / "log.jsonl").open("a") as file:
+        file.write('{"step": 4, "loss": 0.5}\n')
+    assert server.get("/bestiary/run/seen").json()["steps"] == [3, 4]
+
+
+def test_a_name_without_a_run_has_none(server):
+    assert server.get("/bestiary/newest_run/nothing").json() == {"run": None}
+
+
+@pytest.mark.parametrize("name", ["../../evil", "/etc", "seen/samples", "a" * 5000, "x\0y", "<script>"])
+@pytest.mark.parametrize("route", ["run", "run_picture"])
+def test_what_is_no_run_is_refused(server, run, route, name):
+    answer = server.get(f"/bestiary/{route}/{quote(name, safe='')}", params={"step": 3})
+    assert answer.status_code == 404 and "ETag" not in answer.headers
+    assert str(server.folder) not in answer.json()["error"]
+
+
+@pytest.mark.parametrize(
+    ("asked", "words"),
+    [
+        ({"step": "x"}, "step 'x' is no number"),
+        ({"step": "9" * 40}, "is no number"),
+        ({"step": "8"}, "run seen has no pictures of step 8"),
+        ({"step": "3", "sheet": "../log"}, "no previews called '../log'"),
+    ],
+)
+def test_a_preview_that_is_not_there_is_refused(server, run, asked, words):
+    answer = server.get("/bestiary/run_picture/seen", params=asked)
+    assert answer.status_code == 404 and words in answer.json()["error"]
+
+
 def test_nothing_but_reading_is_offered(server):
-    for method in ("/bestiary/dictionaries", f"/bestiary/dictionary/{SHIPPED_NAME}"):
+    reading = (f"dictionary/{SHIPPED_NAME}", "run/seen", "newest_run/seen", "run_picture/seen")
+    for method in ("/bestiary/dictionaries", *(f"/bestiary/{route}" for route in reading)):
         assert server.post(method).status_code == 405
 
 

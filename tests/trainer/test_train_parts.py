@@ -72,6 +72,8 @@ def test_a_training_leaves_a_dictionary_and_its_exports(settings_for, tmp_path) 
     assert names == {f"step-000000{step}{kind}.png" for step in (0, 2, 4) for kind in ("", "-attention")}
     record = json.loads((run / "log.jsonl").read_text().splitlines()[-1])
     assert len(record["attention_iou"]) == len(record["part_attention_loss"]) == 3
+    labels = json.loads((run / "curve_labels.json").read_text())
+    assert labels == {curve: list(dictionary.part_names) for curve in ("part_attention_loss", "attention_iou")}
 
 
 def test_a_second_run_overwrites_nothing(settings_for) -> None:
