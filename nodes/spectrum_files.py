@@ -11,6 +11,7 @@ from ..concepts.spectrum.prompt_spectrum import PromptSpectrum
 from ..concepts.spectrum.spectrum_file import FILE_KIND, load_spectrum, save_spectrum
 from .concept_folders import concept_names, concept_path, kind_of, new_concept_path, own_folder
 from .dictionary_loading import name_of_file, prompt_name
+from .misread_embeddings import warn_of_misread
 from .model_backbone import text_widths
 from .socket_types import NamedSpectrum
 
@@ -34,7 +35,11 @@ def check_spectrum_file(file: str) -> Path:
             "none yet: learn one with bestiary train spectrum, or bring one in with bestiary import "
             "prospect, xti, neti or textual-inversion"
         )
-        raise BestiaryError(f"no prompt spectrum {shown_name(file)} in models/bestiary; choose {known}")
+        notice = warn_of_misread()
+        raise BestiaryError(
+            f"no prompt spectrum {shown_name(file)} in models/bestiary; choose {known}"
+            + (f". {notice}" if notice else "")
+        )
     return concept_path(file)
 
 
@@ -80,7 +85,7 @@ def check_spectrum_widths(name: str, spectrum: PromptSpectrum, clip: object) -> 
 
 
 def describe_spectrum(named: NamedSpectrum) -> str:
-    """What a spectrum is, as text: stages, vectors, words, presets, how it came about."""
+    """What a spectrum is, as text: stages, vectors, words, presets, how it came about; and files beside it that mislead."""
     spectrum = named.spectrum
     layers = f", {spectrum.layers} cross-attention layers" if spectrum.layers else ""
     plural = "vectors" if spectrum.vectors > 1 else "vector"
@@ -94,7 +99,8 @@ def describe_spectrum(named: NamedSpectrum) -> str:
     lines += [f"stage {stage + 1} says: {text or 'nothing'}" for stage, text in sorted(spectrum.words.items())]
     lines += ["", "attributes:", format_presets(spectrum.presets)]
     facts = [f"{key}: {value}" for key, value in spectrum.provenance.items()]
-    return "\n".join([*lines, *(["", *facts] if facts else [])])
+    notice = warn_of_misread()
+    return "\n".join([*lines, *(["", *facts] if facts else []), *(["", notice] if notice else [])])
 
 
 def _listed(widths: dict[str, int]) -> str:

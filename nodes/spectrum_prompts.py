@@ -25,6 +25,7 @@ from ..concepts.spectrum.staged_prompt import (
     PromptSources,
     resolve_staged_prompt,
 )
+from .misread_embeddings import warn_of_misread
 from .model_backbone import check_widths
 from .part_encoding import Conditioning
 from .socket_types import NamedSpectrum
@@ -101,7 +102,9 @@ def encode_typed_sides(
     for name, dictionary in sources.dictionaries.items():
         check_widths(dictionary, name, clip)
     read = [read_side(side, sources, options) for side in sides]
-    return encode_sides(clip, read, filler=options.filler), stage_report(read[0])
+    notice = warn_of_misread(text for side in sides for text in (side.text, side.stage_lines))
+    report = stage_report(read[0]) + (f"\n{notice}" if notice else "")
+    return encode_sides(clip, read, filler=options.filler), report
 
 
 def encode_stage_lines(
