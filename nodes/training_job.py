@@ -12,8 +12,9 @@ from ..trainer.settings import TrainPartsSettings
 from .background_training import train_in_background
 from .clip_tokens import dictionaries_of
 from .dictionary_loading import prompt_name, teach
+from .graph_loop import GraphModel
 from .graph_previews import as_image
-from .graph_training import GraphModel, LearnedParts, train_in_graph
+from .graph_training import LearnedParts, train_in_graph
 from .socket_types import NamedDictionary
 from .training_progress import TrainingProgress
 from .training_runs import checked_name, open_run, settings_from

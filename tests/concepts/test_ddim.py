@@ -8,6 +8,8 @@ from bestiary.concepts.backbone import get_backbone
 from bestiary.concepts.ddim import ddim_timesteps, sample_ddim
 from bestiary.concepts.denoiser import DenoiserOutput, NoiseSchedule, TextConditioning
 from bestiary.concepts.errors import BestiaryError
+from bestiary.concepts.spectrum.stage_bounds import StageBounds
+from bestiary.concepts.spectrum.staged_conditioning import StagedConditioning
 from torch import Tensor
 
 ALPHAS = torch.linspace(0.999, 0.01, 100)
@@ -51,6 +53,27 @@ def test_a_model_that_knows_the_picture_gives_it(prediction: str, steps: int) ->
 def test_guidance_leads_away_from_the_negative_prompt() -> None:
     made = sample_ddim(KnowingDenoiser("epsilon"), _text(1.0), _text(0.5), seeds=[3], steps=5, guidance=3, size=32)
     torch.testing.assert_close(made, 2 * TARGET, atol=1e-3, rtol=1e-3)  # 0.5 + 3 * (1 - 0.5)
+
+
+def test_staged_prompts_are_told_stage_by_stage() -> None:
+    """Two pictures: one hears 1 and then 3, the other 2 all the way; the last stage decides what a knowing model gives."""
+    told = []
+
+    class Listening(KnowingDenoiser):
+        def predict(self, latents: Tensor, times: Tensor, text: TextConditioning) -> DenoiserOutput:
+            told.append((int(times[0]), text.context.flatten().tolist()))
+            return super().predict(latents, times, text)
+
+    staged = StagedConditioning(
+        _text(1.0, 2.0, 3.0), torch.tensor([[0, 2], [1, 1]]), StageBounds.from_fractions([0.5], 100)
+    )
+    options = {"seeds": [3, 4], "steps": 4, "guidance": 1, "size": 32}
+    made = sample_ddim(Listening("epsilon"), staged, _text(0.0), **options)
+    assert told == [(99, [1.0, 2.0]), (74, [1.0, 2.0]), (49, [3.0, 2.0]), (24, [3.0, 2.0])]
+    torch.testing.assert_close(made, torch.cat([3 * TARGET, 2 * TARGET]), atol=1e-3, rtol=1e-3)
+    same = StagedConditioning(_text(2.0), torch.zeros(2, 3, dtype=torch.long), StageBounds.equal(3, 100))
+    plain = sample_ddim(KnowingDenoiser("epsilon"), _text(2.0, 2.0), _text(0.0), **options)
+    assert torch.equal(sample_ddim(KnowingDenoiser("epsilon"), same, _text(0.0), **options), plain)
 
 
 def test_a_picture_has_its_own_noise_and_every_step_is_told() -> None:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 from bestiary.concepts.errors import BestiaryError
-from bestiary.trainer.resume import find_run
+from bestiary.trainer.resume import check_resumable, find_run
 from bestiary.trainer.run_folder import RunFolder
 
 
@@ -30,3 +30,20 @@ def test_a_folder_without_runs_is_told(tmp_path: Path) -> None:
         find_run(tmp_path)
     with pytest.raises(BestiaryError, match="nothing holds no run"):
         find_run(tmp_path / "nothing")
+
+
+def test_a_run_of_a_graph_is_gone_on_with_there(tmp_path: Path) -> None:
+    from bestiary.trainer.recipe_file import format_toml
+    from bestiary.trainer.settings import load_recipe
+    from bestiary.trainer.spectrum_settings import load_spectrum_recipe
+    from bestiary.trainer.train_parts import resume_training
+    from bestiary.trainer.train_spectrum import resume_spectrum
+
+    for name, load, go_on in (("birds", load_recipe, resume_training), ("moth", load_spectrum_recipe, resume_spectrum)):
+        run = RunFolder.create(tmp_path / name)
+        run.write_config(format_toml(load(None, {"base.path": "graph"})))
+        with pytest.raises(
+            BestiaryError, match=f"{name} was trained in ComfyUI.*: choose {name} at resume of the training"
+        ):
+            go_on(run.path)
+        check_resumable(run, load(None, {}).base)

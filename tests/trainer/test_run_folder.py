@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from bestiary.concepts.errors import BestiaryError
-from bestiary.trainer.run_folder import RunFolder
+from bestiary.trainer.run_folder import RunFolder, run_kind
 
 WEIGHTS = {"w": torch.arange(6.0).view(2, 3)}
 
@@ -100,3 +100,26 @@ def test_log_lines_after_a_step_are_forgotten(tmp_path: Path) -> None:
         file.write('{"step": 4, "cut o')
     run.forget_log_after(2)
     assert run.read_log() == [{"step": 1}, {"step": 2}]
+
+
+@pytest.mark.parametrize(
+    ("config", "kind"),
+    [
+        ('kind = "spectrum"\n\n[run]\n', "spectrum"),
+        ('# training set 12\nkind="spectrum"\n[run]\n', "spectrum"),
+        ('[method]\nkind = "textual_inversion"\n', "parts"),
+        ("# no settings\n", "parts"),
+    ],
+)
+def test_what_a_run_trains_stands_above_its_tables(tmp_path: Path, config: str, kind: str) -> None:
+    run = RunFolder.create(tmp_path / "run")
+    run.write_config(config)
+    assert run.kind == run_kind(run.config) == kind
+
+
+def test_settings_that_cannot_be_read_are_told(tmp_path: Path) -> None:
+    with pytest.raises(BestiaryError, match=r"cannot read .*gone.toml: .*No such file"):
+        run_kind(tmp_path / "gone.toml")
+    (tmp_path / "strange.toml").write_bytes(b"\xff\xfe")
+    with pytest.raises(BestiaryError, match=r"cannot read .*strange.toml"):
+        run_kind(tmp_path / "strange.toml")
