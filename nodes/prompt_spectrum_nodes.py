@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from comfy_api.latest import io, ui
 
 from ..concepts.spectrum.stage_algebra import with_soft_bounds, with_strength
+from ..concepts.spectrum.stage_claims import Reference, mix_references, shown_reference
 from ..concepts.spectrum.staged_prompt import DEFAULT_STAGES, PromptSources
 from .clip_tokens import dictionaries_of
 from .comfy_version import schema, socket
@@ -17,7 +18,6 @@ from .part_pictures import named_faults
 from .socket_types import DictionarySocket, NamedDictionary, NamedSpectrum, SpectrumSocket
 from .spectrum_files import check_spectrum_file, describe_spectrum, read_spectrum, spectrum_names, write_spectrum
 from .spectrum_prompts import PromptOptions, StageTiming, TypedSide, encode_typed_sides, spectra_by_name
-from .stage_claims import Reference, mix_references, shown_reference
 from .stage_ranges import CLOCKS
 
 CATEGORY = "Bestiary/spectrum"

@@ -18,6 +18,7 @@ from ..concepts.spectrum.attribute_presets import DEFAULT_PRESETS
 from ..concepts.spectrum.prompt_spectrum import PromptSpectrum
 from ..concepts.spectrum.stage_algebra import with_strength
 from ..concepts.spectrum.stage_bounds import StageBounds
+from ..concepts.spectrum.stage_claims import require_all_stages, stage_lines, typed_presets
 from ..concepts.spectrum.stage_mention import SpectrumMention, StagedMention, find_edits, find_staged_mentions
 from ..concepts.spectrum.staged_prompt import (
     DEFAULT_STAGES,
@@ -30,7 +31,6 @@ from .model_backbone import check_widths
 from .part_encoding import Conditioning
 from .socket_types import NamedSpectrum
 from .spectrum_files import check_spectrum_widths
-from .stage_claims import require_all_stages, stage_lines, typed_presets
 from .stage_ranges import StageClock, stage_percents
 from .staged_encoding import StagedSide, VectorNames, encode_sides, plain_form, written_pieces
 

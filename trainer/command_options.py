@@ -1,6 +1,6 @@
 """Options that mean the same in every command, declared once."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -69,6 +69,21 @@ def assignment(text: str, option: str) -> tuple[str, str]:
     if not (name.strip() and equals and value.strip()):
         raise BestiaryError(f"{option} {text!r}: write name=value, for example {option} old=new")
     return name.strip(), value.strip()
+
+
+def assignments(texts: Sequence[str] | None, option: str) -> dict[str, str]:
+    """Names and values of an option that may be given several times, each name once.
+
+    Raises:
+        BestiaryError: one cannot be split, or a name is given twice.
+    """
+    found: dict[str, str] = {}
+    for text in texts or ():
+        name, value = assignment(text, option)
+        if name in found:
+            raise BestiaryError(f"{option} names {name!r} twice, as {found[name]!r} and as {value!r}: give one of them")
+        found[name] = value
+    return found
 
 
 def _option_fault(error: Mapping[str, Any]) -> str:

@@ -12,7 +12,7 @@ from .command_options import (
     OutOption,
     ProgressOption,
     SeedOption,
-    assignment,
+    assignments,
     checked,
     existing,
 )
@@ -84,7 +84,7 @@ def compose(
         "dtype": dtype,
         "presets": presets and existing(presets, "file"),
     }
-    values |= {"mix": dict(assignment(text, "--mix") for text in mix or ()), "stage_texts": list(stage_texts or ())}
+    values |= {"mix": assignments(mix, "--mix"), "stage_texts": list(stage_texts or ())}
     for path in compose_files(checked(ComposeSettings, values), progress_callback("compose", progress)):
         typer.echo(path)
 
@@ -116,7 +116,7 @@ def evaluate_parts(
     from .evaluate import EvaluateSettings, evaluate_files
 
     # baselines are typed as NAME=DICT
-    others = dict(assignment(text, "--baseline") for text in baseline or ())
+    others = assignments(baseline, "--baseline")
     values = {"dictionary": existing(dictionary, "file"), "discovery": existing(discovery, "folder"), "base": base}
     values |= {"baselines": {name: existing(Path(path), "file") for name, path in others.items()}}
     values |= {"out": out, "count": count, "seed": seed, "steps": steps, "guidance": guidance}
@@ -133,18 +133,41 @@ def evaluate_spectrum(
     out: OutOption = None,
     count: Annotated[int, typer.Option("--count", min=1, help="Noised pictures for every stage.")] = 8,
     seed: SeedOption = 0,
+    clip: Annotated[
+        str | None,
+        typer.Option(
+            "--clip",
+            metavar="MODEL",
+            help="Also draw pictures and judge them by this CLIP model: a folder in transformers format, or a name such as "
+            "openai/clip-vit-base-patch32 that is in the Hugging Face cache.",
+        ),
+    ] = None,
+    prompts: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--prompt", help="A prompt that CLIP judges, with <NAME OF THE FILE>; may be given several times."
+        ),
+    ] = None,
+    pictures: Annotated[
+        int | None, typer.Option("--pictures", help="Pictures of each prompt and stage that CLIP judges; 8 by default.")
+    ] = None,
+    steps: Annotated[int | None, typer.Option("--steps", help="Denoising steps of these pictures.")] = None,
+    guidance: Annotated[float | None, typer.Option("--guidance", help="Guidance of these pictures.")] = None,
+    size: Annotated[int | None, typer.Option("--size", help="Edge of all pictures in pixels.")] = None,
     device: DeviceOption = "auto",
     dtype: DtypeOption = "auto",
     progress: ProgressOption = "line",
 ) -> None:
     """Judge a spectrum stage by stage, as JSON and as a page.
 
-    Noise loss with the spectrum, with its mean, with the words it started from, and with shuffled stages.
+    Noise loss with the spectrum, with its mean, with the words it started from, and with shuffled stages. With a CLIP model
+    also how like the pictures (CLIP-I) and how true to the prompts (CLIP-T) it draws, and how much each stage alone lets through.
     """
     from .evaluate_spectrum import EvaluateSpectrumSettings
     from .evaluate_spectrum import evaluate_spectrum as run_evaluation
 
     values = {"spectrum": existing(spectrum, "file"), "images": images, "base": base, "out": out, "count": count}
-    values |= {"seed": seed, "device": device, "dtype": dtype}
+    values |= {"clip": clip, "prompts": prompts, "pictures": pictures, "steps": steps, "guidance": guidance}
+    values |= {"size": size, "seed": seed, "device": device, "dtype": dtype}
     page = run_evaluation(checked(EvaluateSpectrumSettings, values), progress_callback("evaluate", progress))
     typer.echo(f"open {page}")

@@ -17,7 +17,9 @@ from ..concepts.atomic_file import check_writable, replacing, write_bytes
 from ..concepts.errors import BestiaryError
 from ..concepts.parts.part_dictionary import PartDictionary
 from ..concepts.spectrum.prompt_spectrum import PromptSpectrum
-from ..concepts.spectrum.staged_prompt import Override, PromptSources, parse_stage_texts
+from ..concepts.spectrum.stage_bounds import StageBounds
+from ..concepts.spectrum.stage_claims import stage_lines
+from ..concepts.spectrum.staged_prompt import DEFAULT_STAGES, Override, PromptSources
 from .backbones import load_denoiser
 from .contact_sheet import contact_sheet
 from .heat_maps import heat_map
@@ -158,8 +160,8 @@ def _sources(
         if MIX_NAME in spectra:
             raise BestiaryError(f"a spectrum is already called {MIX_NAME!r}: rename its file to mix by attribute")
         spectra = {**spectra, MIX_NAME: mix_spectra(spectra, settings.mix, presets)}
-    bounds = next((spectrum.bounds for spectrum in spectra.values()), None)
-    overrides = parse_stage_texts("\n".join(settings.stage_texts), bounds, presets)
+    bounds = next((spectrum.bounds for spectrum in spectra.values()), StageBounds.equal(DEFAULT_STAGES))
+    overrides = stage_lines("\n".join(settings.stage_texts), bounds, presets)
     return PromptSources(spectra, dictionaries, presets), overrides
 
 

@@ -1,6 +1,9 @@
 """Random-weight diffusers folders of Stable Diffusion's shapes, narrow enough to run in milliseconds."""
 
+import errno
+import io
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -38,6 +41,27 @@ def tiny_denoiser(tiny_folder: Callable[[str], Path]) -> Callable[..., object]:
         return load_denoiser(tiny_folder(backbone), device="cpu", dtype=dtype)
 
     return load
+
+
+@pytest.fixture(scope="session")
+def tiny_clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of a CLIP model with random weights that looks at squares of 32 pixels."""
+    from transformers import CLIPConfig, CLIPModel
+
+    folder = tmp_path_factory.mktemp("models") / "clip"
+    vocabulary = _write_tokenizer(folder, "<|endoftext|>")
+    shared = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
+    ends = {"bos_token_id": vocabulary["<|startoftext|>"], "eos_token_id": vocabulary["<|endoftext|>"]}
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        text = {**shared, **ends, "vocab_size": len(vocabulary), "max_position_embeddings": 24}
+        vision = {**shared, "image_size": 32, "patch_size": 8}
+        model = CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=16))
+        for parameter in model.parameters():
+            if parameter.ndim == 2:
+                torch.nn.init.normal_(parameter, std=parameter.shape[1] ** -0.5)
+    model.save_pretrained(folder)
+    return folder
 
 
 def _write_folder(backbone: str, folder: Path) -> None:
@@ -137,7 +161,7 @@ def _write_tokenizer(folder: Path, pad: str) -> dict[str, int]:
     tokens += ["".join(merge.split()) for merge in VOCABULARY_MERGES]
     tokens += ["<|startoftext|>", "<|endoftext|>"]
     vocabulary = {token: index for index, token in enumerate(tokens)}
-    folder.mkdir(parents=True)
+    folder.mkdir(parents=True, exist_ok=True)
     (folder / "vocab.json").write_text(json.dumps(vocabulary), encoding="utf-8")
     (folder / "merges.txt").write_text("\n".join(["#version: 0.2", *VOCABULARY_MERGES]) + "\n", encoding="utf-8")
     (folder / "tokenizer_config.json").write_text(
@@ -221,3 +245,104 @@ def _write_discovery(folder: Path, count: int = 6, size: int = 64) -> Path:
     rows = [f"{name},{'wren' if number % 2 else 'lark'}" for number, name in enumerate(names)]
     write_lines(folder / "labels.csv", ["path,class", *rows])
     return found
+
+
+# --- faults ----------------------------------------------------------------------------------------------------------
+
+
+class Bomb:
+    """Opens a file for writing when unpickled."""
+
+    def __init__(self, mark: Path) -> None:
+        self.mark = str(mark)
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return open, (self.mark, "w")
+
+
+@pytest.fixture
+def bomb() -> type[Bomb]:
+    """`bomb(path)` pickles as a program that makes the file `path`."""
+    return Bomb
+
+
+@pytest.fixture
+def fault(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
+    """Runs a command that must fail and returns its only message."""
+
+    def run(*arguments: object, code: int = 2) -> str:
+        from bestiary.trainer.__main__ import main
+
+        capsys.readouterr()
+        assert main([str(argument) for argument in arguments]) == code
+        captured = capsys.readouterr()
+        ours = [line for line in captured.err.splitlines() if line.startswith("bestiary: ")]
+        assert len(ours) == 1 and captured.err.rstrip("\n").endswith(ours[0]), captured.err
+        assert "Traceback" not in captured.err and "wrote" not in captured.out and "open " not in captured.out
+        return ours[0]
+
+    return run
+
+
+class FullFile(io.FileIO):
+    """A file on a full disk: it can be made, but takes no byte."""
+
+    def write(self, content: object) -> int:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def _full(path: str | Path, mode: str, buffering: int, encoding: str | None, newline: str | None) -> io.IOBase:
+    raw = FullFile(path, mode.replace("b", "").replace("t", ""))
+    binary = io.BufferedRandom(raw) if "+" in mode else io.BufferedWriter(raw)
+    return binary if "b" in mode else io.TextIOWrapper(binary, encoding, newline=newline)
+
+
+def _spoil_writes(monkeypatch: pytest.MonkeyPatch, folder: Path, number: int) -> None:
+    """Writing below `folder` fails with this error number: EROFS at once, ENOSPC at the first byte."""
+    real, real_mkdir = io.open, Path.mkdir
+    folder = folder.resolve()
+
+    def below(path: object) -> bool:
+        return isinstance(path, str | os.PathLike) and Path(path).resolve().is_relative_to(folder)
+
+    def guarded(
+        path: object,
+        mode: str = "r",
+        buffering: int = -1,
+        encoding: str | None = None,
+        errors: str | None = None,
+        newline: str | None = None,
+        **options: object,
+    ) -> io.IOBase:
+        if not below(path) or not set(mode) & set("wax+"):
+            return real(path, mode, buffering, encoding, errors, newline, **options)
+        if number == errno.EROFS:
+            raise OSError(number, os.strerror(number), str(path))
+        return _full(path, mode, buffering, encoding, newline)
+
+    def mkdir(self: Path, *args: object, **options: object) -> None:
+        if number == errno.EROFS and below(self) and not self.exists():
+            raise OSError(number, os.strerror(number), str(self))
+        real_mkdir(self, *args, **options)
+
+    monkeypatch.setattr("builtins.open", guarded)
+    monkeypatch.setattr(io, "open", guarded)
+    monkeypatch.setattr(Path, "open", lambda self, *args, **options: guarded(self, *args, **options))
+    monkeypatch.setattr(Path, "mkdir", mkdir)
+
+
+def _snapshot(folder: Path) -> dict[str, bytes]:
+    """Every file below a folder and its content."""
+    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+@pytest.fixture
+def spoil_writes() -> Callable[[pytest.MonkeyPatch, Path, int], None]:
+    """`spoil_writes(monkeypatch, folder, errno.EROFS | errno.ENOSPC)`: nothing can be written below the folder."""
+    return _spoil_writes
+
+
+@pytest.fixture
+def snapshot() -> Callable[[Path], dict[str, bytes]]:
+    """`snapshot(folder)` -> every file below it and its content."""
+    return _snapshot

@@ -1,7 +1,6 @@
 """Bad input through the program itself: one clear message, exit code 2, nothing run that a file asks for, nothing lost."""
 
 import errno
-import io
 import json
 import os
 import pickle
@@ -21,32 +20,6 @@ from safetensors.torch import save_file
 
 PROMPT = "a <head:0> bird"
 QUICK = ("--steps", 1, "--device", "cpu", "--dtype", "fp32", "--progress", "off")
-
-
-class Bomb:
-    """Opens a file for writing when unpickled."""
-
-    def __init__(self, mark: Path) -> None:
-        self.mark = str(mark)
-
-    def __reduce__(self) -> tuple[object, ...]:
-        return open, (self.mark, "w")
-
-
-@pytest.fixture
-def fault(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
-    """Runs a command that must fail and returns its only message."""
-
-    def run(*arguments: object, code: int = 2) -> str:
-        capsys.readouterr()
-        assert main([str(argument) for argument in arguments]) == code
-        captured = capsys.readouterr()
-        ours = [line for line in captured.err.splitlines() if line.startswith("bestiary: ")]
-        assert len(ours) == 1 and captured.err.rstrip("\n").endswith(ours[0]), captured.err
-        assert "Traceback" not in captured.err and "wrote" not in captured.out and "open " not in captured.out
-        return ours[0]
-
-    return run
 
 
 def make_dictionary(path: Path, width: int = 32, backbone: str = "bestiary-demo") -> Path:
@@ -172,18 +145,18 @@ def test_base_models_mixed_of_two(fault, birds, model, tmp_path, tiny_folder, co
     ("component", "stem"),
     [("unet", "diffusion_pytorch_model"), ("vae", "diffusion_pytorch_model"), ("text_encoder", "")],
 )
-def test_hostile_weights_of_a_base_model_run_nothing(fault, birds, model, tmp_path, component, stem) -> None:
+def test_hostile_weights_of_a_base_model_run_nothing(fault, birds, model, tmp_path, component, stem, bomb) -> None:
     mark = tmp_path / "was-run"
     (weights,) = (model / component).glob("*.safetensors")
     weights.unlink()
-    torch.save({"weight": Bomb(mark)}, model / component / f"{stem or 'pytorch_model'}.bin")
+    torch.save({"weight": bomb(mark)}, model / component / f"{stem or 'pytorch_model'}.bin")
     line = fault("compose", birds, PROMPT, "--base", model, "--out", tmp_path / "new", *QUICK)
     assert not mark.exists()
     assert "a .bin file in it is broken or asks for more than tensors" in line or "could not be loaded" in line
     assert str(model) in line and "weights_only" not in line
 
 
-def test_a_report_that_lacks_entries_is_told(fault, found) -> None:
+def test_a_report_that_lacks_entries_is_told(fault, found, snapshot) -> None:
     (found / "report.json").write_text(json.dumps({"images_folder": str(found.parent / "pictures")}))
     before = snapshot(found)
     assert "report.json is damaged (it lacks images, skipped, " in fault("parts", "drop", found, "background")
@@ -230,18 +203,18 @@ def test_unknown_parts_and_kinds(fault, birds, found, tmp_path, tiny_folder) -> 
 
 @pytest.mark.parametrize("command", [["inspect"], ["import", "partcraft"]])
 @pytest.mark.parametrize("modern", [True, False])
-def test_hostile_pickles_run_nothing(fault, tmp_path, command, modern) -> None:
+def test_hostile_pickles_run_nothing(fault, tmp_path, command, modern, bomb) -> None:
     mark, path = tmp_path / "was-run", tmp_path / "mapper.bin"
-    torch.save({"embedding.weight": torch.zeros(2, 2), "x": Bomb(mark)}, path, _use_new_zipfile_serialization=modern)
+    torch.save({"embedding.weight": torch.zeros(2, 2), "x": bomb(mark)}, path, _use_new_zipfile_serialization=modern)
     assert "asks for " in fault(*command, path, *(["--out", tmp_path / "x"] if command[0] == "import" else []))
-    path.write_bytes(pickle.dumps(Bomb(mark)))
+    path.write_bytes(pickle.dumps(bomb(mark)))
     fault(*command, path)
     assert not mark.exists() and not (tmp_path / "x").exists()
 
 
-def test_a_hostile_checkpoint_of_the_feature_source_runs_nothing(fault, tmp_path, make_discovery) -> None:
+def test_a_hostile_checkpoint_of_the_feature_source_runs_nothing(fault, tmp_path, make_discovery, bomb) -> None:
     found, mark, path = make_discovery(tmp_path), tmp_path / "was-run", tmp_path / "dino.pth"
-    torch.save({"pos_embed": Bomb(mark)}, path)
+    torch.save({"pos_embed": bomb(mark)}, path)
     out = ("--out", tmp_path / "parts", "--device", "cpu")
     line = fault("discover", found.parent / "pictures", "--source", "dinov2", "--weights", path, *out)
     assert not mark.exists()
@@ -253,7 +226,7 @@ def test_a_hostile_checkpoint_of_the_feature_source_runs_nothing(fault, tmp_path
     [struct.pack("<Q", 2**62) + b"{}", struct.pack("<Q", 40 << 20) + b"{" * 100, b"\xff" * 64, b""],
     ids=["giant", "longer than the file", "noise", "empty"],
 )
-def test_giant_and_broken_headers(fault, found, tmp_path, content) -> None:
+def test_giant_and_broken_headers(fault, found, tmp_path, content, snapshot) -> None:
     path = tmp_path / "x.safetensors"
     path.write_bytes(content)
     for command in (["inspect", path], ["export", path], ["import", "partcraft", path], ["compose", path, PROMPT]):
@@ -275,58 +248,6 @@ def test_a_state_that_is_no_state_is_told_by_resume(fault, tmp_path) -> None:
 
 
 # --- places that cannot be written to --------------------------------------------------------------------------------
-
-
-class FullFile(io.FileIO):
-    """A file on a full disk: it can be made, but takes no byte."""
-
-    def write(self, content: object) -> int:
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-
-def _full(path: str | Path, mode: str, buffering: int, encoding: str | None, newline: str | None) -> io.IOBase:
-    raw = FullFile(path, mode.replace("b", "").replace("t", ""))
-    binary = io.BufferedRandom(raw) if "+" in mode else io.BufferedWriter(raw)
-    return binary if "b" in mode else io.TextIOWrapper(binary, encoding, newline=newline)
-
-
-def spoil_writes(monkeypatch: pytest.MonkeyPatch, folder: Path, number: int) -> None:
-    """Writing below `folder` fails with this error number: EROFS at once, ENOSPC at the first byte."""
-    real, real_mkdir = io.open, Path.mkdir
-    folder = folder.resolve()
-
-    def below(path: object) -> bool:
-        return isinstance(path, str | os.PathLike) and Path(path).resolve().is_relative_to(folder)
-
-    def guarded(
-        path: object,
-        mode: str = "r",
-        buffering: int = -1,
-        encoding: str | None = None,
-        errors: str | None = None,
-        newline: str | None = None,
-        **options: object,
-    ) -> io.IOBase:
-        if not below(path) or not set(mode) & set("wax+"):
-            return real(path, mode, buffering, encoding, errors, newline, **options)
-        if number == errno.EROFS:
-            raise OSError(number, os.strerror(number), str(path))
-        return _full(path, mode, buffering, encoding, newline)
-
-    def mkdir(self: Path, *args: object, **options: object) -> None:
-        if number == errno.EROFS and below(self) and not self.exists():
-            raise OSError(number, os.strerror(number), str(self))
-        real_mkdir(self, *args, **options)
-
-    monkeypatch.setattr("builtins.open", guarded)
-    monkeypatch.setattr(io, "open", guarded)
-    monkeypatch.setattr(Path, "open", lambda self, *args, **options: guarded(self, *args, **options))
-    monkeypatch.setattr(Path, "mkdir", mkdir)
-
-
-def snapshot(folder: Path) -> dict[str, bytes]:
-    """Every file below a folder and its content."""
-    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
 
 
 def _mapper(path: Path) -> Path:
@@ -409,7 +330,7 @@ COMMANDS = ("export", "convert", "rename", "merge", "compose", "evaluate", "trai
 
 @pytest.mark.parametrize("number", [errno.EROFS, errno.ENOSPC], ids=["read-only", "full"])
 @pytest.mark.parametrize("name", COMMANDS)
-def test_places_that_take_nothing(fault, prepared, monkeypatch, name: str, number: int) -> None:
+def test_places_that_take_nothing(fault, prepared, monkeypatch, name: str, number: int, snapshot, spoil_writes) -> None:
     command, place = prepared[name]()
     before = snapshot(place)
     with monkeypatch.context() as patch:
@@ -422,7 +343,7 @@ def test_places_that_take_nothing(fault, prepared, monkeypatch, name: str, numbe
 
 
 @pytest.mark.parametrize("name", ["export", "convert", "rename", "merge", "compose"])
-def test_writes_interrupted_by_the_user(fault, prepared, monkeypatch, name: str) -> None:
+def test_writes_interrupted_by_the_user(fault, prepared, monkeypatch, name: str, snapshot) -> None:
     command, place = prepared[name]()
     before = snapshot(place)
 
@@ -456,7 +377,7 @@ def denoisers(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[object]]:
 
 @pytest.mark.parametrize("name", ["compose", "evaluate", "train"])
 def test_a_place_that_cannot_be_written_to_is_told_before_the_work(
-    fault, prepared, denoisers, monkeypatch, name
+    fault, prepared, denoisers, monkeypatch, name, spoil_writes
 ) -> None:
     command, place = prepared[name]()
     with monkeypatch.context() as patch:
@@ -465,7 +386,7 @@ def test_a_place_that_cannot_be_written_to_is_told_before_the_work(
     assert denoisers == []
 
 
-def test_what_a_full_disk_stopped_goes_on_afterwards(fault, prepared, monkeypatch) -> None:
+def test_what_a_full_disk_stopped_goes_on_afterwards(fault, prepared, monkeypatch, spoil_writes) -> None:
     command, place = prepared["discover"]()
     with monkeypatch.context() as patch:
         spoil_writes(patch, place, errno.ENOSPC)

@@ -2,7 +2,7 @@
 
 import pytest
 from bestiary.concepts.errors import BestiaryError
-from bestiary.trainer.command_options import assignment, checked, existing
+from bestiary.trainer.command_options import assignment, assignments, checked, existing
 from pydantic import BaseModel, Field
 
 
@@ -48,3 +48,12 @@ def test_assignment_splits_once():
 def test_assignment_faults_show_what_was_typed(text):
     with pytest.raises(BestiaryError, match=rf"--set '{text}': write name=value"):
         assignment(text, "--set")
+
+
+def test_a_name_is_given_once():
+    assert (
+        assignments(["layout=a", "style = b"], "--mix") == {"layout": "a", "style": "b"}
+        and assignments(None, "--mix") == {}
+    )
+    with pytest.raises(BestiaryError, match="--mix names 'layout' twice, as 'a' and as 'b': give one of them"):
+        assignments(["layout=a", "layout=b"], "--mix")

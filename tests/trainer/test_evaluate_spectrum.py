@@ -65,3 +65,28 @@ def test_spectra_that_were_changed_are_refused(evaluate: Callable) -> None:
         evaluate(replace(_spectrum(torch.randn(2, 1, 32)), words={0: "bird"}))
     with pytest.raises(BestiaryError, match="no picture and no folder"):
         evaluate(_spectrum(torch.randn(2, 1, 32)), images=Path("nowhere.png"))
+
+
+def test_with_a_clip_model_pictures_are_judged_too(evaluate: Callable, tiny_clip: Path, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    spectrum, drawn = _spectrum(torch.randn(2, 1, 32)), {"pictures": 2, "steps": 2, "size": 64, "clip": str(tiny_clip)}
+    record = evaluate(spectrum, prompts=("a photo of a <x>", "a red <x>"), **drawn)
+    clip = record["clip"]
+    assert clip["seeds"] == [0, 1] and clip["steps"] == 2 and clip["model"] == str(tiny_clip)
+    assert [one["text"] for one in clip["prompts"]] == ["a photo of a", "a red"]
+    assert len(clip["clip_i_stages"]) == 2 and -1 <= clip["clip_t"] <= 1 and clip["clip_i_given"] is None
+    page = (tmp_path / "out" / "index.html").read_text()
+    assert "Likeness" in page and "stage 2 alone" in page and page.count("data:image") == 4
+    assert evaluate(spectrum, prompts=("a photo of a <x>", "a red <x>"), **drawn) == record
+    assert "clip" not in evaluate(spectrum)
+
+
+def test_faults_of_the_judging_cost_nothing(evaluate: Callable, tiny_clip: Path, tmp_path: Path) -> None:
+    spectrum = _spectrum(torch.randn(2, 1, 32))
+    with pytest.raises(ValueError, match="prompts are judged by CLIP: give --clip a model too"):
+        evaluate(spectrum, prompts=("a <x>",))
+    with pytest.raises(BestiaryError, match="the prompt 'a bird' does not name the spectrum: write <x> where"):
+        evaluate(spectrum, prompts=("a bird",), clip=str(tiny_clip))
+    with pytest.raises(BestiaryError, match="no CLIP model 'nowhere'"):
+        evaluate(spectrum, clip="nowhere")
+    assert not (tmp_path / "out").exists()

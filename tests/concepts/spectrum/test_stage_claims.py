@@ -6,7 +6,7 @@ from bestiary.concepts.errors import BestiaryError
 from bestiary.concepts.spectrum.attribute_presets import DEFAULT_PRESETS
 from bestiary.concepts.spectrum.prompt_spectrum import PromptSpectrum
 from bestiary.concepts.spectrum.stage_bounds import StageBounds
-from bestiary.nodes.stage_claims import (
+from bestiary.concepts.spectrum.stage_claims import (
     Reference,
     assign_stages,
     claims_of,

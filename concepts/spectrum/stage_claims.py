@@ -1,17 +1,15 @@
 """Who has which stage: lines of text or references that claim stages by attribute, number or percent."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from ..concepts.errors import BestiaryError
-from ..concepts.name_search import plain_name, shown_name
-from ..concepts.spectrum.attribute_presets import Presets, parse_presets, select_stages, stages_text
-from ..concepts.spectrum.prompt_spectrum import PromptSpectrum
-from ..concepts.spectrum.stage_algebra import Rest, merge_by_attribute, with_soft_bounds, with_strength
-from ..concepts.spectrum.stage_bounds import StageBounds
-from ..concepts.spectrum.staged_prompt import Override, parse_stage_texts
+from ..errors import BestiaryError
+from ..name_search import plain_name, shown_name
+from .attribute_presets import Presets, parse_presets, select_stages, stages_text
+from .prompt_spectrum import PromptSpectrum
+from .stage_algebra import Rest, merge_by_attribute, with_soft_bounds, with_strength
+from .stage_bounds import StageBounds
+from .staged_prompt import Override, parse_stage_texts
 
 
 @dataclass(frozen=True)
