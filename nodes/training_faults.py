@@ -29,12 +29,16 @@ def memory_told(settings: TrainPartsSettings | TrainSpectrumSettings, image_size
         if not isinstance(fault, torch.OutOfMemoryError) and not any(word in str(fault).lower() for word in _WORDS):
             raise
         advice = _advice(settings, image_size)
-    # raised here, so that the fault no longer holds the tensors of the step
     if advice:
         import comfy.model_management
 
         comfy.model_management.soft_empty_cache()
-        raise BestiaryError(advice)
+        told = BestiaryError(advice)
+        try:
+            raise told
+        finally:
+            # the fault holds the tensors of the step
+            told.__context__ = None
 
 
 def _advice(settings: TrainPartsSettings | TrainSpectrumSettings, image_size: int) -> str:

@@ -19,6 +19,7 @@ from .run_folder import RunFolder
 from .several_processes import join_processes
 from .spectrum_doctor import examine_spectrum_setup
 from .spectrum_images import find_pictures
+from .spectrum_objective import curve_labels
 from .spectrum_objective_setup import build_spectrum
 from .spectrum_previews import SpectrumPreviews
 from .spectrum_settings import TrainSpectrumSettings, load_spectrum_recipe
@@ -69,6 +70,7 @@ def _train(settings: TrainSpectrumSettings, run: RunFolder, on_progress: Progres
     setup = prepare_spectrum(settings)
     if run.newest_state() is None:
         examine_spectrum_setup(setup, run)
+    run.write_curve_labels(curve_labels(setup.bounds.stages))
     state = fit(
         setup.objective,
         setup.groups,

@@ -60,6 +60,8 @@ def test_every_backbone_trains_and_gives_a_small_file(
     assert {path.name for path in trained.exports} >= {"spectrum.safetensors", "spectrum-stage-01.safetensors"}
     lines = [json.loads(line) for line in (trained.run.path / "log.jsonl").read_text().splitlines()]
     assert len(lines) == 4 and len(lines[0]["stage_loss"]) == 10
+    labels = json.loads((trained.run.path / "curve_labels.json").read_text())
+    assert labels["stage_loss"][0] == "stage 1" and len(labels["stage_loss"]) == 10
 
 
 def _setup(base: Path, pictures: Path, tmp_path: Path, **changes: object) -> object:
