@@ -1,6 +1,6 @@
 """Trains the prompt spectra that ship in demo/concepts/, each on one drawing of a creature, with one command.
 
-    python docs/make_spectra.py [--only NAME...] [--steps 250] [--work FOLDER]
+    python docs/make_spectra.py [--only NAME...] [--steps N] [--work FOLDER]
 
 The three differ in everything: side, place, light, and shape, colour and pattern of every part. Afterwards write the example
 workflows that use them again (`make_workflows.py --only mix_attributes`).
@@ -64,9 +64,8 @@ def draw(name: str, number: int, folder: Path) -> Path:
     """Draws one reference; the picture's path."""
     scene, looks = REFERENCES[name]
     species = Species(name, tuple(PartLook(*look) for look in looks))
-    assert_parts = len(PARTS)
-    if len(looks) != assert_parts:
-        raise ValueError(f"{name} has looks for {len(looks)} parts, a creature has {assert_parts}: {', '.join(PARTS)}")
+    if len(looks) != len(PARTS):
+        raise ValueError(f"{name} has looks for {len(looks)} parts, a creature has {len(PARTS)}: {', '.join(PARTS)}")
     drawing = draw_creature(species, np.random.default_rng((number, 12)), scene=scene)
     folder.mkdir(parents=True, exist_ok=True)
     with replacing(folder / f"{name}.png") as temporary:
@@ -74,15 +73,15 @@ def draw(name: str, number: int, folder: Path) -> Path:
     return folder / f"{name}.png"
 
 
-def train(name: str, number: int, steps: int, work: Path) -> Path:
+def train(name: str, number: int, steps: int | None, work: Path) -> Path:
     """Trains one spectrum and puts it beside the shipped dictionary; its path."""
     values = {
         "images.source": draw(name, number, work / name), "base.path": "demo", "method.initial_words": "creature",
-        "method.vectors": 4, "optimizer.steps": steps, "optimizer.batch_size": 4, "optimizer.vector_lr": 1.0,
         "run.out": work / "runs" / name, "run.name": name, "run.preview_every": 0, "run.tensorboard": False,
-        "run.estimate_memory": False,
     }  # fmt: skip
-    trained = train_spectrum(load_spectrum_recipe(None, values))
+    if steps:
+        values["optimizer.steps"] = steps
+    trained = train_spectrum(load_spectrum_recipe("spectrum_demo", values))
     target = CONCEPTS / f"{name}.spectrum.safetensors"
     save_spectrum(load_spectrum(trained.spectrum_path), target)
     return target
@@ -92,7 +91,7 @@ def main() -> None:
     """Reads the command line and trains what it asks for."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="*", choices=list(REFERENCES), default=list(REFERENCES), help="these alone")
-    parser.add_argument("--steps", type=int, default=250, help="training steps of each")
+    parser.add_argument("--steps", type=int, help="training steps of each; left out: the recipe's")
     parser.add_argument("--work", type=Path, help="folder for drawings and runs; left out: one that is removed")
     chosen = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
