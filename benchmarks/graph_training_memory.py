@@ -1,8 +1,9 @@
-"""Memory of part training in a graph against the standalone trainer: peak above the loaded model, same settings, same weights.
+"""Memory of a training in a graph against the standalone trainer: peak above the loaded model, same settings, same weights.
 
-    COMFYUI_PATH=... python benchmarks/graph_training_memory.py [--model demo|sd15] [--width 64] [--size 256] [--batch 2]
+    COMFYUI_PATH=... python benchmarks/graph_training_memory.py [--learn parts|spectrum] [--model demo|sd15] [--width 64]
+        [--size 256] [--batch 2]
 
-Everything a training makes is counted while three steps of the shared loop run: adapters, tokens, optimizer, activations,
+Everything a training makes is counted while three steps of the shared loop run: adapters, vectors, optimizer, activations,
 gradients, casts of weights (bytes of all storages alive at once, on fused attention, in float32). The demo model is the
 embedded one; sd15 has Stable Diffusion 1.5's shape with random weights, --width 320 being its full size. "largest_loss_gap"
 shows that both did the same work. Goal: a ratio of at most 1.
@@ -25,17 +26,21 @@ from bestiary.trainer.latent_cache import LatentCache
 from bestiary.trainer.objective_setup import build_batches, build_objective, loop_settings, parameter_groups
 from bestiary.trainer.run_folder import RunFolder
 from bestiary.trainer.settings import TrainPartsSettings, load_recipe
+from bestiary.trainer.spectrum_objective_setup import set_up_spectrum
+from bestiary.trainer.spectrum_settings import TrainSpectrumSettings, load_spectrum_recipe
 from bestiary.trainer.training_kinds import TrainingKinds
 from memory_meter import MemoryMeter
 from torch import nn
 
 STEPS, PICTURES, PARTS = 3, 8, 4
+FILES = [f"{number}.png" for number in range(PICTURES)]
 MIB = 2**20
 
 
 def main() -> None:
     """Measure with and without recomputation and print the figures as JSON."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--learn", choices=("parts", "spectrum"), default="parts")
     parser.add_argument("--model", choices=("demo", "sd15"), default="demo")
     parser.add_argument("--width", type=int, default=64, help="channels of the first level of sd15")
     parser.add_argument("--size", type=int, default=None, help="edge of the pictures in pixels")
@@ -44,20 +49,20 @@ def main() -> None:
     size = options.size or {"demo": 128, "sd15": 256}[options.model]
     import_comfyui()
     with tempfile.TemporaryDirectory() as place:
-        figures = measure(options.model, options.width, size, options.batch, Path(place))
+        figures = measure(options.learn, options.model, options.width, size, options.batch, Path(place))
     sys.stdout.write(json.dumps(figures, indent=1) + "\n")
 
 
-def measure(model: str, width: int, size: int, batch: int, place: Path) -> dict[str, object]:
+def measure(learn: str, model: str, width: int, size: int, batch: int, place: Path) -> dict[str, object]:
     """Peaks in MiB of both, for activations kept and recomputed."""
     torch.manual_seed(0)
     reference = None if model == "demo" else sd15_modules(width)
     theirs = standalone_denoiser(reference)
     ours = graph_denoiser(reference)
-    figures: dict[str, object] = {"model": model, "size": size, "batch": batch, "steps": STEPS}
+    figures: dict[str, object] = {"learn": learn, "model": model, "size": size, "batch": batch, "steps": STEPS}
     figures["width"] = width if model == "sd15" else None
     for recompute in (False, True):
-        settings = training_settings(size, batch, recompute)
+        settings = training_settings(learn, size, batch, recompute)
         standalone, their_losses = peak_of_training(theirs, settings, place / f"standalone-{recompute}")
         with ours.training():
             graph, our_losses = peak_of_training(ours, settings, place / f"graph-{recompute}")
@@ -73,22 +78,21 @@ def measure(model: str, width: int, size: int, batch: int, place: Path) -> dict[
     return figures
 
 
-def training_settings(size: int, batch: int, recompute: bool) -> TrainPartsSettings:
-    """A short training with all losses on."""
+def training_settings(learn: str, size: int, batch: int, recompute: bool) -> TrainPartsSettings | TrainSpectrumSettings:
+    """A short training, of parts with all losses on."""
     flags = {"images.size": size, "optimizer.steps": STEPS, "optimizer.batch_size": batch, "optimizer.accumulation": 1}
     flags |= {"base.checkpointing": recompute, "run.log_every": 1, "run.preview_every": 0, "run.tensorboard": False}
-    return load_recipe(None, flags)
+    return load_recipe(None, flags) if learn == "parts" else load_spectrum_recipe(None, flags)
 
 
-def peak_of_training(denoiser: object, settings: TrainPartsSettings, folder: Path) -> tuple[int, list[float]]:
+def peak_of_training(
+    denoiser: object, settings: TrainPartsSettings | TrainSpectrumSettings, folder: Path
+) -> tuple[int, list[float]]:
     """Most bytes alive at once of what a whole training makes, and its losses."""
     backbone, rng = denoiser.backbone, np.random.default_rng(0)
     edge = settings.images.size // backbone.latent_factor
     moments = rng.standard_normal((PICTURES, 1, 2, backbone.latent_channels, edge, edge)).astype(np.float16)
-    labels = rng.integers(0, PARTS, (PICTURES, 8, 8)).astype(np.uint8)
-    codes = rng.integers(0, 3, (PICTURES, PARTS))
-    names = tuple(f"part{number}" for number in range(PARTS))
-    kinds = TrainingKinds(names, ({},) * PARTS, PARTS - 1, labels, codes, {})
+    prepare = prepare_parts if isinstance(settings, TrainPartsSettings) else prepare_spectrum
     run = RunFolder.create(folder)
     # prompts without vectors are encoded before, so that neither side counts them
     denoiser.encode_prompts([denoiser.tokenize([], chunks=1)], None)
@@ -96,13 +100,28 @@ def peak_of_training(denoiser: object, settings: TrainPartsSettings, folder: Pat
         meter.ignore(
             [tensor for module in modules_of(denoiser) for tensor in (*module.parameters(), *module.buffers())]
         )
-        torch.manual_seed(settings.run.seed)
-        pictures = [f"{number}.png" for number in range(PICTURES)]
-        batches = build_batches(settings, pictures, kinds, LatentCache(moments), denoiser)
-        objective = build_objective(settings, kinds, denoiser, batches)
-        groups = parameter_groups(settings, objective, denoiser)
+        objective, groups, batches = prepare(denoiser, settings, LatentCache(moments))
         fit(objective, groups, batches, loop_settings(settings, denoiser), run)
     return meter.peak, [record["loss"] for record in run.read_log()]
+
+
+def prepare_parts(denoiser: object, settings: TrainPartsSettings, cache: LatentCache) -> tuple[object, ...]:
+    """Objective, parameter groups and batches of a part training on random parts."""
+    rng = np.random.default_rng(1)
+    labels = rng.integers(0, PARTS, (PICTURES, 8, 8)).astype(np.uint8)
+    codes = rng.integers(0, 3, (PICTURES, PARTS))
+    names = tuple(f"part{number}" for number in range(PARTS))
+    kinds = TrainingKinds(names, ({},) * PARTS, PARTS - 1, labels, codes, {})
+    torch.manual_seed(settings.run.seed)
+    batches = build_batches(settings, FILES, kinds, cache, denoiser)
+    objective = build_objective(settings, kinds, denoiser, batches)
+    return objective, parameter_groups(settings, objective, denoiser), batches
+
+
+def prepare_spectrum(denoiser: object, settings: TrainSpectrumSettings, cache: LatentCache) -> tuple[object, ...]:
+    """The same of a spectrum training."""
+    training = set_up_spectrum(settings, denoiser, FILES, cache)
+    return training.objective, training.groups, training.batches
 
 
 def modules_of(denoiser: object) -> list[nn.Module]:
