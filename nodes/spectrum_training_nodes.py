@@ -43,7 +43,7 @@ def _concept_inputs() -> list[io.Input]:
             default=1,
             min=1,
             max=32,
-            tooltip="Vectors per stage; more learn more detail. 4 for the demo model.",
+            tooltip="Vectors per stage; more learn more detail. 12 for the demo model.",
         ),
     ]
 
@@ -51,9 +51,7 @@ def _concept_inputs() -> list[io.Input]:
 def _loop_inputs() -> list[io.Input]:
     """How it is learned."""
     return [
-        io.Int.Input(
-            "steps", default=600, min=1, max=1_000_000, tooltip="Optimizer steps in all; 250 for the demo model."
-        ),
+        io.Int.Input("steps", default=600, min=1, max=1_000_000, tooltip="Optimizer steps in all."),
         io.Int.Input(
             "batch_size",
             default=2,
@@ -68,7 +66,7 @@ def _loop_inputs() -> list[io.Input]:
             max=10.0,
             step=0.01,
             round=0.0001,
-            tooltip="Learning rate in units of the spread of word embeddings; 1.0 for the demo model.",
+            tooltip="Learning rate in units of the spread of word embeddings; 3.0 for the demo model.",
         ),
         io.Int.Input(
             "image_size",
@@ -104,7 +102,7 @@ def _loop_inputs() -> list[io.Input]:
             default="",
             multiline=True,
             optional=True,
-            tooltip="Any other setting of a recipe, one per line, such as images.flip = true or method.boundaries = [0.1, 0.3].",
+            tooltip='Any other setting of a recipe, one per line, such as images.flip = true; method.norm = "free" for the demo model.',
         ),
     ]
 

@@ -62,6 +62,25 @@ def test_the_defaults_of_the_node_are_those_of_the_command_line() -> None:
     assert ours.optimizer == theirs.optimizer and set(KEYS) <= set(shown)
 
 
+def test_what_the_help_says_for_the_demo_model_is_its_recipe() -> None:
+    from bestiary.nodes.spectrum_job import KEYS
+    from bestiary.nodes.spectrum_training_nodes import TrainSpectrum
+    from bestiary.trainer.recipe_file import find_recipe, parse_toml
+    from bestiary.trainer.spectrum_settings import TrainSpectrumSettings
+
+    page = (Path(__file__).parents[2] / "web" / "docs" / "BestiaryTrainSpectrum.md").read_text()
+    told = page.split("For the demo model:")[1].split("\n\n")[0]
+    defaults, inputs = TrainSpectrumSettings(), {key: name for name, key in KEYS.items()}
+    tooltips = {one.id: one.tooltip for one in TrainSpectrum.define_schema().inputs}
+    for section, values in parse_toml(find_recipe("spectrum_demo").read_text(), "recipe").items():
+        for key, value in values.items() if isinstance(values, dict) else ():
+            if value == getattr(getattr(defaults, section), key):
+                continue
+            name = inputs.get(f"{section}.{key}")
+            assert (f"*{name}* {value}" if name else f'{section}.{key} = "{value}"') in told
+            assert f"{value} for the demo model" in tooltips[name or "more_settings"].replace('"', "")
+
+
 def test_more_settings_win_and_may_not_say_what_sockets_do() -> None:
     from bestiary.nodes.spectrum_job import GRAPH_GIVES, spectrum_settings
 

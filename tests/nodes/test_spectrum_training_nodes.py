@@ -4,6 +4,7 @@ import io
 import json
 import time
 
+import numpy as np
 import pytest
 from bestiary.concepts.spectrum.spectrum_file import load_spectrum
 from PIL import Image
@@ -58,6 +59,12 @@ def _pixels(server: object, shown: dict) -> bytes:
     return Image.open(io.BytesIO(content)).convert("RGB").tobytes()
 
 
+def _apart(server: object, one: dict, other: dict) -> int:
+    """The largest difference of two saved pictures, in 8-bit steps."""
+    first, second = (np.frombuffer(_pixels(server, shown), np.uint8).astype(int) for shown in (one, other))
+    return int(np.abs(first - second).max())
+
+
 def _log(server: object, run: str) -> list[dict]:
     path = server.folder / "output" / "bestiary" / run / "log.jsonl"
     return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
@@ -79,8 +86,9 @@ def test_a_graph_trains_saves_loads_and_samples_in_one_run(server) -> None:
     assert "4 stages learned in 3 steps" in outputs["train"]["text"][0]
     learned = load_spectrum(server.folder / "models" / "bestiary" / "moth.safetensors")
     assert learned.backbone == "bestiary-demo" and learned.provenance["steps"] == 3 and learned.stages == 4
-    assert _pixels(server, outputs["loaded_save"]) == _pixels(server, outputs["trained_save"])
-    assert _pixels(server, outputs["loaded_save"]) != _pixels(server, outputs["plain_save"])
+    # a file holds half precision
+    assert _apart(server, outputs["loaded_save"], outputs["trained_save"]) <= 3
+    assert _apart(server, outputs["loaded_save"], outputs["plain_save"]) > 20
     assert [record["step"] for record in _log(server, "moth")] == [1, 2, 3]
     # the model is as it was before, in a run of its own
     again = server.run(_plain({"base": graph["base"]}, "again"))

@@ -3,6 +3,7 @@
 import json
 import time
 
+import numpy as np
 import pytest
 from bestiary.concepts.parts.part_dictionary import PartDictionary
 
@@ -85,6 +86,12 @@ def _pixels(server: object, shown: dict) -> bytes:
     return Image.open(io.BytesIO(_file(server, shown))).convert("RGB").tobytes()
 
 
+def _apart(server: object, one: dict, other: dict) -> int:
+    """The largest difference of two saved pictures, in 8-bit steps."""
+    first, second = (np.frombuffer(_pixels(server, shown), np.uint8).astype(int) for shown in (one, other))
+    return int(np.abs(first - second).max())
+
+
 def test_a_graph_trains_saves_loads_and_samples_in_one_run(server) -> None:
     graph = _training(server)
     graph["save"] = {
@@ -105,8 +112,9 @@ def test_a_graph_trains_saves_loads_and_samples_in_one_run(server) -> None:
     assert "tokens learned in 3 steps" in outputs["train"]["text"][0]
     learned = PartDictionary.load(server.folder / "models" / "bestiary" / "wings.safetensors")
     assert learned.backbone == "bestiary-demo" and learned.provenance["steps"] == 3
-    assert _pixels(server, outputs["loaded_save"]) == _pixels(server, outputs["taught_save"])
-    assert _pixels(server, outputs["loaded_save"]) != _pixels(server, outputs["plain_save"])
+    # a file holds half precision
+    assert _apart(server, outputs["loaded_save"], outputs["taught_save"]) <= 3
+    assert _apart(server, outputs["loaded_save"], outputs["plain_save"]) > 20
     # a second queue run beside an untrained picture
     again = server.run(_sampling({"base": graph["base"]}, "again", ["base", 0], ["base", 1]))
     assert _pixels(server, outputs["plain_save"]) == _pixels(server, again["again_save"])
