@@ -88,7 +88,7 @@ def read_tables(path: Path) -> ListedTables:
 
 
 def list_dictionary(path: Path) -> dict[str, object]:
-    """Parts, kinds and the place of every thumbnail, as JSON can say it.
+    """Parts, kinds and the place of every thumbnail, as JSON can say it; all `part_names`, those of parts without kinds too.
 
     Per part: `number`, `name`, `written` (as a mention names it), `background`, and columns over its kinds: `numbers` as people
     type them, `names` (null without), `written` and `tiles` (-1 without). A broken atlas is told in `atlas_fault`.
@@ -114,6 +114,8 @@ def list_dictionary(path: Path) -> dict[str, object]:
     return {
         "backbone": str(concept.get("backbone"))[:LONGEST_NAME],
         "id_base": base,
+        "part_names": [_shown(name) for name in parts],
+        "background": concept.get("background") if isinstance(concept.get("background"), int) else None,
         "parts": [
             {
                 "number": part,

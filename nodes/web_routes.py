@@ -18,6 +18,8 @@ from .concept_folders import concept_names, concept_path, dictionary_names, file
 from .dictionary_listing import ThumbnailPages, list_dictionary
 from .dictionary_loading import name_of_file
 from .run_listing import list_run, newest_run, preview_picture, preview_stamp, run_stamp
+from .spectrum_listing import list_spectrum
+from .stage_counts import count_steps, read_walk
 
 if TYPE_CHECKING:
     from aiohttp import web
@@ -56,9 +58,11 @@ def add_routes() -> bool:
         ("/bestiary/dictionaries", list_names),
         ("/bestiary/dictionary/{name:.+}", show_dictionary),
         ("/bestiary/thumbnails/{name:.+}", show_thumbnails),
+        ("/bestiary/spectrum/{name:.+}", show_spectrum),
         ("/bestiary/newest_run/{name:.+}", show_newest_run),
         ("/bestiary/run/{name:.+}", show_run),
         ("/bestiary/run_picture/{name:.+}", show_run_picture),
+        ("/bestiary/stage_steps", show_stage_steps),
     ):
         server.routes.get(place)(handler)
     return True
@@ -89,6 +93,12 @@ async def show_thumbnails(request: web.Request) -> web.Response:
     return await _answer(request, f"{stamp}-{asked[:6]}" if stamp else "", page)
 
 
+async def show_spectrum(request: web.Request) -> web.Response:
+    """GET /bestiary/spectrum/NAME; see `list_spectrum`."""
+    name = request.match_info["name"]
+    return await _answer(request, file_stamp(name), lambda: list_spectrum(_known(name)))
+
+
 async def show_newest_run(request: web.Request) -> web.Response:
     """GET /bestiary/newest_run/NAME?kind=parts: the newest run that a training of this name made; `run` is null without one."""
     run = await asyncio.to_thread(newest_run, request.match_info["name"], request.query.get("kind"))
@@ -116,6 +126,11 @@ async def show_run_picture(request: web.Request) -> web.Response:
 
     stamp = "" if step is None else preview_stamp(name, step, sheet)
     return await _answer(request, stamp, picture, "image/png")
+
+
+async def show_stage_steps(request: web.Request) -> web.Response:
+    """GET /bestiary/stage_steps?scheduler=normal&steps=20&...: steps per stage, see `count_steps`."""
+    return await _answer(request, "", lambda: count_steps(read_walk(dict(request.query))))
 
 
 def _known(name: str) -> Path:

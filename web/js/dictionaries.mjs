@@ -49,6 +49,7 @@ export class Dictionary {
   constructor(file, called, facts) {
     this.file = file;
     this.called = called;
+    this.facts = facts;
     this.backbone = facts.backbone;
     this.parts = facts.parts.map((part) => new Part(this, part));
     this.atlas = facts.atlas;

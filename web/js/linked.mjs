@@ -2,6 +2,7 @@
 
 import { api } from "../../../scripts/api.js";
 import { DictionarySet, forgetDictionaries, listDictionaries, loadDictionary } from "./dictionaries.mjs";
+import { mergeDictionaries } from "./merging.mjs";
 import { upstreamDictionaries } from "./upstream.mjs";
 
 const NOTHING = new DictionarySet([]);
@@ -30,7 +31,7 @@ class LinkedDictionaries {
       this.asked = asked;
       try {
         const files = linked.length ? null : await listDictionaries();
-        const loaded = await Promise.all(wanted.map((one) => loadDictionary(one.file, one.called)));
+        const loaded = await Promise.all(wanted.map(loadEntry));
         // links may have changed meanwhile
         if (asked !== this.asked) return;
         Object.assign(this, { files, fault: null, set: new DictionarySet(loaded) });
@@ -45,6 +46,13 @@ class LinkedDictionaries {
   get loading() {
     return this.asked !== null && this.set === NOTHING && !this.fault && !this.files;
   }
+}
+
+/** A dictionary of a file, or one merged of two. */
+async function loadEntry({ file, merge, called }) {
+  if (!merge) return loadDictionary(file, called);
+  const [first, second] = await Promise.all(merge.map(loadEntry));
+  return mergeDictionaries(first, second, called);
 }
 
 /** The one record of a node, made and kept up to date from its first use on. */

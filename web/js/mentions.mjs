@@ -1,7 +1,9 @@
 /**
- * The prompt grammar in the browser: <part:kind>, <dictionary.part:17*0.6+18*0.4>, ComfyUI's weights around them.
+ * The prompt grammar in the browser: <part:kind>, <dictionary.part:17*0.6+18*0.4>, ComfyUI's weights around them; in staged prompts
+ * also <spectrum*0.7@layout|a dog> and <part:kind@1-3>.
  *
- * It says the same as concepts/parts/part_mention.py, but never throws: what is malformed comes back as a fault with its place.
+ * It says the same as concepts/parts/part_mention.py and concepts/spectrum/stage_mention.py, but never throws: what is malformed
+ * comes back as a fault with its place.
  */
 
 const NUMBER = /^\s*[+-]?(?:\d+(?:\.\d*)?|\.\d+)\s*$/;
@@ -47,13 +49,15 @@ export function writtenKinds(kinds) {
 
 /**
  * Every mention of a text, in order: {start, end, target, kinds: [{text, factor}], weight, outerStart, outerEnd}; a malformed
- * one has `fault`, the name of a message, instead of kinds. `outer...` includes brackets that belong to the mention alone.
+ * one has `fault`, the name of a message, instead of kinds. `outer...` includes brackets that belong to the mention alone. In
+ * staged prompts a mention may have `stages`, as typed between stagesStart and stagesEnd, and `spectrum`, a name, instead of target
+ * and kinds.
  */
-export function findMentions(text) {
+export function findMentions(text, staged = false) {
   const found = [];
   let place = 0;
   while (place < text.length) {
-    const mention = text[place] === "<" ? readMention(text, place) : null;
+    const mention = text[place] === "<" ? (staged ? readStaged(text, place) : readMention(text, place, false)) : null;
     if (mention) {
       found.push({ ...mention, ...outerWeight(text, mention.start, mention.end) });
       place = mention.end;
@@ -64,7 +68,35 @@ export function findMentions(text) {
   return found;
 }
 
-function readMention(text, start) {
+/** A mention of a spectrum, or of a part with stages. */
+function readStaged(text, start) {
+  const close = nextPlain(text, "<>", start + 1);
+  const inside = text.slice(start + 1, close);
+  // "a < b" is text; the words after a bar may contain colons
+  const named = nextPlain(inside, "@|");
+  if (text[close] !== ">" || nextPlain(inside.slice(0, named), ":") < named) return readMention(text, start, true);
+  if (!inside.slice(0, 1).trim()) return null;
+  const place = { start, end: close + 1 };
+  const written = inside.slice(0, named);
+  let star = -1;
+  for (let at = nextPlain(written, "*"); at < written.length; at = nextPlain(written, "*", at + 1)) star = at;
+  const name = star < 0 ? written : written.slice(0, star);
+  if (!name.trim()) return { ...place, target: "", fault: "noName" };
+  const spectrum = unescaped(name).trim();
+  if (star >= 0 && !NUMBER.test(written.slice(star + 1))) return { ...place, target: spectrum, fault: "badStrength" };
+  const strength = star < 0 ? 1 : Number(written.slice(star + 1));
+  return { ...place, target: spectrum, spectrum, nameStart: start + 1, nameEnd: start + 1 + name.length, strength, ...readAt(inside.slice(named), start + 1 + named) };
+}
+
+/** Stages and words out of "@stages|words"; places count from `start`. */
+function readAt(text, start) {
+  if (!text) return {};
+  const bar = nextPlain(text, "|");
+  const stages = unescaped(text.slice(1, bar)).trim();
+  return stages ? { stages, stagesStart: start + 1, stagesEnd: start + bar, otherwise: unescaped(text.slice(bar + 1)).trim() } : { fault: "noStages" };
+}
+
+function readMention(text, start, staged) {
   const close = nextPlain(text, "<>", start + 1);
   const closed = text[close] === ">";
   const inside = text.slice(start + 1, close);
@@ -79,8 +111,11 @@ function readMention(text, start) {
   if (!target) return { ...place, fault: "noPart" };
   const written = inside.slice(colon + 1);
   if (!written.trim()) return { ...place, fault: "noKind" };
-  if (nextPlain(written, "@") < written.length) return { ...place, fault: "stages" };
-  return { ...place, kindsStart: start + colon + 2, ...readKinds(written) };
+  const at = nextPlain(written, "@");
+  if (at < written.length && !staged) return { ...place, fault: "stages" };
+  const kindsStart = start + colon + 2;
+  // a fault of the kinds comes first
+  return { ...place, kindsStart, ...readAt(written.slice(at), kindsStart + at), ...readKinds(written.slice(0, at)) };
 }
 
 /** Kinds and factors from what stands behind the colon. */

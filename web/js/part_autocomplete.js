@@ -1,37 +1,48 @@
-/** Suggests parts and kinds while a prompt is typed, and underlines those that no dictionary knows. */
+/** Suggests parts, kinds, spectra and stages while a prompt is typed, and underlines those that nothing linked knows. */
 
 import { app } from "../../../scripts/app.js";
 import { addStyle, make } from "./elements.mjs";
-import { debounced, linkedDictionaries } from "./linked.mjs";
+import { after, debounced, linkedDictionaries } from "./linked.mjs";
 import { findMentions } from "./mentions.mjs";
 import { Mirror } from "./mirror.mjs";
 import { resolveMention } from "./picks.mjs";
+import { linkedSpectra } from "./spectra.mjs";
+import { STAGED_FIELDS, stagedChoices, stagedFaults } from "./staged_texts.mjs";
 import { loadStrings, t } from "./strings.mjs";
 import { suggestions } from "./suggest.mjs";
 import { findWidget, watchWidget } from "./upstream.mjs";
 
-/** Blocks whose prompt names parts, and the widget that holds it. */
-const PROMPTS = { BestiaryPartPrompt: "text" };
+/** Blocks whose prompts name parts, and the fields that hold them. */
+const PROMPTS = { BestiaryPartPrompt: ["text"], ...STAGED_FIELDS };
 const THUMB = 26;
 const mirrors = new WeakMap();
 const nodes = new Set();
 
-/** The node and widget that a textarea belongs to, in both kinds of nodes; null for all others. */
+const isStaged = (node) => node.comfyClass in STAGED_FIELDS;
+
+/** The prompts of a node that are on the page, as [{node, name, textarea}], in both kinds of nodes. */
+function boxesOf(node) {
+  const boxes = (node.widgets ?? []).filter((widget) => widget.type === "customtext");
+  // only the graph that is open is drawn; another may have a block of the same number
+  const body = node.graph === app.canvas.graph ? document.querySelector(`[data-node-id="${CSS.escape(`${node.id}`)}"]`) : null;
+  const drawn = [...(body?.querySelectorAll("textarea") ?? [])];
+  return PROMPTS[node.comfyClass].flatMap((name) => {
+    const widget = findWidget(node, name);
+    if (widget?.element?.isConnected) return [{ node, name, textarea: widget.element }];
+    // Vue nodes draw boxes of their own, in the order of the fields
+    const textarea = drawn.length === boxes.length ? drawn[boxes.indexOf(widget)] : null;
+    return textarea && textarea.value === `${widget.value}` ? [{ node, name, textarea }] : [];
+  });
+}
+
+/** The prompt that a textarea is, null for all others. */
 function ownerOf(textarea) {
   if (textarea?.tagName !== "TEXTAREA") return null;
   for (const node of nodes) {
-    if (node.graph && findWidget(node, PROMPTS[node.comfyClass])?.element === textarea) return node;
+    const box = node.graph && boxesOf(node).find((one) => one.textarea === textarea);
+    if (box) return box;
   }
-  const id = textarea.closest("[data-node-id]")?.dataset.nodeId;
-  const node = id === undefined ? null : [...nodes].find((one) => `${one.id}` === id && one.graph === app.canvas.graph);
-  return node && textarea.value === `${findWidget(node, PROMPTS[node.comfyClass]).value}` ? node : null;
-}
-
-function textareaOf(node) {
-  const { element } = findWidget(node, PROMPTS[node.comfyClass]);
-  if (element?.isConnected) return element;
-  const body = document.querySelector(`[data-node-id="${CSS.escape(`${node.id}`)}"]`);
-  return body?.querySelector("textarea") ?? null;
+  return null;
 }
 
 function mirrorOf(textarea) {
@@ -42,19 +53,23 @@ function mirrorOf(textarea) {
   return mirror;
 }
 
-/** Underlines what a node's prompt names in vain. */
-function underline(node) {
-  const textarea = textareaOf(node);
+/** Mentions of a prompt that name something in vain. */
+function faultsOf({ node, name, textarea }) {
+  if (isStaged(node)) return stagedFaults(node, name, textarea.value).map(({ mention, fault }) => ({ ...mention, malformed: mention.fault, fault }));
   const { set } = linkedDictionaries(node);
-  if (!textarea) return;
-  const text = textarea.value;
+  const wrong = (mention) => mention.fault || (set.parts.length > 0 && resolveMention(mention, set).fault);
+  return findMentions(textarea.value).filter(wrong).map((mention) => ({ ...mention, malformed: mention.fault }));
+}
+
+/** Underlines what a prompt names in vain. */
+function underline(box) {
+  const { textarea } = box;
   // what is being typed is not wrong yet
   const cursor = document.activeElement === textarea ? textarea.selectionEnd : -1;
-  const typing = ({ start, end, fault }) => fault && start < cursor && cursor <= end;
-  const wrong = (mention) => mention.fault || (set.parts.length > 0 && resolveMention(mention, set).fault);
-  const faults = findMentions(text).filter((mention) => !typing(mention) && wrong(mention));
+  const typing = ({ start, end, malformed }) => malformed && start < cursor && cursor <= end;
+  const faults = faultsOf(box).filter((mention) => !typing(mention));
   if (!faults.length && !mirrors.has(textarea)) return;
-  mirrorOf(textarea).mark(text, faults);
+  mirrorOf(textarea).mark(textarea.value, faults);
   textarea.setAttribute("aria-invalid", `${faults.length > 0}`);
 }
 
@@ -73,9 +88,10 @@ class Suggestions {
     return !this.element.hidden;
   }
 
-  show(textarea, node) {
+  show({ node, name, textarea }) {
     const { set } = linkedDictionaries(node);
-    const found = textarea.selectionStart === textarea.selectionEnd ? suggestions(textarea.value, textarea.selectionStart, set) : null;
+    const staged = isStaged(node) ? stagedChoices(node, name) : null;
+    const found = textarea.selectionStart === textarea.selectionEnd ? suggestions(textarea.value, textarea.selectionStart, set, staged) : null;
     if (!found?.options.length) return this.hide();
     Object.assign(this, found, { textarea, active: 0 });
     this.element.replaceChildren(...found.options.map((option, place) => this.row(option, place)));
@@ -150,16 +166,16 @@ class Suggestions {
 function listen() {
   const list = new Suggestions();
   document.addEventListener("input", (event) => {
-    const node = ownerOf(event.target);
-    if (!node) return;
-    underline(node);
-    if (document.activeElement === event.target) list.show(event.target, node);
+    const box = ownerOf(event.target);
+    if (!box) return;
+    underline(box);
+    if (document.activeElement === event.target) list.show(box);
   });
   document.addEventListener("keydown", (event) => list.keyed(event), { capture: true });
   document.addEventListener("focusout", (event) => event.target === list.textarea && list.hide());
   document.addEventListener("focusin", (event) => {
-    const node = ownerOf(event.target);
-    if (node) underline(node);
+    const box = ownerOf(event.target);
+    if (box) underline(box);
   });
   // where the cursor goes without typing, the list no longer belongs
   document.addEventListener("pointerdown", (event) => list.element.contains(event.target) || list.hide(), { capture: true });
@@ -176,14 +192,13 @@ app.registerExtension({
   nodeCreated(node) {
     if (!(node.comfyClass in PROMPTS)) return;
     nodes.add(node);
-    const linked = linkedDictionaries(node);
-    const again = debounced(() => underline(node));
-    linked.listeners.add(again);
-    watchWidget(findWidget(node, PROMPTS[node.comfyClass]), again);
-    const { onRemoved } = node;
-    node.onRemoved = function (...facts) {
-      onRemoved?.apply(this, facts);
-      nodes.delete(node);
-    };
+    const again = debounced(() => boxesOf(node).forEach(underline));
+    linkedDictionaries(node).listeners.add(again);
+    if (isStaged(node)) linkedSpectra(node).listeners.add(again);
+    for (const name of [...PROMPTS[node.comfyClass], "presets"]) {
+      const widget = findWidget(node, name);
+      if (widget) watchWidget(widget, again);
+    }
+    after(node, "onRemoved", () => nodes.delete(node));
   },
 });

@@ -7,6 +7,7 @@
 
 import { nearest } from "./dictionaries.mjs";
 import { findMentions, plainName, readKinds, writtenKinds, writtenMention } from "./mentions.mjs";
+import { readStages } from "./stages.mjs";
 import { setWidget } from "./upstream.mjs";
 
 const PLACE = "{parts}";
@@ -20,6 +21,21 @@ export function resolveMention(mention, set) {
     return { fault: "unknownPart", wrong: mention.target, nearest: close ? swapTarget(mention, close) : null };
   }
   return resolveKinds(part, mention.kinds, (kinds) => swapKinds(mention, kinds));
+}
+
+/** What a mention of a staged prompt means; `staged` as in suggest.mjs, and known() whether spectra are linked at all. */
+export function resolveStaged(mention, set, staged) {
+  if (mention.fault) return { fault: mention.fault, nearest: null };
+  const spectrum = mention.spectrum === undefined ? null : staged.find(mention.spectrum);
+  if (mention.spectrum !== undefined && !spectrum) {
+    const [close] = nearest(mention.spectrum, staged.spectra.map(({ called }) => called));
+    return staged.spectra.length ? { fault: "unknownSpectrum", wrong: mention.spectrum, nearest: close ?? null } : {};
+  }
+  if (mention.stages && !readStages(mention.stages, staged.countOf(spectrum), staged.presetsOf(spectrum))) {
+    const [close] = nearest(mention.stages, Object.keys(staged.presetsOf(spectrum)));
+    return { fault: "unknownStages", wrong: mention.stages, nearest: close ?? null };
+  }
+  return mention.spectrum === undefined && set.parts.length ? resolveMention(mention, set) : {};
 }
 
 function resolveKinds(part, kinds, suggest) {

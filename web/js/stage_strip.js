@@ -1,25 +1,28 @@
 /** The stage strip on Mix Attributes: ten stages from noise to picture, drag to say which reference has which. */
 
+import { api } from "../../../scripts/api.js";
 import { app } from "../../../scripts/app.js";
 import { addStyle, make, ownEvents } from "./elements.mjs";
 import { after, debounced } from "./linked.mjs";
 import { keepMounted } from "./mounting.mjs";
-import { PRESETS, readStages, winners, writtenStages } from "./stages.mjs";
+import { CellRow, ownerCells, presetChoice } from "./stage_cells.mjs";
+import { PRESETS, assignStages, readClaims, readPresets, readStages, writtenStages } from "./stages.mjs";
+import { StepRow } from "./step_row.mjs";
 import { loadStrings, t } from "./strings.mjs";
 import { findWidget, setWidget, watchWidget } from "./upstream.mjs";
 
 const REFERENCES = [1, 2, 3, 4];
 const STAGES = 10;
-const HEIGHT = 236;
-const SIZE = [430, 720];
+const HEIGHT = 284;
+const SIZE = [430, 770];
 
 /** What one node shows; the texts of its fields are what is kept. */
 class StageStrip {
   constructor(node) {
     this.node = node;
-    this.drag = null;
     this.tracks = REFERENCES.map((number) => this.track(number));
     this.result = make("div", { className: "bst-cells bst-result", role: "img" });
+    this.steps = new StepRow(node);
     this.status = make("p", { className: "bst-hint", role: "status" });
     const ends = make("div", { className: "bst-ends" }, make("span", { textContent: t("stages.noise") }), make("span", { textContent: t("stages.picture") }));
     this.element = make(
@@ -28,53 +31,47 @@ class StageStrip {
       ends,
       ...this.tracks.map(({ element }) => element),
       make("div", { className: "bst-track" }, make("b", { textContent: "=", title: t("stages.result") }), this.result),
+      this.steps.element,
+      this.steps.note,
       this.status,
     );
     ownEvents(this.element);
-    addEventListener("pointerup", () => (this.drag = null));
+    this.element.addEventListener("pointerenter", () => this.steps.update(STAGES));
   }
 
   track(number) {
-    const cells = Array.from({ length: STAGES }, (_, stage) =>
-      make("button", {
-        type: "button",
-        className: "bst-cell",
-        textContent: `${stage + 1}`,
-        tabIndex: stage ? -1 : 0,
-        onpointerdown: (event) => this.begin(event, number, stage),
-        onpointerenter: () => this.drag?.number === number && this.set(number, stage, this.drag.on),
-        onkeydown: (event) => this.keyed(event, number, stage),
-      }),
-    );
-    const choose = make("select", { "aria-label": t("stages.preset", { number }), onchange: () => this.write(number, choose.value) });
-    choose.append(make("option", { value: "", textContent: "…" }), ...Object.keys(PRESETS).map((name) => make("option", { value: name, textContent: name })));
-    const row = make("div", { className: "bst-cells", role: "group", "aria-label": t("stages.track", { number }) }, ...cells);
-    const element = make("div", { className: "bst-track" }, make("b", { textContent: `${number}` }), row, choose);
+    const row = new CellRow(t("stages.track", { number }), {
+      chosen: () => this.chosen(number),
+      set: (stage, on) => this.set(number, stage, on),
+      label: (stage) => t("stages.cell", { stage, number }),
+    });
+    const choice = presetChoice(t("stages.preset", { number }), (name) => this.write(number, name));
+    const element = make("div", { className: "bst-track" }, make("b", { textContent: `${number}` }), row.element, choice.element);
     element.dataset.reference = number;
-    return { element, cells, choose };
+    return { element, row, choice };
   }
 
   field(number) {
     return findWidget(this.node, `takes_${number}`);
   }
 
-  chosen(number) {
-    return readStages(`${this.field(number)?.value ?? ""}`, STAGES);
+  text(number) {
+    return `${this.field(number)?.value ?? ""}`;
   }
 
-  begin(event, number, stage) {
-    if (event.button) return;
-    // the pointer is not captured, so that it enters the other cells
-    event.target.releasePointerCapture?.(event.pointerId);
-    this.drag = { number, on: !this.chosen(number)?.has(stage) };
-    this.set(number, stage, this.drag.on);
+  get presets() {
+    return readPresets(`${findWidget(this.node, "presets")?.value ?? ""}`, STAGES) ?? PRESETS;
+  }
+
+  chosen(number) {
+    return readStages(this.text(number), STAGES, this.presets);
   }
 
   set(number, stage, on) {
     const chosen = this.chosen(number) ?? new Set();
     if (on) chosen.add(stage);
     else chosen.delete(stage);
-    this.write(number, writtenStages(chosen, STAGES));
+    this.write(number, writtenStages(chosen, STAGES, this.presets));
   }
 
   write(number, text) {
@@ -82,53 +79,40 @@ class StageStrip {
     this.render();
   }
 
-  keyed(event, number, stage) {
-    const { cells } = this.tracks[number - 1];
-    const step = { ArrowRight: 1, ArrowLeft: -1 }[event.key];
-    if (event.key === " " || event.key === "Enter") this.set(number, stage, !this.chosen(number)?.has(stage));
-    else if (step && cells[stage + step]) {
-      // with Shift the range grows or shrinks
-      if (event.shiftKey) this.set(number, stage + step, Boolean(this.chosen(number)?.has(stage)));
-      cells[stage + step].focus();
-    } else return;
-    event.preventDefault();
-    event.stopPropagation();
+  isLinked(number) {
+    return Boolean(this.node.isInputConnected?.((this.node.inputs ?? []).findIndex((input) => input.name === `reference_${number}`)));
   }
 
   render() {
     // a block that was removed has no links
     if (!this.node.graph) return;
-    const selections = REFERENCES.map((number) => this.chosen(number));
-    const linked = REFERENCES.map((number) => this.node.isInputConnected?.((this.node.inputs ?? []).findIndex((input) => input.name === `reference_${number}`)));
-    this.tracks.forEach(({ element, cells, choose }, place) => {
+    const { presets } = this;
+    const linked = REFERENCES.map((number) => this.isLinked(number));
+    this.tracks.forEach(({ element, row, choice }, place) => {
       element.classList.toggle("bst-unlinked", !linked[place]);
-      const text = `${this.field(place + 1)?.value ?? ""}`.trim();
-      choose.value = text in PRESETS ? text : "";
-      cells.forEach((cell, stage) => {
-        const on = Boolean(selections[place]?.has(stage));
-        cell.setAttribute("aria-pressed", `${on}`);
-        cell.setAttribute("aria-label", t("stages.cell", { stage: stage + 1, number: place + 1 }));
-      });
+      choice.show(presets, this.text(place + 1).trim());
+      row.render(STAGES);
     });
-    const active = selections.map((chosen, place) => (linked[place] ? chosen : null));
-    const owners = winners(active, STAGES);
-    const cells = owners.map((owner) => {
-      const cell = make("span", { className: "bst-cell", textContent: owner < 0 ? "·" : `${owner + 1}` });
-      cell.dataset.owner = owner + 1;
-      return cell;
-    });
-    this.result.replaceChildren(...cells);
+    const { owners, double } = assignStages(REFERENCES.map((number, place) => (linked[place] ? readClaims(this.text(number), STAGES, presets) : null)), STAGES);
+    this.result.replaceChildren(...ownerCells(owners, (cell, owner) => (cell.dataset.owner = owner + 1)));
     this.result.setAttribute("aria-label", `${t("stages.result")}: ${owners.map((owner) => owner + 1 || "–").join(" ")}`);
-    const broken = REFERENCES.find((_, place) => !selections[place]);
-    this.status.textContent = broken ? t("stages.unreadable", { text: this.field(broken).value }) : t("stages.hint");
+    const broken = REFERENCES.find((number) => !this.chosen(number));
+    if (broken) this.status.textContent = t("stages.unreadable", { text: this.text(broken) });
+    else this.status.textContent = double.length ? t("stages.double", { stages: double.map((stage) => stage + 1).join(", ") }) : t("stages.hint");
+    this.steps.update(STAGES);
   }
 }
+
+const strips = new Set();
+const lookAgain = debounced(() => strips.forEach((strip) => strip.node.graph && strip.render()));
 
 app.registerExtension({
   name: "Bestiary.StageStrip",
   async init() {
     addStyle();
     await loadStrings();
+    // a sampler further on may have other steps now
+    api.addEventListener("graphChanged", lookAgain);
   },
   nodeCreated(node) {
     if (node.comfyClass !== "BestiaryMixAttributes") return;
@@ -143,9 +127,15 @@ app.registerExtension({
     });
     widget.serialize = false;
     node.setSize([Math.max(node.size[0], SIZE[0]), Math.max(node.size[1], SIZE[1])]);
+    strips.add(strip);
     const later = debounced(() => strip.render());
-    for (const number of REFERENCES) watchWidget(findWidget(node, `takes_${number}`), later);
+    for (const name of [...REFERENCES.map((number) => `takes_${number}`), "presets"]) {
+      const field = findWidget(node, name);
+      watchWidget(field, later);
+      field.element?.addEventListener("input", later);
+    }
     for (const method of ["onConnectionsChange", "onConfigure"]) after(node, method, later);
+    after(node, "onRemoved", () => strips.delete(strip));
     keepMounted(node, strip.element);
     later();
   },

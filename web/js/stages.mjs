@@ -1,4 +1,4 @@
-/** Stages as people write them: "layout, 3, 5-7, 0%-30%"; the same rules as concepts/spectrum/attribute_presets.py. */
+/** Stages as people write them, "layout, 3, 5-7, 0%-30%", and who has which; the same rules as concepts/spectrum/stage_claims.py. */
 
 import { plainName } from "./mentions.mjs";
 
@@ -10,45 +10,76 @@ export const PRESETS = {
   style: [[0.7, 1]],
 };
 
+const LINE_ENDS = /\r\n|[\n\r\v\f\x1c-\x1e\x85\u2028\u2029]/;
+const PERCENTS = /^(\d{1,3}(?:\.\d+)?)\s*%?\s*-\s*(\d{1,3}(?:\.\d+)?)\s*%$/;
+const NUMBERS = /^(\d{1,4})\s*(?:-\s*(\d{1,4}))?$/;
+
 /** Stages, from 0, whose middle lies in one of the ranges. */
 export function stagesInRanges(ranges, count) {
   const stages = Array.from({ length: count }, (_, stage) => stage);
   return stages.filter((stage) => ranges.some(([start, end]) => start <= (stage + 0.5) / count && (stage + 0.5) / count <= end));
 }
 
-/** Set of the stages, from 0, that a text selects; null where it cannot be read. */
-export function readStages(text, count) {
-  const chosen = new Set();
-  if (!text.trim()) return chosen;
-  for (const item of text.split(",")) {
-    const stages = readItem(item.trim(), count);
-    if (!stages) return null;
-    for (const stage of stages) chosen.add(stage);
+/** Attributes as typed, one line each such as "layout: 0%-10%"; the usual ones for an empty text, null where it cannot be read. */
+export function readPresets(text, count) {
+  if (!text.trim()) return PRESETS;
+  const found = {};
+  for (const line of text.split(LINE_ENDS)) {
+    const plain = line.split("#")[0].trim();
+    if (!plain) continue;
+    const colon = plain.indexOf(":");
+    const name = plain.slice(0, Math.max(0, colon)).trim();
+    const ranges = plain.slice(colon + 1).split(",").map((item) => readRange(item.trim(), count));
+    if (!name || name in found || ranges.includes(null)) return null;
+    found[name] = ranges;
   }
-  return chosen;
+  return Object.keys(found).length ? found : null;
 }
 
-function readItem(item, count) {
-  const preset = Object.keys(PRESETS).find((name) => plainName(name) === plainName(item));
-  if (preset) return stagesInRanges(PRESETS[preset], count);
-  const percents = /^(\d{1,3}(?:\.\d+)?)\s*%?\s*-\s*(\d{1,3}(?:\.\d+)?)\s*%$/.exec(item);
+function readRange(item, count) {
+  const percents = PERCENTS.exec(item);
   if (percents) {
     const [start, end] = [Number(percents[1]) / 100, Number(percents[2]) / 100];
-    return start < end && end <= 1 ? stagesInRanges([[start, end]], count) : null;
+    return start < end && end <= 1 ? [start, end] : null;
   }
-  const numbers = /^(\d{1,4})\s*(?:-\s*(\d{1,4}))?$/.exec(item);
+  const stages = readItem(item, count, {})?.stages;
+  return stages ? [stages[0] / count, (stages.at(-1) + 1) / count] : null;
+}
+
+/** Items of a selection as [{stages, exact}], `exact` where typed as numbers or percents; null where one cannot be read. */
+export function readClaims(text, count, presets = PRESETS) {
+  const claims = text.split(",").map((item) => readItem(item.trim(), count, presets));
+  return claims.includes(null) ? null : claims;
+}
+
+/** Set of the stages, from 0, that a text selects; null where it cannot be read. */
+export function readStages(text, count, presets = PRESETS) {
+  if (!text.trim()) return new Set();
+  const claims = readClaims(text, count, presets);
+  return claims && new Set(claims.flatMap(({ stages }) => stages));
+}
+
+function readItem(item, count, presets) {
+  const preset = Object.keys(presets).find((name) => plainName(name) === plainName(item));
+  if (preset !== undefined) return { stages: stagesInRanges(presets[preset], count), exact: false };
+  const percents = PERCENTS.exec(item);
+  if (percents) {
+    const [start, end] = [Number(percents[1]) / 100, Number(percents[2]) / 100];
+    return start < end && end <= 1 ? { stages: stagesInRanges([[start, end]], count), exact: true } : null;
+  }
+  const numbers = NUMBERS.exec(item);
   if (!numbers) return null;
   const first = Number(numbers[1]);
   const last = Number(numbers[2] ?? numbers[1]);
   if (first < 1 || last < first || last > count) return null;
-  return Array.from({ length: last - first + 1 }, (_, place) => first - 1 + place);
+  return { stages: Array.from({ length: last - first + 1 }, (_, place) => first - 1 + place), exact: true };
 }
 
-/** A set of stages as text: a preset's name where it is exactly that, else numbers and ranges. */
-export function writtenStages(chosen, count) {
+/** A set of stages as text: an attribute's name where it is exactly that, else numbers and ranges. */
+export function writtenStages(chosen, count, presets = PRESETS) {
   const stages = [...chosen].sort((one, other) => one - other);
   const same = (other) => other.length === stages.length && other.every((stage, place) => stage === stages[place]);
-  const preset = Object.keys(PRESETS).find((name) => stages.length > 0 && same(stagesInRanges(PRESETS[name], count)));
+  const preset = Object.keys(presets).find((name) => stages.length > 0 && same(stagesInRanges(presets[name], count)));
   if (preset) return preset;
   const runs = [];
   for (const stage of stages) {
@@ -58,11 +89,40 @@ export function writtenStages(chosen, count) {
   return runs.map(([first, last]) => (first === last ? `${first + 1}` : `${first + 1}-${last + 1}`)).join(", ");
 }
 
-/** Which of several selections has each stage: the one with fewer stages, the first of equals; -1 for nobody. */
-export function winners(selections, count) {
-  return Array.from({ length: count }, (_, stage) => {
-    const takers = selections.map((chosen, place) => ({ chosen, place })).filter(({ chosen }) => chosen?.has(stage));
-    takers.sort((one, other) => one.chosen.size - other.chosen.size || one.place - other.place);
-    return takers[0]?.place ?? -1;
-  });
+/**
+ * Which of several owners has each stage, -1 for nobody; `claims` has a list of claims per owner, or null. Numbers and percents go
+ * before attributes, narrow attributes before wide ones, of equals the later. `double` are stages that two claim by number.
+ */
+export function assignStages(claims, count) {
+  const owners = Array(count).fill(-1);
+  const all = claims.flatMap((own, owner) => (own ?? []).map((claim) => ({ ...claim, owner })));
+  const loose = all.filter(({ exact }) => !exact).sort((one, other) => other.stages.length - one.stages.length);
+  for (const { stages, owner } of loose) for (const stage of stages) owners[stage] = owner;
+  const taken = new Map();
+  const double = new Set();
+  for (const { stages, owner } of all.filter(({ exact }) => exact)) {
+    for (const stage of stages) {
+      if (taken.has(stage) && taken.get(stage) !== owner) double.add(stage);
+      taken.set(stage, owner);
+      owners[stage] = owner;
+    }
+  }
+  return { owners, double: [...double].sort((one, other) => one - other) };
+}
+
+/** Lines such as "layout: a meadow" as [{start, end, selection, words, claims}], places in the text; `claims` null if unreadable. */
+export function readLines(text, count, presets = PRESETS) {
+  const lines = [];
+  let start = 0;
+  for (const line of text.split(LINE_ENDS)) {
+    const end = start + line.length;
+    const colon = line.indexOf(":");
+    if (line.trim()) {
+      const selection = colon < 0 ? "" : line.slice(0, colon);
+      const words = line.slice(colon + 1).trim();
+      lines.push({ start, end, colon: colon < 0 ? -1 : start + colon, selection, words, claims: colon < 0 ? null : readClaims(selection, count, presets) });
+    }
+    start = end + (text.startsWith("\r\n", end) ? 2 : 1);
+  }
+  return lines;
 }

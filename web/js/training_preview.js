@@ -119,6 +119,8 @@ class TrainingPreview {
       const answer = await api.fetchApi(route);
       const listing = await answer.json();
       if (!answer.ok) throw new Error(listing.error ?? `${answer.status}`);
+      // of another run the newest preview is wanted first
+      if (listing.run !== this.listing?.run) this.pinned = null;
       this.listing = listing.run === null ? null : listing;
       this.fault = null;
     } catch (fault) {

@@ -1,57 +1,70 @@
-/** Which dictionaries a node can name: found by walking the graph against its links. */
+/** Which dictionaries a node can name, found by walking the graph against its links; and fields of nodes by name. */
 
 import { app } from "../../../scripts/app.js";
 import { nameOfFile } from "./dictionaries.mjs";
+import { sourceOf } from "./links.mjs";
 
-const FOLLOWED = new Set(["CLIP", "BESTIARY_DICTIONARY", "*"]);
-/** Blocks that give a dictionary another name or other numbers, and the input whose numbers stay. */
-const KEEPS_NUMBERS_OF = { BestiaryMergeDictionaries: "first" };
+const DICTIONARY = "BESTIARY_DICTIONARY";
+const MOST_FOLLOWED = 300;
 
-/** The dictionaries behind a node's inputs, as [{file, called}], each name once; the nearest come first. */
+/**
+ * The dictionaries behind a node's inputs, each name once; the nearest come first. One of a file is {file, called}, a merged one
+ * {merge: [one, other], called}.
+ */
 export function upstreamDictionaries(node) {
   const found = new Map();
-  for (const entry of behind(node, new Set())) {
+  for (const entry of inputsOf(node).flatMap(({ type, slot }) => carried(node, slot, type, new Set()))) {
     if (!found.has(entry.called)) found.set(entry.called, entry);
   }
   return [...found.values()];
 }
 
-function behind(node, seen) {
-  if (!node || seen.has(node)) return [];
-  seen.add(node);
-  const kind = node.comfyClass ?? node.type;
-  const only = KEEPS_NUMBERS_OF[kind];
-  const inputs = (node.inputs ?? []).map(({ name, type }, slot) => ({ name, type, slot }));
-  const followed = inputs.filter((input) => FOLLOWED.has(input.type) && (!only || input.name === only));
-  const others = followed.flatMap((input) => behind(sourceOf(node, input.slot), seen));
+function inputsOf(node) {
+  return (node.inputs ?? []).map(({ name, type }, slot) => ({ name, type, slot }));
+}
+
+const kindOf = (node) => node.comfyClass ?? node.type;
+
+/** Past reroutes. */
+function feeding(node, slot) {
+  let place = sourceOf(node, slot);
+  for (let count = 0; place && kindOf(place) === "Reroute" && count < MOST_FOLLOWED; count += 1) place = sourceOf(place, 0);
+  return place;
+}
+
+/** Dictionaries that come through an input: all that a CLIP knows, or the one of a dictionary's own socket. */
+function carried(node, slot, type, seen) {
+  const source = type === "CLIP" || type === DICTIONARY ? feeding(node, slot) : null;
+  if (!source) return [];
+  if (type === DICTIONARY) return [dictionaryOf(source, seen)].filter(Boolean);
+  if (seen.has(source)) return [];
+  const further = new Set(seen).add(source);
+  const own = kindOf(source) === "BestiaryLoadDictionary" || kindOf(source) === "BestiaryApplyDictionary" ? dictionaryOf(source, seen) : null;
+  const before = inputsOf(source).filter((input) => input.type === "CLIP").flatMap((input) => carried(source, input.slot, "CLIP", further));
+  return own ? [own, ...before] : before;
+}
+
+/** The dictionary that a node gives; null where only the graph's run can tell. */
+function dictionaryOf(node, seen) {
+  if (seen.has(node)) return null;
+  const further = new Set(seen).add(node);
   const name = `${widgetValue(node, "name") ?? ""}`.trim();
-  if (kind === "BestiaryLoadDictionary") {
+  if (kindOf(node) === "BestiaryLoadDictionary") {
     const file = widgetValue(node, "file");
-    return file ? [{ file: `${file}`, called: name || nameOfFile(`${file}`) }, ...others] : others;
+    return file ? { file: `${file}`, called: name || nameOfFile(`${file}`) } : null;
   }
-  if ((kind === "BestiaryApplyDictionary" || only) && name && others.length) {
-    return [{ ...others[0], called: name }, ...others.slice(1)];
-  }
-  return others;
+  const given = inputsOf(node).filter(({ type }) => type === DICTIONARY);
+  const inputs = given.map(({ slot }) => feeding(node, slot)).map((source) => source && dictionaryOf(source, further));
+  if (kindOf(node) === "BestiaryMergeDictionaries") return merged(inputs, name);
+  if (!inputs[0]) return null;
+  return kindOf(node) === "BestiaryApplyDictionary" && name ? { ...inputs[0], called: name } : inputs[0];
 }
 
-/** The node that feeds an input; out of a subgraph to what feeds the subgraph's own input. */
-function sourceOf(node, slot) {
-  // a block that was removed has no links
-  const link = node.graph ? node.getInputLink?.(slot) : null;
-  if (!link) return null;
-  const source = node.graph?.getNodeById(link.origin_id);
-  if (source?.subgraph) return insideOf(source.subgraph, link.origin_slot);
-  if (source) return source;
-  const host = (app.graph?.nodes ?? []).find((other) => other.subgraph && other.subgraph === node.graph);
-  return host ? sourceOf(host, link.origin_slot) : null;
-}
-
-/** The node within a subgraph that feeds one of its outputs. */
-function insideOf(subgraph, slot) {
-  const id = subgraph.outputs?.[slot]?.linkIds?.[0];
-  const link = id === undefined ? null : subgraph.getLink?.(id);
-  return link ? subgraph.getNodeById(link.origin_id) : null;
+function merged([first, second], name) {
+  // numbers of the second depend on the first
+  if (!first || !second) return first ? { ...first, called: name || first.called } : null;
+  const joined = first.called === second.called ? first.called : `${first.called}_${second.called}`;
+  return { merge: [first, second], called: name || joined };
 }
 
 /** Value of a widget of a node by its name, undefined without one. */

@@ -1,4 +1,4 @@
-"""Tests of typing in a prompt: suggestions of parts and kinds, and underlines under what no dictionary knows."""
+"""Tests of typing in a prompt: suggestions of parts, kinds, spectra and stages, and underlines under what nothing linked knows."""
 
 import pytest
 
@@ -95,3 +95,120 @@ def test_the_grammar_is_that_of_the_server(plain_desk):
         assert len(ours) == 1 and ours[0]["fault"], text
         with pytest.raises(BestiaryError):
             parse_part_prompt(text)
+
+
+SPECTRUM = {"L": "BestiaryDemoModel", "D": "BestiaryLoadDictionary", "S": "BestiaryLoadSpectrum"}
+SPECTRUM |= {"M": "BestiaryMixAttributes", "R": "Reroute", "P": "BestiarySpectrumPrompt"}
+SPECTRUM_LINKS = [
+    ("L", 0, "D", 0),
+    ("L", 1, "D", 1),
+    ("D", 1, "P", 0),
+    ("S", 0, "R", 0),
+    ("R", 0, "P", 1),
+    ("M", 0, "P", 2),
+]
+
+
+def open_spectrum_prompt(desk):
+    """The first box of a prompt that knows a spectrum called lark, one called mix, and a dictionary."""
+    desk.build(SPECTRUM, SPECTRUM_LINKS)
+    desk.page.evaluate(
+        "() => { const w = S.widgets.find((one) => one.name === 'name'); w.value = 'lark'; w.callback?.('lark'); P.onConnectionsChange() }"
+    )
+    box = desk.page.locator("textarea").nth(
+        desk.page.evaluate(
+            "[...document.querySelectorAll('textarea')].findIndex((box) => box.value === 'a photo of a <name>')"
+        )
+    )
+    # what is linked is known a little later
+    desk.page.locator(".bst-mirror u", has_text="<name>").wait_for(state="attached")
+    return box
+
+
+def test_spectra_attributes_and_parts_are_completed(desk, first_part):
+    box, options = open_spectrum_prompt(desk), desk.page.locator(".bst-suggestion")
+    names = options.locator(".bst-name")
+    box.fill("a ")
+    box.press("End")
+    box.press_sequentially("<")
+    assert names.all_inner_texts()[:2] == ["lark", "mix"]
+    box.press_sequentially("la")
+    box.press("Enter")
+    assert desk.value("P", "text") == "a <lark>"
+    box.press("ArrowLeft")
+    box.press_sequentially("@")
+    assert names.all_inner_texts()[:5] == ["layout", "content", "material", "style", "1"]
+    desk.shot(f"spectrum_complete_{desk.label}")
+    box.press_sequentially("la")
+    box.press("Tab")
+    assert desk.value("P", "text") == "a <lark@layout>"
+    box.press("End")
+    box.press_sequentially(f" <{first_part['name'][:3]}")
+    box.press("Enter")
+    box.press("Enter")
+    kind = f"{first_part['written']}:{first_part['kinds']['written'][0]}"
+    assert desk.value("P", "text") == f"a <lark@layout> <{kind}>"
+    box.press("ArrowLeft")
+    box.press_sequentially("@1,sty")
+    box.press("Enter")
+    assert desk.value("P", "text") == f"a <lark@layout> <{kind}@1,style>"
+    assert options.first.is_hidden()
+
+
+def test_unknown_spectra_and_stages_are_underlined_and_repaired(desk, first_part):
+    box = open_spectrum_prompt(desk)
+    part, kind = first_part["written"], first_part["kinds"]["written"][0]
+    right = f"<lark> <lark@layout> <{part}:{kind}@2-3> a < b"
+    box.fill(f"<larc> <lark@lyout> <{part}x:{kind}@style> {right}")
+    lines = desk.page.locator(".bst-mirror u")
+    lines.nth(2).wait_for(state="attached")
+    assert lines.all_text_contents() == ["<larc>", "<lark@lyout>", f"<{part}x:{kind}@style>"]
+    faults = desk.page.locator(".bst-line-strips .bst-fault")
+    assert [text.split("\n")[0] for text in faults.all_inner_texts()] == [
+        "There is no spectrum “larc”.",
+        "There are no stages “lyout”.",
+        f"There is no part “{part}x”.",
+    ]
+    top = faults.first.bounding_box()["y"]
+    desk.page.evaluate(f"app.canvas.ds.offset[1] -= {top - 500} / app.canvas.ds.scale; app.canvas.setDirty(true, true)")
+    desk.page.wait_for_timeout(300)
+    for left in (2, 1, 0):
+        faults.first.get_by_role("button").click()
+        desk.page.wait_for_function(f"document.querySelectorAll('.bst-line-strips .bst-fault').length === {left}")
+    assert desk.value("P", "text") == f"<lark> <lark@layout> <{part}:{kind}@style> {right}"
+
+
+STAGED = [
+    "<corgi>",
+    "<corgi*0.7@layout> and (<corgi@1-3|a dog: big>:1.2)",
+    "<head:17*0.5+18*0.5@0%-50%> <a.b\\.c:blue jay@style|a \\| b>",
+    "< corgi> a < b <> \\<x> <co\\*rgi*-1>",
+]
+STAGED_REFUSED = ["<corgi", "<*0.5>", "<corgi*x>", "<corgi@>", "<head:1@ |x>", "<head:>", "<head:a*x@layout>"]
+
+
+def test_the_grammar_of_stages_is_that_of_the_server(plain_desk):
+    from bestiary.concepts.errors import BestiaryError
+    from bestiary.concepts.spectrum.stage_mention import SpectrumMention, find_staged_mentions
+
+    find = """async (texts) => {
+        const { findMentions } = await import("/extensions/ComfyUI-Bestiary/js/mentions.mjs");
+        return texts.map((text) => findMentions(text, true));
+    }"""
+    for text, ours in zip(STAGED, plain_desk.page.evaluate(find, STAGED), strict=True):
+        theirs = find_staged_mentions(text)
+        assert [(one["start"], one["end"]) for one in ours] == [(start, end) for start, (end, _) in theirs.items()], (
+            text
+        )
+        for one, (_, other) in zip(ours, theirs.values(), strict=True):
+            assert "fault" not in one
+            assert (one.get("stages"), one.get("otherwise", "")) == (other.stages, other.otherwise)
+            if isinstance(other, SpectrumMention):
+                assert (one["spectrum"], one["strength"]) == (other.name, other.strength)
+            else:
+                kinds = [(kind["text"], kind["factor"]) for kind in one["kinds"]]
+                assert (one["target"], kinds) == (other.target, list(other.kinds))
+    for text, ours in zip(STAGED_REFUSED, plain_desk.page.evaluate(find, STAGED_REFUSED), strict=True):
+        assert len(ours) == 1 and ours[0]["fault"], text
+        with pytest.raises(BestiaryError):
+            find_staged_mentions(text)

@@ -216,6 +216,112 @@ def show_file(desk, name):
     return desk.page.locator(".bst-picker").first
 
 
+def merged_pair(server):
+    """Files of two dictionaries with parts and kinds in common, and what the graph makes of them."""
+    from bestiary.concepts.parts.dictionary_merge import merge_dictionaries
+    from bestiary.concepts.parts.part_dictionary import PartDictionary
+
+    save_made(
+        server,
+        "one.safetensors",
+        part_names=("head", "unused", "wing"),
+        kind_names=({0: "jay", 4: "owl"}, {}, {}),
+        rows=torch.tensor([[0, 0], [0, 4], [2, 1]]),
+    )
+    save_made(
+        server,
+        "two.safetensors",
+        part_names=("tail", "Head", "9"),
+        kind_names=({}, {0: "Jay", 1: "wren", 4: "<b>"}, {2: "7"}),
+        rows=torch.tensor([[0, 0], [1, 0], [1, 1], [1, 4], [2, 2]]),
+        id_base=1,
+    )
+    pair = [
+        PartDictionary.load(server.folder / "models" / "bestiary" / f"{name}.safetensors") for name in ("one", "two")
+    ]
+    return merge_dictionaries(*pair)[0]
+
+
+MERGED = {"L": "BestiaryDemoModel", "D": "BestiaryLoadDictionary", "E": "BestiaryLoadDictionary"}
+MERGED |= {"G": "BestiaryMergeDictionaries", "X": "BestiaryRandomKind", "A": "BestiaryApplyDictionary"}
+MERGED |= {"F": "BestiaryLoadDictionary", "P": "BestiaryPartPrompt"}
+
+
+def test_all_dictionaries_behind_the_links_are_found(plain_desk, server, tmp_path):
+    from bestiary.nodes.dictionary_listing import list_dictionary
+
+    theirs = merged_pair(server)
+    theirs.save(tmp_path / "merged.safetensors")
+    links = [("L", 1, "D", 1), ("L", 1, "E", 1), ("D", 2, "G", 0), ("E", 2, "G", 1), ("G", 0, "X", 0), ("L", 1, "F", 1)]
+    # a CLIP that knows one dictionary, then learns what comes out of Random Kind over both
+    links += [("F", 1, "A", 1), ("X", 2, "A", 2), ("A", 1, "P", 0)]
+    plain_desk.build(MERGED, links)
+    files = {"D": "one.safetensors", "E": "two.safetensors", "F": "creatures.safetensors"}
+    plain_desk.page.evaluate(
+        """(files) => {
+            for (const [node, file] of Object.entries(files)) {
+                const w = window[node].widgets.find((one) => one.name === "file");
+                w.value = file;
+                w.callback?.(file);
+            }
+            P.onConnectionsChange();
+        }""",
+        files,
+    )
+    picker = plain_desk.page.locator(".bst-picker").first
+    picker.locator(".bst-part", has_text="one_two.tail").wait_for()
+    parts = picker.locator(".bst-part b").all_inner_texts()
+    listed = list_dictionary(tmp_path / "merged.safetensors")
+    assert {name for name in parts if name.startswith("one_two.")} == {
+        f"one_two.{part['name']}" for part in listed["parts"]
+    }
+    assert any(name.startswith("creatures.") for name in parts)
+    # numbers, names and what is written are those of the merged file
+    ours = plain_desk.page.evaluate(
+        """async () => {
+            const { linkedDictionaries } = await import("/extensions/ComfyUI-Bestiary/js/linked.mjs");
+            const merged = linkedDictionaries(P).set.all.find((one) => one.called === "one_two");
+            return merged.parts.map((part) => ({
+                number: part.number, name: part.name, written: part.written, background: part.background,
+                numbers: part.kinds.map((kind) => kind.number), names: part.kinds.map((kind) => kind.name),
+                kinds: part.kinds.map((kind) => kind.written),
+            }));
+        }"""
+    )
+    for part, other in zip(ours, listed["parts"], strict=True):
+        assert {name: part[name] for name in ("number", "name", "written", "background")} == {
+            name: other[name] for name in ("number", "name", "written", "background")
+        }
+        columns = other["kinds"]
+        assert (part["numbers"], part["names"], part["kinds"]) == (
+            columns["numbers"],
+            columns["names"],
+            columns["written"],
+        )
+
+
+def test_a_dictionary_socket_carries_one_dictionary(plain_desk):
+    nodes = {
+        "L": "BestiaryDemoModel",
+        "D": "BestiaryLoadDictionary",
+        "F": "BestiaryLoadDictionary",
+        "P": "BestiaryPart",
+    }
+    plain_desk.build(nodes, [("L", 1, "D", 1), ("D", 1, "F", 1), ("F", 2, "P", 0)])
+    plain_desk.page.evaluate(
+        "() => { const w = F.widgets.find((one) => one.name === 'name'); w.value = 'mine'; w.callback?.('mine'); P.onConnectionsChange() }"
+    )
+    plain_desk.page.wait_for_timeout(500)
+    called = plain_desk.page.evaluate(
+        """async () => {
+            const { upstreamDictionaries } = await import("/extensions/ComfyUI-Bestiary/js/upstream.mjs");
+            const named = (node) => upstreamDictionaries(node).map((one) => one.called);
+            return [named(P), named(F)];
+        }"""
+    )
+    assert called == [["mine"], ["creatures"]]
+
+
 def test_script_in_names_is_shown_as_text(plain_desk, server):
     evil = "<img src=x onerror='window.broken=1'>"
     rows = torch.tensor([[0, 0], [0, 1]])

@@ -1,0 +1,106 @@
+/** The spectra that a node's texts can name, found through its links, with their stages and attributes. */
+
+import { api } from "../../../scripts/api.js";
+import { nameOfFile } from "./dictionaries.mjs";
+import { after, debounced } from "./linked.mjs";
+import { sourceOf } from "./links.mjs";
+import { findMentions, plainName } from "./mentions.mjs";
+import { findWidget } from "./upstream.mjs";
+
+const MOST_FOLLOWED = 200;
+const fetched = new Map();
+const known = new Map();
+
+/** Spectra linked to a node, as [{called, file or null}], in the order of its inputs. */
+export function upstreamSpectra(node) {
+  const found = [];
+  (node.inputs ?? []).forEach(({ type }, slot) => {
+    if (type !== "BESTIARY_SPECTRUM") return;
+    const source = past(sourceOf(node, slot));
+    const name = `${findWidget(source ?? {}, "name")?.value ?? ""}`.trim();
+    const file = source?.comfyClass === "BestiaryLoadSpectrum" ? `${findWidget(source, "file")?.value ?? ""}` : "";
+    const called = name || (file ? nameOfFile(file) : "");
+    if (called) found.push({ called, file: file || fileBehind(source), node: source });
+  });
+  return found;
+}
+
+/** Past reroutes. */
+function past(node) {
+  let place = node;
+  for (let count = 0; place && (place.comfyClass ?? place.type) === "Reroute" && count < MOST_FOLLOWED; count += 1) place = sourceOf(place, 0);
+  return place;
+}
+
+/** A mixture has the stages and attributes of its first reference. */
+function fileBehind(node) {
+  return upstreamSpectra(node ?? {}).find(({ file }) => file)?.file ?? null;
+}
+
+function factsOf(file) {
+  if (!file) return Promise.resolve(null);
+  if (!fetched.has(file)) {
+    const asked = api.fetchApi(`/bestiary/spectrum/${encodeURIComponent(file)}`).then((answer) => (answer.ok ? answer.json() : null));
+    fetched.set(file, asked.catch(() => null));
+  }
+  return fetched.get(file);
+}
+
+/** What is linked to one node, kept up to date. */
+class LinkedSpectra {
+  constructor(node) {
+    this.node = node;
+    this.all = [];
+    this.listeners = new Set();
+  }
+
+  async update() {
+    const linked = upstreamSpectra(this.node);
+    const asked = JSON.stringify(linked.map(({ called, file }) => [called, file]));
+    if (asked !== this.asked) {
+      this.asked = asked;
+      const facts = await Promise.all(linked.map(({ file }) => factsOf(file)));
+      // links may have changed meanwhile
+      if (asked !== this.asked) return;
+      this.all = linked.map(({ called }, place) => ({ called, ...facts[place] }));
+    }
+    for (const listener of this.listeners) listener();
+  }
+
+  find(name) {
+    return this.all.find(({ called }) => plainName(called) === plainName(name)) ?? null;
+  }
+
+  /** The first spectrum that a text names: its stages count. */
+  firstNamed(text) {
+    const names = findMentions(text, true).flatMap(({ spectrum }) => (spectrum === undefined ? [] : [spectrum]));
+    return names.map((name) => this.find(name)).find(Boolean) ?? null;
+  }
+}
+
+/** The one record of a node, made and kept up to date from its first use on. */
+export function linkedSpectra(node) {
+  if (known.has(node)) return known.get(node);
+  const linked = new LinkedSpectra(node);
+  known.set(node, linked);
+  const later = debounced(() => linked.update());
+  after(node, "onConnectionsChange", later);
+  after(node, "onConfigure", later);
+  after(node, "onRemoved", () => known.delete(node));
+  later();
+  return linked;
+}
+
+const updateAll = debounced(() => {
+  for (const linked of known.values()) linked.update();
+});
+
+/** Files may have changed: everything is fetched again. */
+export function fetchSpectraAgain() {
+  fetched.clear();
+  for (const linked of known.values()) linked.asked = null;
+  updateAll();
+}
+
+// a loader upstream may name another file now
+api.addEventListener("graphChanged", updateAll);

@@ -1,0 +1,53 @@
+/** What the texts of spectrum blocks may name, and what in them is wrong. */
+
+import { linkedDictionaries } from "./linked.mjs";
+import { findMentions } from "./mentions.mjs";
+import { resolveStaged } from "./picks.mjs";
+import { linkedSpectra } from "./spectra.mjs";
+import { PRESETS, readPresets } from "./stages.mjs";
+import { findWidget, setWidget } from "./upstream.mjs";
+
+/** Blocks with staged prompts, and the fields that hold them: each side's text, then its lines. */
+export const STAGED_FIELDS = {
+  BestiarySpectrumPrompt: ["text", "negative_text", "stage_texts", "negative_stage_texts"],
+  BestiaryStageText: ["text", "lines"],
+};
+/** The text whose first spectrum says how many stages there are. */
+const SIDES = { stage_texts: "text", negative_stage_texts: "negative_text", lines: "text" };
+
+/** What a field of a node may name; see suggest.mjs. */
+export function stagedChoices(node, name) {
+  const linked = linkedSpectra(node);
+  const value = (field) => `${findWidget(node, field)?.value ?? ""}`;
+  const first = linked.firstNamed(value(SIDES[name] ?? name));
+  const count = first?.stages ?? Number(findWidget(node, "stages")?.value ?? 10);
+  const typed = value("presets").trim() ? readPresets(value("presets"), count) : null;
+  const presets = typed ?? first?.presets ?? PRESETS;
+  return {
+    spectra: linked.all,
+    find: (wanted) => linked.find(wanted),
+    countOf: (spectrum) => spectrum?.stages ?? count,
+    presetsOf: () => presets,
+  };
+}
+
+/** Mentions of a text in a field that are malformed or name nothing, as [{mention, fault, wrong, nearest}]. */
+export function stagedFaults(node, name, text) {
+  const { set } = linkedDictionaries(node);
+  const choices = stagedChoices(node, name);
+  return findMentions(text, true)
+    .map((mention) => ({ mention, ...resolveStaged(mention, set, choices) }))
+    .filter(({ fault }) => fault);
+}
+
+/** Puts the nearest valid choice where a wrong one stands. */
+export function repairStaged(node, name, { mention, fault, nearest }) {
+  const widget = findWidget(node, name);
+  const text = `${widget.value}`;
+  const { start, end, nameStart, nameEnd, stagesStart, stagesEnd } = mention;
+  const put = (from, to, words) => setWidget(widget, text.slice(0, from) + words + text.slice(to));
+  if (fault === "unknownSpectrum") put(nameStart, nameEnd, nearest.replace(/[\\:*@|<>]/g, "\\$&"));
+  else if (fault === "unknownStages") put(stagesStart, stagesEnd, nearest);
+  // a part keeps its stages
+  else put(start, end, stagesStart === undefined ? nearest : nearest.slice(0, -1) + text.slice(stagesStart - 1, end));
+}
