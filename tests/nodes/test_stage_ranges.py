@@ -81,14 +81,14 @@ def test_every_whole_timestep_is_in_exactly_one_stage_by_the_core_rule(sd15_mode
     from comfy.samplers import get_area_and_mult
 
     sampling, x = sd15_model.model.get_model_object("model_sampling"), torch.zeros(1, 4, 1, 1)
-    for stages in (2, 3, 9, 10, 16):
+    for stages in (2, 3, 4, 5, 8, 9, 10, 16, 20, 25, 50):
         bounds = StageBounds.equal(stages)
         levels = [sampling.percent_to_sigma(percent) for percent in stage_percents(bounds)]
         entries = [
             {"timestep_start": a, "timestep_end": b, "model_conds": {}, "uuid": None}
             for a, b in itertools.pairwise(levels)
         ]
-        for t in range(0, 1000, 1 if stages in (3, 10) else 7):
+        for t in range(1000):
             sigma = sampling.sigma(torch.tensor([t]))
             active = [s for s, entry in enumerate(entries) if get_area_and_mult(entry, x, sigma) is not None]
             # k(t) = int(t S / T) counts from the end of generation
@@ -114,6 +114,22 @@ def test_every_scheduler_with_1_to_50_steps_has_one_stage_per_step(sd15_model):
             steps_seen += len(sigmas)
     # values between two timesteps that the model rounds up while the range counts them down
     assert wrong <= steps_seen // 1000, (wrong, steps_seen)
+
+
+def test_ten_stages_over_the_schedules_of_the_specification(sd15_model):
+    import comfy.samplers
+    from bestiary.nodes.stage_ranges import stage_percents
+
+    sampling, bounds = sd15_model.model.get_model_object("model_sampling"), StageBounds.equal(10)
+    levels = torch.tensor([sampling.percent_to_sigma(p) for p in stage_percents(bounds)]).unsqueeze(1)  # (11, 1)
+    walks = itertools.product(core_names()[1], [*range(4, 61), 75, 100])
+    sigmas = torch.cat([comfy.samplers.calculate_sigmas(sampling, *walk)[:-1].float() for walk in walks])
+    active = (sigmas <= levels[:-1]) & (sigmas >= levels[1:])  # (10, N)
+    timesteps = sampling.timestep(sigmas)
+    wrong = active.float().argmax(0) != bounds.stage_of(timesteps)
+    assert len(sigmas) > 18_000 and (active.sum(0) == 1).all()
+    # ties: half-way between two timesteps the model takes the upper one, the range the lower one
+    assert int(wrong.sum()) <= 6 and set(timesteps[wrong].tolist()) <= {499, 500}
 
 
 def test_all_samplers_and_schedulers_cost_what_one_prompt_costs(sd15_model):
@@ -166,6 +182,17 @@ def test_cfg_one_evaluates_one_row_per_step(sd15_model):
     )
     assert counter.cost == (10, 10)
     assert [said for _, said in counter.calls] == [[float(stage)] for stage in range(10)]
+
+
+def test_four_pictures_at_once_are_told_the_same_stages(sd15_model):
+    import comfy.sample
+
+    counter, clone, four = Counter(), sd15_model.model.clone(), NOISE.repeat(4, 1, 1, 1)
+    clone.set_model_unet_function_wrapper(counter)
+    fixed = {"disable_pbar": True, "seed": 1}
+    comfy.sample.sample(clone, four, 10, 3.0, "euler", "simple", staged(10), plain(), torch.zeros_like(four), **fixed)
+    assert counter.cost == (10, 80)
+    assert [sorted(said) for _, said in counter.calls] == [[-1.0] * 4 + [float(stage)] * 4 for stage in range(10)]
 
 
 def test_an_image_to_image_sampling_reaches_the_last_stages_only(sd15_model):
@@ -253,6 +280,15 @@ def test_the_last_stage_changes_the_last_tenth_of_the_steps_only(sd15_model):
     equal = [torch.equal(a, b) for a, b in zip(*seen, strict=True)]
     # the input of the step after the first changed one is the first that differs
     assert equal == [True] * 46 + [False] * 4
+
+
+def test_the_first_stage_is_told_to_the_first_tenth_of_the_steps_only(sd15_model):
+    heard = []
+    for change in (0.0, 100.0):
+        entries = staged(10)
+        entries[0] = [entries[0][0] + change, entries[0][1]]
+        heard.append([said for _, said in counted(sd15_model.model, (50, "euler", "ddim_uniform"), entries).calls])
+    assert [a == b for a, b in zip(*heard, strict=True)] == [False] * 5 + [True] * 45
 
 
 # --- gaps and ranges ------------------------------------------------------------------------------------------------

@@ -139,6 +139,19 @@ def test_ten_different_stages_are_encoded_as_one_batch_and_an_edited_one_alone(c
     assert changed == [6]
 
 
+def test_soft_boundaries_add_no_entry_and_no_encode(sd15_model):
+    from bestiary.concepts.spectrum.stage_algebra import with_soft_bounds
+
+    clip = sd15_model.clip
+    one = word_spectrum(clip, "sd15", ["red", "blue", "tail", "bird"])
+    counts = []
+    for spectrum in (one, with_soft_bounds(one, 0.5)):
+        with counted_batches(clip) as calls:
+            positive = encode(clip, "a <it>", spectra={"it": spectrum})[0]
+        counts.append((len(positive), sorted(calls["clip_l"])))
+    assert counts == [(5, [1, 4])] * 2
+
+
 def test_pooled_vectors_differ_per_stage(sdxl_model):
     clip = sdxl_model.clip
     spectra = {"it": word_spectrum(clip, "sdxl", ["red", "blue"])}
