@@ -82,7 +82,7 @@ def test_the_grammar_is_that_of_the_server(plain_desk):
 
     find = """async (texts) => {
         const { findMentions } = await import("/extensions/ComfyUI-Bestiary/js/mentions.mjs");
-        return texts.map(findMentions);
+        return texts.map((text) => findMentions(text));
     }"""
     for text, ours in zip(MENTIONS, plain_desk.page.evaluate(find, MENTIONS), strict=True):
         theirs = parse_part_prompt(text).mentions
