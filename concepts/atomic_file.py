@@ -15,6 +15,7 @@ def replacing(path: Path) -> Iterator[Path]:
     Raises:
         BestiaryError: the folder cannot be written to or the disk is full; an earlier file at `path` is untouched.
     """
+    # beside the target and of this process alone: a rename within one folder is atomic on every system
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
@@ -26,6 +27,7 @@ def replacing(path: Path) -> Iterator[Path]:
             f"could not write {path}: {fault.strerror or fault}; nothing was changed there. "
             "Free some disk space or choose another --out folder"
         ) from fault
+    # after a rename nothing is left to remove; after a fault no half file stays behind
     finally:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
@@ -49,6 +51,7 @@ def check_writable(folder: Path) -> None:
     Raises:
         BestiaryError: they cannot.
     """
+    # the folder need not exist: what counts is the nearest one above it that does
     place = Path(folder).absolute()
     while not place.exists():
         place = place.parent

@@ -80,6 +80,7 @@ def attend_with_columns(
         functional.pad(k, (0, width - k.shape[-1])),  # (B, H, T, width)
         functional.pad(torch.cat((v, marks), dim=-1), (0, width - values - asked)),  # (B, H, T, width)
         scale=factor,
+        # one softmax serves both: the first channels are the output, the next ones the columns
     )  # (B, H, N, width)
     return joined[..., :values], joined[..., values : values + asked].float().mean(1)
 

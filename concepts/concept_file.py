@@ -83,7 +83,7 @@ def write_concept_file(path: Path, tensors: Mapping[str, Tensor], metadata: Mapp
 
     Args:
         path: where; missing folders are made.
-        tensors: any tensors; views and devices are resolved.
+        tensors: by name, each of any shape; views and devices are resolved.
         metadata: must name its `kind`; values are anything JSON can say. Keys with a dot, such as `modelspec.title`,
             are stored under their own name as plain text.
 
@@ -106,7 +106,7 @@ def write_concept_file(path: Path, tensors: Mapping[str, Tensor], metadata: Mapp
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
-    """Write any safetensors file, whole or not at all; equal content gives equal bytes (the library's writer does not).
+    """Write tensors of any shape as a safetensors file, whole or not at all; equal content gives equal bytes (the library's writer does not).
 
     Raises:
         BestiaryError: a type safetensors does not know, or the file cannot be written.
@@ -127,6 +127,7 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[s
     text += b" " * (-len(text) % 8)
     with replacing(path) as temporary, temporary.open("wb") as stream:
         stream.write(struct.pack("<Q", len(text)) + text)
+        # one tensor at a time, as plain bytes: a second copy of the whole file is never held
         for name in order:
             flat = tensors[name].detach().cpu().contiguous().flatten()
             stream.write(flat.view(torch.uint8).numpy().data)
@@ -154,7 +155,7 @@ def read_concept_file(path: Path, kind: str | None = None) -> ConceptFile:
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
-    """All tensors, by name and with their shapes, of any safetensors file whose header has been checked.
+    """All tensors, by name and in their stored shape, of any safetensors file whose header has been checked.
 
     Raises:
         BestiaryError: the file is broken or holds types torch does not know.
@@ -196,6 +197,7 @@ def read_header(path: Path, largest: int = LARGEST_FOREIGN_HEADER) -> Header:
 
 
 def _parsed(content: dict[str, dict], room: int) -> Header:
+    # the metadata is no tensor; what is left names one tensor each
     """The header's JSON as a record; `room` is the number of tensor bytes the file holds."""
     metadata = content.pop("__metadata__", {}) or {}
     if not all(isinstance(text, str) for text in metadata.values()):

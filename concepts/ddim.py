@@ -38,16 +38,19 @@ def sample_ddim(
     Raises:
         BestiaryError: steps out of range.
     """
+    # everything that depends on the model is asked of the denoiser: schedule, grid and number of channels
     schedule, factor = denoiser.schedule, denoiser.backbone.latent_factor
     times = ddim_timesteps(len(schedule.alphas_cumprod), steps)
     shape = (denoiser.backbone.latent_channels, size // factor, size // factor)
     noise = [torch.randn(shape, generator=torch.Generator().manual_seed(seed)) for seed in seeds]
     latents = torch.stack(noise).to(denoiser.device)  # (N, C, h, w)
+    # one prompt to lead away from, for all pictures
     empty = _expanded(negative, len(seeds))
     for number, time in enumerate(times):
         step = torch.full((len(seeds),), time, dtype=torch.long, device=latents.device)  # (N,)
         told = positive.at(time) if isinstance(positive, StagedConditioning) else positive
         predicted = denoiser.predict(latents, step, told).prediction  # (N, C, h, w)
+        # classifier-free guidance: further along the line from the plain prediction to the prompted one
         if guidance != 1:
             plain = denoiser.predict(latents, step, empty).prediction
             predicted = plain + guidance * (predicted - plain)

@@ -99,7 +99,7 @@ class NoiseSchedule:
         return alpha.sqrt().to(latents.dtype) * noise - (1 - alpha).sqrt().to(latents.dtype) * latents
 
     def snr(self, timesteps: Tensor) -> Tensor:
-        """Signal-to-noise ratio `(B,)` at integer timesteps."""
+        """Signal-to-noise ratio `(B,)` at integer timesteps `(B,)`, of latents `(B, C, h, w)`."""
         alpha = self.alphas_cumprod.to(timesteps.device)[timesteps]
         return alpha / (1 - alpha)
 
@@ -149,7 +149,7 @@ class Denoiser(Protocol):
         """Posterior mean and log-variance `(B, C, h, w)`, unscaled, of images `(B, 3, H, W)` in 0..1."""
 
     def scale_latents(self, latents: Tensor) -> Tensor:
-        """Latents of the autoencoder -> latents of the denoiser."""
+        """Latents of the autoencoder `(B, C, h, w)` -> latents of the denoiser, of the same shape."""
 
     def decode_latents(self, latents: Tensor) -> Tensor:
         """Denoiser latents `(B, C, h, w)` -> images `(B, 3, H, W)` in 0..1."""
@@ -161,13 +161,13 @@ class Denoiser(Protocol):
         """Those of several words that the tokenizer does not know and reads as one and the same token."""
 
     def add_lora(self, spec: LoraSpec) -> Mapping[str, nn.Parameter]:
-        """Attach fresh adapters and return their trainable parameters."""
+        """Attach fresh adapters, down `(r, I)` and up `(O, r)` per layer, and return their trainable parameters."""
 
     def lora_tensors(self) -> dict[str, Tensor]:
-        """The adapters under kohya names (`lora_unet_....lora_down.weight`, `.lora_up.weight`, `.alpha`)."""
+        """The adapters by kohya name (`lora_unet_....lora_down.weight` `(r, I)`, `.lora_up.weight` `(O, r)`, ...)."""
 
     def load_lora(self, tensors: Mapping[str, Tensor], strength: float = 1.0) -> int:
-        """Load adapters under any common naming and return how many layers they reached; zero is an error."""
+        """Load adapters `(r, I)` and `(O, r)` under any common naming; how many layers they reached, zero is an error."""
 
 
 ProgressCallback = Callable[[int, int], None]

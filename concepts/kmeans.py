@@ -53,11 +53,13 @@ def assign(x: Tensor, centroids: Tensor) -> tuple[Tensor, Tensor]:
     directions = F.normalize(centroids.float(), dim=1)  # (k, d)
     labels = torch.empty(len(x), dtype=torch.long, device=x.device)  # (n,)
     similarity = torch.empty(len(x), device=x.device)
+    # in chunks: the (n, k) similarities of a large set never exist at once
     for start in range(0, len(x), CHUNK_ROWS):
         rows = slice(start, start + CHUNK_ROWS)
         chunk = x[rows].float()  # (rows, d)
         best = (chunk @ directions.T).max(dim=1)  # (rows,)
         labels[rows] = best.indices
+        # centroids are of unit length; dividing by the rows' own makes it a cosine
         similarity[rows] = best.values / chunk.norm(dim=1).clamp_min(1e-8)
     return labels, similarity
 
@@ -89,17 +91,21 @@ def _lloyd(
     tolerance: float,
     reseed: bool,
 ) -> KMeansResult:
+    """`lloyd` over rows `(n, d)` from centroids `(k, d)`, with the rows' inverse norms `(n,)` at hand."""
     centroids = centroids.float().clone()
+    # a spherical mean weighs every direction alike, a raw mean weighs long rows more
     weights = inverse_norms if update == "spherical" else torch.ones_like(inverse_norms)
     previous = float("inf")
     for _ in range(max_iterations):
         sums, counts, labels, similarity = _accumulate(x, centroids, weights, inverse_norms)
         inertia = 1.0 - float(similarity.mean())
         empty = (counts == 0).nonzero().flatten() if reseed else counts.new_zeros(0).long()
+        # settled: nothing empty, and the inertia no longer falls
         if update == "spherical" and not len(empty) and previous - inertia <= tolerance * max(inertia, 1e-12):
             return KMeansResult(centroids, labels, inertia)
         previous = inertia
         moved = _new_centroids(sums, counts, centroids, update)
+        # an empty cluster restarts at the row that is explained worst
         if len(empty):
             worst = similarity.topk(min(len(empty), len(x)), largest=False).indices
             moved[empty[: len(worst)]] = x[worst].float()
@@ -107,6 +113,7 @@ def _lloyd(
         centroids = F.normalize(moved, dim=1) if update == "spherical" else moved
         if update == "raw_mean" and movement <= tolerance:
             break
+    # the last update moved the centroids once more: labels must fit them
     labels, similarity = assign(x, centroids)
     return KMeansResult(centroids, labels, 1.0 - float(similarity.mean()))
 
@@ -137,6 +144,7 @@ def fit_kmeans(
         raise BestiaryError(
             f"cannot form {k} clusters out of {len(x)} rows: give more images or ask for fewer clusters"
         )
+    # one pass over all rows finds their lengths and refuses what is broken, before any work
     norms = _inverse_norms(x)  # of an infinite row: 0
     broken = int((~norms.isfinite() | (norms == 0)).sum())
     if broken:
@@ -144,6 +152,7 @@ def fit_kmeans(
     generator = torch.Generator().manual_seed(seed)
     if update == "raw_mean":
         return _best_of_full_runs(x, k, generator, restarts, init, max_iterations, tolerance)
+    # restarts are cheap: a sample of the rows, and of their channels the leading directions
     sample = _subsample(x, max(CHUNK_ROWS, 32 * k), generator).float()  # (s, d)
     reduced = F.normalize(_principal_part(sample, reduce_to, generator), dim=1)  # (s, reduce_to)
     best: KMeansResult | None = None
@@ -152,7 +161,9 @@ def fit_kmeans(
         tried = lloyd(reduced, seeds, max_iterations=_RESTART_STEPS)
         best = tried if best is None or tried.inertia < best.inertia else best
     best = lloyd(reduced, best.centroids, max_iterations=_BEST_STEPS)
+    # back to full width: means of the sample's rows (s, d) under the labels found in the reduced space
     start = _sum_by_label(sample, best.labels, k, _inverse_norms(sample))
+    # a cluster without members has no direction and starts at a row of the sample
     lone = start.norm(dim=1) == 0
     start[lone] = sample[: int(lone.sum())]
     return _lloyd(x, F.normalize(start, dim=1), norms, update, max_iterations, tolerance, reseed=True)
@@ -161,6 +172,7 @@ def fit_kmeans(
 def _best_of_full_runs(
     x: Tensor, k: int, generator: torch.Generator, restarts: int, init: Init, max_iterations: int, tolerance: float
 ) -> KMeansResult:
+    # lazily, so that one run's centroids (k, d) and labels (n,) are alive beside the best so far
     runs = (
         lloyd(
             x,
@@ -176,6 +188,7 @@ def _best_of_full_runs(
 
 
 def _inverse_norms(x: Tensor) -> Tensor:
+    """1 / length `(n,)` of rows `(n, d)`, taken in chunks; a zero row gets a large finite number."""
     norms = torch.cat([x[start : start + CHUNK_ROWS].float().norm(dim=1) for start in range(0, len(x), CHUNK_ROWS)])
     return 1 / norms.clamp_min(1e-8)
 
@@ -201,6 +214,7 @@ def _accumulate(
 
 def _sum_by_label(x: Tensor, labels: Tensor, k: int, weights: Tensor) -> Tensor:
     """Weighted sums (k, d) of the rows (n, d) under each label."""
+    # few clusters: one product with one-hot labels; many: a scatter, since (n, k) would be large
     if k <= _DENSE_UPDATE_CLUSTERS:
         members = torch.zeros(len(x), k, dtype=x.dtype, device=x.device)  # (n, k)
         return members.scatter_(1, labels.unsqueeze(1), weights.unsqueeze(1)).T @ x
@@ -214,6 +228,7 @@ def _new_centroids(sums: Tensor, counts: Tensor, old: Tensor, update: Update) ->
 
 
 def _seed(x: Tensor, k: int, init: Init, generator: torch.Generator) -> Tensor:
+    """First centroids `(k, d)` among rows `(n, d)`: drawn evenly, or by greedy k-means++."""
     if init == "random":
         return x[torch.randperm(len(x), generator=generator)[:k]].float()
     return _plus_plus(F.normalize(x.float(), dim=1), k, generator)
@@ -226,6 +241,7 @@ def _plus_plus(unit: Tensor, k: int, generator: torch.Generator) -> Tensor:
     distance = (1 - unit @ unit[chosen[0]]).clamp_min(0)  # (n,)
     draws = torch.rand(k, _SEEDING_TRIALS, generator=generator, dtype=torch.float64).to(unit.device)
     for draw in draws[1:]:
+        # inverse of the cumulated distances: rows are drawn in proportion to how badly they are explained
         cumulative = distance.double().cumsum(0)
         tried = torch.searchsorted(cumulative, draw * cumulative[-1], right=True).clamp_max(len(unit) - 1)  # (trials,)
         after = torch.minimum(distance, (1 - unit[tried] @ unit.T).clamp_min(0))  # (trials, n)
@@ -236,6 +252,7 @@ def _plus_plus(unit: Tensor, k: int, generator: torch.Generator) -> Tensor:
 
 
 def _subsample(x: Tensor, rows: int, generator: torch.Generator) -> Tensor:
+    """At most `rows` of the rows `(n, d)`, drawn without repetition; all of them, in order, where there are no more."""
     if len(x) <= rows:
         return x
     return x[torch.randperm(len(x), generator=generator)[:rows].to(x.device)]
@@ -250,6 +267,7 @@ def _principal_part(x: Tensor, width: int, generator: torch.Generator) -> Tensor
         return x
     some = F.normalize(_subsample(x, _SKETCH_ROWS, generator), dim=1)  # (s, d)
     basis = torch.randn(x.shape[1], width, generator=generator).to(x.device)  # (d, width)
+    # every round sharpens the basis towards the leading directions; QR keeps it orthonormal
     for _ in range(_SKETCH_ROUNDS):
         basis = torch.linalg.qr(some.T @ (some @ basis)).Q
     return x @ basis  # (n, width)

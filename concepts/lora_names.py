@@ -135,6 +135,7 @@ def from_kohya(tensors: Mapping[str, Tensor], naming: LoraNaming) -> dict[str, T
         # the oldest naming puts the adapter into the processor and does not number to_out
         path = module_path(module)
         if naming.startswith("partcraft"):
+            # underscores in the suffix belong to the kohya form alone, dots to all others
             path = re.sub(r"\.(to_[qkv]|to_out)(?:\.0)?$", r".processor.\1", path)
         stem = path if module.startswith("lora_te") else prefix + path
         renamed[stem + down_suffix] = layer.down

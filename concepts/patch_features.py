@@ -82,23 +82,28 @@ class DescriptorFeatures:
     def __call__(self, images: Tensor) -> PatchGrid:
         """Features `(B, grid, grid, D)` of images `(B, 3, S, S)` in 0..1."""
         _check_images(images, self.image_size)
+        # colour at each patch: mean and spread over its pixels
         lab = rgb_to_lab(images.float())  # (B, 3, S, S)
         colour = lab / 25.0
         mean = self._pool(colour)  # (B, 3, g, g)
         spread = (self._pool(colour.square()) - mean.square()).clamp_min(0).sqrt()  # (B, 3, g, g)
+        # and of the patches around it, so that a patch knows its surroundings
         around = F.avg_pool2d(F.pad(mean, (1, 1, 1, 1), mode="replicate"), 3, 1)
         spread_around = F.avg_pool2d(F.pad(spread, (1, 1, 1, 1), mode="replicate"), 3, 1)
         fine, coarse = (self._orientation_energy(lab[:, :1] / 25.0, scale) for scale in (1, 2))
+        # weights that make the groups count about alike in a distance
         parts = [mean, 0.7 * spread, 0.7 * around, 0.7 * spread_around, 2.0 * self._histogram(lab), fine, coarse]
         if self.position:
             parts.append(self._place().expand(len(images), -1, -1, -1))  # (B, 2, g, g)
         return PatchGrid(torch.cat(parts, dim=1).permute(0, 2, 3, 1).contiguous())  # (B, g, g, D)
 
     def _pool(self, maps: Tensor) -> Tensor:
+        """Means `(B, C, g, g)` of maps `(B, C, s, s)` over the patches."""
         return F.adaptive_avg_pool2d(maps, self.grid)
 
     def _histogram(self, lab: Tensor) -> Tensor:
         """Soft colour histogram (B, 36, g, g) at a quarter of the pixels; square root, as for a Hellinger distance."""
+        # every pixel belongs softly to the nearest palette colours; a patch's histogram is the mean over its pixels
         pixels = F.avg_pool2d(lab, 2).permute(0, 2, 3, 1)  # (B, S/2, S/2, 3)
         distance = torch.cdist(pixels.flatten(0, 2), self._palette.to(lab)).square()
         share = torch.softmax(-distance / (2 * _PALETTE_WIDTH**2 / 4), dim=1)  # (pixels, 36)
@@ -107,6 +112,7 @@ class DescriptorFeatures:
     def _orientation_energy(self, light: Tensor, scale: int) -> Tensor:
         """Gradient energy by orientation, modulo 180 degrees: (B, 1, S, S) -> (B, 8, g, g)."""
         smooth = F.avg_pool2d(light, scale) if scale > 1 else light
+        # central differences; the border repeats its last pixel
         padded = F.pad(smooth, (1, 1, 1, 1), mode="replicate")
         dx = padded[:, :, 1:-1, 2:] - padded[:, :, 1:-1, :-2]
         dy = padded[:, :, 2:, 1:-1] - padded[:, :, :-2, 1:-1]  # (B, 1, s, s)
@@ -116,6 +122,7 @@ class DescriptorFeatures:
         return self._pool(nearness * (dx.square() + dy.square()).sqrt())
 
     def _place(self) -> Tensor:
+        """Place of every patch `(1, 2, g, g)`: height, and distance from the vertical axis."""
         line = (torch.arange(self.grid) + 0.5) / self.grid * 2 - 1
         y, x = torch.meshgrid(line, line, indexing="ij")
         return self.position * torch.stack([y, x.abs()]).unsqueeze(0)  # (1, 2, g, g)
@@ -154,6 +161,7 @@ class DinoFeatures:
     def __call__(self, images: Tensor) -> PatchGrid:
         """Features `(B, S/14, S/14, 768)` of images `(B, 3, S, S)` in 0..1."""
         _check_images(images, self.image_size)
+        # ImageNet's normalisation, and the last block's tokens alone
         mean, std = (torch.tensor(values).view(1, 3, 1, 1) for values in (_IMAGENET_MEAN, _IMAGENET_STD))
         last = len(self._model.blocks) - 1
         found = self._model.forward_intermediates(

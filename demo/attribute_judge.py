@@ -51,6 +51,7 @@ class AttributeJudge(nn.Module):
     """Convolutions to a 16x16 grid, one attention map per part, and linear heads on the pooled features of a part."""
 
     def __init__(self, widths: tuple[int, ...] = (32, 64, 96, 96)) -> None:
+        """`widths`: channels of the four levels, from `(B, 3, 128, 128)` down to features `(B, widths[3], 16, 16)`."""
         super().__init__()
         first, second, third, fourth = widths
         self.stages = nn.Sequential(
@@ -64,6 +65,7 @@ class AttributeJudge(nn.Module):
 
     def forward(self, images: Tensor) -> tuple[dict[str, Tensor], Tensor]:
         """Images (B, 3, 128, 128) in 0..1 -> logits by attribute, each (B, parts, classes), and part maps (B, parts, 16, 16)."""
+        # the maps say where each part is: its features are pooled there, mean and spread
         features = self.stages(images * 2 - 1)  # (B, C, 16, 16)
         maps = self.part_maps(features)  # (B, P, 16, 16)
         weights = maps.flatten(2).softmax(dim=-1)  # (B, P, 256)
@@ -71,6 +73,7 @@ class AttributeJudge(nn.Module):
         mean = torch.einsum("bpn,bcn->bpc", weights, flat)
         square = torch.einsum("bpn,bcn->bpc", weights, flat.square())
         spread = (square - mean.square()).clamp_min(1e-5).sqrt()
+        # every part has its own head for all attributes at once
         pooled = torch.cat([mean, spread], dim=-1)  # (B, P, 2 * C)
         logits = torch.einsum("bpc,pck->bpk", pooled, self.heads) + self.biases  # (B, P, K)
         pieces = logits.split(tuple(_CLASSES.values()), dim=-1)
@@ -105,6 +108,7 @@ class AttributeJudge(nn.Module):
         if images.shape[-2:] != (_IMAGE_SIZE, _IMAGE_SIZE):
             images = functional.interpolate(images, (_IMAGE_SIZE, _IMAGE_SIZE), mode="bilinear", antialias=True)
         self.eval()
+        # in portions: activations of many pictures at once would fill the memory
         portions = [self.forward(some)[0] for some in images.float().split(64)]
         picked = [torch.cat([p[name] for p in portions]).argmax(dim=-1) for name in ATTRIBUTES]  # (B, P) each
         return torch.stack(picked, dim=-1)  # (B, P, 3)
@@ -123,4 +127,5 @@ class AttributeJudge(nn.Module):
 
 
 def _block(inputs: int, outputs: int, stride: int) -> nn.Sequential:
+    """A 3 x 3 convolution, norm and SiLU: `(B, inputs, h, w)` -> `(B, outputs, h / stride, w / stride)`."""
     return nn.Sequential(nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False), nn.BatchNorm2d(outputs), nn.SiLU())

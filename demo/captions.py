@@ -50,9 +50,11 @@ def caption_of(species: Species, scene: Scene, rng: np.random.Generator | None =
     empty, one in twenty names only the subject, else parts come in random order and each is left out with a
     probability that is itself random; place, light and facing are left out now and then.
     """
+    # the full caption, of which nothing is left to chance
     if rng is None:
         phrases = [look_words(part, species.look(part)) for part in PARTS]
         return " , ".join([f"a photo of a creature with {phrases[0]}", *phrases[1:], *scene_words(scene)])
+    # now and then no caption, or the subject alone: guidance needs a model that knows the empty one too
     kind = rng.random()
     if kind < 0.1:
         return ""
@@ -60,10 +62,12 @@ def caption_of(species: Species, scene: Scene, rng: np.random.Generator | None =
     subject = SUBJECTS[int(rng.choice(3, p=(0.6, 0.3, 0.1)))]
     if kind < 0.15:
         return f"{opening} {subject}"
+    # how much is left out differs from caption to caption, so that short and full ones are both common
     drop = rng.choice((0.0, 0.15, 0.5))
     shown = [PARTS[i] for i in rng.permutation(len(PARTS)) if rng.random() >= drop]
     phrases = [_short_look(part, species.look(part), rng) for part in shown]
     extras = [words for words in scene_words(scene) if rng.random() < 0.75]
+    # as adjectives before the subject, or as phrases after it
     if rng.random() < 0.3:
         head = f"{opening} {' '.join(phrases)} {subject}" if phrases else f"{opening} {subject}"
         return " , ".join([head, *extras])

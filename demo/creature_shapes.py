@@ -33,6 +33,7 @@ BODY_PLANS: dict[str, BodyPlan] = {
 
 def smooth_closed(points: Iterable[tuple[float, float]], samples: int = 5) -> np.ndarray:
     """Closed Catmull-Rom curve through `points` -> (len * samples, 2) float32."""
+    # a cubic Hermite segment between neighbours, with tangents through the points on both sides
     knots = np.asarray(list(points), dtype=np.float32)  # (K, 2)
     before, after, later = np.roll(knots, 1, 0), np.roll(knots, -1, 0), np.roll(knots, -2, 0)
     t = np.linspace(0, 1, samples, endpoint=False, dtype=np.float32)[None, :, None]  # (1, S, 1)
@@ -49,12 +50,14 @@ def ellipse(cx: float, cy: float, rx: float, ry: float, count: int = 28) -> np.n
 
 
 def _corners(*points: tuple[float, float]) -> np.ndarray:
+    """Corners joined by straight lines -> (M, 2) float32."""
     return np.asarray(points, dtype=np.float32)
 
 
 def _limb(path: Points, widths: list[float]) -> np.ndarray:
     """Rounded limb along `path` with half-widths `widths` at its knots -> (M, 2)."""
     knots = np.asarray(path, dtype=np.float32)  # (K, 2)
+    # half a width to each side of the path, at right angles to it; back along the other side closes the outline
     along = np.gradient(knots, axis=0)
     along /= np.linalg.norm(along, axis=1, keepdims=True)
     across = np.stack([-along[:, 1], along[:, 0]], axis=1) * np.asarray(widths, dtype=np.float32)[:, None]
@@ -62,6 +65,7 @@ def _limb(path: Points, widths: list[float]) -> np.ndarray:
 
 
 def _heads() -> dict[str, list[np.ndarray]]:
+    """Outlines of head shapes, each (M, 2) around the neck; several together are one head."""
     skull = ellipse(9, -9, 16, 15)
     small_beak = smooth_closed([(22, -15), (33, -8), (22, -1)])
     return {
@@ -92,6 +96,7 @@ def _heads() -> dict[str, list[np.ndarray]]:
 
 
 def _bodies() -> dict[str, list[np.ndarray]]:
+    """Outlines of body shapes, each (M, 2) around the body's centre."""
     return {
         "round": [ellipse(0, 0, 27, 24, 40)],
         "slim": [ellipse(0, 0, 37, 14.5, 40)],
@@ -104,6 +109,7 @@ def _bodies() -> dict[str, list[np.ndarray]]:
 
 
 def _wings() -> dict[str, list[np.ndarray]]:
+    """Outlines of wing shapes, each (M, 2) around the shoulder."""
     return {
         "oval": [smooth_closed([(6, 6), (9, -8), (0, -30), (-14, -43), (-26, -38), (-25, -20), (-12, 2), (-3, 9)])],
         "pointed": [_corners((10, 8), (9, -8), (-4, -26), (-40, -48), (-33, -24), (-24, -10), (-10, 8), (0, 13))],
@@ -121,6 +127,7 @@ def _wings() -> dict[str, list[np.ndarray]]:
 
 
 def _tails() -> dict[str, list[np.ndarray]]:
+    """Outlines of tail shapes, each (M, 2) around the rump."""
     return {
         "fanned": [
             smooth_closed([(6, -7), (-14, -16), (-26, -32), (-35, -26), (-33, -19), (-42, -16), (-40, -7), (-45, 2), (-38, 7), (-38, 16), (-28, 16), (-14, 10), (6, 7)])
@@ -135,6 +142,7 @@ def _tails() -> dict[str, list[np.ndarray]]:
 
 
 def _legs() -> dict[str, list[np.ndarray]]:
+    """Outlines of leg shapes, each (M, 2) around the hip."""
     return {
         "sturdy": [smooth_closed([(-8, -8), (8, -8), (8, 10), (8, 25), (14, 29), (13, 33), (-8, 33), (-8, 10)])],
         "bent": [_corners((-8, -8), (8, -8), (3, 9), (9, 25), (19, 26), (19, 33), (-2, 33), (-11, 10))],

@@ -48,6 +48,7 @@ class _Painter:
     """A canvas at twice the size with the few strokes that all places need."""
 
     def __init__(self, rng: np.random.Generator, light: str) -> None:
+        """An empty picture (2 * HEIGHT, 2 * WIDTH, 3) with a random horizon; `light` tints all that is painted."""
         self.rng, self.light = rng, light
         self.width, self.height = 2 * WIDTH, 2 * HEIGHT
         self.horizon = int(self.height * rng.uniform(0.46, 0.66))
@@ -61,6 +62,7 @@ class _Painter:
 
     def gradient(self, top: int, bottom: int, colors: tuple[Color, Color]) -> None:
         """Vertical blend from the first to the second colour between two rows."""
+        # one column of colours, stretched over the width
         blend = np.linspace(0, 1, max(bottom - top, 1))[:, None]
         rows = (np.array(colors[0]) * (1 - blend) + np.array(colors[1]) * blend).astype(np.uint8)  # (rows, 3)
         self.image.paste(Image.fromarray(rows[:, None]).resize((self.width, len(rows))), (0, top))
@@ -223,6 +225,7 @@ _PAINTERS = {
 @cache
 def background(place: str, light: str, variant: int) -> np.ndarray:
     """Background number `variant` of a place and light -> (152, 200, 3) uint8, the same in every run."""
+    # a seed of its own for every background, so that none depends on what was painted before
     rng = np.random.default_rng((PLACES.index(place), LIGHTS.index(light), variant))
     painter = _Painter(rng, light)
     painter.sky()
@@ -235,6 +238,7 @@ def background(place: str, light: str, variant: int) -> np.ndarray:
 def cut_window(place: str, light: str, rng: np.random.Generator) -> np.ndarray:
     """A random 128 px window of a random background -> (128, 128, 3) float32, 0..255."""
     picture = background(place, light, int(rng.integers(VARIANTS)))
+    # mirrored, cut at a random place and a little brighter or darker: few backgrounds look like many
     if rng.random() < 0.5:
         picture = picture[:, ::-1]
     top, left = rng.integers(HEIGHT - 128 + 1), rng.integers(WIDTH - 128 + 1)

@@ -80,6 +80,7 @@ class Species:
             raise BestiaryError(
                 f"species {self.name!r} has {len(self.looks)} looks, but {len(PARTS)} are needed: {', '.join(PARTS)}"
             )
+        # words are checked here, once: everything after may look them up blindly
         for part, look in zip(PARTS, self.looks, strict=True):
             _check_word(self.name, part, "shape", look.shape, SHAPES[part])
             _check_word(self.name, part, "color", look.color, tuple(COLORS))
@@ -125,6 +126,7 @@ def random_species(rng: np.random.Generator) -> Species:
     """A creature with uniformly drawn looks, none of them a held-out (part, shape, pattern) pair."""
     looks = []
     for part in PARTS:
+        # a shape and a pattern are drawn together, since pairs are held out
         open_pairs = [(s, p) for s in SHAPES[part] for p in PATTERNS if not is_held_out(part, s, p)]
         shape, pattern = open_pairs[rng.integers(len(open_pairs))]
         looks.append(PartLook(shape, str(rng.choice(list(COLORS))), pattern))
@@ -147,6 +149,7 @@ def _held_out_species(index: int, name: str) -> Species:
     """Species `index`: a held-out pair in every part, looks spread so that no two species share one of a part."""
     looks = []
     colors = list(COLORS)
+    # steps through the held-out pairs and the colours, by other strides in every part
     for number, part in enumerate(PARTS):
         pairs = held_out_pairs(part)
         shape, pattern = pairs[(index * 5 + number * 3) % len(pairs)]

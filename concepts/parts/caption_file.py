@@ -42,6 +42,7 @@ def parse_captions(text: str, num_parts: int | None = None) -> Tensor:
     """
     lines = [_parse_line(line, number) for number, line in enumerate(text.splitlines(), start=1)]
     largest = max((part for line in lines for part in line), default=-1)
+    # the widest line decides unless the caller knows better
     width = largest + 1 if num_parts is None else num_parts
     if largest >= width:
         number = next(number for number, line in enumerate(lines, start=1) if largest in line)
@@ -100,6 +101,7 @@ def _parse_listed(line: str, number: int) -> ListedImage:
     path, labels = match["path"].replace("\\", "/"), [int(word) for word in match["labels"].split()]
     if len(labels) <= 1:
         return ListedImage(path, labels[0] if labels else None)
+    # a one-hot row names one class; anything else is no label
     if sorted(labels) != [0] * (len(labels) - 1) + [1]:
         raise BestiaryError(
             f"image list line {number}: {len(labels)} labels follow {path!r} and they are not one-hot; "

@@ -35,6 +35,7 @@ class CodebookEdit:
         labels = torch.tensor(self.parts)[maps.labels.long()]  # (N, h, w)
         codes = torch.full((len(maps.codes), self.codebook.num_parts), ABSENT, dtype=torch.long)  # (N, M')
         areas = maps.masks(len(self.parts)).flatten(2).sum(dim=2)  # (N, M)
+        # of several old parts in one new part, the largest so far gives the kind
         largest = torch.full_like(codes, -1)
         for old, new in enumerate(self.parts):
             moved = _renumber(maps.codes[:, old], self.kinds[old])
@@ -78,6 +79,7 @@ def merge_parts(codebook: PartCodebook, parts: Sequence[str], name: str | None =
     kinds = list(_same_kinds(codebook))
     fine = list(codebook.fine)
     kind_names = _kind_names(codebook)
+    # kinds of the parts that join are appended to those of the first, in its frame
     for part in chosen[1:] if fine else []:
         offset = len(fine[keep])
         fine[keep] = torch.cat([fine[keep], _moved_centers(codebook, fine[part], part, keep)])
@@ -103,6 +105,7 @@ def merge_kinds(codebook: PartCodebook, part: str, kinds: Sequence[str], name: s
     """Make several kinds of a part one, in the place of the first of them; later kinds move up."""
     index = codebook.find_part(part)
     chosen = _distinct([codebook.find_kind(index, kind) for kind in kinds], "kinds")
+    # the mean direction of the kinds at their mean length
     rows = codebook.fine[index][chosen]
     fine = codebook.fine[index].clone()
     fine[chosen[0]] = F.normalize(F.normalize(rows, dim=1).mean(dim=0), dim=0) * rows.norm(dim=1).mean()
@@ -127,7 +130,8 @@ def _dropped(codebook: PartCodebook, parts: list[int]) -> CodebookEdit:
 
 
 def _without(codebook: PartCodebook, gone: Mapping[int, int], kinds: tuple[tuple[int, ...], ...]) -> CodebookEdit:
-    """Remove parts whose area goes to other parts, and close the gaps in the numbers."""
+    """Remove parts whose area goes to other parts, and close the gaps: rows of `(M, d)` centers go with them."""
+    # `left` keeps the old numbers in their order, so the place in it is the new number
     left = [part for part in range(codebook.num_parts) if part not in gone]
     moved = tuple(left.index(gone.get(part, part)) for part in range(codebook.num_parts))
     centers = codebook.kind_centers
@@ -147,6 +151,7 @@ def _without(codebook: PartCodebook, gone: Mapping[int, int], kinds: tuple[tuple
 def _kinds_edited(
     codebook: PartCodebook, part: int, fine: Tensor, gone: Mapping[int, int], names: Mapping[int, str]
 ) -> CodebookEdit:
+    """Keep the rows of a part's kinds `(K_m, d)` that are not `gone`; codes of those go to the kinds they joined."""
     left = [kind for kind in range(len(fine)) if kind not in gone]
     if not left:
         raise BestiaryError(f"part {codebook.part_names[part]!r} would have no kind left: drop the part instead")
@@ -155,6 +160,7 @@ def _kinds_edited(
     kinds[part] = tuple(moved[gone.get(kind, kind)] for kind in range(len(fine)))
     kind_names = _kind_names(codebook)
     texts = kind_names[part] | {kind: _checked(name) for kind, name in names.items()}
+    # names of merged kinds go, except for the one they now share
     kind_names[part] = {moved[kind]: text for kind, text in texts.items() if kind not in gone}
     all_fine = list(codebook.fine)
     all_fine[part] = fine[left]
@@ -163,7 +169,7 @@ def _kinds_edited(
 
 
 def _moved_centers(codebook: PartCodebook, fine: Tensor, old: int, new: int) -> Tensor:
-    """Kind directions around one part's center, as directions around another's: unit steps from the old center."""
+    """Kind directions `(K, d)` around one part's center, as directions around another's, at unit length."""
     if codebook.kind_centers is None:
         return fine
     return F.normalize(fine + codebook.kind_centers[old] - codebook.kind_centers[new], dim=1)
@@ -178,6 +184,7 @@ def _kind_names(codebook: PartCodebook) -> list[dict[int, str]]:
 
 
 def _renumber(codes: Tensor, kinds: tuple[int, ...]) -> Tensor:
+    """Codes of any shape through a table of new ones; ABSENT stays ABSENT."""
     table = torch.tensor([*kinds, ABSENT])  # the last row is reached by index ABSENT = -1
     return table[codes.long()]
 

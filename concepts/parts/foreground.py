@@ -56,6 +56,7 @@ class LearnedForeground:
 
     def probability(self, features: Tensor, saliency: Tensor | None = None) -> Tensor:
         """Foreground probability `(N, h, w)` of features `(N, h, w, D)`; each picture by itself."""
+        # saliency counts where the classifier was fitted with it, and is left out elsewhere
         cues = _with_saliency(features, saliency if self.hidden_weight.shape[1] > features.shape[-1] else None)
         if cues.shape[-1] != self.hidden_weight.shape[1]:
             raise BestiaryError(
@@ -63,12 +64,13 @@ class LearnedForeground:
                 "use the feature source the codebook names"
             )
         logit = _evaluate(cues, self.hidden_weight, self.hidden_bias, self.output_weight)  # (N, h, w)
+        # the place's log-odds fit any grid: they are resized to that of the features
         logit = logit + _resized(self.place_logit, features.shape[1:3])
         probability = smooth_within_pictures(logit, features, self.smoothing)
         return 1 - probability if self.flipped else probability
 
     def tensors(self) -> dict[str, Tensor]:
-        """What a file must hold."""
+        """What a file must hold: the weights, `(H, D)`, `(H,)` and `(H,)`, and the place's log-odds `(h, w)`."""
         names = ("hidden_weight", "hidden_bias", "output_weight", "place_logit")
         return {name: getattr(self, name) for name in names}
 
@@ -93,7 +95,7 @@ class CentroidForeground:
         return (labels == self.index).unflatten(0, features.shape[:3]).float()  # (N, h, w)
 
     def tensors(self) -> dict[str, Tensor]:
-        """What a file must hold."""
+        """What a file must hold: the two centroids `(2, D)`."""
         return {"centroids": self.centroids}
 
     def settings(self) -> dict[str, object]:
@@ -140,6 +142,7 @@ def fit_foreground(
     rows = cues.flatten(0, 2)  # (N * h * w, D)
     place = _center_guess(h, w)
     labels = place.expand(len(features), h, w)
+    # self-training: the answers of one round are the labels of the next
     for step in range(rounds):
         on_round()
         model = _train_model(rows, labels, place, seed + step)
@@ -210,6 +213,7 @@ def neighbour_affinity(features: Tensor) -> Tensor:
     """Similarity `(N, 8, h, w)` of each patch to its neighbours, each picture scaled by its own mean distance; sums to 1."""
     around, inside = _neighbours(features)  # (N, 8, h, w, D), (8, h, w)
     distance = (around - features.unsqueeze(1)).square().sum(dim=-1)  # (N, 8, h, w)
+    # of neighbours inside the picture alone, and per picture, so that contrast does not matter
     scale = (distance * inside).sum(dim=(1, 2, 3)) / inside.sum()
     affinity = torch.exp(-distance / (2 * _AFFINITY_SCALE**2 * scale.clamp_min(1e-12).view(-1, 1, 1, 1))) * inside
     return affinity / affinity.sum(dim=1, keepdim=True).clamp_min(1e-9)
@@ -226,12 +230,15 @@ def _neighbours(maps: Tensor) -> tuple[Tensor, Tensor]:
     h, w = maps.shape[1:3]
     padded = F.pad(maps, (0, 0, 1, 1, 1, 1))  # (N, h + 2, w + 2, C)
     inside = F.pad(torch.ones(h, w, device=maps.device), (1, 1, 1, 1))
+    # all offsets but the middle one, in reading order
     shifts = [(dy, dx) for dy in range(3) for dx in range(3) if (dy, dx) != (1, 1)]
     around = torch.stack([padded[:, dy : dy + h, dx : dx + w] for dy, dx in shifts], dim=1)
     return around, torch.stack([inside[dy : dy + h, dx : dx + w] for dy, dx in shifts])
 
 
 def _with_saliency(features: Tensor, saliency: Tensor | None) -> Tensor:
+    """Features `(N, h, w, D)`, with saliency `(N, h, w)` as one more channel, centred and scaled within each
+    picture."""
     if saliency is None:
         return features
     centered = saliency - saliency.mean(dim=(1, 2), keepdim=True)
@@ -240,6 +247,7 @@ def _with_saliency(features: Tensor, saliency: Tensor | None) -> Tensor:
 
 
 def _center_guess(h: int, w: int) -> Tensor:
+    """First guess of how often each place is covered `(h, w)`: a bell at the centre, almost nothing at the border."""
     y, x = torch.meshgrid(torch.linspace(-1, 1, h), torch.linspace(-1, 1, w), indexing="ij")
     guess = torch.exp(-(y.square() + x.square()) / (2 * _CENTER_WIDTH**2))  # (h, w)
     return guess.masked_fill(border_patches(h, w), 0.0).clamp(0.03, 0.9)
@@ -252,6 +260,7 @@ def _train_model(rows: Tensor, labels: Tensor, place: Tensor, seed: int) -> Lear
 
 
 def _covered_places(labels: Tensor) -> Tensor:
+    """Mean of labels `(N, h, w)` at each place `(h, w)`, blurred twice, never quite 0 or 1."""
     return _blurred(_blurred(labels.mean(dim=0))).clamp(0.01, 0.99)
 
 
@@ -260,6 +269,7 @@ def _train_classifier(rows: Tensor, labels: Tensor, seed: int) -> tuple[Tensor, 
     generator = torch.Generator().manual_seed(seed)
     width = rows.shape[1]
     bound = width**-0.5
+    # uniform starts scaled by fan-in; the output bias starts at 0
     weights = [
         ((torch.rand(_HIDDEN, width, generator=generator) * 2 - 1) * bound),
         ((torch.rand(_HIDDEN, generator=generator) * 2 - 1) * bound),
@@ -270,6 +280,7 @@ def _train_classifier(rows: Tensor, labels: Tensor, seed: int) -> tuple[Tensor, 
     optimizer = torch.optim.AdamW(weights, lr=_RATE, weight_decay=1e-3)
     with torch.enable_grad():
         for step in range(_TRAINING_STEPS):
+            # the rate falls to zero over the steps, so that the end does not depend on the last batches
             optimizer.param_groups[0]["lr"] = _RATE * (1 - step / _TRAINING_STEPS)
             picked = torch.randint(len(rows), (_BATCH_ROWS,), generator=generator).to(rows.device)
             logit = _evaluate(rows[picked], *weights[:3]) + weights[3]  # (batch,)
@@ -281,10 +292,12 @@ def _train_classifier(rows: Tensor, labels: Tensor, seed: int) -> tuple[Tensor, 
 
 
 def _evaluate(cues: Tensor, hidden_weight: Tensor, hidden_bias: Tensor, output_weight: Tensor) -> Tensor:
+    """Log-odds `(...)` of cues `(..., D)` by one hidden layer of weights `(H, D)`, `(H,)` and `(H,)`."""
     return F.silu(F.linear(2 * cues, hidden_weight, hidden_bias)) @ output_weight
 
 
 def _in_chunks(model: LearnedForeground, features: Tensor, saliency: Tensor | None, size: int = 256) -> Tensor:
+    """Probabilities `(N, h, w)` of features `(N, h, w, D)`, `size` pictures at a time."""
     pieces = []
     for start in range(0, len(features), size):
         part = slice(start, start + size)
@@ -293,10 +306,12 @@ def _in_chunks(model: LearnedForeground, features: Tensor, saliency: Tensor | No
 
 
 def _resized(place_logit: Tensor, size: tuple[int, int]) -> Tensor:
+    """A map `(h, w)` brought to another grid."""
     if tuple(place_logit.shape) == tuple(size):
         return place_logit
     return F.interpolate(place_logit[None, None], size=tuple(size), mode="bilinear", align_corners=False)[0, 0]
 
 
 def _blurred(place: Tensor) -> Tensor:
+    """Mean of a map `(h, w)` over 3 x 3 places; the border repeats itself."""
     return F.avg_pool2d(F.pad(place[None, None], (1, 1, 1, 1), mode="replicate"), 3, 1)[0, 0]

@@ -32,12 +32,14 @@ def choose_kind_count(means: Tensor, *, seed: int = 0) -> int:
     limit = most_kinds(len(means))
     if limit <= 2:
         return limit
+    # a part of the rows is enough for a mean, and the silhouette compares all pairs of them
     generator = torch.Generator().manual_seed(seed)
     picked = torch.randperm(len(means), generator=generator)[:_MEASURED_ROWS].to(means.device)
     unit = F.normalize(means[picked].float(), dim=1)  # (n, d)
     quality = {
         k: mean_silhouette(unit, fit_kmeans(unit, k, seed=seed).labels, k) for k in _candidates(limit, len(unit))
     }
+    # no clear clusters: looks vary without steps, so as many kinds as the rows can carry
     best = max(quality.values())
     if best < _CLEAR:
         return limit
@@ -51,6 +53,7 @@ def mean_silhouette(unit: Tensor, labels: Tensor, k: int) -> float:
     total = sizes - unit @ (unit.T @ members)  # (n, k): summed distance to each cluster
     own_size = sizes[labels]
     own = total.gather(1, labels.unsqueeze(1)).squeeze(1) / (own_size - 1).clamp_min(1)  # (n,)
+    # distance to the nearest cluster that is not the row's own and has members
     others = (total / sizes.clamp_min(1)).masked_fill(members.bool() | (sizes == 0), float("inf")).min(dim=1).values
     silhouette = (others - own) / torch.maximum(others, own).clamp_min(1e-12)
     return float(torch.where((own_size > 1) & others.isfinite(), silhouette, torch.zeros_like(silhouette)).mean())

@@ -38,6 +38,7 @@ def written_kinds(dictionary: PartDictionary, part: int, kinds: KindBlend) -> st
 
 def _written_kind(dictionary: PartDictionary, part: int, kind: int) -> str:
     """Name of a kind with its special characters escaped, or its number where the name would be read as another."""
+    # a name is written where it leads back to this kind, else the number
     name = dictionary.kind_names[part].get(kind, "")
     try:
         unique = bool(name.strip()) and dictionary.find_kind(part, name) == kind
@@ -81,6 +82,7 @@ def blend_kinds(first: KindBlend, second: KindBlend, amount: float) -> KindBlend
     if not 0 <= amount <= 1:
         raise BestiaryError(f"amount is {amount}: give a number from 0 (the first kind) to 1 (the second)")
     factors: dict[int, float] = {}
+    # shares of the two ends, added up per kind
     for kinds, share in ((first, 1 - amount), (second, amount)):
         for kind, factor in kinds:
             factors[kind] = factors.get(kind, 0.0) + factor * share
@@ -91,5 +93,5 @@ def blend_kinds(first: KindBlend, second: KindBlend, amount: float) -> KindBlend
 
 
 def blended_vector(dictionary: PartDictionary, part: int, kinds: KindBlend) -> Tensor:
-    """The vector `(D,)` of a blend, as `resolve_prompt` forms it."""
+    """The vector `(D,)` of a blend, a weighted sum of rows of `(R, D)`, as `resolve_prompt` forms it."""
     return sum(factor * dictionary.vector(part, kind) for kind, factor in kinds)

@@ -30,6 +30,7 @@ class ObjectFrame:
 
 def object_frame(mask: Tensor) -> ObjectFrame:
     """Frame of each mask `(B, h, w)`; a picture without foreground counts whole."""
+    # a little weight everywhere: an empty mask gets the picture's centre
     weight = mask.float() + 1e-6
     weight = weight / weight.sum(dim=(1, 2), keepdim=True)
     rows, columns = _rows_and_columns(mask)
@@ -62,12 +63,15 @@ def asymmetry(features: Tensor, mask: Tensor) -> Tensor:
     """
     h, w = mask.shape[1:]
     shown = mask.float().unsqueeze(-1)  # (B, h, w, 1)
+    # what the template compares: the silhouette, and what lies inside it
     maps = torch.cat([_TEMPLATE_MASK_WEIGHT * shown, features[..., :_TEMPLATE_CHANNELS] * shown], dim=-1)
     frame = object_frame(mask)
     line = torch.linspace(-_TEMPLATE_REACH, _TEMPLATE_REACH, _TEMPLATE_EDGE, device=mask.device)
     y, x = torch.meshgrid(line, line, indexing="ij")  # (e, e)
+    # sampling points around each thing, in units of its size
     rows = frame.row.view(-1, 1, 1) + y * frame.size.view(-1, 1, 1)
     columns = frame.column.view(-1, 1, 1) + x * frame.size.view(-1, 1, 1)
+    # grid_sample counts -1 to 1 between the picture's outer edges, x first
     grid = torch.stack([(2 * columns + 1) / w - 1, (2 * rows + 1) / h - 1], dim=-1)  # (B, e, e, 2)
     framed = F.grid_sample(maps.permute(0, 3, 1, 2), grid, align_corners=False)  # (B, C, e, e)
     return (framed - framed.flip(-1)).flatten(1)  # (B, F)
@@ -87,9 +91,11 @@ def fit_facing(asymmetries: Tensor) -> tuple[Tensor, Tensor]:
     """
     gram = (asymmetries @ asymmetries.T).double()  # (B, B)
     signs = _signs(torch.linalg.eigh(gram).eigenvectors[:, -1].to(asymmetries.dtype))
+    # which way is forward is arbitrary: the first picture's
     signs = signs * signs[0]
     own = asymmetries.square().sum(dim=1)  # (B,)
     for _ in range(_SIGN_ROUNDS):
+        # each picture against the sum of all others: its own share is taken off
         template = (signs.unsqueeze(1) * asymmetries).sum(dim=0)
         better = _signs(asymmetries @ template - signs * own)
         if torch.equal(better, signs):
@@ -100,15 +106,17 @@ def fit_facing(asymmetries: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def facing_of(features: Tensor, mask: Tensor, template: Tensor) -> Tensor:
-    """Which way each picture faces `(B,)`, 1 or -1, by a template `(F,)` of `fit_facing`."""
+    """Which way each picture of `(B, h, w, D)` faces, 1 or -1 `(B,)`, by a template `(F,)` of `fit_facing`."""
     return _signs(asymmetry(features, mask) @ template)
 
 
 def _signs(values: Tensor) -> Tensor:
+    """1 or -1 for each value, in the shape of `values`; 0 counts as 1."""
     return torch.where(values >= 0, 1.0, -1.0).to(values.dtype)
 
 
 def _rows_and_columns(mask: Tensor) -> tuple[Tensor, Tensor]:
+    """Row and column number of every patch, each `(h, w)`, of masks `(B, h, w)`."""
     h, w = mask.shape[1:]
     rows, columns = torch.meshgrid(
         torch.arange(h, device=mask.device).float(), torch.arange(w, device=mask.device).float(), indexing="ij"

@@ -29,6 +29,7 @@ def part_areas(labels: Tensor, num_parts: int, background: int, size: tuple[int,
     # patches as smooth hills: a pixel belongs to the part that is highest there, softly where two meet
     hills = F.grid_sample(one_hot[None], places[None], mode="bicubic", padding_mode="border", align_corners=False)[0]
     areas = torch.softmax(hills * _EDGE, dim=0)  # (M, H, W)
+    # the softmax leaves a little even to parts that the labels do not name: it is taken from them
     present = one_hot.flatten(1).any(dim=1).view(-1, 1, 1)
     areas = areas * present / (areas * present).sum(dim=0)
     outside = F.one_hot(torch.tensor(background), num_parts).view(-1, 1, 1).to(areas)  # (M, 1, 1)

@@ -66,11 +66,13 @@ def part_columns(
     mask = None if mask is None else full_mask(mask)
     flat = places.flatten()  # (P * T,)
     total = q.new_zeros((rows, queries, flat.numel()), dtype=torch.float32)  # (R, N, P * T)
+    # as many heads at once as their scores (R, H', N, K) fit into the limit
     limit = score_bytes or (CACHED_SCORE_BYTES if q.device.type == "cpu" else SCORE_BYTES)
     at_once = max(1, limit // (4 * rows * queries * k.shape[2]))
     for first in range(0, heads, at_once):
         some = slice(first, first + at_once)
         scores = q[:, some] @ k[:, some].transpose(-1, -2)  # (R, H', N, K)
+        # one mask for all heads, or the rows of these heads
         if mask is not None:
             scores = scores + (mask if mask.shape[1] == 1 else mask[:, some])
         # nothing is differentiated here, so the plain softmax is quicker than the log-sum-exp of `attention_columns`
@@ -116,6 +118,7 @@ class PartMapSum:
             latent: height and width of the latent, needed with `area`.
         """
         grid = tuple(self.total.shape[-2:])
+        # a prompt on a piece of the latent adds to that piece's cells alone
         rows, across = slice(None), slice(None)
         if area is not None and latent is not None:
             rows, across = _cells(area[2], area[0], latent[0], grid[0]), _cells(area[3], area[1], latent[1], grid[1])
@@ -129,7 +132,7 @@ class PartMapSum:
         return self.total / self.count.clamp(min=1).to(self.total.device)
 
     def held(self) -> Tensor:
-        """`(P,)` bool: parts that were added at all."""
+        """`(P,)` bool: parts that were added at all, by `count` `(P, h, w)`."""
         return self.count.flatten(1).amax(1) > 0
 
 
@@ -184,6 +187,7 @@ def region_scores(
     Returns:
         `(B, N)` in -9.2..0, N = height * width.
     """
+    # the same piece of the mask as of the latent
     if area is not None and latent is not None:
         rows = _cells(area[2], area[0], latent[0], mask.shape[-2])
         mask = mask[:, rows, _cells(area[3], area[1], latent[1], mask.shape[-1])]

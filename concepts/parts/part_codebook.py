@@ -112,6 +112,7 @@ class PartCodebook:
         if isinstance(self.foreground, CentroidForeground):  # PartCraft takes the complement of the foreground here
             outside = self.foreground.probability(features, grid.saliency) <= 0.5
             areas[..., self.background] = outside.flatten(1).float()
+        # one product sums the features under every part: (B, M, h * w) @ (B, h * w, d)
         counts = areas.sum(dim=1)  # (B, M)
         means = areas.transpose(1, 2) @ features.flatten(1, 2) / counts.clamp_min(1).unsqueeze(-1)
         return means, counts.long()
@@ -124,6 +125,7 @@ class PartCodebook:
         """
         if not self.fine:
             raise BestiaryError("this codebook has parts but no kinds yet: finish the discovery first")
+        # only the pictures that show a part are asked for its kind; the others stay absent
         codes = torch.full(counts.shape, ABSENT, dtype=torch.long)
         for part, centroids in enumerate(self.fine):
             shown = counts[:, part] >= _FEWEST_PATCHES
@@ -149,6 +151,7 @@ class PartCodebook:
         """
         wanted = text.strip().lower()
         names = [name.lower() for name in self.part_names]
+        # a name first: a part may be called "2"
         if wanted in names:
             return names.index(wanted)
         if wanted.isdigit() and int(wanted) < len(names):
@@ -175,10 +178,12 @@ class PartCodebook:
         raise BestiaryError(f"unknown kind {text!r} of part {self.part_names[part]!r}: kinds are {valid}{named}")
 
     def _around_center(self, means: Tensor, part: int) -> Tensor:
+        """Means `(n, d)` of a part as they are compared with its kinds: less the part's center, where there is one."""
         return means if self.kind_centers is None else means - self.kind_centers[part]
 
     def save(self, path: Path | str) -> None:
         """Write the codebook whole or not at all, as one safetensors file; tensors that half precision holds take half."""
+        # prefixes keep the levels apart in one file
         tensors = {f"foreground.{name}": tensor for name, tensor in self.foreground.tensors().items()}
         tensors |= {f"parts.{name}": tensor for name, tensor in self.parts.tensors().items()}
         tensors |= {f"kinds.{part}": centroids for part, centroids in enumerate(self.fine)}
@@ -224,6 +229,7 @@ class PartCodebook:
 
 
 def _compact(tensor: Tensor) -> Tensor:
+    """A tensor of any shape in half precision where that changes no value, else in single precision."""
     half = tensor.half()
     return half if torch.equal(half.float(), tensor.float()) else tensor.float()
 
@@ -250,4 +256,5 @@ def _fields_from_file(file: ConceptFile) -> dict[str, object]:
 
 
 def _under(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Tensors of any shape whose name begins with `prefix`, without it."""
     return {name[len(prefix) :]: tensor for name, tensor in tensors.items() if name.startswith(prefix)}

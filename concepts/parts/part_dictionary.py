@@ -158,7 +158,7 @@ class PartDictionary:
         return vectors.mean(0), vectors.std(0, correction=0)
 
     def sample(self, part: int, seed: int, spread: float = 1.0) -> Tensor:
-        """A new kind, a vector `(D,)`, drawn channel by channel from the trained ones (Chirpy3D, arXiv 2501.04144).
+        """A new kind `(D,)`, drawn channel by channel from the rows `(n, D)` of the trained ones (arXiv 2501.04144).
 
         Args:
             part: index of a part with trained kinds.
@@ -273,7 +273,7 @@ def _names(table: object) -> tuple[tuple[str, ...], tuple[dict[int, str], ...]]:
 
 
 def _check_finite(tensors: Mapping[str, Tensor]) -> None:
-    """Raises BestiaryError naming the first tensor with a value that is not finite."""
+    """Raises BestiaryError naming the first tensor, of any shape, with a value that is not finite."""
     for name, tensor in tensors.items():
         if tensor.is_floating_point() and not torch.isfinite(tensor).all():
             raise BestiaryError(f"{shown_name(name)} holds values that are not finite in {str(tensor.dtype)[6:]}")

@@ -95,8 +95,10 @@ def fit_parts(
     Raises:
         BestiaryError: no foreground was found, or it is too small for that many parts.
     """
+    # everything after this works in the codebook's own space
     space = fit_space(sample.features)
     features = space(sample.features)  # (N, h, w, d)
+    # foreground: found from the pictures alone, or learned from the marks that were given
     if foreground_masks is None:
         foreground = fit_foreground(features, sample.saliency, seed=seed, flip=flip_foreground, on_round=on_stage)
         probability = foreground.probability(features, sample.saliency)  # (N, h, w)
@@ -105,6 +107,7 @@ def fit_parts(
         foreground = foreground_from_masks(features, sample.saliency, probability, seed=seed)
     wanted = num_parts or DEFAULT_PARTS
     _check_foreground(probability > 0.5, wanted)
+    # parts: their places are learned from the foreground of all pictures
     on_stage()
     parts = fit_learned_parts(features, probability, wanted, seed=seed)
     labels = parts.labels(features, probability, wanted)  # (N, h, w)
@@ -116,6 +119,7 @@ def fit_parts(
         on_stage()
         parts = fit_learned_parts(features, probability, wanted, seed=seed)
         labels = parts.labels(features, probability, wanted)
+    # what a report needs to say whether the discovery can be trusted
     share = float((labels < wanted).float().mean())
     return PartCodebook(
         feature_spec=dict(spec or {}),
@@ -131,6 +135,7 @@ def fit_parts(
 
 
 def _check_foreground(mask: Tensor, parts: int) -> None:
+    """Raises BestiaryError where the foreground mask `(N, h, w)` is too small to hold that many parts."""
     if int(mask.sum()) < parts * _FEWEST_FOREGROUND:
         raise BestiaryError(
             f"no foreground found: {int(mask.sum())} of {mask.numel()} patches, too few for {parts} parts. "
@@ -141,11 +146,13 @@ def _check_foreground(mask: Tensor, parts: int) -> None:
 def fit_space(features: Tensor, width: int = _SPACE_WIDTH) -> FeatureSpace:
     """Principal directions of features `(N, h, w, D)`, each divided by the square root of its deviation."""
     rows = features.flatten(0, 2).float()  # (N * h * w, D)
+    # second moments of the centred rows (D, D), in double precision
     mean = rows.mean(dim=0)
     centered = rows - mean
     values, directions = torch.linalg.eigh((centered.T @ centered).double() / len(rows))
     kept = slice(max(0, rows.shape[1] - width), None)
     values, directions = values[kept].flip(0), directions[:, kept].flip(1)  # largest first
+    # half-way to whitening: weak directions count for more, noise does not dominate
     scale = values.clamp_min(values[0] * 1e-9 + 1e-12) ** (-_WHITENING / 2)
     projection = directions * scale  # (D, d)
     length = (values * scale.square()).sum().sqrt()  # root of the mean squared length of projected rows
@@ -170,6 +177,7 @@ def fit_kinds(
     Raises:
         BestiaryError: a part is shown by fewer pictures than it shall have kinds.
     """
+    # one number for all parts, or one per part, None where it is to be measured
     wanted = [num_kinds] * codebook.num_parts if num_kinds is None or isinstance(num_kinds, int) else list(num_kinds)
     if len(wanted) != codebook.num_parts:
         raise BestiaryError(f"{len(wanted)} numbers of kinds for {codebook.num_parts} parts, the background included")
@@ -184,6 +192,7 @@ def fit_kinds(
         if not len(shown):
             fine.append(torch.zeros(0, codebook.width))
             continue
+        # kinds are directions around the part's mean: what all pictures share says nothing about them
         centers[part] = _half(shown.mean(dim=0))
         around = shown - centers[part]  # (n, d)
         number = number or choose_kind_count(around, seed=seed)
@@ -196,6 +205,7 @@ def propose_names(labels: Tensor, num_parts: int) -> tuple[str, ...]:
     repeated."""
     h = labels.shape[1]
     rows = torch.arange(h, device=labels.device).view(1, h, 1).expand_as(labels).float()
+    # heights count relative to the thing: its middle row, and its spread in rows
     inside = labels < num_parts
     middle, spread = rows[inside].mean(), rows[inside].std().clamp_min(0.5)
     names: list[str] = []
@@ -208,5 +218,5 @@ def propose_names(labels: Tensor, num_parts: int) -> tuple[str, ...]:
 
 
 def _half(tensor: Tensor) -> Tensor:
-    """Values rounded to half precision, so that a saved codebook gives the same labels as the one in memory."""
+    """Values of any shape rounded to half precision: a saved codebook gives the same labels as the one in memory."""
     return tensor.half().float()

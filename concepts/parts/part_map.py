@@ -23,4 +23,5 @@ class PartMaps:
 
 
 def _arange_like(labels: Tensor, num_parts: int) -> Tensor:
+    """Part numbers `(1, M, 1, 1)` long on the device of `labels`."""
     return labels.new_tensor(range(num_parts)).long().view(1, num_parts, 1, 1)

@@ -36,6 +36,7 @@ class LearnedParts:
 
     def labels(self, features: Tensor, foreground: Tensor, background: int) -> Tensor:
         """Part `(B, h, w)` long of every patch of features `(B, h, w, D)`, given foreground probabilities `(B, h, w)`."""
+        # the last component is the background's, whatever number it has among the parts
         owner = torch.cat([self.owner, self.owner.new_tensor([background])])
         pieces = []
         for start in range(0, len(features), _CHUNK_PICTURES):
@@ -46,6 +47,7 @@ class LearnedParts:
     def _components(self, features: Tensor, foreground: Tensor) -> Tensor:
         affinity = neighbour_affinity(features)
         mask = foreground > 0.5
+        # mask and places depend on each other: the mask frames the thing, the places redraw the mask
         for _ in range(_LABEL_ROUNDS):
             places = places_in_frame(mask, facing_of(features, mask, self.facing))
             share = explain_pictures(features, foreground, self.share_at(places), affinity)
@@ -59,7 +61,7 @@ class LearnedParts:
         return F.grid_sample(shares, grid, align_corners=False, padding_mode="border").permute(0, 2, 3, 1)
 
     def tensors(self) -> dict[str, Tensor]:
-        """What a file must hold."""
+        """What a file must hold: places `(C + 1, e, e)` and the facing template `(F,)`."""
         return {"place_share": self.place_share, "facing": self.facing}
 
     def settings(self) -> dict[str, object]:
@@ -89,7 +91,7 @@ class CentroidParts:
         return parts if self.filled else torch.where(inside, parts, background)
 
     def tensors(self) -> dict[str, Tensor]:
-        """What a file must hold."""
+        """What a file must hold: the centroids `(C, D)`."""
         return {"centroids": self.centroids}
 
     def settings(self) -> dict[str, object]:
@@ -118,13 +120,16 @@ def fit_learned_parts(features: Tensor, foreground: Tensor, num_parts: int, *, s
 
     Starts from compact areas of the framed things, then lets every picture draw its own edges and averages the result.
     """
+    # things of all pictures are brought into one frame and turned the same way
     mask = foreground > 0.5  # (N, h, w)
     template, facing = fit_facing(asymmetry(features, mask))
     places = places_in_frame(mask, facing)  # (N, h, w, 2)
+    # first guess: compact areas of the framed things, by place alone
     seen = F.pad(places, (0, 1), value=_VIEWING_DISTANCE)  # places as directions: cosines order them by distance
     centroids = fit_kmeans(seen[mask], num_parts, seed=seed).centroids
     nearest = assign(seen.flatten(0, 2), centroids)[0].unflatten(0, mask.shape)
     share = F.one_hot(torch.where(mask, nearest, num_parts), num_parts + 1).float()  # (N, h, w, M + 1)
+    # every picture draws its own edges, and their average is the next guess of places
     model = LearnedParts(_place_share(share, places), template, torch.arange(num_parts))
     for _ in range(_FIT_ROUNDS):
         share = _explain_in_chunks(model, features, foreground, places)
@@ -132,10 +137,12 @@ def fit_learned_parts(features: Tensor, foreground: Tensor, num_parts: int, *, s
         template, facing = fit_facing(asymmetry(features, mask))
         places = places_in_frame(mask, facing)
         model = LearnedParts(_place_share(share, places), template, model.owner)
+    # rounded as in the file, so that a saved model gives the same labels
     return replace(model, place_share=model.place_share.half().float(), facing=template.half().float())
 
 
 def _explain_in_chunks(model: LearnedParts, features: Tensor, foreground: Tensor, places: Tensor) -> Tensor:
+    """`explain_pictures` for features `(N, h, w, D)` with shares at places `(N, h, w, 2)`, some pictures at a time."""
     pieces = []
     for start in range(0, len(features), _CHUNK_PICTURES):
         rows = slice(start, start + _CHUNK_PICTURES)
@@ -145,6 +152,7 @@ def _explain_in_chunks(model: LearnedParts, features: Tensor, foreground: Tensor
 
 def _place_share(share: Tensor, places: Tensor) -> Tensor:
     """Shares (N, h, w, C + 1) collected by place (N, h, w, 2) into a slightly blurred map (C + 1, e, e)."""
+    # places beyond the reach count at the map's edge
     bins = ((places + _PLACE_REACH) / (2 * _PLACE_REACH) * _PLACE_BINS).floor().long().clamp(0, _PLACE_BINS - 1)
     flat = (bins[..., 0] * _PLACE_BINS + bins[..., 1]).flatten()
     channels = share.shape[-1]

@@ -76,6 +76,7 @@ def enlarged(picture: Image.Image) -> Image.Image:
 def add_legend(pictures: Sequence[Image.Image], legends: Sequence[Sequence[LegendEntry]]) -> list[Image.Image]:
     """Pictures of one size with a legend below each; all results have one size, whatever their legends hold."""
     width, height = pictures[0].size
+    # text scales with the picture, and stays readable on small ones
     line = max(14, round(_LINE * min(max(width, height), 1.5 * width)))
     font = ImageFont.load_default(size=round(line * 0.62))
     placed = [_place_entries(legend, width, line, font) for legend in legends]
@@ -98,6 +99,7 @@ def _place_entries(legend: Sequence[LegendEntry], width: int, line: int, font: I
     """Entries side by side, in as many rows as they need."""
     margin = round(line * 0.4)
     places, left, row = [], margin, 0
+    # a line that is full goes on below
     for entry in legend:
         wide = round(line * 1.6 + font.getlength(_short(entry.text)))
         if left > margin and left + wide > width:

@@ -160,6 +160,7 @@ def resolve_prompt(prompt: PartPrompt, dictionaries: Mapping[str, PartDictionary
         PromptError: a dictionary, part or kind is unknown, or a part stands in several dictionaries.
         BestiaryError: the dictionaries belong to different backbones.
     """
+    # checked before any name is looked up: vectors of two models cannot stand side by side
     widths = {name: (one.backbone, one.vector_width) for name, one in dictionaries.items()}
     if len(set(widths.values())) > 1:
         raise BestiaryError(f"dictionaries of different base models cannot share a prompt: {widths}")

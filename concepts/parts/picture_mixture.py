@@ -48,8 +48,10 @@ def explain_pictures(
     variance = (x - mean).square().sum(dim=-1).mean(dim=1).clamp_min(1e-12)  # (B,)
     share = torch.softmax(prior, dim=-1)  # (B, n, M + G)
     for _ in range(_STEPS):
+        # M-step: the mean look of every component, drawn towards the picture's mean where it has few patches
         patches = share.sum(dim=1).unsqueeze(-1)  # (B, M + G, 1)
         looks = (share.transpose(1, 2) @ x + _PRIOR_PATCHES * mean) / (patches + _PRIOR_PATCHES)  # (B, M + G, D)
+        # E-step: how well a component's look and place explain a patch, and whether its neighbours agree
         score = prior - torch.cdist(x, looks).square() / (2 * _TEMPERATURE * variance.view(-1, 1, 1))
         guess = _join_background(torch.softmax(score, dim=-1), parts)  # (B, n, M + 1)
         around = average_over_neighbours(guess.unflatten(1, shape[1:]), affinity).flatten(1, 2)
@@ -64,6 +66,7 @@ def _log_prior(foreground: Tensor, place_share: Tensor) -> Tensor:
     background_here = place_share[..., -1].clamp(1e-4, 1 - 1e-4)
     odds = torch.logit(certain) - _PLACE_TRUST * torch.logit(background_here)  # (B, h, w)
     parts = place_share[..., :-1] / (1 - place_share[..., -1:]).clamp_min(1e-6)  # (B, h, w, M)
+    # foreground and background share the probability of a patch by their odds
     log_parts = torch.nn.functional.logsigmoid(odds).unsqueeze(-1) + parts.clamp_min(1e-4).log()
     bands = _bands(h, w).to(foreground).clamp_min(1e-4).log()  # (h, w, G)
     log_background = torch.nn.functional.logsigmoid(-odds).unsqueeze(-1) + bands
@@ -72,6 +75,7 @@ def _log_prior(foreground: Tensor, place_share: Tensor) -> Tensor:
 
 def _bands(h: int, w: int) -> Tensor:
     """Soft bands (h, w, G): sky, distance and ground lie one above the other, trunks and walls side by side."""
+    # each kind of band divides the whole picture by itself; the two are weighted by their numbers of bands
     across = _soft_bands(h, _HORIZONTAL_BANDS).unsqueeze(1).expand(h, w, _HORIZONTAL_BANDS)
     upright = _soft_bands(w, _VERTICAL_BANDS).unsqueeze(0).expand(h, w, _VERTICAL_BANDS)
     return torch.cat([across * _HORIZONTAL_BANDS, upright * _VERTICAL_BANDS], dim=-1) / BACKGROUND_BANDS
@@ -84,9 +88,11 @@ def _soft_bands(length: int, bands: int) -> Tensor:
 
 
 def _join_background(share: Tensor, parts: int) -> Tensor:
+    """Shares `(B, n, M + G)` with the pieces of background as one, `(B, n, M + 1)`."""
     return torch.cat([share[..., :parts], share[..., parts:].sum(dim=-1, keepdim=True)], dim=-1)
 
 
 def _split_background(agreement: Tensor, parts: int) -> Tensor:
+    """Agreement `(B, n, M + 1)` with the background's repeated for each of its pieces, `(B, n, M + G)`."""
     background = agreement[..., parts:].expand(*agreement.shape[:-1], BACKGROUND_BANDS)
     return torch.cat([agreement[..., :parts], background], dim=-1)

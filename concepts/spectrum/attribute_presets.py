@@ -109,6 +109,7 @@ def parse_presets(text: str, bounds: StageBounds | None = None) -> dict[str, tup
 def _ranges(selection: str, bounds: StageBounds) -> tuple[tuple[float, float], ...]:
     """Ranges of a selection: percents as typed, stage numbers by their edges."""
     ranges: list[tuple[float, float]] = []
+    # as typed where they are percents: edges of stages would round them
     for item in selection.split(","):
         stages = _select(item.strip(), bounds, {})
         match = _PERCENTS.fullmatch(item.strip())
@@ -139,6 +140,7 @@ def checked_presets(value: object) -> Presets:
         }
     except (AttributeError, TypeError, ValueError) as fault:
         raise BestiaryError(f"its attribute presets are broken ({type(fault).__name__}: {fault})") from fault
+    # ranges must rise and stay on the way
     strange = [name for name, ranges in presets.items() if any(not 0 <= a < b <= 1 for a, b in ranges)]
     if strange:
         raise BestiaryError(f"its preset {shown_name(strange[0])} has a range outside 0 to 1: {presets[strange[0]]}")

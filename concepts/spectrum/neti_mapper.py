@@ -44,6 +44,7 @@ class NetiMapper:
         missing = [name for name in wanted if name not in self.tensors]
         if missing:
             raise BestiaryError(f"the mapper lacks {', '.join(missing)}: not NeTI's, or cut off")
+        # the first layer, or the two plain numbers, must give what the second one takes
         width = self.tensors["net.1.weight"].shape[-1]
         given = 2
         if self.frequencies is not None:
@@ -81,6 +82,7 @@ class NetiMapper:
         hidden = self._normed(hidden, "net.2")
         hidden = F.linear(hidden, t["net.4.weight"].float(), t["net.4.bias"].float())
         hidden = self._normed(hidden, "net.5")  # (N, H)
+        # nested dropout: numbers were learned in order of importance, so the rest can go
         if truncation is not None:
             hidden = hidden * (torch.arange(self.hidden) < truncation)
         output = F.linear(hidden, t["output_layer.0.weight"].float(), t["output_layer.0.bias"].float())  # (N, D)
@@ -95,6 +97,7 @@ class NetiMapper:
         """The two numbers as Fourier features through the first layer, or scaled to -1..1."""
         if self.frequencies is None:
             return torch.stack([timesteps / (TIMESTEPS - 1), layers / (LAYERS - 1)], dim=1) * 2 - 1  # (N, 2)
+        # sines and cosines of both numbers at learned frequencies, at unit length
         points = torch.stack([timesteps.float(), layers.float()])  # (2, N)
         angles = self.frequencies.float() @ points  # (n, N)
         features = torch.cat([angles.sin(), angles.cos()])  # (2 n, N)

@@ -51,6 +51,7 @@ class PromptSpectrum:
                 f"a {self.backbone} spectrum needs vectors for {', '.join(sorted(encoders))}; "
                 f"this one has {', '.join(sorted(self.embeddings)) or 'none'}"
             )
+        # all encoders must agree on stages, layers and vectors; widths are their own
         shapes = {tuple(tensor.shape[:-1]) for tensor in self.embeddings.values()}
         stages = self.bounds.stages
         if len(shapes) != 1 or len(shape := next(iter(shapes))) not in (2, 3) or shape[0] != stages or 0 in shape:
@@ -109,7 +110,7 @@ class PromptSpectrum:
         return self._joined(self.embeddings)
 
     def bypass_matrix(self) -> Tensor | None:
-        """Likewise the bypass vectors, `(S, [L,] V, D)`; None where there are none."""
+        """Likewise the bypass vectors, `(S, V, D)` or `(S, L, V, D)`; None where there are none."""
         return self._joined(self.bypass) if self.bypass else None
 
     def neutral_matrix(self) -> Tensor | None:
@@ -117,6 +118,7 @@ class PromptSpectrum:
         return self._joined(self.neutral) if self.neutral else None
 
     def _joined(self, tensors: Mapping[str, Tensor]) -> Tensor:
+        """Tensors `(..., W)` of the text encoders side by side in the backbone's order, `(..., D)` float32."""
         encoders = get_backbone(self.backbone).text_encoders
         return torch.cat([tensors[encoder.name].float() for encoder in encoders], dim=-1)
 
@@ -133,11 +135,13 @@ class PromptSpectrum:
 
         This is what programs without stages load.
         """
+        # stages with words say nothing through their vectors
         counts = torch.tensor([0 if s in self.words else self.count(s) for s in range(self.stages)])
         used = torch.arange(self.vectors) < counts.unsqueeze(1)  # (S, V)
         # a concept that is silent everywhere still needs a fallback
         weight = (used if used.any() else torch.ones_like(used)).float()
         weight = weight.clone()
+        # a vector that no stage uses is averaged over all of them
         weight[:, ~weight.any(0)] = 1
         means = {}
         for name, tensor in self.embeddings.items():

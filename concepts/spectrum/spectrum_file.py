@@ -82,6 +82,7 @@ def _spectrum(content: ConceptFile) -> PromptSpectrum:
     if missing:
         raise BestiaryError(f"it lacks {', '.join(missing)}")
     try:
+        # JSON knows no tuples and no numbers as keys: both are made again
         edges = tuple(int(edge) for edge in metadata["edges"])
         counts = tuple(int(count) for count in metadata.get("counts") or ())
         words = {int(stage): str(text) for stage, text in (metadata.get("words") or {}).items()}

@@ -29,6 +29,7 @@ def refine(spectrum: PromptSpectrum, bounds: StageBounds) -> PromptSpectrum:
     Raises:
         BestiaryError: an edge of the spectrum is no edge of `bounds`, so that a stage would have to be split.
     """
+    # every edge must survive: stages can be cut finer, not joined
     missing = sorted(set(spectrum.bounds.edges) - set(bounds.edges), reverse=True)
     if missing:
         raise BestiaryError(
@@ -51,6 +52,7 @@ def assemble(picks: Sequence[_Pick], bounds: StageBounds, like: PromptSpectrum) 
     """
     sources = [pick[0] for pick in picks if not isinstance(pick, str)] or [like]
     _check_alike([like, *sources])
+    # as many vectors as any source needs; the others are filled up with zeros
     vectors = max(source.vectors for source in (like, *sources))
     layers = max(source.layers or 0 for source in (like, *sources)) or None
     counts, words = [], {}
@@ -65,6 +67,7 @@ def assemble(picks: Sequence[_Pick], bounds: StageBounds, like: PromptSpectrum) 
             words[stage] = source.words[place]
 
     def stacked(tensors_of: Callable[[PromptSpectrum], Mapping[str, Tensor]]) -> dict[str, Tensor]:
+        """Tensors of all stages by encoder, `(S, V, W)` or `(S, L, V, W)`."""
         return {
             name: torch.stack([_row(pick, name, tensors_of, like, vectors, layers) for pick in picks])  # (S, [L,] V, W)
             for name in like.embeddings
@@ -169,8 +172,8 @@ def remap_stages(spectrum: PromptSpectrum, sources: Mapping[int, int]) -> Prompt
 def with_strength(spectrum: PromptSpectrum, strength: float | Sequence[float]) -> PromptSpectrum:
     """The concept moved towards its neutral words: 1 is as learned, 0 the words alone, beyond 1 exaggerates.
 
-    Vectors `(S, [L,] V, W)` are mixed linearly and then given the norm in between, so that half strength does not also
-    shrink them. (A strength on ComfyUI's conditioning does nothing when one prompt is alone at its stage.)
+    Vectors, `(S, V, W)` or `(S, L, V, W)`, are mixed linearly and then given the norm in between, so that half strength
+    does not also shrink them. (A strength on ComfyUI's conditioning does nothing when one prompt is alone at its stage.)
 
     Args:
         spectrum: must know its neutral vectors.
@@ -188,6 +191,7 @@ def with_strength(spectrum: PromptSpectrum, strength: float | Sequence[float]) -
         )
     if all(one == 1 for one in strengths):
         return spectrum
+    # vectors move between their neutral ones and themselves; what is added to values fades towards nothing
     mixed = {
         name: torch.stack([_moved(row, spectrum.neutral[name], s) for row, s in zip(rows, strengths, strict=True)])
         for name, rows in spectrum.embeddings.items()
@@ -212,8 +216,8 @@ def _moved(learned: Tensor, neutral: Tensor, strength: float) -> Tensor:
 def with_soft_bounds(spectrum: PromptSpectrum, softness: float) -> PromptSpectrum:
     """Cross-fade neighbouring stages: each takes half of `softness` (0 to 1) of the mean of its neighbours' vectors.
 
-    The number of stages stays, so no evaluation is added. Stages with words, and neighbours that use another number of
-    vectors, are left out of the mean.
+    The number of stages stays, so no evaluation is added, and so does the shape of the vectors. Stages with words, and
+    neighbours that use another number of vectors, are left out of the mean.
 
     Raises:
         BestiaryError: softness is out of range.
@@ -224,6 +228,7 @@ def with_soft_bounds(spectrum: PromptSpectrum, softness: float) -> PromptSpectru
         return spectrum
 
     def faded(rows: Tensor) -> Tensor:
+        """Rows `(S, V, W)` or `(S, L, V, W)`, each with its share of its neighbours."""
         result = []
         for stage in range(spectrum.stages):
             near = [n for n in (stage - 1, stage + 1) if _can_fade(spectrum, stage, n)]
@@ -273,9 +278,11 @@ def merge_by_attribute(
         raise BestiaryError(
             f"no preset for the attribute {shown_name(unknown[0])}: choose {choices_text(unknown[0], list(presets))}"
         )
+    # stages as fine as any reference has them
     for spectrum in references.values():
         bounds = spectrum.bounds if bounds is None else bounds.refined_by(spectrum.bounds)
     owners = attribute_of_stages(list(references), bounds, presets)
+    # what nobody claims comes from the reference for content, else from the first one
     first = references.get("content", next(iter(references.values())))
     neutral = _neutral_spectrum(first, bounds) if rest == "neutral" and first.neutral else None
     places = {name: spectrum.bounds.stages_of_finer(bounds) for name, spectrum in references.items()}

@@ -103,6 +103,7 @@ class StageBounds:
 
     def stage_of(self, timesteps: Tensor) -> Tensor:
         """Stage of each timestep, long, of any shape like `timesteps`; fractional ones fall as ComfyUI's do."""
+        # just below every inner edge, rising as bucketize needs them
         boundaries = torch.tensor(
             [edge - BELOW_EDGE for edge in self.edges[1:-1]][::-1], dtype=torch.float64
         )  # (S - 1,)
@@ -148,7 +149,7 @@ class StageBounds:
         return (0.0, *inner, 1.0)
 
     def steps_per_stage(self, timesteps: Sequence[float]) -> tuple[int, ...]:
-        """How many of a sampler's timesteps fall into each stage; 0 marks a stage that is never reached."""
+        """How many of a sampler's N timesteps `(N,)` fall into each stage; 0 marks a stage that is never reached."""
         counts = torch.bincount(self.stage_of(torch.as_tensor(timesteps, dtype=torch.float64)), minlength=self.stages)
         return tuple(counts.tolist())
 

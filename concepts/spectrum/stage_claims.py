@@ -61,10 +61,12 @@ def assign_stages(claims: Sequence[Claim], bounds: StageBounds, names: Sequence[
     Raises:
         BestiaryError: two owners claim the same stage by number or percent.
     """
+    # attributes from the widest to the narrowest, so that the more specific overwrite
     owners: list[int | None] = [None] * bounds.stages
     for claim in sorted((one for one in claims if not one.exact), key=lambda one: -len(one.stages)):
         for stage in claim.stages:
             owners[stage] = claim.owner
+    # numbers and percents go before them, and must not contradict each other
     exact: dict[int, int] = {}
     for claim in (one for one in claims if one.exact):
         double = tuple(stage for stage in claim.stages if exact.get(stage, claim.owner) != claim.owner)
@@ -131,6 +133,7 @@ def mix_references(
         raise BestiaryError("no spectrum is linked: link at least one reference, from Load Spectrum")
     first = next(iter(references.values())).spectrum
     bounds = first.bounds
+    # stages as fine as any reference has them
     for reference in references.values():
         bounds = bounds.refined_by(reference.spectrum.bounds)
     known = typed_presets(presets, bounds, first.presets)

@@ -115,6 +115,7 @@ def find_edits(text: str, mentions: StagedMentions) -> tuple[PromptEdit, ...]:
         PromptError: a share is beyond 1, as in prompts that count steps.
     """
     edits: list[PromptEdit] = []
+    # brackets wait on a stack until their end shows whether they were an edit
     open_places: list[tuple[int, int, list[int]]] = []  # place, round brackets around it, its colons
     round_depth = place = 0
     while place < len(text):
@@ -163,6 +164,7 @@ def masked(text: str, edits: tuple[PromptEdit, ...], way: float) -> str:
         # before, the colon in the middle, after: one of the two sides goes
         blank(edit.middle, edit.middle + 1)
         blank(*((edit.start, edit.middle) if after else (edit.middle, edit.last)))
+    # escapes of square brackets are read here, all others later
     place = 0
     while place < len(letters) - 1:
         if letters[place] == "\\":

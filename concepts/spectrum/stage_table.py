@@ -71,6 +71,7 @@ class _SingleTokenAttention(nn.Module):
     """
 
     def __init__(self, width: int) -> None:
+        """For tokens `(1, 1, width)`: 8 heads of 64, and an output layer back to `width`."""
         super().__init__()
         inner = HEADS * HEAD_WIDTH
         self.to_q = nn.Linear(width, inner, bias=False)
@@ -87,6 +88,7 @@ class _GatedLinear(nn.Module):
     """GEGLU (arXiv 2002.05202)."""
 
     def __init__(self, width: int, inner: int) -> None:
+        """From `(1, 1, width)` to `(1, 1, inner)`: values and gates come from one layer."""
         super().__init__()
         self.proj = nn.Linear(width, 2 * inner)
 
@@ -98,6 +100,7 @@ class _GatedLinear(nn.Module):
 
 class _FeedForward(nn.Module):
     def __init__(self, width: int, outputs: int) -> None:
+        """From `(1, 1, width)` to `(1, 1, outputs)` through a hidden layer of four times the width."""
         super().__init__()
         self.net = nn.Sequential(_GatedLinear(width, 4 * width), nn.Dropout(DROPOUT), nn.Linear(4 * width, outputs))
 
@@ -151,6 +154,7 @@ class ProspectNetwork(nn.Module):
         Raises:
             BestiaryError: tensors are missing or have shapes that do not fit the word.
         """
+        # the number of stages stands nowhere but in the last layer's shape
         width = word.shape[-1]
         last = tensors.get("ff.net.2.weight")
         if last is None or last.ndim != 2 or not last.shape[0] or last.shape[0] % width:

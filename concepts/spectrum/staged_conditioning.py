@@ -30,7 +30,7 @@ class StagedConditioning:
         return len(self.rows)
 
     def at(self, timestep: Tensor | float) -> TextConditioning:
-        """The conditioning `(N, C * L, E)` at one timestep."""
+        """The conditioning at one timestep: context `(N, C * L, E)`, pooled `(N, E_pooled)`."""
         stage = int(self.bounds.stage_of(torch.as_tensor(timestep)))
         chosen = self.rows[:, stage].to(self.text.context.device)  # (N,)
         parts = (self.text.context, self.text.pooled, self.text.positions, self.text.sizes)
@@ -52,6 +52,7 @@ def encode_staged(denoiser: Denoiser, prompts: Sequence[StagedPrompt]) -> Staged
             "this prompt holds a spectrum with vectors per cross-attention layer (XTI, NeTI), which only the ComfyUI nodes "
             "can apply: use them, or import the file with one vector for all layers"
         )
+    # stages as fine as any picture's prompt has them
     bounds = prompts[0].bounds
     for prompt in prompts[1:]:
         bounds = bounds.refined_by(prompt.bounds)
@@ -75,6 +76,7 @@ def encode_stage_prompts(denoiser: Denoiser, contents: Sequence[StagePrompt]) ->
     most = max(len(content.vectors) for content in contents)
     if most == 0:
         return denoiser.encode_prompts(tokens, None)
+    # prompts with fewer vectors are filled up with zeros; no position points there
     vectors = torch.zeros(len(contents), most, denoiser.backbone.vector_width)  # (U, P, D)
     for row, content in enumerate(contents):
         # prompts without vectors know no width

@@ -117,6 +117,7 @@ def resolve_staged_prompt(
     _check_one_model(sources)
     overrides = dict(overrides or {})
     texts = [text, *(entry for entry in overrides.values() if isinstance(entry, str))]
+    # every different text is taken apart once, however many stages it stands at
     readings = {one: _Reading(one, sources) for one in texts}
     bounds = bounds or readings[text].first_bounds() or StageBounds.equal(DEFAULT_STAGES)
     _check_overrides(overrides, bounds)
@@ -222,11 +223,12 @@ class _Reading:
     def _content(
         self, mention: StagedMention, stage: int, finest: StageBounds, bounds: StageBounds
     ) -> tuple[Tensor | str, Tensor | None]:
-        """Vectors `([L,] n, D)`, or words, of a mention at a stage; and bypass vectors where there are some."""
+        """Vectors `(n, D)` or `(L, n, D)`, or words, of a mention at a stage; and its bypass vectors if any."""
         start = mention.column - 1
         spectrum = self.spectra.get(start)
         own = bounds if spectrum is None else spectrum.bounds
         place = own.stages_of_finer(finest)[stage]
+        # stages of a spectrum count in its own bounds, those of parts in the prompt's
         if mention.stages is not None:
             presets = self.sources.presets if spectrum is None else spectrum.presets
             try:
@@ -247,6 +249,7 @@ class _Reading:
         """All vectors of a stage side by side, `(P, D)` or `(L, P, D)`."""
         if not vectors:
             return torch.zeros(0, self._width()), None
+        # as many layers as the spectrum with layers has; None where no vector knows of layers
         layers = max((one.shape[0] for one in vectors if one.ndim == 3), default=None)
         # parts and single-layer spectra are the same on every layer
         same = [one if layers is None or one.ndim == 3 else one.expand(layers, -1, -1) for one in vectors]
