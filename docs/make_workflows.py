@@ -4,8 +4,8 @@
     python docs/make_workflows.py [--server http://127.0.0.1:8188] [--only NAME...] [--no-pictures]
     python docs/make_workflows.py --freeze                           # with every release
 
-Writes example_workflows/NAME.json and NAME.jpg, and tests/workflows/NAME.api.json. What the examples hold is in
-workflow_templates.py.
+Writes example_workflows/NAME.json and NAME.jpg, tests/workflows/NAME.api.json, and pictures of help pages into web/docs. What
+the examples hold is in workflow_templates.py.
 """
 
 from __future__ import annotations
@@ -20,13 +20,16 @@ import bestiary
 from bestiary.concepts.atomic_file import write_bytes, write_text
 from bestiary.concepts.parts.part_dictionary import PartDictionary
 from bestiary.demo.species import PARTS
+from template_pieces import SPECIES, Shipped
 from workflow_graph import Graph, Node
 from workflow_pictures import Server, as_jpeg, drawn_layout, gallery
-from workflow_templates import EXAMPLES, SPECIES, Shipped
+from workflow_templates import EXAMPLES
 
 ROOT = Path(__file__).parent.parent
-WORKFLOWS, TWINS = ROOT / "example_workflows", ROOT / "tests" / "workflows"
+WORKFLOWS, TWINS, HELP = ROOT / "example_workflows", ROOT / "tests" / "workflows", ROOT / "web" / "docs"
 INTERFACE = "interface.json"
+LARGEST_IN_HELP = 40_000
+"""Bytes of a picture of a help page."""
 DICTIONARY = ROOT / "demo" / "concepts" / "creatures.safetensors"
 
 log = logging.getLogger("make_workflows")
@@ -82,6 +85,12 @@ def make(name: str, server: Server, object_info: Mapping[str, dict], shipped: Sh
     write_text(TWINS / f"{name}.api.json", as_text(twin))
     if pictures:
         write_bytes(WORKFLOWS / f"{name}.jpg", as_jpeg(preview))
+    if pictures and example.in_help:
+        write_bytes(HELP / f"{name}.jpg", as_jpeg(preview, LARGEST_IN_HELP))
+    for kind in example.blocks_in_help if pictures else ():
+        number = next(node.id for node in graph.nodes if node.kind == kind)
+        own = server.picture(outputs[str(number)]["images"][0])
+        write_bytes(HELP / f"{kind}.jpg", as_jpeg(gallery([own], 1), LARGEST_IN_HELP))
     log.info("%s: %d blocks", name, len(graph.nodes))
 
 

@@ -107,11 +107,11 @@ def drawn_layout(workflow: dict) -> Image.Image:
     return sheet.reduce(2)
 
 
-def as_jpeg(picture: Image.Image) -> bytes:
-    """The picture as JPEG of at most LARGEST_PREVIEW bytes, as good as that allows."""
+def as_jpeg(picture: Image.Image, largest: int = LARGEST_PREVIEW) -> bytes:
+    """The picture as JPEG of at most `largest` bytes, as good as that allows."""
     for quality in range(92, 20, -4):
         held = io.BytesIO()
         picture.save(held, "JPEG", quality=quality, optimize=True, progressive=True)
-        if held.tell() <= LARGEST_PREVIEW:
+        if held.tell() <= largest:
             return held.getvalue()
-    return as_jpeg(picture.reduce(2))
+    return as_jpeg(picture.reduce(2), largest)

@@ -5,123 +5,36 @@ Every function fills a `Graph`; names of parts and kinds come from the shipped d
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
-
-from workflow_graph import Graph, Node, Socket
-
-SPECIES = (1, 4, 9, 12)
-"""Places, in each part's list of kinds, of the four species that the examples mix."""
-SCENE = "in a meadow"
-STEPS, GUIDANCE, SEED = 20, 4.0, 7
-SAMPLER = {"steps": STEPS, "cfg": GUIDANCE, "sampler_name": "ddim", "scheduler": "normal"}
+from spectrum_templates import SPECTRUM_EXAMPLES
+from template_pieces import (
+    SCENE,
+    SEED,
+    Example,
+    Shipped,
+    chosen_parts,
+    demo_model,
+    empty_latent,
+    nothing,
+    sample,
+    show,
+    vae,
+)
+from workflow_graph import Graph, Node
 
 DEMO_TRAINING = {"steps": 150, "batch_size": 8, "accumulation": 1, "token_lr": 0.3, "lora_lr": 0.0005, "rank": 8}
 DEMO_TRAINING |= {"attention_weight": 0.2, "more_settings": "method.projector_depth = 0\nmethod.positional = false"}
 """Settings of Train Parts that suit the miniature model."""
 
-DEMO_SPECTRUM = {"initial_words": "creature", "vectors": 4, "steps": 250, "batch_size": 4, "vector_lr": 1.0}
-"""Settings of Train Spectrum that suit the miniature model."""
-
-SPECTRA, SPECTRUM_ENDING = ("meadow_lark", "swamp_drake", "snow_moth"), ".spectrum.safetensors"
-SPECTRA_TAKES = ("layout", "content", "material, style")
-"""The shipped spectra (make_spectra.py), and what the mixture takes of each."""
-STAGE_FIRST = "a photo of a creature , in the snow , at night , facing left"
-STAGE_REST = (
-    "a photo of a creature with red striped crested head , red striped round body , in a meadow , at day , facing right"
-)
-STAGE_LINES = f"0%-30%: {STAGE_FIRST}"
-"""What the staged prompt hears first, and afterwards."""
-
-
-@dataclass(frozen=True)
-class Shipped:
-    """The dictionary that comes with the pack, as the examples name it."""
-
-    file: str
-    codebook: str
-    parts: tuple[str, ...]
-    """Parts of the creature, without the background."""
-    kinds: dict[str, tuple[str, ...]]
-    """Per part its kinds, by name where they have one, else by number."""
-
-    def kind(self, part: str, species: int) -> str:
-        """The kind of a part of species `species` of SPECIES."""
-        held = self.kinds[part]
-        return held[SPECIES[species % len(SPECIES)] % len(held)]
-
-    def whole(self, species: int) -> str:
-        """All parts of one species as a prompt names them."""
-        return " ".join(f"<{part}:{self.kind(part, species)}>" for part in self.parts)
-
-    def mixed(self) -> str:
-        """One part of each species as a prompt names them."""
-        return " ".join(f"<{part}:{self.kind(part, number)}>" for number, part in enumerate(self.parts))
-
-
-@dataclass(frozen=True)
-class Example:
-    """A workflow, and which blocks' pictures its preview shows, row by row."""
-
-    fill: Callable[[Graph, Shipped], list[Node]]
-    runs: bool = True
-    """Whether it runs with what ships; else it is only drawn."""
-    columns: int = 4
-    """Pictures in a row of the preview."""
-
-
-def _demo_model(graph: Graph, shipped: Shipped, hint: str) -> Node:
-    """The group every example starts with; returns the loaded dictionary."""
-    graph.group("1  Model and parts", "model")
-    graph.note(hint)
-    model = graph.add("BestiaryDemoModel")
-    return graph.add(
-        "BestiaryLoadDictionary", model=model["MODEL"], clip=model["CLIP"], file=shipped.file, lora_strength=1.0
-    )
-
-
-def _chosen_parts(graph: Graph, dictionary: Socket, wishes: list[tuple[str, str]]) -> list[Node]:
-    """One block per part and kind, two in a column."""
-    graph.group("2  One part of each", "parts")
-    chosen = []
-    for number, (part, kind) in enumerate(wishes):
-        if number and number % 2 == 0:
-            graph.column()
-        chosen.append(graph.add("BestiaryPart", title=f"{part} of {kind}", dictionary=dictionary, part=part, kind=kind))
-    return chosen
-
-
-def _sample(graph: Graph, model: Socket, positive: Socket, negative: Socket, latent: Socket, title: str = "") -> Node:
-    inputs = {"model": model, "positive": positive, "negative": negative, "latent_image": latent}
-    return graph.add("KSampler", title=title, seed=SEED, **SAMPLER, **inputs)
-
-
-def _show(graph: Graph, sampled: Node, vae: Socket, title: str = "") -> Node:
-    decoded = graph.add("VAEDecode", samples=sampled["LATENT"], vae=vae)
-    return graph.add("PreviewImage", title=title, images=decoded["IMAGE"])
-
-
-def _vae(graph: Graph) -> Socket:
-    return next(node for node in graph.nodes if node.kind == "BestiaryDemoModel")["VAE"]
-
-
-def _latent(graph: Graph, count: int) -> Socket:
-    return graph.add("EmptyLatentImage", title="Size and count", width=128, height=128, batch_size=count)["LATENT"]
-
-
-def _nothing(graph: Graph, clip: Socket) -> Socket:
-    return graph.add("CLIPTextEncode", title="Negative: nothing", text="", clip=clip)["CONDITIONING"]
-
 
 def mix_four_species(graph: Graph, shipped: Shipped) -> list[Node]:
-    loaded = _demo_model(
+    loaded = demo_model(
         graph,
         shipped,
         "## Mix parts of four species\nA head of one, wings of another. Press **Run**: nothing has to be downloaded, and it takes "
         "seconds on a CPU.\n\nThe miniature model is small, so expect colours and patterns rather than fine shapes.",
     )
     wishes = [(part, shipped.kind(part, number)) for number, part in enumerate(shipped.parts)]
-    chosen = _chosen_parts(graph, loaded["dictionary"], wishes)
+    chosen = chosen_parts(graph, loaded["dictionary"], wishes)
     graph.group("3  The prompt", "prompt")
     graph.note(
         "`{parts}` is where the parts go. You may also type them:\n\n"
@@ -131,16 +44,16 @@ def mix_four_species(graph: Graph, shipped: Shipped) -> list[Node]:
     together = graph.add("BestiaryCombineParts", **slots)
     text = f"a photo of a {{parts}} creature {SCENE}"
     positive = graph.add("BestiaryPartPrompt", clip=loaded["CLIP"], text=text, parts=together["part"])
-    negative = _nothing(graph, loaded["CLIP"])
+    negative = nothing(graph, loaded["CLIP"])
     graph.group("4  Pictures", "picture")
-    latent = _latent(graph, 4)
-    sampled = _sample(graph, loaded["MODEL"], positive["conditioning"], negative, latent)
+    latent = empty_latent(graph, 4)
+    sampled = sample(graph, loaded["MODEL"], positive["conditioning"], negative, latent)
     graph.column()
-    return [_show(graph, sampled, _vae(graph), "A creature that nobody drew")]
+    return [show(graph, sampled, vae(graph), "A creature that nobody drew")]
 
 
 def blend_two_kinds(graph: Graph, shipped: Shipped) -> list[Node]:
-    loaded = _demo_model(
+    loaded = demo_model(
         graph,
         shipped,
         "## Blend two kinds\nEvery part half of one kind, half of another. Move **amount** from 0 to 1 and run again.",
@@ -162,8 +75,8 @@ def blend_two_kinds(graph: Graph, shipped: Shipped) -> list[Node]:
     graph.group("3  For all three", "prompt")
     slots = {f"part_{number}": part["part"] for number, part in enumerate(blends, 1)}
     together = graph.add("BestiaryCombineParts", **slots)
-    negative = _nothing(graph, loaded["CLIP"])
-    latent = _latent(graph, 3)
+    negative = nothing(graph, loaded["CLIP"])
+    latent = empty_latent(graph, 3)
     graph.group("4  The same noise three times", "picture")
     lanes = [("First kind", shipped.whole(0)), ("Blend", "{parts}"), ("Second kind", shipped.whole(1))]
     shown = []
@@ -173,13 +86,13 @@ def blend_two_kinds(graph: Graph, shipped: Shipped) -> list[Node]:
         linked = {"parts": together["part"]} if parts == "{parts}" else {}
         text = f"a photo of a {parts} creature {SCENE}"
         prompt = graph.add("BestiaryPartPrompt", title=title, clip=loaded["CLIP"], text=text, **linked)
-        sampled = _sample(graph, loaded["MODEL"], prompt["conditioning"], negative, latent)
-        shown.append(_show(graph, sampled, _vae(graph), title))
+        sampled = sample(graph, loaded["MODEL"], prompt["conditioning"], negative, latent)
+        shown.append(show(graph, sampled, vae(graph), title))
     return shown
 
 
 def random_creatures(graph: Graph, shipped: Shipped) -> list[Node]:
-    loaded = _demo_model(
+    loaded = demo_model(
         graph,
         shipped,
         "## Random creatures\nNew kinds of every part, drawn from what the learned ones have in common: creatures that no "
@@ -199,8 +112,8 @@ def random_creatures(graph: Graph, shipped: Shipped) -> list[Node]:
         filename="with_a_new_creature",
     )
     graph.group("3  For both", "prompt")
-    negative = _nothing(graph, loaded["CLIP"])
-    latent = _latent(graph, 4)
+    negative = nothing(graph, loaded["CLIP"])
+    latent = empty_latent(graph, 4)
     graph.group("4  Four pictures of each", "picture")
     shown = []
     for number, creature in enumerate(drawn):
@@ -209,14 +122,14 @@ def random_creatures(graph: Graph, shipped: Shipped) -> list[Node]:
         text = f"a photo of a {{parts}} creature {SCENE}"
         title, parts = creature.title, creature["part"]
         prompt = graph.add("BestiaryPartPrompt", title=title, clip=loaded["CLIP"], text=text, parts=parts)
-        sampled = _sample(graph, loaded["MODEL"], prompt["conditioning"], negative, latent)
-        shown.append(_show(graph, sampled, _vae(graph), title))
+        sampled = sample(graph, loaded["MODEL"], prompt["conditioning"], negative, latent)
+        shown.append(show(graph, sampled, vae(graph), title))
     return shown
 
 
 def part_regions(graph: Graph, shipped: Shipped) -> list[Node]:
     part = shipped.parts[0]
-    loaded = _demo_model(
+    loaded = demo_model(
         graph,
         shipped,
         f"## Part regions\nKeeps the part **{part}** inside a mask. The masks here are halves of the picture; use Load Image (as "
@@ -246,8 +159,8 @@ def part_regions(graph: Graph, shipped: Shipped) -> list[Node]:
     graph.group("3  The prompt", "prompt")
     text = f"a photo of a {shipped.whole(2)} creature {SCENE}"
     positive = graph.add("BestiaryPartPrompt", clip=loaded["CLIP"], text=text)
-    negative = _nothing(graph, loaded["CLIP"])
-    latent = _latent(graph, 4)
+    negative = nothing(graph, loaded["CLIP"])
+    latent = empty_latent(graph, 4)
     graph.group("4  The same noise: free, left, right", "picture")
     shown = []
     models = [
@@ -257,13 +170,13 @@ def part_regions(graph: Graph, shipped: Shipped) -> list[Node]:
     for number, (title, model) in enumerate(models):
         if number:
             graph.column()
-        sampled = _sample(graph, model, positive["conditioning"], negative, latent)
-        shown.append(_show(graph, sampled, _vae(graph), title))
+        sampled = sample(graph, model, positive["conditioning"], negative, latent)
+        shown.append(show(graph, sampled, vae(graph), title))
     return shown
 
 
 def attention_heat_maps(graph: Graph, shipped: Shipped) -> list[Node]:
-    loaded = _demo_model(
+    loaded = demo_model(
         graph,
         shipped,
         "## Where each part looked\nThe picture stays the same to the last bit: attention is only recorded beside the sampler.",
@@ -272,10 +185,10 @@ def attention_heat_maps(graph: Graph, shipped: Shipped) -> list[Node]:
     recorded = graph.add("BestiaryAttentionMaps", model=loaded["MODEL"])
     text = f"a photo of a {shipped.whole(0)} creature {SCENE}"
     positive = graph.add("BestiaryPartPrompt", clip=loaded["CLIP"], text=text)
-    negative = _nothing(graph, loaded["CLIP"])
+    negative = nothing(graph, loaded["CLIP"])
     graph.group("3  Sample", "picture")
-    sampled = _sample(graph, recorded["model"], positive["conditioning"], negative, _latent(graph, 1))
-    decoded = graph.add("VAEDecode", samples=sampled["LATENT"], vae=_vae(graph))
+    sampled = sample(graph, recorded["model"], positive["conditioning"], negative, empty_latent(graph, 1))
+    decoded = graph.add("VAEDecode", samples=sampled["LATENT"], vae=vae(graph))
     graph.group("4  Look", "look")
     shown = graph.add(
         "BestiaryShowAttention", record=recorded["attention"], latent=sampled["LATENT"], image=decoded["IMAGE"]
@@ -319,7 +232,7 @@ def discover_and_segment(graph: Graph, shipped: Shipped) -> list[Node]:
 
 
 def evaluate_parts(graph: Graph, shipped: Shipped) -> list[Node]:
-    loaded = _demo_model(
+    loaded = demo_model(
         graph,
         shipped,
         "## Did it draw what was asked for?\nThe codebook looks for the parts in the pictures and names their kinds: **EMR** is "
@@ -328,10 +241,10 @@ def evaluate_parts(graph: Graph, shipped: Shipped) -> list[Node]:
     graph.group("2  Draw", "prompt")
     text = f"a photo of a {shipped.mixed()} creature {SCENE}"
     positive = graph.add("BestiaryPartPrompt", clip=loaded["CLIP"], text=text)
-    negative = _nothing(graph, loaded["CLIP"])
+    negative = nothing(graph, loaded["CLIP"])
     graph.column()
-    sampled = _sample(graph, loaded["MODEL"], positive["conditioning"], negative, _latent(graph, 4))
-    decoded = graph.add("VAEDecode", samples=sampled["LATENT"], vae=_vae(graph))
+    sampled = sample(graph, loaded["MODEL"], positive["conditioning"], negative, empty_latent(graph, 4))
+    decoded = graph.add("VAEDecode", samples=sampled["LATENT"], vae=vae(graph))
     drawn = graph.add("PreviewImage", title="What was drawn", images=decoded["IMAGE"])
     graph.group("3  Judge", "look")
     model = next(node for node in graph.nodes if node.kind == "BestiaryDemoModel")
@@ -380,50 +293,8 @@ def train_parts(graph: Graph, shipped: Shipped) -> list[Node]:
     return [trained]
 
 
-def train_spectrum(graph: Graph, shipped: Shipped) -> list[Node]:
-    graph.group("1  Model and one picture", "model")
-    graph.note(
-        "## Learn what a picture says\nOne drawing, and ten stages of the denoising that each learn what they can say of it. Takes "
-        "some minutes on a CPU; **Cancel** keeps what was learned.\n\nFor a picture of your own put Load Image in the place of "
-        "Demo Pictures, and a checkpoint in the place of Demo Model; the defaults of Train Spectrum suit Stable Diffusion."
-    )
-    model = graph.add("BestiaryDemoModel")
-    pictures = graph.add("BestiaryDemoPictures", count=1, seed=4)
-    graph.group("2  Learn", "prompt")
-    trained = graph.add(
-        "BestiaryTrainSpectrum",
-        **{name.lower(): model[name] for name in ("MODEL", "CLIP", "VAE")},
-        images=pictures["images"],
-        name="my_creature",
-        **DEMO_SPECTRUM,
-    )
-    graph.group("3  Keep", "look")
-    graph.add("BestiarySaveSpectrum", spectrum=trained["spectrum"], filename="my_creature")
-    graph.add("LossGraphNode", loss=trained["loss map"], filename_prefix="my_creature_loss")
-    graph.group("4  The same noise: all stages, and some of them alone", "picture")
-    graph.note(
-        "`<my_creature@content|creature>` takes the stages that carry the content and says *creature* at all others."
-    )
-    latent = _latent(graph, 2)
-    lanes = {"All of it": "<my_creature>", "Its content": "<my_creature@content|creature>"}
-    for number, (title, mention) in enumerate(lanes.items()):
-        if number:
-            graph.column()
-        prompt = graph.add(
-            "BestiarySpectrumPrompt",
-            title=title,
-            clip=model["CLIP"],
-            text=f"a photo of a {mention}",
-            negative_text="",
-            spectrum_1=trained["spectrum"],
-        )
-        sampled = _sample(graph, model["MODEL"], prompt["positive"], prompt["negative"], latent)
-        _show(graph, sampled, _vae(graph), title)
-    return [trained]
-
-
 def look_into_a_dictionary(graph: Graph, shipped: Shipped) -> list[Node]:
-    loaded = _demo_model(
+    loaded = demo_model(
         graph,
         shipped,
         "## What a dictionary holds\nParts, kinds and their pictures, so that you know what a prompt may ask for.",
@@ -441,7 +312,7 @@ def sd15_mix_parts(graph: Graph, shipped: Shipped) -> list[Node]:
     model = graph.add("CheckpointLoaderSimple", ckpt_name="v1-5-pruned-emaonly-fp16.safetensors")
     loaded = graph.add("BestiaryLoadDictionary", model=model["MODEL"], clip=model["CLIP"], file="birds.safetensors")
     wishes = [("head", "cardinal"), ("wing", "blue jay"), ("body", "goldfinch"), ("tail", "magpie")]
-    chosen = _chosen_parts(graph, loaded["dictionary"], wishes)
+    chosen = chosen_parts(graph, loaded["dictionary"], wishes)
     graph.group("3  The prompt", "prompt")
     slots = {f"part_{number}": part["part"] for number, part in enumerate(chosen, 1)}
     together = graph.add("BestiaryCombineParts", **slots)
@@ -459,74 +330,6 @@ def sd15_mix_parts(graph: Graph, shipped: Shipped) -> list[Node]:
     return []
 
 
-def mix_attributes(graph: Graph, shipped: Shipped) -> list[Node]:
-    graph.group("1  Model and spectra", "model")
-    graph.note(
-        "## Layout of one, content of another, material and style of a third\nA spectrum says what a picture holds at every stage "
-        "of its denoising. Each of these three was learned from a single drawing; the first stages settle where things are, the "
-        "last ones what they look like.\n\nChange what the mixture **takes** from each: attributes, stages (`4-6`) or percents "
-        "(`0%-30%`)."
-    )
-    model = graph.add("BestiaryDemoModel")
-    graph.column()
-    loaded = [
-        graph.add("BestiaryLoadSpectrum", title=name.replace("_", " "), file=f"{name}{SPECTRUM_ENDING}", name=name)
-        for name in SPECTRA
-    ]
-    graph.group("2  Mix", "parts")
-    taken = {}
-    for number, (spectrum, takes) in enumerate(zip(loaded, SPECTRA_TAKES, strict=True), 1):
-        taken |= {f"reference_{number}": spectrum["spectrum"], f"takes_{number}": takes}
-    mixed = graph.add("BestiaryMixAttributes", name="mix", **taken)
-    graph.add("PreviewAny", title="Which stage comes from where", source=mixed["table"])
-    graph.group("3  The same noise: each alone, and the mixture", "picture")
-    latent = _latent(graph, 1)
-    shown = []
-    for number, (name, spectrum) in enumerate(zip((*SPECTRA, "mix"), (*loaded, mixed), strict=True)):
-        if number:
-            graph.column()
-        prompt = graph.add(
-            "BestiarySpectrumPrompt",
-            title=name.replace("_", " "),
-            clip=model["CLIP"],
-            text=f"a photo of a <{name}>",
-            negative_text="",
-            spectrum_1=spectrum["spectrum"],
-        )
-        sampled = _sample(graph, model["MODEL"], prompt["positive"], prompt["negative"], latent)
-        shown.append(_show(graph, sampled, _vae(graph), name.replace("_", " ")))
-    return shown
-
-
-def stage_text(graph: Graph, shipped: Shipped) -> list[Node]:
-    graph.group("1  Model", "model")
-    graph.note(
-        "## Other words at other stages\nNo learned file: the lines of **Stage Text** say what each stage of the denoising is "
-        "told, by attribute, stage or percent. The rest of the way hears the text below them.\n\nWorks with every model."
-    )
-    model = graph.add("BestiaryDemoModel")
-    graph.group("2  Words per stage", "prompt")
-    staged = graph.add("BestiaryStageText", clip=model["CLIP"], lines=STAGE_LINES, text=STAGE_REST)
-    graph.add("PreviewAny", title="What stands at every stage", source=staged["report"])
-    negative = _nothing(graph, model["CLIP"])
-    graph.column()
-    walk = {"scheduler": SAMPLER["scheduler"], "sampler": SAMPLER["sampler_name"], "steps": STEPS, "denoise": 1.0}
-    graph.add("BestiaryStagePreview", model=model["MODEL"], conditioning=staged["conditioning"], **walk)
-    graph.group("3  The same noise: staged, and each text alone", "picture")
-    latent = _latent(graph, 4)
-    lanes = [("Staged", staged["conditioning"])]
-    plain = {"All the way the first text": STAGE_FIRST, "All the way the second text": STAGE_REST}
-    for title, text in plain.items():
-        encoded = graph.add("CLIPTextEncode", title=title, text=text, clip=model["CLIP"])
-        lanes.append((title, encoded["CONDITIONING"]))
-    shown = []
-    for title, positive in lanes:
-        graph.column()
-        sampled = _sample(graph, model["MODEL"], positive, negative, latent)
-        shown.append(_show(graph, sampled, _vae(graph), title))
-    return [shown[1], shown[0], shown[2]]
-
-
 EXAMPLES: dict[str, Example] = {
     "mix_four_species": Example(mix_four_species),
     "blend_two_kinds": Example(blend_two_kinds, columns=3),
@@ -536,10 +339,8 @@ EXAMPLES: dict[str, Example] = {
     "discover_and_segment": Example(discover_and_segment),
     "evaluate_parts": Example(evaluate_parts),
     "train_parts": Example(train_parts, columns=1),
-    "train_spectrum": Example(train_spectrum, columns=1),
     "look_into_a_dictionary": Example(look_into_a_dictionary, columns=1),
-    "mix_attributes": Example(mix_attributes),
-    "stage_text": Example(stage_text),
     "sd15_mix_parts": Example(sd15_mix_parts, runs=False),
+    **SPECTRUM_EXAMPLES,
 }
 """Every example by the name of its file."""

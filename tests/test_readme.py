@@ -32,11 +32,31 @@ def test_every_command_and_option_that_readme_shows_exists() -> None:
     shown = [line.split("#")[0] for block in _shell_blocks() for line in block.splitlines() if "bestiary " in line]
     assert len(shown) >= 5
     for line in shown:
-        words = line[line.index("bestiary ") :].split()[1:]
-        verbs = [word for word in words[:2] if re.fullmatch(r"[a-z][a-z-]*", word)]
-        answer = _help_of(verbs)
-        for option in re.findall(r" (--[a-z-]+)(?=[ \n]|$)", line):
-            assert option in answer, f"README shows {option!r} in {line!r}"
+        _check_command(line)
+
+
+def test_every_command_recipe_and_template_of_the_page_about_spectra_exists() -> None:
+    page = (ROOT / "docs" / "spectra.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"```sh\n(.*?)```", page.replace("\\\n", " "), flags=re.DOTALL)
+    shown = [line for block in blocks for line in block.splitlines()]
+    assert len(shown) >= 8
+    for line in shown:
+        _check_command(line)
+    recipes = set(re.findall(r"`(spectrum_(?:demo|sd\w+))`", page)) | set(re.findall(r"--recipe (\S+)", page))
+    assert len(recipes) == 3 and all((ROOT / "trainer" / "recipes" / f"{name}.toml").is_file() for name in recipes)
+    (templates,) = re.findall(r"the templates (.*?) run without", page, flags=re.DOTALL)
+    named = re.findall(r"`(\w+)`", templates)
+    assert len(named) >= 5 and all((ROOT / "example_workflows" / f"{name}.json").is_file() for name in named)
+    assert [link for link in re.findall(r"\]\(([^)]+)\)", page) if not (ROOT / "docs" / link).exists()] == []
+
+
+def _check_command(line: str) -> None:
+    """A shown command exists with every option it is shown with."""
+    words = line[line.index("bestiary ") :].split()[1:]
+    verbs = [word for word in words[:2] if re.fullmatch(r"[a-z][a-z-]*", word)]
+    answer = _help_of(verbs)
+    for option in re.findall(r" (--[a-z-]+)(?=[ \n]|$)", line):
+        assert option in answer, f"{option!r} is shown in {line!r}"
 
 
 def _help_of(verbs: list[str]) -> str:
@@ -54,8 +74,10 @@ def test_files_that_commands_show_are_where_the_commands_before_them_write() -> 
 
     lines = [line for block in _shell_blocks() for line in block.splitlines()]
     (run,) = [re.search(r"--out (\S+)", line).group(1) for line in lines if line.startswith("bestiary train parts")]
+    (learned,) = [line for line in lines if line.startswith("bestiary train spectrum")]
+    spectrum = "/".join(re.search(pattern, learned).group(1) for pattern in (r"--out (\S+)", r"--name (\S+)"))
     shown = {word for line in lines for word in line.split() if word.endswith(".safetensors")}
-    assert shown == {f"{run}/{RunSettings().name}.safetensors"}
+    assert shown == {f"{run}/{RunSettings().name}.safetensors", f"{spectrum}.safetensors"}
     found = re.search(r"--out (\S+)", next(line for line in lines if line.startswith("bestiary discover"))).group(1)
     assert all(f"--discovery {found}" in line for line in lines if "--discovery" in line)
 
@@ -63,6 +85,15 @@ def test_files_that_commands_show_are_where_the_commands_before_them_write() -> 
 def test_pictures_and_files_that_readme_links_exist() -> None:
     targets = re.findall(r"\]\(([^)#]+)\)", README)
     assert [target for target in targets if "://" not in target and not (ROOT / target).exists()] == []
+
+
+def test_pictures_of_help_pages_lie_beside_them_and_are_small() -> None:
+    pages = sorted((ROOT / "web" / "docs").glob("*.md"))
+    shown = {name for page in pages for name in re.findall(r"!\[[^\]]+\]\(([^)]+)\)", page.read_text(encoding="utf-8"))}
+    assert shown == {path.name for path in (ROOT / "web" / "docs").glob("*.jpg")}
+    for name in shown:
+        picture = ROOT / "web" / "docs" / name
+        assert Image.open(picture).width == 640 and picture.stat().st_size <= 40_000
 
 
 def _registered_modules() -> list[str]:
