@@ -14,6 +14,7 @@ def _run_uninstalled() -> int:
     """Make the pack importable as `bestiary` when this folder is run as a script, and run the program from there."""
     root = Path(__file__).resolve().parent.parent
     script_folder = str(root / "trainer")
+    # the script's own folder must go: its modules would shadow those of the same names
     sys.path[:] = [entry for entry in sys.path if entry != script_folder]
     places = [str(root)]
     spec = importlib.util.spec_from_file_location("bestiary", root / "__init__.py", submodule_search_locations=places)
@@ -90,6 +91,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # newer versions of typer turn Ctrl-C into the exit code 130, older ones raise
     except (KeyboardInterrupt, typer.Abort):
         result = 130
+    # faults of the user's making: one line each, and what to do about it
     except _UsageFault as fault:
         # a command without arguments is answered with its help, which is longer than a line
         if "NoArgsIsHelp" in type(fault).__name__:

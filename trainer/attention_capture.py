@@ -86,6 +86,7 @@ def attend(
     if capture is None or layer not in capture.grids:
         return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
     mixed, columns = attend_with_columns(q, k, v, capture.positions, scale, capture.method)
+    # the grid of the layer makes maps of its columns; what checkpointing computes again is not kept
     height, width = capture.grids[layer]
     if capture.open:
         capture.maps[layer] = columns.transpose(1, 2).unflatten(2, (height, width))  # (B, P, h, w)
@@ -107,6 +108,7 @@ def install_fused_attention(denoiser: nn.Module, float32_backward: bool = False)
     for name, module in denoiser.named_modules():
         if not hasattr(module, "set_processor") or not hasattr(module, "to_q"):
             continue
+        # what our processor does not compute must not be there
         special = [
             part
             for part in ("spatial_norm", "group_norm", "norm_q", "norm_k", "norm_cross", "add_k_proj")

@@ -95,6 +95,7 @@ def choose_device(name: str) -> torch.device:
     Raises:
         BestiaryError: the device does not exist here; the message lists what does.
     """
+    # from the slowest to the fastest, each put before the ones found so far
     available = ["cpu"]
     if torch.backends.mps.is_available():
         available.insert(0, "mps")
@@ -137,7 +138,9 @@ def _cpu_has_fast_bf16() -> bool:
 
 
 def _load_parts(folder: ModelFolder, device: torch.device, dtype: torch.dtype) -> DenoiserParts:
+    """All modules of a model folder on their device, in the memory layout that is fastest there."""
     unet = _load(UNet2DConditionModel, folder.path / "unet", dtype)
+    # some autoencoders overflow in fp16 and say so in their config
     upcast = dtype == torch.float16 and bool(folder.configs["vae"].get("force_upcast", False))
     vae_class = AutoencoderTiny if folder.configs["vae"].get("_class_name") == "AutoencoderTiny" else AutoencoderKL
     vae = _load(vae_class, folder.path / "vae", torch.float32 if upcast else dtype)
@@ -171,12 +174,14 @@ def noise_schedule(config: Mapping[str, object], device: torch.device | str = "c
     prediction = config.get("prediction_type", "epsilon")
     if prediction not in ("epsilon", "v_prediction"):
         raise BestiaryError(f"this model predicts {prediction!r}; only epsilon and v_prediction are supported")
+    # the scheduler of diffusers turns betas of any spelling into one table (T,)
     known = {key: value for key, value in config.items() if not key.startswith("_")}
     scheduler = DDPMScheduler.from_config(known)
     return NoiseSchedule(scheduler.alphas_cumprod.float().to(device), prediction)
 
 
 def _load(kind: type, folder: Path, dtype: torch.dtype) -> nn.Module:
+    # diffusers says torch_dtype, newer versions of transformers say dtype
     """One component of diffusers or transformers; half-precision variants are taken where no full one lies there."""
     argument = "torch_dtype" if kind in (UNet2DConditionModel, AutoencoderKL, AutoencoderTiny) else "dtype"
     if argument == "dtype" and not _transformers_takes_dtype():
@@ -215,6 +220,7 @@ def _quiet_loading() -> Iterator[None]:
 
 
 def _load_text(folder: ModelFolder, dtype: torch.dtype) -> TextEncoders:
+    """Text encoders with their tokenizers; conditionings are `(B, L, E)`."""
     models, tokenizers = {}, {}
     for spec, component in zip(folder.backbone.text_encoders, folder.text_components, strict=True):
         kind = CLIPTextModelWithProjection if spec.pooled else CLIPTextModel

@@ -27,12 +27,13 @@ CROP = 64
 
 
 def draw_training_picture(seed: int, index: int) -> Drawing:
-    """Picture number `index` of the training set with its truth; the same numbers give the same picture."""
+    """Picture number `index` of the training set `(128, 128, 3)`, with its truth; equal numbers give equal pictures."""
     rng = np.random.default_rng((seed, index))
     return draw_creature(random_species(rng), rng)
 
 
 def _draw_shard(folder: Path, seed: int, shard: int, count: int) -> Path:
+    """One file of drawings `(count, 128, 128, 3)` uint8, made unless it is there already."""
     path = folder / f"pictures-{shard:04d}.npy"
     if not path.exists():
         images = np.empty((count, IMAGE_SIZE, IMAGE_SIZE, 3), np.uint8)
@@ -51,6 +52,7 @@ def draw_pictures(folder: Path, seed: int, count: int, workers: int) -> list[np.
     if workers <= 1:
         paths = [_draw_shard(folder, seed, shard, sizes[shard]) for shard in shards]
     else:
+        # spawned, not forked: threads of torch do not survive a fork
         context = multiprocessing.get_context("spawn")
         with ProcessPoolExecutor(workers, mp_context=context) as pool:
             futures = [pool.submit(_draw_shard, folder, seed, shard, sizes[shard]) for shard in shards]
@@ -76,12 +78,14 @@ def reconstruct(autoencoder: AutoencoderTiny, images: Tensor, noise: Tensor) -> 
 
 
 def _edges(images: Tensor) -> tuple[Tensor, Tensor]:
+    """Differences of neighbouring pixels `(B, 3, H, W - 1)` and `(B, 3, H - 1, W)`."""
     return images[..., 1:] - images[..., :-1], images[..., 1:, :] - images[..., :-1, :]
 
 
 def reconstruction_loss(images: Tensor, rebuilt: Tensor) -> Tensor:
     """Absolute and squared error of pixels, absolute error of neighbour differences and of 8 px means; (B, 3, H, W)."""
     rebuilt = rebuilt.float()
+    # the squared error keeps colours right, differences keep edges sharp, means keep areas even
     pixels = functional.l1_loss(rebuilt, images) + 4 * functional.mse_loss(rebuilt, images)
     edges = sum(functional.l1_loss(a, b) for a, b in zip(_edges(rebuilt), _edges(images), strict=True))
     return pixels + 0.5 * edges + functional.avg_pool2d(rebuilt - images, 8).abs().mean()
@@ -113,11 +117,13 @@ def fit_autoencoder(
     forward = plan.speeded(reconstruct)
     count = sum(len(shard) for shard in shards)
     while state.step < plan.steps:
+        # everything random follows from the step's number: a stopped training goes on as if it had not been
         generator = step_generator(plan.seed, 1, state.step)
         indices = torch.randint(count, (plan.batch,), generator=generator)
         noise = torch.randn((plan.batch, LATENT_CHANNELS, CROP // 8, CROP // 8), generator=generator)
         images = _crop(to_tensor(pick_pictures(shards, indices)), generator).to(plan.device)
         with plan.autocast():
+            # decoded with noise on the latents, so that the decoder bears what a denoiser leaves
             rebuilt, latents = forward(autoencoder, images, noise.to(plan.device))
         loss = reconstruction_loss(images, rebuilt) + magnitude_weight * latents.float().square().mean()
         norm = state.descend(loss, rate_share(state.step, plan.steps, decay_from=plan.decay_from))
@@ -135,6 +141,7 @@ def _report_psnr(
     autoencoder: AutoencoderTiny, state: StageState, shards: list[np.ndarray], log: RunLog, plan: StagePlan
 ) -> None:
     """Logs the reconstruction of the last 32 pictures with averaged weights."""
+    # drawings of the last shard, with averaged weights; the swap back follows
     state.swap_averages()
     images = to_tensor(shards[-1][-32:]).to(plan.device)
     with plan.autocast():
@@ -153,6 +160,7 @@ def cache_latents(autoencoder: AutoencoderTiny, shards: list[np.ndarray], folder
     for number, shard in enumerate(shards):
         path = folder / f"latents-{number:04d}.npy"
         if not path.exists():
+            # one file per shard, so that a stopped run goes on at the shard it was in
             rows = []
             for start in range(0, len(shard), 20):
                 with plan.autocast():

@@ -34,6 +34,7 @@ def _merge_row(ids: list[int], attribute: list[bool], is_part: list[bool]) -> li
     waiting: list[int] = []
     for place, word in enumerate(ids):
         if attribute[place] and len(waiting) < SLOT - 1:
+            # attributes wait for the part's word; a word of another kind lets them go one by one
             waiting.append(word)
             continue
         slots += [[word, *waiting]] if is_part[place] else [*([one] for one in waiting), [word]]
@@ -51,7 +52,9 @@ class ReadingLoss:
     """
 
     def __init__(self, model: BaseModel) -> None:
+        """`model` gives the words' embeddings `(V, D)`, which the text encoder keeps training."""
         vocabulary = model.tokenizer.get_vocab()
+        # ids of attribute words (words,) and of part words, and the way back from an id (V,) to a word's number
         self.embeddings = model.text_encoder.get_input_embeddings()
         device = self.embeddings.weight.device
         self.words = torch.tensor([vocabulary[word] for word in ATTRIBUTE_WORDS], device=device)
@@ -70,8 +73,10 @@ class ReadingLoss:
         """Slots (B, L, 4) -> (B, L, words): 1 at a part's word for each of the up to three attributes merged or before it."""
         ids = slots[..., 0]  # (B, L)
         found = torch.zeros((*ids.shape, len(self.words)), device=ids.device)
+        # attributes merged into the slot of the part's own word
         inside = torch.where(slots[..., 1:] >= 0, self.number[slots[..., 1:].clamp_min(0)], -1)  # (B, L, 3)
         found.scatter_add_(2, inside.clamp_min(0), (inside >= 0).float())
+        # attributes before a part's word, as long as nothing else stands between
         number = self.number[ids]  # (B, L), -1 for words that are no attribute
         unbroken = torch.isin(ids, self.parts) & (inside < 0).all(dim=-1)
         for distance in (1, 2, 3):
@@ -86,6 +91,7 @@ class ReadingLoss:
         described = targets.sum(dim=-1) > 0  # (B, L)
         if not bool(described.any()):
             return context.sum() * 0
+        # one distribution over words for every place: the attributes share it evenly
         shares = targets[described]  # (N, words)
         scores = context[described] @ self.embeddings.weight[self.words].T  # (N, words)
         return functional.cross_entropy(scores, shares / shares.sum(dim=-1, keepdim=True))

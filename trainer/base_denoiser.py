@@ -80,6 +80,7 @@ def part_emphasis(labels: np.ndarray) -> np.ndarray:
     Labels (H, W) of `demo.creatures` -> (16, 16) float16 with mean 1. The denoiser's optimum stays where it was; heads
     and legs, a few places of 256, are learned about as soon as the background.
     """
+    # one mask per region, the background too, and the share of every latent cell that it covers
     regions = (labels[None] == np.arange(len(PARTS) + 1)[:, None, None]).astype(np.float32)  # (R, H, W)
     height, width = labels.shape
     shares = regions.reshape(len(regions), 16, height // 16, 16, width // 16).mean(axis=(2, 4))  # (R, 16, 16)
@@ -104,7 +105,7 @@ def cache_emphasis(folder: Path, seed: int, count: int) -> Tensor:
 
 
 def snr_weights(alphas_cumprod: Tensor, *, floor: float = 0.0, gamma: float = MIN_SNR_GAMMA) -> Tensor:
-    """Loss weight of an epsilon objective by timestep: SNR clamped to floor..gamma over SNR -> (T,)."""
+    """Loss weight of an epsilon objective by timestep, from (T,) alphas: SNR clamped to floor..gamma over SNR."""
     snr = alphas_cumprod / (1 - alphas_cumprod)  # (T,)
     return snr.clamp(floor, gamma) / snr
 
@@ -178,6 +179,7 @@ def fit_denoiser(
     running = 0.0
     while state.step < plan.steps:
         weights = plain if state.step < plain_steps else lifted  # (T,)
+        # draw: pictures, latents, noise, timesteps and captions, all by the number of the step
         generator = step_generator(plan.seed, 2, state.step)
         rng = np.random.default_rng((plan.seed, 2, state.step))
         indices = torch.randint(len(latents.truths), (plan.batch,), generator=generator)
@@ -187,15 +189,19 @@ def fit_denoiser(
         noisy = add_noise(clean, noise, alphas[times]).to(plan.device, memory_format=torch.channels_last)
         ids = encode_captions(model.tokenizer, [caption_of(*latents.truths[i], rng) for i in indices.tolist()])
         slots = reading.merge(ids, torch.from_numpy(rng.random(plan.batch) < MERGED_SHARE)).to(plan.device)
+        # predict: the noise, and the text encoder's output beside it
         with plan.autocast(), sdpa_kernel(SDPBackend.MATH):  # flash attention's backward pass is slow on CPUs
             predicted, context = forward(model, noisy, times.to(plan.device), slots)
+        # loss: weighted by place within a picture, then by timestep
         errors = latents.weigh((predicted.float() - noise.to(plan.device)).square(), indices)  # (B,)
         loss = (errors * weights[times].to(plan.device)).mean()
         value = float(loss.detach())
+        # the logged value stays without the reading loss, so that it can be compared over the whole run
         if state.step >= reading_after:
             loss = loss + READING_WEIGHT * reading(context.float(), slots)
         if not np.isfinite(value):
             raise FloatingPointError(f"denoiser loss is {value} at step {state.step}, pictures {indices.tolist()[:8]}")
+        # step, log, save
         norm = state.descend(loss, rate_share(state.step, plan.steps, decay_from=plan.decay_from, warmup=200))
         running = value if running == 0 else 0.98 * running + 0.02 * value
         if state.step % 50 == 0:
@@ -223,6 +229,7 @@ def sample_latents(
     with torch.autocast(device.type, torch.bfloat16):
         context = model.text_encoder(input_ids=ids).last_hidden_state  # (2 * B, 77, D)
         for timestep in scheduler.timesteps:
+            # prompts and empty captions as one batch; guidance leads from the second half to the first
             doubled = torch.cat([latents, latents]).contiguous(memory_format=torch.channels_last)  # (2 * B, C, 16, 16)
             told, free = model.denoiser(doubled, timestep, encoder_hidden_states=context).sample.float().chunk(2)
             latents = scheduler.step(free + guidance * (told - free), timestep, latents).prev_sample

@@ -44,6 +44,7 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
 
     Ids: unknown 0, words, start, end; the end token has the highest id because CLIP pools there.
     """
+    # the end token comes last: CLIP models pool at the highest id
     words = [UNKNOWN, *vocabulary(), START, END]
     ids = {word: index for index, word in enumerate(words)}
     tokenizer = Tokenizer(models.WordLevel(ids, unk_token=UNKNOWN))
@@ -140,6 +141,7 @@ def export_base_model(model: BaseModel, scaling_factor: float, out: Path) -> int
 
     The new files are written beside `out` and put in place one rename each, so a reader never finds half a file.
     """
+    # as half-precision copies: the model itself goes on training in fp32
     model.autoencoder.register_to_config(scaling_factor=float(scaling_factor))
     vae, text_encoder, unet = (
         copy.deepcopy(module).half() for module in (model.autoencoder, model.text_encoder, model.denoiser)
@@ -156,6 +158,7 @@ def export_base_model(model: BaseModel, scaling_factor: float, out: Path) -> int
     )
     fresh = out.with_name(f".{out.name}.{os.getpid()}.part")
     shutil.rmtree(fresh, ignore_errors=True)
+    # files are moved one by one; a reader finds the old or the new one, never a half
     try:
         pipeline.save_pretrained(fresh, safe_serialization=True)
         _make_portable(fresh)

@@ -62,6 +62,7 @@ def held_out_loss(model: BaseModel, images: Tensor, captions: list[str], *, seed
     scale = model.autoencoder.config.scaling_factor
     alphas = build_scheduler().alphas_cumprod
     weights = snr_weights(alphas)
+    # in portions: the autoencoder's activations of all pictures at once would fill the memory
     latents = torch.cat([model.autoencoder.encode(some).latents for some in images.split(32)]) * scale
     ids = encode_captions(model.tokenizer, captions)
     generator = torch.Generator().manual_seed(seed)
@@ -95,9 +96,11 @@ def measure_base_model(
     model = load_base_model(folder)
     for module in (model.autoencoder, model.denoiser, model.text_encoder):
         module.eval().requires_grad_(False)
+    # on drawings that no training saw: reconstruction, then the denoiser's loss
     images, captions = fresh_drawings(pictures)
     psnr = float(np.mean([reconstruction_psnr(model.autoencoder, some) for some in images.split(25)]))
     loss = held_out_loss(model, images, captions)
+    # on generated pictures: random looks, then pairs of shape and pattern that were held out
     rng = np.random.default_rng(FRESH_SEED + 1)
     species = [random_species(rng) for _ in range(pictures)]
     free, shown = generated_scores(model, judge, species, steps=steps, guidance=guidance, seed=FRESH_SEED + 2)

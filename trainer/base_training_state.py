@@ -41,7 +41,7 @@ class StagePlan:
     """Value of time.monotonic() after which the stage saves and stops."""
 
     def autocast(self) -> AbstractContextManager:
-        """Context of the forward pass."""
+        """Context of the forward pass; without effect in float32."""
         return torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32)
 
     def speeded(self, function: Callable) -> Callable:
@@ -70,6 +70,7 @@ class StageState:
 
     def descend(self, loss: torch.Tensor, share: float) -> float:
         """One optimizer step at `share` of the learning rate; returns the gradient norm before clipping at 1."""
+        # clipped at norm 1, with the learning rate of this step
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         norm = nn.utils.clip_grad_norm_(self.parameters, 1.0)
@@ -77,6 +78,7 @@ class StageState:
             group["lr"] = self.learning_rate * share
         self.optimizer.step()
         self.step += 1
+        # the average follows closely at first, when weights still move far
         decay = min(self.ema_decay, (1 + self.step) / (10 + self.step))
         with torch.no_grad():
             torch._foreach_lerp_(self.averages, [p.detach() for p in self.parameters], 1 - decay)
@@ -113,6 +115,7 @@ class StageState:
         with torch.no_grad():
             for average, kept in zip(self.averages, content["averages"], strict=True):
                 average.copy_(kept)
+        # a saved state brings its own flags along; the fused step stays as chosen here
         self.optimizer.load_state_dict(content["optimizer"])
         for group in self.optimizer.param_groups:
             group["fused"] = True

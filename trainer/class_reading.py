@@ -46,7 +46,7 @@ class ClassReading:
         return self.codebook.background
 
     def kind_similarity(self, part: int, first: int, second: int) -> float:
-        """Cosine of the mean features of two classes, of two kinds for the background."""
+        """Cosine of the mean features, rows of `(K, M, d)`, of two classes; of two kinds for the background."""
         if part == self.background:
             return self.codebook.kind_similarity(part, first, second)
         return float(F.cosine_similarity(self.features[first, part], self.features[second, part], dim=0))

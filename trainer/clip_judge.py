@@ -37,7 +37,7 @@ class ClipJudge:
     def __init__(
         self, model: CLIPModel, tokenizer: CLIPTokenizer, mean: Sequence[float], spread: Sequence[float]
     ) -> None:
-        """`mean` and `spread` are what each of the three colours is normalised by."""
+        """`mean` and `spread` are what each of the three colours of `(N, 3, E, E)` is normalised by."""
         self.model, self.tokenizer = model.eval().requires_grad_(False), tokenizer
         self._mean, self._spread = (torch.tensor(list(values)).view(1, 3, 1, 1) for values in (mean, spread))
         self._edge: int = model.config.vision_config.image_size
@@ -79,6 +79,7 @@ class ClipJudge:
                 [self._prepared(picture) for picture in pictures[start : start + _AT_ONCE]]
             )  # (n, 3, E, E)
             pixels = ((some - self._mean) / self._spread).to(self.model.device)
+            # pooled and projected into the space that pictures and texts share
             hidden = self.model.vision_model(pixel_values=pixels).pooler_output  # (n, H)
             found.append(F.normalize(self.model.visual_projection(hidden), dim=-1).cpu())
         return torch.cat(found)

@@ -47,6 +47,7 @@ def existing(path: Path, kind: Literal["file", "folder"]) -> Path:
     Raises:
         BestiaryError: nothing is there, or something of the other kind; the message says what is beside it.
     """
+    # something of the right kind is there: nothing to say
     found = path.is_file() if kind == "file" else path.is_dir()
     if found:
         return path

@@ -59,6 +59,7 @@ def train_base(
     from .train_base import train_base as train
 
     folder = Path("bestiary-base") if out is None else out
+    # the options speak of bf16, the settings of torch's bfloat16
     precision = {"fp32": "float32", "bf16": "bfloat16"}.get(dtype, dtype)
     values: dict[str, object] = dict(assignment(text, "--set") for text in more or ())
     values |= {"seed": seed, "device": device, "dtype": precision, "hours": hours}

@@ -88,6 +88,7 @@ def train_spectrum(
     """
     from .spectrum_settings import load_spectrum_recipe
 
+    # flags become dotted keys of the recipe, `--set` comes last and wins
     typed = {"images.source": source, "method.initial_words": words, "run.name": name, "method.stages": stages}
     typed |= _shared_flags(base, out, steps, batch_size, seed, device, dtype)
     overrides = {key: value for key, value in typed.items() if value is not None}
@@ -110,6 +111,7 @@ def resume(
     """Go on with a training that was stopped."""
     from .resume import find_run
 
+    # a run folder knows what kind of training it holds
     report, folder = progress_callback("train", progress), find_run(existing(run, "folder"))
     if folder.kind == "spectrum":
         from .train_spectrum import resume_spectrum

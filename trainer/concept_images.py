@@ -88,10 +88,12 @@ class ConceptImages:
     def draw(self, step: int, micro_step: int) -> PartBatch:
         """Batch of this process for an optimiser step and micro-step."""
         plan = self.plan
+        # places in the step's batch: micro-steps one after the other, and the processes side by side in each
         first = (micro_step * plan.processes + plan.rank) * plan.batch_size
         slots = range(first, first + plan.batch_size)
         generators = [np.random.default_rng((plan.seed, 1, step, slot)) for slot in slots]
         crops = [self._crop(step, slot, rng) for slot, rng in zip(slots, generators, strict=True)]
+        # crops first: a part that lies outside the crop must not be named in its caption
         labels = np.stack([self._crop_labels(crop) for crop in crops])  # (B, g, g)
         codes = self._crop_codes(crops, labels)  # (B, M)
         captions = [self._caption(row, rng) for row, rng in zip(codes, generators, strict=True)]
@@ -101,6 +103,7 @@ class ConceptImages:
     def fixed(self, rows: Sequence[int], timestep: int) -> PartBatch:
         """Whole, unmirrored pictures at one timestep with full captions in a fixed order; the same every time."""
         plan = self.plan
+        # a stream of their own, which no training step reads from
         generators = [np.random.default_rng((plan.seed, 4, row)) for row in rows]
         # the middle of the cached square, as far as it is larger than a training crop
         room = self._cache.moments.shape[-1] - plan.latent_size
@@ -115,6 +118,7 @@ class ConceptImages:
         return self._batch(crops, labels, captions, generators, torch.full((len(crops),), timestep))
 
     def _shuffled(self, epoch: int) -> np.ndarray:
+        """Order of the pictures `(N,)` in an epoch."""
         return np.random.default_rng((self.plan.seed, 2, epoch)).permutation(len(self._names))
 
     def _batch(
@@ -125,6 +129,7 @@ class ConceptImages:
         generators: Sequence[np.random.Generator],
         timesteps: Tensor,
     ) -> PartBatch:
+        """Crops, labels `(B, g, g)`, captions and timesteps `(B,)` as one batch of moments `(B, 2, C, h, w)`."""
         rows, views, tops, lefts = zip(*((c.row, c.view, c.top, c.left) for c in crops), strict=True)
         moments = self._cache.read(rows, views, tops, lefts, self.plan.latent_size)  # (B, 2, C, h, w)
         codes = np.stack([kept for kept, _ in captions])  # (B, M)
@@ -168,6 +173,7 @@ class ConceptImages:
         """Caption of the parts with a code: the codes `(M,)` it keeps and its tokens, places in the order of parts."""
         # codes of a batch are (B, M); this is one row
         if rng.random() < self.plan.unconditional or not (codes >= 0).any():
+            # the empty caption: no part is named, so no code is kept and no vector has a place
             empty = self._laid_out((PromptPiece(""),))
             return np.full_like(codes, -1), replace(empty, positions=torch.full((len(codes),), -1))
         return self._captioned(codes, build_part_caption(codes, rng, self._style))
@@ -175,6 +181,7 @@ class ConceptImages:
     def _captioned(self, codes: np.ndarray, caption: PartCaption) -> tuple[np.ndarray, PromptTokens]:
         # words (C, L) are the same for all captions of one sentence: only places and vectors differ
         laid_out = self._laid_out(caption.pieces)
+        # from the order of the caption to the order of the parts
         positions = torch.full((len(codes),), -1, dtype=torch.long)  # (M,)
         positions[list(caption.parts)] = laid_out.positions
         kept = np.where(positions.numpy() >= 0, codes, -1)  # (M,), parts cut off the end of the text are left out too

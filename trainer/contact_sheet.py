@@ -60,6 +60,7 @@ def wrap_text(text: str, font: ImageFont.FreeTypeFont, width: int) -> list[str]:
     """Lines of at most `width` pixels, at most four; a word too long for a line is cut, what is left over shows as …"""
     lines: list[str] = []
     rest = text.split()
+    # as many words as fit into a line, at least one
     while rest and len(lines) < _MOST_LINES:
         count = 1
         while count < len(rest) and font.getlength(" ".join(rest[: count + 1])) <= width:

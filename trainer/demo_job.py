@@ -171,6 +171,7 @@ def run_demo(out: Path, settings: DemoSettings) -> DemoResult:
         if stage in seconds:
             logger.info("%s: done before, in %s", stage, duration(seconds[stage]))
             continue
+        # a stage is noted when it is done: what was half done is done again
         started = time.monotonic()
         getattr(job, stage)()
         seconds[stage] = time.monotonic() - started

@@ -91,6 +91,7 @@ def judge_looks(
     wanted = species_classes(truth.species)  # (pictures, 5, 3)
     right = []
     for row, case in enumerate(cases):
+        # parts with a drawn counterpart that were asked for, and the picture each was taken from
         sources = {number: case.sources[part] for number, part in drawn.items() if case.sources[part] >= 0}
         right += [seen[row, number] == wanted[source, number] for number, source in sources.items()]
     if not right:

@@ -62,6 +62,7 @@ def compose_demo(
     on_progress: Callable[[int, int], None],
 ) -> None:
     """Make the pictures and write them with `composed/pictures.json`; the seeds are fixed beforehand, none is picked."""
+    # cases first: what is mixed from which pictures is settled before anything is drawn
     codes, background = discovery.maps.codes, discovery.codebook.background
     sources = min(4, codes.shape[1] - 1)
     cases = mix_cases(codes, background, sources, _MIXES + len(_SCENES), seed + 1)

@@ -20,7 +20,7 @@ class AdaptedLayer(nn.Module):
     """A frozen linear or convolution layer with adapters; without adapters it is the layer itself, bit by bit."""
 
     def __init__(self, base: nn.Linear | nn.Conv2d) -> None:
-        """`base` keeps its weights; they are shared, not copied."""
+        """`base` keeps its weights, `(O, I)` or `(O, I, kh, kw)`; they are shared, not copied."""
         super().__init__()
         self.base = base
         self.adapters = nn.ModuleList()
@@ -44,9 +44,11 @@ class AdaptedLayer(nn.Module):
         return out
 
     def _update(self, x: Tensor, adapter: LowRankUpdate) -> Tensor:
+        """What one adapter adds `(..., O)`, or `(B, O, h, w)`: down to r channels, up to O, scaled."""
         down, up = adapter.down.to(x.dtype), adapter.up.to(x.dtype)
         if isinstance(self.base, nn.Linear):
             return F.linear(F.linear(x, down), up) * adapter.scale
+        # the down matrix does the convolution, with the layer's own stride; the up matrix is 1 x 1
         base = self.base
         inner = F.conv2d(x, down, None, base.stride, base.padding, base.dilation)  # (B, r, h, w)
         return F.conv2d(inner, up) * adapter.scale
@@ -71,13 +73,13 @@ class DenoiserLora:
     """All adapters of one denoiser: fresh trainable ones, and loaded ones added on top of each other."""
 
     def __init__(self, denoiser: nn.Module) -> None:
-        """`denoiser`: a diffusers UNet whose weights are frozen."""
+        """`denoiser`: a diffusers UNet whose weights, `(O, I)` or `(O, I, kh, kw)`, are frozen."""
         self.denoiser = denoiser
         self._sites = dict(_adaptable_layers(denoiser))
         self._trained: dict[str, LowRankUpdate] = {}
 
     def add(self, spec: LoraSpec) -> dict[str, nn.Parameter]:
-        """Attach fresh adapters to the attention projections q, k, v and out; returns parameters by kohya name.
+        """Attach fresh adapters, `(r, I)` and `(O, r)`, to the attention's q, k, v and out; parameters by kohya name.
 
         Raises:
             BestiaryError: trainable adapters are attached already, or the rank is below 1.
@@ -86,6 +88,7 @@ class DenoiserLora:
             raise BestiaryError("the denoiser has trainable adapters already: unload them first")
         if spec.rank < 1:
             raise BestiaryError(f"LoRA rank is {spec.rank}: it must be at least 1")
+        # every attention layer has attn1 (to itself) and attn2 (to the text)
         wanted = ("attn1", "attn2") if spec.self_attention else ("attn2",)
         for path, site in self._sites.items():
             if not any(f".{kind}.to_" in path for kind in wanted):

@@ -173,6 +173,7 @@ class DiffusersDenoiser:
                 f"yourself; there are {_listed(self._layers)}"
             )
         _check_names(names, self._layers, "cross-attention layer")
+        # the grid of each layer follows from the latent's size and how often it was halved before
         size = (latents.shape[2], latents.shape[3])  # of (B, C, h, w)
         grids = {name: halved(size, self._layers[name]) for name in names}
         return AttentionCapture(request.positions.to(self.device), grids, request.method)
@@ -184,6 +185,7 @@ class DiffusersDenoiser:
         read: dict[str, Tensor] = {}
         thread = threading.get_ident()
 
+        # hooks see calls of all threads; only this one asked
         def keep(name: str, _module: nn.Module, _inputs: object, output: object) -> None:
             if threading.get_ident() == thread:
                 first = output[0] if isinstance(output, tuple) else getattr(output, "sample", output)
@@ -202,6 +204,7 @@ class DiffusersDenoiser:
             return None
         if text.pooled is None:
             raise BestiaryError(f"{self.backbone.name} needs the pooled text vector, but the conditioning has none")
+        # not told: a whole picture at the size of the latent
         sizes = text.sizes
         if sizes is None:
             sizes = self._whole_picture(latents.shape[-2], latents.shape[-1]).expand(latents.shape[0], -1)  # (B, 6)
@@ -231,6 +234,7 @@ class DiffusersDenoiser:
 
     def scale_latents(self, latents: Tensor) -> Tensor:
         """Latents of the autoencoder `(B, C, h, w)` -> latents of the denoiser, same shape."""
+        # the denoiser wants about unit deviation around zero
         shift, scale = self._shift_and_scale()
         return (latents - shift) * scale
 
@@ -254,7 +258,7 @@ class DiffusersDenoiser:
         return self._lora.tensors()
 
     def load_lora(self, tensors: Mapping[str, Tensor], strength: float = 1.0) -> int:
-        """Add adapters under any common naming and return how many layers they reached; zero is an error."""
+        """Add adapters `(r, I)` and `(O, r)` under any naming; how many layers they reached, zero is an error."""
         return self._lora.load(tensors, strength)
 
     def unload_lora(self) -> None:
@@ -303,7 +307,7 @@ def _level_of(path: str, num_levels: int) -> int:
 
 
 def _cross_attention_layers(unet: nn.Module, num_levels: int) -> Iterator[tuple[str, int]]:
-    """In the order in which they run."""
+    """Name and factor of each, in the order in which they run; its maps are `(B, P, h / factor, w / factor)`."""
     order = ("down_blocks", "mid_block", "up_blocks")
     names = [name for name, _ in unet.named_modules() if name.endswith(".attn2")]
     for name in sorted(names, key=lambda name: order.index(name.split(".")[0])):
@@ -311,7 +315,7 @@ def _cross_attention_layers(unet: nn.Module, num_levels: int) -> Iterator[tuple[
 
 
 def _feature_blocks(unet: nn.Module, num_levels: int) -> Iterator[tuple[str, int]]:
-    """Whole blocks (their outputs lie behind the down- or upsampler) and the residual and attention layers in them."""
+    """Whole blocks, whose outputs `(B, D, h, w)` lie behind the down- or upsampler, and the layers in them."""
     blocks = [
         *((f"down_blocks.{index}", block) for index, block in enumerate(unet.down_blocks)),
         ("mid_block", unet.mid_block),
@@ -326,6 +330,7 @@ def _feature_blocks(unet: nn.Module, num_levels: int) -> Iterator[tuple[str, int
 
 
 def _level_change(block: nn.Module) -> int:
+    """How a block changes the level of `(B, D, h, w)`: 1 halves the grid, -1 doubles it, 0 keeps it."""
     if getattr(block, "downsamplers", None):
         return 1
     return -1 if getattr(block, "upsamplers", None) else 0

@@ -204,6 +204,7 @@ def _finish(
     started: float,
 ) -> None:
     """Kinds and result files."""
+    # what the result depends on is kept in the report; where it ran is not
     kept = settings.model_dump(
         mode="json", exclude={"images", "out", "restart", "names", "device", "batch_size"}, exclude_none=True
     )

@@ -67,6 +67,7 @@ class Discovery:
             raise BestiaryError(
                 f"the pictures of {folder} were in {pictures} and {names[0]} is not there: say where they are now"
             )
+        # three files of one folder must tell of the same pictures and the same parts
         codebook = PartCodebook.load(folder / CODEBOOK)
         parts = maps.codes.shape[1]  # of (N, M)
         if parts != codebook.num_parts:
@@ -148,6 +149,7 @@ def write_maps(path: Path, pieces: Iterable[PartMaps], num_images: int, grid: tu
     Raises:
         BestiaryError: the pieces do not add up to `num_images`, or the file cannot be written.
     """
+    # codes before labels: 2-byte numbers need an even place
     label_bytes, code_bytes = num_images * grid[0] * grid[1], num_images * num_parts * 2
     header = json.dumps(
         {

@@ -87,6 +87,7 @@ def color_parts(picture: Image.Image, labels: Tensor, background: int) -> Image.
 def crop_part(picture: Image.Image, labels: Tensor, part: int, size: int) -> Image.Image:
     """The square around a part's patches `(h, w)` in a square picture, resized to `size` pixels."""
     rows, columns = (labels == part).nonzero(as_tuple=True)
+    # from patches to pixels
     step = picture.width / labels.shape[1]
     left, right = float(columns.min()) * step, float(columns.max() + 1) * step
     top, bottom = float(rows.min()) * step, float(rows.max() + 1) * step

@@ -42,6 +42,7 @@ class PictureReader:
                 ahead = [pool.submit(self.read, index) for index in following]
                 read = [(index, future.result()) for index, future in zip(piece, waiting, strict=True)]
                 skipped.extend((self.names[index], found) for index, found in read if isinstance(found, str))
+                # the order stays that of `piece`; what could not be read is told, not raised
                 good = [(index, found) for index, found in read if isinstance(found, Tensor)]
                 if good:
                     yield [index for index, _ in good], torch.stack([found for _, found in good])  # (n, 3, S, S)
@@ -108,7 +109,7 @@ def joined_sample(state: DiscoveryState) -> PatchGrid:
 
 
 def check_features(grid: PatchGrid, names: Sequence[str]) -> None:
-    """Refuse features that are not finite numbers.
+    """Refuse features `(n, h, w, D)` that are not finite numbers.
 
     Raises:
         BestiaryError: the message names the first picture concerned.
@@ -155,7 +156,7 @@ def _joined_sample(pieces: Sequence[SampleShard]) -> SampleShard:
 
 
 def _joined_parts(pieces: Sequence[PartShard]) -> PartShard:
-    """All pictures of a shard in the order of the list of files."""
+    """All pictures of a shard, labels `(n, h, w)` and means `(n, M, D)`, in the order of the list of files."""
     index = torch.cat([piece.index for piece in pieces])  # (n,)
     order = index.argsort()
     labels, counts, means = (

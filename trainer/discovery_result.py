@@ -113,6 +113,7 @@ class _ResultStream:
 
     def maps(self) -> Iterator[PartMaps]:
         """Labels and codes of each shard."""
+        # one pass over the shards serves the file of maps and everything that is counted
         for shard, codes in _coded(self._state, self._codebook):
             piece = PartMaps(shard.labels, codes)
             self.typical.add(self.counts.images, codes, shard.means)
@@ -136,6 +137,7 @@ def _kind_sample(state: DiscoveryState, total: int, most: int, seed: int) -> tup
     means, counts, first = [], [], 0
     for shard in state.read_parts():
         size = len(shard.index)
+        # places among all pictures -> rows of this shard
         rows = chosen[(chosen >= first) & (chosen < first + size)] - first
         means.append(shard.means[rows])
         counts.append(shard.counts[rows])

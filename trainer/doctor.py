@@ -53,6 +53,7 @@ def examine_setup(setup: TrainingSetup, run: RunFolder | None) -> DoctorReport:
     Raises:
         BestiaryError: the disk is too small, or the first forward pass gives no finite loss.
     """
+    # from what is known at once to what must be computed
     report = DoctorReport()
     for line in (*_picture_lines(setup), *_size_lines(setup)):
         report.add(line)
@@ -102,6 +103,7 @@ def state_bytes(setup: TrainingSetup) -> int:
 def _disk_line(setup: TrainingSetup, place: Path) -> str:
     settings = setup.settings
     previews = settings.optimizer.steps // settings.run.preview_every if settings.run.preview_every else 0
+    # states that are kept, and two more while they change; two sheets a preview
     needed = state_bytes(setup) * (settings.run.keep_states + 2) + 2 * previews * PREVIEW_MIB * MIB
     existing = next(folder for folder in (place.absolute(), *place.absolute().parents) if folder.exists())
     free = shutil.disk_usage(existing).free
@@ -136,6 +138,7 @@ def _memory_line(setup: TrainingSetup) -> str:
 
 @torch.no_grad()
 def _forward_line(setup: TrainingSetup) -> str:
+    # no gradients: the first real batch through the objective, as the loop will call it
     started = time.monotonic()
     curves = setup.objective(setup.batches.draw(0, 0)).curves
     loss = float(curves["loss"])

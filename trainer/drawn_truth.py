@@ -95,6 +95,7 @@ def score_discovery(labels: np.ndarray, background: int, truth: np.ndarray) -> D
         [[_iou(labels == part, drawn == number + 1) for number in range(len(PARTS))] for part in discovered]
     )
     rows, columns = linear_sum_assignment(-table) if len(discovered) else ([], [])
+    # parts that nothing was matched to count as 0
     ious = dict.fromkeys(PARTS, 0.0)
     matched = {}
     for row, column in zip(rows, columns, strict=True):

@@ -130,6 +130,7 @@ def _after(first: CodebookEdit, second: CodebookEdit) -> CodebookEdit:
 def _edit(folder: Path, change: Edit, refit: bool = False) -> None:
     """Change the codebook and carry maps, captions, report and page over to it."""
     folder = Path(folder)
+    # an edit that was interrupted is completed first: this one builds on it
     finish_edit(folder)
     report = read_report(folder, needs=_REPORT_ENTRIES)
     codebook = PartCodebook.load(folder / CODEBOOK)
@@ -162,6 +163,7 @@ def _replace_files(
             counts.add(piece)
             yield piece
 
+    # all or none: files of two editions of a discovery would contradict each other
     with editing(folder) as staging:
         write_maps(staging / PART_MAPS, pieces(), len(codes), codebook.grid, codebook.num_parts)
         codebook.save(staging / CODEBOOK)
@@ -218,11 +220,13 @@ def _with_fitted_kinds(
     )  # (N, 1, d), (N, 1)
     # a codebook of this part alone: the kinds of all others stay as they are
     alone = replace(codebook, part_names=(codebook.part_names[part],), background=0)
+    # on at most as many pictures as the discovery itself used
     chosen = torch.randperm(len(means), generator=torch.Generator().manual_seed(plan["seed"]))[: plan["kind_images"]]
     fitted = fit_kinds(alone, means[chosen].float(), counts[chosen], num_kinds=plan["kinds"], seed=plan["seed"])
     new_codes = fitted.kind_of(means.float(), counts)  # (N, 1)
     new_codes[codes[:, part] == ABSENT] = ABSENT
     typical = TypicalPictures(fitted)
+    # the one part is number 0 there: keys and codes go back under its own number
     typical.add(0, new_codes, means)
     kept = {key: rows for key, rows in report["typical"].items() if not key.startswith(f"{part}:")}
     kept |= {key.replace("0:", f"{part}:", 1): rows for key, rows in typical.rows().items()}

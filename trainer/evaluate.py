@@ -122,6 +122,7 @@ class PartsEvaluator:
         labels: Path | None = None,
     ) -> None:
         """Plan the tests; `tests` names those to run, None runs all. `labels` as in EvaluateSettings."""
+        # shared by all dictionaries: discovery, model, tests and what real pictures look like
         self._labels = labels
         self.discovery, self.denoiser, self.choice = discovery, denoiser, choice
         # the source reads the bare model: adapters are on it only while pictures are made
@@ -139,6 +140,7 @@ class PartsEvaluator:
         """What the real pictures score themselves, as they are and after the base model's autoencoder."""
         pictures = list(self.real)
         codes = self.discovery.maps.codes
+        # every real picture, asked for with its own codes: the codebook's own agreement with itself
         cases = [TestCase(tuple(codes[picture].tolist()), _all_from(picture, codes), 0) for picture in pictures]
         size = self.denoiser.backbone.image_size
         images = self.judge.read([self.discovery.image_paths[picture] for picture in pictures], size)
@@ -176,7 +178,7 @@ class PartsEvaluator:
         return results
 
     def _class_reading(self, name: str, dictionary: PartDictionary) -> ClassReading:
-        """Classes of all pictures learned from, and what their parts look like on average."""
+        """Classes of all pictures learned from, and the mean features `(K, M, d)` of their parts."""
         if self._labels is None:
             raise BestiaryError(f"dictionary {name} was trained on classes: give --labels, the table that named them")
         names = [str(path.relative_to(self.discovery.images_folder)) for path in self.discovery.image_paths]
@@ -186,6 +188,7 @@ class PartsEvaluator:
             strange = set(kinds.kind_names[part].items()) ^ set(dictionary.kind_names[part].items())
             if strange:
                 raise BestiaryError(
+                    # the same number must mean the same class in the table and in the dictionary
                     f"{self._labels} and dictionary {name} number the classes of {kinds.part_names[part]} differently, "
                     f"for example {sorted(strange)[0][1]!r}: give the table it was trained with"
                 )
@@ -201,6 +204,7 @@ def evaluate_files(settings: EvaluateSettings, report: StageReport) -> Path:
     """
     from .evaluation_page import write_evaluation_page
 
+    # everything is loaded and checked before the first picture
     started = time.monotonic()
     discovery = Discovery.load(settings.discovery)
     paths = {settings.dictionary.name.split(".")[0]: settings.dictionary, **settings.baselines}

@@ -41,6 +41,7 @@ def reconstruction_cases(codes: Tensor, count: int, seed: int) -> list[TestCase]
     """
     rng = np.random.default_rng(seed)
     usable = _usable(codes, 1)
+    # whole rounds through all pictures, each in a new order
     order = np.concatenate([rng.permutation(usable) for _ in range(-(-count // len(usable)))])[:count]
     cases = []
     for number, picture in enumerate(order.tolist()):
@@ -84,7 +85,7 @@ def _mix(
     number: int,
     seed: int,
 ) -> TestCase:
-    """Deal the parts out among the pictures, evenly and at random, among those that show the part."""
+    """Deal the parts of `(N, M)` codes out among the pictures, evenly and at random, among those that show the part."""
     taken = [-1] * codes.shape[1]
     deck = [pictures[place % len(pictures)] for place in range(len(foreground))]
     # deal the parts out several times and keep the hand in which most pictures show what they shall give

@@ -77,6 +77,7 @@ def source_crop(discovery: Discovery, picture: int, parts: Sequence[int], size: 
     """A picture learned from with everything but some parts faded."""
     image = fit_square(read_image(discovery.image_paths[picture]), size)
     labels = discovery.maps.labels[picture].long()  # (h, w)
+    # in colour where these parts are
     inside = torch.isin(labels, torch.tensor(list(parts)))
     mask = Image.fromarray((inside.byte() * 255).numpy()).resize(image.size, Image.Resampling.BICUBIC)
     # the rest of the picture turns grey and pale
@@ -88,6 +89,7 @@ def recipe_row(evaluation: Evaluation, case: TestCase, results: Mapping[str, Ima
     """`head of this + wings of that = creature`, with the sources' other parts faded."""
     codebook = evaluation.discovery.codebook
     sources = []
+    # one crop per picture, with all parts it gave
     for picture in case.pictures:
         parts = [part for part, source in enumerate(case.sources) if source == picture and part != codebook.background]
         if not parts:

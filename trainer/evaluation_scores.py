@@ -46,6 +46,7 @@ def score_pictures(
         same by part. `part_likeness` is the cosine between the features of a part and of the part it was taken from,
         `image_similarity` the same for whole pictures that were to be rebuilt.
     """
+    # codes asked for and codes seen, in the same order of pictures and parts
     asked = torch.tensor([case.codes for case in cases])  # (N, M)
     seen = sight.maps.codes
     ious = _attention_ious(pictures, sight, codebook)  # (N, M)
@@ -88,7 +89,7 @@ class _SimilarityOf:
 
 
 def _standard_error(asked: Tensor, seen: Tensor) -> float | None:
-    """Standard error of the EMR, taking whole pictures as the independent draws."""
+    """Standard error of the EMR of codes `(N, M)`, taking whole pictures as the independent draws."""
     shares = exact_match_by_picture(seen, asked)  # (N,)
     # pictures of which nothing was asked, of (N,)
     shares = shares[~shares.isnan()]

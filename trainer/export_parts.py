@@ -106,6 +106,7 @@ def embedding_for_a1111(tensors: Mapping[str, Tensor], encoder: str) -> Tensor:
     Raises:
         BestiaryError: it would refuse the file.
     """
+    # two encoders: both keys must be there
     if "clip_g" in tensors and "clip_l" in tensors:
         return tensors[encoder]
     if len(tensors) != 1:

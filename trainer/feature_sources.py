@@ -47,6 +47,7 @@ def build_feature_source(spec: Spec, denoiser: Denoiser | None = None, *, device
     """
     settings = dict(spec)
     name = settings.pop("name", None)
+    # each source knows its own settings; an unknown one is its error to tell
     if name == "descriptor":
         return DescriptorFeatures(**settings)
     if name == "dinov2":

@@ -94,11 +94,13 @@ def _part_box(kinds: TrainingKinds, row: int, part: int, edge: int) -> tuple[int
     labels = kinds.labels[row]  # (h, w)
     if part == kinds.background or len(kinds.part_names) == 1 or not (labels == part).any():
         return (0, 0, edge, edge)
+    # extent of the part in patches, as half an edge in pixels with one patch to spare
     ys, xs = np.nonzero(labels == part)
     cell = edge / labels.shape[0]
     half = (max(np.ptp(ys), np.ptp(xs)) + 1) / 2 * cell + cell
     half = min(half, edge / 2)
     middle = ((ys.min() + ys.max() + 1) / 2 * cell, (xs.min() + xs.max() + 1) / 2 * cell)
+    # moved inside the picture where it would leave it
     top, left = (float(np.clip(centre - half, 0, edge - 2 * half)) for centre in middle)
     return (round(left), round(top), round(left + 2 * half), round(top + 2 * half))
 

@@ -61,7 +61,7 @@ class Parallel(Protocol):
         """Context of a forward and backward pass; without `synchronise` gradients stay local."""
 
     def sum(self, tensor: Tensor) -> Tensor:
-        """Sum of a tensor over all processes."""
+        """Sum of a tensor over all processes, in its shape."""
 
     def wait(self) -> None:
         """Return when all processes have come here."""
@@ -83,7 +83,7 @@ class SingleProcess:
         return nullcontext()
 
     def sum(self, tensor: Tensor) -> Tensor:
-        """The tensor itself."""
+        """The tensor itself, in its shape."""
         return tensor
 
     def wait(self) -> None:
@@ -189,12 +189,14 @@ def _resume(state: TrainingState, run: RunFolder, parallel: Parallel) -> None:
     if saved is None:
         return
     state.restore(saved)
+    # what the log says of later steps belongs to a run that was cut off
     if parallel.rank == 0:
         run.forget_log_after(saved.step)
         logger.info("going on from step %d of %s", saved.step, run.path)
 
 
 def _backward(loss: Tensor, scaler: torch.amp.GradScaler | None) -> None:
+    """Add the gradients of a scalar loss, scaled up where half precision needs it."""
     (scaler.scale(loss) if scaler else loss).backward()
 
 

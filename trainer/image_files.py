@@ -220,6 +220,7 @@ def _check_size(image: Image.Image, path: Path) -> None:
         raise UnreadableImage(
             path, f"{width} x {height} pixels are too few: at least {MIN_EDGE} x {MIN_EDGE} are needed"
         )
+    # only JPEGs can be decoded at a fraction of their size
     limit = MAX_JPEG_PIXELS if image.format in ("JPEG", "MPO") else MAX_PIXELS
     if width * height > limit:
         raise UnreadableImage(
@@ -260,6 +261,7 @@ def _rgb(image: Image.Image) -> Image.Image:
     if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
         # also a key colour of RGB or palette files becomes alpha here
         layer = image.convert("RGBA")
+        # transparent pixels would otherwise show whatever colour the file happens to hold there
         white = Image.new("RGBA", layer.size, "white")
         return Image.alpha_composite(white, layer).convert("RGB")
     return image.convert("RGB")

@@ -167,6 +167,7 @@ def _layout(names: str | Path | None, files: Sequence[Path]) -> PartLayout:
 def _dictionary(
     found: dict[PartCraftKind, PartCraftFile], layout: PartLayout, class_names: Path | None, captions: Path | None
 ) -> PartDictionary:
+    # the released mappers are whole training modules: their parameter names are ours
     mapper = found["mapper"]
     try:
         projector = TokenProjector.from_state_dict(mapper.tensors)
@@ -261,6 +262,7 @@ def _codebook(kmeans: PartCraftFile, layout: PartLayout, foreground_cluster: int
     coarse, fine = kmeans.tensors[COARSE], []  # (M, D)
     while FINE.format(len(fine)) in kmeans.tensors:
         fine.append(kmeans.tensors[FINE.format(len(fine))])
+    # what does not fit would only show as nonsense in part maps: it is refused here
     count, width = coarse.shape
     if len(fine) != count or foreground_cluster not in (0, 1) or max(layout.parts.values()) >= count:
         raise BestiaryError(

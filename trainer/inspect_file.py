@@ -241,10 +241,12 @@ def _describe_pickle(path: Path) -> Description:
 
 
 def _entries(content: object) -> dict[str, TensorEntry]:
+    """Type and shape of every tensor in nested containers and shells, by its dotted path."""
     return {name: TensorEntry(str(t.dtype)[6:], tuple(t.shape)) for name, t in tensors_in(content)}
 
 
 def _tensors(entries: Mapping[str, TensorEntry]) -> Description:
+    """How many tensors there are, and name, type and shape of the first."""
     shown = [
         {"name": _short(name), "type": entry.dtype, "shape": list(entry.shape)}
         for name, entry in list(entries.items())[:_SHOWN_TENSORS]

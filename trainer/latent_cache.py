@@ -104,6 +104,7 @@ def picture_stamps(folder: Path, names: Sequence[str]) -> tuple[tuple[str, int, 
     Raises:
         BestiaryError: pictures are missing; the message counts them and names the first.
     """
+    # what is missing is gathered: one message for all of it
     stamps, missing = [], []
     for name in names:
         try:
@@ -148,6 +149,7 @@ def open_cache(
     if parallel.rank == 0:
         _prepare(place, spec)
     parallel.wait()
+    # mapped, not read: every process writes its own rows of one file
     moments = np.memmap(place / MOMENTS_NAME, np.float16, "r+", shape=spec.shape)
     done = np.memmap(place / DONE_NAME, np.uint8, "r+", shape=(len(paths),))
     # every process encodes each size-th picture
@@ -174,6 +176,7 @@ def _encode_rows(
         for view in range(spec.views):
             mean, log_variance = encode(images.flip(-1) if view else images)  # (B, C, h, w) each
             both = torch.stack([mean, log_variance], dim=1).float().cpu()  # (B, 2, C, h, w)
+            # a wrong autoencoder shows at the first batch
             if both.shape[1:] != spec.shape[2:]:
                 raise BestiaryError(
                     f"the autoencoder gave moments {tuple(both.shape[1:])}, {spec.shape[2:]} was expected"
@@ -193,6 +196,7 @@ def _prepare(place: Path, spec: CacheSpec) -> None:
         place.mkdir(parents=True, exist_ok=True)
         for name, size in ((MOMENTS_NAME, spec.byte_count), (DONE_NAME, len(spec.pictures))):
             path = place / name
+            # a file of another size is none of this cache: begin anew, and count no row as done
             if not path.exists() or path.stat().st_size != size:
                 (place / DONE_NAME).unlink(missing_ok=True)
                 _reserve(path, size)

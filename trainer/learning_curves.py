@@ -23,6 +23,7 @@ class CurveMeter:
         """Add the values of one batch: scalars, vectors (M,), or (B, M) averaged over B; NaN counts as not seen."""
         for name, value in curves.items():
             value = value.detach().float()
+            # what was not seen adds nothing to the sum and nothing to the count
             seen = torch.isfinite(value)
             total, count = torch.where(seen, value, 0.0), seen.float()
             if value.ndim == 2:
@@ -31,7 +32,7 @@ class CurveMeter:
             self._counts[name] = self._counts[name] + count if name in self._counts else count
 
     def read(self, sum_over_processes: Callable[[Tensor], Tensor] = lambda tensor: tensor) -> dict[str, Any]:
-        """Means by name, a number or nested lists, None where nothing was seen; then start anew."""
+        """Means by name in the shape that was added, `None` where nothing was seen; then start anew."""
         record = {}
         # sums and counts are joined before they are divided: processes may have seen different parts
         for name in self._sums:

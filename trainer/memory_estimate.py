@@ -65,7 +65,7 @@ class StorageHighWater(TorchDispatchMode):
         self._known: weakref.WeakKeyDictionary[Any, int] = weakref.WeakKeyDictionary()
 
     def ignore(self, tensors: Iterable[Tensor]) -> None:
-        """Do not count tensors that exist already."""
+        """Do not count tensors, of any shape, that exist already."""
         for tensor in tensors:
             self._known[tensor.untyped_storage()] = 0
 
@@ -81,6 +81,7 @@ class StorageHighWater(TorchDispatchMode):
 
     def _count(self, storage: torch.UntypedStorage) -> None:
         if storage in self._known:
+            # views share the storage of what they look at: it is counted once, and until the last of them is gone
             return
         size = storage.nbytes()
         self._known[storage] = size
@@ -124,7 +125,7 @@ def measure_memory(objective: PartObjective, batch: PartBatch, *, ema: bool = Fa
 
 
 def _peak_of_step(objective: PartObjective, batch: PartBatch, known: Iterable[Tensor] = ()) -> int:
-    """Bytes (of any shape and dtype): highest sum of storages that one forward and backward pass makes besides `known` ones, gradients included."""
+    """Bytes: highest sum of storages that a forward and backward pass makes besides `known` ones, with gradients."""
     learned = list(objective.parameters())
     kept = [parameter.grad for parameter in learned]
     objective.zero_grad(set_to_none=True)
@@ -136,6 +137,7 @@ def _peak_of_step(objective: PartObjective, batch: PartBatch, known: Iterable[Te
         loss = objective(batch).total
         gradients = torch.autograd.grad(loss, learned, allow_unused=True)
     del gradients, loss
+    # the caller's gradients, as they were
     for parameter, gradient in zip(learned, kept, strict=True):
         parameter.grad = gradient
     return counter.peak
@@ -151,6 +153,7 @@ def _standing(objective: PartObjective, ema: bool) -> MemoryEstimate:
 def _frozen(objective: PartObjective) -> list[Tensor]:
     """All tensors of the modules the denoiser holds, but for the learned ones."""
     learned = {id(parameter) for parameter in objective.parameters()}
+    # the protocol does not say which modules a denoiser holds: they are looked for
     found: list[Tensor] = []
     for module in _modules(objective.denoiser):
         found += [tensor for tensor in (*module.parameters(), *module.buffers()) if id(tensor) not in learned]

@@ -44,6 +44,7 @@ def read_model_folder(path: Path) -> ModelFolder:
         BestiaryError: the folder is missing, is no diffusers folder, mixes components of different models, or lacks
             weights; the message says what was found and what to do.
     """
+    # from the folder to its configs, then whether these belong together
     _check_is_folder(path)
     index = _read_json(path / "model_index.json")
     configs = {name: _read_json(path / name / "config.json") for name in ("unet", "vae", "text_encoder")}
@@ -123,6 +124,7 @@ def _check_fit(path: Path, configs: Mapping[str, Mapping[str, object]]) -> None:
             f"{path}: the denoiser is a {unet['_class_name']}, which is not supported; "
             "choose a Stable Diffusion 1.5, 2 or XL model"
         )
+    # the checks of one model: channels of latents, then widths of text
     if unet["in_channels"] != vae["latent_channels"]:
         raise BestiaryError(
             f"{path}: the denoiser takes {unet['in_channels']} channels but the autoencoder gives {vae['latent_channels']}: "
@@ -137,6 +139,7 @@ def _check_fit(path: Path, configs: Mapping[str, Mapping[str, object]]) -> None:
 
 
 def _backbone_name(path: Path, configs: Mapping[str, Mapping[str, object]]) -> BackboneName:
+    # our own folders name themselves; others are told by their configs
     named = path / "bestiary.json"
     if named.is_file():
         return get_backbone(str(_read_json(named).get("backbone"))).name
@@ -156,6 +159,7 @@ def _backbone_of(name: BackboneName, configs: Mapping[str, Mapping[str, object]]
     for spec, component in zip(record.text_encoders, ("text_encoder", "text_encoder_2"), strict=False):
         text = configs[component]
         specs.append(replace(spec, width=text["hidden_size"], max_tokens=text.get("max_position_embeddings", 77)))
+    # every level of the autoencoder but the first halves the picture
     factor = 2 ** (len(configs["vae"]["block_out_channels"]) - 1)
     return replace(
         record,

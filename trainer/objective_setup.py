@@ -64,6 +64,7 @@ def build_objective(
     settings: TrainPartsSettings, kinds: TrainingKinds, denoiser: TrainableDenoiser, batches: ConceptImages
 ) -> PartObjective:
     """Fresh projector and adapters in their objective; draws from torch's generator."""
+    # adapters first, then what is learned: both belong to one objective
     method, lora = settings.method, settings.lora
     spec = LoraSpec(lora.rank, lora.alpha or float(lora.rank), lora.self_attention) if lora.rank else None
     adapters = denoiser.add_lora(spec) if spec else {}
@@ -76,6 +77,7 @@ def build_objective(
         depth=method.projector_depth,
         positional=method.positional,
     )
+    # where vectors start: one point for all parts, then a word of its own for each
     start = common_start(denoiser, len(kinds.part_names), method.initial_words)  # (M, D)
     if method.part_words and method.kind == "parts":
         start = _start_at_words(settings, kinds, denoiser, batches, start)
@@ -95,6 +97,7 @@ def _start_at_words(
     settings: TrainPartsSettings, kinds: TrainingKinds, denoiser: Denoiser, batches: ConceptImages, start: Tensor
 ) -> Tensor:
     """`start` `(M, D)` with every foreground part at the word that fits it best in a few pictures."""
+    # a few pictures spread over all of them, with little noise
     words = settings.method.part_words.split()
     rows = np.linspace(0, len(batches) - 1, min(PROBED_PICTURES, len(batches))).astype(int).tolist()
     fit = fit_of_words(denoiser, words, batches.fixed(rows, batches.plan.num_timesteps // 4))  # (M, W)
@@ -148,6 +151,7 @@ def parameter_groups(
     settings: TrainPartsSettings, objective: PartObjective, denoiser: Denoiser
 ) -> tuple[ParameterGroup, ...]:
     """Tokens, projector matrices and adapters with their own learning rates; only adapters decay."""
+    # three groups that learn at different speeds
     optimizer = settings.optimizer
     own = dict(objective.projector.named_parameters())
     tokens = {name: p for name, p in own.items() if not name.startswith("projection.")}

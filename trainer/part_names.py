@@ -48,6 +48,7 @@ class PartPlaces:
         things = labels != self.background  # (N, h, w)
         counts = masks.sum((2, 3))  # (N, M)
         present = counts > 0
+        # place of each part within its thing: rows first, then columns
         for axis in (0, 1):
             place = _within_thing(things, axis)  # (N, h or w) in -1..1 inside the thing
             mass = masks.sum(3 - axis).double()  # (N, M, h or w): patches of the part along this axis
@@ -67,7 +68,7 @@ class PartPlaces:
         return (self.squares / shown - self.mean().square()).clamp_min(0).sqrt()
 
     def area(self) -> Tensor:
-        """Mean share of the picture `(M,)` where the part is shown, 0..1."""
+        """Mean share of the picture `(M,)` where the part is shown, 0..1, of labels `(N, h, w)`."""
         return self.areas / self.images.clamp_min(1)
 
 

@@ -106,7 +106,7 @@ class PartObjective(nn.Module):
         return self._denoiser[0]
 
     def named_adapters(self) -> dict[str, nn.Parameter]:
-        """The adapters' parameters under the denoiser's names."""
+        """The adapters' parameters, down `(r, I)` and up `(O, r)`, under the denoiser's names."""
         return dict(zip(self._adapter_names, self.adapters, strict=True))
 
     def forward(self, batch: PartBatch) -> LossReport:
@@ -115,6 +115,7 @@ class PartObjective(nn.Module):
         noise_loss = self._noise_loss(output.prediction, target, batch)  # (B,)
         total = noise_loss.mean()
         curves = {"noise_loss": noise_loss.detach().mean()}
+        # where tokens looked, against the regions of their parts
         if self.attention is not None:
             maps = average_maps(output.attention, batch.masks.shape[-1])  # (B, M, g, g)
             present = batch.codes >= 0  # (B, M)
@@ -145,6 +146,7 @@ class PartObjective(nn.Module):
         return output, schedule.target(latents, noise, batch.timesteps)
 
     def _request(self, positions: Tensor) -> AttentionRequest | None:
+        """The attention to ask for at places `(B, M)`; None where no loss reads it."""
         if self.attention is None:
             return None
         return AttentionRequest(positions, self.attention.layers, self.attention.columns)

@@ -30,6 +30,7 @@ class PartPreviews:
     def write(self, step: int, *, sampling_steps: int | None = None) -> None:
         """Write both sheets for the weights as they are now."""
         made = self.sample(sampling_steps or self._settings.preview_steps)  # (n, 3, H, W)
+        # a column per picture: the real one above what its tokens make
         real = [self._picture(row) for row in self._rows]
         labels = [self._setup.pictures.names[row] for row in self._rows]
         images = [*real, *(to_image(image) for image in made)]

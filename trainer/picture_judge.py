@@ -73,5 +73,6 @@ class PictureJudge:
         grid = self._source(images)
         maps = self.codebook.segment(grid)
         features = self.codebook.embed(grid).float().cpu()  # (B, h, w, D)
+        # without gradients and on the CPU: sights of many pictures are kept
         means, _ = self.codebook.part_means(grid, maps.labels)
         return Sight(PartMaps(maps.labels.cpu(), maps.codes.cpu()), means.float().cpu(), features.flatten(1, 2).mean(1))

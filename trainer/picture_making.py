@@ -124,6 +124,7 @@ def make_pictures(
 def encode_resolved(denoiser: SamplingDenoiser, prompts: Sequence[ResolvedPrompt]) -> TextConditioning:
     """Encode B prompts with their learned vectors in place."""
     tokens = [denoiser.tokenize(prompt.pieces) for prompt in prompts]
+    # prompts with fewer vectors are filled up with zeros, to which no place points
     most = max(len(prompt.vectors) for prompt in prompts)
     if most == 0:
         return denoiser.encode_prompts(tokens, None)

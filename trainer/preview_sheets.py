@@ -29,6 +29,7 @@ def preview_prompts(objective: PartObjective, codes: Tensor, noun: str = "") -> 
         shown = [(part, kind) for part, kind in enumerate(row) if kind >= 0]
         pieces = [PromptPiece("a photo of a"), *(PromptPiece(None) for _ in shown)]
         prompts.append(denoiser.tokenize([*pieces, *([PromptPiece(noun)] if noun else [])], chunks=1))
+        # vectors in the order of the prompt, then zeros
         own = table.new_zeros(codes.shape[1], table.shape[-1])  # (M, D)
         own[: len(shown)] = torch.stack([table[part, kind] for part, kind in shown])
         vectors.append(own)

@@ -46,6 +46,7 @@ def duration(seconds: float) -> str:
 
 
 def _line(stage: str, done: int, total: int, seconds: float, style: ProgressStyle, in_place: bool) -> str:
+    # at the mean speed so far
     left = seconds / done * (total - done) if done else None
     if style == "json":
         record = {"stage": stage, "done": done, "total": total, "seconds": round(seconds, 2)}

@@ -73,6 +73,7 @@ class PromptEncoding:
         """Lay out a prompt for every encoder, ids `(C, L)` each; `chunks` as in `Denoiser.tokenize`."""
         ids: dict[str, Tensor] = {}
         places: list[tuple[Tensor, Tensor]] = []
+        # every encoder has its own tokenizer and special ids, but the places of vectors must agree
         for spec in self.backbone.text_encoders:
             encoder = self.encoders[spec.name]
             layout = lay_out_tokens(
@@ -151,6 +152,7 @@ class PromptEncoding:
             for row, key in enumerate(missing):
                 found[key] = (context[row], None if pooled is None else pooled[row])
         self._known.update(found)
+        # the oldest encodings go first
         while len(self._known) > CACHED_PROMPTS:
             self._known.popitem(last=False)
         context = torch.stack([found[key][0] for key in keys])  # (B, C * L, E)
@@ -175,11 +177,13 @@ class PromptEncoding:
         if vectors is not None:
             positions = _moved(_stack_positions(prompts, vectors.shape[1]), encoder.device)  # (B, P)
             embeddings = insert_vectors(embeddings, positions, vectors.to(embeddings))
+        # pooled states are read at each chunk's first end token
         ends = (ids == encoder.end).long().argmax(-1).view(b * c)  # (B * C,)
         states = encoder.run(embeddings.reshape(b * c, length, -1), spec, ends)
         hidden = states.hidden.reshape(b, c * length, -1)  # (B, C * L, D)
         if _any_weight(prompts):
             hidden = self._weighted(hidden, spec, prompts)
+        # of several chunks the first gives the pooled vector, as in ComfyUI
         pooled = None if states.pooled is None else states.pooled.view(b, c, -1)[:, 0]  # (B, D_pooled)
         return ClipStates(hidden, pooled)
 
@@ -203,6 +207,7 @@ class PromptEncoding:
         empty = self.tokenize([], chunks=1)
         filled = []
         for prompt in prompts:
+            # empty chunks behind the prompt's own, for every encoder
             extra = most - len(prompt.weights)
             ids = {name: torch.cat([own, *[empty.ids[name].to(own)] * extra]) for name, own in prompt.ids.items()}
             weights = torch.cat([prompt.weights, *[empty.weights.to(prompt.weights)] * extra])  # (C, L)

@@ -35,6 +35,7 @@ def read_recipe(
     Raises:
         BestiaryError: file missing or no TOML; misspelt keys and values out of range, all of them in one message.
     """
+    # file first, flags over it, then one check of everything
     tree = _read_toml(find_recipe(path)) if path is not None else {}
     _check_kind(tree, model, path)
     for key, value in (overrides or {}).items():
@@ -52,6 +53,7 @@ def find_recipe(path: Path | str) -> Path:
     given = Path(path)
     if given.is_file():
         return given
+    # a name alone may mean a shipped recipe, a path never does
     shipped = RECIPE_FOLDER / f"{given.name.removesuffix('.toml')}.toml"
     if shipped.is_file() and given.parent == Path("."):
         return shipped

@@ -130,7 +130,7 @@ class RunFolder:
             write_text(self.path / "log.jsonl", "".join(json.dumps(record) + "\n" for record in kept))
 
     def save_state(self, step: int, tensors: Mapping[str, Tensor], notes: Mapping[str, Any], keep: int) -> Path:
-        """Write a state whole or not at all, then drop states older than the newest `keep`.
+        """Write a state, tensors of any shape, whole or not at all; then drop states older than the newest `keep`.
 
         Raises:
             BestiaryError: it could not be written; earlier states are untouched, and the message names the newest.
@@ -182,6 +182,7 @@ def run_kind(config: Path) -> str:
     """
     try:
         with config.open(encoding="utf-8") as file:
+            # the kind stands above the first table
             top = itertools.takewhile(lambda line: not line.startswith("["), file)
             found = next(filter(None, map(_KIND.fullmatch, top)), None)
     except (OSError, UnicodeDecodeError) as fault:

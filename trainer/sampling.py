@@ -62,7 +62,7 @@ class _Guidance:
     scale: float
 
     def at(self, timestep: Tensor) -> "_Guidance":
-        """What they say at one timestep."""
+        """What they say at one timestep: contexts `(B, L, E)`."""
         negative = None if self.negative is None else _said_at(self.negative, timestep)
         return _Guidance(_said_at(self.positive, timestep), negative, self.scale)
 
@@ -72,9 +72,11 @@ class _Guidance:
         """Guided prediction `(B, C, h, w)` and attention maps of the conditional half (Ho and Salimans 2022, eq. 6)."""
         batch = len(latents)
         times = timestep.expand(batch)  # (B,)
+        # without guidance one evaluation says it all
         if self.negative is None:
             out = denoiser.predict(latents, times, self.positive, request)
             return out.prediction, out.attention
+        # prompts of different length cannot share a batch
         if self.negative.context.shape[1] != self.positive.context.shape[1]:
             out = denoiser.predict(latents, times, self.positive, request)
             plain = denoiser.predict(latents, times, self.negative).prediction  # (B, C, h, w)
@@ -121,6 +123,7 @@ def sample_images(
     _check_request(seeds, steps, sampler)
     if attention is not None and isinstance(positive, StagedConditioning):
         raise BestiaryError("attention maps are made of prompts that say the same at every stage: leave stages out")
+    # all of the request is checked before anything is computed
     height, width = _checked_size(denoiser, size)
     positive = _matched(positive, len(seeds), "positive")
     negative = None if guidance <= 1 else _matched(negative or denoiser.empty_conditioning(), len(seeds), "negative")
@@ -174,6 +177,7 @@ def _denoise(
     """Noise -> latents `(B, C, h, w)` on the device, and attention maps `(B, P, h, w)` on the CPU."""
     scheduler = build_sampler(sampler, denoiser.scheduler_config)
     scheduler.set_timesteps(steps)
+    # each sampler starts at its own spread of noise
     latents = noise.to(denoiser.device) * float(scheduler.init_noise_sigma)
     total, grid = None, None
     for timestep in scheduler.timesteps:
@@ -181,6 +185,7 @@ def _denoise(
         model_input = scheduler.scale_model_input(latents, timestep)  # (B, C, h, w)
         prediction, attention = prompts.at(timestep).predict(denoiser, model_input, timestep, request)
         latents = scheduler.step(prediction, timestep, latents, return_dict=False)[0]
+        # maps of every step on the finest grid that was asked for
         if request is not None:
             grid = grid or _finest(attention)
             maps = average_maps(attention, grid)  # (B, P, h, w)
@@ -211,6 +216,7 @@ def _conditional_half(request: AttentionRequest) -> AttentionRequest:
 
 
 def _said_at(text: Told, timestep: Tensor) -> TextConditioning:
+    """What a prompt says at a timestep: itself, or its stage's rows `(B, L, E)`."""
     return text.at(timestep) if isinstance(text, StagedConditioning) else text
 
 

@@ -223,6 +223,7 @@ class TrainPartsSettings(Section):
 
     @model_validator(mode="after")
     def _combinations(self) -> "TrainPartsSettings":
+        # all contradictions at once, so that a recipe is mended in one go
         faults = []
         if self.method.ids == "class" and self.images.labels is None:
             faults.append('method.ids = "class" needs images.labels, a CSV file with the columns path and class')

@@ -29,7 +29,7 @@ class AccelerateProcesses:
         return nullcontext() if synchronise else module.no_sync()
 
     def sum(self, tensor: Tensor) -> Tensor:
-        """Sum of a tensor over all processes."""
+        """Sum of a tensor over all processes, in its shape."""
         return self._accelerator.reduce(tensor.to(self._accelerator.device), reduction="sum")
 
     def wait(self) -> None:

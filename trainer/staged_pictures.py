@@ -47,6 +47,7 @@ def make_staged_pictures(
     Raises:
         BestiaryError: a prompt is wrong (column, cause and valid choices), or a concept is for another backbone.
     """
+    # everything that can be wrong is found before the first picture
     for name, dictionary in sources.dictionaries.items():
         check_backbone(name, dictionary, denoiser)
     for name, spectrum in sources.spectra.items():
@@ -54,6 +55,7 @@ def make_staged_pictures(
     positives = [resolve_staged_prompt(order.prompt, sources, overrides=overrides) for order in orders]
     negatives = [resolve_staged_prompt(order.negative, sources) for order in orders]
     _warn_of_unreached(denoiser, positives, choice)
+    # prompts of one length share batches; every picture keeps its place in the order
     pictures: dict[int, Picture] = {}
     for rows in _alike(denoiser, positives, negatives):
         before = len(pictures)

@@ -26,5 +26,6 @@ def stop_signals(should_stop: Callable[[], bool] | None = None) -> Iterator[Call
     try:
         yield lambda: asked.is_set() or bool(should_stop and should_stop())
     finally:
+        # handlers of whoever called, as they were
         for number, handler in before.items():
             signal.signal(number, handler)

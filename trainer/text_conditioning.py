@@ -43,6 +43,7 @@ def run_clip(model: nn.Module, embeddings: Tensor, spec: TextEncoderSpec, end_pl
 
 def _clip_layer(layer: nn.Module, hidden: Tensor, heads: int) -> Tensor:
     """One pre-norm transformer layer with causal attention on `(N, L, D)`."""
+    # attention: from each position to those before it
     n, length, width = hidden.shape
     normed = layer.layer_norm1(hidden)
     attention = layer.self_attn
@@ -80,7 +81,7 @@ class TransformersEncoder:
         return F.embedding(ids, self._model.get_input_embeddings().weight)
 
     def run(self, embeddings: Tensor, spec: TextEncoderSpec, end_places: Tensor) -> ClipStates:
-        """See `run_clip`."""
+        """States `(N, L, D)` of embeddings `(N, L, D)`; see `run_clip`."""
         return run_clip(self._model, embeddings, spec, end_places)
 
 

@@ -36,15 +36,18 @@ def fit_of_words(denoiser: Denoiser, words: Sequence[str], batch: PartBatch) -> 
 
     All words stand in one sentence; their maps are read in noised pictures of `batch`, whose captions do not matter.
     """
+    # one sentence with all words, so that they compete for attention as parts will
     vectors = torch.stack([denoiser.word_vectors(word).mean(0) for word in words])  # (W, D)
     prompt = denoiser.tokenize([PromptPiece("a photo of a"), *[PromptPiece(None)] * len(words)], chunks=1)
     count = len(batch.timesteps)
     text = denoiser.encode_prompts([prompt] * count, vectors.expand(count, -1, -1).float())
+    # noised pictures, of which the posterior mean is enough here
     mean, noise = batch.moments[:, 0].float(), batch.noise[:, 1]  # (B, C, h, w) each
     noised = denoiser.schedule.add_noise(denoiser.scale_latents(mean), noise, batch.timesteps)
     request = AttentionRequest(text.positions)
     output = denoiser.predict(noised, batch.timesteps, replace(text, sizes=batch.sizes), request)
     maps = average_maps(output.attention, batch.masks.shape[-1])  # (B, W, g, g)
+    # a word's share among the words, and how much of it lies in each part
     share = maps / maps.sum(1, keepdim=True).clamp_min(1e-6)
     masks = batch.masks.float()  # (B, M, g, g)
     inside = torch.einsum("bmyx,bwyx->mw", masks, share) / masks.sum((0, 2, 3)).clamp_min(1).unsqueeze(1)  # (M, W)

@@ -83,9 +83,11 @@ def train_base(settings: TrainBaseSettings, out: Path, work: Path | None = None)
     model = build_base_model(settings.seed)
     for module in (model.autoencoder, model.denoiser, model.text_encoder):
         module.to(first.device, memory_format=torch.channels_last)
+    # first stage: drawings and the autoencoder
     shards = draw_pictures(work / "pictures", settings.seed, settings.pictures, settings.workers)
     if not _train_autoencoder(settings, model, shards, work, log, first):
         return
+    # second stage: latents, what their captions are made of, and the denoiser
     count = min(settings.latent_pictures, settings.pictures)
     cached = cache_latents(model.autoencoder, shards[: -(-count // SHARD)], work / "latents", first)[:count]
     truths = [picture_truth(settings.seed, index) for index in range(count)]
@@ -96,6 +98,7 @@ def train_base(settings: TrainBaseSettings, out: Path, work: Path | None = None)
 
 def stage_plans(settings: TrainBaseSettings) -> tuple[StagePlan, StagePlan]:
     """How the autoencoder's and the denoiser's stage are run under these settings, on this machine, from now on."""
+    # auto takes what is fastest here; the number type follows the device
     has_gpu = torch.cuda.is_available()
     device = torch.device(settings.device if settings.device != "auto" else "cuda" if has_gpu else "cpu")
     dtype = torch.float32 if settings.dtype == "float32" else torch.bfloat16
@@ -182,6 +185,7 @@ def _train_denoiser(
     state.load()
 
     def publish(step: int) -> None:
+        # averaged weights are shown and exported, then training goes on with its own
         state.swap_averages()
         pictures = sample_pictures(model, sample_captions(settings.seed), latents.scale, steps=20)
         save_sheet(pictures, 8, work / "samples" / f"step-{step:06d}.png")

@@ -63,8 +63,10 @@ def draw_lessons(count: int, seed: int) -> JudgeLessons:
         drawing = draw_creature(any_species(rng), rng)
         images[row] = drawing.image.transpose(2, 0, 1)
         kinds.append(drawing.species)
+        # share of every cell (16, 16) that each part covers: 8 x 8 pixels a cell
         cells = (drawing.labels[None] == numbers).reshape(len(PARTS), 16, 8, 16, 8)
         shares.append(cells.mean(axis=(2, 4), dtype=np.float32).astype(np.float16))  # (P, 16, 16)
+    # cut off or hidden parts teach nothing
     covered = torch.from_numpy(np.stack(shares))
     visible = covered.float().sum(dim=(2, 3)) * 64 >= VISIBLE_PIXELS  # (N, P)
     return JudgeLessons(torch.from_numpy(images), species_classes(kinds), covered, visible)
@@ -74,9 +76,11 @@ def judge_loss(judge: AttributeJudge, images: Tensor, classes: Tensor, shares: T
     """Cross-entropy of every attribute of visible parts, and of the part maps against the true cover of the cells."""
     logits, maps = judge(images)
     loss = torch.zeros((), device=images.device)
+    # one loss per attribute over the parts in sight
     for number, name in enumerate(ATTRIBUTES):
         each = functional.cross_entropy(logits[name].flatten(0, 1), classes[..., number].flatten(), reduction="none")
         loss = loss + (each * visible.flatten()).sum() / visible.sum()
+    # each part's map shall spread over the cells as the part does
     target = shares.flatten(2) / shares.flatten(2).sum(dim=-1, keepdim=True).clamp_min(1e-6)  # (B, P, 256)
     cross = -(target * maps.flatten(2).log_softmax(dim=-1)).sum(dim=-1)  # (B, P)
     return loss + 0.3 * (cross * visible).sum() / visible.sum()
@@ -93,7 +97,7 @@ def _blurred(images: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def train_judge(out: Path, *, seed: int, pictures: int, steps: int, batch: int = 64) -> dict[str, float]:
-    """Trains a judge, writes its fp16 weights to `out`, returns its accuracy on fresh drawings."""
+    """Trains a judge on drawings `(N, 3, 128, 128)`, writes fp16 weights to `out`, returns its accuracy on fresh ones."""
     torch.manual_seed(seed)
     judge = AttributeJudge().to(memory_format=torch.channels_last)
     lessons = draw_lessons(pictures, seed)
@@ -101,6 +105,7 @@ def train_judge(out: Path, *, seed: int, pictures: int, steps: int, batch: int =
     optimizer = torch.optim.AdamW(judge.parameters(), lr=2e-3, weight_decay=0.02)
     generator = torch.Generator().manual_seed(seed)
     judge.train()
+    # draw, loss, backward, step, log
     for step in range(steps):
         picked = torch.randint(pictures, (batch,), generator=generator)
         images = _blurred(lessons.images[picked].float() / 255, generator).contiguous(memory_format=torch.channels_last)
@@ -118,6 +123,7 @@ def train_judge(out: Path, *, seed: int, pictures: int, steps: int, batch: int =
     with replacing(out) as temporary:
         save_file({k: v.contiguous() for k, v in tensors.items()}, temporary)
         temporary.chmod(0o644)
+    # read back from the file, so that the figures are those of what is shipped
     accuracy = judge_accuracy(AttributeJudge.load(out), draw_lessons(FRESH_DRAWINGS, seed + 1))
     return accuracy
 

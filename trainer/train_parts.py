@@ -74,6 +74,7 @@ def _train(
     device: str,
     on_progress: ProgressCallback | None,
 ) -> TrainedParts:
+    # the device of this process takes the place of the one that was asked for
     settings = settings.model_copy(update={"run": settings.run.model_copy(update={"device": device})})
     setup = prepare(settings, parallel=parallel)
     # the first process examines, previews, saves and exports
@@ -119,6 +120,7 @@ def _previews(setup: TrainingSetup, run: RunFolder) -> Callable[[TrainingState],
 
 def _with_absolute_paths(settings: TrainPartsSettings) -> TrainPartsSettings:
     """The settings with folders that mean the same from any working directory."""
+    # relative folders would mean others where the run is resumed
     discovery = settings.discovery.model_copy(update={"folder": settings.discovery.folder.absolute()})
     own = {name: getattr(settings.images, name) for name in ("folder", "labels", "cache")}
     images = settings.images.model_copy(update={name: path.absolute() for name, path in own.items() if path})

@@ -68,7 +68,7 @@ def discovered_kinds(codebook: PartCodebook, maps: PartMaps) -> TrainingKinds:
 
 
 def class_kinds(kinds: TrainingKinds, classes: Mapping[str, Sequence[str]]) -> TrainingKinds:
-    """Every part takes a class of its picture as kind; the background keeps its own kinds.
+    """Codes `(N, M)` with a class of each picture as the kind of its parts; the background keeps its own kinds.
 
     Args:
         kinds: discovered kinds of N pictures.
@@ -103,6 +103,7 @@ def whole_kinds(
     Without classes the fine centroids of a picture's foreground parts, side by side, are clustered into as many kinds
     as the richest foreground part has. `notes["codes_of_kind"]` holds the most frequent code of every part in each kind.
     """
+    # several columns of classes are joined to one name
     if classes is not None:
         joined = [", ".join(row) for row in zip(*classes.values(), strict=True)]
         names = sorted(set(joined))
@@ -111,6 +112,7 @@ def whole_kinds(
     else:
         own = _cluster_pictures(kinds, codebook, seed)
         kind_names = {}
+    # what each kind looks like in codes of parts, so that an evaluation can ask for its parts
     table = [_usual_codes(kinds.codes[own == kind]) for kind in range(int(own.max()) + 1)]
     notes = {"ids": "whole", "parts_of_codes": list(kinds.part_names), "codes_of_kind": table}
     labels = np.zeros((len(own), 1, 1), dtype=np.uint8)  # (N, 1, 1): every patch belongs to the whole
@@ -139,6 +141,7 @@ def read_classes(path: Path, names: Sequence[str]) -> dict[str, list[str]]:
     if picture is None or not wanted:
         shown = ", ".join(columns) or "none"
         raise BestiaryError(f"{path} has the columns {shown}: it needs `path`, and `class` or one column per part")
+    # pictures without a class cannot be captioned
     by_name = {line[picture]: line for line in lines}
     missing = [name for name in names if name not in by_name or not all(by_name[name][column] for column in wanted)]
     if missing:
@@ -154,6 +157,7 @@ def _cluster_pictures(kinds: TrainingKinds, codebook: PartCodebook, seed: int) -
         centroids = F.normalize(codebook.fine[part].float(), dim=-1)  # (K, D)
         codes = torch.from_numpy(kinds.codes[:, part])
         rows = centroids[codes.clamp_min(0)]  # (N, D)
+        # what absent parts look like is not known
         pieces.append(torch.where((codes >= 0).unsqueeze(1), rows, 0.0))
     count = max(len(np.unique(column[column >= 0])) for column in kinds.codes[:, foreground].T)
     features = torch.cat(pieces, dim=1)  # (N, parts * D)

@@ -74,6 +74,7 @@ def prepare(
     pictures = load_pictures(settings)
     denoiser = load_denoiser(settings.base.path, device=settings.run.device, dtype=settings.run.dtype)
     check_layers(settings, denoiser)
+    # the long work: encoding what no earlier run has encoded
     spec = cache_spec(settings, pictures, denoiser)
     cache = _open_cache(settings, pictures, denoiser, spec, parallel, on_progress)
     free_autoencoder(denoiser, keep_decoder=settings.run.preview_every > 0 and parallel.rank == 0)
@@ -165,7 +166,7 @@ def _open_cache(
 
 
 def free_autoencoder(denoiser: Denoiser, *, keep_decoder: bool) -> None:
-    """Drop what encodes pictures from memory, and what decodes them unless previews need it."""
+    """Drop what encodes pictures `(B, 3, H, W)` from memory, and what decodes them unless previews need it."""
     if not keep_decoder:
         denoiser.drop_autoencoder()
         return

@@ -130,12 +130,14 @@ class TrainingState:
 
     @torch.no_grad()
     def _exchange(self) -> None:
+        """Swap parameters and their averages, of one shape each, in place."""
         for name, tensor in self.average.items():
             own = self.parameters[name].detach().clone()
             self.parameters[name].copy_(tensor)
             tensor.copy_(own)
 
     def _restore_random(self, saved: SavedState) -> None:
+        """Random number generators as saved; numpy's state is its keys `(624,)` and a position among them."""
         torch.set_rng_state(saved.tensors["random.torch"])
         keys = saved.tensors["random.numpy"].numpy().astype(np.uint32)
         np.random.set_state(("MT19937", keys, saved.notes["numpy_position"]))

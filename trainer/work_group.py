@@ -44,6 +44,7 @@ def join_work_group(device: str = "auto") -> WorkGroup:
     Raises:
         BestiaryError: the device asked for is not here.
     """
+    # what the launcher says of the group; without it this process is alone
     size = int(os.environ.get("WORLD_SIZE", "1"))
     if size == 1:
         return WorkGroup(device=_device(device, 0))
@@ -57,6 +58,7 @@ def join_work_group(device: str = "auto") -> WorkGroup:
 
 
 def _device(asked: str, local_rank: int) -> str:
+    # asked for or not, a device that is not here must be told before the work
     if asked == "auto":
         return f"cuda:{local_rank}" if torch.cuda.is_available() else "cpu"
     if not re.fullmatch(r"cpu|mps|cuda(:\d+)?", asked):
