@@ -106,7 +106,9 @@ def write_concept_file(path: Path, tensors: Mapping[str, Tensor], metadata: Mapp
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
-    """Write tensors of any shape as a safetensors file, whole or not at all; equal content gives equal bytes (the library's writer does not).
+    """Write tensors of any shape as a safetensors file, whole or not at all.
+
+    Equal content gives equal bytes, which the library's own writer does not promise.
 
     Raises:
         BestiaryError: a type safetensors does not know, or the file cannot be written.

@@ -167,7 +167,7 @@ class Denoiser(Protocol):
         """The adapters by kohya name (`lora_unet_....lora_down.weight` `(r, I)`, `.lora_up.weight` `(O, r)`, ...)."""
 
     def load_lora(self, tensors: Mapping[str, Tensor], strength: float = 1.0) -> int:
-        """Load adapters `(r, I)` and `(O, r)` under any common naming; how many layers they reached, zero is an error."""
+        """Load adapters `(r, I)` and `(O, r)` under any naming; how many layers they reached, zero is an error."""
 
 
 ProgressCallback = Callable[[int, int], None]

@@ -173,7 +173,7 @@ def with_strength(spectrum: PromptSpectrum, strength: float | Sequence[float]) -
     """The concept moved towards its neutral words: 1 is as learned, 0 the words alone, beyond 1 exaggerates.
 
     Vectors, `(S, V, W)` or `(S, L, V, W)`, are mixed linearly and then given the norm in between, so that half strength
-    does not also shrink them. (A strength on ComfyUI's conditioning does nothing when one prompt is alone at its stage.)
+    does not also shrink them. (A strength on ComfyUI's conditioning does nothing where one prompt stands alone.)
 
     Args:
         spectrum: must know its neutral vectors.
