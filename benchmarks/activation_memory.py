@@ -97,6 +97,7 @@ class Inputs:
 
 
 def _inputs(case: MemoryCase) -> Inputs:
+    """Random inputs in the shapes of the case; the context `(1, 77, E)` wants a gradient, as learned vectors do."""
     wide = case.backbone == "sdxl"
     edge, grid = case.resolution // 8, case.resolution // 32
     return Inputs(
@@ -109,7 +110,7 @@ def _inputs(case: MemoryCase) -> Inputs:
 
 
 def measure_ours(case: MemoryCase, columns: AttentionMethod) -> Measured:
-    """Our denoiser with adapters, attention columns and both losses."""
+    """Our denoiser with adapters, attention columns and both losses, at latents `(1, 4, h, w)`."""
     with FakeTensorMode(allow_non_fake_inputs=True):
         unet = build_unet(case.backbone)
         schedule = NoiseSchedule(torch.linspace(0.999, 0.005, 1000), "epsilon")
@@ -141,6 +142,7 @@ def measure_reference(case: MemoryCase) -> Measured:
                 sizes = torch.zeros(1, 6, dtype=torch.bfloat16)
                 added = {"text_embeds": inputs.pooled, "time_ids": sizes}
             out = unet(inputs.latents, torch.tensor([500]), inputs.context, added_cond_kwargs=added).sample
+            # kept probabilities of all cross-attention layers on the grid, mean over heads, then over layers
             kept = [m.kept.mean(dim=1) for m in unet.modules() if getattr(m, "kept", None) is not None]
             average = torch.stack(kept).mean(dim=0)  # (1, g, g, 77)
             maps = average[..., 1 : PARTS + 1].permute(0, 3, 1, 2).float()  # (1, M, g, g)
@@ -152,7 +154,7 @@ def measure_reference(case: MemoryCase) -> Measured:
 
 
 def _adapter_shapes(unet: nn.Module) -> dict[str, Tensor]:
-    """Rank-4 float32 adapters of every attention projection, by kohya name."""
+    """Rank-4 float32 adapters of every attention projection, `(4, in)` and `(out, 4)`, by kohya name."""
     adapters = {}
     for name, module in unet.named_modules():
         if isinstance(module, nn.Linear) and (".attn1.to_" in name or ".attn2.to_" in name):
@@ -163,7 +165,9 @@ def _adapter_shapes(unet: nn.Module) -> dict[str, Tensor]:
 
 
 def _measure(step: Callable[[Inputs], Tensor], case: MemoryCase, unet: nn.Module) -> Measured:
+    """Peak and FLOPs of one step, forward and backward, at latents `(1, 4, h, w)`."""
     inputs = _inputs(case)
+    # weights and inputs exist before the step and are no activations
     meter = MemoryMeter()
     meter.ignore([list(unet.parameters()), vars(inputs)])
     with FlopCounterMode(display=False) as flops, meter:

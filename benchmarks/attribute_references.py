@@ -61,6 +61,7 @@ def draw_references(seed: int) -> dict[str, Reference]:
         colors = rng.permutation(list(COLORS))[:4]
         for number in range(len(ROLES)):
             looks[number].append(PartLook(str(shapes[number]), str(colors[number]), str(patterns[number])))
+    # places, light and side differ by role: layout looks to another side, style has a light of its own
     places = [str(place) for place in rng.permutation(PLACES)[:4]]
     lights = [str(light) for light in rng.permutation(LIGHTS)]
     sides = ("left", "right") if seed % 2 else ("right", "left")
@@ -88,6 +89,7 @@ class BackdropJudge:
     """Tells place and light of a picture from the colours around the creature, learned from drawings of other creatures."""
 
     def __init__(self, seed: int = 0) -> None:
+        """Learn from `_JUDGE_DRAWINGS` drawings of every place and light; features are `(n, 3 * cells)`."""
         rng = np.random.default_rng((seed, 13))
         scenes = [Scene(place, light, str(rng.choice(("left", "right")))) for place in PLACES for light in LIGHTS]
         features, names = [], []
@@ -100,6 +102,7 @@ class BackdropJudge:
                 image = draw_creature(Species("any", tuple(looks)), rng, scene=scene).image
                 features.append(_border(torch.from_numpy(image.copy()).permute(2, 0, 1).float().unsqueeze(0) / 255)[0])
                 names.append((scene.place, scene.light))
+        # the cells of the border are enough: place and light are seen there, the creature hardly
         table = torch.stack(features).numpy()
         self._place = LogisticRegression(max_iter=400, C=3.0).fit(table, [place for place, _ in names])
         self._light = LogisticRegression(max_iter=400, C=3.0).fit(table, [light for _, light in names])
@@ -113,6 +116,7 @@ class BackdropJudge:
 def _border(images: Tensor) -> Tensor:
     """Mean colours `(B, n)` of the cells along the edges of a grid."""
     cells = torch.nn.functional.adaptive_avg_pool2d(images.float(), _GRID)  # (B, 3, 12, 12)
+    # the upper edge is wider than the lower one: the sky tells the light
     edge = torch.zeros(_GRID, _GRID, dtype=torch.bool)
     edge[:3], edge[-2:], edge[:, :2], edge[:, -2:] = True, True, True, True
     return cells[:, :, edge].flatten(1)  # (B, 3 * cells)
@@ -146,6 +150,7 @@ class ReferenceJudge:
 
     def _facing(self, images: Tensor) -> list[str]:
         """The side on which the head lies, seen from the tail."""
+        # where each part's map lies on average, from left to right
         maps = self.looks(images.float())[1].flatten(2).softmax(-1)  # (B, P, 256)
         columns = torch.arange(16).repeat(16).float()  # (256,)
         centre = maps @ columns  # (B, P)

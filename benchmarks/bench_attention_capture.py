@@ -102,7 +102,7 @@ class FullMaps:
 
 
 def sample(model: object, edge: int, steps: int, spans: tuple) -> Tensor:
-    """Latents of a core sampling with guidance and fixed noise."""
+    """Latents `(1, 4, h, w)` of a core sampling with guidance and fixed noise."""
     import comfy.sample
     from bestiary.nodes.socket_types import SPANS_KEY
 
@@ -118,7 +118,7 @@ def sample(model: object, edge: int, steps: int, spans: tuple) -> Tensor:
 
 
 def timed(run: Callable[[], Tensor]) -> tuple[float, Tensor]:
-    """Seconds of the process, which other processes on the core do not lengthen, and the result."""
+    """Seconds of the process, which other processes on the core do not lengthen, and the result `(1, 4, h, w)`."""
     start = time.process_time()
     result = run()
     return time.process_time() - start, result
@@ -168,6 +168,7 @@ def main() -> None:
     from bestiary.nodes.model_patching import record_attention
     from bestiary.nodes.socket_types import PartSpan
 
+    # four runs of one model: bare, ours, bare again, and with all probabilities kept
     bare, full = build_model(arguments.width), FullMaps()
     record = AttentionRecord(arguments.layers)
     spans = tuple(PartSpan(f"part{i}:0", f"part{i}", (3 + 2 * i,)) for i in range(PARTS))

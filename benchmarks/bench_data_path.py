@@ -42,7 +42,7 @@ PARTS, GRID, BATCH = 8, 16, 8
 
 
 def random_images(folder: Path, pictures: int, size: int) -> ConceptImages:
-    """Training pictures of random moments and labels."""
+    """Training pictures of random moments `(N, 1, 2, 4, h, w)` and labels `(N, g, g)`."""
     cells = size // 8
     shape = (pictures, 1, 2, 4, cells, cells)
     moments = np.memmap(folder / "moments", np.float16, "w+", shape=shape)
@@ -60,6 +60,7 @@ def random_images(folder: Path, pictures: int, size: int) -> ConceptImages:
 
 
 def _tokens(pieces: Sequence[PromptPiece]) -> PromptTokens:
+    """A layout of one chunk `(1, 77)`, as the tokenizer would give it, without its cost."""
     places = [place for place, piece in enumerate(pieces) if piece.text is None]
     return PromptTokens({"clip_l": torch.zeros(1, 77, dtype=torch.long)}, torch.tensor(places), torch.ones(1, 77))
 
@@ -75,7 +76,7 @@ def milliseconds(call: Callable[[int], object], repeats: int, samples: int) -> f
 
 
 def read_only(images: ConceptImages, number: int) -> None:
-    """Moments and labels of one batch."""
+    """Moments `(B, 2, 4, h, w)` and labels `(B, g, g)` of one batch."""
     rows = [(number * BATCH + i) % len(images) for i in range(BATCH)]
     zeros = [0] * BATCH
     images._cache.read(rows, zeros, zeros, zeros, images.plan.latent_size)
@@ -94,10 +95,12 @@ def main() -> None:
         parser.add_argument(option, type=int, default=default)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
+    # a picture as photographs compress: smooth, not noise
     stream = io.BytesIO()
     noise = np.random.default_rng(0).integers(0, 255, (47, 63, 3), dtype=np.uint8)
     Image.fromarray(noise).resize((500, 375)).save(stream, "JPEG", quality=90)
     with tempfile.TemporaryDirectory() as folder:
+        # the same batches once as they are read and once as they are trained on
         images = random_images(Path(folder), arguments.pictures, arguments.size)
         loader = milliseconds(lambda number: read_only(images, number), arguments.batches, BATCH)
         whole = milliseconds(lambda number: images.draw(number, 0), arguments.batches, BATCH)

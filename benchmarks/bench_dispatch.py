@@ -31,6 +31,7 @@ def main() -> None:
     parser.add_argument("--list", action="store_true", help="also list our operations by number")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
+    # small enough to be quick: the number of operations does not depend on the size
     case = build_case(CaseSize(256, 2, **NARROW), arguments.columns)
     theirs, ours = count(case.run_reference), count(case.run_ours)
     ratio = ours.kernels / theirs.kernels

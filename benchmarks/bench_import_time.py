@@ -79,6 +79,7 @@ def main() -> None:
     parser.add_argument("--comfyui", type=Path, default=Path.home() / "comfy" / "ComfyUI")
     parser.add_argument("--rounds", type=int, default=5)
     options = parser.parse_args()
+    # the fastest round counts: slower ones were disturbed
     rounds = [measure_start(options.comfyui) for _ in range(options.rounds)]
     best = min(rounds, key=lambda figures: figures["cpu_ms"])
     report = {

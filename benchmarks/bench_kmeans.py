@@ -31,6 +31,7 @@ PARTS = 8
 def synthetic_features(rows: int, seed: int) -> Tensor:
     """Unit rows `(rows, 768)`: a shared mean, 8 overlapping parts, and a spectrum that falls as a power of its index."""
     generator = torch.Generator().manual_seed(seed)
+    # parts, what all rows share, and noise, all under one falling spectrum
     spectrum = torch.arange(1, WIDTH + 1).float() ** -0.6
     parts = torch.randn(PARTS, WIDTH, generator=generator) * spectrum
     shared = torch.randn(WIDTH, generator=generator) * 3 * spectrum
@@ -40,14 +41,14 @@ def synthetic_features(rows: int, seed: int) -> Tensor:
 
 
 def timed_ours(x: Tensor, k: int, seed: int) -> tuple[float, float]:
-    """CPU seconds and inertia of ours."""
+    """CPU seconds and inertia of ours over rows `(n, d)`."""
     started = time.process_time()
     result = fit_kmeans(x, k, seed=seed)
     return time.process_time() - started, result.inertia
 
 
 def timed_theirs(x: Tensor, k: int, seed: int) -> tuple[float, float]:
-    """CPU seconds of scikit-learn, and the inertia of its clusters' directions."""
+    """CPU seconds of scikit-learn over rows `(n, d)`, and the inertia of its clusters' directions."""
     started = time.process_time()
     model = KMeans(k, n_init=5, max_iter=1000, random_state=seed).fit(x.numpy())
     seconds = time.process_time() - started

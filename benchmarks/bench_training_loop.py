@@ -62,6 +62,7 @@ def measure_loop(setup: TrainingSetup, steps: int, folder: Path) -> Clock:
     """The loop as users run it, after a few steps of warm-up."""
     clock = Clock()
     run = RunFolder.create(folder)
+    # warm-up and measurement are one run that goes on, so that nothing is set up twice
     for name, count in (("warm-up", WARM_UP), ("loop", WARM_UP + steps)):
         with clock.measure(name):
             fit(setup.objective, setup.groups, setup.batches, LoopSettings(count, log_every=5, save_every=10**6), run)
@@ -71,6 +72,7 @@ def measure_loop(setup: TrainingSetup, steps: int, folder: Path) -> Clock:
 def measure_parts(setup: TrainingSetup, steps: int) -> Clock:
     """Drawing, forward and backward one after the other."""
     clock = Clock()
+    # the three pieces of a step, each until the device has finished
     for step in range(steps):
         with clock.measure("draw"):
             batch = setup.batches.draw(step, 0)
@@ -93,6 +95,7 @@ def main() -> None:
     parser.add_argument("--dtype", default="auto")
     parser.add_argument("--checkpointing", action="store_true")
     arguments = parser.parse_args()
+    # one micro-step per step, no previews: only the loop itself
     flags = {
         "discovery.folder": arguments.discovery, "base.path": arguments.base, "images.size": arguments.size,
         "optimizer.batch_size": arguments.batch, "optimizer.accumulation": 1, "run.dtype": arguments.dtype,

@@ -40,6 +40,7 @@ def main() -> None:
     size, goal = SIZES[arguments.size]
     case = build_case(size, arguments.columns)
     losses = float(case.run_reference()), float(case.run_ours())  # also warms both up
+    # in pairs: what disturbs the machine disturbs both
     pairs = [(seconds(case.run_reference), seconds(case.run_ours)) for _ in range(arguments.pairs)]
     ratio = statistics.median(theirs / ours for theirs, ours in pairs)
     error = case.gradient_error()

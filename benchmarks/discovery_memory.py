@@ -33,6 +33,7 @@ def main() -> None:
     parser.add_argument("--sizes", type=int, nargs="+", default=[300, 2400], help="pictures of each folder, rising")
     parser.add_argument("--single", nargs=2, type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
+    # a child of this program measures one folder: the peak of a process never falls
     if options.single:
         sys.stdout.write(json.dumps(_run(*options.single)) + "\n")
         return
@@ -43,6 +44,7 @@ def main() -> None:
 
 def summarise(measured: dict[int, dict[str, float]]) -> dict[str, object]:
     """Peaks by folder size, growth per added picture and bytes kept, with the limit they are held against."""
+    # by picture, between the smallest and the largest folder
     sizes = sorted(measured)
     growth = measured[sizes[-1]]["peak_kib"] - measured[sizes[0]]["peak_kib"]
     return {
@@ -90,6 +92,7 @@ def _measure(place: Path, size: int) -> dict[str, float]:
 
 
 def _run(pictures: Path, out: Path) -> dict[str, float]:
+    # small bounds, so that everything that could grow with the folder would show
     settings = DiscoverSettings(
         images=pictures,
         out=out,

@@ -52,6 +52,7 @@ class Quality:
 def patch_truth(labels: Tensor, grid: tuple[int, int]) -> Tensor:
     """Pixel labels `(N, H, W)`, 0 background -> patch labels `(N, h, w)` of the same meaning."""
     parts = int(labels.max())
+    # share of every label in every patch, the background's first
     shares = F.one_hot(labels.long(), parts + 1).permute(0, 3, 1, 2).float()  # (N, parts + 1, H, W)
     shares = F.adaptive_avg_pool2d(shares, grid)
     drawn = shares[:, 1:].sum(dim=1) >= 0.5
@@ -67,6 +68,7 @@ def foreground_iou(ours: Tensor, theirs: Tensor) -> float:
 def matched_iou(ours: Tensor, theirs: Tensor, found: int, drawn: int) -> list[float]:
     """IoU of every drawn part with the discovered part matched to it; patch labels `(N, h, w)`, theirs counted from 1."""
     table = np.zeros((drawn, found))
+    # every drawn part against every discovered one, then the best one-to-one matching
     for row in range(drawn):
         for column in range(found):
             first, second = theirs == row + 1, ours == column
@@ -79,6 +81,7 @@ def matched_iou(ours: Tensor, theirs: Tensor, found: int, drawn: int) -> list[fl
 def matched_information(codes: Tensor, columns: dict[str, list[str]]) -> tuple[dict[str, float], dict[str, int]]:
     """NMI of every label column with the kinds `(N, M)` of the part matched to it, and which part that is."""
     names = list(columns)
+    # every column of labels against the kinds of every part
     table = np.array(
         [[normalized_mutual_info_score(columns[name], kinds) for kinds in codes.T.tolist()] for name in names]
     )
@@ -91,6 +94,7 @@ def discover(
     source: FeatureSource, images: list[Tensor], parts: int | None, kinds: int | None, seed: int
 ) -> tuple[PartCodebook, PartMaps]:
     """Discovery as the command does it: fit on a sample, then stream all pictures; images are `(3, S, S)` in 0..1."""
+    # features of all pictures in batches, then as the command: fit on some, label all
     pieces = [source(torch.stack(images[start : start + BATCH])) for start in range(0, len(images), BATCH)]
     features = torch.cat([piece.features for piece in pieces])  # (N, h, w, D)
     saliency = None if pieces[0].saliency is None else torch.cat([piece.saliency for piece in pieces])
@@ -116,6 +120,7 @@ def judge_drawings(
     started = time.process_time()
     codebook, maps = discover(source, images, parts, kinds, seed)
     seconds = time.process_time() - started
+    # the truth is looked at only now
     theirs = patch_truth(torch.from_numpy(np.stack([drawing.labels for drawing in drawings])), codebook.grid)
     ours = maps.labels.long()
     ious = matched_iou(ours, theirs, codebook.background, len(PARTS))
@@ -131,6 +136,7 @@ def judge_drawings(
 
 def judge_folder(source: FeatureSource, folder: Path, parts: int | None, kinds: int | None, seed: int) -> Quality:
     """Figures on a folder with `labels.csv`: a column `file`, and a column of kinds for every labelled part."""
+    # a table of labels, one line per picture
     with open(folder / "labels.csv", encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
     columns = {name: [row[name] for row in rows] for name in rows[0] if name != "file"}
@@ -162,6 +168,7 @@ def main(
 ) -> None:
     """Print a table, and with --out write the figures as JSON."""
     results: list[Quality] = []
+    # every source on the drawings, then on every folder
     for name in source or ["descriptor"]:
         spec = {"name": name} if image_size is None else {"name": name, "image_size": image_size}
         built = build_feature_source(spec, load_denoiser(base) if name == "diffusion" else None)

@@ -33,6 +33,7 @@ class DispatchCounter(TorchDispatchMode):
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # noqa: ANN001, ANN204
         """Run the operation and count it."""
         name = func._schema.name.removeprefix("aten::")
+        # a view starts no kernel; all others do, and some wait for the device
         if func.is_view or name in NO_KERNEL:
             self.views[name] += 1
         else:
@@ -55,7 +56,7 @@ class DispatchCounter(TorchDispatchMode):
 
 
 def _indexes_by_mask(name: str, args: tuple) -> bool:
-    """Indexing by a boolean tensor has a result of unknown size."""
+    """Indexing by a boolean tensor has a result of a shape that only the device knows."""
     if name not in ("index", "index_put", "index_put_"):
         return False
     return any(isinstance(index, torch.Tensor) and index.dtype in (torch.bool, torch.uint8) for index in args[1])

@@ -49,6 +49,7 @@ def run_rank(out: Path, found: Path, model: str) -> None:
 
     torch.set_num_threads(1)
     parallel, device = join_processes("cpu")
+    # two processes with two micro-steps make the same batch as one with one
     accumulation = 2 if parallel.size > 1 else 1
     flags = {
         "discovery.folder": found, "base.path": model, "run.device": device, "run.dtype": "fp32", "images.size": 64,
@@ -64,7 +65,8 @@ def run_rank(out: Path, found: Path, model: str) -> None:
 
 
 def start_ranks(size: int, out: Path, found: Path, model: str) -> list[dict[str, torch.Tensor]]:
-    """Run `size` processes and read their gradients."""
+    """Run `size` processes and read their gradients, each in the shape of its parameter."""
+    # a free port, on which the processes find each other
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
@@ -88,6 +90,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         first, second = start_ranks(2, Path(folder), arguments.found, arguments.base)
         (whole,) = start_ranks(1, Path(folder), arguments.found, arguments.base)
+    # between the ranks number by number; against the large batch as one long vector
     largest = max(float((first[name] - second[name]).abs().max()) for name in first)
     ours = torch.cat([first[name].flatten() for name in sorted(first)])
     theirs = torch.cat([whole[name].flatten() for name in sorted(whole)])

@@ -55,12 +55,14 @@ def main() -> None:
 
 def measure(learn: str, model: str, width: int, size: int, batch: int, place: Path) -> dict[str, object]:
     """Peaks in MiB of both, for activations kept and recomputed."""
+    # one set of weights for both sides
     torch.manual_seed(0)
     reference = None if model == "demo" else sd15_modules(width)
     theirs = standalone_denoiser(reference)
     ours = graph_denoiser(reference)
     figures: dict[str, object] = {"learn": learn, "model": model, "size": size, "batch": batch, "steps": STEPS}
     figures["width"] = width if model == "sd15" else None
+    # each side from fresh adapters or vectors, which come off again
     for recompute in (False, True):
         settings = training_settings(learn, size, batch, recompute)
         standalone, their_losses = peak_of_training(theirs, settings, place / f"standalone-{recompute}")
@@ -88,7 +90,7 @@ def training_settings(learn: str, size: int, batch: int, recompute: bool) -> Tra
 def peak_of_training(
     denoiser: object, settings: TrainPartsSettings | TrainSpectrumSettings, folder: Path
 ) -> tuple[int, list[float]]:
-    """Most bytes alive at once of what a whole training makes, and its losses."""
+    """Most bytes alive at once of what a whole training makes from moments `(N, 1, 2, C, h, w)`, and its losses."""
     backbone, rng = denoiser.backbone, np.random.default_rng(0)
     edge = settings.images.size // backbone.latent_factor
     moments = rng.standard_normal((PICTURES, 1, 2, backbone.latent_channels, edge, edge)).astype(np.float16)
@@ -106,7 +108,7 @@ def peak_of_training(
 
 
 def prepare_parts(denoiser: object, settings: TrainPartsSettings, cache: LatentCache) -> tuple[object, ...]:
-    """Objective, parameter groups and batches of a part training on random parts."""
+    """Objective, parameter groups and batches of a part training on random labels `(N, 8, 8)` and codes `(N, M)`."""
     rng = np.random.default_rng(1)
     labels = rng.integers(0, PARTS, (PICTURES, 8, 8)).astype(np.uint8)
     codes = rng.integers(0, 3, (PICTURES, PARTS))
@@ -184,6 +186,7 @@ def graph_denoiser(reference: SimpleNamespace | None) -> object:
 
     model = build_model(reference.unet.config.block_out_channels[0])
     names = comfy.utils.unet_to_diffusers(model.model.model_config.unet_config)
+    # the same numbers under ComfyUI's names
     weights = {names[name]: tensor for name, tensor in reference.unet.state_dict().items()}
     model.model.diffusion_model.load_state_dict(weights)
     target = model.model.model_config.clip_target()

@@ -35,6 +35,7 @@ class MemoryMeter(TorchDispatchMode):
         return result
 
     def _count(self, storage: torch.UntypedStorage) -> None:
+        # views share the storage of what they look at: it is counted once, until the last of them is gone
         if storage in self.known:
             return
         size = storage.nbytes()

@@ -110,8 +110,10 @@ def train_method(
         "run.seed": seed,
         **overrides,
     }
+    # the warm-up of a short training must stay shorter than the training
     if options.steps:
         values |= {"optimizer.steps": options.steps, "optimizer.warmup": min(20, options.steps // 10)}
+    # textual inversion is told what the pictures show, which ours is not
     if method == "textual_inversion":
         values["images.labels"] = folder / TRUTH / "labels.csv"
     result = train_parts(load_recipe("demo", values), on_progress=progress_callback(method))
@@ -149,6 +151,7 @@ def print_summary(summary: Mapping[str, Any]) -> None:
             figures += [scores["judge"].get(name) for name in ("color", "shape")]
             shown = "".join(f"{'-':>8}" if value is None else f"{value:8.3f}" for value in figures)
             typer.echo(f"{method:<20}{test:<16}{shown}")
+    # in how many seeds ours is ahead, since means hide it
     for baseline in [method for method in summary["means"] if method != "ours" and "ours" in summary["means"]]:
         for test in ("reconstruction", "mix4"):
             for metric in ("emr", "cosim"):
@@ -159,6 +162,7 @@ def print_summary(summary: Mapping[str, Any]) -> None:
 
 def _mean(records: list[Any]) -> Any:
     """Mean of equal-shaped records, number by number; None where any is missing."""
+    # records of records are averaged entry by entry, over the entries that all have
     if isinstance(records[0], Mapping):
         shared = [key for key in records[0] if all(key in record for record in records)]
         return {key: _mean([record[key] for record in records]) for key in shared}

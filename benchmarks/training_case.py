@@ -80,6 +80,7 @@ class ReferenceMapper(nn.Module):
 
     def forward(self, codes: Tensor) -> Tensor:
         """`(B, M)` -> `(B, M, D)`."""
+        # row part * (K + 1) + kind of the table, for all parts at once
         offsets = torch.arange(PARTS) * (KINDS + 1)
         rows = self.projector.embedding(codes.long() + offsets.reshape(1, -1))  # (B, M, D)
         return self.projector.projection(rows + self.projector.pe.unsqueeze(0).repeat(len(codes), 1, 1))
@@ -126,13 +127,15 @@ def _clear(parameters: dict[str, nn.Parameter]) -> None:
 
 
 def build_case(size: CaseSize, columns: AttentionMethod = "one_hot", seed: int = 0) -> TrainingCase:
-    """Weights, pictures and random numbers from a seed; adapters with non-zero up matrices so that all gradients count."""
+    """Weights, pictures `(B, 3, H, W)` and random numbers from a seed; no up matrix is zero, so that all gradients count."""
+    # frozen models, the same for both
     torch.manual_seed(seed)
     unet = sd15_unet(size.unet_channels, size.resolution).eval().requires_grad_(False)
     vae = sd15_vae(size.vae_channels).eval().requires_grad_(False)
     text = clip_text_model(size.text_layers).eval().requires_grad_(False)
     dino_config = Dinov2Config(image_size=518, patch_size=14, num_hidden_layers=size.dino_layers)
     dino = Dinov2Model(dino_config).eval().requires_grad_(False)
+    # learned weights: ours first, then copies of them for the reference
     projector = TokenProjector(PARTS, KINDS, 768)
     their_unet = copy.deepcopy(unet)  # ours changes the memory layout of its own
     denoiser = _our_denoiser(unet, vae, text)
@@ -151,6 +154,7 @@ def build_case(size: CaseSize, columns: AttentionMethod = "one_hot", seed: int =
         scheduler=DDPMScheduler(**SCHEDULE),
         placeholder_ids=range(FIRST_PLACEHOLDER, FIRST_PLACEHOLDER + PARTS),
     )
+    # the layers on the reference's grid, whatever the size of the picture
     factor = size.resolution // 8 // EDGE
     layers = tuple(name for name, own in denoiser.cross_attention_layers().items() if own == factor)
     objective = PartObjective(denoiser, projector, adapters, attention=AttentionLoss(0.01, "bce", layers, columns))
@@ -180,10 +184,12 @@ def _our_denoiser(unet: nn.Module, vae: nn.Module, text: nn.Module) -> Diffusers
 def _pictures(size: CaseSize, vae: nn.Module, dino: nn.Module) -> tuple[ReferenceBatch, PartSegmenter]:
     """Random pictures, captions that name all parts, and a segmenter whose centroids come from their own patches."""
     edge, batch = size.resolution, size.batch
+    # smooth random pictures: DINOv2 sees patches that differ
     coarse = torch.randint(0, 256, (batch, 12, 12, 3), dtype=torch.uint8)
     pictures = [Image.fromarray(tile.numpy()).resize((edge, edge), Image.Resampling.BICUBIC) for tile in coarse]
     flat = [torch.frombuffer(bytearray(picture.tobytes()), dtype=torch.uint8) for picture in pictures]
     pixels = torch.stack(flat).view(batch, edge, edge, 3).permute(0, 3, 1, 2).float() / 127.5 - 1  # (B, 3, H, W)
+    # start token, all placeholders in a random order, end tokens
     ids = torch.full((batch, 77), END)
     ids[:, 0] = START
     ids[:, 1 : PARTS + 1] = torch.stack([torch.randperm(PARTS) for _ in range(batch)]) + FIRST_PLACEHOLDER
@@ -200,6 +206,7 @@ def _our_batch(batch: ReferenceBatch, vae: nn.Module, segmenter: PartSegmenter) 
         posterior = vae.encode(batch.pixels).latent_dist
     masks, _ = segmenter.masks(batch.pictures)
     prompts = []
+    # places of the tokens, and a filler where they stood
     for row in batch.ids:
         placeholders = torch.arange(FIRST_PLACEHOLDER, FIRST_PLACEHOLDER + PARTS)
         positions = (row[None] == placeholders[:, None]).long().argmax(-1)  # (M,)

@@ -22,6 +22,7 @@ class LoraLinear(nn.Module):
     """A frozen linear layer plus a float32 adapter of two linear layers (diffusers 0.25, LoRACompatibleLinear)."""
 
     def __init__(self, base: nn.Linear, down: Tensor, up: Tensor) -> None:
+        """`down` `(r, in)` and `up` `(out, r)` are copied, `base` stays frozen."""
         super().__init__()
         self.base = base
         self.down, self.up = nn.Parameter(down.clone()), nn.Parameter(up.clone())
@@ -46,6 +47,7 @@ class ExplicitAttention:
         attention_mask: Tensor | None = None,
         temb: Tensor | None = None,
     ) -> Tensor:
+        """From `(B, N, D)` to itself or to `(B, L, E)`; the probabilities of the asked grid stay on the layer."""
         batch = hidden_states.shape[0]
         context = hidden_states if encoder_hidden_states is None else encoder_hidden_states
         q = attn.head_to_batch_dim(attn.to_q(hidden_states))  # (B * H, N, d)
@@ -59,7 +61,7 @@ class ExplicitAttention:
 
 
 def prepare_denoiser(unet: nn.Module, adapters: dict[str, Tensor], edge: int) -> dict[str, nn.Parameter]:
-    """Put explicit attention and adapters into a UNet; returns the adapters' parameters by kohya name."""
+    """Put explicit attention and adapters `(r, in)`, `(out, r)` into a UNet; returns their parameters by kohya name."""
     unet.set_attn_processor(ExplicitAttention(edge))
     parameters: dict[str, nn.Parameter] = {}
     for name, module in list(unet.named_modules()):
@@ -95,6 +97,7 @@ class PartSegmenter:
         background = _nearest(states.flatten(0, 1), self.foreground).view(states.shape[:2])  # (B, 256)
         cleaned = []
         for patches, is_background in zip(states, background, strict=True):
+            # a mean that the reference takes and never uses; it is part of what a step costs
             patches[is_background == 1].mean(dim=0, keepdim=True)
             share = is_background.unsqueeze(1)
             cleaned.append(patches * (1 - share) + (-1 * share))
@@ -114,6 +117,7 @@ def _dino_pixels(picture: Image.Image) -> Tensor:
 
 
 def _nearest(points: Tensor, centroids: Tensor) -> Tensor:
+    """Nearest centroid `(n,)` of points `(n, d)` by cosine."""
     similarity = F.normalize(points, dim=-1) @ F.normalize(centroids, dim=-1).t()
     return similarity.argmax(-1)
 
@@ -150,6 +154,7 @@ class ReferenceStep:
 
     def __call__(self, batch: ReferenceBatch) -> Tensor:
         """The scalar loss; noise and prediction are `(B, 4, h, w)`."""
+        # posterior draw, noise, prediction
         posterior = self.vae.encode(batch.pixels).latent_dist
         latents = posterior.mean + posterior.std * batch.posterior_noise  # (B, 4, h, w)
         latents = latents * self.vae.config.scaling_factor
@@ -159,6 +164,7 @@ class ReferenceStep:
         error = F.mse_loss(prediction.float(), batch.noise.float(), reduction="none")
         attention_loss = self._attention_loss(batch)
         noise_loss = (error.mean(dim=[1, 2, 3]) * self._snr_weights(batch.timesteps)).mean()
+        # the reference reads five scalars back in every step, each a wait for the device
         size = len(batch.timesteps)
         noise_loss.detach().clone().repeat(size).mean().item()
         attention_loss.repeat(size).mean().item()
@@ -169,6 +175,7 @@ class ReferenceStep:
         return loss
 
     def _snr_weights(self, timesteps: Tensor) -> Tensor:
+        """Min-SNR weights `(B,)`."""
         alphas = self.scheduler.alphas_cumprod[timesteps]  # (B,) of (T,)
         snr = (alphas**0.5 / (1 - alphas) ** 0.5) ** 2
         return torch.stack([snr, self.snr_gamma * torch.ones_like(timesteps)], dim=1).min(dim=1)[0] / snr
@@ -176,6 +183,7 @@ class ReferenceStep:
     def _encode_text(self, batch: ReferenceBatch) -> Tensor:
         core = getattr(self.text_encoder, "text_model", self.text_encoder)
         vectors = self.mapper(batch.codes)  # (B, M, D)
+        # placeholder by placeholder and row by row: each `nonzero` waits for the device
         embeddings = core.embeddings.token_embedding(batch.ids)  # (B, 77, D)
         for part, placeholder in enumerate(self.placeholder_ids):
             for row in range(len(batch.ids)):
@@ -192,6 +200,7 @@ class ReferenceStep:
         kept = [module.kept.mean(dim=1) for module in self.unet.modules() if getattr(module, "kept", None) is not None]
         average = torch.stack(kept).mean(dim=0)  # (B, e, e, 77)
         size, edge = average.shape[0], average.shape[1]
+        # the same search once more, for the attention columns
         located = []
         for placeholder in self.placeholder_ids:
             for row in range(size):
@@ -201,6 +210,7 @@ class ReferenceStep:
         masks, occurring = self.segmenter.masks(batch.pictures)
         if edge != masks.shape[-1]:
             masks = F.interpolate(masks, (edge, edge), mode="nearest")
+        # a sum that the reference takes and never uses
         for row, parts in enumerate(occurring):
             (masks[row, parts].sum(dim=0) > 0).float()
         share = maps / maps.sum(dim=1, keepdim=True).clamp(min=1e-6)
@@ -208,13 +218,14 @@ class ReferenceStep:
 
 
 def _explicit_text_layer(layer: nn.Module, hidden: Tensor, mask: Tensor, heads: int) -> Tensor:
-    """One CLIP layer as transformers 4.3x ran it: explicit scores, softmax, product."""
+    """One CLIP layer on `(B, L, D)` as transformers 4.3x ran it: explicit scores, softmax, product."""
     b, length, width = hidden.shape
     normed = layer.layer_norm1(hidden)
     own = layer.self_attn
     size = width // heads
 
     def split(x: Tensor) -> Tensor:
+        """`(B, L, D)` -> `(B * heads, L, D / heads)`."""
         return x.view(b, length, heads, size).transpose(1, 2).contiguous().view(b * heads, length, size)
 
     q, k, v = split(own.q_proj(normed) * size**-0.5), split(own.k_proj(normed)), split(own.v_proj(normed))
