@@ -25,6 +25,7 @@ _STOPS = np.array(
 def stretched(maps: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Maps `(F, h, w)` stretched to 0..1 one by one, and the `(F,)` lowest and highest values; even maps become 0."""
     low, high = maps.flatten(1).amin(1), maps.flatten(1).amax(1)
+    # an even map has nothing to show: it becomes 0, not noise
     reach = (high - low).clamp(min=1e-12).view(-1, 1, 1)
     return (maps - low.view(-1, 1, 1)) / reach * (high > low).view(-1, 1, 1), low, high
 
@@ -81,6 +82,7 @@ def plain_frame(picture: Image.Image, title: str) -> Image.Image:
 
 def overview(frames: list[Image.Image]) -> Image.Image:
     """Frames side by side, at most four in a row, each at most 352 pixels long."""
+    # frames are shrunk to tiles, never blown up
     times = min(1.0, OVERVIEW_EDGE / max(frames[0].size))
     width, height = (round(edge * times) for edge in frames[0].size)
     across = min(4, len(frames), math.ceil(math.sqrt(len(frames) * 1.4)))

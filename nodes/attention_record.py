@@ -73,6 +73,7 @@ class RecordedSampling:
                 f"Show Attention: no steps from first_step {first} to last_step {last}; "
                 f"the sampling had steps 1 to {steps}"
             )
+        # each step counts for the parts that a prompt held in it
         some = slice(first - 1, last)
         held = self.held[some].float()  # (S', P)
         weights = held / held.sum(0).clamp(min=1)  # (S', P)
@@ -98,6 +99,7 @@ class Recording:
 
     def finished(self, latent: Tensor, latent_size: tuple[int, int]) -> RecordedSampling:
         """The maps of all steps, steps that were skipped being 0; `latent` is what the sampler gave."""
+        # several evaluations of one step are averaged, part by part
         counts = self._counts.clamp(min=1).view(len(self._totals), 1, -1, 1, 1)
         known = next((total for total in self._totals if total is not None), None)
         # nothing at all: no part token was active; kept as an empty grid so that the reader can say so
@@ -130,7 +132,7 @@ class AttentionRecord:
         self.samplings = deque([*others, sampling], maxlen=KEPT_SAMPLINGS)
 
     def find(self, latent: Tensor | None = None) -> RecordedSampling:
-        """The sampling that gave `latent`; without one, the latest.
+        """The sampling that gave `latent` `(B, C, h, w)`; without one, the latest.
 
         Raises:
             BestiaryError: nothing was sampled yet, or `latent` is not one that was recorded.
@@ -160,7 +162,7 @@ def signature_of(latent: Tensor) -> Tensor:
 
 
 def _difference(first: Tensor, second: Tensor) -> float:
-    """Largest difference of two signatures in standard deviations; infinite for other numbers of pictures."""
+    """Largest difference of two signatures `(1, B * C, 8, 8)` in standard deviations; infinite for other shapes."""
     if first.shape != second.shape:
         return float("inf")
     return float((first - second).abs().max() / first.std().clamp(min=1e-6))
@@ -176,6 +178,7 @@ def chosen_factors(layers: LayerChoice, latent: tuple[int, int], available: froz
         return available
     if layers != "auto":
         return frozenset({LAYER_FACTORS[layers]})
+    # as coarse as the grid stays fine enough to tell parts apart
     wanted = 1
     while wanted < COARSEST_AUTO_FACTOR and min(latent) / (2 * wanted) >= LEAST_AUTO_EDGE:
         wanted *= 2

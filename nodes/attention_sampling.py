@@ -83,6 +83,7 @@ class AttentionSampling:
         self.sigmas = sigmas
         self.regions = tuple(regions)
         self.available = available
+        # ComfyUI names conditionings by their uuid: the side of each, and the parts that are worth recording
         self._sides = {entry["uuid"]: side for side, entries in prompts.items() for entry in entries}
         self.recordings: list[tuple[AttentionRecord, Recording]] = []
         for record in records:
@@ -108,6 +109,7 @@ class AttentionSampling:
         context = conditioning.get("model_conds", {}).get("c_crossattn")
         if context is None:
             return None
+        # spans are checked once per conditioning, not at every step
         key = (index, conditioning["uuid"])
         if key not in self._owned:
             self._owned[key] = _own_spans(conditioning, context.cond)
@@ -119,7 +121,7 @@ class AttentionSampling:
     def scores(
         self, region: PartRegion, entry: PromptEntry, size: tuple[int, int], latent: tuple, like: Tensor
     ) -> Tensor:
-        """`(B or 1, N)` what a region adds at a layer, computed once for a sampling."""
+        """`(B, N)` or `(1, N)`: what a region adds at a layer, computed once for a sampling."""
         key = (id(region), size, entry.area, latent)
         if key not in self._scores:
             scores = region_scores(region.mask, region.strength, size, entry.area, latent)
@@ -134,10 +136,11 @@ class AttentionSampling:
 
 
 def _own_spans(conditioning: dict, context: Tensor) -> tuple[PartSpan, ...]:
-    """Spans of a conditioning, unless ComfyUI copied them beside another prompt's tokens, as it does for areas."""
+    """Spans of a conditioning `(1, K, E)`, unless ComfyUI copied them beside another prompt's tokens, as for areas."""
     spans, own = conditioning.get(SPANS_KEY, ()), conditioning.get("cross_attn")
     if not spans or own is None or own is context:
         return tuple(spans)
+    # the same tokens moved or cast are still the same prompt
     same = own.shape == context.shape and torch.equal(own.to(context.device, context.dtype), context)
     return tuple(spans) if same else ()
 
@@ -191,10 +194,12 @@ class ModelEvaluation:
             args: the mask, if it was given by place.
             kw: whatever else ComfyUI gives; `transformer_options` says which rows these are.
         """
+        # a run of the model holds rows of several prompts; what cannot be told apart is left alone
         options = kw["transformer_options"]
         rows = self._rows(options, q, k)
         if args:
             kw["mask"], args = args[0], args[1:]
+        # regions first: what they add must also be in the columns that are recorded
         if rows and self.regions:
             bias = self._bias(rows, options, q, k)
             if bias is not None:
@@ -219,8 +224,10 @@ class ModelEvaluation:
                 "attention is left alone there"
             )
             return []
+        # a context of 77 tokens beside one of 154 is repeated to that length
         length = math.lcm(*(entry.tokens for entry in found))
         size = options["activations_shape"][-2:]
+        # another patch may have changed the batch: nothing is recorded then
         expected = (len(sides) * self.images, math.prod(size))
         if q.ndim != 3 or q.shape[:2] != expected or k.shape[1] < length:
             self.sampling.warn(
@@ -244,6 +251,7 @@ class ModelEvaluation:
                 if not held:
                     continue
                 bias = q.new_zeros((q.shape[0], q.shape[1], k.shape[1])) if bias is None else bias  # (R, N, K)
+                # the same for all heads: the grid of the layer, cut as the prompt's area is
                 size = tuple(options["activations_shape"][-2:])
                 scores = self.sampling.scores(region, entry, size, self.latent, q)  # (B or 1, N)
                 bias[some, :, places.to(q.device)] += scores.unsqueeze(-1)
@@ -259,8 +267,10 @@ class ModelEvaluation:
         mask: Tensor | None,
     ) -> None:
         size = tuple(options["activations_shape"][-2:])
+        # layers halve the latent a whole number of times
         factor = 2 ** round(math.log2(options["original_shape"][-2] / size[0]))
         mask = None if mask is None else full_mask(mask)
+        # a record takes the layers it asked for, prompt by prompt
         for number, (_, recording) in enumerate(self.sampling.recordings):
             if factor not in self._factors[number]:
                 continue
@@ -271,6 +281,7 @@ class ModelEvaluation:
                 places = token_places(positions, entry.tokens, length).to(q.device)
                 some_mask = mask if mask is None or mask.shape[0] == 1 else mask[some]
                 columns = part_columns(q[some], k[some], heads, places, some_mask)  # (B, P, N)
+                # the grid of a record is that of its finest layer, made when the first maps arrive
                 if self.sums[number] is None:
                     finest = min(self._factors[number])
                     grid = tuple(-(-edge // finest) for edge in self.latent)

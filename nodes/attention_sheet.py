@@ -30,9 +30,11 @@ def attention_sheet(sampling: RecordedSampling) -> tuple[Tensor, dict[str, objec
         (first and last of each row of steps, from 1), `pictures`, `grid` (h, w), `peaks` (probabilities).
     """
     maps = sampling.maps[:, :MOST_PICTURES]  # (steps, B, P, h, w)
+    # more steps than fit are averaged in groups
     groups = torch.arange(len(maps)).chunk(min(MOST_STEPS, len(maps)))
     maps = torch.stack([_mean_where_held(maps[group], sampling.held[group]) for group in groups])  # (S, B, P, h, w)
     steps, pictures, parts, height, width = maps.shape
+    # finer maps than a viewer can show are averaged
     factor = math.ceil(max(height, width) / LARGEST_EDGE)
     if factor > 1:
         maps = functional.avg_pool2d(maps.flatten(0, 2)[:, None], factor, ceil_mode=True)[:, 0]
@@ -40,6 +42,7 @@ def attention_sheet(sampling: RecordedSampling) -> tuple[Tensor, dict[str, objec
         maps = maps.view(steps, pictures, parts, height, width)
     peaks = maps.amax((0, 1, 3, 4)).clamp(min=1e-12)  # (P,)
     grey = maps / peaks.view(-1, 1, 1)
+    # rows: steps and in them pictures; columns: parts
     sheet = grey.permute(0, 1, 3, 2, 4).reshape(1, steps * pictures * height, parts * width, 1)
     facts = {
         "parts": [part.title for part in sampling.parts],

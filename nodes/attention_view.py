@@ -71,6 +71,7 @@ def view_attention(
         raise BestiaryError(
             f"{NODE}: connect the LATENT of the sampler, its decoded IMAGE, or both; they make this node run after it"
         )
+    # which sampling, which steps, which parts; then four ways to show it
     sampling = record.find(latent)
     maps, held = sampling.mean(first, last)  # (B, P, h, w), (P,)
     shown = _chosen(sampling, held, parts, first, last)
@@ -88,7 +89,7 @@ def view_attention(
 
 
 def _chosen(sampling: RecordedSampling, held: Tensor, names: str, first: int, last: int) -> list[int]:
-    """Numbers of the parts to show, in the order asked for."""
+    """Numbers of the parts `(P,)` to show, in the order asked for."""
     if not sampling.parts:
         raise BestiaryError(f"{NODE}: the prompts of this sampling hold no part tokens; write them with Part Prompt")
     active = [i for i in range(len(sampling.parts)) if held[i]]
@@ -131,6 +132,7 @@ def _draw(
 
 def _masks(maps: Tensor, image: Tensor | None, latent: tuple[int, int], threshold: float) -> Tensor:
     """`(F, H, W)` attention of every part stretched to 0..1, or its brightest places."""
+    # masks fit the picture, or the size it would have
     size = (latent[0] * 8, latent[1] * 8) if image is None else tuple(image.shape[1:3])
     weights = resized_weights(stretched(maps.flatten(0, 1))[0], size)
     return weights if threshold <= 0 else (weights >= threshold).float()
@@ -140,6 +142,7 @@ def _described(sampling: RecordedSampling, maps: Tensor, titles: list[str], step
     """A line for every part of every picture: how strong its attention was and where its middle lay."""
     first, last = steps[0], min(steps[1], sampling.maps.shape[0])
     lines = [f"steps {first} to {last} of {sampling.maps.shape[0]}"]
+    # centres of the grid's cells, in shares of the picture
     down, across = (torch.linspace(0.5 / n, 1 - 0.5 / n, n) for n in maps.shape[-2:])
     for number, of_picture in enumerate(maps):  # (P, h, w)
         for title, part in zip(titles, of_picture, strict=True):

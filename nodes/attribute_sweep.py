@@ -85,6 +85,7 @@ class Sweep:
                 f"the word {shown_name(self.settings.word)} alone at one stage moves the picture nowhere towards what it does "
                 "everywhere: take fewer stages, or a word that changes more"
             )
+        # stages that follow one another become one range
         ranges: list[tuple[float, float]] = []
         for stage in self.carrying:
             start, end = self.bounds.fractions[stage : stage + 2]
@@ -106,7 +107,7 @@ class Sweep:
 def sweep_word(
     model: ModelPatcher, clip: CLIP, settings: SweepSettings, sample: Sampling, see: Seeing, progress: GraphProgress
 ) -> Sweep:
-    """Say a word at each stage alone and measure the change; S + 2 samplings.
+    """Say a word at each stage alone and measure the change of features `(N, F)`; S + 2 samplings.
 
     Raises:
         BestiaryError: the text has no place for the word, the word is empty, or it changes nothing at all.
@@ -117,11 +118,13 @@ def sweep_word(
             f"text {shown_name(settings.text)} and word {shown_name(settings.word)}: write a text with {PLACE} where the word "
             "goes, and a word"
         )
+    # without the word, with it at one stage alone, and with it everywhere
     bounds = StageBounds.equal(settings.stages)
     with_word, without = (settings.text.replace(PLACE, one) for one in (settings.word, settings.otherwise))
     plans: list[tuple[str, dict[int, Override]]] = [(without, {})]
     plans += [(without, {stage: with_word}) for stage in range(bounds.stages)]
     plans += [(with_word, {})]
+    # all prompts in one encoding; the negative one is the last
     sides = [_side(model, text, overrides, bounds) for text, overrides in [*plans, (settings.negative, {})]]
     *positives, negative = encode_sides(clip, sides)
     progress.begin(len(positives))

@@ -100,16 +100,20 @@ def _encode_group(clip: CLIP, prompts: list[Tokens], with_states: bool) -> list[
     counts = _chunk_counts(prompts)
     if counts is None or len(prompts) == 1:
         return None
+    # chunk by chunk, encoder by encoder: one long prompt to ComfyUI
     joined = {key: [chunk for tokens in prompts for chunk in tokens[key]] for key in prompts[0]}
     with _watched(clip, with_states) as watch:
         encoded = clip.encode_from_tokens(joined, return_pooled=True, return_dict=True)
     cond, pooled = encoded.pop("cond"), encoded.pop("pooled_output")
+    # where each prompt's chunks begin in it
     rows = [sum(counts[:number]) for number in range(len(counts))]
     own_pooled = _pooled_of(watch, pooled, rows)
+    # anything unknown in the result might belong to one prompt alone
     if not encoded.keys() <= _KNOWN_RESULTS or own_pooled is None or cond.shape[1] % sum(counts):
         return None
     encoded.pop(SPANS_KEY, None)
     length = cond.shape[1] // sum(counts)
+    # the length of a chunk as it came out must be the length that went in
     if length != len(next(iter(joined.values()))[0]):
         return None
     found = []
@@ -135,6 +139,7 @@ def _pooled_of(watch: _Watch, joined: Tensor | None, rows: list[int]) -> list[Te
     """The pooled vector `(1, E_pooled)` of every prompt; None if it is unclear which text encoder gave it."""
     if joined is None:
         return [None] * len(rows)
+    # the joined prompt's pooled vector is that of its first chunk: whoever gave it, gave one per chunk
     for calls in watch.pooled.values():
         pooled = calls[-1]
         if pooled is not None and torch.equal(pooled[:1].to(joined), joined):
@@ -158,16 +163,19 @@ def _watched(clip: CLIP, with_states: bool) -> Iterator[_Watch]:
 
 
 def last_norm(encoder: nn.Module) -> nn.Module | None:
-    """The norm behind the layers of a CLIP text encoder; None for other kinds."""
+    """The norm behind the layers of a CLIP text encoder, which takes `(rows, L, D)`; None for other kinds."""
     return getattr(getattr(encoder.transformer, "text_model", None), "final_layer_norm", None)
 
 
 def _text_encoders(clip: CLIP) -> dict[str, nn.Module]:
+    """The text encoders of a CLIP by name; a call of one gives states `(rows, L, D)`."""
     children = clip.cond_stage_model.named_children()
     return {name: module for name, module in children if hasattr(module, "transformer")}
 
 
 def _pooled_hook(calls: list[Tensor | None]) -> object:
+    """A hook that notes the pooled vectors `(rows, E_pooled)` of every call."""
+
     def keep(module: nn.Module, inputs: tuple, output: tuple) -> None:
         calls.append(output[1] if isinstance(output, tuple) and len(output) > 1 else None)
 
@@ -175,6 +183,8 @@ def _pooled_hook(calls: list[Tensor | None]) -> object:
 
 
 def _input_hook(calls: list[Tensor]) -> object:
+    """A hook that notes what goes into a module, `(rows, L, D)`, at every call."""
+
     def keep(module: nn.Module, inputs: tuple) -> None:
         calls.append(inputs[0])
 

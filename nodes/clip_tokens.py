@@ -61,11 +61,13 @@ class PartEmbeddings:
         Raises:
             BestiaryError: a known dictionary has no such part or kind.
         """
+        # the name ends at the first space; what follows is text again
         bare, *rest = embedding_name.split(None, 1) or [""]
         owner = self._owner(bare)
         if owner is None:
             return self.search_folder(embedding_name)
         name, asked = owner
+        # a part behind a known dictionary's name: nothing of the folder is asked
         (part, kind), tail = _find_row(self.dictionaries[name], name, asked)
         vector = marked_vector(self.dictionaries[name], part, kind, self.encoder, self.filler)
         return vector, " ".join(text for text in (tail, *rest) if text)
@@ -74,6 +76,7 @@ class PartEmbeddings:
         """Name of the dictionary a name begins with, and what follows its slash."""
         known = {plain_name(name): name for name in self.dictionaries}
         slashes = [place for place, letter in enumerate(bare) if letter == "/"]
+        # the longest dictionary name wins: names may hold slashes themselves
         for place in reversed(slashes):
             if plain_name(bare[:place]) in known:
                 return known[plain_name(bare[:place])], bare[place + 1 :]

@@ -45,9 +45,11 @@ class ComfyDenoiser:
             BestiaryError: the MODEL or CLIP is of another kind than Stable Diffusion 1.5, 2, XL and the demo model, or
                 they do not belong together.
         """
+        # a clone: what we hang on it never reaches the graph's own MODEL
         self._patcher, self._clip = model.clone(), clip
         self._unet: nn.Module = model.model.diffusion_model
         self._layers = read_unet_layers(self._unet, model.model.model_config.unet_config)
+        # schedule and backbone as this model has them, patches of other nodes included
         self.schedule = noise_schedule(model)
         encoders = text_encoders(clip)
         self.backbone = detect_backbone(model, {name: encoder.width for name, encoder in encoders.items()})
@@ -168,7 +170,7 @@ class ComfyDenoiser:
         return self._hooks.lora_tensors()
 
     def load_lora(self, tensors: Mapping[str, Tensor], strength: float = 1.0) -> int:
-        """Add adapters under any common naming and return how many layers they reached; zero is an error."""
+        """Add adapters `(r, in)` and `(out, r)` under any naming; how many layers they reached, zero is an error."""
         return self._hooks.load_lora(tensors, strength)
 
     def unload_lora(self) -> None:
@@ -190,6 +192,7 @@ class ComfyDenoiser:
         """
         if self._training:
             raise BestiaryError("a training runs on this MODEL already: wait for its end or cancel it")
+        # ComfyUI runs nodes in inference mode, in which nothing can be learned
         with torch.inference_mode(False), torch.enable_grad():
             self.make_room()
             self._training = True
@@ -249,6 +252,7 @@ class ComfyDenoiser:
                 f"yourself; there are {_listed(known)}"
             )
         _check_names(names, known, "cross-attention layer")
+        # the grid of each layer follows from the latent's size and how often it was halved before
         size = (latents.shape[2], latents.shape[3])  # of (B, C, h, w)
         grids = {name: halved(size, known[name]) for name in names}
         return AttentionCapture(request.positions.to(self.device), grids, request.method)
@@ -273,6 +277,7 @@ class ComfyDenoiser:
 
     def _options(self, timesteps: Tensor) -> dict[str, object]:
         """What patches of other nodes expect beside the activations; a fresh dictionary, since the UNet writes into it."""
+        # the noise level of every timestep, as patches of other nodes read it
         sigmas = self._patcher.get_model_object("model_sampling").sigmas.to(timesteps.device)[timesteps]  # (B,)
         own = self._patcher.model_options.get("transformer_options", {})
         return {**own, "sigmas": sigmas, "cond_or_uncond": [0]}
@@ -284,6 +289,7 @@ class ComfyDenoiser:
             return None
         if text.pooled is None:
             raise BestiaryError(f"{self.backbone.name} needs the pooled text vector, but the conditioning has none")
+        # not told: a whole picture at the size of the latent
         sizes = text.sizes
         if sizes is None:
             height, width = (edge * self.backbone.latent_factor for edge in latents.shape[-2:])

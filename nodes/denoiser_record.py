@@ -22,6 +22,7 @@ def noise_schedule(model: object) -> NoiseSchedule:
     import comfy.model_sampling as kinds
 
     sampling = model.get_model_object("model_sampling")
+    # patches may change what a prediction means: the function that turns one into latents tells
     known = {kinds.EPS: "epsilon", kinds.V_PREDICTION: "v_prediction"}
     denoised = getattr(type(sampling), "calculate_denoised", None)
     prediction = next((word for kind, word in known.items() if kind.calculate_denoised is denoised), None)
@@ -41,6 +42,7 @@ def detect_backbone(model: object, widths: Mapping[str, int]) -> Backbone:
     Raises:
         BestiaryError: MODEL and CLIP do not belong together, or are of an unknown kind.
     """
+    # by the names of the text encoders; SD1.5 and the demo model differ in their latents
     channels = model.model.latent_format.latent_channels
     by_encoders = {("clip_l",): "sd15", ("clip_h",): "sd2", ("clip_l", "clip_g"): "sdxl"}
     name = by_encoders.get(tuple(widths))

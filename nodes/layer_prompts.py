@@ -46,6 +46,7 @@ class LayerPacking:
 
     def context(self, packed: Tensor, layer: int) -> tuple[Tensor, Tensor]:
         """What keys and values of one layer read, `(B, T, E)` each, of a packed `(B, T, packed_width)`."""
+        # keys of all layers first, then the values of all layers
         begin = layer * self.width
         keys = packed[..., begin : begin + self.width]
         begin += self.layers * self.width
@@ -86,7 +87,7 @@ def packing_hooks(packing: LayerPacking) -> HookGroup:
 
 
 def attention_blocks(unet: nn.Module) -> list[Block]:
-    """The blocks of a UNet that read the text, in the order in which they run: the layers of P+."""
+    """The blocks of a UNet that read the text `(B, T, E)`, in the order in which they run: the layers of P+."""
     places: list[Block] = []
     parts = (("input", "input_blocks"), ("middle", "middle_block"), ("output", "output_blocks"))
     for part, attribute in parts:
@@ -116,13 +117,14 @@ def _with_own_contexts(
     transformer_options: Mapping[str, object] | None = None,
     **options: object,
 ) -> Tensor:
-    """Wrapper of one call of the UNet on packed prompts only: its cross-attention gets the context of its layer."""
+    """Wrapper of one call of the UNet on packed prompts `(B, T, packed_width)`: each layer gets its own context."""
     layer_of = {block: layer for layer, block in enumerate(attention_blocks(executor.class_obj))}
     if len(layer_of) != packing.layers:
         raise BestiaryError(
             f"the prompt holds vectors for {packing.layers} cross-attention layers, but this MODEL has {len(layer_of)}: "
             "connect the model the spectrum was learned for, or import its file with one vector for all layers"
         )
+    # other nodes may have joined or cut the conditioning: an error, never a silently wrong picture
     if context is None or context.shape[-1] != packing.packed_width:
         width = None if context is None else context.shape[-1]
         raise BestiaryError(
@@ -131,6 +133,7 @@ def _with_own_contexts(
         )
 
     def choose(n: Tensor, packed: Tensor, value: Tensor, facts: Mapping[str, object]) -> tuple[Tensor, Tensor, Tensor]:
+        """ComfyUI's attn2_patch: keys and values `(B, T, E)` of the layer that asks."""
         return n, *packing.context(packed, layer_of[tuple(facts["block"])])
 
     # the options of this call alone; patches of other nodes come after and see one layer's context

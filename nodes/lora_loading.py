@@ -62,6 +62,7 @@ def apply_lora(
     # nothing to add: not even a rounding of weights
     if strength == 0:
         return AppliedLora(patched, clip, 0, given)
+    # layers of the model, then those of the text encoders
     reached = set(patched.add_patches(loaded, strength))
     if clip is not None and loaded.keys() & clip.cond_stage_model.state_dict().keys():
         clip = clip.clone()

@@ -92,6 +92,7 @@ def find_learned_mentions(
 ) -> list[LearnedMention]:
     """Every mention of a text with its vector `(D,)`; for arguments and errors see `encode_part_prompt`."""
     found = find_mentions(text)
+    # carried vectors go before the dictionaries: only the other mentions are looked up
     unknown = [mention for _, mention in found.values() if key_of(mention) not in carried]
     if unknown and not dictionaries:
         raise PromptError(
@@ -120,10 +121,12 @@ def tokenize_mentions(clip: CLIP, text: str, mentions: list[LearnedMention]) -> 
     Raises:
         BestiaryError: a vector does not fit the CLIP, or its tokenizer loses or doubles a mention.
     """
+    # every vector in slices by encoder, and one stand-in per mention for the tokenizer to place
     widths = encoder_widths(clip)
     slices = [split_for_encoders(one.vector, widths, text[one.start : one.end]) for one in mentions]
     stand_ins = {f"{_STAND_IN}{number}": torch.tensor([float(number)]) for number in range(len(mentions))}  # (1,) each
     tokens = _stand_in_clip(clip, stand_ins).tokenize(_with_stand_ins(text, mentions, list(stand_ins)))
+    # stand-ins are known again by their identity: the tokenizer hands the same tensor on
     number_of = {id(tensor): number for number, tensor in enumerate(stand_ins.values())}
     marks = [PartMark(one.label, one.part) for one in mentions]
     fillers = filler_tokens(clip)
@@ -162,6 +165,7 @@ def split_for_encoders(vector: Tensor, widths: Mapping[str, int], mention: str) 
     Raises:
         BestiaryError: it fits neither way.
     """
+    # as wide as all encoders together, or as the first one alone
     names = list(widths)
     if len(vector) == sum(widths.values()):
         return dict(zip(names, vector.split(list(widths.values())), strict=True))
@@ -200,6 +204,7 @@ def _with_stand_ins(text: str, mentions: list[LearnedMention], names: list[str])
 
 def _stand_in_clip(clip: CLIP, stand_ins: Mapping[str, Tensor]) -> CLIP:
     """A view of a CLIP whose tokenizer also knows the stand-ins; the CLIP and its tokenizer stay as they are."""
+    # only the tokenizer is a copy; weights are shared
     view = copy.copy(clip)
     view.tokenizer = copy.copy(clip.tokenizer)
     for name, inner in vars(clip.tokenizer).items():
@@ -231,6 +236,7 @@ def _filled_chunks(
     filled, places, begin = [], [], 0
     for chunk in chunks:
         row = []
+        # a stand-in counts as one token, so places are those of the vectors
         for place, (token, *rest) in enumerate(chunk, start=begin):
             number = number_of.get(id(token))
             if number is not None:

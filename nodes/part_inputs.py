@@ -48,6 +48,7 @@ def segment(
     Raises:
         BestiaryError: bad pictures, or features that are missing or not those of the codebook.
     """
+    # pictures are checked before a source is opened, which may take long
     area, pictures = checked_fit(fit), checked_images(images)
     source = open_source(codebook.codebook.feature_spec, features)
     progress.begin(len(pictures))

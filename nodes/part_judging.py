@@ -37,6 +37,7 @@ class PartScores:
 
 def score_parts(codebook: PartCodebook, seen: SeenParts, asked: Sequence[AskedPart]) -> PartScores:
     """Scores of the parts seen in pictures; the background counts only where nothing else was asked for."""
+    # columns of asked parts, which may name one part twice
     parts = [one.part for one in asked]
     found = seen.maps.codes[:, parts]  # (B, P)
     wanted = torch.tensor([one.kind for one in asked]).expand_as(found)  # (B, P)
@@ -75,6 +76,7 @@ def scores_text(codebook: PartCodebook, asked: Sequence[AskedPart], scores: Part
 def judged_text(codebook: PartCodebook, seen: SeenParts, asked: Sequence[AskedPart]) -> LegendText:
     """Legend of an overlay: what is seen, and what was asked for where that is something else."""
     plain = kind_text(codebook, seen)
+    # one part may be asked for in several kinds
     wishes: dict[int, list[AskedPart]] = {}
     for one in asked:
         wishes.setdefault(one.part, []).append(one)

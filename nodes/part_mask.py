@@ -22,6 +22,7 @@ def mask_of_parts(seen: SeenParts, parts: str, *, grow: int = 0, feather: float 
     Raises:
         BestiaryError: an unknown part.
     """
+    # united, then grown, feathered and inverted: each on the result of the one before
     chosen = seen.find_parts(parts)
     areas = [seen.areas(picture)[chosen].sum(dim=0) for picture in range(len(seen.maps.labels))]
     mask = torch.stack(areas).clamp(0, 1)  # (B, H, W)
@@ -54,10 +55,12 @@ def feathered(mask: Tensor, deviation: float) -> Tensor:
     """A mask `(B, H, W)` blurred by a Gaussian of this deviation in pixels; borders are continued."""
     if deviation <= 0:
         return mask
+    # beyond three deviations the bell is nothing
     reach = max(1, math.ceil(3 * deviation))
     place = torch.arange(-reach, reach + 1, dtype=torch.float32)
     weights = torch.exp(-place.square() / (2 * deviation**2))
     weights = weights / weights.sum()  # (2 reach + 1,)
+    # rows and columns one after the other: a Gaussian is their product
     blurred = F.pad(mask.unsqueeze(1), (reach, reach, reach, reach), mode="replicate")
     blurred = F.conv2d(blurred, weights.view(1, 1, 1, -1))
     return F.conv2d(blurred, weights.view(1, 1, -1, 1)).squeeze(1).clamp(0, 1)  # (B, H, W)

@@ -61,6 +61,7 @@ def checked_images(images: Tensor, place: str = "") -> Tensor:
             "check the node that made it, often a VAE in half precision"
         )
     with torch.inference_mode(False):
+        # transparency is cut off, a single channel becomes three; a copy, since inference tensors cannot be trained on
         opaque = images.detach().float().cpu().clone()[..., :3]
         return opaque.clamp(0, 1).expand(-1, -1, -1, 3).contiguous()  # (B, H, W, 3)
 

@@ -57,6 +57,7 @@ def make_region(part: str, mask: Tensor, strength: float, start: float, end: flo
     Raises:
         BestiaryError: no name, an empty or broken mask, a value out of its range.
     """
+    # a fault for each field, in the order of the node
     if not part.strip():
         raise BestiaryError(f'{NODE}: part is {part!r}; type the name of a part of the prompt, such as "head"')
     for name, value in (("strength", strength), ("start_percent", start), ("end_percent", end)):
@@ -78,6 +79,7 @@ def _checked_mask(mask: Tensor, part: str) -> Tensor:
         )
     if not torch.isfinite(mask).all():
         raise BestiaryError(f"{NODE}: the mask of {shown_name(part)} holds NaN or infinity; draw or load it again")
+    # an empty mask would leave the part nowhere to be
     empty = (mask.flatten(1).amax(1) <= 0).nonzero().flatten().tolist()
     if empty:
         which = "" if len(mask) == 1 else f" number {empty[0] + 1} of {len(mask)}"

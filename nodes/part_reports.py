@@ -19,6 +19,7 @@ def codebook_text(codebook: PartCodebook) -> str:
     for part, name in enumerate(codebook.part_names):
         count = codebook.num_kinds[part] if codebook.fine else 0
         named = [kind_name(codebook, part, kind) for kind in range(min(count, _NAMES_SHOWN))]
+        # names are listed only where somebody gave some
         given = any(kind in codebook.kind_names[part] for kind in range(count)) if codebook.kind_names else False
         listed = f": {', '.join(named)}{', ...' if count > _NAMES_SHOWN else ''}" if given else ""
         mark = " (background)" if part == codebook.background else ""
@@ -40,6 +41,7 @@ def discovery_text(codebook: PartCodebook, seen: Sequence[SeenParts], warning: s
     for part, name in enumerate(codebook.part_names):
         shown = sum(int((entry.maps.codes[:, part] != ABSENT).sum()) for entry in seen)
         patches = sum(int((entry.maps.labels == part).sum()) for entry in seen)
+        # the mean share of the picture where the part is shown
         area = patches / max(1, shown * seen[0].maps.labels[0].numel())
         lines.append(
             f"{name}: shown by {shown} of {pictures}, {area:.0%} of the picture, {codebook.num_kinds[part]} kinds"

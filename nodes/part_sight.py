@@ -60,6 +60,7 @@ class SeenParts:
         return found
 
     def _find(self, name: str) -> list[int]:
+        # a name first, then the word for all parts of the thing, then a number
         names = [plain_name(known) for known in self.part_names]
         if plain_name(name) in names:
             return [names.index(plain_name(name))]
@@ -85,6 +86,7 @@ def describe_images(
         BestiaryError: features that are not finite.
     """
     pieces: list[PatchGrid] = []
+    # some pictures at a time: features of many at once would fill the memory
     for some in images.split(_AT_ONCE):
         grid = source(as_squares(some, source.image_size, fit))
         if not bool(torch.isfinite(grid.features).all()):

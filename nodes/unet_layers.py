@@ -38,7 +38,7 @@ class UnetLayers:
         return {name: self.factors[name] for name in names}
 
     def attention_projections(self, self_attention: bool) -> dict[str, nn.Module]:
-        """Linear layers q, k, v and out of the attention layers."""
+        """Linear layers `(O, I)` q, k, v and out of the attention layers, by name."""
         kinds = ("attn1", "attn2") if self_attention else ("attn2",)
         wanted = tuple(f".{kind}.{projection}" for kind in kinds for projection in _PROJECTIONS)
         return {name: layer for name, layer in self.linear.items() if name.endswith(wanted)}
@@ -60,6 +60,7 @@ def read_unet_layers(unet: nn.Module, config: Mapping[str, object]) -> UnetLayer
         raise BestiaryError(
             f"this MODEL is a {type(unet).__name__}: connect a Stable Diffusion 1.5, 2 or XL checkpoint, or the demo model"
         )
+    # ComfyUI's own table: diffusers' names of weights -> its own
     names = comfy.utils.unet_to_diffusers(dict(config))
     modules = dict(unet.named_modules())
     # the table also lists samplers of levels that have none
@@ -67,12 +68,14 @@ def read_unet_layers(unet: nn.Module, config: Mapping[str, object]) -> UnetLayer
     pairs = {n.removesuffix(".weight"): place.removesuffix(".weight") for n, place in known.items()}
     linear = {name: modules[place] for name, place in sorted(pairs.items(), key=_order) if place in modules}
     linear = {name: layer for name, layer in linear.items() if isinstance(layer, nn.Linear | nn.Conv2d)}
+    # only what this UNet really has
     inner = {name: place for name, place in pairs.items() if place in modules}
     attention = {
         name.removesuffix(".to_q"): modules[inner[name].removesuffix(".to_q")]
         for name in linear
         if name.endswith((".attn1.to_q", ".attn2.to_q"))
     }
+    # whole blocks are named by diffusers alone: their last layer stands for them
     levels = len(config["channel_mult"])
     blocks = dict(_blocks(unet, modules, inner, levels))
     factors = {name: 2 ** _level(name, levels) for name in (*attention, *blocks)}
@@ -83,7 +86,7 @@ def read_unet_layers(unet: nn.Module, config: Mapping[str, object]) -> UnetLayer
 def _blocks(
     unet: nn.Module, modules: Mapping[str, nn.Module], places: Mapping[str, str], levels: int
 ) -> Iterator[tuple[str, nn.Module]]:
-    """Blocks in the order in which diffusers runs them; a block's own name comes after its layers."""
+    """Blocks, each giving `(B, D, h, w)`, in diffusers' running order; a block's own name comes after its layers."""
     names = [f"down_blocks.{i}" for i in range(levels)] + ["mid_block"] + [f"up_blocks.{i}" for i in range(levels)]
     for block in names:
         own = {name: place for name, place in places.items() if name.startswith(f"{block}.")}
@@ -109,7 +112,7 @@ def _last_layer(unet: nn.Module, block: str, places: Mapping[str, str]) -> nn.Mo
 
 
 def _outer_factor(name: str, linear: Mapping[str, nn.Module], levels: int) -> int:
-    """Downsampling of a whole block's output, which lies behind its down- or upsampler."""
+    """Downsampling of a whole block's output `(B, D, h, w)`, which lies behind its down- or upsampler."""
     level = _level(name, levels)
     if f"{name}.downsamplers.0.conv" in linear:
         return 2 ** (level + 1)

@@ -74,6 +74,7 @@ class UnetHooks:
         """
         layers = resolve_lora(tensors, self._layers.linear)
         updates: dict[str, LowRankUpdate] = {}
+        # every layer is checked before the first is attached, so a fault changes nothing
         for name, layer in layers.items():
             weight = self._layers.linear[name].weight
             down, up = (t.flatten(1) if weight.ndim == 2 else t for t in (layer.down, layer.up))
@@ -129,6 +130,7 @@ class UnetHooks:
         **options: Any,
     ) -> Tensor:
         """Fused attention from `(B, N, D)` to itself or to a context `(B, L, E)`, differentiable on every device."""
+        # a mask means another kind of attention than ours: the layer's own does it
         if mask is not None:
             return original(x, context=context, value=value, mask=mask, **options)
         source = x if context is None else context
@@ -140,9 +142,10 @@ class UnetHooks:
         return layer.to_out(mixed.transpose(1, 2).reshape(b, n, heads * width))  # (B, N, D)
 
     def _adapted(self, name: str, layer: nn.Module, original: Forward, x: Tensor) -> Tensor:
-        """A frozen layer with its adapters; without any it is the layer itself, bit by bit."""
+        """A frozen layer `(..., I)` -> `(..., O)` with its adapters; without any it is the layer itself, bit by bit."""
         updates = [*self._loaded.get(name, ()), *([self._trained[name]] if name in self._trained else ())]
         first = None
+        # the frozen product: on cast weights, together with one adapter, or as the layer does it
         if torch.is_grad_enabled() and needs_cast(layer, x.device, x.dtype):
             out = cast_layer(x, layer)
         elif updates and isinstance(layer, nn.Linear) and not needs_cast(layer, x.device, x.dtype):
@@ -160,6 +163,7 @@ class UnetHooks:
         if not (self.recompute and torch.is_grad_enabled()):
             return original(*args, **options)
         capture = self._capture
+        # copies, since the UNet writes into its dictionaries after this block has run
         args = tuple(dict(value) if isinstance(value, dict) else value for value in args)
         options = {name: dict(value) if isinstance(value, dict) else value for name, value in options.items()}
 
@@ -186,6 +190,7 @@ class UnetHooks:
 
 
 def _update(x: Tensor, layer: nn.Module, update: LowRankUpdate) -> Tensor:
+    """What one adapter adds, `(..., O)` or `(B, O, h, w)`: down to r channels, up to O, scaled."""
     down, up = update.down.to(x.dtype), update.up.to(x.dtype)
     if isinstance(layer, nn.Linear):
         return F.linear(F.linear(x, down), up) * update.scale
