@@ -136,11 +136,11 @@ def part_regions(graph: Graph, shipped: Shipped) -> list[Node]:
         "Mask) or the mask editor for your own. Any size will do.",
     )
     graph.group("2  Where the part may be", "parts")
-    nothing = graph.add("SolidMask", title="Black", value=0.0, width=128, height=128)
+    black = graph.add("SolidMask", title="Black", value=0.0, width=128, height=128)
     half = graph.add("SolidMask", title="White half", value=1.0, width=64, height=128)
     masks = [
         graph.add(
-            "MaskComposite", title=title, destination=nothing["MASK"], source=half["MASK"], x=x, y=0, operation="add"
+            "MaskComposite", title=title, destination=black["MASK"], source=half["MASK"], x=x, y=0, operation="add"
         )
         for title, x in (("Left half", 0), ("Right half", 64))
     ]
