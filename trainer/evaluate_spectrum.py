@@ -151,8 +151,8 @@ def _setup(settings: EvaluateSpectrumSettings, spectrum: PromptSpectrum) -> Spec
     values = {
         "images.source": settings.images, "images.cache": folder / "latents", "base.path": settings.base or base_of(spectrum),
         "method.boundaries": spectrum.bounds.fractions[1:-1], "method.vectors": spectrum.vectors,
-        "method.initial_words": spectrum.initial_words, "run.seed": settings.seed, "run.device": settings.device,
-        "run.dtype": settings.dtype, "optimizer.batch_size": 1, "run.out": folder, "images.size": settings.size,
+        "run.seed": settings.seed, "run.device": settings.device, "run.dtype": settings.dtype,
+        "optimizer.batch_size": 1, "run.out": folder, "images.size": settings.size,
     }  # fmt: skip
     if spectrum.stages == 1:
         values |= {"method.boundaries": (), "method.stages": 1}

@@ -60,6 +60,13 @@ def test_the_same_seed_gives_the_same_figures(evaluate: Callable) -> None:
     assert first["pictures"] == ["a.png"] and first["seed"] == 0
 
 
+def test_words_that_this_model_does_not_know_do_no_harm(evaluate: Callable) -> None:
+    """They are told for people; nothing starts from them here."""
+    matrix = torch.randn(1, 1, 128, generator=torch.Generator().manual_seed(0))
+    learned = PromptSpectrum("bestiary-demo", {"clip_l": matrix}, StageBounds.equal(1), initial_words="zebra")
+    assert set(evaluate(learned, base="demo", count=1, size=64)["noise_loss"]) == {"spectrum", "mean", "shuffled"}
+
+
 def test_spectra_that_were_changed_are_refused(evaluate: Callable) -> None:
     with pytest.raises(BestiaryError, match="has vectors per layer, words or silent stages"):
         evaluate(replace(_spectrum(torch.randn(2, 1, 32)), words={0: "bird"}))
