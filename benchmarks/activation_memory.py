@@ -113,6 +113,7 @@ def measure_ours(case: MemoryCase, columns: AttentionMethod) -> Measured:
     """Our denoiser with adapters, attention columns and both losses, at latents `(1, 4, h, w)`."""
     with FakeTensorMode(allow_non_fake_inputs=True):
         unet = build_unet(case.backbone)
+        # only shapes matter here: any falling schedule will do
         schedule = NoiseSchedule(torch.linspace(0.999, 0.005, 1000), "epsilon")
         denoiser = DiffusersDenoiser(replace(BACKBONES[case.backbone]), DenoiserParts(unet, None, None, schedule, {}))
         denoiser.add_lora(LoraSpec(rank=4))
@@ -122,6 +123,7 @@ def measure_ours(case: MemoryCase, columns: AttentionMethod) -> Measured:
             text = TextConditioning(inputs.context, inputs.pooled)
             request = AttentionRequest(inputs.positions, None, columns)
             out = denoiser.predict(inputs.latents, torch.tensor([500]), text, request)
+            # both losses, so that the graph is that of a real step
             maps = average_maps(out.attention, inputs.masks.shape[-1])
             present = torch.ones(1, PARTS, dtype=torch.bool)
             return out.prediction.square().mean() + 0.01 * part_attention_loss(maps, inputs.masks, present)
@@ -179,6 +181,7 @@ def compare(name: str, columns: AttentionMethod = "one_hot") -> dict[str, object
     """Both figures of one case."""
     case = CASES[name]
     theirs, ours = measure_reference(case), measure_ours(case, columns)
+    # our share of the reference's peak is what the goal is about
     share = ours.peak / theirs.peak
     return {
         "case": name,

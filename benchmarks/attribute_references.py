@@ -131,10 +131,12 @@ class ReferenceJudge:
     @torch.no_grad()
     def follow(self, images: Tensor, references: dict[str, Reference]) -> dict[str, dict[str, float]]:
         """Attribute -> role -> share of images `(B, 3, 128, 128)` 0..1 (and parts) that show what that role's reference has."""
+        # what the picture shows, by classifiers that know nothing of the references
         classes = self.looks.classes(images)  # (B, P, 3): colour, pattern, shape
         places, lights = self.backdrops.judge(images)
         facing = self._facing(images)
         shares: dict[str, dict[str, float]] = {attribute: {} for attribute in ATTRIBUTES}
+        # compared with what each reference has
         for role, reference in references.items():
             same = classes == species_classes([reference.species])  # (B, P, 3)
             for place, attribute in enumerate(("color", "pattern", "shape")):

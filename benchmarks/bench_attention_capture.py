@@ -67,6 +67,7 @@ def build_model(width: int) -> object:
         "transformer_depth_middle": 1,
         "use_temporal_resblock": False,
     }
+    # ComfyUI's own class for SD1.5, told of another width
     kind = type("Shaped", (comfy.supported_models.SD15,), {"unet_config": known})
     config = kind({**shape, **known})
     config.set_inference_dtype(torch.float32, None)
@@ -106,12 +107,14 @@ def sample(model: object, edge: int, steps: int, spans: tuple) -> Tensor:
     import comfy.sample
     from bestiary.nodes.socket_types import SPANS_KEY
 
+    # the same prompts and noise in every run
     generator = torch.Generator().manual_seed(1)
     positive, negative, noise = (
         torch.randn(shape, generator=generator)
         for shape in [(1, TOKENS, TEXT_WIDTH), (1, TOKENS, TEXT_WIDTH), (1, 4, edge, edge)]
     )
     conds = [[positive, {SPANS_KEY: spans}]], [[negative, {}]]
+    # guidance as usual, so that both prompts are evaluated
     settings = (steps, 7.0, "euler", "normal", *conds, torch.zeros_like(noise))
     with torch.inference_mode():
         return comfy.sample.sample(model, noise, *settings, seed=2, disable_pbar=True)

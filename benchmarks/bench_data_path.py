@@ -49,6 +49,7 @@ def random_images(folder: Path, pictures: int, size: int) -> ConceptImages:
     rng = np.random.default_rng(0)
     for row in range(pictures):
         moments[row] = rng.standard_normal(shape[1:])
+    # parts and kinds at random: their values do not change what reading them costs
     labels = rng.integers(0, PARTS, (pictures, GRID, GRID), dtype=np.uint8)
     codes = rng.integers(0, 32, (pictures, PARTS))
     names = tuple(f"part {i}" for i in range(PARTS))

@@ -60,6 +60,7 @@ def main(seed: Annotated[int, typer.Option()] = 0, repeats: Annotated[int, typer
     """Print both sizes; ours is the median of `repeats`, scikit-learn runs once."""
     torch.set_num_threads(1)
     for name, (rows, k) in CASES.items():
+        # the same rows for both, on one thread
         x = synthetic_features(rows, seed)
         runs = sorted(timed_ours(x, k, seed) for _ in range(repeats))
         ours, our_inertia = runs[len(runs) // 2]

@@ -48,6 +48,7 @@ def main() -> None:
     options = parser.parse_args()
     size = options.size or {"demo": 128, "sd15": 256}[options.model]
     import_comfyui()
+    # run folders are thrown away: only the figures count
     with tempfile.TemporaryDirectory() as place:
         figures = measure(options.learn, options.model, options.width, size, options.batch, Path(place))
     sys.stdout.write(json.dumps(figures, indent=1) + "\n")
@@ -159,6 +160,7 @@ def standalone_denoiser(reference: SimpleNamespace | None) -> object:
     from diffusers import AutoencoderKL, DDIMScheduler
     from transformers import CLIPTokenizer
 
+    # the tokenizer that comes with ComfyUI, since nothing is downloaded
     words = CLIPTokenizer.from_pretrained(Path(comfy.sd1_clip.__file__).parent / "sd1_tokenizer")
     scheduler = DDIMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear")
     backbone = get_backbone("sd15")
@@ -168,6 +170,7 @@ def standalone_denoiser(reference: SimpleNamespace | None) -> object:
         reference.unet, AutoencoderKL(), text, schedule, dict(scheduler.config), memory_format=torch.contiguous_format
     )
     denoiser = DiffusersDenoiser(backbone, parts)
+    # latents are given: no autoencoder takes part on either side
     denoiser.drop_autoencoder()
     return denoiser
 
@@ -189,6 +192,7 @@ def graph_denoiser(reference: SimpleNamespace | None) -> object:
     # the same numbers under ComfyUI's names
     weights = {names[name]: tensor for name, tensor in reference.unet.state_dict().items()}
     model.model.diffusion_model.load_state_dict(weights)
+    # the text encoder, again with the same numbers
     target = model.model.model_config.clip_target()
     clip = comfy.sd.CLIP(target, embedding_directory=[], model_options={"dtype": torch.float32})
     own = {f"text_model.{name.removeprefix('text_model.')}": t for name, t in reference.text.state_dict().items()}

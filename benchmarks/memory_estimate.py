@@ -45,6 +45,7 @@ def main() -> None:
         "optimizer.batch_size": arguments.batch, "base.checkpointing": arguments.checkpointing,
         "run.dtype": arguments.dtype, "run.preview_every": 0,
     }  # fmt: skip
+    # one real batch of the training, estimated first and then measured
     setup = prepare(load_recipe(None, {key: value for key, value in flags.items() if value is not None}))
     batch = setup.batches.draw(0, 0)
     started = time.monotonic()

@@ -202,6 +202,7 @@ def _accumulate(
     sums, counts = torch.zeros_like(centroids), torch.zeros(k, device=x.device)
     labels = torch.empty(len(x), dtype=torch.long, device=x.device)
     similarity = torch.empty(len(x), device=x.device)
+    # one chunk at a time: the (rows, k) cosines are all that a pass needs besides the rows
     for start in range(0, len(x), CHUNK_ROWS):
         rows = slice(start, start + CHUNK_ROWS)
         chunk = x[rows].float()

@@ -62,6 +62,7 @@ class _LowRankLinear(torch.autograd.Function):
             through = through * ctx.scale
         if ctx.needs_input_grad[0]:
             grad_x = (grad @ weight).addmm_(through, down).view(shape)  # (..., I)
+        # the frozen weight has no gradient, so down and up are all that is left
         if ctx.needs_input_grad[3]:
             grad_down = (through.t() @ rows).to(ctx.dtypes[0])  # (r, I)
             grad_up = (grad.t() @ inner).to(ctx.dtypes[1])  # (O, r)

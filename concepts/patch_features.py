@@ -76,6 +76,7 @@ class DescriptorFeatures:
         self.grid = grid
         self.position = position
         self.spec: SourceSpec = {"name": self.name, "image_size": image_size, "grid": grid, "position": position}
+        # the palette is fixed: histograms of different sets of pictures can be compared
         self._palette = torch.cartesian_prod(*[torch.tensor(levels) for levels in _PALETTE_LEVELS])  # (36, 3)
         self.width = 12 + len(self._palette) + 2 * _ORIENTATIONS + (2 if position else 0)
 
@@ -259,6 +260,7 @@ class DiffusionFeatures:
             "seed": seed,
             "margin": self.margin,
         }
+        # the empty prompt, and the width as one grey picture shows it
         self._text = denoiser.encode_prompts([denoiser.tokenize([])], None)
         self.width = self(torch.full((1, 3, self.image_size, self.image_size), 0.5)).features.shape[-1]
 
@@ -266,6 +268,7 @@ class DiffusionFeatures:
     def __call__(self, images: Tensor) -> PatchGrid:
         """Features `(B, grid, grid, D)` of images `(B, 3, S, S)` in 0..1."""
         _check_images(images, self.image_size)
+        # pictures are continued by their mirror image before they are encoded
         pixels = self.margin * self.image_size // self.grid
         continued = F.pad(images, (pixels,) * 4, mode="reflect") if pixels else images  # (B, 3, S', S')
         mean, _ = self._denoiser.encode_images(continued.to(self._denoiser.device))
@@ -273,6 +276,7 @@ class DiffusionFeatures:
         timesteps = torch.full((len(images),), self.timestep, dtype=torch.long, device=latents.device)
         generator = torch.Generator().manual_seed(self.seed)
         text = _repeat_text(self._text, len(images))
+        # averaged over draws, block beside block
         total = torch.zeros(())
         for _ in range(self.draws):
             noise = torch.randn((1, *latents.shape[1:]), generator=generator).to(latents).expand_as(latents)

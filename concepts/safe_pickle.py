@@ -140,6 +140,7 @@ def load_tensors(path: Path) -> dict[str, Tensor]:
         ) from fault
     except _REFUSED_READS as fault:
         raise BestiaryError(f"{path} is no readable torch file ({_short(fault)}); fetch it again") from fault
+    # names with a tensor each: anything else is no file of weights
     tensors = {str(name): value for name, value in content.items()} if isinstance(content, Mapping) else {}
     if not tensors or not all(isinstance(value, Tensor) for value in tensors.values()):
         raise BestiaryError(f"{path} holds {_described(content)}, expected names with a tensor each")

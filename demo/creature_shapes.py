@@ -155,6 +155,7 @@ def _legs() -> dict[str, list[np.ndarray]]:
 @lru_cache(maxsize=1)
 def part_outlines() -> dict[str, dict[str, list[np.ndarray]]]:
     """Polygons by part and shape, each (M, 2) float32 around the part's joint; parts of several polygons are their union."""
+    # made once: every drawing uses the same outlines
     return {"head": _heads(), "body": _bodies(), "wing": _wings(), "tail": _tails(), "legs": _legs()}
 
 

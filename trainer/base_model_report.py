@@ -226,6 +226,7 @@ def main(arguments: list[str] | None = None) -> None:
     figures, pictures = measure_base_model(
         given.model, AttributeJudge.load(), pictures=given.pictures, steps=DDIM_STEPS
     )
+    # the model card states the size of the files beside it
     size = sum(path.stat().st_size for path in given.model.rglob("*.*") if path.name != "README.md")
     write_text(given.model / "README.md", model_card(figures, training_facts(given.work), size))
     write_text(given.work / "figures.json", json.dumps(asdict(figures), indent=2) + "\n")

@@ -113,6 +113,7 @@ def find_clip(name: str) -> Path:
     """
     if Path(name).is_dir():
         return Path(name)
+    # never downloaded here: the cache is only looked at
     try:
         if HUB_NAME.fullmatch(name) and not Path(name).exists():
             return Path(snapshot_download(name, local_files_only=True))

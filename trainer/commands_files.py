@@ -131,6 +131,7 @@ def export(
     from ..concepts.spectrum.spectrum_file import FILE_KIND, load_spectrum
 
     target = out or source.with_suffix("")
+    # the kind in the file's header says which of the two it is
     if read_header(source).kind == FILE_KIND:
         from .export_spectrum import export_spectrum
 

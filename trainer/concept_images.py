@@ -133,6 +133,7 @@ class ConceptImages:
         rows, views, tops, lefts = zip(*((c.row, c.view, c.top, c.left) for c in crops), strict=True)
         moments = self._cache.read(rows, views, tops, lefts, self.plan.latent_size)  # (B, 2, C, h, w)
         codes = np.stack([kept for kept, _ in captions])  # (B, M)
+        # masks compare labels with part numbers: (B, 1, g, g) with (M, 1, 1)
         batch = PartBatch(
             names=tuple(self._names[row] for row in rows),
             moments=moments,

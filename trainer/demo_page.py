@@ -40,6 +40,7 @@ def write_demo_page(out: Path, discovery: Discovery, dictionary: PartDictionary,
     composed = read_composed(out)
     truth = load_truth(out).ordered_like([path.name for path in discovery.image_paths])
     page = _DemoPage(out, discovery, dictionary, truth, metrics)
+    # in the order of a reader's questions: what, how, from what, how well
     body = [
         _STYLE,
         page.summary(),
@@ -82,6 +83,7 @@ class _DemoPage:
             "several species. Everything on this page was made by one command on this machine."
         )
         reconstruction, mix = self.metrics["reconstruction"], self.metrics["mix4"]
+        # headline figures: time, parts found, parts rebuilt, parts mixed
         return pages.paragraph(lead, "lead") + pages.tiles(
             [
                 (duration(self.metrics["seconds"]["total"]), "from nothing to this page"),
@@ -116,6 +118,7 @@ class _DemoPage:
         rows = []
         for row in _by_number(pictures):
             one, other = row[0].sources[:2]
+            # the two creatures themselves at the ends of the row
             tiles = [
                 self._source(one),
                 *(pages.figure(self._embedded(p.file), p.caption) for p in row),
@@ -194,6 +197,7 @@ class _DemoPage:
         commands = "".join(f"<p>{pages.code(line)}</p>" for line in lines)
         seconds = self.metrics["seconds"]
         stages = ", ".join(f"{stage} {duration(value)}" for stage, value in seconds.items() if stage != "total")
+        # where the time went, stage by stage
         footer = f"Seed {self.metrics['seed']}. Time: {stages}. Figures: metrics.json."
         note = "In the folder of this page:"
         return pages.section("Go on", pages.paragraph(note), commands) + f"<footer>{pages.escaped(footer)}</footer>"

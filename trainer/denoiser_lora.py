@@ -148,6 +148,7 @@ class DenoiserLora:
                 f"LoRA layer {path}: down {tuple(down.shape)} and up {tuple(up.shape)} do not fit a layer of shape "
                 f"{tuple(expected)}: this LoRA was trained for another base model"
             )
+        # in float32 whatever the frozen layer is in
         place = {"device": base.weight.device, "dtype": torch.float32}
         return LowRankUpdate(
             down.detach().to(**place), up.detach().to(**place), strength * layer.scale, trainable=False

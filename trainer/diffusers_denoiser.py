@@ -63,6 +63,7 @@ class DiffusersDenoiser:
         self.backbone = backbone
         self.schedule = parts.schedule
         self.scheduler_config = dict(parts.scheduler_config)
+        # frozen: only adapters and learned vectors ever get gradients
         self.unet = parts.unet.eval().requires_grad_(False)
         self.vae = None if parts.vae is None else parts.vae.eval().requires_grad_(False)
         self.text = parts.text
@@ -70,6 +71,7 @@ class DiffusersDenoiser:
         self._zero_empty_prompt = parts.zero_empty_prompt
         self._num_levels = len(self.unet.config.block_out_channels)
         self._memory_format, self._vae_memory_format = parts.memory_format, parts.vae_memory_format
+        # attention that can be asked for columns, and the names by which layers are asked
         install_fused_attention(self.unet, parts.float32_backward)
         self._layers = dict(_cross_attention_layers(self.unet, self._num_levels))
         self._blocks = dict(_feature_blocks(self.unet, self._num_levels))

@@ -224,6 +224,7 @@ def _scan(settings: DiscoverSettings) -> ImageScan:
     if settings.images.resolve() == settings.out.resolve():
         raise BestiaryError(f"--out {settings.out} is the folder of pictures itself: choose another folder")
     scan = scan_images(settings.images, [settings.out])
+    # told at once, before any model is loaded
     if not scan.names:
         others = ", ".join(f"{count} x {suffix}" for suffix, count in scan.other_files.items()) or "nothing else"
         raise BestiaryError(

@@ -89,6 +89,7 @@ def read_report(folder: Path, needs: Sequence[str] = ()) -> dict[str, object]:
         unfinished = (path.parent / "state" / "plan.json").is_file()
         cause = "an unfinished discovery: run the same `bestiary discover` again" if unfinished else "no discovery"
         raise BestiaryError(f"{folder} holds {cause}; give a folder that `bestiary discover` finished")
+    # a report is written last, so an unreadable one is damaged, not unfinished
     try:
         report = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as fault:

@@ -69,6 +69,7 @@ def merge_parts(folder: Path, names: Sequence[str]) -> None:
         parts = [part for part, _ in split]
         _edit(folder, lambda codebook: codebook_edits.merge_parts(codebook, parts), refit=True)
         return
+    # parts with parts, kinds of one part with each other
     if any(kind is None for _, kind in split):
         raise BestiaryError(
             f"{' '.join(names)}: parts and kinds cannot be joined; name parts alone, or kinds of one part"

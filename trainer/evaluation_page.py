@@ -26,6 +26,7 @@ _MEANING = (
 def write_evaluation_page(path: Path, evaluation: Evaluation) -> Path:
     """Write the page and return its path."""
     first = next(iter(evaluation.results))
+    # pictures first: figures mean little before one has seen what they judge
     body = [
         pages.paragraph(
             "Pictures made from part tokens, and what the codebook that found the parts sees in them.", "lead"
@@ -47,6 +48,7 @@ def figures_table(figures: Mapping[str, Any]) -> str:
             error = scores.get("emr_standard_error")
             emr = f"{scores['emr']:.3f} ± {error:.3f}" if error is not None else scores["emr"]
             rows.append([method, test_title(test), scores["pictures"], emr, *(scores[name] for name in _METRICS[1:])])
+    # what real pictures score is the most that any dictionary could reach
     for name, title in (("real", "real pictures"), ("reencoded", "real pictures through the autoencoder")):
         if name in figures.get("ceiling", {}):
             scores = figures["ceiling"][name]

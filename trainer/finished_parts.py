@@ -44,6 +44,7 @@ def learned_dictionary(
     table = objective.projector.collapse().float().cpu()  # (M, K + 1, D)
     rows = kinds.rows()
     vectors = torch.stack([table[part, kind] for part, kind in rows])  # (R, D)
+    # collapsed vectors only: the projector is not needed to use them
     return PartDictionary(
         backbone=backbone.name,
         part_names=kinds.part_names,
@@ -107,6 +108,7 @@ def _part_box(kinds: TrainingKinds, row: int, part: int, edge: int) -> tuple[int
 
 def _provenance(setup: TrainingSetup, steps: int) -> dict[str, object]:
     settings = setup.settings
+    # what another training would need to be compared with this one
     return {
         "made_by": f"bestiary train parts, dictionary format {FORMAT_VERSION}",
         "base": settings.base.path,

@@ -242,6 +242,7 @@ def _orientation(image: Image.Image) -> Image.Transpose | None:
         value = image.getexif().get(_ORIENTATION_TAG, 1)
     except _FAULTS:
         return None
+    # EXIF counts the eight ways a camera can be held
     turns = Image.Transpose
     return {
         2: turns.FLIP_LEFT_RIGHT,

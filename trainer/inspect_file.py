@@ -134,6 +134,7 @@ def _describe_codebook(codebook: PartCodebook) -> Description:
 def _describe_spectrum(spectrum: PromptSpectrum) -> Description:
     """Stages, what they hold and which attribute they carry; vectors `(S, [L,] V, W)` by their norms."""
     means = {name: tensor.float().norm(dim=-1).mean() for name, tensor in spectrum.embeddings.items()}
+    # norms tell whether vectors are as long as words are
     told: Description = {
         "what": "Bestiary prompt spectrum",
         "backbone": spectrum.backbone,
@@ -195,6 +196,7 @@ def _recognised(shapes: Mapping[str, tuple[int, ...]]) -> Description:
 def _describe_lora(shapes: Mapping[str, tuple[int, ...]]) -> Description:
     downs = {name: shape for name, shape in shapes.items() if (kohya_name(name) or "").endswith(DOWN)}
     modules = [kohya_name(name) for name in downs]
+    # one down matrix per layer: their first dimension is the rank
     return {
         "what": "LoRA",
         "naming": _naming(next(iter(downs))),

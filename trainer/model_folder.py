@@ -68,6 +68,7 @@ def _check_is_folder(path: Path) -> None:
             f"StableDiffusionPipeline.from_single_file({str(path)!r}).save_pretrained({str(path.with_suffix(''))!r}), "
             "then give the new folder"
         )
+    # each of the three mistakes has a remedy of its own
     if not path.is_dir():
         raise BestiaryError(f"base model folder {path} does not exist: give a diffusers folder, or 'demo'")
     if not (path / "model_index.json").is_file():
@@ -84,6 +85,7 @@ def _read_json(path: Path) -> dict[str, object]:
             f"{path.parent.parent if path.name != 'model_index.json' else path.parent} is incomplete: {path.parent.name}/"
             f"{path.name} is missing; download the whole Stable Diffusion folder (SD 1.5, 2 or XL) again"
         )
+    # a download that was cut off often leaves half a file
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError) as fault:

@@ -121,6 +121,7 @@ def build_batches(
     parallel = parallel or SingleProcess()
     backbone, optimizer, captions = denoiser.backbone, settings.optimizer, settings.captions
     size = training_size(settings, denoiser)
+    # sizes in latent cells and attention cells, as this model counts them
     plan = BatchPlan(
         batch_size=optimizer.batch_size,
         accumulation=optimizer.accumulation,
@@ -134,6 +135,7 @@ def build_batches(
         processes=parallel.size,
         latent_factor=backbone.latent_factor,
     )
+    # captions as the settings want them; the rest keeps the published defaults
     style = CaptionStyle(
         template_probability=captions.templates,
         shuffle=captions.shuffle,
@@ -179,6 +181,7 @@ def _attention_loss(settings: TrainPartsSettings, denoiser: Denoiser) -> Attenti
 def loop_settings(settings: TrainPartsSettings | TrainSpectrumSettings, denoiser: Denoiser) -> LoopSettings:
     """The part of the settings that the loop knows."""
     optimizer, run = settings.optimizer, settings.run
+    # scaling of the loss is for fp16 on CUDA alone
     return LoopSettings(
         steps=optimizer.steps,
         accumulation=optimizer.accumulation,

@@ -118,6 +118,7 @@ def read_names(path: Path) -> NamesFile:
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as fault:
         raise BestiaryError(f"names file {path} is not TOML: {fault}") from fault
     except ValidationError as fault:
+        # the first fault is enough: names are few
         first = fault.errors()[0]
         place = ".".join(str(step) for step in first["loc"])
         raise BestiaryError(

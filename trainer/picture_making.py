@@ -66,6 +66,7 @@ def check_backbone(name: str, dictionary: PartDictionary, denoiser: SamplingDeno
             f"dictionary {name} was learned for {dictionary.backbone}, but the base model is {backbone.name}: "
             f"give --base a {dictionary.backbone} model, or train a dictionary for {backbone.name}"
         )
+    # the same kind of model may still have other widths, as small test models do
     widths = {encoder: vectors.shape[-1] for encoder, vectors in dictionary.embeddings.items()}
     expected = {encoder.name: encoder.width for encoder in backbone.text_encoders}
     if widths != expected:

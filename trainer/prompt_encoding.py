@@ -107,6 +107,7 @@ class PromptEncoding:
             ids = encoder.plain_ids(words)
             if not ids:
                 raise BestiaryError(f"{words!r} holds no word the tokenizer knows: give a plain word such as 'head'")
+            # the same words through every encoder, which must cut them alike
             places = torch.tensor([ids], device=encoder.device)  # (1, n)
             rows.append(encoder.embed(places)[0].detach().float())  # (n, D of the encoder)
         if len({len(row) for row in rows}) > 1:
@@ -221,6 +222,7 @@ def _check_vectors(vectors: Tensor | None, batch: int, most: int, backbone: Back
         if most:
             raise BestiaryError(f"the prompt has places for {most} learned vectors, but none were given")
         return
+    # rows and places first: a wrong width is told apart from a wrong number
     if vectors.ndim != 3 or vectors.shape[0] != batch or vectors.shape[1] < most:
         raise BestiaryError(
             f"{batch} prompts with up to {most} learned vectors need a tensor (B, P, D) = ({batch}, >= {most}, "

@@ -230,6 +230,7 @@ def _matched(text: Told, count: int, kind: str) -> Told:
     if isinstance(text, StagedConditioning):
         return replace(text, rows=text.rows.expand(count, -1))  # (N, S)
 
+    # one row in memory, seen by all pictures
     def repeated(values: Tensor | None) -> Tensor | None:
         return None if values is None else values.expand(count, *values.shape[1:])  # (N, ...), one row in memory
 

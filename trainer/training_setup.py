@@ -153,6 +153,7 @@ def _open_cache(
     def encode(images: Tensor) -> tuple[Tensor, Tensor]:
         return denoiser.encode_images(images)  # (B, C, h, w) each
 
+    # the encoder is at hand already; it runs only for pictures that are not in the cache
     return open_cache(
         settings.images.cache or settings.discovery.folder / "latents",
         spec,

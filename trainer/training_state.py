@@ -50,6 +50,7 @@ class TrainingState:
         self._base_rates = [group.learning_rate for group in groups]
         self._ema = ema
         self._scaler = scaler
+        # one group per learning rate
         self.optimizer = torch.optim.AdamW(
             [
                 {"params": list(g.parameters.values()), "lr": g.learning_rate, "weight_decay": g.weight_decay}
@@ -58,6 +59,7 @@ class TrainingState:
             betas=betas,
             fused=True,
         )
+        # the running average starts where the parameters do
         self.average = {name: p.detach().clone() for name, p in self.parameters.items()} if ema else {}
 
     def set_learning_rates(self, factor: float) -> None:

@@ -72,6 +72,7 @@ def prepare_denoiser(unet: nn.Module, adapters: dict[str, Tensor], edge: int) ->
             down, up = adapters[f"{key}.lora_down.weight"], adapters[f"{key}.lora_up.weight"]
             layer = LoraLinear(module.get_submodule(projection), down, up)
             parameters |= {f"{key}.lora_down.weight": layer.down, f"{key}.lora_up.weight": layer.up}
+            # the output projection stands in a list with its dropout
             if projection == "to_out.0":
                 module.to_out[0] = layer
             else:
@@ -228,6 +229,7 @@ def _explicit_text_layer(layer: nn.Module, hidden: Tensor, mask: Tensor, heads: 
         """`(B, L, D)` -> `(B * heads, L, D / heads)`."""
         return x.view(b, length, heads, size).transpose(1, 2).contiguous().view(b * heads, length, size)
 
+    # heads are rows of one large batch, as they were then
     q, k, v = split(own.q_proj(normed) * size**-0.5), split(own.k_proj(normed)), split(own.v_proj(normed))
     scores = torch.bmm(q, k.transpose(1, 2)).view(b, heads, length, length) + mask
     probabilities = scores.view(b * heads, length, length).softmax(dim=-1)

@@ -55,6 +55,7 @@ def rename(
     """
     names = list(codebook.part_names)
     kind_names = _kind_names(codebook)
+    # kinds first, while parts still go by the names the user knows
     for part, renames in (kinds or {}).items():
         index = codebook.find_part(part)
         for kind, name in renames.items():

@@ -195,6 +195,7 @@ class PartCodebook:
         write_concept_file(Path(path), compact, self._header())
 
     def _header(self) -> dict[str, object]:
+        # JSON has no integer keys, so kinds are numbered as text
         return {
             "kind": KIND,
             "feature_spec": self.feature_spec,
@@ -237,7 +238,9 @@ def _compact(tensor: Tensor) -> Tensor:
 def _fields_from_file(file: ConceptFile) -> dict[str, object]:
     header = file.metadata
     tensors = {name: tensor.float() for name, tensor in file.tensors.items()}
+    # which levels a file holds shows in the names of its tensors
     space = FeatureSpace(tensors["space.mean"], tensors["space.projection"]) if "space.mean" in tensors else None
+    # kinds.10 comes after kinds.9, not after kinds.1
     kinds = sorted((int(name[6:]), name) for name in tensors if name.startswith("kinds."))
     return {
         "feature_spec": header["feature_spec"],

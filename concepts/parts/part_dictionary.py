@@ -57,15 +57,18 @@ class PartDictionary:
                 f"a {self.backbone} dictionary needs vectors for {', '.join(sorted(encoders))}; "
                 f"this one has {', '.join(sorted(self.embeddings)) or 'none'}"
             )
+        # one list of kinds per part, and a background that exists
         if len(self.kind_names) != count or self.background not in (None, *range(count)) or self.id_base not in (0, 1):
             raise BestiaryError(
                 f"{count} part names, {len(self.kind_names)} lists of kinds, background {self.background} and "
                 f"id base {self.id_base} contradict each other"
             )
+        # rows: pairs of a part and an id, each once
         if self.rows.ndim != 2 or self.rows.shape[1] != 2 or not len(self.rows):
             raise BestiaryError(f"rows have shape {tuple(self.rows.shape)}, expected (R, 2) with at least one row")
         if self.rows.min() < 0 or self.rows[:, 0].max() >= count or len(self.row_of) != len(self.rows):
             raise BestiaryError(f"the rows name parts beyond {count - 1}, negative ids or one pair twice")
+        # a vector of every encoder for each row, and nothing infinite among them
         for name, tensor in self.embeddings.items():
             if tensor.ndim != 2 or len(tensor) != len(self.rows):
                 raise BestiaryError(f"{name} has shape {tuple(tensor.shape)}, expected ({len(self.rows)}, width)")

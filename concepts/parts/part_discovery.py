@@ -71,6 +71,7 @@ def discover_parts(
         on_stage=on_stage,
     )
     on_stage()
+    # in memory the sample is the whole set: label it, then cluster the means of its parts
     labels = codebook.label(grids)
     means, counts = codebook.part_means(grids, labels)  # (N, M, d), (N, M)
     on_stage()

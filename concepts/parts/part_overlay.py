@@ -117,6 +117,7 @@ def _draw_entries(
         middle = top + row * line + line // 2
         swatch = (left, middle - edge // 2, left + edge, middle + edge // 2)
         outline = tuple(entry.color)
+        # hollow and pale for what the picture does not show
         draw.rounded_rectangle(
             swatch, radius=edge // 4, fill=None if entry.faint else outline, outline=outline, width=2
         )

@@ -95,6 +95,7 @@ def parse_presets(text: str, bounds: StageBounds | None = None) -> dict[str, tup
         line = line.split("#")[0].strip()
         if not line:
             continue
+        # one attribute per line, each once
         name, colon, selection = line.partition(":")
         if not (colon and name.strip()) or name.strip() in presets:
             raise BestiaryError(

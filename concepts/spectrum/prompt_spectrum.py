@@ -78,6 +78,7 @@ class PromptSpectrum:
                 raise BestiaryError(
                     f"bypass vectors {shown_name(name)} {tuple(tensor.shape)} do not fit the embeddings"
                 )
+        # a single infinite number would spoil every picture it takes part in
         groups = {"": self.embeddings, "neutral ": self.neutral, "bypass ": self.bypass}
         for kind, tensors in groups.items():
             for name, tensor in tensors.items():
@@ -183,6 +184,7 @@ def check_spectrum_backbone(name: str, spectrum: PromptSpectrum, backbone: Backb
             f"spectrum {name} was learned for {spectrum.backbone}, but the base model is {backbone.name}: "
             f"load a {spectrum.backbone} model, or train a spectrum for {backbone.name}"
         )
+    # the same kind of model may still have other widths, as small test models do
     widths = {encoder: tensor.shape[-1] for encoder, tensor in spectrum.embeddings.items()}
     expected = {encoder.name: encoder.width for encoder in backbone.text_encoders}
     if widths != expected:

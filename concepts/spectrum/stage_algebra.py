@@ -227,6 +227,7 @@ def with_soft_bounds(spectrum: PromptSpectrum, softness: float) -> PromptSpectru
     if softness == 0:
         return spectrum
 
+    # every stage reads the spectrum as it was, so the order of stages does not matter
     def faded(rows: Tensor) -> Tensor:
         """Rows `(S, V, W)` or `(S, L, V, W)`, each with its share of its neighbours."""
         result = []

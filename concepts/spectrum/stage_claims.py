@@ -162,6 +162,7 @@ def _owner_table(owners: Sequence[int | None], names: Sequence[str], bounds: Sta
         lines.append(
             f"{name}: stages {stages_text(stages)}" if stages else f"{name}: no stage, others claim all of them"
         )
+    # stages that are left over say something too
     free = tuple(stage for stage, owner in enumerate(owners) if owner is None)
     if free:
         lines.append(

@@ -94,6 +94,7 @@ def _read(text: str, start: int) -> tuple[int, StagedMention] | None:
 
 
 def _name_and_strength(text: str, column: int) -> tuple[str, float]:
+    # the last star counts: names may hold plain ones
     star = last_plain(text, "*")
     name = text if star < 0 else text[:star]
     if not name.strip():

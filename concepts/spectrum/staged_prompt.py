@@ -164,6 +164,7 @@ def parse_stage_texts(
         content = content.strip()
         try:
             entry: Override = content
+            # "=4" means what stage 4 says, whatever that is
             if content.startswith("="):
                 entry = select_stages(content[1:].strip(), bounds, presets)[0]
             found |= dict.fromkeys(select_stages(selection, bounds, presets), entry)
@@ -280,6 +281,7 @@ def _joined(pieces: Sequence[PromptPiece]) -> tuple[PromptPiece, ...]:
 
 def _find_spectrum(mention: SpectrumMention, sources: PromptSources) -> PromptSpectrum:
     """The spectrum a mention names, at the strength it asks for."""
+    # names are compared in their plain form, as people type them
     names = [name for name in sources.spectra if plain_name(name) == plain_name(mention.name)]
     if not names:
         if not sources.spectra:
