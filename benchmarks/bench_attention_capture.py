@@ -46,6 +46,7 @@ def build_model(width: int) -> object:
     import comfy.model_patcher
     import comfy.supported_models
 
+    # what tells ComfyUI that this is SD1.5, then the shape of its blocks
     known = {
         "context_dim": TEXT_WIDTH,
         "model_channels": width,

@@ -117,6 +117,7 @@ def judge_drawings(
     if source.image_size != scale:
         size = (source.image_size, source.image_size)
         images = [F.interpolate(image[None], size=size, mode="bilinear", antialias=True)[0] for image in images]
+    # only the discovery is timed, not drawing and judging
     started = time.process_time()
     codebook, maps = discover(source, images, parts, kinds, seed)
     seconds = time.process_time() - started
@@ -125,6 +126,7 @@ def judge_drawings(
     ours = maps.labels.long()
     ious = matched_iou(ours, theirs, codebook.background, len(PARTS))
     species = {part: [str(drawing.species.look(part)) for drawing in drawings] for part in PARTS}
+    # kinds of every discovered part against the looks that were drawn
     information, _ = matched_information(maps.codes[:, : codebook.background], species)
     figures = {
         "foreground_iou": foreground_iou(ours != codebook.background, theirs > 0),

@@ -56,6 +56,7 @@ def run_rank(out: Path, found: Path, model: str) -> None:
         "run.preview_every": 0, "attention_loss.weight": 1.0, "captions.drop_tokens": 0.5, "lora.rank": 2,
         "optimizer.batch_size": PICTURES // (accumulation * parallel.size), "optimizer.accumulation": accumulation,
     }  # fmt: skip
+    # small, in float32, with everything that could make ranks differ: dropped tokens, attention, adapters
     setup = prepare(load_recipe(None, flags), parallel=parallel)
     for number, parameter in enumerate(setup.objective.adapters):  # zeros would hide half of the gradients
         torch.nn.init.normal_(parameter, std=0.1, generator=torch.Generator().manual_seed(number))

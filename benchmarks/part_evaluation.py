@@ -52,6 +52,7 @@ METHODS: dict[str, dict[str, Any]] = {
 def main() -> None:
     """Run every (seed, method) that has no result yet, then print and perhaps store the means."""
     options = _parse()
+    # every seed by itself, so that a stopped run loses at most one
     for seed in options.seeds:
         run_seed(options, seed)
     results = {seed: _read_seed(options, seed) for seed in options.seeds}
@@ -125,6 +126,7 @@ def summarise(results: Mapping[int, Mapping[str, Any]], options: argparse.Namesp
     # figures by method, then their means over the seeds
     methods = {method: [result[method] for result in results.values()] for method in options.methods}
     tests = [test for test in methods[options.methods[0]][0] if test != "train_seconds"]
+    # means over seeds of every figure, however deep it lies
     means = {method: {test: _mean([run[test] for run in runs]) for test in tests} for method, runs in methods.items()}
     return {
         "made_by": "benchmarks/part_evaluation.py",

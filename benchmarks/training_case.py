@@ -204,6 +204,7 @@ def _our_batch(batch: ReferenceBatch, vae: nn.Module, segmenter: PartSegmenter) 
     """The same step as our cache would hand it over: moments, masks and places of the tokens are known."""
     with torch.no_grad():
         posterior = vae.encode(batch.pixels).latent_dist
+    # what the reference computes in every step is computed once here
     masks, _ = segmenter.masks(batch.pictures)
     prompts = []
     # places of the tokens, and a filler where they stood

@@ -177,6 +177,7 @@ def read_header(path: Path, largest: int = LARGEST_FOREIGN_HEADER) -> Header:
     Raises:
         BestiaryError: missing, no safetensors file, or a header that contradicts the file's size.
     """
+    # the length first, then as much as it says and no more
     path = Path(path)
     try:
         total = path.stat().st_size

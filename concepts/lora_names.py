@@ -157,6 +157,7 @@ def lora_layers(tensors: Mapping[str, Tensor]) -> dict[str, LoraLayer]:
         module = name.removesuffix(DOWN)
         if module + UP not in named:
             raise BestiaryError(f"the LoRA has {name} but no {module}{UP}: the file is incomplete")
+        # a missing alpha means scale 1, which only its absence can say
         alpha = named.get(module + ALPHA)
         layers[module] = LoraLayer(down, named[module + UP], None if alpha is None else float(alpha))
     return layers
@@ -209,6 +210,7 @@ def _diffusers_block(module: str) -> str:
         return module
     side, number, inner, rest = match[1], int(match[2]), match[3], match[4]
     if side == "middle_block":
+        # the middle is residual, attention, residual
         if number == 1:
             return f"{UNET_PREFIX}mid_block_attentions_0_{inner + '_' if inner else ''}{rest}"
         return f"{UNET_PREFIX}mid_block_resnets_{number // 2}_{_RESNET_PARTS.get(rest, rest)}"
@@ -219,6 +221,7 @@ def _diffusers_block(module: str) -> str:
     block = f"{'down' if side == 'input_blocks' else 'up'}_blocks_{position // 3}"
     if inner == "0" and rest == "op":
         return f"{UNET_PREFIX}{block}_downsamplers_0_conv"
+    # the third place of a level holds the upsampler
     if rest == "conv":
         return f"{UNET_PREFIX}{block}_upsamplers_0_conv"
     if inner == "0":

@@ -40,12 +40,14 @@ class _LowRankLinear(torch.autograd.Function):
     def forward(
         ctx: FunctionCtx, x: Tensor, weight: Tensor, bias: Tensor | None, down: Tensor, up: Tensor, scale: float
     ) -> Tensor:
+        # one product of rows, whatever stands before the channels
         rows = x.reshape(-1, x.shape[-1])  # (N, I)
         ctx.dtypes = down.dtype, up.dtype
         down, up = down.to(x.dtype), up.to(x.dtype)
         inner = rows @ down.t()  # (N, r)
         out = F.linear(rows, weight, bias)  # (N, O)
         out.addmm_(inner, up.t(), alpha=scale)
+        # the input and the rank-wide activation: all that the backward pass needs
         ctx.save_for_backward(rows, inner, weight, down, up)
         ctx.scale = scale
         return out.view(*x.shape[:-1], -1)

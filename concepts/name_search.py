@@ -37,6 +37,7 @@ def choices_text(wanted: str, names: Sequence[str]) -> str:
 def number_ranges(numbers: Iterable[int]) -> str:
     """Whole numbers as ranges, "0..3, 7, 9..12"; at most a dozen ranges."""
     runs: list[list[int]] = []
+    # a number next to the last run makes that run longer
     for number in sorted(set(numbers)):
         if runs and number == runs[-1][1] + 1:
             runs[-1][1] = number

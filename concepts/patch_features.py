@@ -178,6 +178,7 @@ def _load_vision_transformer(model: str, weights: Path | str | None, image_size:
         raise BestiaryError(
             "the source dinov2 needs timm: pip install timm, or choose the source descriptor"
         ) from fault
+    # only now: without timm a checkpoint is of no use
     if weights is not None:
         _refuse_programs(Path(weights))
     # as pretrained weights, whose position embeddings timm fits to the image size
@@ -293,6 +294,7 @@ class DiffusionFeatures:
             maps = F.adaptive_avg_pool2d(maps, edge)
         elif maps.shape[-1] < edge:
             maps = F.interpolate(maps, size=(edge, edge), mode="bilinear", align_corners=False)
+        # the margin is cut off again, and every block counts the same
         inside = slice(self.margin, self.margin + self.grid)
         return F.normalize(maps[:, :, inside, inside], dim=1)
 
@@ -308,6 +310,7 @@ def default_blocks(denoiser: Denoiser) -> tuple[str, ...]:
     if _reads_latent_grid(denoiser):
         attentive = [name for name, factor in blocks.items() if factor == wanted and "attentions" in name]
         return tuple(attentive[:1]) or tuple(blocks)[:1]
+    # whole stages of the decoder: names such as up_blocks.1, without a layer behind
     stages = [name for name in blocks if name.startswith("up") and name.count(".") == 1]
     near = [name for name in stages if blocks[name] in (wanted, max(1, wanted // 2))]
     return tuple(near or stages or list(blocks)[-1:])

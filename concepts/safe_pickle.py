@@ -82,6 +82,7 @@ class _RestrictedUnpickler(pickle.Unpickler):
 def _pickle_module(refused: set[str], shells: frozenset[str]) -> types.ModuleType:
     """A stand-in for the module `pickle` as torch.load uses it."""
     module = types.ModuleType("restricted_pickle")
+    # torch asks the module for its Unpickler: this one notes what it is asked for
     bound = type("Unpickler", (_RestrictedUnpickler,), {"refused": refused, "shells": shells})
 
     def load(stream: object, **options: object) -> object:
@@ -152,6 +153,7 @@ def tensors_in(content: object, depth: int = 12) -> Iterator[tuple[str, Tensor]]
     if isinstance(content, Tensor):
         yield "", content
         return
+    # a shell is searched like a dictionary of its attributes
     if isinstance(content, Shell):
         content = content.__dict__
     if depth and isinstance(content, Mapping | list | tuple):

@@ -92,6 +92,7 @@ def _groups(pieces: Sequence[PromptPiece], tokenize: Callable[[str], list[int]],
     groups: list[list[_Slot]] = []
     vector = 0
     for piece in pieces:
+        # a learned vector is one slot, wherever it stands
         if piece.text is None:
             groups.append([_Slot(filler, piece.weight, vector)])
             vector += 1

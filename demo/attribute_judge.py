@@ -54,6 +54,7 @@ class AttributeJudge(nn.Module):
         """`widths`: channels of the four levels, from `(B, 3, 128, 128)` down to features `(B, widths[3], 16, 16)`."""
         super().__init__()
         first, second, third, fourth = widths
+        # three halvings, from 128 pixels to a grid of 16 x 16
         self.stages = nn.Sequential(
             _block(3, first, 2), _block(first, second, 2), _block(second, second, 1),
             _block(second, third, 2), _block(third, fourth, 1), _block(fourth, fourth, 1),
@@ -86,6 +87,7 @@ class AttributeJudge(nn.Module):
             raise BestiaryError(f"no judge at {path}; train one with `python -m bestiary.trainer.train_judge`")
         judge = cls()
         tensors = {name: tensor.float() for name, tensor in load_file(path).items()}
+        # a judge of another version has other tensors
         strange = set(tensors) ^ set(judge.state_dict())
         if strange:
             raise BestiaryError(f"{path} is not a judge of this version: tensors {sorted(strange)[:4]} do not match")

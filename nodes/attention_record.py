@@ -197,6 +197,7 @@ def check_layers(layers: str, available: frozenset[int]) -> None:
             "Attention Maps: this MODEL has no cross-attention that can be recorded; "
             "Stable Diffusion 1.5, 2 and XL and the demo model have"
         )
+    # what this model has, in the words of the menu
     names = ["auto", "all", *(name for name, factor in LAYER_FACTORS.items() if factor in available)]
     if layers not in names:
         raise BestiaryError(

@@ -92,6 +92,7 @@ def _chosen(sampling: RecordedSampling, held: Tensor, names: str, first: int, la
     """Numbers of the parts `(P,)` to show, in the order asked for."""
     if not sampling.parts:
         raise BestiaryError(f"{NODE}: the prompts of this sampling hold no part tokens; write them with Part Prompt")
+    # parts whose prompt was active in these steps
     active = [i for i in range(len(sampling.parts)) if held[i]]
     wanted = [name for name in re.split(r"[,;\n]", names) if name.strip()]
     chosen = active if not wanted else list(dict.fromkeys(i for name in wanted for i in _named(sampling.parts, name)))
@@ -105,6 +106,7 @@ def _chosen(sampling: RecordedSampling, held: Tensor, names: str, first: int, la
 
 
 def _named(parts: tuple[RecordedPart, ...], name: str) -> list[int]:
+    # a part, or a part with its kind, as people type it
     wanted = plain_name(name)
     found = [i for i, part in enumerate(parts) if wanted in map(plain_name, (part.title, part.label, part.part))]
     if not found:
@@ -121,6 +123,7 @@ def _draw(
     """Frames of all pictures, and an overview of each."""
     frames, overviews = [], []
     for number, of_picture in enumerate(maps):  # (P, h, w)
+        # without a picture the maps glow over a dark ground
         ground = blank_picture(latent) if image is None else picture_of(image[number])
         weights, low, high = stretched(of_picture)
         facts = zip(weights, titles, low.tolist(), high.tolist(), strict=True)

@@ -151,6 +151,7 @@ def change_shares(features: Tensor) -> tuple[Tensor, Tensor]:
     squared = whole.square().sum(-1)  # (N,)
     if not bool((squared > 0).all()):
         raise BestiaryError("the word changes nothing, even at every stage: the model does not know it, or cfg is 1")
+    # how far each stage goes along the whole change, and how far in any direction
     moved = features[1:-1] - without  # (S, N, F)
     shares = (moved * whole).sum(-1) / squared  # (S, N)
     sizes = moved.square().sum(-1).sqrt() / squared.sqrt()  # (S, N)

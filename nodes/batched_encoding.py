@@ -74,6 +74,7 @@ def _groups(prompts: Sequence[Tokens]) -> Iterator[list[Tokens]]:
     group: list[Tokens] = []
     chunks = 0
     for tokens in prompts:
+        # a prompt that is no dictionary is not understood here: alone
         count = max((len(own) for own in tokens.values()), default=0) if isinstance(tokens, dict) else MOST_CHUNKS
         if group and chunks + count > MOST_CHUNKS:
             yield group
@@ -154,6 +155,7 @@ def _watched(clip: CLIP, with_states: bool) -> Iterator[_Watch]:
     try:
         for name, encoder in _text_encoders(clip).items():
             handles.append(encoder.register_forward_hook(_pooled_hook(watch.pooled.setdefault(name, []))))
+            # states before the last norm only where they are asked for
             if with_states and (norm := last_norm(encoder)) is not None:
                 handles.append(norm.register_forward_pre_hook(_input_hook(watch.states.setdefault(name, []))))
         yield watch

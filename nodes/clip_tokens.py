@@ -103,6 +103,7 @@ def with_dictionary(clip: object, named: NamedDictionary) -> object:
             f"{type(clip.tokenizer).__name__} of this CLIP knows no embeddings: connect a Stable Diffusion CLIP"
         )
     taught.tokenizer = copy.copy(clip.tokenizer)
+    # every tokenizer of the clone answers for the dictionaries before it, and for this one
     dictionaries = {**known, named.name: named.dictionary}
     for attribute, tokenizer in tokenizers.items():
         setattr(taught.tokenizer, attribute, _taught_tokenizer(tokenizer, dictionaries))
@@ -226,6 +227,7 @@ def _find_row(dictionary: PartDictionary, name: str, asked: str) -> tuple[tuple[
     try:
         try:
             return _row(dictionary, asked), ""
+        # a comma behind the name is the sentence's, unless a kind is called so
         except BestiaryError:
             if stripped == asked:
                 raise

@@ -127,6 +127,7 @@ class ComfyDenoiser:
                 MODEL has replaced.
         """
         self._load_model()
+        # what is to be read is settled before the model runs
         capture = None if attention is None else self._capture(attention, latents)
         x = latents.to(self.device, self.dtype)  # (B, C, h, w)
         times = timesteps.to(self.device)
@@ -225,6 +226,7 @@ class ComfyDenoiser:
         if self._training:
             yield
             return
+        # the modules are shared with the graph: everything comes off again
         self._hook()
         try:
             yield

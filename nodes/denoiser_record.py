@@ -51,6 +51,7 @@ def detect_backbone(model: object, widths: Mapping[str, int]) -> Backbone:
     if name is None:
         known = "; ".join(", ".join(names) for names in by_encoders)
         raise BestiaryError(f"this CLIP has the text encoders {', '.join(widths)}: known are {known}")
+    # widths and channels must agree with those of the model, not only the kind
     record = get_backbone(name)
     wanted, given = model.model.model_config.unet_config.get("context_dim"), sum(widths.values())
     pooled = any(encoder.pooled for encoder in record.text_encoders)

@@ -80,6 +80,7 @@ def packing_hooks(packing: LayerPacking) -> HookGroup:
             f"this ComfyUI is too old for prompts with vectors per cross-attention layer ({fault}): update it to 0.3.64 "
             "or newer, or import the file with one vector for all layers"
         ) from fault
+    # ComfyUI gives the wrapper to evaluations of prompts that carry the hook, and to no others
     wrappers = {WrappersMP.DIFFUSION_MODEL: {HOOK_KEY: [partial(_with_own_contexts, packing)]}}
     group = HookGroup()
     group.add(TransformerOptionsHook({"wrappers": wrappers}, hook_scope=EnumHookScope.HookedOnly))

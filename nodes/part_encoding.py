@@ -149,6 +149,7 @@ def encoder_widths(clip: CLIP) -> dict[str, int]:
     Raises:
         BestiaryError: it has none.
     """
+    # encoders that some dictionary could have vectors for
     names = dict.fromkeys(spec.name for backbone in BACKBONES.values() for spec in backbone.text_encoders)
     held = text_widths(clip)
     if not names.keys() & held.keys():

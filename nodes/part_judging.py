@@ -65,6 +65,7 @@ def scores_text(codebook: PartCodebook, asked: Sequence[AskedPart], scores: Part
         f"EMR {scores.emr:.3f}   CoSim {scores.cosim:.3f}   absent {scores.absent:.3f}",
         f"{pictures} picture{'s' if pictures > 1 else ''}, {len(asked)} asked part{'s' if len(asked) > 1 else ''}",
     ]
+    # a reason for every part of every picture
     for picture in range(pictures):
         lines.append(f"picture {picture + 1}")
         for column, one in enumerate(asked):
@@ -97,6 +98,7 @@ def _line(codebook: PartCodebook, asked: AskedPart, scores: PartScores, picture:
     code = int(scores.found[picture, column])
     wanted = asked_text(codebook, asked)
     name = codebook.part_names[asked.part]
+    # a part that is not there has no kind and no similarity
     if code == ABSENT:
         return f"  {name}: asked {wanted}, not present{aside}"
     found = kind_name(codebook, asked.part, code)

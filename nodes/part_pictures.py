@@ -53,6 +53,7 @@ def checked_images(images: Tensor, place: str = "") -> Tensor:
         raise BestiaryError(
             f"images{place} of {shape[2]} x {shape[1]} pixels are too small: at least {MIN_EDGE} x {MIN_EDGE} are needed"
         )
+    # models in half precision sometimes give NaN: better told here than found as no part
     finite = torch.isfinite(images).flatten(1).all(1)  # (B,)
     if not bool(finite.all()):
         number = int((~finite).nonzero()[0]) + 1

@@ -99,6 +99,7 @@ def check_regions(regions: Iterable[PartRegion], spans: Iterable[PartSpan], imag
     spans = list(spans)
     for region in regions:
         if not any(region.covers(span) for span in spans):
+            # what the prompts do hold, each name once
             names = list(dict.fromkeys(name for span in spans for name in (span.part, span.label)))
             held = f"they hold: {choices_text(region.part, names)}" if names else (
                 "they hold no part tokens at all; write them with Part Prompt"

@@ -49,6 +49,7 @@ class UnetHooks:
             raise BestiaryError("the denoiser has trainable adapters already: unload them first")
         if spec.rank < 1:
             raise BestiaryError(f"LoRA rank is {spec.rank}: it must be at least 1")
+        # in the order in which diffusers makes layers, so that a seed gives the same adapters
         for name, layer in self._layers.attention_projections(spec.self_attention).items():
             self._trained[name] = fresh_update(layer, spec, self._device)
         named: dict[str, nn.Parameter] = {}
@@ -76,6 +77,7 @@ class UnetHooks:
         updates: dict[str, LowRankUpdate] = {}
         # every layer is checked before the first is attached, so a fault changes nothing
         for name, layer in layers.items():
+            # some files keep linear layers as 1 x 1 convolutions
             weight = self._layers.linear[name].weight
             down, up = (t.flatten(1) if weight.ndim == 2 else t for t in (layer.down, layer.up))
             if down.shape[1:] != weight.shape[1:] or up.shape[:2] != (weight.shape[0], down.shape[0]):

@@ -50,6 +50,7 @@ def load_denoiser(path: Path | str, *, device: str = "auto", dtype: str = "auto"
     Raises:
         BestiaryError: the folder is missing, incomplete, mixed or of another family; device or dtype does not exist.
     """
+    # the configs tell what the folder holds before any weight is read
     folder = read_model_folder(find_model(str(path)))
     place = choose_device(device)
     precision = choose_dtype(dtype, place)
@@ -78,6 +79,7 @@ def find_model(name: str) -> Path:
     """
     if name == DEMO:
         return demo_model_path()
+    # a path goes before a name of the hub
     if Path(name).exists() or not HUB_NAME.fullmatch(name):
         return Path(name)
     try:

@@ -162,6 +162,7 @@ def cache_latents(autoencoder: AutoencoderTiny, shards: list[np.ndarray], folder
         if not path.exists():
             # one file per shard, so that a stopped run goes on at the shard it was in
             rows = []
+            # a few pictures at a time: activations at full size are large
             for start in range(0, len(shard), 20):
                 with plan.autocast():
                     latents = encode(to_tensor(shard[start : start + 20]).to(plan.device))  # (B, C, 16, 16)

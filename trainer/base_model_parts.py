@@ -49,6 +49,7 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
     ids = {word: index for index, word in enumerate(words)}
     tokenizer = Tokenizer(models.WordLevel(ids, unk_token=UNKNOWN))
     tokenizer.normalizer = normalizers.Lowercase()
+    # words are split at spaces; punctuation is a word of its own
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Split(Regex(r"[,.;:!?]"), "isolated")]
     )
@@ -180,6 +181,7 @@ def _make_portable(folder: Path) -> None:
         if "dtype" in content:
             content["dtype"] = "float32"  # else transformers 5 keeps fp16 beside an fp32 denoiser
         path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    # readable by everybody, whatever the mask of the process that wrote them
     for path in folder.rglob("*.safetensors"):
         path.chmod(0o644)
 

@@ -67,6 +67,7 @@ def held_out_loss(model: BaseModel, images: Tensor, captions: list[str], *, seed
     ids = encode_captions(model.tokenizer, captions)
     generator = torch.Generator().manual_seed(seed)
     losses = []
+    # the same noise for every model that is measured, timestep by timestep
     for time_step in torch.linspace(60, 940, 8).long():
         noise = torch.randn(latents.shape, generator=generator)
         times = time_step.repeat(len(latents))  # (N,)
@@ -125,6 +126,7 @@ def training_facts(work: Path) -> dict[str, object]:
     """Settings, steps and seconds of the run whose states lie in `work`; its history.md, if any, tells what else was done."""
     lines = [json.loads(line) for line in (work / "log.jsonl").read_text(encoding="utf-8").splitlines()]
     facts: dict[str, object] = {"settings": json.loads((work / "settings.json").read_text(encoding="utf-8"))}
+    # the last line of each stage tells its steps and its time
     for stage, mark in (("autoencoder", "psnr"), ("export", "bytes")):
         timed = [line for line in lines if line["stage"] == stage and mark in line]
         if timed:

@@ -60,6 +60,7 @@ class StageState:
         self.modules, self.path = modules, path
         self.learning_rate, self.ema_decay = learning_rate, ema_decay
         self.parameters = [p for module in modules.values() for p in module.parameters()]
+        # the moving average starts where the weights do
         self.averages = [p.detach().clone() for p in self.parameters]
         self.optimizer = torch.optim.AdamW(
             self.parameters, lr=learning_rate, betas=(0.9, 0.99), weight_decay=1e-3, fused=True
@@ -95,6 +96,7 @@ class StageState:
     def save(self) -> None:
         """Writes everything a later process needs to go on at the next step."""
         self._count_time()
+        # everything that the next step depends on
         content = {
             "step": self.step,
             "seconds": self.seconds,

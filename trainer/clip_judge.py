@@ -137,6 +137,7 @@ def _preparation(folder: Path) -> tuple[Sequence[float], Sequence[float]]:
         mean, spread = ([float(value) for value in settings[name]] for name in ("image_mean", "image_std"))
     except (OSError, ValueError, KeyError, TypeError) as fault:
         raise BestiaryError(f"{path} does not say image_mean and image_std: {type(fault).__name__}: {fault}") from fault
+    # a spread of 0 would divide by nothing
     if len(mean) != 3 or len(spread) != 3 or min(spread) <= 0:
         raise BestiaryError(f"{path}: image_mean {mean} and image_std {spread} are not three colours each")
     return mean, spread

@@ -95,6 +95,7 @@ class DemoJob:
 
     def discover(self) -> None:
         """Find the parts, from the pictures alone."""
+        # with the demo model's own features: nothing else is loaded
         settings = DiscoverSettings(
             images=self.out / PICTURES,
             out=self.out / "discovery",
@@ -205,6 +206,7 @@ def _read_record(out: Path, settings: DemoSettings) -> dict[str, float]:
         BestiaryError: the folder holds something else than a demo, or a demo of other settings.
     """
     path = out / _RECORD
+    # a folder that holds something else is never written into
     if not path.is_file():
         if out.exists() and (not out.is_dir() or any(out.iterdir())):
             raise BestiaryError(f"{out} holds something that is no demo: give --out another folder")

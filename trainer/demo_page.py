@@ -107,6 +107,7 @@ class _DemoPage:
         rows = []
         for picture in pictures:
             tiles = [pages.figure(self._embedded(picture.file), "the picture")]
+            # one heat map per part token of the picture
             for part, file in zip(picture.parts, picture.attention, strict=False):
                 tiles.append(pages.figure(self._embedded(file), self.names[part]))
             rows.append(pages.strip(tiles))
@@ -149,6 +150,7 @@ class _DemoPage:
             pair.paste(picture, (0, 0))
             pair.paste(color_parts(picture, self.discovery.maps.labels[number], self.background), (128, 0))
             tiles.append(pages.figure(pages.data_uri(pair), self.truth.species[number].name))
+        # the drawn masks appear in the figures alone
         score = self.metrics["discovery"]
         matched = ", ".join(f"{found} = {drawn}" for found, drawn in score["matched"].items())
         rows = [[part, iou] for part, iou in score["part_iou"].items()]
@@ -216,6 +218,7 @@ class _DemoPage:
             sources.append(
                 f'<div class="source">{crop}{text}<br>of {pages.escaped(self.truth.species[picture].name)}</div>'
             )
+        # the first three seeds, whatever they show
         results = "".join(pages.image(self._embedded(picture.file), picture.prompt) for picture in row)
         joined = '<div class="plus">+</div>'.join(sources)
         return (

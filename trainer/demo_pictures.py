@@ -106,6 +106,7 @@ def _scenes(cases: list[TestCase], dictionary: PartDictionary, discovery: Discov
     background = discovery.codebook.background
     plans = []
     for number, case in enumerate(cases[:2]):
+        # the learned background would stand against the words that name the scene
         bare = TestCase(_without(case.codes, background), _without(case.sources, background), case.seed)
         prompt = prompt_of(bare, dictionary, discovery.codebook)
         plans += [

@@ -324,6 +324,7 @@ def _feature_blocks(unet: nn.Module, num_levels: int) -> Iterator[tuple[str, int
         *((f"up_blocks.{index}", block) for index, block in enumerate(unet.up_blocks)),
     ]
     for name, block in blocks:
+        # layers lie before the block's down- or upsampler, its output behind it
         level = _level_of(name, num_levels)
         for kind in ("resnets", "attentions"):
             for index in range(len(getattr(block, kind, ()))):

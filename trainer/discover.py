@@ -176,6 +176,7 @@ def _fit_parts(settings: DiscoverSettings, state: DiscoveryState, source: Featur
     Raises:
         BestiaryError: no picture of the sample could be read, or no foreground stands out.
     """
+    # features of the sample from all shards, in the order of the pictures
     sample = joined_sample(state)
     codebook = fit_parts(
         sample,
@@ -258,6 +259,7 @@ def _plan(settings: DiscoverSettings, spec: Spec, scan: ImageScan) -> dict[str, 
     )
     plan: dict[str, object] = {"images": str(settings.images.resolve()), "source": spec["name"]}
     plan |= {name: getattr(settings, name) for name in kept}
+    # the base model counts only where it gives the features
     if spec["name"] == "diffusion":
         plan |= {"base": settings.base, "dtype": settings.dtype}
     if "weights" in spec:

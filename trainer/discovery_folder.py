@@ -53,6 +53,7 @@ class Discovery:
         Raises:
             BestiaryError: no finished discovery, files that do not fit each other, or pictures that are gone.
         """
+        # an edit that was interrupted is completed before anything is read
         folder = Path(folder)
         finish_edit(folder)
         report = read_report(folder)

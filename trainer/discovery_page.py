@@ -140,6 +140,7 @@ def _read_pictures(content: PageContent) -> _Pictures:
     for row in sorted(examples | set(wanted)):
         try:
             picture = fit_square(read_image(content.images_folder / content.names[row], at_least=_PICTURE), _PICTURE)
+        # pictures may have gone since the discovery
         except UnreadableImage:
             continue
         labels = content.labels[row]  # (h, w)
@@ -238,6 +239,7 @@ def _size_table(content: PageContent) -> str:
         entry = content.report["parts"][part]
         sizes = sorted(entry["kinds"].values())
         presence = f"{entry['images'] / content.report['images']:.1%}"
+        # the median tells more than the mean where one kind is huge
         median = sizes[len(sizes) // 2] if sizes else 0
         rows.append((part, entry["name"], presence, f"{entry['area']:.1%}", len(sizes), median))
     return table(("index", "part", "in pictures", "area where shown", "kinds", "pictures of a kind, median"), rows)

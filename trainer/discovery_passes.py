@@ -102,6 +102,7 @@ def joined_sample(state: DiscoveryState) -> PatchGrid:
         found, skipped = state.read_sample(shard)
         pieces += [] if found is None else [found]
         unreadable += skipped
+    # without a single picture there is nothing to fit: the first reasons tell why
     if not pieces:
         reasons = "; ".join(f"{name}: {reason}" for name, reason in unreadable[:3])
         raise BestiaryError(f"none of {len(unreadable)} pictures could be read ({reasons}): give a folder of pictures")

@@ -95,6 +95,7 @@ class DiscoveryState:
             return None, []
         with _opened(self.sample_path(shard)) as file:
             names, skipped = set(file.keys()), _skipped(file)
+            # none of the chosen pictures of this shard could be read
             if "features" not in names:
                 return None, skipped
             saliency = file.get_tensor("saliency") if "saliency" in names else None

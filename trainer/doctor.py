@@ -75,6 +75,7 @@ def _picture_lines(setup: TrainingSetup) -> Iterator[str]:
     counts = (kinds.codes >= 0).sum(0)  # (N, M) -> (M,)
     shown = [f"{name} {count}" for name, count in zip(kinds.part_names, counts, strict=True) if count]
     yield f"parts and the pictures that show them: {', '.join(shown)}"
+    # rare kinds have too few pictures to be learned from
     sizes = [int((kinds.codes[:, part] == kind).sum()) for part, kind in kinds.rows()]
     rare = sum(size < RARE for size in sizes)
     yield (
@@ -90,6 +91,7 @@ def _size_lines(setup: TrainingSetup) -> Iterator[str]:
         f"({spec.byte_count / MIB:.0f} MiB of latents), attention read at {plan.grid} x {plan.grid}"
     )
     steps = setup.settings.optimizer.steps
+    # how often every picture is seen in all
     epochs = steps * plan.step_size / len(setup.pictures.names)
     yield f"work: {steps} steps of {plan.step_size} pictures, {epochs:.1f} passes over all pictures"
 

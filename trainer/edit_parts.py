@@ -64,6 +64,7 @@ def merge_parts(folder: Path, names: Sequence[str]) -> None:
     Raises:
         BestiaryError: fewer than two names, unknown ones, parts mixed with kinds, or kinds of different parts.
     """
+    # parts are joined with parts, kinds with kinds of the same part
     split = [_split(name) for name in names]
     if all(kind is None for _, kind in split):
         parts = [part for part, _ in split]
@@ -169,6 +170,7 @@ def _replace_files(
         write_maps(staging / PART_MAPS, pieces(), len(codes), codebook.grid, codebook.num_parts)
         codebook.save(staging / CODEBOOK)
         write_lines(staging / CAPTIONS, (format_caption(row) for row in codes.tolist()))
+        # sizes of parts and kinds were counted while the maps were written
         report = {**report, "parts": counts.report(codebook.part_names)}
         write_report(staging, report)
         labels = read_labels(staging / PART_MAPS)

@@ -155,6 +155,7 @@ class PartsEvaluator:
     def run(self, name: str, dictionary: PartDictionary, report: StageReport) -> dict[str, TestResult]:
         """All tests of one dictionary; its adapters are on the denoiser only while pictures are made."""
         check_same_discovery(name, dictionary, self.discovery.codebook)
+        # dictionaries of classes are judged by classes
         reading = self._class_reading(name, dictionary) if dictionary.provenance.get("ids") == "class" else None
         results = {}
         for test, planned in self.tests.items():

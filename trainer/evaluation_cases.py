@@ -66,6 +66,7 @@ def mix_cases(codes: Tensor, background: int, sources: int, count: int, seed: in
     foreground = [part for part in range(codes.shape[1]) if part != background]
     if sources > len(foreground):
         raise BestiaryError(f"a mix of {sources} needs {sources} foreground parts, but there are {len(foreground)}")
+    # another stream for every number of sources
     rng = np.random.default_rng([seed, sources])
     usable = _usable(codes, sources)
     return [

@@ -99,6 +99,7 @@ def recipe_row(evaluation: Evaluation, case: TestCase, results: Mapping[str, Ima
         names = " and ".join(codebook.part_names[part] for part in parts)
         uri = pages.data_uri(source_crop(evaluation.discovery, picture, parts))
         sources.append(f'<div class="source">{pages.image(uri, names)}{pages.escaped(names)}</div>')
+    # one picture per dictionary, all from the same parts
     made = "".join(pages.figure(pages.data_uri(image), title) for title, image in results.items())
     joined = '<div class="plus">+</div>'.join(sources)
     prompt = f'<p class="prompt">{pages.escaped(note)}</p>' if note else ""
@@ -126,6 +127,7 @@ def _reconstruction(evaluation: Evaluation) -> str:
     tiles = []
     some: TestResult = next(iter(evaluation.results.values()))["reconstruction"]
     for place, case in enumerate(some.cases[:_EXAMPLES]):
+        # the picture learned from, then what each dictionary makes of its parts
         real = fit_square(read_image(evaluation.discovery.image_paths[case.pictures[0]]), 160)
         tiles.append(
             pages.figure(pages.data_uri(real), "learned from", evaluation.discovery.image_paths[case.pictures[0]].stem)

@@ -123,6 +123,7 @@ def _part_likeness(cases: Sequence[TestCase], sight: Sight, real: Mapping[int, S
     likeness = torch.full(sight.maps.codes.shape, float("nan"))
     for row, case in enumerate(cases):
         for part, source in enumerate(case.sources):
+            # parts that were not asked for, or are not seen, have no likeness
             if source < 0 or sight.maps.codes[row, part] == ABSENT:
                 continue
             likeness[row, part] = F.cosine_similarity(

@@ -52,6 +52,7 @@ def export_dictionary(dictionary: PartDictionary, folder: Path) -> list[Path]:
     folder = Path(folder)
     names = token_names(dictionary)
     written: list[Path] = []
+    # a file per token: other programs know embeddings by their file's name
     for row, name in enumerate(names):
         path = folder / EMBEDDINGS_FOLDER / f"{name}.safetensors"
         tensors = {
@@ -190,6 +191,7 @@ def _diffusers_lines(encoders: list[str], name: str) -> list[str]:
     path = f"{EMBEDDINGS_FOLDER}/{name}.safetensors"
     if len(encoders) == 1:
         return [f'diffusers: pipe.load_textual_inversion("{path}", token="<{name}>")']
+    # diffusers takes one encoder at a time
     calls = [
         f'pipe.load_textual_inversion(t["{encoder}"], token="<{name}>", text_encoder=pipe.text_encoder{end}, '
         f"tokenizer=pipe.tokenizer{end})"

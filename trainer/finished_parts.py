@@ -75,6 +75,7 @@ def cut_thumbnails(kinds: TrainingKinds, square: Callable[[int], Image.Image]) -
     """Like `thumbnails`; `square` gives the square picture of a row of `kinds`."""
     chosen = {pair: _best_picture(kinds, *pair) for pair in kinds.rows()}
     cut: dict[tuple[int, int], Image.Image] = {}
+    # every picture is read once, for all thumbnails that it gives
     for row in sorted(set(chosen.values())):
         picture = square(row)
         for (part, kind), best in chosen.items():

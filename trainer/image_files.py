@@ -148,6 +148,7 @@ def read_image(path: Path, at_least: int | None = None) -> Image.Image:
     try:
         with open(path, "rb") as stream:
             return _upright_rgb(_open(path, stream), path, at_least)
+    # reasons of our own go on as they are, those of decoders are put in words
     except UnreadableImage:
         raise
     except _FAULTS as fault:

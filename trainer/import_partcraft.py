@@ -153,6 +153,7 @@ def _layout(names: str | Path | None, files: Sequence[Path]) -> PartLayout:
             )
         log.info("taken for the %s checkpoint, after its path", guesses[0])
         return LAYOUTS[guesses[0]]
+    # a set that is known by name, or a file that describes another
     if str(names) in LAYOUTS:
         return LAYOUTS[str(names)]
     try:
@@ -207,6 +208,7 @@ def _dictionary(
 def _check_layout(layout: PartLayout, parts: int, kinds: int, path: Path) -> None:
     if layout.background and layout.background not in layout.parts:
         raise BestiaryError(f"background {layout.background!r} is not among the parts {', '.join(layout.parts)}")
+    # parts and kinds that the table does not have
     beyond = [name for name, part in layout.parts.items() if not 0 <= part < parts]
     if beyond or layout.classes > kinds:
         raise BestiaryError(

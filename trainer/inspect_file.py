@@ -88,6 +88,7 @@ def _describe_dictionary(dictionary: PartDictionary) -> Description:
             continue
         entry: Description = {"part": _short(name), "number": part, "kinds": len(kinds)}
         entry["ids"] = number_ranges(kind + dictionary.id_base for kind in kinds)
+        # a few names stand for all
         names = [_short(dictionary.kind_names[part][kind]) for kind in kinds if kind in dictionary.kind_names[part]]
         if names:
             entry["names"] = names[:_SHOWN_NAMES] + (
@@ -150,6 +151,7 @@ def _describe_spectrum(spectrum: PromptSpectrum) -> Description:
             for name, ranges in spectrum.presets.items()
         },
     }
+    # stages at which words stand in place of vectors
     if spectrum.words:
         told["words"] = {stages_text((stage,)): _short(text) for stage, text in spectrum.words.items()}
     return {**told, "provenance": {_short(name): _short(value) for name, value in spectrum.provenance.items()}}

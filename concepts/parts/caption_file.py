@@ -89,6 +89,7 @@ def _parse_line(line: str, number: int) -> dict[int, int]:
         if match is None:
             raise BestiaryError(f"caption line {number}: {word!r} is not of the form part:kind, for example 0:65")
         part, kind = int(match[1]), int(match[2])
+        # two kinds of one part in one picture cannot both be right
         if part in pairs:
             raise BestiaryError(f"caption line {number}: part {part} occurs twice, as {pairs[part]} and as {kind}")
         pairs[part] = kind

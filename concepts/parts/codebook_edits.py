@@ -87,6 +87,7 @@ def merge_parts(codebook: PartCodebook, parts: Sequence[str], name: str | None =
         kinds[part] = tuple(range(offset, offset + len(fine[part])))
         taken = set(kind_names[keep].values())
         kind_names[keep] |= {k + offset: text for k, text in kind_names[part].items() if text not in taken}
+    # the first part gives its place, and its name unless another is given
     names = list(codebook.part_names)
     names[keep] = _checked(name) if name else names[keep]
     together = replace(codebook, part_names=tuple(names), fine=tuple(fine), kind_names=tuple(kind_names))
@@ -124,6 +125,7 @@ def _dropped(codebook: PartCodebook, parts: list[int]) -> CodebookEdit:
         raise BestiaryError(f"the background ({codebook.part_names[codebook.background]!r}) cannot be dropped")
     if codebook.num_parts - len(parts) < 2:
         raise BestiaryError(f"part {codebook.part_names[parts[0]]!r} is the only one: nothing would remain")
+    # kinds of a dropped part are gone, its patches go to the background
     kinds = list(_same_kinds(codebook))
     for part in parts:
         kinds[part] = (ABSENT,) * len(kinds[part])

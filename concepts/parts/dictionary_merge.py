@@ -41,6 +41,7 @@ def merge_dictionaries(
     # rows of the first stay where they are, so that prompts written for it keep their meaning
     moved = torch.tensor([mapping[tuple(pair)] for pair in second.rows.tolist()], dtype=torch.long)  # (R2, 2)
     background = first.background if first.background is not None else part_map.get(second.background)
+    # rows, vectors and adapters of both, one after the other
     merged = PartDictionary(
         backbone=first.backbone,
         part_names=tuple(part_names),

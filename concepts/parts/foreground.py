@@ -140,6 +140,7 @@ def fit_foreground(
         raise BestiaryError(f"a grid of {h} x {w} patches has no centre apart from its border: use at least 4 x 4")
     cues = _with_saliency(features, saliency)
     rows = cues.flatten(0, 2)  # (N * h * w, D)
+    # first labels: near the centre is foreground, whatever it looks like
     place = _center_guess(h, w)
     labels = place.expand(len(features), h, w)
     # self-training: the answers of one round are the labels of the next
@@ -148,6 +149,7 @@ def fit_foreground(
         model = _train_model(rows, labels, place, seed + step)
         labels = _in_chunks(model, features, saliency)  # (N, h, w)
         place = _covered_places(labels)
+    # a foreground that is not nearer to the centre than its surroundings is told
     margin = foreground_margin((labels > 0.5) ^ flip)
     if margin < LOW_MARGIN:
         log.warning(

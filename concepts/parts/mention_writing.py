@@ -68,6 +68,7 @@ def find_kinds(dictionary: PartDictionary, part: int, text: str) -> KindBlend:
     try:
         return ((dictionary.find_kind(part, text), 1.0),)
     except BestiaryError:
+        # a name that nobody has and no blend: the first fault says what there is
         if last_plain(text, "*") < 0:
             raise
     return tuple((dictionary.find_kind(part, kind), factor) for kind, factor in read_kinds(text, 1))

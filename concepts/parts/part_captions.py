@@ -38,6 +38,7 @@ class CaptionStyle:
         for name in ("template_probability", "drop_probability"):
             if not 0 <= getattr(self, name) <= 1:
                 raise BestiaryError(f"{name} is {getattr(self, name)}: give a probability from 0 to 1")
+        # each sentence has one place for the tokens
         broken = [template for template in self.templates if template.count("{}") != 1]
         if broken or (self.template_probability and not self.templates):
             raise BestiaryError(f"templates need exactly one {{}} each: {broken[0] if broken else 'none was given'!r}")

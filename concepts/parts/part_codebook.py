@@ -170,6 +170,7 @@ class PartCodebook:
         names = {name.lower(): kind for kind, name in self.kind_names[part].items()} if self.kind_names else {}
         if wanted in names:
             return names[wanted]
+        # a number counts from 0, as the codes do
         kinds = len(self.fine[part]) if self.fine else 0
         if wanted.isdigit() and int(wanted) < kinds:
             return int(wanted)

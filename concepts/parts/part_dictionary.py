@@ -139,6 +139,7 @@ class PartDictionary:
             if int(text) - self.id_base not in kinds:
                 raise BestiaryError(self._unknown_number(part, int(text)))
             return int(text) - self.id_base
+        # then names, in the plain form in which people type them
         names = {kind: self.kind_names[part][kind] for kind in kinds if kind in self.kind_names[part]}
         found = [kind for kind, name in names.items() if plain_name(name) == plain_name(text)]
         if len(found) > 1:
@@ -248,6 +249,7 @@ def _fields(tensors: dict[str, Tensor], metadata: dict[str, object]) -> dict[str
     missing = sorted({*encoders, "rows", "names"} - tensors.keys())
     if missing:
         raise BestiaryError(f"it lacks {', '.join(missing)}")
+    # names lie in a tensor: there are too many for the header
     part_names, kind_names = _names(from_text_tensor(tensors["names"]))
     # prefixes keep the three groups of tensors apart in one file
     pictures = {n.removeprefix(THUMBNAIL_PREFIX): t for n, t in tensors.items() if n.startswith(THUMBNAIL_PREFIX)}

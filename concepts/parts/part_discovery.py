@@ -61,6 +61,7 @@ def discover_parts(
     Raises:
         BestiaryError: no foreground, or fewer pictures than kinds.
     """
+    # foreground and parts from all pictures
     codebook = fit_parts(
         grids,
         spec=spec,

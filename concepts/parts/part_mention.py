@@ -50,6 +50,7 @@ def find_mentions(text: str) -> dict[int, tuple[int, PartMention]]:
     found: dict[int, tuple[int, PartMention]] = {}
     place = 0
     while place < len(text):
+        # an escaped character begins nothing
         if text[place] == "\\":
             place += 2
         elif text[place] == "<" and (mention := read_mention(text, place)):
@@ -81,6 +82,7 @@ def read_mention(text: str, start: int, *, staged: bool = False) -> tuple[int, P
     if colon == len(inside):
         raise PromptError(column, f"'<{inside[:40]}>' has no colon: write <part:kind>, or \\< for a plain <")
     target, kinds = inside[:colon].strip(), inside[colon + 1 :]
+    # both sides of the colon must say something
     if not target:
         raise PromptError(column, f"'<{inside[:40]}>' has no part before the colon: write <part:kind>")
     if not kinds.strip():

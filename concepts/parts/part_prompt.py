@@ -100,6 +100,7 @@ def _find_brackets(text: str, mentions: Mentions) -> dict[int, int]:
     pairs: dict[int, int] = {}
     place = 0
     while place < len(text):
+        # brackets inside a mention belong to a name
         if place in mentions:
             place = mentions[place][0]
             continue
@@ -121,6 +122,7 @@ def _weigh(
     """The segments of `text[begin:end]`, whose surroundings give it `weight`; brackets are followed inwards."""
     place = plain_from = begin
     while place < end:
+        # nothing begins here: on to the next character, past an escaped one
         if place not in mentions and place not in brackets:
             place += 2 if text[place] == "\\" else 1
             continue
@@ -208,6 +210,7 @@ def _choose_dictionary(mention: PartMention, dictionaries: Mapping[str, PartDict
         raise BestiaryError(f"part {shown_name(whole)} stands in several dictionaries: write one of {choices}")
     if holders:
         return holders[0], whole
+    # at which dot the dictionary's name ends is found by trying
     dot = next_plain(mention.target, ".", 0)
     while dot < len(mention.target):
         named, part = unescaped(mention.target[:dot]), unescaped(mention.target[dot + 1 :])

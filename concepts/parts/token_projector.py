@@ -140,6 +140,7 @@ class TokenProjector(nn.Module):
         missing = sorted(wanted.keys() - tensors.keys())
         if missing:
             raise BestiaryError(f"the projector lacks {', '.join(missing)}; the file is incomplete")
+        # every tensor must be there, of the right shape, and finite
         loaded = {name: tensors[name].float() for name in wanted}
         for name, tensor in loaded.items():
             if tensor.shape != wanted[name].shape:
@@ -160,6 +161,7 @@ def infer_shape(tensors: Mapping[str, Tensor], num_parts: int | None = None) -> 
     if table is None or table.ndim != 2:
         found = ", ".join(list(tensors)[:4]) or "nothing"
         raise BestiaryError(f"no token projector: expected a table 'embedding.weight' (rows, width), found {found}")
+    # the parts are counted by their positional vectors, or told
     rows, width = table.shape
     parts = num_parts if pe is None else pe.shape[0]
     if parts is None:

@@ -52,6 +52,7 @@ def _select(item: str, bounds: StageBounds, presets: Presets) -> tuple[int, ...]
     named = [ranges for name, ranges in presets.items() if plain_name(name) == plain_name(item)]
     if named:
         return stages_in_ranges(named[0], bounds)
+    # shares of the way are turned into stages by the middle of each stage
     if match := _PERCENTS.fullmatch(item):
         start, end = float(match[1]) / 100, float(match[2]) / 100
         if not start < end <= 1:

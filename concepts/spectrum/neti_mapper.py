@@ -40,6 +40,7 @@ class NetiMapper:
 
     def __post_init__(self) -> None:
         """Raises BestiaryError where weights are missing or do not fit each other."""
+        # the first layer belongs to mappers with Fourier features
         wanted = [*_LINEAR_KEYS, *_NORM_KEYS, *(("net.0.weight", "net.0.bias") if self.frequencies is not None else ())]
         missing = [name for name in wanted if name not in self.tensors]
         if missing:

@@ -59,6 +59,7 @@ class PromptSpectrum:
             raise BestiaryError(
                 f"a spectrum of {stages} stages needs vectors (S, V, width) or (S, L, V, width) with S = {stages}, got {shown}"
             )
+        # counts and words must speak of stages that there are
         if self.counts and (len(self.counts) != stages or not all(0 <= n <= self.vectors for n in self.counts)):
             raise BestiaryError(f"vectors used per stage {self.counts}: give {stages} numbers of 0 to {self.vectors}")
         strange = [stage for stage in self.words if stage not in range(stages)]
@@ -158,6 +159,7 @@ class PromptSpectrum:
     def from_matrix(cls, backbone: Backbone, matrix: Tensor, bounds: StageBounds, **fields: object) -> "PromptSpectrum":
         """A spectrum from vectors `(S, V, D)` or `(S, L, V, D)` of all text encoders side by side."""
         neutral = fields.pop("neutral", None)
+        # neutral vectors too are cut into one tensor per encoder
         pieces = {} if neutral is None else backbone.split_vector(neutral.detach().float().cpu())
         return cls(
             backbone=backbone.name,

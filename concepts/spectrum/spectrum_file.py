@@ -41,6 +41,7 @@ def save_spectrum(spectrum: PromptSpectrum, path: Path, dtype: FileDtype = "auto
     tensors |= {STAGES_PREFIX + name: tensor for name, tensor in spectrum.embeddings.items()}
     tensors |= {NEUTRAL_PREFIX + name: tensor for name, tensor in spectrum.neutral.items()}
     tensors |= {BYPASS_PREFIX + name: tensor for name, tensor in spectrum.bypass.items()}
+    # small files keep full precision, large ones are halved
     size = sum(4 * tensor.numel() for tensor in tensors.values())
     half = dtype == "fp16" or (dtype == "auto" and size > LARGEST_FLOAT32)
     cast = {name: tensor.to(torch.float16 if half else torch.float32) for name, tensor in tensors.items()}
@@ -89,6 +90,7 @@ def _spectrum(content: ConceptFile) -> PromptSpectrum:
     except (KeyError, TypeError, ValueError, AttributeError) as fault:
         raise BestiaryError(f"its stages are broken ({type(fault).__name__}: {fault})") from fault
     provenance = metadata.get("provenance")
+    # the mean for other programs is not read back: it follows from the stages
     return PromptSpectrum(
         backbone=str(metadata["backbone"]),
         embeddings={name: content.tensors[STAGES_PREFIX + name].float() for name in encoders},

@@ -73,6 +73,7 @@ def assemble(picks: Sequence[_Pick], bounds: StageBounds, like: PromptSpectrum) 
             for name in like.embeddings
         }
 
+    # one source with bypass vectors is enough; the others have zeros
     has_bypass = any(source.bypass for source in sources)
     # where stages have more vectors than the neutral words, the last word is repeated
     places = [min(place, like.vectors - 1) for place in range(vectors)]
@@ -119,6 +120,7 @@ def _check_alike(spectra: Sequence[PromptSpectrum]) -> None:
             f"spectra of different base models cannot be mixed: {', '.join(backbones)} with widths {widths}; "
             "train or import them for one model"
         )
+    # a spectrum without layers fits any: its vectors are the same on all of them
     layers = sorted({spectrum.layers for spectrum in spectra if spectrum.layers})
     if len(layers) > 1:
         raise BestiaryError(f"spectra for {layers[0]} and for {layers[1]} cross-attention layers cannot be mixed")
@@ -189,6 +191,7 @@ def with_strength(spectrum: PromptSpectrum, strength: float | Sequence[float]) -
         raise BestiaryError(
             "this spectrum does not know what its strength 0 means: it has no neutral vectors (words it started from)"
         )
+    # nothing to do: the spectrum itself
     if all(one == 1 for one in strengths):
         return spectrum
     # vectors move between their neutral ones and themselves; what is added to values fades towards nothing
@@ -287,6 +290,7 @@ def merge_by_attribute(
     first = references.get("content", next(iter(references.values())))
     neutral = _neutral_spectrum(first, bounds) if rest == "neutral" and first.neutral else None
     places = {name: spectrum.bounds.stages_of_finer(bounds) for name, spectrum in references.items()}
+    # every stage from its owner, or what stands where nobody claims
     picks: list[_Pick] = []
     for stage, owner in enumerate(owners):
         if owner is not None:

@@ -139,6 +139,7 @@ def find_edits(text: str, mentions: StagedMentions) -> tuple[PromptEdit, ...]:
 
 
 def _edit(text: str, start: int, closing: int, colons: list[int]) -> list[PromptEdit]:
+    # plain square brackets: no share at their end
     if not 1 <= len(colons) <= 2 or not NUMBER.fullmatch(text[colons[-1] + 1 : closing]):
         return []
     share = float(text[colons[-1] + 1 : closing])

@@ -240,6 +240,7 @@ class _Reading:
                 return mention.otherwise, None
         if spectrum is None:
             return self.part_vectors[start], None
+        # a spectrum may have words at a stage in place of vectors
         if place in spectrum.words:
             return spectrum.words[place], None
         bypass = spectrum.bypass_matrix()
@@ -272,6 +273,7 @@ def _joined(pieces: Sequence[PromptPiece]) -> tuple[PromptPiece, ...]:
         if piece.text == "":
             continue
         last = joined[-1] if joined else None
+        # vectors are never joined: None stands for one
         if last is not None and None not in (last.text, piece.text) and last.weight == piece.weight:
             joined[-1] = PromptPiece(last.text + piece.text, piece.weight)
         else:
