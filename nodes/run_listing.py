@@ -42,7 +42,7 @@ def find_run(name: str) -> Path:
 
 
 def newest_run(name: str, kind: str | None = None) -> str | None:
-    """The run that was started last of those that a training called `name` makes: the name itself, name-2, name-3 and so on.
+    """The run that was started last of those that a training called `name` makes: name, name-2, name-3 and so on.
 
     `kind` passes over those that trained something else than "parts" or "spectrum".
     """
@@ -63,8 +63,8 @@ def run_stamp(name: str) -> str:
 def list_run(name: str) -> dict[str, object]:
     """A run as JSON can say it.
 
-    `run` its name, `step` of `total` steps done, `rate` in steps per second, `steps` and `curves` (see TrainingCurves), `labels`
-    of the entries of lists such as part_attention_loss, `previews` as steps by kind of picture.
+    `run` its name, `step` of `total` steps done, `rate` in steps per second, `steps` and `curves` (see TrainingCurves),
+    `labels` of the entries of lists such as part_attention_loss, `previews` as steps by kind of picture.
 
     Raises:
         BestiaryError: no such run, or its log is too large.

@@ -1,4 +1,4 @@
-"""What a browser needs of a prompt spectrum: its stages and attributes. Only the header of the file is read, never its vectors."""
+"""What a browser needs of a prompt spectrum: its stages and attributes. Only the header of the file is read."""
 
 from __future__ import annotations
 

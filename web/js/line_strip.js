@@ -6,7 +6,7 @@ import { addStyle, iconButton, make, ownEvents } from "./elements.mjs";
 import { Panel } from "./folding.mjs";
 import { after, debounced, linkedDictionaries } from "./linked.mjs";
 import { CellRow, ownerCells, presetChoice } from "./stage_cells.mjs";
-import { linkedSpectra } from "./spectra.mjs";
+import { fetchSpectraAgain, linkedSpectra } from "./spectra.mjs";
 import { STAGED_FIELDS, repairStaged, stagedChoices, stagedFaults } from "./staged_texts.mjs";
 import { assignStages, readLines, writtenStages } from "./stages.mjs";
 import { StepRow } from "./step_row.mjs";
@@ -191,6 +191,7 @@ app.registerExtension({
     await loadStrings();
     api.addEventListener("graphChanged", lookAgain);
   },
+  refreshComboInNodes: fetchSpectraAgain,
   nodeCreated(node) {
     if (!(node.comfyClass in BLOCKS)) return;
     const strip = new LineStrip(node);

@@ -23,7 +23,7 @@ export function resolveMention(mention, set) {
   return resolveKinds(part, mention.kinds, (kinds) => swapKinds(mention, kinds));
 }
 
-/** What a mention of a staged prompt means; `staged` as in suggest.mjs, and known() whether spectra are linked at all. */
+/** What is wrong with a mention of a staged prompt, if anything; `staged` as in suggest.mjs, and find(name) a spectrum or null. */
 export function resolveStaged(mention, set, staged) {
   if (mention.fault) return { fault: mention.fault, nearest: null };
   const spectrum = mention.spectrum === undefined ? null : staged.find(mention.spectrum);

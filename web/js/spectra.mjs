@@ -20,7 +20,7 @@ export function upstreamSpectra(node) {
     const name = `${findWidget(source ?? {}, "name")?.value ?? ""}`.trim();
     const file = source?.comfyClass === "BestiaryLoadSpectrum" ? `${findWidget(source, "file")?.value ?? ""}` : "";
     const called = name || (file ? nameOfFile(file) : "");
-    if (called) found.push({ called, file: file || fileBehind(source), node: source });
+    if (called) found.push({ called, file: file || fileBehind(source) });
   });
   return found;
 }
