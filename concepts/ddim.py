@@ -78,6 +78,7 @@ def _split(latents: Tensor, predicted: Tensor, schedule: NoiseSchedule, time: in
     """Clean latents and noise `(N, C, h, w)` that the prediction says `latents` consist of."""
     alpha = float(schedule.alphas_cumprod[time])
     signal, spread = alpha**0.5, (1 - alpha) ** 0.5
+    # noise, or velocity, which mixes noise and picture
     if schedule.prediction == "epsilon":
         return (latents - spread * predicted) / signal, predicted
     return signal * latents - spread * predicted, spread * latents + signal * predicted

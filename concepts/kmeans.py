@@ -79,6 +79,7 @@ def lloyd(
     when the summed squared movement of the centroids is at most `tolerance`. With `reseed` an empty cluster restarts at
     the row that its centroid explains worst; without, it keeps its place or, for raw means, becomes zero as in TorchPQ.
     """
+    # lengths are measured once for all iterations
     return _lloyd(x, centroids, _inverse_norms(x), update, max_iterations, tolerance, reseed)
 
 

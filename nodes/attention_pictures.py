@@ -142,6 +142,7 @@ def _font(size: int) -> ImageFont.ImageFont:
 def _colored(weight: np.ndarray) -> np.ndarray:
     """Colours `(H, W, 3)` in 0..255 of weights `(H, W)` in 0..1."""
     place = weight * (len(_STOPS) - 1)
+    # between two neighbouring colours of the scale
     below = np.clip(place.astype(int), 0, len(_STOPS) - 2)
     rest = (place - below)[..., None]
     return _STOPS[below] * (1 - rest) + _STOPS[below + 1] * rest

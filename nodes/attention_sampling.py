@@ -247,6 +247,7 @@ class ModelEvaluation:
         for some, entry, length in rows:
             for region in self.regions:
                 held = [place for span in entry.spans if region.covers(span) for place in span.positions]
+                # also where a short prompt was repeated to the length of a longer one
                 places = token_places([held], entry.tokens, length)[0]
                 if not held:
                     continue

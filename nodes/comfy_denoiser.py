@@ -196,6 +196,7 @@ class ComfyDenoiser:
         # ComfyUI runs nodes in inference mode, in which nothing can be learned
         with torch.inference_mode(False), torch.enable_grad():
             self.make_room()
+            # hooks stay on for the whole training, so that no call of it puts them on and off
             self._training = True
             self._hook()
             try:

@@ -24,6 +24,7 @@ def draw_overlays(images: Tensor, seen: SeenParts, text: LegendText) -> Tensor:
         large = enlarged(picture)
         areas = seen.areas(number, (large.height, large.width))  # (M, H', W')
         drawn.append(draw_parts(large, areas, seen.background))
+    # legends are drawn together: all results have one size
     legends = [legend(seen, number, text) for number in range(len(drawn))]
     return as_images(add_legend(drawn, legends))
 

@@ -183,6 +183,7 @@ class UnetHooks:
     def _recomputed_blocks(self) -> list[nn.Module]:
         """Transformer blocks and residual layers: the grain at which diffusers recomputes too."""
         found: list[nn.Module] = []
+        # an attention layer holds several transformer blocks
         for name, block in self._layers.blocks.items():
             if ".attentions." in name:
                 found += list(block.transformer_blocks)

@@ -26,6 +26,7 @@ def heat_map(image: Image.Image, attention: Tensor, size: int = 192) -> Image.Im
 def _colored(weight: np.ndarray) -> np.ndarray:
     """Colours `(S, S, 3)` 0..255 of weights `(S, S)` 0..1, from dark violet to pale yellow."""
     place = weight * (len(_STOPS) - 1)
+    # between two neighbouring colours of the scale
     below = np.clip(place.astype(int), 0, len(_STOPS) - 2)
     rest = (place - below)[..., None]
     return _STOPS[below] * (1 - rest) + _STOPS[below + 1] * rest

@@ -229,6 +229,7 @@ def _describe_pickle(path: Path) -> Description:
         return {"what": "ProSpect network", "remedy": remedy, **_tensors(_entries(content))}
     if isinstance(content, Mapping) and {"state_dict", "encoder"} <= content.keys():
         return {"what": "NeTI mapper", "remedy": "bestiary import neti bakes it", **_tensors(_entries(content))}
+    # shapes of the one table that matters
     if isinstance(content, Mapping) and isinstance(content.get("string_to_param"), Mapping):
         shapes = {str(name): tuple(t.shape) for name, t in content["string_to_param"].items() if isinstance(t, Tensor)}
         told = {f"{_short(name)}": list(shape) for name, shape in shapes.items()}
@@ -239,6 +240,7 @@ def _describe_pickle(path: Path) -> Description:
         }
     if isinstance(content, Mapping) and "coarse_kmeans" in content:
         return _recognised({name: tuple(t.shape) for name, t in read_partcraft_file(path).tensors.items()})
+    # nobody's file that we know: what its tensors look like may still say something
     tensors = _entries(content)
     told = _recognised({name: entry.shape for name, entry in tensors.items()})
     return told or {"what": f"torch file of an unknown kind ({type(content).__name__})", **_tensors(tensors)}

@@ -183,6 +183,7 @@ def _encode_rows(
                 )
             moments[rows.numpy(), view] = both.half().numpy()
         moments.flush()  # the moments are on disk before their rows count as done
+        # a stop between the two flushes only costs these pictures once more
         done[rows.numpy()] = 1
         done.flush()
         finished += len(rows)

@@ -58,6 +58,7 @@ def launch(
     Raises:
         BestiaryError: the command could not be started.
     """
+    # one stream for output and log, in their order; a session of its own, so that Ctrl-C here does not reach it
     try:
         child = subprocess.Popen(
             command_line(arguments),

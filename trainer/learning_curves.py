@@ -58,6 +58,7 @@ class CurveWriter:
         if self._run is None:
             return
         self._run.log({"step": step, **record})
+        # tensorboard is a convenience: without it the log has everything
         if self._board is None:
             return
         for name, value in record.items():

@@ -117,6 +117,7 @@ def measure_memory(objective: PartObjective, batch: PartBatch, *, ema: bool = Fa
     objective(batch).total.backward()  # libraries take their workspaces once
     objective.zero_grad(set_to_none=True)
     torch.cuda.reset_peak_memory_stats(device)
+    # what lies there already (weights, states) is no part of the step
     before = torch.cuda.memory_allocated(device)
     objective(batch).total.backward()
     peak = torch.cuda.max_memory_allocated(device) - before

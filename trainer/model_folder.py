@@ -132,6 +132,7 @@ def _check_fit(path: Path, configs: Mapping[str, Mapping[str, object]]) -> None:
             f"{path}: the denoiser takes {unet['in_channels']} channels but the autoencoder gives {vae['latent_channels']}: "
             "inpainting and other special models are not supported, and parts of different models do not mix"
         )
+    # several text encoders are read side by side, so their widths add up
     widths = [configs[name]["hidden_size"] for name in configs if name.startswith("text_encoder")]
     if unet["cross_attention_dim"] != sum(widths):
         raise BestiaryError(

@@ -54,6 +54,7 @@ def check_layers(settings: TrainPartsSettings, denoiser: Denoiser) -> None:
         raise BestiaryError(
             f"attention_loss.layers: {', '.join(unknown)} do not exist in this model; it has {', '.join(known)}"
         )
+    # the choice by downsampling must meet layers too
     factors = sorted(set(known.values()))
     strange = [factor for factor in settings.attention_loss.downsampling if factor not in factors]
     if strange:
@@ -81,6 +82,7 @@ def build_objective(
     start = common_start(denoiser, len(kinds.part_names), method.initial_words)  # (M, D)
     if method.part_words and method.kind == "parts":
         start = _start_at_words(settings, kinds, denoiser, batches, start)
+    # drawn from a generator of its own: adapters before it change nothing
     generator = torch.Generator().manual_seed(settings.run.seed)
     projector.start_from(start, noise=method.initial_spread * word_spread(denoiser), generator=generator)
     return PartObjective(
@@ -172,6 +174,7 @@ def _attention_loss(settings: TrainPartsSettings, denoiser: Denoiser) -> Attenti
     if settings.method.kind == "textual_inversion":
         return None
     layers = asked.layers or None
+    # layers by their grid instead of by name
     if asked.downsampling:
         known = denoiser.cross_attention_layers()
         layers = tuple(name for name, factor in known.items() if factor in asked.downsampling)

@@ -100,6 +100,7 @@ def write_page(path: Path, title: str, body: str) -> Path:
         BestiaryError: the folder cannot be written to.
     """
     path = Path(path)
+    # everything in one file: it can be sent and kept as it is
     page = (
         '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'

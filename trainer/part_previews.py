@@ -44,6 +44,7 @@ class PartPreviews:
     def sample(self, steps: int) -> Tensor:
         """Pictures `(n, 3, H, W)` 0..1 of "a photo of a" and all tokens of each chosen picture, seeds 0 to n - 1."""
         denoiser = self._setup.denoiser
+        # by the denoiser's own sampler, with the adapters that are being trained
         sampled = sample_images(
             denoiser,
             self._encode(),

@@ -46,6 +46,7 @@ def read_partcraft_file(path: Path) -> PartCraftFile:
         return PartCraftFile(path, "kmeans", _centroids(path, content))
     # data-parallel training leaves its wrapper in the names
     tensors = {re.sub(r"^module\.", "", str(name)): tensor for name, tensor in content.items()}
+    # by what the tensors are called, whatever the file is called
     if COARSE in tensors:
         return PartCraftFile(path, "kmeans", tensors)
     if "embedding.weight" in tensors:

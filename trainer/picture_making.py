@@ -98,6 +98,7 @@ def make_pictures(
     positives = [resolve_prompt(parse_part_prompt(order.prompt), dictionaries) for order in orders]
     negatives = [resolve_prompt(parse_part_prompt(order.negative), dictionaries) for order in orders]
     pictures: dict[int, Picture] = {}
+    # batches of prompts of one length, with all pictures that share it
     for rows in _alike(denoiser, positives, negatives):
         report = _step_report(on_progress, len(pictures), len(rows), len(orders))
         positive = encode_resolved(denoiser, [positives[row] for row in rows])

@@ -21,6 +21,7 @@ def progress_callback(
     """
     stream = stream or sys.stderr
     started = time.monotonic()
+    # a person watches a terminal; a log shall stay short
     interval = 0.1 if stream.isatty() else _SECONDS_BETWEEN_LOGGED
     interval = _SECONDS_BETWEEN_JSON if style == "json" else interval
     last_written = started - interval

@@ -134,6 +134,7 @@ class PromptEncoding:
         prompts = self._equal_chunks(list(prompts))
         most = max((len(prompt.positions) for prompt in prompts), default=0)
         _check_vectors(vectors, len(prompts), most, self.backbone)
+        # prompts without vectors come back again and again: they are remembered
         if vectors is None or most == 0:
             context, pooled = self._encode_plain(prompts)
         else:

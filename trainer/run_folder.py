@@ -192,6 +192,7 @@ def run_kind(config: Path) -> str:
 
 def _claim(path: Path) -> bool:
     """Make `path` ours if it is new or empty."""
+    # missing parents are made, the folder itself is taken below
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as fault:

@@ -278,6 +278,7 @@ def _check_request(seeds: Sequence[int], steps: int, sampler: str) -> None:
 def _checked_size(denoiser: Denoiser, size: int | tuple[int, int] | None) -> tuple[int, int]:
     edge = denoiser.backbone.image_size if size is None else size
     height, width = (edge, edge) if isinstance(edge, int) else edge
+    # whole latent cells only
     factor = denoiser.backbone.latent_factor
     if height < factor or width < factor or height % factor or width % factor:
         raise BestiaryError(

@@ -91,6 +91,7 @@ def _warn_of_unreached(denoiser: SamplingDenoiser, prompts: Sequence[StagedPromp
     scheduler = build_sampler(choice.sampler, denoiser.scheduler_config)
     scheduler.set_timesteps(choice.steps)
     timesteps = [float(timestep) for timestep in scheduler.timesteps]
+    # once for every different set of stages
     for bounds in dict.fromkeys(prompt.bounds for prompt in prompts):
         if missed := unreached_stages(bounds, timesteps):
             logger.warning(
@@ -105,6 +106,7 @@ def _alike(
     """Rows that may share a batch: prompts of different numbers of chunks are not filled up to each other's length."""
     groups: dict[tuple[int, ...], list[int]] = {}
     for row, pair in enumerate(zip(positives, negatives, strict=True)):
+        # of a staged prompt the longest stage decides
         chunks = tuple(
             max(len(denoiser.tokenize(stage.pieces).weights) for stage in prompt.distinct()[0]) for prompt in pair
         )
@@ -145,6 +147,7 @@ def mix_spectra(
     """
     found = {}
     for attribute, wanted in mix.items():
+        # names in their plain form, as people type them
         names = [name for name in spectra if plain_name(name) == plain_name(wanted)]
         if not names:
             known = choices_text(wanted, list(spectra)) if spectra else "none is loaded"

@@ -135,6 +135,7 @@ def _claim_work_folder(settings: TrainBaseSettings, work: Path) -> None:
     path = work / "settings.json"
     if path.exists():
         earlier = TrainBaseSettings.model_validate_json(path.read_text(encoding="utf-8"))
+        # steps and rates may change on the way; what was drawn may not
         for name in ("seed", "pictures", "latent_pictures"):
             was, now = getattr(earlier, name), getattr(settings, name)
             if was != now:
@@ -161,6 +162,7 @@ def _train_autoencoder(
     )
     state.load()
     fit_autoencoder(state, shards, log, plan, magnitude_weight=settings.latent_weight)
+    # from here on nothing trains it: the averaged weights stay in
     state.swap_averages()
     model.autoencoder.requires_grad_(False).eval()
     return state.step >= plan.steps

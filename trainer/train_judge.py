@@ -119,6 +119,7 @@ def train_judge(out: Path, *, seed: int, pictures: int, steps: int, batch: int =
         optimizer.step()
         if step % 100 == 0:
             logger.info("step %d loss %.3f", step, float(loss.detach()))
+    # kept in half precision, read back as float32
     tensors = {k: v.half() if v.is_floating_point() else v for k, v in judge.state_dict().items()}
     with replacing(out) as temporary:
         save_file({k: v.contiguous() for k, v in tensors.items()}, temporary)

@@ -82,6 +82,7 @@ def class_kinds(kinds: TrainingKinds, classes: Mapping[str, Sequence[str]]) -> T
     for part, part_name in enumerate(kinds.part_names):
         if part == kinds.background:
             continue
+        # one class for all parts, or a column for each
         column = classes.get("class", classes.get(part_name.lower()))
         if column is None:
             raise BestiaryError(
@@ -136,6 +137,7 @@ def read_classes(path: Path, names: Sequence[str]) -> dict[str, list[str]]:
         raise BestiaryError(f"cannot read images.labels {path}: {fault.strerror or fault}") from fault
     except (UnicodeDecodeError, csv.Error) as fault:
         raise BestiaryError(f"images.labels {path} is no CSV table in UTF-8: {fault}") from fault
+    # the column of pictures goes by several names; all others may be classes
     picture = next((column for column in PICTURE_COLUMNS if column in columns), None)
     wanted = ["class"] if "class" in columns else [column for column in columns if column != picture]
     if picture is None or not wanted:

@@ -122,6 +122,7 @@ def cache_spec(settings: TrainPartsSettings, pictures: TrainingPictures, denoise
     """What the latent cache of a training holds; the margin for crops is whole latent cells."""
     factor = denoiser.backbone.latent_factor
     size = training_size(settings, denoiser)
+    # room for crops in whole latent cells, so that crops are exact
     extra = round(size * settings.images.margin / factor) * factor
     return CacheSpec(
         model=fingerprint_autoencoder(settings.base.path),

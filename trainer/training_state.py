@@ -86,6 +86,7 @@ class TrainingState:
         """All tensors of the state by name, in the shape of their parameters; random number generators included."""
         found = {f"parameter.{name}": p for name, p in self.parameters.items()}
         found |= {f"average.{name}": tensor for name, tensor in self.average.items()}
+        # moments appear with the first step of a parameter
         for name, parameter in self.parameters.items():
             moments = self.optimizer.state.get(parameter, {})
             found |= {f"adam.{name}.{key}": value for key, value in moments.items()}
@@ -151,6 +152,7 @@ class TrainingState:
     def _check_fit(self, saved: SavedState) -> None:
         wanted = {f"parameter.{name}": tuple(p.shape) for name, p in self.parameters.items()}
         wanted |= {f"average.{name}": tuple(p.shape) for name, p in self.average.items()}
+        # the first that does not fit tells that all of it belongs to other settings
         for name, shape in wanted.items():
             found = saved.tensors.get(name)
             if found is None or tuple(found.shape) != shape:

@@ -98,6 +98,7 @@ def nearest_classes(part_features: Tensor, shown: Tensor, class_features: Tensor
             f"part features {tuple(part_features.shape)}, shown {tuple(shown.shape)} and class features "
             f"{tuple(class_features.shape)} do not fit: expected (N, M, d), (N, M) and (K, M, d)"
         )
+    # by cosine: lengths of features say little about what they show
     ours = functional.normalize(part_features.float(), dim=-1)
     theirs = functional.normalize(class_features.float(), dim=-1)
     # classes that never showed a part have nan there; they rank last

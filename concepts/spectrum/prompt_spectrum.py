@@ -139,6 +139,7 @@ class PromptSpectrum:
         """
         # stages with words say nothing through their vectors
         counts = torch.tensor([0 if s in self.words else self.count(s) for s in range(self.stages)])
+        # vectors beyond a stage's count are zeros and must not pull the mean down
         used = torch.arange(self.vectors) < counts.unsqueeze(1)  # (S, V)
         # a concept that is silent everywhere still needs a fallback
         weight = (used if used.any() else torch.ones_like(used)).float()
