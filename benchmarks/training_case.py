@@ -127,7 +127,7 @@ def _clear(parameters: dict[str, nn.Parameter]) -> None:
 
 
 def build_case(size: CaseSize, columns: AttentionMethod = "one_hot", seed: int = 0) -> TrainingCase:
-    """Weights, pictures `(B, 3, H, W)` and random numbers from a seed; no up matrix is zero, so that all gradients count."""
+    """Weights, pictures `(B, 3, H, W)` and random numbers from a seed; no up matrix is zero: all gradients count."""
     # frozen models, the same for both
     torch.manual_seed(seed)
     unet = sd15_unet(size.unet_channels, size.resolution).eval().requires_grad_(False)

@@ -97,7 +97,7 @@ def _blurred(images: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def train_judge(out: Path, *, seed: int, pictures: int, steps: int, batch: int = 64) -> dict[str, float]:
-    """Trains a judge on drawings `(N, 3, 128, 128)`, writes fp16 weights to `out`, returns its accuracy on fresh ones."""
+    """Trains a judge on images `(N, 3, 128, 128)`, writes fp16 weights to `out`, returns the accuracy on fresh ones."""
     torch.manual_seed(seed)
     judge = AttributeJudge().to(memory_format=torch.channels_last)
     lessons = draw_lessons(pictures, seed)
