@@ -9,8 +9,6 @@ figures are read from demo/stored_evaluation.json, or its training is run again 
 
 import argparse
 import json
-import os
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -18,6 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 import typer
+from bench_attention_capture import import_comfyui
 from bestiary.concepts.atomic_file import write_text
 from bestiary.concepts.parts.part_dictionary import PartDictionary
 from bestiary.trainer.backbones import load_denoiser
@@ -80,7 +79,7 @@ def run_seed(options: argparse.Namespace, seed: int, steps: int) -> dict[str, di
 
 def train_in_comfyui(folder: Path, discovery: Discovery, seed: int, steps: int) -> PartDictionary:
     """What Training Images and Train Parts do, on the model as ComfyUI loads it."""
-    _find_comfyui()
+    import_comfyui()
     from bestiary.nodes.demo_model import load_demo_model
     from bestiary.nodes.graph_progress import GraphProgress
     from bestiary.nodes.graph_training import GraphModel, train_in_graph
@@ -102,20 +101,6 @@ def train_in_comfyui(folder: Path, discovery: Discovery, seed: int, steps: int) 
     values |= {"optimizer.steps": steps, "optimizer.warmup": min(20, steps // 10), "images.size": 128}
     settings = load_recipe("demo", values)
     return train_in_graph(model, training_set, settings, RunFolder.create(folder / "train-graph")).dictionary
-
-
-def _find_comfyui() -> None:
-    """Makes ComfyUI's modules importable, on the CPU."""
-    place = Path(os.environ.get("COMFYUI_PATH", Path.home() / "comfy" / "ComfyUI"))
-    if not (place / "main.py").is_file():
-        raise SystemExit(f"no ComfyUI at {place}: set COMFYUI_PATH to one")
-    sys.path.insert(0, str(place))
-    import comfy.options
-
-    comfy.options.enable_args_parsing(False)
-    from comfy.cli_args import args
-
-    args.cpu = True
 
 
 def _parse() -> argparse.Namespace:

@@ -23,6 +23,7 @@ from functools import cache
 from pathlib import Path
 
 import torch
+import typer
 from bench_attention_capture import import_comfyui
 from bestiary.concepts.atomic_file import write_text
 from bestiary.concepts.spectrum.stage_bounds import StageBounds
@@ -232,7 +233,7 @@ def main() -> None:
     }
     # the same for every sampler
     record["no_schedule"] = sorted({" ".join(name.split()[1:]) for name in total.no_schedule})
-    print(json.dumps(record | {"seconds": round(time.monotonic() - began)}, indent=1))
+    typer.echo(json.dumps(record | {"seconds": round(time.monotonic() - began)}, indent=1))
     raise SystemExit(bool(total.costs_differ or total.not_one_stage))
 
 

@@ -259,7 +259,7 @@ def draw_creature(
     for part, placement in _place_parts(species.look("body").shape, scene.facing, rng):
         _draw_part(canvas, part, species.look(part), placement)
     codes = np.asarray(canvas)  # (256, 256)
-    layer = np.asarray(Image.fromarray(_palette(species, scene.light)[codes], "RGBA").reduce(2))  # (128, 128, 4)
+    layer = np.asarray(Image.fromarray(_palette(species, scene.light)[codes]).reduce(2))  # (128, 128, 4)
     labels = _part_labels(codes, layer[..., 3])
     # the place behind it, darkened where it stands
     picture = cut_window(scene.place, scene.light, rng)  # (128, 128, 3)

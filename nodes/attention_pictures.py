@@ -39,7 +39,7 @@ def resized_weights(weights: Tensor, size: tuple[int, int]) -> Tensor:
 def picture_of(pixels: Tensor) -> Image.Image:
     """One picture of an IMAGE, `(H, W, 3)` in 0..1, enlarged if it is small."""
     array = (pixels[..., :3].detach().float().cpu().clamp(0, 1) * 255).round().byte().numpy()
-    picture = Image.fromarray(array, "RGB") if array.shape[-1] == 3 else Image.fromarray(array[..., 0]).convert("RGB")
+    picture = Image.fromarray(array) if array.shape[-1] == 3 else Image.fromarray(array[..., 0]).convert("RGB")
     return _enlarged(picture)
 
 

@@ -198,8 +198,8 @@ class ComfyDenoiser:
             self.make_room()
             # hooks stay on for the whole training, so that no call of it puts them on and off
             self._training = True
-            self._hook()
             try:
+                self._hook()
                 yield
             finally:
                 self._overrides.take_off()

@@ -151,7 +151,7 @@ class UnetHooks:
         if torch.is_grad_enabled() and needs_cast(layer, x.device, x.dtype):
             out = cast_layer(x, layer)
         elif updates and isinstance(layer, nn.Linear) and not needs_cast(layer, x.device, x.dtype):
-            # the first adapter shares its step with the frozen product
+            # the last adapter shares its step with the frozen product
             first = updates.pop()
             out = low_rank_linear(x, layer.weight, layer.bias, first)
         else:

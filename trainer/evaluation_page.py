@@ -111,7 +111,7 @@ def recipe_row(evaluation: Evaluation, case: TestCase, results: Mapping[str, Ima
 
 def _mix_rows(evaluation: Evaluation, method: str) -> list[str]:
     tests = evaluation.results[method]
-    name = max((test for test in tests if test.startswith("mix")), default=None)
+    name = max((test for test in tests if test.startswith("mix")), key=lambda test: int(test[3:]), default=None)
     if name is None:
         return [pages.paragraph("No mixes were tested.")]
     rows = []

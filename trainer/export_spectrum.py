@@ -42,6 +42,7 @@ def export_spectrum(spectrum: PromptSpectrum, folder: Path, name: str) -> list[P
     folder, plain = Path(folder), _plain(name)
     written = [_write_embedding(folder / EMBEDDINGS_FOLDER, plain, spectrum.mean_embedding(), spectrum)]
     for stage in range(spectrum.stages):
+        # stages of words have no vectors, and a single stage is the mean itself
         if stage in spectrum.words or not spectrum.count(stage) or spectrum.stages == 1:
             continue
         count = spectrum.count(stage)

@@ -152,7 +152,7 @@ def fit(
         for step in range(first_step, loop.steps):
             state.set_learning_rates(schedule_factor(step, loop.steps, loop.warmup, loop.schedule))
             # forward and backward
-            names = []
+            names, losses = [], []
             for micro_step in range(loop.accumulation):
                 batch = batches.draw(step, micro_step)
                 with parallel.gradients(module, synchronise=micro_step == loop.accumulation - 1):
@@ -160,9 +160,10 @@ def fit(
                     _backward(report.total / loop.accumulation, scaler)
                 meter.add(report.curves)
                 names.append(batch.names)
+                losses.append(report.total.detach())
             # optimiser step: the one place where the host waits for the device
             norm = _clip_gradients(state, loop.clip, scaler)
-            _check_finite(report.total, norm, step, names, run, scaler is not None)
+            _check_finite(torch.stack(losses).mean(), norm, step, names, run, scaler is not None)
             state.advance()
             # log
             if state.step % loop.log_every == 0 or state.step == loop.steps:
@@ -212,7 +213,7 @@ def _check_finite(
 ) -> None:
     """Stop before bad gradients reach the weights; a scaled loss may overflow now and then, its step is skipped."""
     # one question to the device for loss and gradients together
-    suspect = loss.detach() if scaled else loss.detach() + norm
+    suspect = loss if scaled else loss + norm
     if torch.isfinite(suspect):
         return
     # every micro-step of the optimiser step may be the culprit
@@ -220,7 +221,7 @@ def _check_finite(
     saved = run.newest_state()
     kept = f"the state of step {saved.step} is kept in {run.states}" if saved else "no state had been saved yet"
     raise BestiaryError(
-        f"the loss of step {step + 1} is not finite (loss {float(loss.detach()):g}, gradient norm {float(norm):g}); "
+        f"the loss of step {step + 1} is not finite (loss {float(loss):g}, gradient norm {float(norm):g}); "
         f"its batch {step} held {files}; {kept}. Look at these pictures, lower the learning rates, "
         'or set run.dtype = "fp32"'
     )

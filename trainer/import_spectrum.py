@@ -45,6 +45,7 @@ def import_prospect(path: Path, words: str = "") -> PromptSpectrum:
     Raises:
         BestiaryError: the pickle asks for anything but tensors and ProSpect's own classes, or holds no such network.
     """
+    # shells of ProSpect's classes: attributes without code
     content = load_inert(path, PROSPECT_SHELLS)
     if not isinstance(content, Mapping) or not {"attention", "initial_embeddings"} <= content.keys():
         found = sorted(map(str, content)) if isinstance(content, Mapping) else type(content).__name__
@@ -83,6 +84,7 @@ def import_xti(path: Path) -> PromptSpectrum:
         raise BestiaryError(
             f"{path} is no XTI file: none of its tensors ({', '.join(list(tensors)[:4])}) is named <name-layer-number>"
         )
+    # every layer and vector must be there: a hole would be filled by nothing
     layers, vectors = (max(key[axis] for key in rows) + 1 for axis in (0, 1))
     lacking = [(a, b) for a in range(layers) for b in range(vectors) if (a, b) not in rows]
     widths = sorted({len(row) for row in rows.values()})
@@ -125,6 +127,7 @@ def import_neti(path: Path, *, stages: int = 10, truncation: int | None = None) 
         output = mapper.grid(torch.tensor(middles), truncation)  # (S, 16, D) or (S, 16, 2 D)
     except (BestiaryError, RuntimeError) as fault:
         raise BestiaryError(f"{path}: {str(fault).splitlines()[0]}") from fault
+    # outputs twice as wide as a text encoder hold vectors and bypass vectors side by side
     known = [backbone.vector_width for backbone in _single_encoder_backbones()]
     bypass = output.shape[-1] not in known
     width = output.shape[-1] // 2 if bypass else output.shape[-1]
@@ -148,6 +151,7 @@ def import_textual_inversion(path: Path) -> PromptSpectrum:
     tensors = _flat_tensors(path)
     rows = {name: t.float().reshape(-1, t.shape[-1]) for name, t in tensors.items() if t.ndim in (1, 2) and t.numel()}
     if {"clip_l", "clip_g"} <= rows.keys():
+        # SDXL: two encoders side by side, with as many vectors in each
         backbone = BACKBONES["sdxl"]
         parts = [rows[encoder.name] for encoder in backbone.text_encoders]
         widths = [part.shape[-1] for part in parts]
@@ -173,6 +177,7 @@ def module_tensors(module: object, prefix: str = "", depth: int = _DEEPEST) -> d
     if not isinstance(module, Shell) or not depth:
         return {}
     found = {}
+    # a module's tensors are where torch keeps them: parameters, buffers, submodules
     for kind in ("_parameters", "_buffers"):
         own = module.__dict__.get(kind)
         for name, tensor in (own or {}).items() if isinstance(own, Mapping) else ():
@@ -207,7 +212,7 @@ def _target_norm(config: object) -> float | None:
 
 
 def _flat_tensors(path: Path) -> dict[str, Tensor]:
-    """Tensors of an embedding file by name: safetensors, or a pickle of names and tensors, AUTOMATIC1111's included."""
+    """Tensors of any shape of an embedding file by name: safetensors, or a pickle of them, AUTOMATIC1111's included."""
     if holds_safetensors(path):
         read_header(path)
         tensors = read_tensors(path)

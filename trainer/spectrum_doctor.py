@@ -65,6 +65,7 @@ def _material_lines(setup: SpectrumSetup) -> Iterator[str]:
 def _disk_line(setup: SpectrumSetup, place: Path) -> str:
     run, steps = setup.settings.run, setup.settings.optimizer.steps
     learned = sum(parameter.numel() for parameter in setup.objective.parameters())
+    # weights, two moments and perhaps an average in four bytes each; kept states, and two more while they change
     states = 4 * learned * (4 if setup.settings.optimizer.ema else 3) * (run.keep_states + 2)
     previews = steps // run.preview_every if run.preview_every else 0
     needed = states + previews * PREVIEW_MIB * MIB
@@ -88,6 +89,7 @@ def _memory_line(setup: SpectrumSetup) -> str:
 
 @torch.no_grad()
 def _forward_line(setup: SpectrumSetup) -> str:
+    # no gradients: the first real batch through the objective, as the loop will call it
     started = time.monotonic()
     loss = float(setup.objective(setup.batches.draw(0, 0)).curves["loss"])
     if not np.isfinite(loss):

@@ -59,6 +59,7 @@ def find_pictures(source: Path) -> ConceptPictures:
         raise BestiaryError(
             f"no picture and no folder {source}: give one picture, or a folder of pictures of one concept"
         )
+    # every picture is read once beforehand: a warning now instead of a stop while the cache is built
     names, skipped = [], []
     for path in list_images(source):
         name = path.relative_to(source).as_posix()
@@ -154,6 +155,7 @@ class SpectrumImages:
     def draw(self, step: int, micro_step: int) -> SpectrumBatch:
         """The batch of an optimiser step and micro-step: the same whenever it is asked for."""
         plan = self.plan
+        # slots count on through all steps, so that pictures and stages take turns over the whole training
         first = step * plan.step_size + micro_step * plan.batch_size
         slots = range(first, first + plan.batch_size)
         generators = [np.random.default_rng((plan.seed, 1, slot)) for slot in slots]
@@ -177,9 +179,11 @@ class SpectrumImages:
         return batch if self._device.type == "cpu" else batch.to(self._device)
 
     def _shuffled_pictures(self, epoch: int) -> np.ndarray:
+        """Order of the pictures `(N,)` in an epoch."""
         return np.random.default_rng((self.plan.seed, 2, epoch)).permutation(len(self.names))
 
     def _shuffled_stages(self, turn: int) -> np.ndarray:
+        """Order of the stages `(S,)` in a turn."""
         return np.random.default_rng((self.plan.seed, 3, turn)).permutation(self.plan.bounds.stages)
 
     def _stage(self, slot: int) -> int:
@@ -188,6 +192,7 @@ class SpectrumImages:
         return int(self._stage_order(turn)[place])
 
     def _timestep(self, stage: int, rng: np.random.Generator) -> int:
+        # timesteps of a stage alike, from its lower edge to just below its upper one
         edges = self.plan.bounds.edges
         return int(rng.integers(edges[stage + 1], edges[stage]))
 
@@ -206,6 +211,7 @@ class SpectrumImages:
         if self._masks is None:
             return None
         size, cut = self.plan.latent_size, []
+        # cut as the latents are: mirrored first, then cropped
         for row, view, top, left in zip(rows, views, tops, lefts, strict=True):
             whole = self._masks[row][:, ::-1] if view else self._masks[row]  # (H, W)
             cut.append(np.ascontiguousarray(whole[top : top + size, left : left + size]))

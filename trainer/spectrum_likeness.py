@@ -97,6 +97,7 @@ def judge_likeness(
     Raises:
         BestiaryError: a prompt is wrong or the spectrum does not fit the model.
     """
+    # the whole spectrum under every prompt, then its variants under the first one
     variants = _variants(spectrum)
     asked = [(spectrum, prompt) for prompt in order.prompts] + [(one, order.prompts[0]) for one in variants]
     seeds = tuple(range(order.seed, order.seed + order.pictures))
@@ -104,6 +105,7 @@ def judge_likeness(
     for number, (one, prompt) in enumerate(asked):
 
         def report(done: int, steps: int, number: int = number) -> None:
+            # the same seeds for all, so that only what was learned differs
             if on_progress is not None:
                 on_progress(number * steps + done, len(asked) * steps)
 
@@ -122,6 +124,7 @@ def judge_likeness(
         for prompt, text, features, feature in zip(order.prompts, texts, ours, judge.texts(texts), strict=False)
     )
     alone = [_cosine(features, theirs) for features in ours[len(order.prompts) :]]
+    # the words first, then one entry per stage
     words, stages = (alone[0], tuple(alone[1:])) if alone else (None, ())
     likeness = Likeness(
         prompts=scores,

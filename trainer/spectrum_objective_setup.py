@@ -109,6 +109,7 @@ def word_start(denoiser: Denoiser, words: str, vectors: int) -> Tensor:
             "words, or leave them empty to start from common ones"
         )
     rows = denoiser.word_vectors(words or COMMON_WORDS).float().cpu()  # (n, D)
+    # at the words' own norm, encoder by encoder
     mean = rows.mean(0, keepdim=True)
     # each text encoder has norms of its own
     scaled = []
@@ -156,7 +157,7 @@ def parameter_groups(
 def build_spectrum(
     training: SpectrumTraining, steps: int, *, made_by: str = "bestiary train spectrum", base: str | None = None
 ) -> PromptSpectrum:
-    """The spectrum of a training's present weights, after so many steps.
+    """The spectrum `(S, V, D)` of a training's present weights, after so many steps.
 
     Args:
         made_by: the program, for the file's provenance.
@@ -166,6 +167,7 @@ def build_spectrum(
         BestiaryError: the weights are not finite.
     """
     settings, batches = training.settings, training.batches
+    # lists are cut: the header of a file must stay small
     provenance = {
         "made_by": made_by,
         "base": base or settings.base.path,

@@ -25,6 +25,7 @@ class SpectrumPreviews:
         """Write the sheet for the weights as they are now."""
         settings = self._setup.settings.run
         spectrum = build_spectrum(self._setup, step)
+        # real pictures on the left, then the whole concept, then stages alone
         names, stages = self._setup.pictures.names[: settings.preview_count], shown_stages(spectrum)
         made = self.sample(spectrum, len(names), stages, sampling_steps or settings.preview_steps)
         sheet = spectrum_sheet([self._picture(row) for row in range(len(names))], names, made, stages)

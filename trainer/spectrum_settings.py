@@ -153,6 +153,7 @@ class TrainSpectrumSettings(Section):
     def _combinations(self) -> "TrainSpectrumSettings":
         optimizer, faults = self.optimizer, []
         if optimizer.warmup >= optimizer.steps:
+            # all contradictions at once, so that a recipe is mended in one go
             faults.append(f"optimizer.warmup {optimizer.warmup} must be below optimizer.steps {optimizer.steps}")
         rate = "vector_lr" if self.method.parameterisation == "direct" else "network_lr"
         if not getattr(optimizer, rate):

@@ -47,6 +47,7 @@ def only_stage(spectrum: PromptSpectrum, stage: int) -> PromptSpectrum:
     """The concept at one stage, its neutral words `(V, D)` at all others; the whole concept where they are unknown."""
     if not spectrum.neutral:
         return spectrum
+    # one stage of neutral words, from which every other stage takes its content
     flat = {name: spectrum.neutral[name].unsqueeze(0) for name in spectrum.embeddings}  # (1, V, W)
     neutral = PromptSpectrum(spectrum.backbone, flat, spectrum.bounds.equal(1, spectrum.bounds.num_timesteps))
     picks = [(spectrum, s) if s == stage else (neutral, 0) for s in range(spectrum.stages)]

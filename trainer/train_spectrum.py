@@ -103,6 +103,7 @@ def _previews(setup: SpectrumSetup, run: RunFolder) -> Callable[[TrainingState],
 
 def _with_absolute_paths(settings: TrainSpectrumSettings) -> TrainSpectrumSettings:
     """The settings with folders that mean the same from any working directory."""
+    # relative folders would mean others where the run is resumed
     images = settings.images
     cache = images.cache or settings.run.out.absolute().parent / "latents"
     paths = {"source": images.source.absolute(), "cache": cache.absolute()}
