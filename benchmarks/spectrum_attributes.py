@@ -11,6 +11,8 @@ Judged by the drawn world's classifiers and the references' truth. Pictures and 
     python benchmarks/spectrum_attributes.py --out results --seeds 0 1 2
     python benchmarks/spectrum_attributes.py --out results --seeds 0 1 2 --portion 4
 
+The figures in benchmarks/README.md: `--vectors 12 --norm free --lr 3 --presets benchmarks/spectrum_presets.txt`.
+
 Every training and every set of pictures is a unit of work; finished ones are never done again and `--portion N` does N more, so
 a run may be cut anywhere.
 """
@@ -90,6 +92,8 @@ def main() -> None:
         write_text(options.out / "spectrum_attributes.json", json.dumps(summary, indent=1) + "\n")
         typer.echo(f"open {write_report(options, summary)}")
         print_summary(summary)
+        if options.picture:
+            write_picture(options.out / f"seed{whole[-1]}", options.picture)
 
 
 def run_seed(options: argparse.Namespace, work: Work, seed: int) -> None:
@@ -198,7 +202,9 @@ def summarise(options: argparse.Namespace, seeds: list[int]) -> dict[str, Any]:
         for mix in MIXES
     }
     settings = {
-        name: str(value) if isinstance(value, Path) else value for name, value in vars(options).items() if name != "out"
+        name: str(value) if isinstance(value, Path) else value
+        for name, value in vars(options).items()
+        if name not in ("out", "picture")
     }
     return {
         "made_by": "benchmarks/spectrum_attributes.py",
@@ -267,6 +273,20 @@ def _reference_sheet(folder: Path) -> Path:
     return path
 
 
+def write_picture(folder: Path, path: Path) -> None:
+    """Four sheets of one seed below each other: references, one alone, the mixture, and the sweep in the middle."""
+    names = ("alone-content-spectrum", "mixed-spectrum", "mixed-global_prompt", f"sweep-{STAGES // 2 - 1}")
+    sheets = [Image.open(_reference_sheet(folder)).convert("RGB")]
+    sheets += [Image.open(folder / f"{name}.png").convert("RGB") for name in names]
+    width, height = max(sheet.width for sheet in sheets), sum(sheet.height for sheet in sheets)
+    picture, top = Image.new("RGB", (width, height), sheets[0].getpixel((0, 0))), 0
+    for sheet in sheets:
+        picture.paste(sheet, (0, top))
+        top += sheet.height
+    with replacing(path) as temporary:
+        picture.save(temporary, "WEBP", quality=80)
+
+
 def _shown(path: Path, caption: str) -> str:
     return figure(data_uri(Image.open(path).convert("RGB")), caption)
 
@@ -300,6 +320,7 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--sampling-steps", type=int, default=25)
     parser.add_argument("--guidance", type=float, default=4.0)
     parser.add_argument("--presets", type=Path, help="text file with lines such as `layout: 0%%-10%%`")
+    parser.add_argument("--picture", type=Path, help="a WebP with the main pictures of the last seed")
     parser.add_argument("--device", default="auto")
     return parser.parse_args()
 
