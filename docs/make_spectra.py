@@ -3,7 +3,7 @@
     python docs/make_spectra.py [--only NAME...] [--steps N] [--work FOLDER]
 
 The three differ in everything: side, place, light, and shape, colour and pattern of every part. Afterwards write the example
-workflows that use them again (`make_workflows.py --only mix_attributes`).
+workflows that use them again (`make_workflows.py --only mix_attributes spectrum_for_a_while`).
 """
 
 from __future__ import annotations

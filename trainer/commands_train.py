@@ -56,7 +56,7 @@ def train_parts(
 @train.command("spectrum")
 def train_spectrum(
     source: Annotated[
-        Path | None, typer.Argument(metavar="[IMAGE_OR_FOLDER]", help="One picture, or a folder of one concept.")
+        Path | None, typer.Argument(metavar="IMAGE_OR_FOLDER", help="One picture, or a folder of one concept.")
     ] = None,
     recipe: Annotated[
         Path | None,
