@@ -121,11 +121,11 @@ def _training_inputs() -> list[io.Input]:
         io.Float.Input(
             "token_lr",
             default=0.001,
-            tooltip="Learning rate of the tokens, in units of the spread of word embeddings; 0.3 for the demo model.",
+            tooltip="Learning rate of the tokens, in units of the spread of word embeddings; 0.02 for the demo model.",
             **RATE,
         ),
         io.Float.Input(
-            "lora_lr", default=0.0001, tooltip="Learning rate of the LoRA; 0.0005 for the demo model.", **RATE
+            "lora_lr", default=0.0001, tooltip="Learning rate of the LoRA; 0.0015 for the demo model.", **RATE
         ),
         io.Combo.Input(
             "attention_loss",
