@@ -170,7 +170,7 @@ def build_case(size: CaseSize, columns: AttentionMethod = "one_hot", seed: int =
 
 def _our_denoiser(unet: nn.Module, vae: nn.Module, text: nn.Module) -> DiffusersDenoiser:
     backbone = replace(BACKBONES["sd15"])
-    tokenizer = SimpleNamespace(bos_token_id=START, eos_token_id=END, pad_token_id=END)
+    tokenizer = SimpleNamespace(bos_token_id=START, eos_token_id=END, pad_token_id=END, unk_token_id=END)
     parts = DenoiserParts(
         unet=unet.to(memory_format=torch.channels_last),
         vae=vae,
