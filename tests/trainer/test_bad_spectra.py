@@ -184,7 +184,10 @@ def test_pictures_that_give_nothing_to_learn(fault, train, picture, tmp_path, ki
 @pytest.mark.parametrize(
     ("more", "message"),
     [
-        (("--set", "method.boundaries=[0.6, 0.3]"), "method.boundaries = [0.6, 0.3]: stage edges (1000, 400, 700, 0) must fall"),
+        (
+            ("--set", "method.boundaries=[0.6, 0.3]"),
+            "method.boundaries = [0.6, 0.3]: stage edges (1000, 400, 700, 0) must fall",
+        ),
         (("--set", "method.boundaries=[0.5, 0.5]"), "two stages overlap, one is empty"),
         (("--set", "captions.templates=['a photo']"), "each template needs {} exactly once"),
         (("--recipe", "sd15_8gb"), "lora: no such key"),
