@@ -93,7 +93,7 @@ def test_pictures_of_help_pages_lie_beside_them_and_are_small() -> None:
     assert shown == {path.name for path in (ROOT / "web" / "docs").glob("*.jpg")}
     for name in shown:
         picture = ROOT / "web" / "docs" / name
-        assert Image.open(picture).width == 640 and picture.stat().st_size <= 40_000
+        assert Image.open(picture).width <= 640 and picture.stat().st_size <= 40_000
 
 
 def _registered_modules() -> list[str]:
