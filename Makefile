@@ -18,4 +18,4 @@ test_train: ## real commands on tiny models
 	OMP_NUM_THREADS=1 $(PYTHON) -m pytest -q -m "train and not slow"
 
 test_comfyui: ## needs a ComfyUI: COMFYUI_PATH, a parent custom_nodes/, or ~/comfy/ComfyUI
-	OMP_NUM_THREADS=1 $(PYTHON) -m pytest -q -m "comfyui and not slow"
+	OMP_NUM_THREADS=1 $(PYTHON) -m pytest -q -m "comfyui and not slow" $(OPTIONS)
