@@ -11,8 +11,9 @@ from ..concepts.square_fit import SQUARE_FITS
 from .codebook_files import load_codebook, save_codebook
 from .comfy_version import schema, socket
 from .concept_folders import concept_names, file_stamp
-from .discovery_job import DiscoveryChoice, doubts, find_parts
+from .discovery_job import DiscoveryChoice, doubts
 from .feature_choice import SOURCES, open_source
+from .found_parts import AskedDiscovery, discover_once
 from .graph_progress import GraphProgress
 from .part_drawing import draw_overlays, found_overlays, kind_text
 from .part_inputs import FeaturesSocket, features_input, fit_input, segment
@@ -77,6 +78,15 @@ class BestiaryDiscoverParts(io.ComfyNode):
                     optional=True,
                     tooltip="Lets timm download the DINOv2 weights (350 MB) once if they are not on this machine.",
                 ),
+                socket(
+                    io.String.Input,
+                    "edits",
+                    default="",
+                    multiline=True,
+                    optional=True,
+                    tooltip="Changes to what was found, one a line: rename part 2, head / merge head, beak / drop tail; a kind is "
+                    "head:3. Nothing is discovered again for them.",
+                ),
             ],
             outputs=[
                 CodebookSocket.Output("codebook", display_name="codebook"),
@@ -100,6 +110,7 @@ class BestiaryDiscoverParts(io.ComfyNode):
         features: list[Denoiser] | None = None,
         fit: list[str] | None = None,
         allow_download: list[bool] | None = None,
+        edits: list[str] | None = None,
     ) -> io.NodeOutput:
         with named_faults("Discover Parts"):
             area = checked_fit(fit[0] if fit else SQUARE_FITS[0])
@@ -107,10 +118,12 @@ class BestiaryDiscoverParts(io.ComfyNode):
             allowed = bool(allow_download and allow_download[0])
             connected = features[0] if features else None
             source = open_source({"name": feature_source[0]}, connected, allow_download=allowed)
-            found = find_parts(images, foreground, source, choice, GraphProgress(cls.hidden.unique_id))
+            asked = AskedDiscovery(images, foreground, source, choice, connected)
+            found, key = discover_once(asked, edits[0] if edits else "", cls.hidden.unique_id)
         report = discovery_text(found.codebook, found.seen, doubts(found.codebook))
         codebook = NamedCodebook("discovered", found.codebook)
-        return io.NodeOutput(codebook, found.seen, found_overlays(found), report, ui=ui.PreviewText(report))
+        shown = {**ui.PreviewText(report).as_dict(), "bestiary_discovered": ({"key": key},)}
+        return io.NodeOutput(codebook, found.seen, found_overlays(found), report, ui=shown)
 
 
 class BestiaryDiffusionFeatures(io.ComfyNode):

@@ -1,4 +1,5 @@
-"""What the browser may ask: dictionaries and their thumbnails, trainings and their pictures, stages. Reading only.
+"""What the browser may ask: dictionaries and their thumbnails, trainings and their pictures, stages,
+discoveries. Reading only.
 
 A name in an address is one of those that ComfyUI lists for models/bestiary, or of a run in output/bestiary, never a path. All of
 it also answers under /api.
@@ -17,6 +18,7 @@ from ..concepts.errors import BestiaryError
 from .concept_folders import concept_names, concept_path, dictionary_names, file_stamp
 from .dictionary_listing import ThumbnailPages, list_dictionary
 from .dictionary_loading import name_of_file
+from .found_parts import DISCOVERIES, describe_discovery, labels_of, picture_of
 from .run_listing import list_run, newest_run, preview_picture, preview_stamp, run_stamp
 from .spectrum_listing import list_spectrum
 from .stage_counts import count_steps, read_walk
@@ -63,6 +65,10 @@ def add_routes() -> bool:
         ("/bestiary/run/{name:.+}", show_run),
         ("/bestiary/run_picture/{name:.+}", show_run_picture),
         ("/bestiary/stage_steps", show_stage_steps),
+        ("/bestiary/discovered_by/{node:[^/]+}", show_newest_discovery),
+        ("/bestiary/discovered/{key:[0-9a-f]+}", show_discovery),
+        ("/bestiary/discovered/{key:[0-9a-f]+}/picture", show_discovered_picture),
+        ("/bestiary/discovered/{key:[0-9a-f]+}/labels", show_discovered_labels),
     ):
         server.routes.get(place)(handler)
     return True
@@ -131,6 +137,39 @@ async def show_run_picture(request: web.Request) -> web.Response:
 async def show_stage_steps(request: web.Request) -> web.Response:
     """GET /bestiary/stage_steps?scheduler=normal&steps=20&...: steps per stage, see `count_steps`."""
     return await _answer(request, "", lambda: count_steps(read_walk(dict(request.query))))
+
+
+async def show_newest_discovery(request: web.Request) -> web.Response:
+    """GET /bestiary/discovered_by/NODE: key of the newest discovery of a node; null where none is kept."""
+    return await _answer(request, "", lambda: {"key": DISCOVERIES.of_node(request.match_info["node"])})
+
+
+async def show_discovery(request: web.Request) -> web.Response:
+    """GET /bestiary/discovered/KEY?edits=TEXT; see `describe_discovery`."""
+    edits = request.query.get("edits", "")
+    return await _answer(request, "", lambda: describe_discovery(request.match_info["key"], edits))
+
+
+async def show_discovered_picture(request: web.Request) -> web.Response:
+    """GET /bestiary/discovered/KEY/picture?number=0: a picture that was looked at, WebP."""
+    return await _answer(request, *_discovered(request, picture_of))
+
+
+async def show_discovered_labels(request: web.Request) -> web.Response:
+    """GET /bestiary/discovered/KEY/labels?number=0: numbers of the found parts on the patch grid, PNG."""
+    return await _answer(request, *_discovered(request, labels_of), "image/png")
+
+
+def _discovered(request: web.Request, read: Callable[[str, int], bytes]) -> tuple[str, Callable[[], bytes]]:
+    """Stamp and content of a picture of a discovery; what a key stands for never changes."""
+    key, asked = request.match_info["key"], request.query.get("number", "")
+
+    def content() -> bytes:
+        if not (asked.isdecimal() and len(asked) <= 6):
+            raise BestiaryError(f"picture {asked[:20]!r} is no number from 0 upwards")
+        return read(key, int(asked))
+
+    return f"{key}-{asked[:6]}", content
 
 
 def _known(name: str) -> Path:

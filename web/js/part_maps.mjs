@@ -1,0 +1,64 @@
+/** Pictures with the found parts laid over: fetched from the server, coloured by what the edits made of each part. */
+
+import { api } from "../../../scripts/api.js";
+import { make } from "./elements.mjs";
+import { t } from "./strings.mjs";
+
+const STRENGTH = 0.62;
+const DIM = 0.72;
+
+/** Red, green and blue of a part's colour, 0 to 255; neighbours differ much. */
+export function partColor(part) {
+  const hue = ((part * 137.508 + 20) % 360) / 60;
+  const rise = (1 - Math.abs((hue % 2) - 1)) * 190;
+  const mixed = [[190, rise, 0], [rise, 190, 0], [0, 190, rise], [0, rise, 190], [rise, 0, 190], [190, 0, rise]][Math.floor(hue)];
+  return mixed.map((value) => Math.round(value + 55));
+}
+
+function loaded(address) {
+  return new Promise((resolve, reject) => {
+    const image = new Image();
+    image.onload = () => resolve(image);
+    image.onerror = () => reject(new Error(address));
+    image.src = address;
+  });
+}
+
+/** One picture and its patch labels. */
+export class PartMap {
+  constructor(key, number) {
+    const route = (what) => api.apiURL(`/bestiary/discovered/${encodeURIComponent(key)}/${what}?number=${number}`);
+    this.canvas = make("canvas", { width: 160, height: 160, role: "img", "aria-label": t("parts.pictureNumber", { number: number + 1 }) });
+    this.ready = Promise.all([loaded(route("picture")), loaded(route("labels"))]).then(([picture, labels]) => {
+      this.picture = picture;
+      this.size = [labels.naturalWidth, labels.naturalHeight];
+      const paper = make("canvas", { width: this.size[0], height: this.size[1] }).getContext("2d", { willReadFrequently: true });
+      paper.drawImage(labels, 0, 0);
+      const pixels = paper.getImageData(0, 0, ...this.size).data;
+      this.labels = Array.from({ length: this.size[0] * this.size[1] }, (_, cell) => pixels[4 * cell]);
+    });
+  }
+
+  /** `parts`: edited part of every found one; `only` shows one edited part alone. */
+  async draw({ parts, background, only, opacity }) {
+    await this.ready.catch(() => {});
+    const { canvas, picture, labels, size } = this;
+    const paper = canvas.getContext("2d");
+    paper.clearRect(0, 0, canvas.width, canvas.height);
+    if (!picture) return;
+    paper.drawImage(picture, 0, 0, canvas.width, canvas.height);
+    const [wide, high] = size;
+    const cells = new ImageData(wide, high);
+    labels.forEach((label, cell) => {
+      const part = parts[label];
+      const shown = only === null ? part !== background : part === only;
+      const color = shown ? partColor(part) : [0, 0, 0];
+      const share = shown ? STRENGTH : only === null ? 0 : DIM;
+      cells.data.set([...color, Math.round(255 * share * opacity)], 4 * cell);
+    });
+    const cover = make("canvas", { width: wide, height: high });
+    cover.getContext("2d").putImageData(cells, 0, 0);
+    paper.imageSmoothingEnabled = false;
+    paper.drawImage(cover, 0, 0, canvas.width, canvas.height);
+  }
+}
