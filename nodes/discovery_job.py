@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from ..concepts.errors import BestiaryError
 from ..concepts.parts.foreground import LOW_MARGIN
+from ..concepts.parts.joined_kinds import PartMeans
 from ..concepts.parts.part_areas import patch_shares
 from ..concepts.parts.part_codebook import PartCodebook
 from ..concepts.parts.part_discovery import MOST_STAGES, discover_parts
@@ -46,6 +47,8 @@ class FoundParts:
     """Per entry of the list `(B, H, W, 3)`, checked."""
     seen: list[SeenParts]
     """One per entry."""
+    means: PartMeans | None = field(default=None, repr=False)
+    """Of the parts in all pictures: what kinds of joined parts are fitted from."""
 
 
 def find_parts(
@@ -84,8 +87,10 @@ def find_parts(
             foreground_masks=shares,
             on_stage=lambda: progress.add(_PICTURES_PER_STAGE),
         )
+        means, counts = codebook.part_means(grid, maps.labels)  # (N, M, d), (N, M)
     progress.finish()
-    return FoundParts(codebook, checked, _by_entry(codebook, maps, checked, choice.fit))
+    seen = seen_by_entry(codebook, maps, [(tuple(entry.shape[1:3]), len(entry)) for entry in checked], choice.fit)
+    return FoundParts(codebook, checked, seen, PartMeans(means.half(), counts))
 
 
 def doubts(codebook: PartCodebook) -> str | None:
@@ -99,13 +104,13 @@ def doubts(codebook: PartCodebook) -> str | None:
     )
 
 
-def _by_entry(codebook: PartCodebook, maps: PartMaps, images: Sequence[Tensor], fit: SquareFit) -> list[SeenParts]:
-    counts = [len(entry) for entry in images]
-    pieces = zip(images, maps.labels.split(counts), maps.codes.split(counts), strict=True)
-    return [
-        seen_from_maps(codebook, PartMaps(labels, codes), tuple(entry.shape[1:3]), fit)
-        for entry, labels, codes in pieces
-    ]
+def seen_by_entry(
+    codebook: PartCodebook, maps: PartMaps, entries: Sequence[tuple[tuple[int, int], int]], fit: SquareFit
+) -> list[SeenParts]:
+    """Maps of all N pictures as one record per entry; an entry is the size (H, W) of its pictures and how many they are."""
+    counts = [count for _, count in entries]
+    pieces = zip(entries, maps.labels.split(counts), maps.codes.split(counts), strict=True)
+    return [seen_from_maps(codebook, PartMaps(labels, codes), size, fit) for (size, _), labels, codes in pieces]
 
 
 def _checked_masks(masks: Sequence[Tensor], images: Sequence[Tensor]) -> list[Tensor]:

@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import hashlib
 import io
+import itertools
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
@@ -18,37 +20,83 @@ from PIL import Image
 from torch import Tensor
 
 from ..concepts.errors import BestiaryError
-from ..concepts.parts.edit_script import EditFault, apply_edits
+from ..concepts.parts.edit_script import EditedParts, EditFault, EditHistory
 from ..concepts.parts.part_codebook import PartCodebook
 from ..concepts.parts.part_map import PartMaps
 from ..concepts.patch_features import FeatureSource
-from .discovery_job import DiscoveryChoice, FoundParts, find_parts
+from .discovery_job import DiscoveryChoice, FoundParts, find_parts, seen_by_entry
 from .graph_progress import GraphProgress
 from .part_pictures import as_squares
-from .part_sight import seen_from_maps
 from .picture_encoding import checked_entries
 
 MOST_KEPT = 2
-"""Discoveries in memory, with their pictures."""
+"""Discoveries in memory."""
 MOST_SHOWN = 64
 """Pictures that an editor is given."""
 EDGE = 256
 """Longest edge of a picture that an editor is given, in pixels."""
-MOST_NODES = 64
+MOST_BLOCKS = 64
+"""Blocks whose newest discovery is remembered."""
+LONGEST_PLACE = 100
+"""Characters of a workflow's or a node's name that count."""
+
+
+class DiscoveryGone(BestiaryError):
+    """A discovery that is no longer kept."""
 
 
 @dataclass(frozen=True)
-class KeptDiscovery:
-    """A discovery and small pictures of what it looked at."""
+class BlockPlace:
+    """Where a discovery was asked for."""
 
-    found: FoundParts = field(repr=False)
-    """Without its pictures, which may be large."""
-    maps: PartMaps = field(repr=False)
-    """Of all N pictures: labels `(N, h, w)`, codes `(N, M)`."""
-    squares: np.ndarray = field(repr=False)
-    """`(n, EDGE, EDGE, 3)` uint8."""
-    belongings: object = field(repr=False)
-    """What the key counts by identity, kept so that nothing else takes its place in memory."""
+    workflow: str = ""
+    """The workflow's own identifier, empty where it has none."""
+    node: str = ""
+    """Number of the node, after those of the blocks around it: `12:5`."""
+
+    @classmethod
+    def of(cls, node: object, png_info: object) -> BlockPlace | None:
+        """The place of a node with this number in a graph that came with this information for saved pictures."""
+        workflow = png_info.get("workflow") if isinstance(png_info, dict) else None
+        identifier = workflow.get("id") if isinstance(workflow, dict) else None
+        return None if node is None else cls(str(identifier or "")[:LONGEST_PLACE], str(node)[:LONGEST_PLACE])
+
+    def holds(self, other: BlockPlace) -> bool:
+        """Whether `other`, which may lack the numbers of the blocks around it, names this place."""
+        return self.workflow == other.workflow and (self.node == other.node or self.node.endswith(f":{other.node}"))
+
+
+class KeptDiscovery:
+    """A discovery, small pictures of what it looked at, and what edits have made of it. Safe to ask from several threads."""
+
+    def __init__(self, found: FoundParts, choice: DiscoveryChoice) -> None:
+        """The pictures of `found`, which may be large, are not kept."""
+        self._choice = choice
+        self._entries = [(entry.size, len(entry.maps.labels)) for entry in found.seen]
+        maps = PartMaps(
+            torch.cat([entry.maps.labels for entry in found.seen]),
+            torch.cat([entry.maps.codes for entry in found.seen]),
+        )
+        self.found = EditedParts(
+            found.codebook, maps, found=found.means, num_kinds=choice.num_kinds or None, seed=choice.seed
+        )
+        self.squares = _squares(found)
+        """`(n, EDGE, EDGE, 3)` uint8."""
+        self._history = EditHistory(self.found)
+        self._lock = threading.Lock()
+
+    def edited(self, text: str) -> EditedParts:
+        """The parts after the edits of a text; faults as `EditHistory.after`."""
+        # fitting new kinds is no inference, and results are kept beyond this thread's mode
+        with self._lock, torch.inference_mode(False), torch.no_grad():
+            return self._history.after(text)
+
+    def found_parts(self, images: list[Tensor], text: str) -> FoundParts:
+        """What a node gives: the edited parts of these images `(B, H, W, 3)`."""
+        edited = self.edited(text)
+        return FoundParts(
+            edited.codebook, images, seen_by_entry(edited.codebook, edited.maps, self._entries, self._choice.fit)
+        )
 
 
 class Discoveries:
@@ -57,57 +105,47 @@ class Discoveries:
     def __init__(self) -> None:
         """Empty."""
         self._kept: OrderedDict[str, KeptDiscovery] = OrderedDict()
-        self._by_node: OrderedDict[str, str] = OrderedDict()
+        self._newest: OrderedDict[BlockPlace, str] = OrderedDict()
         self._lock = threading.Lock()
 
-    def take(
-        self,
-        key: str,
-        node_id: str | None,
-        images: Sequence[Tensor],
-        find: Callable[[], FoundParts],
-        belongings: object = None,
-    ) -> FoundParts:
-        """The discovery of this key with its images `(B, H, W, 3)`, found now if it is not kept; it is then its node's newest."""
+    def take(self, key: str, place: BlockPlace | None, find: Callable[[], KeptDiscovery]) -> KeptDiscovery:
+        """The discovery of this key, found now if it is not kept; it is then the newest of its place."""
         with self._lock:
             kept = self._kept.get(key)
-        if kept is None:
-            found = find()
-            kept = _keep(found, belongings)
-        else:
-            found = replace(kept.found, images=checked_entries(images))
+        kept = kept or find()
         with self._lock:
-            self._kept[key] = kept
-            self._kept.move_to_end(key)
-            while len(self._kept) > MOST_KEPT:
-                self._kept.popitem(last=False)
-            if node_id is not None:
-                self._by_node[node_id] = key
-                self._by_node.move_to_end(node_id)
-                while len(self._by_node) > MOST_NODES:
-                    self._by_node.popitem(last=False)
-        return found
+            _put(self._kept, key, kept, MOST_KEPT)
+            if place is not None:
+                _put(self._newest, place, key, MOST_BLOCKS)
+        return kept
 
-    def of_node(self, node_id: str) -> str | None:
-        """Key of the newest discovery of a node, None where none is kept."""
+    def newest_of(self, place: BlockPlace) -> str | None:
+        """Key of the newest discovery of a place, None where none is kept."""
         with self._lock:
-            key = self._by_node.get(node_id)
-            return key if key in self._kept else None
+            keys = (key for known, key in reversed(self._newest.items()) if known.holds(place))
+            return next((key for key in keys if key in self._kept), None)
+
+    def has(self, key: str) -> bool:
+        """Whether a discovery is kept."""
+        with self._lock:
+            return key in self._kept
 
     def get(self, key: str) -> KeptDiscovery:
         """A kept discovery.
 
         Raises:
-            BestiaryError: it is not kept any more.
+            DiscoveryGone: it is not kept any more.
         """
         with self._lock:
             kept = self._kept.get(key)
         if kept is None:
-            raise BestiaryError("this discovery is no longer in memory: run the graph again")
+            raise DiscoveryGone("this discovery is no longer in memory: run the graph again")
         return kept
 
 
 DISCOVERIES = Discoveries()
+_numbers: WeakKeyDictionary[object, int] = WeakKeyDictionary()
+_next_number = itertools.count(1)
 
 
 @dataclass(frozen=True)
@@ -121,65 +159,64 @@ class AskedDiscovery:
     source: FeatureSource
     choice: DiscoveryChoice
     model: object = None
-    """The denoiser behind the source, known by its identity."""
+    """The denoiser behind the source, known by its identity; it is not kept alive."""
 
     def key(self) -> str:
         """Sixteen hex digits of all of it."""
-        digest = hashlib.sha256(f"{self.source.spec!r} {self.choice!r} {id(self.model)} {self.masks is None}".encode())
+        model = 0 if self.model is None else _numbers.setdefault(self.model, next(_next_number))
+        digest = hashlib.sha256(f"{self.source.spec!r} {self.choice!r} {model} {self.masks is None}".encode())
         for tensor in (*self.images, *(self.masks or ())):
             digest.update(str(tuple(tensor.shape)).encode())
-            digest.update(tensor.detach().float().cpu().contiguous().numpy().tobytes())
+            digest.update(tensor.detach().float().cpu().contiguous().numpy())
         return digest.hexdigest()[:16]
 
 
-def discover_once(asked: AskedDiscovery, edits: str, node_id: str | None) -> tuple[FoundParts, str]:
+def discover_once(asked: AskedDiscovery, edits: str, place: BlockPlace | None) -> tuple[FoundParts, str]:
     """The parts of pictures after some edits, and the key of the discovery; it runs only where it is not kept.
 
     Raises:
         BestiaryError: what `find_parts` refuses, or a line of the edits that does not fit.
     """
-    key, progress = asked.key(), GraphProgress(node_id)
+    key, progress = asked.key(), GraphProgress(place.node if place else None)
+    images: list[Tensor] = []
 
-    def find() -> FoundParts:
-        return find_parts(asked.images, asked.masks, asked.source, asked.choice, progress)
+    def find() -> KeptDiscovery:
+        found = find_parts(asked.images, asked.masks, asked.source, asked.choice, progress)
+        images.extend(found.images)
+        # kept longer than this run, whose tensors belong to inference alone
+        with torch.inference_mode(False):
+            return KeptDiscovery(found, asked.choice)
 
-    found = DISCOVERIES.take(key, node_id, asked.images, find, asked.model)
-    return edit_found(found, edits), key
-
-
-def edit_found(found: FoundParts, text: str) -> FoundParts:
-    """A discovery after the edits of a text: codebook and part maps in the new numbers.
-
-    Raises:
-        EditFault: a line does not fit.
-    """
-    edited = apply_edits(found.codebook, text)
-    seen = [seen_from_maps(edited.codebook, edited.apply(entry.maps), entry.size, entry.fit) for entry in found.seen]
-    return replace(found, codebook=edited.codebook, seen=seen)
+    kept = DISCOVERIES.take(key, place, find)
+    return kept.found_parts(images or checked_entries(asked.images), edits), key
 
 
 def describe_discovery(key: str, text: str) -> dict[str, object]:
-    """What was found, and what the edits of a text make of it; a line that does not fit is told as `fault`.
+    """What the edits of a text make of a discovery; a line that does not fit is told as `fault`, beside what the lines before
+    it gave.
+
+    Returns:
+        `parts`: what every found part became; `edited`: every part with name, share and kinds; `codes`: `(n, M)` kinds of the
+        pictures shown, -1 where a part is absent.
 
     Raises:
-        BestiaryError: the discovery is no longer kept, or the text is too long.
+        DiscoveryGone: it is no longer kept.
+        BestiaryError: the text is too long.
     """
     kept = DISCOVERIES.get(key)
-    codebook, fault = kept.found.codebook, None
+    fault = None
     try:
-        edited = apply_edits(codebook, text)
+        edited = kept.edited(text)
     except EditFault as told:
         edited, fault = told.done, {"line": told.line, "text": str(told)}
-    maps = edited.apply(kept.maps)
     shown = len(kept.squares)
     return {
         "key": key,
         "pictures": shown,
-        "total": len(kept.maps.labels),
-        "found": _described(codebook, kept.maps, shown),
-        "edited": _described(edited.codebook, maps, shown),
+        "total": len(edited.maps.labels),
+        "edited": _described(edited.codebook, edited.maps, shown),
         "parts": edited.parts(),
-        "codes": maps.codes[:shown].tolist(),
+        "codes": edited.maps.codes[:shown].tolist(),
         "fault": fault,
     }
 
@@ -196,8 +233,15 @@ def picture_of(key: str, number: int) -> bytes:
 def labels_of(key: str, number: int) -> bytes:
     """Numbers of the found parts on the patch grid `(h, w)`, a grey PNG; faults as `picture_of`."""
     kept = DISCOVERIES.get(key)
-    labels = kept.maps.labels[: len(kept.squares)].to(torch.uint8).numpy()  # (n, h, w)
+    labels = kept.found.maps.labels[: len(kept.squares)].to(torch.uint8).numpy()  # (n, h, w)
     return _encoded(_row(labels, number), "PNG")
+
+
+def _put(table: OrderedDict, key: object, value: object, most: int) -> None:
+    table[key] = value
+    table.move_to_end(key)
+    while len(table) > most:
+        table.popitem(last=False)
 
 
 def _row(rows: np.ndarray, number: int) -> np.ndarray:
@@ -212,22 +256,20 @@ def _encoded(array: np.ndarray, kind: str) -> bytes:
     return stream.getvalue()
 
 
-def _keep(found: FoundParts, belongings: object) -> KeptDiscovery:
-    maps = PartMaps(
-        torch.cat([entry.maps.labels for entry in found.seen]), torch.cat([entry.maps.codes for entry in found.seen])
-    )
+def _squares(found: FoundParts) -> np.ndarray:
+    """The first pictures of all entries `(n, EDGE, EDGE, 3)` uint8, as the discovery saw them."""
     squares, left = [], MOST_SHOWN
     for images, seen in zip(found.images, found.seen, strict=True):
         if left > 0:
             square = as_squares(images[:left], EDGE, seen.fit)  # (b, 3, EDGE, EDGE)
             squares.append((square.clamp(0, 1) * 255).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy())
             left -= len(square)
-    return KeptDiscovery(replace(found, images=[]), maps, np.concatenate(squares), belongings)
+    return np.concatenate(squares)
 
 
 def _described(codebook: PartCodebook, maps: PartMaps, shown: int) -> list[dict[str, object]]:
     """Per part its name, mean share of the area, and its kinds with how many pictures show each."""
-    areas = maps.masks(codebook.num_parts).flatten(2).float().mean((0, 2))  # (M,)
+    areas = torch.bincount(maps.labels.flatten().long(), minlength=codebook.num_parts) / maps.labels.numel()  # (M,)
     listed = []
     for part, name in enumerate(codebook.part_names):
         codes = maps.codes[:, part]  # (N,)

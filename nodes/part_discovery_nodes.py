@@ -13,7 +13,7 @@ from .comfy_version import schema, socket
 from .concept_folders import concept_names, file_stamp
 from .discovery_job import DiscoveryChoice, doubts
 from .feature_choice import SOURCES, open_source
-from .found_parts import AskedDiscovery, discover_once
+from .found_parts import AskedDiscovery, BlockPlace, discover_once
 from .graph_progress import GraphProgress
 from .part_drawing import draw_overlays, found_overlays, kind_text
 from .part_inputs import FeaturesSocket, features_input, fit_input, segment
@@ -94,7 +94,7 @@ class BestiaryDiscoverParts(io.ComfyNode):
                 io.Image.Output("overlays", display_name="overlays", is_output_list=True),
                 io.String.Output("report", display_name="report"),
             ],
-            hidden=[io.Hidden.unique_id],
+            hidden=[io.Hidden.unique_id, io.Hidden.extra_pnginfo],
         )
 
     @classmethod
@@ -119,7 +119,8 @@ class BestiaryDiscoverParts(io.ComfyNode):
             connected = features[0] if features else None
             source = open_source({"name": feature_source[0]}, connected, allow_download=allowed)
             asked = AskedDiscovery(images, foreground, source, choice, connected)
-            found, key = discover_once(asked, edits[0] if edits else "", cls.hidden.unique_id)
+            place = BlockPlace.of(cls.hidden.unique_id, cls.hidden.extra_pnginfo)
+            found, key = discover_once(asked, edits[0] if edits else "", place)
         report = discovery_text(found.codebook, found.seen, doubts(found.codebook))
         codebook = NamedCodebook("discovered", found.codebook)
         shown = {**ui.PreviewText(report).as_dict(), "bestiary_discovered": ({"key": key},)}

@@ -8,17 +8,22 @@ it also answers under /api.
 from __future__ import annotations
 
 import asyncio
+import base64
+import binascii
 import functools
+import hashlib
 import logging
+import zlib
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..concepts.errors import BestiaryError
+from ..concepts.parts.edit_script import LONGEST_SCRIPT
 from .concept_folders import concept_names, concept_path, dictionary_names, file_stamp
 from .dictionary_listing import ThumbnailPages, list_dictionary
 from .dictionary_loading import name_of_file
-from .found_parts import DISCOVERIES, describe_discovery, labels_of, picture_of
+from .found_parts import DISCOVERIES, BlockPlace, describe_discovery, labels_of, picture_of
 from .run_listing import list_run, newest_run, preview_picture, preview_stamp, run_stamp
 from .spectrum_listing import list_spectrum
 from .stage_counts import count_steps, read_walk
@@ -65,7 +70,7 @@ def add_routes() -> bool:
         ("/bestiary/run/{name:.+}", show_run),
         ("/bestiary/run_picture/{name:.+}", show_run_picture),
         ("/bestiary/stage_steps", show_stage_steps),
-        ("/bestiary/discovered_by/{node:[^/]+}", show_newest_discovery),
+        ("/bestiary/newest_discovery/{node:.+}", show_newest_discovery),
         ("/bestiary/discovered/{key:[0-9a-f]+}", show_discovery),
         ("/bestiary/discovered/{key:[0-9a-f]+}/picture", show_discovered_picture),
         ("/bestiary/discovered/{key:[0-9a-f]+}/labels", show_discovered_labels),
@@ -140,14 +145,20 @@ async def show_stage_steps(request: web.Request) -> web.Response:
 
 
 async def show_newest_discovery(request: web.Request) -> web.Response:
-    """GET /bestiary/discovered_by/NODE: key of the newest discovery of a node; null where none is kept."""
-    return await _answer(request, "", lambda: {"key": DISCOVERIES.of_node(request.match_info["node"])})
+    """GET /bestiary/newest_discovery/NODE?workflow=ID: key of the newest discovery of a node; null where none is kept."""
+    place = BlockPlace(request.query.get("workflow", ""), request.match_info["node"])
+    return await _answer(request, "", lambda: {"key": DISCOVERIES.newest_of(place)})
 
 
 async def show_discovery(request: web.Request) -> web.Response:
-    """GET /bestiary/discovered/KEY?edits=TEXT; see `describe_discovery`."""
-    edits = request.query.get("edits", "")
-    return await _answer(request, "", lambda: describe_discovery(request.match_info["key"], edits))
+    """GET /bestiary/discovered/KEY?edits=TEXT; see `describe_discovery`. Long edits come as `packed`, see `unpack_text`."""
+    key, asked = request.match_info["key"], request.query.get("edits", "") + request.query.get("packed", "")
+
+    def described() -> dict[str, object]:
+        packed = request.query.get("packed")
+        return describe_discovery(key, request.query.get("edits", "") if packed is None else unpack_text(packed))
+
+    return await _answer(request, _discovery_stamp(key, asked), described)
 
 
 async def show_discovered_picture(request: web.Request) -> web.Response:
@@ -160,8 +171,23 @@ async def show_discovered_labels(request: web.Request) -> web.Response:
     return await _answer(request, *_discovered(request, labels_of), "image/png")
 
 
+def unpack_text(packed: str) -> str:
+    """Text from its address form: UTF-8, raw deflate, base64 with - and _ instead of + and /.
+
+    Raises:
+        BestiaryError: it is no such thing, or longer than edits may be.
+    """
+    inflate = zlib.decompressobj(-zlib.MAX_WBITS)
+    try:
+        # no more than the longest text is unpacked, whatever the address promises
+        plain = inflate.decompress(base64.urlsafe_b64decode(packed), 4 * LONGEST_SCRIPT + 1)
+        return plain.decode()
+    except (binascii.Error, zlib.error, ValueError) as fault:
+        raise BestiaryError(f"packed edits of {len(packed)} characters cannot be read: {fault}") from fault
+
+
 def _discovered(request: web.Request, read: Callable[[str, int], bytes]) -> tuple[str, Callable[[], bytes]]:
-    """Stamp and content of a picture of a discovery; what a key stands for never changes."""
+    """Stamp and content of a picture of a discovery."""
     key, asked = request.match_info["key"], request.query.get("number", "")
 
     def content() -> bytes:
@@ -169,7 +195,12 @@ def _discovered(request: web.Request, read: Callable[[str, int], bytes]) -> tupl
             raise BestiaryError(f"picture {asked[:20]!r} is no number from 0 upwards")
         return read(key, int(asked))
 
-    return f"{key}-{asked[:6]}", content
+    return _discovery_stamp(key, asked), content
+
+
+def _discovery_stamp(key: str, asked: str) -> str:
+    """What a key stands for never changes; empty where it is not kept."""
+    return f"{key}-{hashlib.sha256(asked.encode()).hexdigest()[:16]}" if DISCOVERIES.has(key) else ""
 
 
 def _known(name: str) -> Path:

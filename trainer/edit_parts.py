@@ -5,7 +5,6 @@ Letters: N pictures, n pictures of a piece, (h, w) patch grid, M parts, d channe
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -15,8 +14,8 @@ from ..concepts.errors import BestiaryError
 from ..concepts.parts import codebook_edits
 from ..concepts.parts.caption_file import format_caption
 from ..concepts.parts.codebook_edits import CodebookEdit
+from ..concepts.parts.joined_kinds import PartMeans, refit_kinds
 from ..concepts.parts.part_codebook import PartCodebook
-from ..concepts.parts.part_discovery import fit_kinds
 from ..concepts.parts.part_map import ABSENT, PartMaps
 from .discovery_counts import PER_KIND, PartCounts, TypicalPictures
 from .discovery_folder import (
@@ -146,7 +145,11 @@ def _edit(folder: Path, change: Edit, refit: bool = False) -> None:
     joined = [new for new in set(edit.parts) if edit.parts.count(new) > 1 and new != codebook.background]
     if refit and joined and not any(codebook.kind_names[part] for part in joined):
         codebook, codes, report = _with_fitted_kinds(folder, codebook, codes, report, joined[0])
-    _replace_files(folder, codebook, lambda rows: _moved_labels(edit, old.labels[rows], codes[rows]), codes, report)
+
+    def moved(rows: slice) -> PartMaps:
+        return PartMaps(edit.apply(PartMaps(old.labels[rows], old.codes[rows])).labels, codes[rows])
+
+    _replace_files(folder, codebook, moved, codes, report)
 
 
 def _replace_files(
@@ -185,15 +188,6 @@ def _moved_codes(edit: CodebookEdit, old: PartMaps) -> Tensor:
     return torch.cat([edit.apply(piece).codes for piece in pieces])
 
 
-def _moved_labels(edit: CodebookEdit, labels: Tensor, codes: Tensor) -> PartMaps:
-    """Labels `(n, h, w)` in new numbers; patches of a part that has no kind left become background."""
-    background = edit.codebook.background
-    moved = torch.tensor(edit.parts)[labels.long()]  # (n, h, w)
-    # a picture shows a part exactly where it has a kind of it
-    gone = codes.gather(1, moved.flatten(1)).view_as(moved) == ABSENT
-    return PartMaps(moved.masked_fill(gone, background).to(torch.uint8), codes)
-
-
 def _typical(report: Mapping[str, object], edit: CodebookEdit, codes: Tensor) -> dict[str, list[int]]:
     """Typical pictures under the new numbers, as far as their new codes `(N, M)` still say so."""
     moved: dict[str, list[int]] = {}
@@ -216,41 +210,17 @@ def _with_fitted_kinds(
     if plan is None or not any((folder / "state").glob("parts-*.safetensors")):
         return codebook, codes, report
     state = DiscoveryState(folder / "state", plan["files"]["count"], plan["shard_images"])
-    pieces = [_joined_means(shard.means, shard.counts, report["part_of"], part) for shard in state.read_parts()]
-    means, counts = (
-        torch.cat([piece[0] for piece in pieces]),
-        torch.cat([piece[1] for piece in pieces]),
-    )  # (N, 1, d), (N, 1)
-    # a codebook of this part alone: the kinds of all others stay as they are
-    alone = replace(codebook, part_names=(codebook.part_names[part],), background=0)
+    pieces = [PartMeans(shard.means, shard.counts).joined(report["part_of"], part) for shard in state.read_parts()]
+    # (N, 1, d) and (N, 1)
+    seen = PartMeans(torch.cat([piece.means for piece in pieces]), torch.cat([piece.counts for piece in pieces]))
     # on at most as many pictures as the discovery itself used
-    chosen = torch.randperm(len(means), generator=torch.Generator().manual_seed(plan["seed"]))[: plan["kind_images"]]
-    fitted = fit_kinds(alone, means[chosen].float(), counts[chosen], num_kinds=plan["kinds"], seed=plan["seed"])
-    new_codes = fitted.kind_of(means.float(), counts)  # (N, 1)
-    new_codes[codes[:, part] == ABSENT] = ABSENT
-    typical = TypicalPictures(fitted)
+    refitted = refit_kinds(codebook, part, seen, plan["kinds"], plan["seed"], plan["kind_images"])
+    new_codes = refitted.codes.masked_fill(codes[:, part] == ABSENT, ABSENT)  # (N,)
+    typical = TypicalPictures(refitted.alone)
     # the one part is number 0 there: keys and codes go back under its own number
-    typical.add(0, new_codes, means)
+    typical.add(0, new_codes.unsqueeze(1), seen.means)
     kept = {key: rows for key, rows in report["typical"].items() if not key.startswith(f"{part}:")}
     kept |= {key.replace("0:", f"{part}:", 1): rows for key, rows in typical.rows().items()}
     codes = codes.clone()
-    codes[:, part] = new_codes[:, 0]
-    return _with_kinds_of(codebook, part, fitted), codes, {**report, "typical": kept}
-
-
-def _joined_means(means: Tensor, counts: Tensor, part_of: Sequence[int], part: int) -> tuple[Tensor, Tensor]:
-    """Means `(n, 1, d)` and counts `(n, 1)` of the first parts `(n, M, d)` that by now are one part."""
-    members = [first for first, now in enumerate(part_of) if now == part]
-    size = counts[:, members].float()  # (n, members)
-    total = size.sum(1, keepdim=True)
-    joined = (means[:, members].float() * size.unsqueeze(-1)).sum(1, keepdim=True)  # (n, 1, d)
-    return (joined / total.clamp_min(1).unsqueeze(-1)).half(), total.int()
-
-
-def _with_kinds_of(codebook: PartCodebook, part: int, fitted: PartCodebook) -> PartCodebook:
-    fine, centers = list(codebook.fine), codebook.kind_centers
-    fine[part] = fitted.fine[0]
-    if centers is not None and fitted.kind_centers is not None:
-        centers = centers.clone()
-        centers[part] = fitted.kind_centers[0]
-    return replace(codebook, fine=tuple(fine), kind_centers=centers)
+    codes[:, part] = new_codes
+    return refitted.codebook, codes, {**report, "typical": kept}

@@ -27,12 +27,20 @@ class CodebookEdit:
     kinds: tuple[tuple[int, ...], ...]
     """Per old part: new code of every old kind, ABSENT where it is gone."""
 
+    @property
+    def moves(self) -> bool:
+        """Whether any number changes; names alone do not."""
+        same = self.parts == tuple(range(self.codebook.num_parts))
+        return not same or any(kinds != tuple(range(len(kinds))) for kinds in self.kinds)
+
     def apply(self, maps: PartMaps) -> PartMaps:
         """Part maps of the old codebook in the numbers of the new one.
 
-        Where an image shows several parts that became one, the part with most patches gives the kind.
+        Where an image shows several parts that became one, the part with most patches gives the kind; patches of a part that
+        has no kind left there become background.
         """
-        labels = torch.tensor(self.parts)[maps.labels.long()]  # (N, h, w)
+        if not self.moves:
+            return maps
         codes = torch.full((len(maps.codes), self.codebook.num_parts), ABSENT, dtype=torch.long)  # (N, M')
         areas = maps.masks(len(self.parts)).flatten(2).sum(dim=2)  # (N, M)
         # of several old parts in one new part, the largest so far gives the kind
@@ -42,6 +50,10 @@ class CodebookEdit:
             better = (moved != ABSENT) & (areas[:, old] > largest[:, new])
             codes[better, new] = moved[better]
             largest[better, new] = areas[better, old]
+        labels = torch.tensor(self.parts)[maps.labels.long()]  # (N, h, w)
+        if self.codebook.fine:
+            gone = codes.gather(1, labels.flatten(1)).view_as(labels) == ABSENT
+            labels = labels.masked_fill(gone, self.codebook.background)
         return PartMaps(labels.to(maps.labels.dtype), codes)
 
 

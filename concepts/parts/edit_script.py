@@ -7,79 +7,116 @@ A part goes by name or number, a kind is `part:kind`; names cannot hold commas o
 left. Empty lines and lines that begin with # are passed over.
 """
 
-from dataclasses import dataclass, field
+from collections import OrderedDict
+from dataclasses import dataclass, field, replace
 
 from ..errors import BestiaryError
 from ..name_search import shown_name
 from . import codebook_edits
 from .codebook_edits import CodebookEdit
+from .joined_kinds import PartMeans, refit_kinds
 from .part_codebook import PartCodebook
 from .part_map import ABSENT, PartMaps
 
-LONGEST_SCRIPT = 8000
+LONGEST_SCRIPT = 20_000
 """Characters."""
 VERBS = ("rename", "merge", "drop")
+_MOST_KEPT = 8
 
 
 class EditFault(BestiaryError):
     """A line that does not fit."""
 
-    def __init__(self, line: int, text: str, cause: str, done: "EditedCodebook") -> None:
+    def __init__(self, line: int, text: str, cause: str, done: "EditedParts") -> None:
         """`line` counts from 1; `done` is what the lines before it gave."""
         super().__init__(f"edits, line {line} ({shown_name(text)}): {cause}")
         self.line, self.done = line, done
 
 
 @dataclass(frozen=True)
-class EditedCodebook:
-    """A codebook after some edits, and where the parts and kinds of the one before them went."""
+class EditedParts:
+    """The parts of N pictures as some edits left them; at first, as they were found."""
 
     codebook: PartCodebook
-    steps: tuple[CodebookEdit, ...] = field(default=(), repr=False)
-    found: PartCodebook | None = field(default=None, repr=False)
-    """The codebook before the edits; None where there were none."""
+    maps: PartMaps = field(repr=False)
+    """Labels `(N, h, w)`, codes `(N, M)`."""
+    part_of: tuple[int, ...] = ()
+    """What each part that was found has become; empty stands for no change yet."""
+    found: PartMeans | None = field(default=None, repr=False)
+    """Means of the parts as they were found; joined parts get new kinds from them. Without, they keep all kinds."""
+    num_kinds: int | None = None
+    """Kinds that a joined part gets; None measures."""
+    seed: int = 0
 
-    def apply(self, maps: PartMaps) -> PartMaps:
-        """Part maps (labels `(N, h, w)`, codes `(N, M)`) of the codebook before the edits, in the numbers of the one after."""
-        for step in self.steps:
-            maps = step.apply(maps)
-        return maps
-
-    def parts(self) -> list[int]:
+    def parts(self) -> tuple[int, ...]:
         """New index of every part that was found."""
-        places = list(range((self.found or self.codebook).num_parts))
-        for step in self.steps:
-            places = [step.parts[place] for place in places]
-        return places
+        return self.part_of or tuple(range(self.codebook.num_parts))
 
-    def kinds(self, part: int) -> list[int]:
-        """New number of every kind of a found part within the part it went to, ABSENT where it is gone."""
-        place, codes = part, list(range(_kinds_of(self.found or self.codebook, part)))
-        for step in self.steps:
-            codes = [code if code == ABSENT else step.kinds[place][code] for code in codes]
-            place = step.parts[place]
-        return codes
+    def after(self, step: CodebookEdit) -> "EditedParts":
+        """These after one more edit."""
+        part_of = tuple(step.parts[part] for part in self.parts())
+        edited = replace(self, codebook=step.codebook, maps=step.apply(self.maps), part_of=part_of)
+        # parts that took in others; the background keeps the kinds it had
+        joined = {part for part in step.parts if step.parts.count(part) > 1} - {step.codebook.background}
+        for part in joined:
+            edited = edited._with_new_kinds(part)
+        return edited
+
+    def _with_new_kinds(self, part: int) -> "EditedParts":
+        """As it is where kinds have names, which would be lost."""
+        if self.found is None or any(self.codebook.kind_names[part : part + 1]):
+            return self
+        seen = self.found.joined(self.parts(), part)
+        refitted = refit_kinds(self.codebook, part, seen, self.num_kinds, self.seed)
+        codes = self.maps.codes.clone()  # (N, M)
+        codes[:, part] = refitted.codes.masked_fill(codes[:, part] == ABSENT, ABSENT)
+        return replace(self, codebook=refitted.codebook, maps=PartMaps(self.maps.labels, codes))
 
 
-def apply_edits(codebook: PartCodebook, text: str) -> EditedCodebook:
-    """The codebook after all edits of a text.
+class EditHistory:
+    """One discovery under growing and shrinking texts: the newest results are kept, so that one more line costs one edit.
 
-    Raises:
-        EditFault: a line that is no edit or does not fit; the message names line, cause and valid choices.
-        BestiaryError: the text is too long.
+    Not safe to ask from several threads at once.
     """
-    if len(text) > LONGEST_SCRIPT:
-        raise BestiaryError(f"edits of {len(text)} characters: at most {LONGEST_SCRIPT} are read")
-    edited = EditedCodebook(codebook, (), codebook)
-    for number, line in enumerate(text.splitlines(), start=1):
-        if not line.strip() or line.lstrip().startswith("#"):
-            continue
-        try:
-            step = _edit(edited.codebook, line.strip())
-        except BestiaryError as fault:
-            raise EditFault(number, line.strip(), str(fault), edited) from fault
-        edited = EditedCodebook(step.codebook, (*edited.steps, step), codebook)
-    return edited
+
+    def __init__(self, found: EditedParts) -> None:
+        """`found` is what there is before any edit."""
+        self._found = found
+        self._kept: OrderedDict[tuple[str, ...], EditedParts] = OrderedDict()
+
+    def after(self, text: str) -> EditedParts:
+        """The parts after all edits of a text.
+
+        Raises:
+            EditFault: a line that is no edit or does not fit; the message names line, cause and valid choices.
+            BestiaryError: the text is too long.
+        """
+        if len(text) > LONGEST_SCRIPT:
+            raise BestiaryError(f"edits of {len(text)} characters: at most {LONGEST_SCRIPT} are read")
+        numbered = [(number, line.strip()) for number, line in enumerate(text.splitlines(), start=1)]
+        lines = [(number, line) for number, line in numbered if line and not line.startswith("#")]
+        done: tuple[str, ...] = ()
+        edited = self._found
+        # from the longest beginning that is known
+        for length in range(len(lines), 0, -1):
+            known = self._kept.get(tuple(line for _, line in lines[:length]))
+            if known is not None:
+                done, edited = tuple(line for _, line in lines[:length]), known
+                self._kept.move_to_end(done)
+                break
+        for number, line in lines[len(done) :]:
+            try:
+                edited = edited.after(_edit(edited.codebook, line))
+            except BestiaryError as fault:
+                raise EditFault(number, line, str(fault), edited) from fault
+            done = (*done, line)
+            self._keep(done, edited)
+        return edited
+
+    def _keep(self, lines: tuple[str, ...], edited: EditedParts) -> None:
+        self._kept[lines] = edited
+        while len(self._kept) > _MOST_KEPT:
+            self._kept.popitem(last=False)
 
 
 def _edit(codebook: PartCodebook, line: str) -> CodebookEdit:
@@ -122,7 +159,3 @@ def _drop(codebook: PartCodebook, names: list[str]) -> CodebookEdit:
 def _split(name: str) -> tuple[str, str | None]:
     part, colon, kind = name.partition(":")
     return part.strip(), kind.strip() if colon else None
-
-
-def _kinds_of(codebook: PartCodebook, part: int) -> int:
-    return len(codebook.fine[part]) if codebook.fine else 0

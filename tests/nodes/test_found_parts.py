@@ -1,6 +1,10 @@
 """Discoveries are kept: edits repeat none, few are kept, and an editor is shown what was found and what became of it."""
 
+import base64
+import gc
 import io
+import weakref
+import zlib
 from dataclasses import replace
 
 import pytest
@@ -14,7 +18,9 @@ from bestiary.nodes.found_parts import (
     EDGE,
     MOST_KEPT,
     AskedDiscovery,
+    BlockPlace,
     Discoveries,
+    DiscoveryGone,
     describe_discovery,
     discover_once,
     labels_of,
@@ -44,30 +50,69 @@ def asked(images: torch.Tensor, **changes: object) -> AskedDiscovery:
     return replace(AskedDiscovery([images], None, DescriptorFeatures(image_size=64, grid=8), CHOICE), **changes)
 
 
+HERE = BlockPlace("a workflow", "12:7")
+
+
 def test_edits_repeat_no_discovery(drawn_images, runs):
-    plain, key = discover_once(asked(drawn_images), "", "7")
+    plain, key = discover_once(asked(drawn_images), "", HERE)
     names = plain.codebook.part_names
-    edited, same = discover_once(asked(drawn_images.clone()), f"rename {names[0]}, beak\ndrop beak:0", "7")
-    again, _ = discover_once(asked(drawn_images), "", "7")
+    edited, same = discover_once(asked(drawn_images.clone()), f"rename {names[0]}, beak\ndrop beak:0", HERE)
+    again, _ = discover_once(asked(drawn_images), "", HERE)
     assert runs == [1] and same == key
     assert edited.codebook.part_names[0] == "beak" and again.codebook.part_names == names
     kept = plain.seen[0].maps.codes[:, 0]
     expected = torch.where(kept == 0, ABSENT, torch.where(kept > 0, kept - 1, kept))
     assert torch.equal(edited.seen[0].maps.codes[:, 0], expected)
+    # pictures of the kind that is gone do not show the part any more
+    assert not (edited.seen[0].maps.labels[kept == 0] == 0).any()
+    assert torch.equal(edited.seen[0].maps.labels[kept != 0], plain.seen[0].maps.labels[kept != 0])
     assert edited.seen[0].part_names == edited.codebook.part_names
     assert torch.equal(again.images[0], plain.images[0])
+
+
+def test_pictures_of_several_sizes_keep_their_maps(drawn_images, runs):
+    wide = torch.nn.functional.pad(drawn_images[:3], (0, 0, 20, 20), value=0.5)
+    images = [drawn_images, wide]
+    plain, _ = discover_once(replace(asked(drawn_images), images=images), "", HERE)
+    edited, _ = discover_once(
+        replace(asked(drawn_images), images=images), f"rename {plain.codebook.part_names[0]}, beak", HERE
+    )
+    assert runs == [1]
+    for ours, theirs in zip(edited.seen, plain.seen, strict=True):
+        assert ours.size == theirs.size and ours.fit == theirs.fit
+        assert torch.equal(ours.maps.labels, theirs.maps.labels) and torch.equal(ours.maps.codes, theirs.maps.codes)
+    assert [len(seen.maps.labels) for seen in edited.seen] == [8, 3] and edited.seen[1].size == (128, 168)
+
+
+def test_joined_parts_get_as_many_kinds_as_were_asked_for(drawn_images):
+    with torch.inference_mode():  # as nodes run
+        found, key = discover_once(asked(drawn_images, choice=replace(CHOICE, num_parts=3)), "", HERE)
+        names = [name for name in found.codebook.part_names if name != "background"]
+        joined, _ = discover_once(
+            asked(drawn_images, choice=replace(CHOICE, num_parts=3)), f"merge {names[0]}, {names[1]}", HERE
+        )
+    assert joined.codebook.num_kinds[0] == CHOICE.num_kinds
+    first = found_parts.DISCOVERIES.get(key).found.found
+    means = first.joined(describe_discovery(key, f"merge {names[0]}, {names[1]}")["parts"], 0)
+    alone = replace(joined.codebook, part_names=("all",), background=0)
+    alone = replace(alone, fine=joined.codebook.fine[:1], kind_centers=joined.codebook.kind_centers[:1])
+    assert torch.equal(alone.kind_of(means.means.float(), means.counts)[:, 0], joined.seen[0].maps.codes[:, 0])
+
+
+class Model:
+    """Known by its identity."""
 
 
 def test_what_decides_the_result_makes_another_discovery(drawn_images, runs):
     mask = torch.zeros(8, 128, 128)
     mask[:, 32:96, 32:96] = 1
-    model = object()
+    models = [Model(), Model()]
     others = [
         {"choice": replace(CHOICE, num_parts=3)},
         {"masks": [mask]},
         {"choice": replace(CHOICE, seed=5)},
         {"source": DescriptorFeatures(image_size=32, grid=8)},
-        {"model": model},
+        *({"model": model} for model in models),
     ]
     keys = {
         asked(drawn_images).key(),
@@ -75,45 +120,87 @@ def test_what_decides_the_result_makes_another_discovery(drawn_images, runs):
         *(asked(drawn_images, **other).key() for other in others),
     }
     assert len(keys) == 2 + len(others)
+    assert asked(drawn_images, model=models[0]).key() in keys
+
+
+def test_a_model_is_not_kept_alive(drawn_images):
+    model = Model()
+    gone = weakref.ref(model)
+    discover_once(asked(drawn_images, model=model), "", HERE)
+    del model
+    gc.collect()
+    assert gone() is None
 
 
 def test_only_the_newest_are_kept(drawn_images, runs):
-    keys = [discover_once(asked(drawn_images, choice=replace(CHOICE, seed=seed)), "", "7")[1] for seed in range(3)]
+    keys = [discover_once(asked(drawn_images, choice=replace(CHOICE, seed=seed)), "", HERE)[1] for seed in range(3)]
     assert len(runs) == 3 > MOST_KEPT
-    with pytest.raises(BestiaryError, match="no longer in memory: run the graph again"):
-        describe_discovery(keys[0], "")
-    assert found_parts.DISCOVERIES.of_node("7") == keys[2]
-    assert found_parts.DISCOVERIES.of_node("8") is None
+    for read in (describe_discovery, lambda key, text: picture_of(key, 0), lambda key, text: labels_of(key, 0)):
+        with pytest.raises(DiscoveryGone, match="no longer in memory: run the graph again"):
+            read(keys[0], "")
     assert describe_discovery(keys[1], "")["key"] == keys[1]
 
 
+def test_a_block_is_known_by_its_workflow_and_number(drawn_images):
+    first = discover_once(asked(drawn_images), "", HERE)[1]
+    other = discover_once(asked(drawn_images, choice=replace(CHOICE, seed=1)), "", BlockPlace("another", "7"))[1]
+    newest = found_parts.DISCOVERIES.newest_of
+    assert newest(HERE) == first == newest(BlockPlace("a workflow", "7"))
+    assert newest(BlockPlace("another", "7")) == other
+    assert [newest(BlockPlace(*place)) for place in (("a workflow", "2"), ("", "7"), ("another", "12:7"))] == [None] * 3
+
+
+@pytest.mark.parametrize(
+    ("node", "png_info", "place"),
+    [
+        ("7", {"workflow": {"id": "a workflow"}}, BlockPlace("a workflow", "7")),
+        ("7", {"workflow": {}}, BlockPlace("", "7")),
+        (7, {"workflow": "hand made"}, BlockPlace("", "7")),
+        ("7", None, BlockPlace("", "7")),
+        ("7" * 500, {"workflow": {"id": ["x"] * 500}}, BlockPlace(str(["x"] * 500)[:100], "7" * 100)),
+        (None, {"workflow": {"id": "a workflow"}}, None),
+    ],
+)
+def test_a_place_is_read_from_what_comes_with_a_graph(node, png_info, place):
+    assert BlockPlace.of(node, png_info) == place
+
+
+def test_faulty_edits_lose_no_discovery(drawn_images, runs):
+    with pytest.raises(BestiaryError, match=r"edits, line 1 \('drop nothing'\)"):
+        discover_once(asked(drawn_images), "drop nothing", HERE)
+    key = found_parts.DISCOVERIES.newest_of(HERE)
+    assert describe_discovery(key, "")["fault"] is None
+    assert discover_once(asked(drawn_images), "", HERE)[1] == key and runs == [1]
+
+
 def test_an_editor_sees_what_was_found_and_what_became_of_it(drawn_images):
-    found, key = discover_once(asked(drawn_images), "", "7")
+    found, key = discover_once(asked(drawn_images), "", HERE)
     names, maps = found.codebook.part_names, found.seen[0].maps
     left = [part for part in range(3) if part != found.codebook.background]
-    facts = describe_discovery(key, f"merge {names[left[0]]}, {names[left[1]]}")
-    assert (facts["pictures"], facts["total"], facts["fault"]) == (8, 8, None)
-    assert [part["name"] for part in facts["found"]] == list(names)
-    assert sum(part["share"] for part in facts["found"]) == pytest.approx(1, abs=1e-3)
-    assert len(facts["edited"]) == 2 and facts["parts"][left[0]] == facts["parts"][left[1]]
-    for part, described in enumerate(facts["found"]):
+    plain = describe_discovery(key, "")
+    assert (plain["pictures"], plain["total"], plain["fault"]) == (8, 8, None)
+    assert [part["name"] for part in plain["edited"]] == list(names)
+    assert sum(part["share"] for part in plain["edited"]) == pytest.approx(1, abs=1e-3)
+    for part, described in enumerate(plain["edited"]):
         assert described["background"] == (part == found.codebook.background)
+        assert described["share"] == pytest.approx(float((maps.labels == part).float().mean()), abs=1e-4)
         for kind, entry in enumerate(described["kinds"]):
             rows = (maps.codes[:, part] == kind).nonzero().flatten().tolist()
             assert (entry["count"], entry["example"]) == (len(rows), rows[0] if rows else None)
+    merged = describe_discovery(key, f"merge {names[left[0]]}, {names[left[1]]}")
+    assert len(merged["edited"]) == 2 and merged["parts"][left[0]] == merged["parts"][left[1]]
+    assert sum(part["share"] for part in merged["edited"]) == pytest.approx(1, abs=1e-3)
 
 
 def test_a_faulty_line_is_told_beside_what_the_lines_before_gave(drawn_images):
-    found, key = discover_once(asked(drawn_images), "", "7")
+    found, key = discover_once(asked(drawn_images), "", HERE)
     facts = describe_discovery(key, f"rename {found.codebook.part_names[0]}, beak\ndrop nothing at all")
     assert facts["fault"]["line"] == 2 and "nothing at all" in facts["fault"]["text"]
     assert facts["edited"][0]["name"] == "beak"
-    with pytest.raises(BestiaryError, match=r"edits, line 1 \('drop nothing'\)"):
-        discover_once(asked(drawn_images), "drop nothing", "7")
 
 
 def test_pictures_and_labels_are_those_looked_at(drawn_images):
-    found, key = discover_once(asked(drawn_images), "", "7")
+    found, key = discover_once(asked(drawn_images), "", HERE)
     picture = Image.open(io.BytesIO(picture_of(key, 3)))
     assert picture.format == "WEBP" and picture.size == (EDGE, EDGE)
     labels = Image.open(io.BytesIO(labels_of(key, 3)))
@@ -136,30 +223,98 @@ def graph(edits: str | None) -> dict:
     }
 
 
-def test_a_graph_shows_its_discovery_to_the_browser(server):
+@pytest.fixture(scope="module")
+def demo_graph(server):
+    """A graph of few pictures with every input that this version of Demo Pictures asks for."""
     info = server.get("/object_info/BestiaryDemoPictures").json()["BestiaryDemoPictures"]["input"]
     wanted = {name for place in info.values() for name in place}
-    made = graph(None)
-    made["drawn"]["inputs"] = {name: value for name, value in made["drawn"]["inputs"].items() if name in wanted}
-    for name, spec in info.get("required", {}).items():
-        made["drawn"]["inputs"].setdefault(name, spec[1].get("default") if isinstance(spec[0], str) else spec[0][0])
-    plain = server.run(made)
-    (shown,) = plain["found"]["bestiary_discovered"]
-    assert server.get("/bestiary/discovered_by/found").json() == {"key": shown["key"]}
-    facts = server.get(f"/bestiary/discovered/{shown['key']}").json()
-    name = facts["found"][0]["name"]
-    made["found"]["inputs"]["edits"] = f"rename {name}, beak"
-    edited = server.run(made)
+
+    def made(edits: str | None) -> dict:
+        nodes = graph(edits)
+        given = nodes["drawn"]["inputs"]
+        nodes["drawn"]["inputs"] = {name: value for name, value in given.items() if name in wanted}
+        for name, spec in info.get("required", {}).items():
+            default = spec[1].get("default") if isinstance(spec[0], str) else spec[0][0]
+            nodes["drawn"]["inputs"].setdefault(name, default)
+        return nodes
+
+    return made
+
+
+@pytest.fixture(scope="module")
+def shown(server, demo_graph) -> dict:
+    """What a finished graph tells the browser."""
+    (told,) = server.run(demo_graph(None))["found"]["bestiary_discovered"]
+    return told
+
+
+def test_a_graph_shows_its_discovery_to_the_browser(server, demo_graph, shown):
+    assert server.get("/bestiary/newest_discovery/found").json() == {"key": shown["key"]}
+    assert server.get("/bestiary/newest_discovery/found?workflow=another").json() == {"key": None}
+    name = server.get(f"/bestiary/discovered/{shown['key']}").json()["edited"][0]["name"]
+    edited = server.run(demo_graph(f"rename {name}, beak"))
     assert edited["found"]["bestiary_discovered"] == [shown] and "beak" in edited["report"]["text"][0]
-    made["found"]["inputs"]["edits"] = "drop <b>nothing</b>"
-    assert "edits, line 1 ('drop <b>nothing</b>')" in server.fail(made)
-    # pictures, their caching, and what is not there
-    first = server.get(f"/bestiary/discovered/{shown['key']}/picture?number=0")
-    assert first.headers["Content-Type"] == "image/webp"
-    again = server.get(first.url.removeprefix(server.address), headers={"If-None-Match": first.headers["ETag"]})
-    assert again.status_code == 304
-    assert server.get(f"/bestiary/discovered/{shown['key']}/labels?number=0").headers["Content-Type"] == "image/png"
-    assert server.get(f"/bestiary/discovered/{shown['key']}/labels?number=x").status_code == 422
+    assert "edits, line 1 ('drop <b>nothing</b>')" in server.fail(demo_graph("drop <b>nothing</b>"))
+
+
+def test_all_that_follows_sees_the_edited_parts(server, demo_graph, shown):
+    parts = server.get(f"/bestiary/discovered/{shown['key']}").json()["edited"]
+    first, second = [part["name"] for part in parts if not part["background"]][:2]
+    made = demo_graph(f"merge {first}, {second}\nrename {first}, thing")
+    made["again"] = {"class_type": "BestiarySegmentParts", "inputs": {"images": ["drawn", 0], "codebook": ["found", 0]}}
+    made["names"] = {"class_type": "PreviewAny", "inputs": {"source": ["again", 1]}}
+    texts = server.run(made)["names"]["text"]
+    assert "thing" in " ".join(texts) and first not in texts and second not in " ".join(texts)
+
+
+def test_edits_of_other_pictures_are_told_where_they_do_not_fit(server, demo_graph, shown):
+    parts = server.get(f"/bestiary/discovered/{shown['key']}").json()["edited"]
+    made = demo_graph(f"rename {parts[0]['name']}, beak\ndrop part that is not here")
+    made["drawn"]["inputs"]["seed"] = 11
+    said = server.fail(made)
+    assert "edits, line 2 ('drop part that is not here')" in said
+    # they were found all the same, and can be looked at
+    newer = server.get("/bestiary/newest_discovery/found").json()["key"]
+    assert newer != shown["key"] and server.get(f"/bestiary/discovered/{newer}/picture?number=0").status_code == 200
+
+
+def test_pictures_are_kept_by_the_browser_and_what_is_gone_is_not_found(server, shown):
+    place = f"/bestiary/discovered/{shown['key']}"
+    for what, kind in (("picture", "image/webp"), ("labels", "image/png")):
+        first = server.get(f"{place}/{what}?number=0")
+        assert first.headers["Content-Type"] == kind
+        again = server.get(f"{place}/{what}?number=0", headers={"If-None-Match": first.headers["ETag"]})
+        assert again.status_code == 304
+        assert server.get(f"{place}/{what}?number=x").status_code == 422
+        assert server.get(f"{place}/{what}?number=99").status_code == 422
+        assert server.get(f"/bestiary/discovered/00ff/{what}?number=0").status_code == 404
     assert server.get("/bestiary/discovered/00ff").status_code == 404
-    long = server.get(f"/bestiary/discovered/{shown['key']}", params={"edits": "#" * 8001})
-    assert not long.ok
+
+
+def packed(text: bytes) -> str:
+    squeeze = zlib.compressobj(wbits=-zlib.MAX_WBITS)
+    return base64.urlsafe_b64encode(squeeze.compress(text) + squeeze.flush()).decode()
+
+
+def test_long_edits_travel_packed(server, shown):
+    place = f"/bestiary/discovered/{shown['key']}"
+    name = server.get(place).json()["edited"][0]["name"]
+    names = [name, *(f"Schnäbelchen {count}" for count in range(400))]
+    text = "\n".join(f"rename {old}, {new}" for old, new in zip(names, names[1:], strict=False))
+    assert len(text) > 8190
+    facts = server.get(place, params={"packed": packed(text.encode())}).json()
+    assert facts["fault"] is None and facts["edited"][0]["name"] == names[-1]
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("no deflate at all", "packed edits of 17 characters cannot be read"),
+        (packed(b"\xff\xfe"), "cannot be read"),
+        (packed(b"#" * 20_001), "edits of 20001 characters: at most 20000 are read"),
+        (packed(b"#" * 50_000_000)[:6000], "edits of 80001 characters: at most 20000 are read"),
+    ],
+)
+def test_packed_edits_that_cannot_be_read_are_refused(server, shown, text, words):
+    answer = server.get(f"/bestiary/discovered/{shown['key']}", params={"packed": text})
+    assert answer.status_code == 422 and words in answer.json()["error"]

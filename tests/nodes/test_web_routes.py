@@ -128,7 +128,8 @@ def test_a_preview_that_is_not_there_is_refused(server, run, asked, words):
 
 
 def test_nothing_but_reading_is_offered(server):
-    reading = (f"dictionary/{SHIPPED_NAME}", "run/seen", "newest_run/seen", "run_picture/seen")
+    reading = (f"dictionary/{SHIPPED_NAME}", "run/seen", "newest_run/seen", "run_picture/seen", "newest_discovery/7")
+    reading += ("discovered/00ff", "discovered/00ff/picture", "discovered/00ff/labels")
     for method in ("/bestiary/dictionaries", *(f"/bestiary/{route}" for route in reading)):
         assert server.post(method).status_code == 405
 

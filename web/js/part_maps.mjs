@@ -1,6 +1,6 @@
 /** Pictures with the found parts laid over: fetched from the server, coloured by what the edits made of each part. */
 
-import { api } from "../../../scripts/api.js";
+import { discoveredPicture } from "./discoveries.mjs";
 import { make } from "./elements.mjs";
 import { t } from "./strings.mjs";
 
@@ -27,7 +27,7 @@ function loaded(address) {
 /** One picture and its patch labels. */
 export class PartMap {
   constructor(key, number) {
-    const route = (what) => api.apiURL(`/bestiary/discovered/${encodeURIComponent(key)}/${what}?number=${number}`);
+    const route = (what) => discoveredPicture(key, what, number);
     this.canvas = make("canvas", { width: 160, height: 160, role: "img", "aria-label": t("parts.pictureNumber", { number: number + 1 }) });
     this.ready = Promise.all([loaded(route("picture")), loaded(route("labels"))]).then(([picture, labels]) => {
       this.picture = picture;
@@ -39,8 +39,8 @@ export class PartMap {
     });
   }
 
-  /** `parts`: edited part of every found one; `only` shows one edited part alone. */
-  async draw({ parts, background, only, opacity }) {
+  /** `parts`: edited part of every found one; `codes`: this picture's kind of every edited part; `only` shows one edited part alone. */
+  async draw({ parts, codes, background, only, opacity }) {
     await this.ready.catch(() => {});
     const { canvas, picture, labels, size } = this;
     const paper = canvas.getContext("2d");
@@ -50,7 +50,8 @@ export class PartMap {
     const [wide, high] = size;
     const cells = new ImageData(wide, high);
     labels.forEach((label, cell) => {
-      const part = parts[label];
+      // a picture whose kind of a part was dropped does not show the part
+      const part = codes[parts[label]] < 0 ? background : parts[label];
       const shown = only === null ? part !== background : part === only;
       const color = shown ? partColor(part) : [0, 0, 0];
       const share = shown ? STRENGTH : only === null ? 0 : DIM;

@@ -4,9 +4,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 from bestiary.concepts.errors import BestiaryError
+from bestiary.concepts.parts import edit_script
 from bestiary.concepts.parts.codebook_edits import drop_part, merge_kinds, merge_parts, rename
-from bestiary.concepts.parts.edit_script import LONGEST_SCRIPT, EditFault, apply_edits
+from bestiary.concepts.parts.edit_script import LONGEST_SCRIPT, EditedParts, EditFault, EditHistory
 from bestiary.concepts.parts.foreground import CentroidForeground
+from bestiary.concepts.parts.joined_kinds import PartMeans, refit_kinds
 from bestiary.concepts.parts.part_codebook import PartCodebook
 from bestiary.concepts.parts.part_map import ABSENT, PartMaps
 from bestiary.concepts.parts.part_model import CentroidParts
@@ -37,6 +39,10 @@ MAPS = PartMaps(
 )
 
 
+def edited(text: str) -> EditedParts:
+    return EditHistory(EditedParts(codebook(), MAPS)).after(text)
+
+
 def same(ours: PartCodebook, theirs: PartCodebook) -> bool:
     names = ours.part_names == theirs.part_names and ours.kind_names == theirs.kind_names
     return names and all(torch.equal(a, b) for a, b in zip(ours.fine, theirs.fine, strict=True))
@@ -55,34 +61,84 @@ def same(ours: PartCodebook, theirs: PartCodebook) -> bool:
     ],
 )
 def test_a_line_is_one_edit(line, theirs):
-    ours, wanted = apply_edits(codebook(), line), theirs(codebook())
+    ours, wanted = edited(line), theirs(codebook())
     assert same(ours.codebook, wanted.codebook)
-    assert torch.equal(ours.apply(MAPS).labels, wanted.apply(MAPS).labels)
-    assert torch.equal(ours.apply(MAPS).codes, wanted.apply(MAPS).codes)
+    assert torch.equal(ours.maps.labels, wanted.apply(MAPS).labels)
+    assert torch.equal(ours.maps.codes, wanted.apply(MAPS).codes)
 
 
 def test_lines_follow_one_another_under_the_names_of_the_moment():
-    edited = apply_edits(codebook(), "# names first\nrename neck, throat\n\nmerge head, throat\n  drop body:round\n")
-    assert edited.codebook.part_names == ("head", "body", "background")
-    assert edited.codebook.kind_names[0] == {0: "red", 1: "blue", 2: "long"}
-    maps = edited.apply(MAPS)
-    assert maps.labels.tolist() == [[[0, 0], [1, 2]], [[0, 0], [0, 2]], [[2, 2], [1, 1]]]
+    ours = edited("# names first\nrename neck, throat\n\nmerge head, throat\n  drop body:round\n")
+    assert ours.codebook.part_names == ("head", "body", "background")
+    assert ours.codebook.kind_names[0] == {0: "red", 1: "blue", 2: "long"}
+    # the first picture's body was the round one: it is background now
+    assert ours.maps.labels.tolist() == [[[0, 0], [2, 2]], [[0, 0], [0, 2]], [[2, 2], [1, 1]]]
     # the first picture's head is blue, the larger neck of the second gives it "long"; the round body is gone
-    assert maps.codes.tolist() == [[1, ABSENT, 0], [2, ABSENT, 0], [ABSENT, 1, 0]]
+    assert ours.maps.codes.tolist() == [[1, ABSENT, 0], [2, ABSENT, 0], [ABSENT, 1, 0]]
 
 
 def test_it_is_known_where_everything_found_has_gone():
-    edited = apply_edits(codebook(), "merge head, neck\ndrop body:0\nmerge body:0, body:round")
-    assert edited.parts() == [0, 0, 1, 2]
-    assert [edited.kinds(part) for part in range(4)] == [[0, 1], [2], [ABSENT, 0, 0], [0]]
-    assert apply_edits(codebook(), "drop neck").kinds(1) == [ABSENT]
+    assert edited("merge head, neck\nrename body, belly").parts() == (0, 0, 1, 2)
+    assert edited("drop head\nmerge neck, body").parts() == (1, 0, 0, 1)
 
 
 @pytest.mark.parametrize("text", ["", "\n \n", "# nothing\n"])
 def test_no_edit_leaves_everything(text):
-    edited = apply_edits(codebook(), text)
-    assert edited.steps == () and edited.apply(MAPS) is MAPS
-    assert edited.parts() == [0, 1, 2, 3] and edited.kinds(2) == [0, 1, 2]
+    ours = edited(text)
+    assert ours.maps is MAPS and ours.parts() == (0, 1, 2, 3)
+    assert same(ours.codebook, codebook())
+
+
+def with_means() -> EditedParts:
+    """Twelve pictures of two parts that alternate in kind together, so that their joined part has two kinds."""
+    rows = F.one_hot(torch.arange(12) % 2, WIDTH).float()  # (N, d)
+    means = torch.stack([rows, rows.roll(1, 1), rows * 0.5, rows * 0], dim=1)  # (N, M, d)
+    counts = torch.tensor([2, 1, 1, 4]).repeat(12, 1)
+    labels = torch.tensor([[0, 0, 1, 2], [3, 3, 3, 3]], dtype=torch.uint8).repeat(12, 1, 1)
+    codes = torch.stack([torch.arange(12) % 2, *torch.zeros(3, 12).long()], dim=1)
+    plain = codebook().with_names(codebook().part_names, ({}, {}, {}, {}))
+    return EditedParts(plain, PartMaps(labels, codes), found=PartMeans(means, counts), num_kinds=2, seed=3)
+
+
+def test_joined_parts_get_kinds_of_their_own():
+    before = with_means()
+    ours = EditHistory(before).after("merge head, neck")
+    theirs = refit_kinds(ours.codebook, 0, before.found.joined((0, 0, 1, 2), 0), 2, 3)
+    assert ours.codebook.num_kinds == (2, 3, 1)
+    assert torch.equal(ours.codebook.fine[0], theirs.codebook.fine[0])
+    first = ours.maps.codes[:, 0]
+    assert torch.equal(first, theirs.codes) and torch.equal(
+        first, torch.where(torch.arange(12) % 2 == 0, first[0], first[1])
+    )
+    assert first[0] != first[1]
+    # what is joined once more goes back to the first means
+    again = EditHistory(before).after("merge head, neck\nmerge head, body")
+    mean = before.found.joined((0, 0, 0, 1), 0).means[0, 0].float()
+    assert torch.allclose(
+        mean, (2 * before.found.means[0, 0] + before.found.means[0, 1] + before.found.means[0, 2]) / 4, atol=1e-3
+    )
+    assert again.codebook.num_kinds == (2, 1)
+
+
+def test_named_kinds_survive_the_joining_of_their_parts():
+    ours = EditHistory(with_means()).after("rename neck:0, long\nmerge head, neck")
+    assert ours.codebook.num_kinds == (3, 3, 1) and ours.codebook.kind_names[0] == {2: "long"}
+
+
+def test_a_line_more_costs_one_edit_and_a_line_less_none(monkeypatch):
+    ran = []
+    edit = edit_script._edit
+    monkeypatch.setattr(edit_script, "_edit", lambda codebook, line: ran.append(line) or edit(codebook, line))
+    history = EditHistory(EditedParts(codebook(), MAPS))
+    lines = [f"rename {part}, part{part}" for part in range(3)]
+    history.after("\n".join(lines[:2]))
+    history.after("\n".join(lines))
+    history.after("# only a remark\n" + "\n".join(lines[:2]))
+    assert ran == lines
+    # a line before the others is another history
+    other = history.after("\n".join([lines[1], lines[0]]))
+    assert ran == [*lines, lines[1], lines[0]]
+    assert other.codebook.part_names == ("part0", "part1", "body", "background")
 
 
 @pytest.mark.parametrize(
@@ -108,7 +164,7 @@ def test_no_edit_leaves_everything(text):
 )
 def test_a_line_that_does_not_fit_is_named_with_its_cause(line, cause):
     with pytest.raises(EditFault) as fault:
-        apply_edits(codebook(), f"rename neck, throat\n\n{line}")
+        edited(f"rename neck, throat\n\n{line}")
     assert str(fault.value).startswith("edits, line 3 (") and cause in str(fault.value)
     assert fault.value.line == 3
     assert fault.value.done.codebook.part_names == ("head", "throat", "body", "background")
@@ -118,4 +174,4 @@ def test_a_text_without_end_is_refused():
     with pytest.raises(
         BestiaryError, match=f"edits of {LONGEST_SCRIPT + 1} characters: at most {LONGEST_SCRIPT} are read"
     ):
-        apply_edits(codebook(), "#" * (LONGEST_SCRIPT + 1))
+        edited("#" * (LONGEST_SCRIPT + 1))

@@ -1,0 +1,71 @@
+"""Kinds for a part that was joined from several: fitted anew from the means of the parts that were first found.
+
+Letters: N pictures, M parts that were first found, d channels of part means.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from .part_codebook import PartCodebook
+from .part_discovery import fit_kinds
+
+
+@dataclass(frozen=True)
+class PartMeans:
+    """What the first parts of N pictures look like, as `PartCodebook.part_means` gives it."""
+
+    means: Tensor
+    """`(N, M, d)` of any floating type."""
+    counts: Tensor
+    """`(N, M)` patches."""
+
+    def joined(self, part_of: Sequence[int], part: int) -> "PartMeans":
+        """Means `(N, 1, d)` and counts `(N, 1)` of all first parts that by now are one; `part_of` says which each became."""
+        members = [first for first, now in enumerate(part_of) if now == part]
+        size = self.counts[:, members].float()  # (N, members)
+        total = size.sum(1, keepdim=True)  # (N, 1)
+        mean = (self.means[:, members].float() * size.unsqueeze(-1)).sum(1, keepdim=True)  # (N, 1, d)
+        return PartMeans((mean / total.clamp_min(1).unsqueeze(-1)).half(), total.int())
+
+
+@dataclass(frozen=True)
+class RefittedKinds:
+    """New kinds of one part."""
+
+    codebook: PartCodebook
+    """With these kinds, all else as before."""
+    alone: PartCodebook
+    """A codebook of this part only, number 0 in it."""
+    codes: Tensor
+    """`(N,)` long: kind of every picture, ABSENT where it does not show the part."""
+
+
+def refit_kinds(
+    codebook: PartCodebook, part: int, seen: PartMeans, num_kinds: int | None, seed: int, most: int | None = None
+) -> RefittedKinds:
+    """Cluster one part's means `(N, 1, d)` into kinds; those of the other parts stay.
+
+    Args:
+        num_kinds: None measures how many.
+        most: pictures to fit on, chosen by `seed`; None takes all.
+
+    Raises:
+        BestiaryError: more kinds than pictures that show the part.
+    """
+    alone = replace(codebook, part_names=(codebook.part_names[part],), background=0)
+    chosen = torch.randperm(len(seen.means), generator=torch.Generator().manual_seed(seed))[:most]
+    fitted = fit_kinds(alone, seen.means[chosen].float(), seen.counts[chosen], num_kinds=num_kinds, seed=seed)
+    codes = fitted.kind_of(seen.means.float(), seen.counts)[:, 0]  # (N,)
+    return RefittedKinds(_with_kinds_of(codebook, part, fitted), fitted, codes)
+
+
+def _with_kinds_of(codebook: PartCodebook, part: int, fitted: PartCodebook) -> PartCodebook:
+    fine, centers = list(codebook.fine), codebook.kind_centers
+    fine[part] = fitted.fine[0]
+    if centers is not None and fitted.kind_centers is not None:
+        centers = centers.clone()
+        centers[part] = fitted.kind_centers[0]
+    return replace(codebook, fine=tuple(fine), kind_centers=centers)
