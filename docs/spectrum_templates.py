@@ -212,6 +212,7 @@ def spectrum_for_a_while(graph: Graph, shipped: Shipped) -> list[Node]:
     links = {"reference_1": loaded[0]["spectrum"], "reference_2": loaded[1]["spectrum"]}
     takes = {"takes_1": "0%-45%", "takes_2": "45%-100%"}
     mixed = graph.add("BestiaryMixAttributes", name="mix", **links, **takes)
+    graph.add("PreviewAny", title="Which spectrum has which stages", source=mixed["table"])
     graph.add(
         "BestiarySaveSpectrum",
         title="Save Spectrum (Ctrl+M)",

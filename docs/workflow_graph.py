@@ -17,16 +17,24 @@ GROUP_COLORS = {"model": "#3f789e", "parts": "#a1309b", "prompt": "#88A", "pictu
 """Colours by what a group is for, of those that ComfyUI's menu offers."""
 NOTE_COLORS = {"color": "#432", "bgcolor": "#653"}
 
-_TITLE, _SLOT, _WIDGET, _TEXT, _PICTURE, _PICKER = 30, 20, 24, 90, 240, 345  # heights in pixels in the browser
+_TITLE, _SLOT, _WIDGET, _TEXT, _PICTURE = 30, 20, 24, 90, 240  # heights in pixels in the browser
 _GAP, _MARGIN, _GROUP_TITLE, _NARROW, _WIDE = 24, 20, 56, 300, 380
 _SEEDS = frozenset({"seed", "noise_seed"})
-_SHOWS_PICTURES = frozenset(
-    {"PreviewImage", "SaveImage", "MaskPreview", "BestiaryShowAttention", "LossGraphNode", "BestiaryTrainParts"}
-    | {"BestiaryTrainSpectrum"}
-)
+_SHOWS_PICTURES = frozenset({"PreviewImage", "SaveImage", "MaskPreview", "LossGraphNode"})
 _SHOWS_TEXT = frozenset({"PreviewAny"})
 _SHOWS_BOTH = frozenset({"BestiaryDictionaryInfo"})
-_HAS_PICKER = frozenset({"BestiaryPart", "BestiaryPartPrompt"})
+_PANELS = {
+    "BestiaryPart": 345,
+    "BestiaryPartPrompt": 345,
+    "BestiaryShowAttention": 460,
+    "BestiaryMixAttributes": 300,
+    "BestiaryDiscoverParts": 580,
+    "BestiaryTrainParts": 580,
+    "BestiaryTrainSpectrum": 580,
+    "BestiaryStageText": 285,
+    "BestiarySpectrumPrompt": 60,
+}
+"""Heights in pixels of what our blocks show in the browser; lower than open, a panel is folded."""
 _MUTED = 2
 
 
@@ -294,8 +302,9 @@ def _size(block: Node | Note) -> tuple[int, int]:
     controls = [name for name, spec in declared.items() if _is_widget(spec) and _has_control(name, spec)]
     slots = max(len([spec for spec in declared.values() if not _is_widget(spec)]), len(block.info["output"]))
     height = 16 + slots * _SLOT + (len(widgets) - len(texts) + len(controls)) * _WIDGET + len(texts) * _TEXT
-    height += _PICKER * (block.kind in _HAS_PICKER)
+    height += _PANELS.get(block.kind, 0)
     height += _PICTURE * (block.kind in _SHOWS_PICTURES | _SHOWS_BOTH) + _TEXT * (
         block.kind in _SHOWS_TEXT | _SHOWS_BOTH
     )
-    return (_WIDE if texts or block.kind in _SHOWS_PICTURES | _SHOWS_BOTH else _NARROW), height
+    wide = texts or block.kind in _PANELS or block.kind in _SHOWS_PICTURES | _SHOWS_BOTH
+    return (_WIDE if wide else _NARROW), height

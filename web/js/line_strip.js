@@ -5,8 +5,9 @@ import { app } from "../../../scripts/app.js";
 import { addStyle, iconButton, make, ownEvents } from "./elements.mjs";
 import { Panel } from "./folding.mjs";
 import { after, debounced, linkedDictionaries } from "./linked.mjs";
-import { CellRow, ownerCells, presetChoice } from "./stage_cells.mjs";
+import { isFed } from "./links.mjs";
 import { fetchSpectraAgain, linkedSpectra } from "./spectra.mjs";
+import { CellRow, ownerCells, presetChoice } from "./stage_cells.mjs";
 import { STAGED_FIELDS, repairStaged, stagedChoices, stagedFaults } from "./staged_texts.mjs";
 import { assignStages, readLines, writtenStages } from "./stages.mjs";
 import { StepRow } from "./step_row.mjs";
@@ -146,7 +147,7 @@ class LineStrip {
       const { selection, words: said, claims } = lines[place];
       words.textContent = said;
       words.title = said;
-      element.classList.toggle("bst-broken", !claims);
+      element.classList.toggle("bst-broken", !claims && !this.waits(lines[place]));
       choice.show(presets, selection.trim());
       row.render(count);
     });
@@ -172,10 +173,16 @@ class LineStrip {
     this.faults.replaceChildren(...rows);
   }
 
+  /** Whether a line may name what linked presets say when the graph runs. */
+  waits({ claims, colon }) {
+    return !claims && colon >= 0 && isFed(this.node, "presets");
+  }
+
   message(lines, double, fits) {
     if (!fits) return t("stages.tooMany", { most: MOST });
-    const broken = lines.find(({ claims }) => !claims);
+    const broken = lines.find((line) => !line.claims && !this.waits(line));
     if (broken) return t("stages.brokenLine", { text: this.text.slice(broken.start, broken.end) });
+    if (lines.some((line) => this.waits(line))) return t("stages.linkedPresets");
     if (double.length) return t("stages.doubleLine", { stages: double.map((stage) => stage + 1).join(", ") });
     return t(lines.length ? "stages.lineHint" : "stages.noLine");
   }

@@ -14,6 +14,12 @@ export function sourceOf(node, slot) {
   return host ? sourceOf(host, link.origin_slot) : null;
 }
 
+/** Whether something is linked to an input of this name. */
+export function isFed(node, name) {
+  const slot = (node.inputs ?? []).findIndex((input) => input.name === name);
+  return slot >= 0 && Boolean(node.isInputConnected?.(slot));
+}
+
 /** The inputs that an output feeds, as [{node, slot}]. */
 export function targetsOf(node, slot) {
   const links = (node.outputs?.[slot]?.links ?? []).map((id) => linkOf(node.graph, id));

@@ -4,6 +4,7 @@ import { api } from "../../../scripts/api.js";
 import { app } from "../../../scripts/app.js";
 import { addStyle, make, ownEvents } from "./elements.mjs";
 import { after, debounced } from "./linked.mjs";
+import { isFed } from "./links.mjs";
 import { keepMounted } from "./mounting.mjs";
 import { CellRow, ownerCells, presetChoice } from "./stage_cells.mjs";
 import { PRESETS, assignStages, readClaims, readPresets, readStages, writtenStages } from "./stages.mjs";
@@ -80,7 +81,7 @@ class StageStrip {
   }
 
   isLinked(number) {
-    return Boolean(this.node.isInputConnected?.((this.node.inputs ?? []).findIndex((input) => input.name === `reference_${number}`)));
+    return isFed(this.node, `reference_${number}`);
   }
 
   render() {
@@ -97,7 +98,8 @@ class StageStrip {
     this.result.replaceChildren(...ownerCells(owners, (cell, owner) => (cell.dataset.owner = owner + 1)));
     this.result.setAttribute("aria-label", `${t("stages.result")}: ${owners.map((owner) => owner + 1 || "–").join(" ")}`);
     const broken = REFERENCES.find((number) => !this.chosen(number));
-    if (broken) this.status.textContent = t("stages.unreadable", { text: this.text(broken) });
+    if (broken && isFed(this.node, "presets")) this.status.textContent = t("stages.linkedPresets");
+    else if (broken) this.status.textContent = t("stages.unreadable", { text: this.text(broken) });
     else this.status.textContent = double.length ? t("stages.double", { stages: double.map((stage) => stage + 1).join(", ") }) : t("stages.hint");
     this.steps.update(STAGES);
   }

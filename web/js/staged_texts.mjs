@@ -1,6 +1,7 @@
 /** What the texts of spectrum blocks may name, and what in them is wrong. */
 
 import { linkedDictionaries } from "./linked.mjs";
+import { isFed } from "./links.mjs";
 import { findMentions } from "./mentions.mjs";
 import { resolveStaged } from "./picks.mjs";
 import { linkedSpectra } from "./spectra.mjs";
@@ -37,7 +38,7 @@ export function stagedFaults(node, name, text) {
   const choices = stagedChoices(node, name);
   return findMentions(text, true)
     .map((mention) => ({ mention, ...resolveStaged(mention, set, choices) }))
-    .filter(({ fault }) => fault);
+    .filter(({ fault }) => fault && !(fault === "unknownStages" && isFed(node, "presets")));
 }
 
 /** Puts the nearest valid choice where a wrong one stands. */

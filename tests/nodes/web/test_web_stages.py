@@ -106,6 +106,31 @@ def test_what_is_typed_wrong_is_told(plain_desk):
     assert panel.locator(".bst-line-track .bst-cell").count() == 4
 
 
+def test_names_of_linked_presets_are_no_fault(plain_desk):
+    desk = plain_desk
+    nodes = {"P": "BestiaryStageText", "M": "BestiaryMixAttributes", "T": "PrimitiveString"}
+    desk.build(nodes, [])
+    desk.page.evaluate(
+        """() => {
+            for (const node of [P, M]) T.connect(0, node, node.inputs.findIndex((input) => input.name === "presets"));
+            M.widgets.find((one) => one.name === "takes_1").callback?.();
+        }"""
+    )
+    waits = "The linked presets name these stages: the run knows which they are."
+    says = desk.page.locator(".bst-line-strips .bst-hint").last
+    set_field(desk, "P", "lines", "colour: red\n9: blue")
+    assert says.inner_text() == waits
+    assert desk.page.locator(".bst-line-strips .bst-broken").count() == 0
+    # without a colon it stays wrong, and without the link the name is
+    set_field(desk, "P", "lines", "colour red")
+    assert "cannot be read" in says.inner_text()
+    set_field(desk, "M", "takes_1", "colour")
+    assert desk.page.locator(".bst-strips .bst-hint", has_text=waits).count() == 1
+    desk.page.evaluate("P.disconnectInput(P.inputs.findIndex((input) => input.name === 'presets'))")
+    set_field(desk, "P", "lines", "colour: red")
+    assert says.inner_text().startswith("“colour: red” cannot be read")
+
+
 CHAIN = {"P": "BestiaryMixAttributes", "S": "BestiarySpectrumPrompt", "R": "Reroute", "Z": "ConditioningZeroOut"}
 CHAIN |= {"K": "KSampler", "C": "SamplerCustom", "B": "BasicScheduler", "W": "BestiaryStagePreview"}
 
