@@ -210,7 +210,7 @@ def spectrum_for_a_while(graph: Graph, shipped: Shipped) -> list[Node]:
     graph.add("PreviewAny", title="Steps of every stage", source=seen["table"])
     graph.group("3  Keep a mixture (Ctrl+M)", "parts")
     links = {"reference_1": loaded[0]["spectrum"], "reference_2": loaded[1]["spectrum"]}
-    takes = {"takes_1": "0%-45%", "takes_2": "45%-100%"}
+    takes = {"takes_1": "1-4", "takes_2": "5-10"}
     mixed = graph.add("BestiaryMixAttributes", name="mix", **links, **takes)
     graph.add("PreviewAny", title="Which spectrum has which stages", source=mixed["table"])
     graph.add(
