@@ -25,15 +25,17 @@ def part_areas(labels: Tensor, num_parts: int, background: int, size: tuple[int,
         box: the part of the picture that the grid covers (`square_fit.seen_box`).
     """
     one_hot = F.one_hot(labels.long(), num_parts).permute(2, 0, 1).float()  # (M, h, w)
-    places, inside = _places(size, box, labels.device)
+    left, top, right, bottom = box
+    rows, row_inside = _cubic(labels.shape[0], size[0], (top, bottom), labels.device)  # (h, H), (H,)
+    columns, column_inside = _cubic(labels.shape[1], size[1], (left, right), labels.device)  # (w, W), (W,)
     # patches as smooth hills: a pixel belongs to the part that is highest there, softly where two meet
-    hills = F.grid_sample(one_hot[None], places[None], mode="bicubic", padding_mode="border", align_corners=False)[0]
-    areas = torch.softmax(hills * _EDGE, dim=0)  # (M, H, W)
-    # the softmax leaves a little even to parts that the labels do not name: it is taken from them
-    present = one_hot.flatten(1).any(dim=1).view(-1, 1, 1)
-    areas = areas * present / (areas * present).sum(dim=0)
+    hills = rows.T @ (one_hot @ columns)  # (M, H, W)
+    # nothing is left to parts that the labels do not name
+    absent = ~one_hot.flatten(1).any(dim=1).view(-1, 1, 1)
+    areas = torch.softmax(hills.mul_(_EDGE).masked_fill_(absent, -torch.inf), dim=0)  # (M, H, W)
+    inside = row_inside[:, None] & column_inside  # (H, W)
     outside = F.one_hot(torch.tensor(background), num_parts).view(-1, 1, 1).to(areas)  # (M, 1, 1)
-    return torch.where(inside, areas, outside)
+    return areas if bool(inside.all()) else torch.where(inside, areas, outside)
 
 
 def patch_shares(mask: Tensor, grid: tuple[int, int], box: Box) -> Tensor:
@@ -49,11 +51,16 @@ def patch_shares(mask: Tensor, grid: tuple[int, int], box: Box) -> Tensor:
     return F.avg_pool2d(points[None], 8)[0]  # (h, w)
 
 
-def _places(size: tuple[int, int], box: Box, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Place of every pixel's centre on the grid (H, W, 2), -1..1 across the box, and which lie inside it (H, W)."""
-    height, width = size
-    left, top, right, bottom = box
-    x = (torch.arange(width, device=device) + 0.5 - left) / (right - left) * 2 - 1
-    y = (torch.arange(height, device=device) + 0.5 - top) / (bottom - top) * 2 - 1
-    places = torch.stack(torch.meshgrid(y, x, indexing="ij")[::-1], dim=-1)  # (H, W, 2), x first
-    return places, (places.abs() <= 1).all(dim=-1)
+def _cubic(cells: int, pixels: int, span: tuple[float, float], device: torch.device) -> tuple[Tensor, Tensor]:
+    """Cubic interpolation along one axis whose cells cover a span of pixels.
+
+    Returns:
+        weights `(cells, pixels)` of every cell in every pixel, held at the borders, and which pixels `(pixels,)` lie inside.
+    """
+    start, end = span
+    place = (torch.arange(pixels, device=device) + 0.5 - start) / (end - start) * 2 - 1  # -1..1 across the cells
+    grid = torch.stack([place, torch.zeros_like(place)], dim=-1)[None, None]  # (1, 1, pixels, 2)
+    # every cell alone as a picture one row high
+    alone = torch.eye(cells, device=device)[None, :, None]  # (1, cells, 1, cells)
+    weights = F.grid_sample(alone, grid, mode="bicubic", padding_mode="border", align_corners=False)
+    return weights[0, :, 0], place.abs() <= 1

@@ -52,18 +52,18 @@ def part_color(part: int) -> Color:
 
 def draw_parts(picture: Image.Image, areas: Tensor, background: int) -> Image.Image:
     """A picture (H, W) with the areas `(M, H, W)` of its parts in colour over its grey copy."""
-    pixels = np.asarray(picture.convert("RGB"), dtype=np.float32)  # (H, W, 3)
-    shares = areas.cpu().numpy()[..., None]  # (M, H, W, 1)
     # in grey: the picture's colours would mix with those of the parts
-    light = (pixels @ np.array([0.299, 0.587, 0.114], np.float32))[..., None]  # (H, W, 1)
-    faded = 0.35 * light + 0.65 * _PALE
-    shown = shares[background] * faded
-    for part, share in enumerate(shares):
-        if part != background:
-            shown = shown + share * (0.45 * light + 0.55 * np.array(part_color(part), np.float32))
+    light = np.asarray(picture.convert("L"), dtype=np.float32)  # (H, W)
+    shares = areas.cpu().numpy()  # (M, H, W)
+    # parts are 0.45 of the grey and 0.55 of their colour, the background 0.35 and 0.65 of a pale tone
+    colors = np.array([part_color(part) for part in range(len(shares))], np.float32) * 0.55  # (M, 3)
+    colors[background] = 0.65 * _PALE
+    tint = shares.reshape(len(shares), -1).T @ colors  # (H * W, 3)
+    shown = (light * (0.45 - 0.1 * shares[background]))[..., None] + tint.reshape(*light.shape, 3)
     # a thin pale seam where no part owns the pixel
-    seam = np.clip(2.2 - 2.2 * shares.max(axis=0), 0, 1) * 0.55  # (H, W, 1)
-    return Image.fromarray((shown * (1 - seam) + 255 * seam).clip(0, 255).astype(np.uint8))
+    seam = np.clip(2.2 - 2.2 * shares.max(axis=0), 0, 1)[..., None] * np.float32(0.55)  # (H, W, 1)
+    shown += (255 - shown) * seam
+    return Image.fromarray((shown + 0.5).clip(0, 255).astype(np.uint8))
 
 
 def enlarged(picture: Image.Image) -> Image.Image:

@@ -7,12 +7,16 @@ import { t } from "./strings.mjs";
 const STRENGTH = 0.62;
 const DIM = 0.72;
 
-/** Red, green and blue of a part's colour, 0 to 255; neighbours differ much. */
+/** As in the overlays of the graph (concepts/parts/part_overlay.py). */
+const COLORS = [[230, 85, 60], [64, 130, 214], [244, 178, 40], [74, 168, 92], [160, 98, 204], [38, 182, 178], [232, 120, 176], [150, 112, 62], [150, 190, 48], [86, 92, 178]];
+const [SATURATION, VALUE] = [0.6, 0.85];
+
+/** Red, green and blue of a part's colour, 0 to 255. */
 export function partColor(part) {
-  const hue = ((part * 137.508 + 20) % 360) / 60;
-  const rise = (1 - Math.abs((hue % 2) - 1)) * 190;
-  const mixed = [[190, rise, 0], [rise, 190, 0], [0, 190, rise], [0, rise, 190], [rise, 0, 190], [190, 0, rise]][Math.floor(hue)];
-  return mixed.map((value) => Math.round(value + 55));
+  if (part < COLORS.length) return COLORS[part];
+  const sixths = 6 * ((part * 0.618) % 1);
+  const dark = (shift) => Math.max(0, Math.min((shift + sixths) % 6, 4 - ((shift + sixths) % 6), 1));
+  return [5, 3, 1].map((shift) => Math.round(255 * VALUE * (1 - SATURATION * dark(shift))));
 }
 
 function loaded(address) {

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+import torch.nn.functional as F
 from bestiary.concepts.parts.part_areas import part_areas, patch_shares
 from bestiary.concepts.square_fit import seen_box
 
@@ -50,6 +51,26 @@ def test_a_whole_picture_is_covered_to_its_edges():
     owner = areas.argmax(0)
     assert [int(owner[0, 0]), int(owner[0, 127]), int(owner[63, 0]), int(owner[63, 127])] == [0, 1, 2, 3]
     assert (owner[:, :64] % 2 == 0).all() and (owner[:, 64:] % 2 == 1).all()
+
+
+@pytest.mark.parametrize(("size", "fit"), [((45, 61), "centre square"), ((70, 33), "whole picture")])
+def test_interpolation_axis_by_axis_is_that_of_the_plane(size, fit):
+    labels = torch.randint(0, 3, (6, 6), generator=torch.Generator().manual_seed(2))
+    left, top, right, bottom = seen_box(size[1], size[0], fit)
+    x = (torch.arange(size[1]) + 0.5 - left) / (right - left) * 2 - 1
+    y = (torch.arange(size[0]) + 0.5 - top) / (bottom - top) * 2 - 1
+    grid = torch.stack(torch.meshgrid(y, x, indexing="ij")[::-1], dim=-1)[None]  # (1, H, W, 2)
+    hills = F.grid_sample(
+        F.one_hot(labels, 3).permute(2, 0, 1)[None].float(),
+        grid,
+        mode="bicubic",
+        padding_mode="border",
+        align_corners=False,
+    )
+    theirs = torch.softmax(24 * hills[0], dim=0)
+    inside = (grid[0].abs() <= 1).all(-1)
+    ours = part_areas(labels, 4, 3, size, seen_box(size[1], size[0], fit))
+    assert torch.allclose(ours[:3, inside], theirs[:, inside], atol=1e-5)
 
 
 def test_a_part_that_is_not_there_has_no_pixel():

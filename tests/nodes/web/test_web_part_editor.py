@@ -3,6 +3,7 @@
 import time
 
 import pytest
+from bestiary.concepts.parts.part_overlay import part_color
 
 LINKS = [("D", 0, "P", 0), ("P", 3, "T", 0)]
 NODES = {"D": "BestiaryDemoPictures", "P": "BestiaryDiscoverParts", "T": "PreviewAny"}
@@ -257,6 +258,16 @@ def test_many_edits_are_shown_too(plain_desk):
     chain = [found[0], *(f"Schnäbelchen {number}" for number in range(300))]
     type_edits(desk, "\n".join(f"rename {before}, {now}" for before, now in zip(chain, chain[1:], strict=False)))
     becomes(desk, editor, [chain[-1], *found[1:]])
+
+
+def test_parts_have_the_colours_of_the_overlays(plain_desk):
+    ours = plain_desk.page.evaluate(
+        """async () => {
+            const { partColor } = await import("/extensions/ComfyUI-Bestiary/js/part_maps.mjs");
+            return Array.from({ length: 40 }, (_, part) => partColor(part));
+        }"""
+    )
+    assert ours == [list(part_color(part)) for part in range(40)]
 
 
 def test_light_theme(plain_desk):
