@@ -10,6 +10,7 @@ from dataclasses import replace
 import pytest
 import torch
 from bestiary.concepts.errors import BestiaryError
+from bestiary.concepts.parts.part_dictionary import PartDictionary
 from bestiary.concepts.parts.part_map import ABSENT
 from bestiary.concepts.patch_features import DescriptorFeatures
 from bestiary.nodes import found_parts
@@ -217,59 +218,69 @@ def graph(edits: str | None) -> dict:
     values = {"feature_source": "descriptor", "num_parts": 2, "num_kinds": 2, "seed": 5, "flip_foreground": False}
     values |= {} if edits is None else {"edits": edits}
     return {
-        "drawn": {"class_type": "BestiaryDemoPictures", "inputs": {"count": 8, "species": 4, "seed": 3}},
+        "drawn": {"class_type": "BestiaryDemoPictures", "inputs": {"count": 8, "seed": 3}},
         "found": {"class_type": "BestiaryDiscoverParts", "inputs": {"images": ["drawn", 0], **values}},
         "report": {"class_type": "PreviewAny", "inputs": {"source": ["found", 3]}},
     }
 
 
 @pytest.fixture(scope="module")
-def demo_graph(server):
-    """A graph of few pictures with every input that this version of Demo Pictures asks for."""
-    info = server.get("/object_info/BestiaryDemoPictures").json()["BestiaryDemoPictures"]["input"]
-    wanted = {name for place in info.values() for name in place}
-
-    def made(edits: str | None) -> dict:
-        nodes = graph(edits)
-        given = nodes["drawn"]["inputs"]
-        nodes["drawn"]["inputs"] = {name: value for name, value in given.items() if name in wanted}
-        for name, spec in info.get("required", {}).items():
-            default = spec[1].get("default") if isinstance(spec[0], str) else spec[0][0]
-            nodes["drawn"]["inputs"].setdefault(name, default)
-        return nodes
-
-    return made
-
-
-@pytest.fixture(scope="module")
-def shown(server, demo_graph) -> dict:
+def shown(server) -> dict:
     """What a finished graph tells the browser."""
-    (told,) = server.run(demo_graph(None))["found"]["bestiary_discovered"]
+    (told,) = server.run(graph(None))["found"]["bestiary_discovered"]
     return told
 
 
-def test_a_graph_shows_its_discovery_to_the_browser(server, demo_graph, shown):
+def test_a_graph_shows_its_discovery_to_the_browser(server, shown):
     assert server.get("/bestiary/newest_discovery/found").json() == {"key": shown["key"]}
     assert server.get("/bestiary/newest_discovery/found?workflow=another").json() == {"key": None}
     name = server.get(f"/bestiary/discovered/{shown['key']}").json()["edited"][0]["name"]
-    edited = server.run(demo_graph(f"rename {name}, beak"))
+    edited = server.run(graph(f"rename {name}, beak"))
     assert edited["found"]["bestiary_discovered"] == [shown] and "beak" in edited["report"]["text"][0]
-    assert "edits, line 1 ('drop <b>nothing</b>')" in server.fail(demo_graph("drop <b>nothing</b>"))
+    assert "edits, line 1 ('drop <b>nothing</b>')" in server.fail(graph("drop <b>nothing</b>"))
 
 
-def test_all_that_follows_sees_the_edited_parts(server, demo_graph, shown):
+def test_all_that_follows_sees_the_edited_parts(server, shown):
     parts = server.get(f"/bestiary/discovered/{shown['key']}").json()["edited"]
     first, second = [part["name"] for part in parts if not part["background"]][:2]
-    made = demo_graph(f"merge {first}, {second}\nrename {first}, thing")
+    made = graph(f"merge {first}, {second}\nrename {first}, thing\nrename thing:0, round")
     made["again"] = {"class_type": "BestiarySegmentParts", "inputs": {"images": ["drawn", 0], "codebook": ["found", 0]}}
     made["names"] = {"class_type": "PreviewAny", "inputs": {"source": ["again", 1]}}
     texts = server.run(made)["names"]["text"]
     assert "thing" in " ".join(texts) and first not in texts and second not in " ".join(texts)
 
 
-def test_edits_of_other_pictures_are_told_where_they_do_not_fit(server, demo_graph, shown):
+def test_a_dictionary_is_learned_from_the_edited_parts(server, shown):
     parts = server.get(f"/bestiary/discovered/{shown['key']}").json()["edited"]
-    made = demo_graph(f"rename {parts[0]['name']}, beak\ndrop part that is not here")
+    first, second = [part["name"] for part in parts if not part["background"]][:2]
+    made = graph(f"rename {first}, beak\nrename beak:0, round\ndrop beak:1\ndrop {second}")
+    links = {"images": ["drawn", 0], "codebook": ["found", 0], "vae": ["demo", 2], "part_maps": ["found", 1]}
+    training = {"name": "edited", "steps": 1, "batch_size": 1, "accumulation": 1, "token_lr": 0.001, "lora_lr": 0.0001}
+    training |= {"attention_loss": "bce", "attention_weight": 0.01, "rank": 0, "seed": 0, "preview_every": 0}
+    training |= {"recompute": False, "resume": "start anew", "training_set": ["set", 0]}
+    model = {name: ["demo", slot] for slot, name in enumerate(("model", "clip", "vae"))}
+    made |= {
+        "demo": {"class_type": "BestiaryDemoModel", "inputs": {}},
+        "set": {"class_type": "BestiaryTrainingImages", "inputs": {**links, "image_size": 0, "mirror": False}},
+        "captions": {"class_type": "PreviewAny", "inputs": {"source": ["set", 1]}},
+        "learned": {"class_type": "BestiaryTrainParts", "inputs": {**training, **model}},
+        "saved": {
+            "class_type": "BestiarySaveDictionary",
+            "inputs": {"dictionary": ["learned", 0], "filename": "edited"},
+        },
+    }
+    captions = server.run(made)["captions"]["text"][0].splitlines()
+    learned = PartDictionary.load(server.folder / "models" / "bestiary" / "edited.safetensors")
+    assert [name for n, name in enumerate(learned.part_names) if n != learned.background] == ["beak"]
+    assert learned.kind_names[learned.part_names.index("beak")] == {0: "round"}
+    # as many pictures show the beak as showed its first kind
+    kinds = next(part for part in parts if part["name"] == first)["kinds"]
+    assert sum("0:0" in line for line in captions) == kinds[0]["count"] < len(captions)
+
+
+def test_edits_of_other_pictures_are_told_where_they_do_not_fit(server, shown):
+    parts = server.get(f"/bestiary/discovered/{shown['key']}").json()["edited"]
+    made = graph(f"rename {parts[0]['name']}, beak\ndrop part that is not here")
     made["drawn"]["inputs"]["seed"] = 11
     said = server.fail(made)
     assert "edits, line 2 ('drop part that is not here')" in said
