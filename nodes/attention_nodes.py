@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from typing import get_args
+from typing import TYPE_CHECKING, get_args
 
 from comfy_api.latest import io, ui
 from torch import Tensor
 
-from .attention_record import AttentionRecord, LayerChoice
-from .attention_sheet import saved_maps
-from .attention_view import view_attention
+from .attention_layers import LayerChoice
 from .comfy_version import schema, socket
-from .model_patching import confine_part, record_attention
-from .part_regions import make_region
 from .socket_types import AttentionSocket
+
+if TYPE_CHECKING:
+    from .attention_record import AttentionRecord
 
 
 class BestiaryAttentionMaps(io.ComfyNode):
@@ -58,6 +57,9 @@ class BestiaryAttentionMaps(io.ComfyNode):
 
     @classmethod
     def execute(cls, model: object, layers: LayerChoice = "auto", include_negative: bool = False) -> io.NodeOutput:
+        from .attention_record import AttentionRecord
+        from .model_patching import record_attention
+
         record = AttentionRecord(layers, include_negative)
         return io.NodeOutput(record_attention(model, record), record)
 
@@ -150,6 +152,9 @@ class BestiaryShowAttention(io.ComfyNode):
         opacity: float = 0.6,
         mask_threshold: float = 0.0,
     ) -> io.NodeOutput:
+        from .attention_sheet import saved_maps
+        from .attention_view import view_attention
+
         samples = None if latent is None else latent["samples"]
         view = view_attention(record, samples, image, parts, first_step, last_step, opacity, mask_threshold)
         shown = {**ui.PreviewImage(view.overviews, cls=cls).as_dict(), "text": (view.text,)}
@@ -237,6 +242,9 @@ class BestiaryPartRegions(io.ComfyNode):
         end_percent: float = 1.0,
         feather: int = 16,
     ) -> io.NodeOutput:
+        from .model_patching import confine_part
+        from .part_regions import make_region
+
         region = make_region(part, mask, strength, start_percent, end_percent, feather)
         return io.NodeOutput(confine_part(model, region))
 

@@ -10,6 +10,8 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 from torch.nn import functional
 
+from ..concepts.color_scale import scale_colors
+
 LEAST_EDGE = 448
 """Small pictures are enlarged to this shorter edge, so that names can be read."""
 OVERVIEW_EDGE = 352
@@ -71,7 +73,7 @@ def heat_frame(
     grey = ground.mean(-1, keepdims=True)
     faded = ground + (grey - ground) * min(1.0, opacity)
     share = np.minimum(1.0, opacity * (0.75 + 0.5 * smooth)) * min(1.0, 0.3 + opacity)
-    mixed = faded * (1 - share) + _colored(smooth[..., 0]) * share
+    mixed = faded * (1 - share) + scale_colors(smooth[..., 0], _STOPS) * share
     return _with_strip(Image.fromarray(mixed.clip(0, 255).astype(np.uint8)), title, (low, high))
 
 
@@ -113,7 +115,8 @@ def _with_strip(picture: Image.Image, title: str, scale: tuple[float, float] | N
     last = width - unit * 0.6 - draw.textlength(texts[1], font=small) - unit * 0.5
     draw.text((unit * 0.6, line), texts[0], font=small, fill=FAINT)
     draw.text((last + unit * 0.5, line), texts[1], font=small, fill=FAINT)
-    bar = _colored(np.linspace(0, 1, max(2, round(last - first)), dtype=np.float32)[None].repeat(round(unit * 0.5), 0))
+    row = np.linspace(0, 1, max(2, round(last - first)), dtype=np.float32)[None]  # (1, W)
+    bar = scale_colors(row.repeat(round(unit * 0.5), 0), _STOPS)
     corner = (round(first), line + round(unit * 0.2))
     # the darkest colour is nearly that of the paper
     draw.rectangle((corner[0] - 1, corner[1] - 1, corner[0] + bar.shape[1], corner[1] + bar.shape[0]), outline=EDGE)
@@ -137,12 +140,3 @@ def _fitting(draw: ImageDraw.ImageDraw, text: str, font: ImageFont.ImageFont, wi
 @functools.lru_cache(maxsize=8)
 def _font(size: int) -> ImageFont.ImageFont:
     return ImageFont.load_default(size)
-
-
-def _colored(weight: np.ndarray) -> np.ndarray:
-    """Colours `(H, W, 3)` in 0..255 of weights `(H, W)` in 0..1."""
-    place = weight * (len(_STOPS) - 1)
-    # between two neighbouring colours of the scale
-    below = np.clip(place.astype(int), 0, len(_STOPS) - 2)
-    rest = (place - below)[..., None]
-    return _STOPS[below] * (1 - rest) + _STOPS[below + 1] * rest

@@ -23,7 +23,8 @@ from ..concepts.parts.part_attention_patch import (
     region_scores,
     token_places,
 )
-from .attention_record import AttentionRecord, RecordedPart, Recording, chosen_factors
+from .attention_layers import chosen_factors
+from .attention_record import AttentionRecord, RecordedPart, Recording
 from .part_regions import PartRegion
 from .socket_types import SPANS_KEY, PartSpan
 

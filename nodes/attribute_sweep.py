@@ -20,6 +20,7 @@ from ..concepts.spectrum.stage_bounds import StageBounds
 from ..concepts.spectrum.staged_prompt import Override, PromptSources, resolve_staged_prompt
 from .graph_progress import GraphProgress
 from .part_encoding import Conditioning
+from .reserved_words import WORD_PLACE
 from .stage_ranges import stage_percents
 from .staged_encoding import StagedSide, encode_sides
 
@@ -27,8 +28,6 @@ if TYPE_CHECKING:
     from comfy.model_patcher import ModelPatcher
     from comfy.sd import CLIP
 
-PLACE = "{word}"
-"""Where the text of a sweep wants the word."""
 THRESHOLD = 0.5
 """Stages with at least this share of the strongest stage's score belong to the attribute."""
 FEATURE_EDGE = 64
@@ -113,14 +112,14 @@ def sweep_word(
         BestiaryError: the text has no place for the word, the word is empty, or it changes nothing at all.
         InterruptProcessingException: the user cancelled.
     """
-    if PLACE not in settings.text or not settings.word.strip():
+    if WORD_PLACE not in settings.text or not settings.word.strip():
         raise BestiaryError(
-            f"text {shown_name(settings.text)} and word {shown_name(settings.word)}: write a text with {PLACE} where the word "
-            "goes, and a word"
+            f"text {shown_name(settings.text)} and word {shown_name(settings.word)}: write a text with {WORD_PLACE} where "
+            "the word goes, and a word"
         )
     # without the word, with it at one stage alone, and with it everywhere
     bounds = StageBounds.equal(settings.stages)
-    with_word, without = (settings.text.replace(PLACE, one) for one in (settings.word, settings.otherwise))
+    with_word, without = (settings.text.replace(WORD_PLACE, one) for one in (settings.word, settings.otherwise))
     plans: list[tuple[str, dict[int, Override]]] = [(without, {})]
     plans += [(without, {stage: with_word}) for stage in range(bounds.stages)]
     plans += [(with_word, {})]

@@ -12,11 +12,8 @@ from ..concepts.name_search import plain_name, shown_name
 from ..concepts.parts.mention_writing import KindBlend, blended_vector, written_kinds, written_mention
 from ..concepts.parts.new_kinds import random_kinds, with_new_kinds
 from ..concepts.parts.part_mention import PartMention, find_mentions, unescaped
+from .reserved_words import ALL_PARTS, PARTS_PLACE
 from .socket_types import ChosenPart, ChosenParts, NamedDictionary
-
-PLACE = "{parts}"
-"""Where a template wants its parts."""
-ALL_PARTS = "all"
 
 MentionKey = tuple[str, tuple[tuple[str, float], ...]]
 """A mention in the form in which two of them are compared: its target, and its kinds with their factors."""
@@ -85,10 +82,10 @@ def combine_parts(groups: Iterable[ChosenParts | None], *, allow_repeats: bool =
 def fill_template(template: str, chosen: ChosenParts | None) -> str:
     """A prompt with the parts where it says {parts}, or behind it; without parts {parts} is left out."""
     if chosen is None:
-        return re.sub(rf" ?{re.escape(PLACE)}", "", template)
+        return re.sub(rf" ?{re.escape(PARTS_PLACE)}", "", template)
     mentions = written_parts(chosen)
-    if PLACE in template:
-        return template.replace(PLACE, mentions)
+    if PARTS_PLACE in template:
+        return template.replace(PARTS_PLACE, mentions)
     return f"{template} {mentions}" if template.strip() else mentions
 
 

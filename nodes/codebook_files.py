@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from ..concepts.errors import BestiaryError
+from ..concepts.file_kinds import CODEBOOK_SUFFIX
 from ..concepts.name_search import choices_text, shown_name
-from ..concepts.parts.part_codebook import SUFFIX, PartCodebook
+from ..concepts.parts.part_codebook import PartCodebook
 from .concept_folders import concept_names, concept_path, new_concept_path, own_folder
 from .socket_types import NamedCodebook
 
@@ -15,10 +16,10 @@ def load_codebook(name: str) -> NamedCodebook:
     Raises:
         BestiaryError: there is no such file, or it is no codebook.
     """
-    if not name.endswith(SUFFIX):
-        known = choices_text(name, concept_names(SUFFIX)) or "none yet: save one, or run bestiary discover"
+    if not name.endswith(CODEBOOK_SUFFIX):
+        known = choices_text(name, concept_names(CODEBOOK_SUFFIX)) or "none yet: save one, or run bestiary discover"
         raise BestiaryError(f"{shown_name(name)} is no codebook: choose {known}")
-    return NamedCodebook(name.removesuffix(SUFFIX), PartCodebook.load(concept_path(name)))
+    return NamedCodebook(name.removesuffix(CODEBOOK_SUFFIX), PartCodebook.load(concept_path(name)))
 
 
 def save_codebook(codebook: PartCodebook, filename: str) -> str:
@@ -27,11 +28,11 @@ def save_codebook(codebook: PartCodebook, filename: str) -> str:
     Raises:
         BestiaryError: the name leaves models/bestiary, or the file cannot be written.
     """
-    path = new_concept_path(filename, SUFFIX)
-    number, stem = 1, path.name.removesuffix(SUFFIX)
+    path = new_concept_path(filename, CODEBOOK_SUFFIX)
+    number, stem = 1, path.name.removesuffix(CODEBOOK_SUFFIX)
     while path.exists():
         number += 1
-        path = path.with_name(f"{stem}_{number}{SUFFIX}")
+        path = path.with_name(f"{stem}_{number}{CODEBOOK_SUFFIX}")
     path.parent.mkdir(parents=True, exist_ok=True)
     codebook.save(path)
     return path.relative_to(own_folder().resolve()).as_posix()

@@ -9,8 +9,8 @@ import folder_paths
 
 from ..concepts.concept_file import read_header
 from ..concepts.errors import BestiaryError
+from ..concepts.file_kinds import CODEBOOK_SUFFIX, DICTIONARY_KIND
 from ..concepts.name_search import choices_text, shown_name
-from ..concepts.parts.part_dictionary import FILE_KIND as DICTIONARY_KIND
 
 FOLDER = "bestiary"
 SHIPPED = Path(__file__).parent.parent / "demo" / "concepts"
@@ -69,7 +69,7 @@ def _kind(path: Path, changed: int, size: int) -> str | None:
 
 def dictionary_names() -> list[str]:
     """Files that may be part dictionaries: not those that say they are something else of ours."""
-    names = concept_names(without=".parts.safetensors")
+    names = concept_names(without=CODEBOOK_SUFFIX)
     return [name for name in names if kind_of(name) in (DICTIONARY_KIND, None)]
 
 

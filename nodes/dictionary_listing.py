@@ -20,8 +20,9 @@ from torch import Tensor
 
 from ..concepts.concept_file import LARGEST_HEADER, Header, from_text_tensor, read_header
 from ..concepts.errors import BestiaryError
+from ..concepts.file_kinds import DICTIONARY_KIND
 from ..concepts.name_search import plain_name
-from ..concepts.parts.part_dictionary import FILE_KIND, THUMBNAIL_PREFIX
+from ..concepts.parts.part_dictionary import THUMBNAIL_PREFIX
 from ..concepts.thumbnail_atlas import ThumbnailAtlas
 
 LARGEST_TENSORS = {"names": 8 << 20, "rows": 4 << 20, "picture": 24 << 20, "index": 4 << 20, "shape": 64}
@@ -66,7 +67,7 @@ def read_tables(path: Path) -> ListedTables:
         BestiaryError: no dictionary, broken, or with tables beyond `LARGEST_TENSORS`.
     """
     header = read_header(path, LARGEST_HEADER)
-    if header.kind != FILE_KIND:
+    if header.kind != DICTIONARY_KIND:
         raise BestiaryError(f"{path.name} is {header.kind or 'of another program'}, no part dictionary")
     places = {name.removeprefix(THUMBNAIL_PREFIX): name for name in header.entries if not name.startswith("lora.")}
     tensors = {}

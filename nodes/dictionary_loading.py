@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import re
 from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING
 
 from ..concepts.errors import BestiaryError
+from ..concepts.file_kinds import CODEBOOK_SUFFIX
 from ..concepts.name_search import choices_text, shown_name
-from ..concepts.parts.dictionary_merge import merge_dictionaries
-from ..concepts.parts.part_codebook import SUFFIX as CODEBOOK_SUFFIX
-from ..concepts.parts.part_dictionary import PartDictionary
-from .clip_tokens import with_dictionary
 from .concept_folders import concept_path, dictionary_names, new_concept_path, own_folder
-from .lora_loading import apply_lora
-from .model_backbone import check_backbone
 from .socket_types import NamedDictionary
+
+if TYPE_CHECKING:
+    from ..concepts.parts.part_dictionary import PartDictionary
 
 SUFFIX = ".safetensors"
 _NAME = re.compile(r"[\w](?:[\w .-]*[\w])?")
@@ -39,6 +38,8 @@ def read_dictionary(file: str, name: str = "") -> NamedDictionary:
     Raises:
         BestiaryError: there is no such file, it is no dictionary, or the name cannot stand in a prompt.
     """
+    from ..concepts.parts.part_dictionary import PartDictionary
+
     path = check_dictionary_file(file)
     return renamed(NamedDictionary(name_of_file(file), PartDictionary.load(path)), name)
 
@@ -49,6 +50,10 @@ def teach(model: object, clip: object, named: NamedDictionary, strength: float) 
     Raises:
         BestiaryError: the dictionary was trained for another model, its LoRA reaches no layer, or its name is taken.
     """
+    from .clip_tokens import with_dictionary
+    from .lora_loading import apply_lora
+    from .model_backbone import check_backbone
+
     check_backbone(named.dictionary, named.name, model, clip)
     taught = with_dictionary(clip, named)
     if not named.dictionary.lora:
@@ -65,6 +70,8 @@ def merge(
     Raises:
         BestiaryError: they belong to different models, or the name cannot stand in a prompt.
     """
+    from ..concepts.parts.dictionary_merge import merge_dictionaries
+
     merged, _ = merge_dictionaries(first.dictionary, second.dictionary, strengths)
     joined = first.name if first.name == second.name else f"{first.name}_{second.name}"
     return renamed(NamedDictionary(joined, merged), name)

@@ -5,12 +5,15 @@ from __future__ import annotations
 import importlib.util
 import threading
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import folder_paths
 
-from ..concepts.denoiser import Denoiser
 from ..concepts.errors import BestiaryError
-from ..concepts.patch_features import DescriptorFeatures, DiffusionFeatures, DinoFeatures, FeatureSource, SourceSpec
+
+if TYPE_CHECKING:
+    from ..concepts.denoiser import Denoiser
+    from ..concepts.patch_features import FeatureSource, SourceSpec
 
 SOURCES = ("descriptor", "dinov2", "diffusion")
 """Choices of a discovery; diffusion needs a connected model."""
@@ -36,6 +39,8 @@ def open_source(spec: SourceSpec, model: Denoiser | None = None, *, allow_downlo
     settings = dict(spec)
     name = settings.pop("name", None)
     if name == "descriptor":
+        from ..concepts.patch_features import DescriptorFeatures
+
         return DescriptorFeatures(**settings)
     if name == "dinov2":
         return _dino(settings, allow_download)
@@ -73,6 +78,8 @@ def _dino(settings: SourceSpec, allow_download: bool) -> FeatureSource:
         )
     from comfy.model_management import get_torch_device
 
+    from ..concepts.patch_features import DinoFeatures
+
     key = f"{model} {size} {weights}"
     with _lock:
         # one transformer is kept: reading it takes longer than looking at a picture
@@ -96,6 +103,8 @@ def _diffusion(settings: SourceSpec, model: Denoiser | None) -> FeatureSource:
             f"this codebook reads features of a {wanted} model, the connected one is {model.backbone.name}: "
             "connect Diffusion Features of such a model"
         )
+    from ..concepts.patch_features import DiffusionFeatures
+
     # specifications are flat, so the names of blocks stand in one text
     blocks = str(settings.pop("blocks", ""))
     return DiffusionFeatures(model, blocks=blocks.split(",") if blocks else None, **settings)

@@ -16,7 +16,8 @@ from torch import Tensor
 
 from ..concepts.errors import BestiaryError
 from ..concepts.name_search import shown_name
-from .attention_record import AttentionRecord, check_layers
+from .attention_layers import check_layers
+from .attention_record import AttentionRecord
 from .attention_sampling import AttentionSampling, ModelEvaluation, TimedRegion
 from .part_regions import PartRegion, check_regions
 from .socket_types import SPANS_KEY

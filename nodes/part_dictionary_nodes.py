@@ -14,7 +14,6 @@ from .dictionary_loading import (
     save_dictionary,
     teach,
 )
-from .dictionary_report import describe_dictionary, thumbnail_sheet
 from .linked_names import check_file_input
 from .socket_types import DictionarySocket, NamedDictionary
 
@@ -175,6 +174,8 @@ class BestiaryDictionaryInfo(io.ComfyNode):
 
     @classmethod
     def execute(cls, dictionary: NamedDictionary) -> io.NodeOutput:
+        from .dictionary_report import describe_dictionary, thumbnail_sheet
+
         text = describe_dictionary(dictionary.dictionary, dictionary.name)
         sheet = thumbnail_sheet(dictionary.dictionary)
         shown = {**ui.PreviewImage(sheet, cls=cls).as_dict(), **ui.PreviewText(text).as_dict()}

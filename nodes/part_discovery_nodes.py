@@ -2,26 +2,24 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from comfy_api.latest import io, ui
 from torch import Tensor
 
-from ..concepts.denoiser import Denoiser
-from ..concepts.parts.part_codebook import SUFFIX
+from ..concepts.file_kinds import CODEBOOK_SUFFIX
 from ..concepts.square_fit import SQUARE_FITS
-from .codebook_files import load_codebook, save_codebook
 from .comfy_version import schema, socket
 from .concept_folders import concept_names, file_stamp
-from .discovery_job import DiscoveryChoice, doubts
 from .feature_choice import SOURCES, open_source
-from .found_parts import AskedDiscovery, BlockPlace, discover_once
 from .graph_progress import GraphProgress
-from .part_drawing import draw_overlays, found_overlays, kind_text
 from .part_inputs import FeaturesSocket, features_input, fit_input, segment
-from .part_mask import mask_of_parts, part_masks
 from .part_pictures import checked_fit, named_faults
-from .part_reports import codebook_text, codes_text, discovery_text
-from .part_sight import SeenParts
 from .socket_types import CodebookSocket, NamedCodebook, PartMapsSocket
+
+if TYPE_CHECKING:
+    from ..concepts.denoiser import Denoiser
+    from .part_sight import SeenParts
 
 CATEGORY = "Bestiary/discover"
 
@@ -112,6 +110,11 @@ class BestiaryDiscoverParts(io.ComfyNode):
         allow_download: list[bool] | None = None,
         edits: list[str] | None = None,
     ) -> io.NodeOutput:
+        from .discovery_job import DiscoveryChoice, doubts
+        from .found_parts import AskedDiscovery, BlockPlace, discover_once
+        from .part_drawing import found_overlays
+        from .part_reports import discovery_text
+
         with named_faults("Discover Parts"):
             area = checked_fit(fit[0] if fit else SQUARE_FITS[0])
             choice = DiscoveryChoice(num_parts[0], num_kinds[0], seed[0], flip_foreground[0], area)
@@ -189,6 +192,10 @@ class BestiarySegmentParts(io.ComfyNode):
         features: Denoiser | None = None,
         fit: str = SQUARE_FITS[0],
     ) -> io.NodeOutput:
+        from .part_drawing import draw_overlays, kind_text
+        from .part_mask import part_masks
+        from .part_reports import codes_text
+
         with named_faults("Segment Parts"):
             pictures, seen = segment(images, codebook, features, fit, GraphProgress(cls.hidden.unique_id))
         overlay = draw_overlays(pictures, seen, kind_text(codebook.codebook, seen))
@@ -236,6 +243,8 @@ class BestiaryPartMask(io.ComfyNode):
     def execute(
         cls, part_maps: SeenParts, parts: str, invert: bool = False, grow: int = 0, feather: float = 0.0
     ) -> io.NodeOutput:
+        from .part_mask import mask_of_parts
+
         with named_faults("Part Mask"):
             return io.NodeOutput(mask_of_parts(part_maps, parts, grow=grow, feather=feather, invert=invert))
 
@@ -251,7 +260,11 @@ class BestiaryLoadCodebook(io.ComfyNode):
             category=CATEGORY,
             description="Reads a codebook of parts from models/bestiary, as Save Codebook and `bestiary discover` write them.",
             inputs=[
-                io.Combo.Input("codebook_name", options=concept_names(SUFFIX), tooltip=f"A file ending in {SUFFIX}.")
+                io.Combo.Input(
+                    "codebook_name",
+                    options=concept_names(CODEBOOK_SUFFIX),
+                    tooltip=f"A file ending in {CODEBOOK_SUFFIX}.",
+                )
             ],
             outputs=[
                 CodebookSocket.Output("codebook", display_name="codebook"),
@@ -265,6 +278,9 @@ class BestiaryLoadCodebook(io.ComfyNode):
 
     @classmethod
     def execute(cls, codebook_name: str) -> io.NodeOutput:
+        from .codebook_files import load_codebook
+        from .part_reports import codebook_text
+
         with named_faults("Load Codebook"):
             loaded = load_codebook(codebook_name)
         return io.NodeOutput(loaded, codebook_text(loaded.codebook))
@@ -284,7 +300,7 @@ class BestiarySaveCodebook(io.ComfyNode):
             inputs=[
                 CodebookSocket.Input("codebook", tooltip="From Discover Parts."),
                 io.String.Input(
-                    "filename", default="my_parts", tooltip=f"Name without {SUFFIX}; may name a sub-folder."
+                    "filename", default="my_parts", tooltip=f"Name without {CODEBOOK_SUFFIX}; may name a sub-folder."
                 ),
             ],
             outputs=[io.String.Output("saved_name", display_name="saved as")],
@@ -292,6 +308,8 @@ class BestiarySaveCodebook(io.ComfyNode):
 
     @classmethod
     def execute(cls, codebook: NamedCodebook, filename: str) -> io.NodeOutput:
+        from .codebook_files import save_codebook
+
         with named_faults("Save Codebook"):
             name = save_codebook(codebook.codebook, filename)
         return io.NodeOutput(name, ui=ui.PreviewText(f"models/bestiary/{name}"))

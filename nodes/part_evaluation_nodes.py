@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from comfy_api.latest import io, ui
 from torch import Tensor
 
-from ..concepts.denoiser import Denoiser
 from ..concepts.square_fit import SQUARE_FITS
-from .asked_parts import read_asked_parts
 from .comfy_version import schema
 from .graph_progress import GraphProgress
-from .part_drawing import draw_overlays
 from .part_inputs import features_input, fit_input, segment
-from .part_judging import judged_text, score_parts, scores_text
 from .part_pictures import named_faults
 from .socket_types import ChosenParts, CodebookSocket, DictionarySocket, NamedCodebook, NamedDictionary, PartSocket
+
+if TYPE_CHECKING:
+    from ..concepts.denoiser import Denoiser
 
 
 class BestiaryEvaluateParts(io.ComfyNode):
@@ -68,6 +69,10 @@ class BestiaryEvaluateParts(io.ComfyNode):
         features: Denoiser | None = None,
         fit: str = SQUARE_FITS[0],
     ) -> io.NodeOutput:
+        from .asked_parts import read_asked_parts
+        from .part_drawing import draw_overlays
+        from .part_judging import judged_text, score_parts, scores_text
+
         owner = codebook.codebook
         with named_faults("Evaluate Parts"):
             asked = read_asked_parts(prompt, parts, dictionary, owner)

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from comfy_api.latest import io
 from torch import Tensor
 
-from ..concepts.denoiser import Denoiser
 from ..concepts.square_fit import SQUARE_FITS
 from .comfy_version import socket
-from .feature_choice import open_source
-from .graph_progress import GraphProgress
 from .part_pictures import checked_fit, checked_images
-from .part_sight import SeenParts, describe_images, see_parts
-from .socket_types import NamedCodebook
+
+if TYPE_CHECKING:
+    from ..concepts.denoiser import Denoiser
+    from .graph_progress import GraphProgress
+    from .part_sight import SeenParts
+    from .socket_types import NamedCodebook
 
 FeaturesSocket = io.Custom("BESTIARY_FEATURES")
 """A model of the graph whose activations are read: a `Denoiser`."""
@@ -48,6 +51,9 @@ def segment(
     Raises:
         BestiaryError: bad pictures, or features that are missing or not those of the codebook.
     """
+    from .feature_choice import open_source
+    from .part_sight import describe_images, see_parts
+
     # pictures are checked before a source is opened, which may take long
     area, pictures = checked_fit(fit), checked_images(images)
     source = open_source(codebook.codebook.feature_spec, features)

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from comfy_api.latest import io
 
-from ..concepts.parts.mention_writing import blend_kinds, find_kinds
-from .chosen_parts import ALL_PARTS, choose_kinds, draw_random, written_parts
 from .comfy_version import schema
 from .part_prompt_nodes import CATEGORY, part_outputs, weight_input
+from .reserved_words import ALL_PARTS
 from .socket_types import ChosenParts, DictionarySocket, NamedDictionary
 
 
@@ -46,6 +45,9 @@ class BestiaryBlendKinds(io.ComfyNode):
         amount: float,
         weight: float = 1.0,
     ) -> io.NodeOutput:
+        from ..concepts.parts.mention_writing import blend_kinds, find_kinds
+        from .chosen_parts import choose_kinds, written_parts
+
         owner = dictionary.dictionary
         number = owner.find_part(part)
         kinds = blend_kinds(find_kinds(owner, number, first_kind), find_kinds(owner, number, second_kind), amount)
@@ -101,6 +103,8 @@ class BestiaryRandomKind(io.ComfyNode):
     def execute(
         cls, dictionary: NamedDictionary, part: str, seed: int, spread: float, weight: float = 1.0
     ) -> io.NodeOutput:
+        from .chosen_parts import draw_random, written_parts
+
         drawn, extended = draw_random(dictionary, part, seed, spread, weight)
         return io.NodeOutput(drawn, written_parts(drawn), extended)
 

@@ -4,11 +4,8 @@ from __future__ import annotations
 
 from comfy_api.latest import io
 
-from ..concepts.parts.mention_writing import blend_kinds, find_kinds
-from .chosen_parts import PLACE, choose_kinds, combine_parts, fill_template, parts_by_mention, written_parts
-from .clip_tokens import dictionaries_of
 from .comfy_version import schema, socket
-from .part_encoding import encode_part_prompt, find_learned_mentions
+from .reserved_words import PARTS_PLACE
 from .socket_types import ChosenParts, DictionarySocket, NamedDictionary, PartSocket
 
 CATEGORY = "Bestiary/parts"
@@ -78,6 +75,9 @@ class BestiaryPart(io.ComfyNode):
         blend_with: str = "",
         blend_amount: float = 0.5,
     ) -> io.NodeOutput:
+        from ..concepts.parts.mention_writing import blend_kinds, find_kinds
+        from .chosen_parts import choose_kinds, written_parts
+
         owner = dictionary.dictionary
         number = owner.find_part(part)
         kinds = find_kinds(owner, number, kind)
@@ -120,6 +120,8 @@ class BestiaryCombineParts(io.ComfyNode):
     def execute(
         cls, chain: ChosenParts | None = None, allow_repeats: bool = False, **slots: ChosenParts | None
     ) -> io.NodeOutput:
+        from .chosen_parts import combine_parts, written_parts
+
         # in the order of the sockets, whatever order the graph names them in
         chosen = combine_parts([chain, *(slots[name] for name in sorted(slots))], allow_repeats=allow_repeats)
         return io.NodeOutput(chosen, written_parts(chosen))
@@ -143,11 +145,11 @@ class BestiaryPartPrompt(io.ComfyNode):
                     multiline=True,
                     # the browser's dynamic prompts would take the brackets of {parts} away
                     dynamic_prompts=False,
-                    default=f"a photo of a {PLACE}",
+                    default=f"a photo of a {PARTS_PLACE}",
                     tooltip="A prompt with parts as <head:cardinal>, <head:17> or <head:17*0.6+18*0.4>, with weights as "
-                    f"(<head:cardinal>:1.2). {PLACE} is where linked parts go; without it they come last.",
+                    f"(<head:cardinal>:1.2). {PARTS_PLACE} is where linked parts go; without it they come last.",
                 ),
-                PartSocket.Input("parts", optional=True, tooltip=f"Parts that go where the text says {PLACE}."),
+                PartSocket.Input("parts", optional=True, tooltip=f"Parts that go where the text says {PARTS_PLACE}."),
                 DictionarySocket.Input(
                     "dictionary",
                     optional=True,
@@ -165,6 +167,10 @@ class BestiaryPartPrompt(io.ComfyNode):
     def execute(
         cls, clip: object, text: str, parts: ChosenParts | None = None, dictionary: NamedDictionary | None = None
     ) -> io.NodeOutput:
+        from .chosen_parts import fill_template, parts_by_mention
+        from .clip_tokens import dictionaries_of
+        from .part_encoding import encode_part_prompt, find_learned_mentions
+
         known = dictionaries_of(clip) if clip is not None else {}
         if dictionary is not None:
             known = {**known, dictionary.name: dictionary.dictionary}

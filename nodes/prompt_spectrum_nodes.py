@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from comfy_api.latest import io, ui
 
-from ..concepts.spectrum.stage_algebra import with_soft_bounds, with_strength
-from ..concepts.spectrum.stage_claims import Reference, mix_references, shown_reference
-from ..concepts.spectrum.staged_prompt import DEFAULT_STAGES, PromptSources
-from .clip_tokens import dictionaries_of
+from ..concepts.spectrum.stage_bounds import DEFAULT_STAGES
 from .comfy_version import schema, socket
 from .concept_folders import file_stamp
 from .dictionary_loading import prompt_name
@@ -17,8 +15,10 @@ from .linked_names import check_file_input
 from .part_pictures import named_faults
 from .socket_types import DictionarySocket, NamedDictionary, NamedSpectrum, SpectrumSocket
 from .spectrum_files import check_spectrum_file, describe_spectrum, read_spectrum, spectrum_names, write_spectrum
-from .spectrum_prompts import PromptOptions, StageTiming, TypedSide, encode_typed_sides, spectra_by_name
 from .stage_ranges import CLOCKS
+
+if TYPE_CHECKING:
+    from ..concepts.spectrum.staged_prompt import PromptSources
 
 CATEGORY = "Bestiary/spectrum"
 SLOTS = 4
@@ -117,6 +117,8 @@ class BestiaryLoadSpectrum(io.ComfyNode):
 
     @classmethod
     def execute(cls, file: str, name: str = "", strength: float = 1.0, soft_boundaries: float = 0.0) -> io.NodeOutput:
+        from ..concepts.spectrum.stage_algebra import with_soft_bounds, with_strength
+
         with named_faults("Load Spectrum"):
             named = read_spectrum(file, name)
             spectrum = with_soft_bounds(with_strength(named.spectrum, strength), soft_boundaries)
@@ -194,6 +196,8 @@ class BestiarySpectrumPrompt(io.ComfyNode):
         gap_filler: bool = True,
         **slots: NamedSpectrum | None,
     ) -> io.NodeOutput:
+        from .spectrum_prompts import PromptOptions, StageTiming, TypedSide, encode_typed_sides
+
         with named_faults("Spectrum Prompt"):
             sources = _sources(clip, [slots[name] for name in sorted(slots)], dictionary)
             sides = [TypedSide(text, stage_texts), TypedSide(negative_text, negative_stage_texts)]
@@ -203,6 +207,10 @@ class BestiarySpectrumPrompt(io.ComfyNode):
 
 
 def _sources(clip: object, linked: Sequence[NamedSpectrum | None], dictionary: NamedDictionary | None) -> PromptSources:
+    from ..concepts.spectrum.staged_prompt import PromptSources
+    from .clip_tokens import dictionaries_of
+    from .spectrum_prompts import spectra_by_name
+
     parts = dictionaries_of(clip) if clip is not None else {}
     if dictionary is not None:
         parts = {**parts, dictionary.name: dictionary.dictionary}
@@ -273,6 +281,8 @@ class BestiaryMixAttributes(io.ComfyNode):
     def execute(
         cls, name: str, presets: str = "", rest: str = "neutral", soft_boundaries: float = 0.0, **slots: object
     ) -> io.NodeOutput:
+        from ..concepts.spectrum.stage_claims import Reference, mix_references, shown_reference
+
         references = {}
         for number, share in enumerate(USUAL_SHARES, start=1):
             linked = slots.get(f"reference_{number}")

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from comfy_api.latest import io, ui
 
 from ..concepts.spectrum.attribute_presets import DEFAULT_PRESETS, format_presets
-from ..concepts.spectrum.stage_bounds import StageBounds
-from ..concepts.spectrum.staged_prompt import DEFAULT_STAGES
-from .attribute_sweep import PLACE, SweepSettings, sweep_word
-from .clip_tokens import dictionaries_of
+from ..concepts.spectrum.stage_bounds import DEFAULT_STAGES, StageBounds
 from .comfy_version import schema
 from .graph_progress import GraphProgress
-from .part_encoding import Conditioning
 from .part_pictures import named_faults
 from .prompt_spectrum_nodes import (
     CATEGORY,
@@ -21,12 +19,13 @@ from .prompt_spectrum_nodes import (
     text_input,
     timing_inputs,
 )
+from .reserved_words import WORD_PLACE
 from .socket_types import NamedSpectrum, SpectrumSocket
-from .spectrum_prompts import PromptOptions, StageTiming, encode_stage_lines
-from .stage_picture import draw_schedule
 from .stage_ranges import CLOCKS, intersect_range
 from .stage_schedule import preview_schedule, sampler_names, schedule_table, scheduler_names
-from .sweep_sampling import SweepSampler, sampling_of, seeing_of, sweep_sheet
+
+if TYPE_CHECKING:
+    from .part_encoding import Conditioning
 
 SWEEP_STAGES = 8
 
@@ -78,6 +77,9 @@ class BestiaryStageText(io.ComfyNode):
         sigmas: object = None,
         gap_filler: bool = True,
     ) -> io.NodeOutput:
+        from .clip_tokens import dictionaries_of
+        from .spectrum_prompts import PromptOptions, StageTiming, encode_stage_lines
+
         options = PromptOptions(stages, presets, StageTiming(clock, model, sigmas), gap_filler)
         with named_faults("Stage Text"):
             parts = dictionaries_of(clip) if clip is not None else {}
@@ -177,6 +179,8 @@ class BestiaryStagePreview(io.ComfyNode):
         sampler: str = "euler",
         sigmas: object = None,
     ) -> io.NodeOutput:
+        from .stage_picture import draw_schedule
+
         bounds = StageBounds.equal(stages) if spectrum is None else spectrum.spectrum.bounds
         presets = DEFAULT_PRESETS if spectrum is None else spectrum.spectrum.presets
         with named_faults("Stage Preview"):
@@ -206,7 +210,7 @@ class BestiaryFindAttributeStages(io.ComfyNode):
                 io.Vae.Input("vae", tooltip="Its VAE."),
                 io.Latent.Input("latent", tooltip="Size, and number of pictures to average over; an empty latent."),
                 io.String.Input(
-                    "text", default=f"a {PLACE} bird", tooltip=f"A prompt with {PLACE} where the word goes."
+                    "text", default=f"a {WORD_PLACE} bird", tooltip=f"A prompt with {WORD_PLACE} where the word goes."
                 ),
                 io.String.Input("word", default="red", tooltip="The word whose stages are looked for."),
                 io.String.Input("otherwise", default="", tooltip="What stands there at the other stages."),
@@ -256,6 +260,9 @@ class BestiaryFindAttributeStages(io.ComfyNode):
         attribute: str = "",
         clip_vision: object = None,
     ) -> io.NodeOutput:
+        from .attribute_sweep import SweepSettings, sweep_word
+        from .sweep_sampling import SweepSampler, sampling_of, seeing_of, sweep_sheet
+
         settings = SweepSettings(text, word, otherwise, negative_text, stages, attribute)
         with named_faults("Find Attribute Stages"):
             sample = sampling_of(model, latent["samples"], SweepSampler(seed, steps, cfg, sampler, scheduler))

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from comfy_api.latest import io
 from torch import Tensor
 
-from ..concepts.parts.part_codebook import PartCodebook
-from ..concepts.parts.part_dictionary import PartDictionary
-from ..concepts.spectrum.prompt_spectrum import PromptSpectrum
+if TYPE_CHECKING:
+    from ..concepts.parts.part_codebook import PartCodebook
+    from ..concepts.parts.part_dictionary import PartDictionary
+    from ..concepts.spectrum.prompt_spectrum import PromptSpectrum
 
 DictionarySocket = io.Custom("BESTIARY_DICTIONARY")
 PartSocket = io.Custom("BESTIARY_PART")

@@ -3,24 +3,25 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ..concepts.errors import BestiaryError
+from ..concepts.file_kinds import SPECTRUM_KIND
 from ..concepts.name_search import choices_text, shown_name
 from ..concepts.spectrum.attribute_presets import format_presets, stages_text
-from ..concepts.spectrum.prompt_spectrum import PromptSpectrum
-from ..concepts.spectrum.spectrum_file import FILE_KIND, load_spectrum, save_spectrum
 from .concept_folders import concept_names, concept_path, kind_of, new_concept_path, own_folder
 from .dictionary_loading import name_of_file, prompt_name
-from .misread_embeddings import warn_of_misread
-from .model_backbone import text_widths
 from .socket_types import NamedSpectrum
+
+if TYPE_CHECKING:
+    from ..concepts.spectrum.prompt_spectrum import PromptSpectrum
 
 SUFFIX = ".safetensors"
 
 
 def spectrum_names() -> list[str]:
     """Files of models/bestiary that are prompt spectra, learned here or imported."""
-    return [name for name in concept_names(SUFFIX) if kind_of(name) == FILE_KIND]
+    return [name for name in concept_names(SUFFIX) if kind_of(name) == SPECTRUM_KIND]
 
 
 def check_spectrum_file(file: str) -> Path:
@@ -29,6 +30,8 @@ def check_spectrum_file(file: str) -> Path:
     Raises:
         BestiaryError: the name leaves the folders, no such file exists, or it is something else.
     """
+    from .misread_embeddings import warn_of_misread
+
     listed = spectrum_names()
     if file not in listed:
         known = choices_text(file, listed) or (
@@ -49,6 +52,8 @@ def read_spectrum(file: str, name: str = "") -> NamedSpectrum:
     Raises:
         BestiaryError: there is no such file, it is broken, or the name cannot stand in a prompt.
     """
+    from ..concepts.spectrum.spectrum_file import load_spectrum
+
     path = check_spectrum_file(file)
     return NamedSpectrum(prompt_name(name) if name.strip() else name_of_file(file), load_spectrum(path))
 
@@ -59,6 +64,8 @@ def write_spectrum(spectrum: PromptSpectrum, filename: str) -> str:
     Raises:
         BestiaryError: the name leaves models/bestiary, or the file cannot be written.
     """
+    from ..concepts.spectrum.spectrum_file import save_spectrum
+
     path = new_concept_path(filename)
     number, stem = 1, path.name.removesuffix(SUFFIX)
     while path.exists():
@@ -75,6 +82,8 @@ def check_spectrum_widths(name: str, spectrum: PromptSpectrum, clip: object) -> 
     Raises:
         BestiaryError: the CLIP has other text encoders, or text encoders of other widths.
     """
+    from .model_backbone import text_widths
+
     ours = {encoder: tensor.shape[-1] for encoder, tensor in spectrum.embeddings.items()}
     held = text_widths(clip)
     if ours != held:
@@ -86,6 +95,8 @@ def check_spectrum_widths(name: str, spectrum: PromptSpectrum, clip: object) -> 
 
 def describe_spectrum(named: NamedSpectrum) -> str:
     """What a spectrum is, as text: stages, vectors, words, presets, how it came about; and files beside it that mislead."""
+    from .misread_embeddings import warn_of_misread
+
     spectrum = named.spectrum
     layers = f", {spectrum.layers} cross-attention layers" if spectrum.layers else ""
     plural = "vectors" if spectrum.vectors > 1 else "vector"

@@ -6,8 +6,8 @@ from pathlib import Path
 
 from ..concepts.concept_file import LARGEST_HEADER, read_header
 from ..concepts.errors import BestiaryError
+from ..concepts.file_kinds import SPECTRUM_KIND
 from ..concepts.spectrum.attribute_presets import checked_presets
-from ..concepts.spectrum.spectrum_file import FILE_KIND
 from ..concepts.spectrum.stage_bounds import StageBounds
 
 MOST_PRESETS, MOST_RANGES = 100, 50
@@ -21,7 +21,7 @@ def list_spectrum(path: Path) -> dict[str, object]:
         BestiaryError: it is no spectrum, or its header is broken.
     """
     header = read_header(path, LARGEST_HEADER)
-    if header.kind != FILE_KIND:
+    if header.kind != SPECTRUM_KIND:
         raise BestiaryError(f"{path.name} is {header.kind or 'of another program'}, no prompt spectrum")
     try:
         bounds = StageBounds(tuple(int(edge) for edge in header.concept["edges"]))

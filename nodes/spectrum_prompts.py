@@ -17,11 +17,10 @@ from ..concepts.parts.part_prompt import PartPrompt, resolve_prompt
 from ..concepts.spectrum.attribute_presets import DEFAULT_PRESETS
 from ..concepts.spectrum.prompt_spectrum import PromptSpectrum
 from ..concepts.spectrum.stage_algebra import with_strength
-from ..concepts.spectrum.stage_bounds import StageBounds
+from ..concepts.spectrum.stage_bounds import DEFAULT_STAGES, StageBounds
 from ..concepts.spectrum.stage_claims import require_all_stages, stage_lines, typed_presets
 from ..concepts.spectrum.stage_mention import SpectrumMention, StagedMention, find_edits, find_staged_mentions
 from ..concepts.spectrum.staged_prompt import (
-    DEFAULT_STAGES,
     Override,
     PromptSources,
     resolve_staged_prompt,

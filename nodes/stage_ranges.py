@@ -15,10 +15,11 @@ from torch import Tensor
 
 from ..concepts.errors import BestiaryError
 from ..concepts.spectrum.stage_bounds import Clock, StageBounds
-from .part_encoding import Conditioning
 
 if TYPE_CHECKING:
     from comfy.model_patcher import ModelPatcher
+
+    from .part_encoding import Conditioning
 
 StageClock = Literal["timesteps", "steps"]
 CLOCKS: tuple[StageClock, ...] = ("timesteps", "steps")

@@ -13,11 +13,12 @@ from ..concepts.errors import BestiaryError
 from ..concepts.name_search import choices_text, number_ranges, shown_name
 from ..concepts.spectrum.attribute_presets import stages_text
 from ..concepts.spectrum.stage_bounds import StageBounds
-from .part_encoding import Conditioning
 from .stage_ranges import END, FILLER, START, percent_clock, percent_of_sigma
 
 if TYPE_CHECKING:
     from comfy.model_patcher import ModelPatcher
+
+    from .part_encoding import Conditioning
 
 
 @dataclass(frozen=True)

@@ -7,16 +7,16 @@ from typing import TYPE_CHECKING
 from comfy_api.latest import io, ui
 from torch import Tensor
 
-from ..concepts.patch_features import FeatureSource
 from .comfy_version import schema, socket
 from .graph_progress import GraphProgress
 from .part_inputs import features_input
 from .part_pictures import named_faults
-from .part_sight import SeenParts
 from .socket_types import CodebookSocket, DictionarySocket, NamedCodebook, PartMapsSocket, TrainingSetSocket
 from .training_runs import ANEW, resume_choices
 
 if TYPE_CHECKING:
+    from ..concepts.patch_features import FeatureSource
+    from .part_sight import SeenParts
     from .training_set import TrainingSet
 
 CATEGORY = "Bestiary/train"

@@ -19,23 +19,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..concepts.errors import BestiaryError
-from ..concepts.parts.edit_script import LONGEST_SCRIPT
 from .concept_folders import concept_names, concept_path, dictionary_names, file_stamp
-from .dictionary_listing import ThumbnailPages, list_dictionary
 from .dictionary_loading import name_of_file
-from .found_parts import DISCOVERIES, BlockPlace, describe_discovery, labels_of, picture_of
-from .run_listing import list_run, newest_run, preview_picture, preview_stamp, run_stamp
-from .spectrum_listing import list_spectrum
-from .stage_counts import count_steps, read_walk
 
 if TYPE_CHECKING:
     from aiohttp import web
+
+    from .dictionary_listing import ThumbnailPages
 
 MOST_DICTIONARIES = 2000
 """Names that one answer lists."""
 LONGEST_ADDRESS = 400
 """Characters of a name in an address."""
-_PAGES = ThumbnailPages()
 _log = logging.getLogger(__name__)
 
 Handler = Callable[["web.Request"], Awaitable["web.Response"]]
@@ -86,6 +81,8 @@ async def list_names(request: web.Request) -> web.Response:
 
 async def show_dictionary(request: web.Request) -> web.Response:
     """GET /bestiary/dictionary/NAME; see `list_dictionary`."""
+    from .dictionary_listing import list_dictionary
+
     name = request.match_info["name"]
     return await _answer(request, file_stamp(name), lambda: list_dictionary(_known(name)))
 
@@ -93,25 +90,29 @@ async def show_dictionary(request: web.Request) -> web.Response:
 async def show_thumbnails(request: web.Request) -> web.Response:
     """GET /bestiary/thumbnails/NAME?page=0: one page of thumbnails, WebP."""
     name, asked = request.match_info["name"], request.query.get("page", "0")
-    stamp = file_stamp(name)
+    stamp, pages = file_stamp(name), _pages()
 
     def page() -> bytes:
         path = _known(name)
         if not (asked.isdecimal() and len(asked) <= 6):
             raise BestiaryError(f"page {asked[:20]!r} is no number from 0 upwards")
-        return _PAGES.page(path, stamp, int(asked))
+        return pages.page(path, stamp, int(asked))
 
     return await _answer(request, f"{stamp}-{asked[:6]}" if stamp else "", page)
 
 
 async def show_spectrum(request: web.Request) -> web.Response:
     """GET /bestiary/spectrum/NAME; see `list_spectrum`."""
+    from .spectrum_listing import list_spectrum
+
     name = request.match_info["name"]
     return await _answer(request, file_stamp(name), lambda: list_spectrum(_known(name)))
 
 
 async def show_newest_run(request: web.Request) -> web.Response:
     """GET /bestiary/newest_run/NAME?kind=parts: the newest run that a training of this name made; `run` is null without one."""
+    from .run_listing import list_run, newest_run, run_stamp
+
     run = await asyncio.to_thread(newest_run, request.match_info["name"], request.query.get("kind"))
     if run is None:
         return await _answer(request, "", lambda: {"run": None})
@@ -120,12 +121,16 @@ async def show_newest_run(request: web.Request) -> web.Response:
 
 async def show_run(request: web.Request) -> web.Response:
     """GET /bestiary/run/NAME; see `list_run`."""
+    from .run_listing import list_run, run_stamp
+
     name = request.match_info["name"]
     return await _answer(request, run_stamp(name), lambda: list_run(name))
 
 
 async def show_run_picture(request: web.Request) -> web.Response:
     """GET /bestiary/run_picture/NAME?step=50&sheet=pictures: a preview, PNG."""
+    from .run_listing import preview_picture, preview_stamp
+
     name, sheet = request.match_info["name"], request.query.get("sheet", "pictures")
     asked = request.query.get("step", "")
     step = int(asked) if asked.isdecimal() and len(asked) <= 12 else None
@@ -141,17 +146,23 @@ async def show_run_picture(request: web.Request) -> web.Response:
 
 async def show_stage_steps(request: web.Request) -> web.Response:
     """GET /bestiary/stage_steps?scheduler=normal&steps=20&...: steps per stage, see `count_steps`."""
+    from .stage_counts import count_steps, read_walk
+
     return await _answer(request, "", lambda: count_steps(read_walk(dict(request.query))))
 
 
 async def show_newest_discovery(request: web.Request) -> web.Response:
     """GET /bestiary/newest_discovery/NODE?workflow=ID: key of the newest discovery of a node; null where none is kept."""
+    from .found_parts import DISCOVERIES, BlockPlace
+
     place = BlockPlace(request.query.get("workflow", ""), request.match_info["node"])
     return await _answer(request, "", lambda: {"key": DISCOVERIES.newest_of(place)})
 
 
 async def show_discovery(request: web.Request) -> web.Response:
     """GET /bestiary/discovered/KEY?edits=TEXT; see `describe_discovery`. Long edits come as `packed`, see `unpack_text`."""
+    from .found_parts import describe_discovery
+
     key, asked = request.match_info["key"], request.query.get("edits", "") + request.query.get("packed", "")
 
     def described() -> dict[str, object]:
@@ -163,11 +174,15 @@ async def show_discovery(request: web.Request) -> web.Response:
 
 async def show_discovered_picture(request: web.Request) -> web.Response:
     """GET /bestiary/discovered/KEY/picture?number=0: a picture that was looked at, WebP."""
+    from .found_parts import picture_of
+
     return await _answer(request, *_discovered(request, picture_of))
 
 
 async def show_discovered_labels(request: web.Request) -> web.Response:
     """GET /bestiary/discovered/KEY/labels?number=0: numbers of the found parts on the patch grid, PNG."""
+    from .found_parts import labels_of
+
     return await _answer(request, *_discovered(request, labels_of), "image/png")
 
 
@@ -177,6 +192,8 @@ def unpack_text(packed: str) -> str:
     Raises:
         BestiaryError: it is no such thing, or longer than edits may be.
     """
+    from ..concepts.parts.edit_script import LONGEST_SCRIPT
+
     inflate = zlib.decompressobj(-zlib.MAX_WBITS)
     try:
         # no more than the longest text is unpacked, whatever the address promises
@@ -200,7 +217,17 @@ def _discovered(request: web.Request, read: Callable[[str, int], bytes]) -> tupl
 
 def _discovery_stamp(key: str, asked: str) -> str:
     """What a key stands for never changes; empty where it is not kept."""
+    from .found_parts import DISCOVERIES
+
     return f"{key}-{hashlib.sha256(asked.encode()).hexdigest()[:16]}" if DISCOVERIES.has(key) else ""
+
+
+@functools.cache
+def _pages() -> ThumbnailPages:
+    """One for all answers, as it keeps what it has cut."""
+    from .dictionary_listing import ThumbnailPages
+
+    return ThumbnailPages()
 
 
 def _known(name: str) -> Path:

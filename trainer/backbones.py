@@ -21,6 +21,7 @@ from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokeniz
 from ..concepts.denoiser import NoiseSchedule
 from ..concepts.errors import BestiaryError
 from .diffusers_denoiser import DenoiserParts, DiffusersDenoiser
+from .hardware import cpu_has_fast_bf16
 from .model_folder import ModelFolder, read_model_folder
 from .text_conditioning import TextEncoders
 
@@ -129,14 +130,8 @@ def _auto_dtype(device: torch.device) -> torch.dtype:
     if device.type == "cuda":
         return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
     if device.type == "cpu":
-        return torch.bfloat16 if _cpu_has_fast_bf16() else torch.float32
+        return torch.bfloat16 if cpu_has_fast_bf16() else torch.float32
     return torch.float32
-
-
-def _cpu_has_fast_bf16() -> bool:
-    """AMX tiles or AVX512-BF16; False where this torch cannot say."""
-    asked = (getattr(torch.cpu, name, None) for name in ("_is_amx_tile_supported", "_is_avx512_bf16_supported"))
-    return any(ask() for ask in asked if ask is not None)
 
 
 def _load_parts(folder: ModelFolder, device: torch.device, dtype: torch.dtype) -> DenoiserParts:

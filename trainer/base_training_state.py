@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
-import platform
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -157,15 +155,3 @@ class RunLog:
         line = json.dumps({**fields, "time": time.strftime("%Y-%m-%dT%H:%M:%S")})
         with self.path.open("a", encoding="utf-8") as file:
             file.write(line + "\n")
-
-
-def hardware_in_words() -> str:
-    """What this process computes on, such as "1 thread on 2 CPU cores (x86_64) with AMX"."""
-    if torch.cuda.is_available():
-        return torch.cuda.get_device_name()
-    threads, cores = torch.get_num_threads(), os.cpu_count()
-    has_amx = getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)()
-    return (
-        f"{threads} thread{'s' * (threads > 1)} on {cores} CPU cores ({platform.machine()})"
-        f"{' with AMX' if has_amx else ''}, no GPU"
-    )

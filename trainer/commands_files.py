@@ -128,11 +128,12 @@ def export(
     """
     source = existing(concept, "file")
     from ..concepts.concept_file import read_header
-    from ..concepts.spectrum.spectrum_file import FILE_KIND, load_spectrum
+    from ..concepts.file_kinds import SPECTRUM_KIND
+    from ..concepts.spectrum.spectrum_file import load_spectrum
 
     target = out or source.with_suffix("")
     # the kind in the file's header says which of the two it is
-    if read_header(source).kind == FILE_KIND:
+    if read_header(source).kind == SPECTRUM_KIND:
         from .export_spectrum import export_spectrum
 
         written = export_spectrum(load_spectrum(source), target, source.name.split(".")[0])

@@ -17,9 +17,9 @@ from ..concepts.atomic_file import check_writable, replacing, write_bytes
 from ..concepts.errors import BestiaryError
 from ..concepts.parts.part_dictionary import PartDictionary
 from ..concepts.spectrum.prompt_spectrum import PromptSpectrum
-from ..concepts.spectrum.stage_bounds import StageBounds
+from ..concepts.spectrum.stage_bounds import DEFAULT_STAGES, StageBounds
 from ..concepts.spectrum.stage_claims import stage_lines
-from ..concepts.spectrum.staged_prompt import DEFAULT_STAGES, Override, PromptSources
+from ..concepts.spectrum.staged_prompt import Override, PromptSources
 from .backbones import load_denoiser
 from .contact_sheet import contact_sheet
 from .heat_maps import heat_map

@@ -4,7 +4,10 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
+from ..concepts.color_scale import scale_colors
+
 _STOPS = np.array([[12, 10, 30], [92, 24, 92], [200, 62, 60], [248, 160, 54], [254, 244, 190]], dtype=np.float32)
+"""From dark violet to pale yellow."""
 
 
 def heat_map(image: Image.Image, attention: Tensor, size: int = 192) -> Image.Image:
@@ -16,17 +19,8 @@ def heat_map(image: Image.Image, attention: Tensor, size: int = 192) -> Image.Im
     weight = (weight - low) / (high - low) if high > low else np.zeros_like(weight)
     coarse = Image.fromarray((weight * 255).astype(np.uint8))
     smooth = np.asarray(coarse.resize((size, size), Image.Resampling.BICUBIC), dtype=np.float32) / 255  # (S, S)
-    glow = _colored(smooth)  # (S, S, 3)
+    glow = scale_colors(smooth, _STOPS)  # (S, S, 3)
     # even where the weight is 0 a little of the dark colour is mixed in
     share = (0.25 + 0.6 * smooth)[..., None]  # (S, S, 1)
     mixed = np.asarray(picture, dtype=np.float32) * (1 - share) + glow * share
     return Image.fromarray(mixed.clip(0, 255).astype(np.uint8))
-
-
-def _colored(weight: np.ndarray) -> np.ndarray:
-    """Colours `(S, S, 3)` 0..255 of weights `(S, S)` 0..1, from dark violet to pale yellow."""
-    place = weight * (len(_STOPS) - 1)
-    # between two neighbouring colours of the scale
-    below = np.clip(place.astype(int), 0, len(_STOPS) - 2)
-    rest = (place - below)[..., None]
-    return _STOPS[below] * (1 - rest) + _STOPS[below + 1] * rest

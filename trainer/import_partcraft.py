@@ -17,10 +17,11 @@ from torch import Tensor
 
 from ..concepts.backbone import BACKBONES, get_backbone
 from ..concepts.errors import BestiaryError
+from ..concepts.file_kinds import CODEBOOK_SUFFIX
 from ..concepts.lora_names import to_kohya
 from ..concepts.parts.caption_file import parse_captions
 from ..concepts.parts.foreground import CentroidForeground
-from ..concepts.parts.part_codebook import SUFFIX, PartCodebook
+from ..concepts.parts.part_codebook import PartCodebook
 from ..concepts.parts.part_dictionary import PartDictionary
 from ..concepts.parts.part_model import CentroidParts, background_centroid
 from ..concepts.parts.token_projector import TokenProjector
@@ -108,7 +109,7 @@ def import_partcraft(
     out = out if out.suffix == ".safetensors" else out / "partcraft.safetensors"
     written = [out]
     if codebook is not None:
-        written.append(out.with_name(out.name.removesuffix(".safetensors") + SUFFIX))
+        written.append(out.with_name(out.name.removesuffix(".safetensors") + CODEBOOK_SUFFIX))
     _spare_sources(written, files)
     if codebook is not None:
         codebook.save(written[1])

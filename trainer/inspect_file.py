@@ -9,17 +9,15 @@ import torch
 from torch import Tensor
 
 from ..concepts.concept_file import Header, TensorEntry, read_header
+from ..concepts.file_kinds import CODEBOOK_KIND, DICTIONARY_KIND, SPECTRUM_KIND
 from ..concepts.lora_names import ALPHA, DOWN, kohya_name
 from ..concepts.name_search import number_ranges
-from ..concepts.parts.part_codebook import KIND as CODEBOOK_KIND
 from ..concepts.parts.part_codebook import PartCodebook
-from ..concepts.parts.part_dictionary import FILE_KIND as DICTIONARY_KIND
 from ..concepts.parts.part_dictionary import PartDictionary
 from ..concepts.parts.token_projector import infer_shape
 from ..concepts.safe_pickle import load_inert, tensors_in
 from ..concepts.spectrum.attribute_presets import stages_in_ranges, stages_text
 from ..concepts.spectrum.prompt_spectrum import PromptSpectrum
-from ..concepts.spectrum.spectrum_file import FILE_KIND as SPECTRUM_KIND
 from ..concepts.spectrum.spectrum_file import load_spectrum
 from .import_spectrum import NETI_SHELLS, PROSPECT_SHELLS
 from .partcraft_files import COARSE, holds_safetensors, read_partcraft_file

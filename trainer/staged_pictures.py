@@ -8,10 +8,11 @@ import torch
 
 from ..concepts.concept_file import read_header
 from ..concepts.errors import BestiaryError
+from ..concepts.file_kinds import SPECTRUM_KIND
 from ..concepts.name_search import choices_text, plain_name, shown_name
 from ..concepts.spectrum.attribute_presets import DEFAULT_PRESETS, Presets, parse_presets, stages_text
 from ..concepts.spectrum.prompt_spectrum import PromptSpectrum, check_spectrum_backbone
-from ..concepts.spectrum.spectrum_file import FILE_KIND, load_spectrum
+from ..concepts.spectrum.spectrum_file import load_spectrum
 from ..concepts.spectrum.stage_algebra import merge_by_attribute
 from ..concepts.spectrum.stage_bounds import StageBounds
 from ..concepts.spectrum.staged_conditioning import encode_staged
@@ -118,7 +119,7 @@ def _alike(
 
 def split_concepts(paths: Sequence[Path]) -> tuple[list[Path], list[Path]]:
     """Files of dictionaries, and files of spectra; what is neither counts as a dictionary and is refused there."""
-    spectra = [path for path in paths if read_header(path).kind == FILE_KIND]
+    spectra = [path for path in paths if read_header(path).kind == SPECTRUM_KIND]
     return [path for path in paths if path not in spectra], spectra
 
 

@@ -25,7 +25,8 @@ from ..demo.species import HELD_OUT_SPECIES, random_scene, random_species
 from .base_autoencoder import SHARD, cache_latents, draw_pictures, fit_autoencoder, latent_scale
 from .base_denoiser import LatentSet, cache_emphasis, fit_denoiser, picture_truth, sample_pictures, save_sheet
 from .base_model_parts import BaseModel, build_base_model, export_base_model
-from .base_training_state import RunLog, StagePlan, StageState, hardware_in_words
+from .base_training_state import RunLog, StagePlan, StageState
+from .hardware import cpu_has_fast_bf16, hardware_in_words
 
 logger = logging.getLogger(__name__)
 
@@ -102,7 +103,7 @@ def stage_plans(settings: TrainBaseSettings) -> tuple[StagePlan, StagePlan]:
     has_gpu = torch.cuda.is_available()
     device = torch.device(settings.device if settings.device != "auto" else "cuda" if has_gpu else "cpu")
     dtype = torch.float32 if settings.dtype == "float32" else torch.bfloat16
-    if settings.dtype == "auto" and device.type == "cpu" and not _has_fast_bfloat16():
+    if settings.dtype == "auto" and device.type == "cpu" and not cpu_has_fast_bf16():
         dtype = torch.float32
     shared = {
         "seed": settings.seed,
@@ -122,12 +123,6 @@ def stage_plans(settings: TrainBaseSettings) -> tuple[StagePlan, StagePlan]:
         **shared,
     )
     return first, second
-
-
-def _has_fast_bfloat16() -> bool:
-    """Whether this CPU multiplies bf16 matrices in hardware (AMX or AVX512-BF16)."""
-    probes = (getattr(torch.cpu, name, None) for name in ("_is_amx_tile_supported", "_is_avx512_bf16_supported"))
-    return any(probe() for probe in probes if probe is not None)
 
 
 def _claim_work_folder(settings: TrainBaseSettings, work: Path) -> None:

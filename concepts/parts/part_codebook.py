@@ -16,14 +16,13 @@ from torch import Tensor
 
 from ..concept_file import ConceptFile, read_concept_file, write_concept_file
 from ..errors import BestiaryError
+from ..file_kinds import CODEBOOK_KIND
 from ..kmeans import assign
 from ..patch_features import PatchGrid, SourceSpec
 from .foreground import CentroidForeground, Foreground, foreground_from_file
 from .part_map import ABSENT, PartMaps
 from .part_model import PartModel, part_model_from_file
 
-KIND = "parts"
-SUFFIX = ".parts.safetensors"
 _FEWEST_PATCHES = 1
 
 
@@ -198,7 +197,7 @@ class PartCodebook:
     def _header(self) -> dict[str, object]:
         # JSON has no integer keys, so kinds are numbered as text
         return {
-            "kind": KIND,
+            "kind": CODEBOOK_KIND,
             "feature_spec": self.feature_spec,
             "grid": list(self.grid),
             "part_names": list(self.part_names),
@@ -217,7 +216,7 @@ class PartCodebook:
         Raises:
             BestiaryError: the file is missing, broken, or holds something else.
         """
-        file = read_concept_file(Path(path), KIND)
+        file = read_concept_file(Path(path), CODEBOOK_KIND)
         try:
             return cls(**_fields_from_file(file))
         except (KeyError, TypeError, ValueError, AttributeError) as fault:

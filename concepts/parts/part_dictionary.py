@@ -16,10 +16,10 @@ from torch import Tensor
 from ..backbone import get_backbone
 from ..concept_file import from_text_tensor, read_concept_file, to_text_tensor, write_concept_file
 from ..errors import BestiaryError
+from ..file_kinds import DICTIONARY_KIND
 from ..name_search import choices_text, number_ranges, plain_name, shown_name
 from ..thumbnail_atlas import ThumbnailAtlas
 
-FILE_KIND = "part-dictionary"
 LORA_PREFIX = "lora."
 THUMBNAIL_PREFIX = "thumbnails."
 
@@ -206,7 +206,7 @@ class PartDictionary:
         if self.thumbnails is not None:
             tensors |= {THUMBNAIL_PREFIX + name: tensor for name, tensor in self.thumbnails.to_tensors().items()}
         metadata = {
-            "kind": FILE_KIND,
+            "kind": DICTIONARY_KIND,
             "backbone": self.backbone,
             "background": self.background,
             "id_base": self.id_base,
@@ -223,7 +223,7 @@ class PartDictionary:
         Raises:
             BestiaryError: the file is missing, broken, of another kind or contradicts itself.
         """
-        content = read_concept_file(path, FILE_KIND)
+        content = read_concept_file(path, DICTIONARY_KIND)
         try:
             return cls(**_fields(content.tensors, content.metadata))
         except BestiaryError as fault:

@@ -14,11 +14,11 @@ from torch import Tensor
 from ..backbone import get_backbone
 from ..concept_file import ConceptFile, read_concept_file, write_concept_file
 from ..errors import BestiaryError
+from ..file_kinds import SPECTRUM_KIND
 from .attribute_presets import checked_presets
 from .prompt_spectrum import PromptSpectrum
 from .stage_bounds import StageBounds
 
-FILE_KIND = "prompt-spectrum"
 STAGES_PREFIX, NEUTRAL_PREFIX, BYPASS_PREFIX = "prospect.", "neutral.", "bypass."
 LARGEST_FLOAT32 = 96 * 1024
 """Bytes of vectors beyond which a file is written in half precision, unless asked otherwise."""
@@ -50,7 +50,7 @@ def save_spectrum(spectrum: PromptSpectrum, path: Path, dtype: FileDtype = "auto
     if broken:
         raise BestiaryError(f"{broken[0]} holds values that half precision cannot: write fp32")
     metadata = {
-        "kind": FILE_KIND,
+        "kind": SPECTRUM_KIND,
         "backbone": spectrum.backbone,
         "stages": spectrum.stages,
         "edges": spectrum.bounds.edges,
@@ -69,7 +69,7 @@ def load_spectrum(path: Path) -> PromptSpectrum:
     Raises:
         BestiaryError: the file is missing, broken, of another kind or contradicts itself.
     """
-    content = read_concept_file(path, FILE_KIND)
+    content = read_concept_file(path, SPECTRUM_KIND)
     try:
         return _spectrum(content)
     except BestiaryError as fault:

@@ -20,6 +20,7 @@ TIMESTEPS = 1000
 """Timesteps of the models in use; a model that has others says so."""
 BELOW_EDGE = 0.5 + 0.01
 """Timesteps between the lowest timestep of a stage and the boundary below it."""
+DEFAULT_STAGES = 10
 MOST_STAGES = 250
 
 Clock = Literal["discrete", "continuous"]

@@ -20,10 +20,8 @@ from ..parts.part_prompt import PartPrompt, TextSegment, resolve_prompt, weigh_s
 from .attribute_presets import DEFAULT_PRESETS, Presets, select_stages
 from .prompt_spectrum import PromptSpectrum
 from .stage_algebra import with_strength
-from .stage_bounds import StageBounds
+from .stage_bounds import DEFAULT_STAGES, StageBounds
 from .stage_mention import SpectrumMention, StagedMention, StagedMentions, find_edits, find_staged_mentions, masked
-
-DEFAULT_STAGES = 10
 
 Override = str | int
 """Another prompt text for one stage, or the number (from 0) of a stage whose content stands there too."""

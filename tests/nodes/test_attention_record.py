@@ -1,4 +1,4 @@
-"""Records: one recording for each sampling, found again by its latent; steps averaged; layers chosen."""
+"""Records: one recording for each sampling, found again by its latent; steps averaged."""
 
 import copy
 
@@ -12,8 +12,6 @@ from bestiary.nodes.attention_record import (
     RecordedPart,
     RecordedSampling,
     Recording,
-    check_layers,
-    chosen_factors,
     signature_of,
 )
 
@@ -138,37 +136,6 @@ def test_signatures_do_not_depend_on_layout_or_dtype():
     assert torch.equal(signature_of(latent().to(torch.float64)), signature_of(latent()))
     assert torch.equal(signature_of(latent().transpose(2, 3).contiguous().transpose(2, 3)), signature_of(latent()))
     assert signature_of(torch.zeros(2, 4, 9, 7)).shape == (1, 8, 8, 8)
-
-
-@pytest.mark.parametrize(
-    ("latent_size", "available", "factor"),
-    [
-        ((64, 64), {1, 2, 4, 8}, 4),
-        ((56, 88), {1, 2, 4, 8}, 4),
-        ((32, 32), {1, 2, 4, 8}, 2),
-        ((16, 16), {1, 2, 4}, 1),
-        ((128, 128), {2, 4}, 4),
-        ((16, 16), {2, 4}, 2),
-        ((192, 192), {1, 2, 4, 8}, 4),
-        ((64, 64), {2, 8}, 2),
-    ],
-)
-def test_auto_takes_the_grid_at_which_parts_are_trained(latent_size, available, factor):
-    assert chosen_factors("auto", latent_size, frozenset(available)) == {factor}
-
-
-def test_layers_by_name():
-    available = frozenset({1, 2, 4})
-    assert chosen_factors("all", (64, 64), available) == available
-    assert chosen_factors("half", (64, 64), available) == {2}
-
-
-@pytest.mark.parametrize("layers", ["eighth", "../../evil"])
-def test_layers_that_are_not_there_are_told(layers):
-    with pytest.raises(
-        BestiaryError, match=f"no cross-attention at layers '{layers}'; choose auto, all, half, quarter"
-    ):
-        check_layers(layers, frozenset({2, 4}))
 
 
 def test_titles_tell_the_negative_prompt():

@@ -7,6 +7,7 @@ from pathlib import Path
 import folder_paths
 import pytest
 import torch
+from bestiary.concepts import patch_features
 from bestiary.concepts.errors import BestiaryError
 from bestiary.concepts.patch_features import DescriptorFeatures
 from bestiary.nodes import feature_choice
@@ -47,7 +48,7 @@ def test_without_timm_the_command_is_told(monkeypatch):
 
 
 def test_without_weights_their_place_is_told_and_nothing_is_fetched(monkeypatch, tmp_path):
-    monkeypatch.setattr(feature_choice, "DinoFeatures", pytest.fail)
+    monkeypatch.setattr(patch_features, "DinoFeatures", pytest.fail)
     with pytest.raises(BestiaryError) as fault:
         open_source({"name": "dinov2"})
     place = tmp_path / "models" / "dinov2" / "vit_base_patch14_dinov2.lvd142m.safetensors"
@@ -69,7 +70,7 @@ class FakeDino:
 
 @pytest.fixture
 def fake_dino(monkeypatch) -> type[FakeDino]:
-    monkeypatch.setattr(feature_choice, "DinoFeatures", FakeDino)
+    monkeypatch.setattr(patch_features, "DinoFeatures", FakeDino)
     monkeypatch.setattr(FakeDino, "built", [])
     return FakeDino
 

@@ -3,7 +3,8 @@
 import pytest
 from bestiary.concepts.concept_file import write_concept_file
 from bestiary.concepts.errors import BestiaryError
-from bestiary.concepts.spectrum.spectrum_file import FILE_KIND, load_spectrum
+from bestiary.concepts.file_kinds import SPECTRUM_KIND
+from bestiary.concepts.spectrum.spectrum_file import load_spectrum
 from bestiary.nodes.concept_folders import SHIPPED
 from bestiary.nodes.spectrum_listing import MOST_PRESETS, list_spectrum
 
@@ -19,7 +20,7 @@ def test_stages_and_attributes_are_those_of_the_file(path):
 
 def made(tmp_path, **metadata):
     path = tmp_path / "made.safetensors"
-    write_concept_file(path, {}, {"kind": FILE_KIND, "edges": [1000, 300, 0], **metadata})
+    write_concept_file(path, {}, {"kind": SPECTRUM_KIND, "edges": [1000, 300, 0], **metadata})
     return path
 
 

@@ -10,6 +10,28 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent.parent
+NEEDED_TO_RUN = {
+    *("concepts.attention_maps", "concepts.color_scale", "concepts.lora_names", "concepts.lora_sum"),
+    *("concepts.parts.dictionary_merge", "concepts.parts.mention_writing", "concepts.parts.new_kinds"),
+    *("concepts.parts.part_attention_patch", "concepts.parts.part_mention", "concepts.parts.part_metrics"),
+    *("concepts.parts.part_prompt", "concepts.spectrum.stage_algebra", "concepts.spectrum.stage_claims"),
+    *("concepts.spectrum.stage_mention", "concepts.spectrum.staged_prompt", "concepts.token_insertion"),
+    *("nodes.asked_parts", "nodes.part_judging", "nodes.chosen_parts", "nodes.part_encoding", "nodes.clip_tokens"),
+    *("nodes.lora_loading", "nodes.dictionary_report", "nodes.attention_record", "nodes.attention_sampling"),
+    *("nodes.attention_sheet", "nodes.attention_view", "nodes.attention_pictures", "nodes.model_patching"),
+    *("nodes.part_regions", "nodes.spectrum_prompts", "nodes.staged_encoding", "nodes.batched_encoding"),
+    *("nodes.layer_prompts", "nodes.stage_picture", "nodes.attribute_sweep", "nodes.sweep_sampling"),
+    *("concepts.backbone", "concepts.denoiser", "concepts.kmeans", "concepts.patch_features", "concepts.safe_pickle"),
+    *("concepts.thumbnail_atlas", "concepts.parts.part_codebook", "concepts.parts.part_dictionary"),
+    *("concepts.parts.part_discovery", "concepts.parts.part_overlay", "concepts.parts.codebook_edits"),
+    *("concepts.spectrum.prompt_spectrum", "concepts.spectrum.spectrum_file", "nodes.codebook_files"),
+    *("nodes.discovery_job", "nodes.found_parts", "nodes.part_drawing", "nodes.part_mask", "nodes.part_reports"),
+    *("nodes.part_sight", "nodes.misread_embeddings", "nodes.model_backbone", "nodes.picture_encoding"),
+    *("nodes.dictionary_listing", "nodes.run_listing", "nodes.spectrum_listing", "nodes.stage_counts"),
+    *("nodes.training_curves",),
+    *("nodes.comfy_denoiser", "nodes.demo_model", "nodes.training_set", "nodes.training_job", "nodes.spectrum_job"),
+}
+"""Modules of ours that no schema shows: they come in with the first node, or answer to a browser, that needs them."""
 
 
 def benchmark() -> object:
@@ -33,6 +55,19 @@ def test_the_pack_loads_with_all_its_nodes(started):
 
     assert started["nodes"] == len(NODES)
     assert any(name.endswith(".nodes.registration") for name in started["modules"])
+
+
+def test_what_only_running_nodes_need_waits_for_them(started):
+    assert sorted(benchmark().own_modules(started["modules"]) & NEEDED_TO_RUN) == []
+
+
+def test_neither_trainer_nor_drawn_world_comes_in(started):
+    packages = {name.split(".")[0] for name in benchmark().own_modules(started["modules"])}
+    assert packages == {"concepts", "nodes"}
+
+
+def test_what_shall_wait_is_there_at_all():
+    assert [name for name in sorted(NEEDED_TO_RUN) if not (ROOT / f"{name.replace('.', '/')}.py").is_file()] == []
 
 
 def test_no_heavy_library_comes_in(started):

@@ -15,8 +15,9 @@ import numpy as np
 import pytest
 import torch
 from bestiary.concepts.concept_file import write_concept_file
+from bestiary.concepts.file_kinds import SPECTRUM_KIND
 from bestiary.concepts.spectrum.prompt_spectrum import PromptSpectrum
-from bestiary.concepts.spectrum.spectrum_file import FILE_KIND, load_spectrum, save_spectrum
+from bestiary.concepts.spectrum.spectrum_file import load_spectrum, save_spectrum
 from bestiary.concepts.spectrum.stage_bounds import StageBounds
 from bestiary.trainer.__main__ import main
 from PIL import Image
@@ -105,7 +106,7 @@ def test_files_of_another_width(fault, corgi, tmp_path, tiny_folder) -> None:
 def test_files_whose_stages_overlap_or_are_missing(fault, tmp_path, edges, message) -> None:
     path = tmp_path / "broken.safetensors"
     tensors = {"clip_l": torch.zeros(1, 32), "prospect.clip_l": torch.zeros(3, 1, 32)}
-    write_concept_file(path, tensors, {"kind": FILE_KIND, "backbone": "bestiary-demo", "edges": edges})
+    write_concept_file(path, tensors, {"kind": SPECTRUM_KIND, "backbone": "bestiary-demo", "edges": edges})
     for command in (["compose", path, "a <broken>"], ["export", path, "--out", tmp_path / "out"]):
         line = fault(*command)
         assert message in line and str(path) in line

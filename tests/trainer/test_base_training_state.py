@@ -9,7 +9,6 @@ from bestiary.trainer.base_training_state import (
     RunLog,
     StagePlan,
     StageState,
-    hardware_in_words,
     rate_share,
     step_generator,
 )
@@ -93,12 +92,3 @@ def test_log_lines_are_json(tmp_path):
     log.write(stage="a", step=2)
     lines = [json.loads(line) for line in (tmp_path / "deep" / "log.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == [1, 2] and "time" in lines[0]
-
-
-def test_the_machine_is_named_by_threads_and_cores(monkeypatch):
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: True, raising=False)
-    monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
-    monkeypatch.setattr("os.cpu_count", lambda: 6)
-    assert hardware_in_words().startswith("1 thread on 6 CPU cores (")
-    assert hardware_in_words().endswith(") with AMX, no GPU")

@@ -8,8 +8,9 @@ import torch
 import torch.nn.functional as F
 from bestiary.concepts.concept_file import write_concept_file
 from bestiary.concepts.errors import BestiaryError
+from bestiary.concepts.file_kinds import CODEBOOK_KIND
 from bestiary.concepts.parts.foreground import CentroidForeground
-from bestiary.concepts.parts.part_codebook import KIND, FeatureSpace, PartCodebook
+from bestiary.concepts.parts.part_codebook import FeatureSpace, PartCodebook
 from bestiary.concepts.parts.part_map import ABSENT
 from bestiary.concepts.parts.part_model import CentroidParts
 from bestiary.concepts.patch_features import PatchGrid
@@ -147,7 +148,7 @@ def test_tensors_take_half_the_room_where_nothing_is_lost(tmp_path: Path) -> Non
 
 def test_incomplete_and_other_files_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "c.parts.safetensors"
-    write_concept_file(path, {"kinds.0": torch.zeros(2, 2)}, {"kind": KIND, "width": 4})
+    write_concept_file(path, {"kinds.0": torch.zeros(2, 2)}, {"kind": CODEBOOK_KIND, "width": 4})
     with pytest.raises(
         BestiaryError, match=r"c.parts.safetensors is not a complete part codebook \(.*\): discover the parts"
     ):

@@ -8,8 +8,9 @@ import pytest
 import torch
 from bestiary.concepts.concept_file import read_header, write_concept_file
 from bestiary.concepts.errors import BestiaryError
+from bestiary.concepts.file_kinds import SPECTRUM_KIND
 from bestiary.concepts.spectrum.prompt_spectrum import PromptSpectrum
-from bestiary.concepts.spectrum.spectrum_file import FILE_KIND, load_spectrum, save_spectrum
+from bestiary.concepts.spectrum.spectrum_file import load_spectrum, save_spectrum
 from bestiary.concepts.spectrum.stage_bounds import StageBounds
 from safetensors.torch import load_file
 
@@ -52,7 +53,7 @@ def test_the_file_is_a_plain_embedding_to_others(make_spectrum: Make, tmp_path: 
     assert torch.allclose(content["clip_g"], spectrum.mean_embedding()["clip_g"])
     # loaders that take whatever comes first get the same
     assert next(iter(read_header(tmp_path / "s.safetensors").entries)) == "clip_g"
-    assert read_header(tmp_path / "s.safetensors").kind == FILE_KIND
+    assert read_header(tmp_path / "s.safetensors").kind == SPECTRUM_KIND
 
 
 def test_a_concept_of_ten_stages_stays_below_100_kb(make_spectrum: Make, tmp_path: Path) -> None:
@@ -73,7 +74,7 @@ def test_values_beyond_half_precision_are_refused(make_spectrum: Make, tmp_path:
 
 def _write(path: Path, **changes: object) -> None:
     tensors = {"clip_l": torch.zeros(1, 768), "prospect.clip_l": torch.zeros(10, 1, 768)}
-    metadata = {"kind": FILE_KIND, "backbone": "sd15", "edges": list(range(1000, -1, -100))}
+    metadata = {"kind": SPECTRUM_KIND, "backbone": "sd15", "edges": list(range(1000, -1, -100))}
     tensors |= changes.pop("tensors", {})
     write_concept_file(path, {n: t for n, t in tensors.items() if t is not None}, metadata | changes)
 
