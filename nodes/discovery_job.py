@@ -49,6 +49,8 @@ class FoundParts:
     """One per entry."""
     means: PartMeans | None = field(default=None, repr=False)
     """Of the parts in all pictures: what kinds of joined parts are fitted from."""
+    origin: object = field(default=None, repr=False)
+    """What these parts were made from, kept as long as they are."""
 
 
 def find_parts(

@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import hashlib
 import io
-import itertools
+import secrets
+import sys
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from weakref import WeakKeyDictionary
+from weakref import WeakKeyDictionary, WeakValueDictionary
 
 import numpy as np
 import torch
@@ -30,7 +31,7 @@ from .part_pictures import as_squares
 from .picture_encoding import checked_entries
 
 MOST_KEPT = 2
-"""Discoveries in memory."""
+"""Discoveries in memory that nothing else holds."""
 MOST_SHOWN = 64
 """Pictures that an editor is given."""
 EDGE = 256
@@ -52,18 +53,26 @@ class BlockPlace:
     workflow: str = ""
     """The workflow's own identifier, empty where it has none."""
     node: str = ""
-    """Number of the node, after those of the blocks around it: `12:5`."""
+    """Number of the node, after those of the blocks around it: `12:5`; `:5` where these are not known."""
+    client: str = ""
+    """The page, or program, that asked."""
 
     @classmethod
     def of(cls, node: object, png_info: object) -> BlockPlace | None:
-        """The place of a node with this number in a graph that came with this information for saved pictures."""
+        """The place of a node with this number in a graph that came with this information for saved pictures; None outside
+        of graphs."""
+        if node is None:
+            return None
         workflow = png_info.get("workflow") if isinstance(png_info, dict) else None
         identifier = workflow.get("id") if isinstance(workflow, dict) else None
-        return None if node is None else cls(str(identifier or "")[:LONGEST_PLACE], str(node)[:LONGEST_PLACE])
+        server = getattr(sys.modules.get("server"), "PromptServer", None)
+        client = getattr(getattr(server, "instance", None), "client_id", None)
+        return cls(*(str(name or "")[:LONGEST_PLACE] for name in (identifier, node, client)))
 
     def holds(self, other: BlockPlace) -> bool:
-        """Whether `other`, which may lack the numbers of the blocks around it, names this place."""
-        return self.workflow == other.workflow and (self.node == other.node or self.node.endswith(f":{other.node}"))
+        """Whether `other` names this place, for whatever page."""
+        inner = other.node.startswith(":") and self.node.endswith(other.node)
+        return self.workflow == other.workflow and (inner or self.node == other.node)
 
 
 class KeptDiscovery:
@@ -92,18 +101,18 @@ class KeptDiscovery:
             return self._history.after(text)
 
     def found_parts(self, images: list[Tensor], text: str) -> FoundParts:
-        """What a node gives: the edited parts of these images `(B, H, W, 3)`."""
+        """What a node gives: the edited parts of these images `(B, H, W, 3)`. It holds this discovery."""
         edited = self.edited(text)
-        return FoundParts(
-            edited.codebook, images, seen_by_entry(edited.codebook, edited.maps, self._entries, self._choice.fit)
-        )
+        seen = seen_by_entry(edited.codebook, edited.maps, self._entries, self._choice.fit)
+        return FoundParts(edited.codebook, images, seen, origin=self)
 
 
 class Discoveries:
-    """The newest few, by key; safe to ask from several threads."""
+    """The newest few, by key, and all that something else still holds; safe to ask from several threads."""
 
     def __init__(self) -> None:
         """Empty."""
+        self._all: WeakValueDictionary[str, KeptDiscovery] = WeakValueDictionary()
         self._kept: OrderedDict[str, KeptDiscovery] = OrderedDict()
         self._newest: OrderedDict[BlockPlace, str] = OrderedDict()
         self._lock = threading.Lock()
@@ -111,24 +120,28 @@ class Discoveries:
     def take(self, key: str, place: BlockPlace | None, find: Callable[[], KeptDiscovery]) -> KeptDiscovery:
         """The discovery of this key, found now if it is not kept; it is then the newest of its place."""
         with self._lock:
-            kept = self._kept.get(key)
+            kept = self._all.get(key)
         kept = kept or find()
         with self._lock:
+            self._all[key] = kept
             _put(self._kept, key, kept, MOST_KEPT)
             if place is not None:
                 _put(self._newest, place, key, MOST_BLOCKS)
         return kept
 
     def newest_of(self, place: BlockPlace) -> str | None:
-        """Key of the newest discovery of a place, None where none is kept."""
+        """Key of the newest discovery of a place, its own page's before those of others; None where none is kept."""
         with self._lock:
-            keys = (key for known, key in reversed(self._newest.items()) if known.holds(place))
-            return next((key for key in keys if key in self._kept), None)
+            there = [
+                (known, key) for known, key in reversed(self._newest.items()) if known.holds(place) and key in self._all
+            ]
+        there.sort(key=lambda entry: entry[0].client != place.client)  # stable: newest first
+        return there[0][1] if there else None
 
     def has(self, key: str) -> bool:
         """Whether a discovery is kept."""
         with self._lock:
-            return key in self._kept
+            return key in self._all
 
     def get(self, key: str) -> KeptDiscovery:
         """A kept discovery.
@@ -137,15 +150,14 @@ class Discoveries:
             DiscoveryGone: it is not kept any more.
         """
         with self._lock:
-            kept = self._kept.get(key)
+            kept = self._all.get(key)
         if kept is None:
             raise DiscoveryGone("this discovery is no longer in memory: run the graph again")
         return kept
 
 
 DISCOVERIES = Discoveries()
-_numbers: WeakKeyDictionary[object, int] = WeakKeyDictionary()
-_next_number = itertools.count(1)
+_numbers: WeakKeyDictionary[object, str] = WeakKeyDictionary()
 
 
 @dataclass(frozen=True)
@@ -163,7 +175,7 @@ class AskedDiscovery:
 
     def key(self) -> str:
         """Sixteen hex digits of all of it."""
-        model = 0 if self.model is None else _numbers.setdefault(self.model, next(_next_number))
+        model = None if self.model is None else _numbers.setdefault(self.model, secrets.token_hex(8))
         digest = hashlib.sha256(f"{self.source.spec!r} {self.choice!r} {model} {self.masks is None}".encode())
         for tensor in (*self.images, *(self.masks or ())):
             digest.update(str(tuple(tensor.shape)).encode())
@@ -208,7 +220,7 @@ def describe_discovery(key: str, text: str) -> dict[str, object]:
     try:
         edited = kept.edited(text)
     except EditFault as told:
-        edited, fault = told.done, {"line": told.line, "text": str(told)}
+        edited, fault = told.done, {"line": told.line, "text": str(told), "cause": told.cause}
     shown = len(kept.squares)
     return {
         "key": key,

@@ -37,6 +37,8 @@ class BestiaryDiscoverParts(io.ComfyNode):
             "Give some dozens of pictures of one sort of thing, for example birds.",
             search_aliases=["segment", "cluster", "unsupervised", "dino"],
             is_input_list=True,
+            # so that it can be run alone, to be looked at and edited, and tells the page its key each time
+            is_output_node=True,
             inputs=[
                 io.Image.Input(
                     "images", tooltip="Pictures of one sort of thing: a batch, or a list of different sizes."
@@ -123,10 +125,11 @@ class BestiaryDiscoverParts(io.ComfyNode):
             source = open_source({"name": feature_source[0]}, connected, allow_download=allowed)
             asked = AskedDiscovery(images, foreground, source, choice, connected)
             place = BlockPlace.of(cls.hidden.unique_id, cls.hidden.extra_pnginfo)
-            found, key = discover_once(asked, edits[0] if edits else "", place)
+            text = edits[0] if edits else ""
+            found, key = discover_once(asked, text, place)
         report = discovery_text(found.codebook, found.seen, doubts(found.codebook))
-        codebook = NamedCodebook("discovered", found.codebook)
-        shown = {**ui.PreviewText(report).as_dict(), "bestiary_discovered": ({"key": key},)}
+        codebook = NamedCodebook("discovered", found.codebook, found.origin)
+        shown = {**ui.PreviewText(report).as_dict(), "bestiary_discovered": ({"key": key, "edits": text},)}
         return io.NodeOutput(codebook, found.seen, found_overlays(found), report, ui=shown)
 
 

@@ -66,6 +66,8 @@ class NamedCodebook:
 
     name: str
     codebook: PartCodebook = field(repr=False)
+    origin: object = field(default=None, repr=False)
+    """The discovery behind it, kept as long as a graph keeps this; None for a file's."""
 
 
 SPANS_KEY = "bestiary_parts"

@@ -13,6 +13,7 @@ import binascii
 import functools
 import hashlib
 import logging
+import secrets
 import zlib
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -31,6 +32,8 @@ MOST_DICTIONARIES = 2000
 """Names that one answer lists."""
 LONGEST_ADDRESS = 400
 """Characters of a name in an address."""
+_STARTED = secrets.token_hex(4)
+"""Tells what this server said from what one before it said."""
 _log = logging.getLogger(__name__)
 
 Handler = Callable[["web.Request"], Awaitable["web.Response"]]
@@ -152,10 +155,10 @@ async def show_stage_steps(request: web.Request) -> web.Response:
 
 
 async def show_newest_discovery(request: web.Request) -> web.Response:
-    """GET /bestiary/newest_discovery/NODE?workflow=ID: key of the newest discovery of a node; null where none is kept."""
+    """GET /bestiary/newest_discovery/NODE?workflow=ID&client=ID: key of a node's newest discovery; null where none is kept."""
     from .found_parts import DISCOVERIES, BlockPlace
 
-    place = BlockPlace(request.query.get("workflow", ""), request.match_info["node"])
+    place = BlockPlace(request.query.get("workflow", ""), request.match_info["node"], request.query.get("client", ""))
     return await _answer(request, "", lambda: {"key": DISCOVERIES.newest_of(place)})
 
 
@@ -216,10 +219,10 @@ def _discovered(request: web.Request, read: Callable[[str, int], bytes]) -> tupl
 
 
 def _discovery_stamp(key: str, asked: str) -> str:
-    """What a key stands for never changes; empty where it is not kept."""
+    """What a key stands for never changes while the server runs; empty where it is not kept."""
     from .found_parts import DISCOVERIES
 
-    return f"{key}-{hashlib.sha256(asked.encode()).hexdigest()[:16]}" if DISCOVERIES.has(key) else ""
+    return f"{_STARTED}-{key}-{hashlib.sha256(asked.encode()).hexdigest()[:16]}" if DISCOVERIES.has(key) else ""
 
 
 @functools.cache

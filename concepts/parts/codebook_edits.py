@@ -11,10 +11,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..errors import BestiaryError
+from ..name_search import shown_name
 from .part_codebook import PartCodebook
 from .part_map import ABSENT, PartMaps
 
 _FORBIDDEN = set("<>:,*()|\n\t")
+_LONGEST_NAME = 80
 
 
 @dataclass(frozen=True)
@@ -206,10 +208,14 @@ def _renumber(codes: Tensor, kinds: tuple[int, ...]) -> Tensor:
 
 def _checked(name: str) -> str:
     text = " ".join(name.split())
-    if not text or text.isdigit() or _FORBIDDEN & set(text):
+    # unprintable ones are invisible or turn the text around them
+    if not text or text.isdigit() or _FORBIDDEN & set(text) or not text.isprintable():
         raise BestiaryError(
-            f"{name!r} cannot be a name in a prompt: use words, without < > : , * ( ) | and not just a number"
+            f"{shown_name(name)} cannot be a name in a prompt: use words, without < > : , * ( ) | or invisible signs, and not "
+            "just a number"
         )
+    if len(text) > _LONGEST_NAME:
+        raise BestiaryError(f"a name of {len(text)} characters: at most {_LONGEST_NAME} are read")
     return text
 
 

@@ -30,7 +30,7 @@ class EditFault(BestiaryError):
     def __init__(self, line: int, text: str, cause: str, done: "EditedParts") -> None:
         """`line` counts from 1; `done` is what the lines before it gave."""
         super().__init__(f"edits, line {line} ({shown_name(text)}): {cause}")
-        self.line, self.done = line, done
+        self.line, self.cause, self.done = line, cause, done
 
 
 @dataclass(frozen=True)

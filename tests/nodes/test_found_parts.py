@@ -3,9 +3,11 @@
 import base64
 import gc
 import io
+import sys
 import weakref
 import zlib
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -27,6 +29,7 @@ from bestiary.nodes.found_parts import (
     labels_of,
     picture_of,
 )
+from bestiary.nodes.socket_types import NamedCodebook
 from PIL import Image
 
 CHOICE = DiscoveryChoice(num_parts=2, num_kinds=2, seed=4)
@@ -146,9 +149,43 @@ def test_a_block_is_known_by_its_workflow_and_number(drawn_images):
     first = discover_once(asked(drawn_images), "", HERE)[1]
     other = discover_once(asked(drawn_images, choice=replace(CHOICE, seed=1)), "", BlockPlace("another", "7"))[1]
     newest = found_parts.DISCOVERIES.newest_of
-    assert newest(HERE) == first == newest(BlockPlace("a workflow", "7"))
+    assert newest(HERE) == first == newest(BlockPlace("a workflow", ":7"))
     assert newest(BlockPlace("another", "7")) == other
-    assert [newest(BlockPlace(*place)) for place in (("a workflow", "2"), ("", "7"), ("another", "12:7"))] == [None] * 3
+    strangers = [("a workflow", "2"), ("a workflow", "7"), ("", "7"), ("another", "12:7"), ("another", ":7")]
+    strangers += [("a workflow", ":2")]
+    assert [newest(BlockPlace(*place)) for place in strangers] == [None] * len(strangers)
+
+
+def test_a_page_finds_its_own_discovery_before_those_of_others(drawn_images):
+    pages = [BlockPlace("a workflow", "7", client) for client in ("one page", "another")]
+    first = discover_once(asked(drawn_images), "", pages[0])[1]
+    second = discover_once(asked(drawn_images, choice=replace(CHOICE, seed=1)), "", pages[1])[1]
+    newest = found_parts.DISCOVERIES.newest_of
+    assert [newest(page) for page in pages] == [first, second]
+    assert newest(BlockPlace("a workflow", "7", "a third")) == second
+
+
+def test_what_a_graph_still_holds_is_not_forgotten(drawn_images, runs):
+    held, key = discover_once(asked(drawn_images), "", HERE)
+    named = NamedCodebook("discovered", held.codebook, held.origin)
+    del held
+    for seed in range(1, 4):
+        discover_once(asked(drawn_images, choice=replace(CHOICE, seed=seed)), "", BlockPlace("a workflow", f"{seed}"))
+    gc.collect()
+    assert found_parts.DISCOVERIES.newest_of(HERE) == key and describe_discovery(key, "")["fault"] is None
+    assert discover_once(asked(drawn_images), "", HERE)[1] == key and len(runs) == 4
+    for seed in range(5, 7):
+        discover_once(asked(drawn_images, choice=replace(CHOICE, seed=seed)), "", None)
+    assert named.origin is not None
+    del named
+    gc.collect()
+    assert not found_parts.DISCOVERIES.has(key)
+
+
+def test_a_place_names_the_page_that_asked(monkeypatch):
+    server = SimpleNamespace(PromptServer=SimpleNamespace(instance=SimpleNamespace(client_id="a page")))
+    monkeypatch.setitem(sys.modules, "server", server)
+    assert BlockPlace.of("7", None) == BlockPlace("", "7", "a page")
 
 
 @pytest.mark.parametrize(
@@ -162,7 +199,8 @@ def test_a_block_is_known_by_its_workflow_and_number(drawn_images):
         (None, {"workflow": {"id": "a workflow"}}, None),
     ],
 )
-def test_a_place_is_read_from_what_comes_with_a_graph(node, png_info, place):
+def test_a_place_is_read_from_what_comes_with_a_graph(monkeypatch, node, png_info, place):
+    monkeypatch.setitem(sys.modules, "server", None)
     assert BlockPlace.of(node, png_info) == place
 
 
@@ -197,6 +235,7 @@ def test_a_faulty_line_is_told_beside_what_the_lines_before_gave(drawn_images):
     found, key = discover_once(asked(drawn_images), "", HERE)
     facts = describe_discovery(key, f"rename {found.codebook.part_names[0]}, beak\ndrop nothing at all")
     assert facts["fault"]["line"] == 2 and "nothing at all" in facts["fault"]["text"]
+    assert facts["fault"]["text"].endswith(facts["fault"]["cause"]) and "line 2" not in facts["fault"]["cause"]
     assert facts["edited"][0]["name"] == "beak"
 
 
@@ -232,11 +271,16 @@ def shown(server) -> dict:
 
 
 def test_a_graph_shows_its_discovery_to_the_browser(server, shown):
-    assert server.get("/bestiary/newest_discovery/found").json() == {"key": shown["key"]}
-    assert server.get("/bestiary/newest_discovery/found?workflow=another").json() == {"key": None}
+    place = "/bestiary/newest_discovery/found?client=tests"
+    assert server.get(place).json() == {"key": shown["key"]} and shown["edits"] == ""
+    for stranger in (f"{place}&workflow=another", "/bestiary/newest_discovery/7"):
+        assert server.get(stranger).json() == {"key": None}
     name = server.get(f"/bestiary/discovered/{shown['key']}").json()["edited"][0]["name"]
     edited = server.run(graph(f"rename {name}, beak"))
-    assert edited["found"]["bestiary_discovered"] == [shown] and "beak" in edited["report"]["text"][0]
+    assert (
+        edited["found"]["bestiary_discovered"] == [{**shown, "edits": f"rename {name}, beak"}]
+        and "beak" in edited["report"]["text"][0]
+    )
     assert "edits, line 1 ('drop <b>nothing</b>')" in server.fail(graph("drop <b>nothing</b>"))
 
 
@@ -285,7 +329,7 @@ def test_edits_of_other_pictures_are_told_where_they_do_not_fit(server, shown):
     said = server.fail(made)
     assert "edits, line 2 ('drop part that is not here')" in said
     # they were found all the same, and can be looked at
-    newer = server.get("/bestiary/newest_discovery/found").json()["key"]
+    newer = server.get("/bestiary/newest_discovery/found?client=tests").json()["key"]
     assert newer != shown["key"] and server.get(f"/bestiary/discovered/{newer}/picture?number=0").status_code == 200
 
 

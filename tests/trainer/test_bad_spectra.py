@@ -259,7 +259,7 @@ def test_a_killed_training_goes_on_bit_for_bit(train, picture, tmp_path, paramet
         from bestiary.trainer.__main__ import main
         main({command!r})
     """
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}
     child = subprocess.run(
         [sys.executable, "-c", textwrap.dedent(program)], capture_output=True, text=True, env=environment
     )

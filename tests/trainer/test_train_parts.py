@@ -112,7 +112,7 @@ def test_a_killed_training_goes_on_bit_for_bit(settings_for, tmp_path) -> None:
         settings = TrainPartsSettings.model_validate_json({settings.model_dump_json()!r})
         train_parts(settings, on_progress=lambda done, total: done == 3 and os.kill(os.getpid(), signal.SIGKILL))
     """
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}
     child = subprocess.run(
         [sys.executable, "-c", textwrap.dedent(program)], capture_output=True, text=True, env=environment
     )

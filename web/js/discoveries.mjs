@@ -6,6 +6,7 @@ import { t } from "./strings.mjs";
 
 /** Longer edits travel compressed: an address has about 8,000 characters at most. */
 const LONGEST_PLAIN = 3000;
+const PATIENCE = 60_000;
 
 async function packed(text) {
   const squeezed = new Blob([text]).stream().pipeThrough(new CompressionStream("deflate-raw"));
@@ -19,10 +20,12 @@ async function asked(text) {
   return plain.length <= LONGEST_PLAIN ? plain : `${new URLSearchParams({ packed: await packed(text) })}`;
 }
 
+const fetched = (route) => api.fetchApi(route, { signal: AbortSignal.timeout(PATIENCE) });
+
 /** The parts of a discovery after the edits of a text; {gone} where it is not kept any more, {error} where nothing can be said. */
 export async function describeDiscovery(key, text) {
   try {
-    const answer = await api.fetchApi(`/bestiary/discovered/${encodeURIComponent(key)}?${await asked(text)}`);
+    const answer = await fetched(`/bestiary/discovered/${encodeURIComponent(key)}?${await asked(text)}`);
     if (answer.status === 404) return { gone: true };
     // a server that cannot read so long an address answers in words of its own
     const plain = answer.headers.get("Content-Type")?.startsWith("application/json");
@@ -32,11 +35,14 @@ export async function describeDiscovery(key, text) {
   }
 }
 
-/** Key of the newest discovery of a block, null where none is kept. */
+/** Key of the newest discovery of a block in this page, null where none is kept. */
 export async function newestDiscovery(node) {
   try {
-    const workflow = (node.graph?.rootGraph ?? app.graph)?.id ?? "";
-    const answer = await api.fetchApi(`/bestiary/newest_discovery/${encodeURIComponent(node.id)}?${new URLSearchParams({ workflow })}`);
+    const root = node.graph?.rootGraph ?? app.graph;
+    // within other blocks only the last of the numbers is known here
+    const place = node.graph === root ? `${node.id}` : `:${node.id}`;
+    const query = new URLSearchParams({ workflow: root?.id ?? "", client: api.clientId ?? "" });
+    const answer = await fetched(`/bestiary/newest_discovery/${encodeURIComponent(place)}?${query}`);
     return (await answer.json()).key ?? null;
   } catch {
     return null;

@@ -6,6 +6,7 @@ import { describeDiscovery, newestDiscovery } from "./discoveries.mjs";
 import { addStyle, make, ownEvents, slider } from "./elements.mjs";
 import { Panel } from "./folding.mjs";
 import { after, debounced } from "./linked.mjs";
+import { isFed } from "./links.mjs";
 import { PartMap } from "./part_maps.mjs";
 import { PartTree } from "./part_tree.mjs";
 import { loadStrings, t } from "./strings.mjs";
@@ -22,28 +23,37 @@ class PartEditor {
   constructor(node) {
     this.node = node;
     this.widget = findWidget(node, "edits");
-    Object.assign(this, { facts: null, maps: [], page: 0, only: null, shown: null, asked: 0, busy: false });
+    Object.assign(this, { facts: null, maps: [], page: 0, only: null, shown: null, used: null, moves: 0 });
+    /** Texts before and after what the page itself wrote, for undo and redo. */
+    Object.assign(this, { past: [], future: [], written: null });
+    /** Whatever asks the server is done one after the other. */
+    this.work = Promise.resolve();
     this.build();
     this.panel = new Panel(node, { name: "part_editor", property: "bestiary_part_editor", element: this.element, height: HEIGHT, size: SIZE });
     this.head.prepend(this.panel.button);
     this.cover.show(this.opacity);
-    const follow = debounced(() => this.refresh());
-    watchWidget(this.widget, () => this.text !== this.shown && follow());
+    this.follow = debounced(() => this.refresh());
+    watchWidget(this.widget, () => this.text !== this.shown && this.follow());
   }
 
   get opacity() {
     return this.panel?.state.opacity ?? 0.8;
   }
 
+  /** Whether the edits come from another block; then the last run knows them. */
+  get linked() {
+    return isFed(this.node, "edits");
+  }
+
   get text() {
-    return `${this.widget.value ?? ""}`;
+    return `${(this.linked ? this.used : this.widget.value) ?? ""}`;
   }
 
   build() {
     const tool = (name) => make("button", { type: "button", className: "bst-chip", textContent: t(`parts.${name}`), title: t(`parts.${name}Help`), onclick: () => this[name]() });
     this.tools = Object.fromEntries(TOOLS.map((name) => [name, tool(name)]));
     this.head = make("div", { className: "bst-tools" }, make("b", { textContent: t("parts.title") }));
-    this.pictures = make("div", { className: "bst-maps" });
+    this.pictures = make("div", { className: "bst-maps", onpointerleave: () => this.look(null) });
     this.pages = make("div", { className: "bst-pages" });
     this.cover = slider(t("parts.opacity"), { min: 0, max: 1, step: 0.05 }, (value) => {
       this.panel.remember({ opacity: value });
@@ -56,6 +66,8 @@ class PartEditor {
       drop: () => this.drop(),
       merge: () => this.merge(),
       undo: () => this.undo(),
+      redo: () => this.redo(),
+      example: (canvas, { part, facts }) => this.map(facts.example).cutOut(canvas, part, this.view(facts.example)),
     });
     const actions = make("div", { className: "bst-chips", role: "toolbar", "aria-label": t("parts.actions") }, ...Object.values(this.tools));
     this.status = make("p", { className: "bst-hint", role: "status" });
@@ -64,22 +76,30 @@ class PartEditor {
     ownEvents(this.element);
   }
 
+  /** Does `job` after all that was asked before it. */
+  after(job) {
+    this.work = this.work.then(job).catch((fault) => this.tell(fault.message, true));
+    return this.work;
+  }
+
   /** A run ended, or failed over its edits: what it found is shown. */
-  async executed(key = null) {
+  async executed({ key = null, edits = null } = {}) {
     const found = key ?? (await newestDiscovery(this.node));
     if (!found) return;
+    if (edits !== null) this.used = edits;
     this.panel.remember({ key: found });
     this.refresh();
   }
 
   /** Asks the server what was found and what the edits make of it. */
-  async refresh() {
-    const text = this.text;
-    const count = (this.asked += 1);
-    const found = await this.found(text);
-    // a later question goes first
-    if (count !== this.asked) return;
-    this.show(found, text);
+  refresh() {
+    return this.after(async () => {
+      const { text } = this;
+      const found = await this.found(text);
+      // the field was typed in meanwhile
+      if (text === this.text) this.show(found, text);
+      else this.follow();
+    });
   }
 
   /** Of the discovery that belongs to the node, else of the newest that its block made. */
@@ -99,27 +119,42 @@ class PartEditor {
       this.tree.typing.after = () => this.show(found, text);
       return;
     }
+    // what cannot be asked now is shown as it was
+    if (found.error) {
+      this.tell(found.error, true);
+      return;
+    }
     if (found.key !== this.facts?.key) {
       this.page = 0;
-      this.maps = Array.from({ length: found.pictures ?? 0 }, () => null);
+      this.maps = [];
     }
+    // numbers of parts or kinds may stand for others now
+    if (!sameNumbers(found.edited, this.facts?.edited)) this.moves += 1;
     this.facts = found.key ? found : null;
     this.shown = text;
     this.only = null;
     this.tree.show(this.facts);
     this.paint();
-    const wrong = found.error ?? found.fault?.text;
-    if (wrong) this.tell(wrong, true);
-    else if (this.facts) this.tell(t("parts.hint", { shown: found.pictures, total: found.total }));
-    else this.tell(t(found.gone ? "parts.gone" : "parts.empty"));
+    if (found.fault) this.tell(found.fault.text, true);
+    else this.tell(this.hint(found));
+  }
+
+  hint({ gone, pictures, total }) {
+    if (!this.facts) return t(gone ? "parts.gone" : "parts.empty");
+    if (this.linked) return t("parts.linked");
+    const stale = this.used !== null && this.used.trim() !== this.text.trim();
+    return t(stale ? "parts.stale" : "parts.hint", { shown: pictures, total });
   }
 
   enable() {
     const { current, chosen } = this.tree;
-    this.tools.rename.disabled = !current;
-    this.tools.drop.disabled = !current || (current.kind === null && current.facts.background);
-    this.tools.merge.disabled = chosen.length < 2;
-    this.tools.undo.disabled = this.tools.reset.disabled = !this.facts || !this.text.trim();
+    const free = Boolean(this.facts) && !this.linked;
+    this.tree.locked = !free;
+    this.tools.rename.disabled = !free || !current;
+    this.tools.drop.disabled = !free || !current || (current.kind === null && current.facts.background);
+    this.tools.merge.disabled = !free || chosen.length < 2;
+    this.tools.undo.disabled = !free || !(this.text.trim() || this.past.length);
+    this.tools.reset.disabled = !free || !this.text.trim();
   }
 
   /** Shows one edited part alone, with null all of them. */
@@ -129,15 +164,34 @@ class PartEditor {
     this.paint();
   }
 
+  /** A picture of the discovery by its number; one that could not be fetched is fetched again. */
+  map(number) {
+    if (!this.maps[number] || this.maps[number].failed) {
+      const map = new PartMap(this.facts.key, number);
+      const part = (event) => map.partAt(event, this.view(number));
+      map.canvas.addEventListener("pointermove", (event) => {
+        const facts = this.facts?.edited[part(event)];
+        map.canvas.title = facts?.name ?? "";
+        this.look(facts && !facts.background ? part(event) : null);
+      });
+      map.canvas.addEventListener("click", (event) => part(event) !== null && this.tree.seek(part(event)));
+      this.maps[number] = map;
+    }
+    return this.maps[number];
+  }
+
+  view(number) {
+    const { parts, edited, codes } = this.facts ?? { parts: [], edited: [], codes: [] };
+    return { parts, codes: codes[number] ?? [], background: edited.findIndex((part) => part.background), only: this.only, opacity: this.opacity };
+  }
+
   paint() {
     const count = this.facts?.pictures ?? 0;
     const first = this.page * PAGE;
     const numbers = Array.from({ length: Math.min(PAGE, count - first) }, (_, number) => first + number);
-    const maps = numbers.map((number) => (this.maps[number] ??= new PartMap(this.facts.key, number)));
-    const shown = maps.map((map) => map.canvas);
+    const shown = numbers.map((number) => this.map(number).canvas);
     if (shown.length !== this.pictures.children.length || shown.some((canvas, place) => canvas !== this.pictures.children[place])) this.pictures.replaceChildren(...shown);
-    const view = { parts: this.facts?.parts ?? [], background: this.facts?.edited.findIndex((part) => part.background), only: this.only, opacity: this.opacity };
-    maps.forEach((map, place) => map.draw({ ...view, codes: this.facts.codes[numbers[place]] }));
+    for (const number of numbers) this.map(number).draw(this.view(number));
     this.paintPages(Math.ceil(count / PAGE));
   }
 
@@ -155,13 +209,11 @@ class PartEditor {
   }
 
   rename() {
-    this.tree.rename();
+    if (!this.tools.rename.disabled) this.tree.rename();
   }
 
-  renameRow({ id, kind }, typed) {
-    const name = typed.replaceAll(/[\n,]/g, " ");
-    if (kind === null) this.tree.renamed(id, name);
-    this.append(`rename ${id}, ${name}`);
+  renameRow(row, typed) {
+    this.append([row], ([id]) => `rename ${id}, ${typed.replaceAll(/[\s,]+/g, " ")}`);
   }
 
   merge() {
@@ -169,53 +221,100 @@ class PartEditor {
     const kinds = chosen.filter(({ kind }) => kind !== null);
     if (chosen.length < 2) this.tell(t("parts.markTwo"), true);
     else if (kinds.length && (kinds.length < chosen.length || new Set(chosen.map(({ part }) => part)).size > 1)) this.tell(t("parts.notAlike"), true);
-    else this.append(`merge ${chosen.map(({ id }) => id).join(", ")}`);
+    else this.append(chosen, (ids) => `merge ${ids.join(", ")}`);
   }
 
   drop() {
     const row = this.tree.current;
     if (!row) return;
     if (row.kind === null && row.facts.background) this.tell(t("parts.noDrop"), true);
-    else this.append(`drop ${row.id}`);
+    else this.append([row], ([id]) => `drop ${id}`);
   }
 
-  /** Takes the last edit back, with the remarks below it. */
+  /** What the page wrote last is taken back; else the last line, with the remarks below it. */
   undo() {
-    const lines = this.text.split("\n");
-    const last = lines.findLastIndex((line) => line.trim() && !line.trim().startsWith("#"));
-    if (last >= 0) this.write(lines.slice(0, last).join("\n"));
+    this.after(() => {
+      if (this.linked) return;
+      if (this.past.length && this.text === this.written) {
+        this.future.push(this.text);
+        this.write(this.past.pop());
+        return;
+      }
+      const lines = this.text.split("\n");
+      const last = lines.findLastIndex((line) => line.trim() && !line.trim().startsWith("#"));
+      if (last < 0) return;
+      this.future = [this.text];
+      this.past = [];
+      this.write(lines.slice(0, last).join("\n"));
+    });
+  }
+
+  redo() {
+    this.after(() => {
+      if (this.linked || !this.future.length || this.text !== this.written) return;
+      this.past.push(this.text);
+      this.write(this.future.pop());
+    });
   }
 
   reset() {
-    this.write("");
+    this.after(() => {
+      if (this.linked) return;
+      this.past = [...(this.text === this.written ? this.past : []), this.text];
+      this.future = [];
+      this.write("");
+    });
   }
 
-  /** One more edit, kept only if it fits; others wait for what it shows. */
-  async append(line) {
-    if (this.busy || !this.facts) return;
-    const before = this.text.trimEnd();
-    const text = before ? `${before}\n${line}` : line;
-    const count = (this.asked += 1);
-    this.busy = true;
-    const found = await describeDiscovery(this.facts.key, text);
-    this.busy = false;
-    // meanwhile the field was typed in: that is shown instead
-    if (count !== this.asked) return;
-    if (found.key && !found.fault) this.write(text, found);
-    else this.tell(found.error ?? found.fault?.text ?? t("parts.gone"), true);
+  /** One more edit of these rows, kept only if it fits; edits wait for those before them. */
+  append(rows, line) {
+    const { moves } = this;
+    return this.after(async () => {
+      if (this.linked || !this.facts) return;
+      // names may have changed since, numbers must not have
+      if (moves !== this.moves) {
+        this.tell(t("parts.changed"), true);
+        return;
+      }
+      const ids = rows.map(({ part, kind }) => this.tree.idOf(part, kind));
+      const before = this.text;
+      const text = before.trim() ? `${before.trimEnd()}\n${line(ids)}` : line(ids);
+      const found = await describeDiscovery(this.facts.key, text);
+      if (before !== this.text) this.tell(t("parts.changed"), true);
+      else if (found.key && !found.fault) this.keep(before, text, found);
+      // of an edit by hand the cause is enough, of a line above it the line is told too
+      else this.tell(found.error ?? (found.fault?.line === text.split("\n").length ? found.fault.cause : found.fault?.text) ?? t("parts.gone"), true);
+    });
   }
 
-  /** Puts a text into the field, with what it makes of the parts where that is known. */
-  write(text, found = null) {
-    if (found) this.show(found, text);
+  keep(before, text, found) {
+    this.past = [...(before === this.written ? this.past : []), before];
+    this.future = [];
+    this.written = this.shown = text;
+    setWidget(this.widget, text);
+    this.show(found, text);
+  }
+
+  /** Puts a text into the field; the parts follow. */
+  write(text) {
+    const held = this.element.contains(document.activeElement);
+    this.written = text;
     setWidget(this.widget, text);
     this.enable();
+    // a button that is of no use any more would lose the focus to the page
+    if (held && document.activeElement?.disabled !== false && !this.tree.element.contains(document.activeElement)) this.tree.focus();
   }
 
   tell(text, wrong = false) {
     this.status.textContent = text;
     this.status.classList.toggle("bst-wrong", wrong);
   }
+}
+
+/** Whether parts and kinds of two descriptions are as many, so that a number means the same in both. */
+function sameNumbers(one, other) {
+  const counts = (edited) => JSON.stringify((edited ?? []).map(({ kinds }) => kinds.length));
+  return counts(one) === counts(other);
 }
 
 app.registerExtension({
@@ -227,19 +326,26 @@ app.registerExtension({
   nodeCreated(node) {
     if (node.comfyClass !== BLOCK) return;
     const editor = new PartEditor(node);
-    const again = debounced(() => editor.refresh());
-    after(node, "onExecuted", (output) => editor.executed(output?.bestiary_discovered?.[0]?.key));
+    after(node, "onExecuted", (output) => editor.executed(output?.bestiary_discovered?.[0]));
     after(node, "onConfigure", () => {
       editor.cover.show(editor.opacity);
-      again();
+      editor.follow();
     });
-    again();
-    // a run whose edits do not fit fails, but its parts were found
-    const failed = ({ detail }) => {
-      const id = `${detail?.node_id}`;
-      if (id === `${node.id}` || id.endsWith(`:${node.id}`)) editor.executed();
+    // the field may be linked now
+    after(node, "onConnectionsChange", editor.follow);
+    editor.follow();
+    const listeners = {
+      // a run whose edits do not fit fails, but its parts were found
+      execution_error: ({ detail }) => {
+        const id = `${detail?.node_id}`;
+        if (id === `${node.id}` || id.endsWith(`:${node.id}`)) editor.executed();
+      },
+      // a block that had nothing to do says nothing
+      execution_success: () => !editor.facts && editor.executed(),
     };
-    api.addEventListener("execution_error", failed);
-    after(node, "onRemoved", () => api.removeEventListener("execution_error", failed));
+    for (const [name, listener] of Object.entries(listeners)) api.addEventListener(name, listener);
+    after(node, "onRemoved", () => {
+      for (const [name, listener] of Object.entries(listeners)) api.removeEventListener(name, listener);
+    });
   },
 });

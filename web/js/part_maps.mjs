@@ -4,6 +4,7 @@ import { discoveredPicture } from "./discoveries.mjs";
 import { make } from "./elements.mjs";
 import { t } from "./strings.mjs";
 
+const EDGE = 256;
 const STRENGTH = 0.62;
 const DIM = 0.72;
 
@@ -28,23 +29,46 @@ function loaded(address) {
   });
 }
 
-/** One picture and its patch labels. */
+/** One picture and its patch labels, drawn on `canvas`. */
 export class PartMap {
   constructor(key, number) {
     const route = (what) => discoveredPicture(key, what, number);
-    this.canvas = make("canvas", { width: 160, height: 160, role: "img", "aria-label": t("parts.pictureNumber", { number: number + 1 }) });
-    this.ready = Promise.all([loaded(route("picture")), loaded(route("labels"))]).then(([picture, labels]) => {
-      this.picture = picture;
-      this.size = [labels.naturalWidth, labels.naturalHeight];
-      const paper = make("canvas", { width: this.size[0], height: this.size[1] }).getContext("2d", { willReadFrequently: true });
-      paper.drawImage(labels, 0, 0);
-      const pixels = paper.getImageData(0, 0, ...this.size).data;
-      this.labels = Array.from({ length: this.size[0] * this.size[1] }, (_, cell) => pixels[4 * cell]);
+    this.canvas = make("canvas", { width: EDGE, height: EDGE, role: "img", "aria-label": t("parts.pictureNumber", { number: number + 1 }) });
+    this.failed = false;
+    this.ready = Promise.all([loaded(route("picture")), loaded(route("labels"))]).then(([picture, labels]) => this.read(picture, labels));
+    this.ready.catch(() => {
+      this.failed = true;
     });
   }
 
-  /** `parts`: edited part of every found one; `codes`: this picture's kind of every edited part; `only` shows one edited part alone. */
-  async draw({ parts, codes, background, only, opacity }) {
+  read(picture, labels) {
+    this.picture = picture;
+    this.size = [labels.naturalWidth, labels.naturalHeight];
+    const paper = make("canvas", { width: this.size[0], height: this.size[1] }).getContext("2d", { willReadFrequently: true });
+    paper.drawImage(labels, 0, 0);
+    const pixels = paper.getImageData(0, 0, ...this.size).data;
+    this.labels = Array.from({ length: this.size[0] * this.size[1] }, (_, cell) => pixels[4 * cell]);
+  }
+
+  /** Edited part of a cell. `parts`: that of every found part; `codes`: this picture's kind of every edited part. */
+  partOf(cell, { parts, codes, background }) {
+    const part = parts[this.labels[cell]];
+    // a picture whose kind of a part was dropped does not show the part
+    return codes[part] < 0 ? background : part;
+  }
+
+  /** Edited part under a pointer, null where it is not known yet. */
+  partAt({ clientX, clientY }, view) {
+    if (!this.labels) return null;
+    const { left, top, width, height } = this.canvas.getBoundingClientRect();
+    const [wide, high] = this.size;
+    const column = Math.max(0, Math.min(wide - 1, Math.floor(((clientX - left) / width) * wide)));
+    const row = Math.max(0, Math.min(high - 1, Math.floor(((clientY - top) / height) * high)));
+    return this.partOf(row * wide + column, view);
+  }
+
+  /** With `only` that edited part is shown alone. */
+  async draw(view) {
     await this.ready.catch(() => {});
     const { canvas, picture, labels, size } = this;
     const paper = canvas.getContext("2d");
@@ -53,17 +77,32 @@ export class PartMap {
     paper.drawImage(picture, 0, 0, canvas.width, canvas.height);
     const [wide, high] = size;
     const cells = new ImageData(wide, high);
-    labels.forEach((label, cell) => {
-      // a picture whose kind of a part was dropped does not show the part
-      const part = codes[parts[label]] < 0 ? background : parts[label];
-      const shown = only === null ? part !== background : part === only;
+    labels.forEach((_, cell) => {
+      const part = this.partOf(cell, view);
+      const shown = view.only === null ? part !== view.background : part === view.only;
       const color = shown ? partColor(part) : [0, 0, 0];
-      const share = shown ? STRENGTH : only === null ? 0 : DIM;
-      cells.data.set([...color, Math.round(255 * share * opacity)], 4 * cell);
+      const share = shown ? STRENGTH : view.only === null ? 0 : DIM;
+      cells.data.set([...color, Math.round(255 * share * view.opacity)], 4 * cell);
     });
     const cover = make("canvas", { width: wide, height: high });
     cover.getContext("2d").putImageData(cells, 0, 0);
     paper.imageSmoothingEnabled = false;
     paper.drawImage(cover, 0, 0, canvas.width, canvas.height);
+  }
+
+  /** A small picture of one edited part alone: the square around it. */
+  async cutOut(canvas, part, view) {
+    await this.ready.catch(() => {});
+    if (!this.picture) return;
+    const [wide, high] = this.size;
+    const own = this.labels.flatMap((_, cell) => (this.partOf(cell, view) === part ? [[cell % wide, Math.floor(cell / wide)]] : []));
+    if (!own.length) return;
+    const [left, right] = [Math.min(...own.map(([x]) => x)), Math.max(...own.map(([x]) => x)) + 1];
+    const [top, bottom] = [Math.min(...own.map(([, y]) => y)), Math.max(...own.map(([, y]) => y)) + 1];
+    const edge = Math.min(Math.max(right - left, bottom - top) + 1, wide, high);
+    const place = (start, end, most) => Math.max(0, Math.min((start + end - edge) / 2, most - edge));
+    const [across, down] = [this.picture.naturalWidth / wide, this.picture.naturalHeight / high];
+    const source = [place(left, right, wide) * across, place(top, bottom, high) * down, edge * across, edge * down];
+    canvas.getContext("2d").drawImage(this.picture, ...source, 0, 0, canvas.width, canvas.height);
   }
 }

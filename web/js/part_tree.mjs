@@ -1,6 +1,5 @@
 /** Rows of parts, and below an unfolded part its kinds: to be looked at, marked and renamed, by mouse and by keys. */
 
-import { discoveredPicture } from "./discoveries.mjs";
 import { make } from "./elements.mjs";
 import { partColor } from "./part_maps.mjs";
 import { t } from "./strings.mjs";
@@ -8,7 +7,13 @@ import { t } from "./strings.mjs";
 const percent = (share) => `${Math.round(100 * share)} %`;
 const counted = (what, count) => t(count === 1 ? `parts.${what}One` : `parts.${what}`, { count });
 
-/** `on` holds what happens: look(part or null), changed(), rename(row, name), and one entry per key of KEYS. */
+/** Pixels of a kind's example: twice as many as are shown. */
+const EXAMPLE = 56;
+
+/**
+ * `on` holds what happens: look(part or null), changed(), rename(row, name), drop(), merge(), undo(), redo(), and
+ * example(canvas, row), which draws an example of a kind.
+ */
 export class PartTree {
   constructor(on) {
     this.on = on;
@@ -17,6 +22,8 @@ export class PartTree {
     this.marked = new Set();
     this.unfolded = new Set();
     this.typing = null;
+    /** Nothing can be renamed while it is set. */
+    this.locked = false;
     this.element = make("div", {
       className: "bst-tree",
       role: "tree",
@@ -39,6 +46,11 @@ export class PartTree {
 
   /** Shows the parts of a discovery; null shows nothing. Marks belong to what was shown before, and go. */
   show(facts) {
+    const [before, now] = [this.facts?.edited ?? [], facts?.edited ?? []];
+    // names alone have changed: an unfolded part stays unfolded under its new one
+    if (before.length === now.length) {
+      this.unfolded = new Set(now.filter((_, part) => this.unfolded.has(before[part].name)).map(({ name }) => name));
+    }
     this.facts = facts;
     this.marked.clear();
     this.list();
@@ -49,14 +61,31 @@ export class PartTree {
     this.rows = this.facts ? this.facts.edited.flatMap((part, number) => this.rowsOf(part, number)) : [];
     this.place = Math.max(0, Math.min(this.place, this.rows.length - 1));
     this.element.replaceChildren(...this.rows.map((row, place) => this.drawn(row, place)));
-    if (held) this.element.children[this.place]?.focus();
+    if (held) this.focus();
     this.on.changed();
   }
 
+  focus() {
+    this.element.children[this.place]?.focus();
+  }
+
+  /** Brings the row of a part into focus. */
+  seek(part) {
+    this.place = Math.max(0, this.rows.findIndex((row) => row.part === part));
+    this.list();
+    this.focus();
+  }
+
+  /** How edits call a part, or a kind of it. */
+  idOf(part, kind) {
+    const { name, kinds } = this.facts.edited[part];
+    return kind === null ? name : `${name}:${kinds[kind].name ?? kind}`;
+  }
+
   rowsOf(part, number) {
-    const own = { id: part.name, part: number, kind: null, facts: part, title: part.name };
+    const own = { id: this.idOf(number, null), part: number, kind: null, facts: part, title: part.name };
     if (!this.unfolded.has(part.name)) return [own];
-    const kinds = part.kinds.map((facts, kind) => ({ id: `${part.name}:${facts.name ?? kind}`, part: number, kind, facts, title: facts.name ?? t("parts.kind", { number: kind }) }));
+    const kinds = part.kinds.map((facts, kind) => ({ id: this.idOf(number, kind), part: number, kind, facts, title: facts.name ?? t("parts.kind", { number: kind }) }));
     return [own, ...kinds];
   }
 
@@ -66,12 +95,17 @@ export class PartTree {
     const open = this.unfolded.has(facts.name);
     const swatch = make("span", { className: "bst-dot", "aria-hidden": "true" });
     swatch.style.background = facts.background ? "transparent" : `rgb(${partColor(part).join(" ")})`;
-    const share = isPart ? `${percent(facts.share)} · ${counted("kinds", facts.kinds.length)}` : counted("count", facts.count);
+    const ground = isPart && facts.background ? `${t("parts.ground")} · ` : "";
+    const share = isPart ? `${ground}${percent(facts.share)} · ${counted("kinds", facts.kinds.length)}` : counted("count", facts.count);
     const box = make("input", { type: "checkbox", tabIndex: -1, checked: this.marked.has(id), "aria-label": t("parts.mark", { name: title }), onchange: () => this.mark(place) });
     const hasKinds = isPart && facts.kinds.length > 0;
+    const example = !isPart && facts.example !== null ? make("canvas", { className: "bst-example", width: EXAMPLE, height: EXAMPLE, "aria-hidden": "true" }) : null;
+    if (example) this.on.example(example, row);
     return make(
       "div",
       {
+        // ComfyUI's own Ctrl+Z, which hears keys before any block, leaves those alone that are typed into text areas
+        type: "textarea",
         className: isPart ? "bst-tree-row" : "bst-tree-row bst-tree-kind",
         role: "treeitem",
         tabIndex: place === this.place ? 0 : -1,
@@ -87,7 +121,7 @@ export class PartTree {
       // for the pointer alone: keys and readers have the arrows and aria-expanded
       hasKinds ? make("span", { className: "bst-unfold", "aria-hidden": "true", textContent: open ? "▾" : "▸", onclick: () => this.unfold(place, !open) }) : null,
       swatch,
-      !isPart && facts.example !== null ? make("img", { className: "bst-example", src: discoveredPicture(this.facts.key, "picture", facts.example), alt: "", loading: "lazy" }) : null,
+      example,
       make("span", { className: "bst-tree-name", textContent: title }),
       make("small", { textContent: share }),
     );
@@ -118,16 +152,11 @@ export class PartTree {
     this.list();
   }
 
-  /** An unfolded part stays unfolded under its new name. */
-  renamed(before, now) {
-    if (this.unfolded.delete(before)) this.unfolded.add(now);
-  }
-
   /** The name of a row is typed in its place; whatever comes meanwhile is done `after` it. */
   rename(place = this.place) {
     const row = this.rows[place];
     const name = this.element.children[place]?.querySelector(".bst-tree-name");
-    if (!row || !name || this.typing) return;
+    if (!row || !name || this.typing || this.locked) return;
     const field = make("input", { type: "text", className: "bst-tree-name", value: row.title, "aria-label": t("parts.newName", { name: row.title }) });
     const typing = (this.typing = { after: null });
     const finish = (keep, refocus) => {
@@ -153,8 +182,9 @@ export class PartTree {
   pressed(event) {
     if (event.target instanceof HTMLInputElement && event.target.type === "text") return;
     const key = event.key.length === 1 ? event.key.toLowerCase() : event.key;
-    const undo = key === "z" && (event.ctrlKey || event.metaKey) && !event.shiftKey;
-    if (!undo && (event.ctrlKey || event.metaKey || event.altKey)) return;
+    const control = event.ctrlKey || event.metaKey;
+    const back = { z: () => (event.shiftKey ? this.on.redo() : this.on.undo()), y: () => this.on.redo() };
+    if (event.altKey || (control && !(key in back))) return;
     const move = (place) => this.element.children[Math.max(0, Math.min(place, this.rows.length - 1))]?.focus();
     const run = {
       ArrowDown: () => move(this.place + 1),
@@ -169,7 +199,7 @@ export class PartTree {
       " ": () => this.rows.length && this.mark(this.place),
       m: () => this.on.merge(),
     }[key];
-    const done = undo ? () => this.on.undo() : run;
+    const done = control ? back[key] : run;
     if (!done) return;
     // Delete would remove the node, Ctrl+Z undo in the graph
     event.preventDefault();

@@ -106,6 +106,9 @@ def test_a_dropped_kind_leaves_its_pictures_without_the_part() -> None:
         ),
         (lambda book: rename(book, {"head": "a:b"}), "'a:b' cannot be a name in a prompt: use words"),
         (lambda book: rename(book, {"head": "7"}), "'7' cannot be a name in a prompt"),
+        (lambda book: rename(book, {"head": "\u200b"}), r"'\\u200b' cannot be a name in a prompt"),
+        (lambda book: rename(book, {"head": "a\u202eb"}), r"'a\\u202eb' cannot be a name in a prompt"),
+        (lambda book: rename(book, {"head": "x" * 81}), "a name of 81 characters: at most 80 are read"),
         (lambda book: rename(book, {"tail": "x"}), "unknown part 'tail'"),
         (
             lambda book: rename(book, None, {"head": {"green": "x"}}),
