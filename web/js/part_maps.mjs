@@ -74,7 +74,10 @@ export class PartMap {
     const paper = canvas.getContext("2d");
     paper.clearRect(0, 0, canvas.width, canvas.height);
     if (!picture) return;
+    // in grey below its parts: the picture's colours would mix with theirs
+    paper.filter = `grayscale(${view.opacity})`;
     paper.drawImage(picture, 0, 0, canvas.width, canvas.height);
+    paper.filter = "none";
     const [wide, high] = size;
     const cells = new ImageData(wide, high);
     labels.forEach((_, cell) => {
