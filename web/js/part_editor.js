@@ -77,7 +77,7 @@ class PartEditor {
   }
 
   /** Does `job` after all that was asked before it. */
-  after(job) {
+  inTurn(job) {
     this.work = this.work.then(job).catch((fault) => this.tell(fault.message, true));
     return this.work;
   }
@@ -93,7 +93,7 @@ class PartEditor {
 
   /** Asks the server what was found and what the edits make of it. */
   refresh() {
-    return this.after(async () => {
+    return this.inTurn(async () => {
       const { text } = this;
       const found = await this.found(text);
       // the field was typed in meanwhile
@@ -233,7 +233,7 @@ class PartEditor {
 
   /** What the page wrote last is taken back; else the last line, with the remarks below it. */
   undo() {
-    this.after(() => {
+    this.inTurn(() => {
       if (this.linked) return;
       if (this.past.length && this.text === this.written) {
         this.future.push(this.text);
@@ -250,7 +250,7 @@ class PartEditor {
   }
 
   redo() {
-    this.after(() => {
+    this.inTurn(() => {
       if (this.linked || !this.future.length || this.text !== this.written) return;
       this.past.push(this.text);
       this.write(this.future.pop());
@@ -258,7 +258,7 @@ class PartEditor {
   }
 
   reset() {
-    this.after(() => {
+    this.inTurn(() => {
       if (this.linked) return;
       this.past = [...(this.text === this.written ? this.past : []), this.text];
       this.future = [];
@@ -269,7 +269,7 @@ class PartEditor {
   /** One more edit of these rows, kept only if it fits; edits wait for those before them. */
   append(rows, line) {
     const { moves } = this;
-    return this.after(async () => {
+    return this.inTurn(async () => {
       if (this.linked || !this.facts) return;
       // names may have changed since, numbers must not have
       if (moves !== this.moves) {

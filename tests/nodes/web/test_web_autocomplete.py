@@ -54,7 +54,7 @@ def test_unknown_names_are_underlined_and_the_nearest_is_offered(desk, first_par
     lines.nth(1).wait_for(state="attached")
     assert lines.all_text_contents() == [f"<{name}x:{kinds['written'][0]}>", f"<{name}:99999>"]
     status = desk.page.locator(".bst-status").first
-    assert f"There is no part “{name}x”." in status.inner_text()
+    desk.page.locator(".bst-status", has_text=f"There is no part “{name}x”.").first.wait_for()
     desk.shot(f"faults_{desk.label}")
     status.get_by_role("button").first.click()
     assert desk.value("P", "text").startswith(f"<{name}:{kinds['written'][0]}> and <{name}:99999>")
