@@ -1,5 +1,4 @@
-"""What the browser may ask: dictionaries and their thumbnails, trainings and their pictures, stages,
-discoveries. Reading only.
+"""What the browser may ask: dictionaries, trainings, discoveries, their pictures, and stages. Reading only.
 
 A name in an address is one of those that ComfyUI lists for models/bestiary, or of a run in output/bestiary, never a path. All of
 it also answers under /api.

@@ -15,6 +15,7 @@ from ..concepts.parts import codebook_edits
 from ..concepts.parts.caption_file import format_caption
 from ..concepts.parts.codebook_edits import CodebookEdit
 from ..concepts.parts.joined_kinds import PartMeans, refit_kinds
+from ..concepts.parts.named_edits import merge_named, rename_named, split_name
 from ..concepts.parts.part_codebook import PartCodebook
 from ..concepts.parts.part_map import ABSENT, PartMaps
 from .discovery_counts import PER_KIND, PartCounts, TypicalPictures
@@ -48,11 +49,7 @@ def rename_part(folder: Path, name: str, new_name: str) -> None:
     Raises:
         BestiaryError: no such part or kind, or a name that is taken or that a prompt cannot hold.
     """
-    part, kind = _split(name)
-    if kind is None:
-        _edit(folder, lambda codebook: codebook_edits.rename(codebook, parts={part: new_name}))
-    else:
-        _edit(folder, lambda codebook: codebook_edits.rename(codebook, kinds={part: {kind: new_name}}))
+    _edit(folder, lambda codebook: rename_named(codebook, name, new_name))
 
 
 def merge_parts(folder: Path, names: Sequence[str]) -> None:
@@ -63,24 +60,7 @@ def merge_parts(folder: Path, names: Sequence[str]) -> None:
     Raises:
         BestiaryError: fewer than two names, unknown ones, parts mixed with kinds, or kinds of different parts.
     """
-    # parts are joined with parts, kinds with kinds of the same part
-    split = [_split(name) for name in names]
-    if all(kind is None for _, kind in split):
-        parts = [part for part, _ in split]
-        _edit(folder, lambda codebook: codebook_edits.merge_parts(codebook, parts), refit=True)
-        return
-    # parts with parts, kinds of one part with each other
-    if any(kind is None for _, kind in split):
-        raise BestiaryError(
-            f"{' '.join(names)}: parts and kinds cannot be joined; name parts alone, or kinds of one part"
-        )
-
-    def merge(codebook: PartCodebook) -> CodebookEdit:
-        if len({codebook.find_part(part) for part, _ in split}) > 1:
-            raise BestiaryError(f"{' '.join(names)}: kinds of different parts cannot be joined; join the parts instead")
-        return codebook_edits.merge_kinds(codebook, split[0][0], [kind for _, kind in split])
-
-    _edit(folder, merge)
+    _edit(folder, lambda codebook: merge_named(codebook, names), refit=True)
 
 
 def drop_parts(folder: Path, names: Sequence[str]) -> None:
@@ -94,8 +74,8 @@ def drop_parts(folder: Path, names: Sequence[str]) -> None:
 
     def drop(codebook: PartCodebook) -> CodebookEdit:
         # all names are looked up before anything is dropped, in the numbers the user saw
-        kinds = [_found_kind(codebook, *_split(name)) for name in names if _split(name)[1] is not None]
-        parts = {codebook.find_part(_split(name)[0]) for name in names if _split(name)[1] is None}
+        kinds = [_found_kind(codebook, *split_name(name)) for name in names if split_name(name)[1] is not None]
+        parts = {codebook.find_part(split_name(name)[0]) for name in names if split_name(name)[1] is None}
         edit = codebook_edits.rename(codebook)  # changes nothing
         for part, kind in sorted(set(kinds), reverse=True):  # from the last, so that the numbers before it stay
             edit = _after(edit, codebook_edits.drop_kind(edit.codebook, str(part), str(kind)))
@@ -104,14 +84,6 @@ def drop_parts(folder: Path, names: Sequence[str]) -> None:
         return edit
 
     _edit(folder, drop)
-
-
-def _split(name: str) -> tuple[str, str | None]:
-    # names hold no colon, so the first one parts them
-    part, colon, kind = name.partition(":")
-    if colon and not (part.strip() and kind.strip()):
-        raise BestiaryError(f"{name!r} is neither a part nor a kind: write part, or part:kind")
-    return part.strip(), kind.strip() if colon else None
 
 
 def _found_kind(codebook: PartCodebook, part: str, kind: str) -> tuple[int, int]:

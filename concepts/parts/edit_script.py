@@ -12,9 +12,9 @@ from dataclasses import dataclass, field, replace
 
 from ..errors import BestiaryError
 from ..name_search import shown_name
-from . import codebook_edits
 from .codebook_edits import CodebookEdit
 from .joined_kinds import PartMeans, refit_kinds
+from .named_edits import drop_named, merge_named, rename_named
 from .part_codebook import PartCodebook
 from .part_map import ABSENT, PartMaps
 
@@ -128,34 +128,16 @@ def _edit(codebook: PartCodebook, line: str) -> CodebookEdit:
         raise BestiaryError(
             "a name is missing: write for example `rename part 2, head`, `merge head, beak` or `drop tail`"
         )
-    return {"rename": _rename, "merge": _merge, "drop": _drop}[verb.lower()](codebook, names)
+    return {"rename": _rename, "merge": merge_named, "drop": _drop}[verb.lower()](codebook, names)
 
 
 def _rename(codebook: PartCodebook, names: list[str]) -> CodebookEdit:
     if len(names) != 2:
         raise BestiaryError(f"rename takes an old and a new name, not {len(names)}: `rename part 2, head`")
-    part, kind = _split(names[0])
-    if kind is None:
-        return codebook_edits.rename(codebook, parts={part: names[1]})
-    return codebook_edits.rename(codebook, kinds={part: {kind: names[1]}})
-
-
-def _merge(codebook: PartCodebook, names: list[str]) -> CodebookEdit:
-    split = [_split(name) for name in names]
-    if all(kind is None for _, kind in split):
-        return codebook_edits.merge_parts(codebook, [part for part, _ in split])
-    if any(kind is None for _, kind in split) or len({codebook.find_part(part) for part, _ in split}) > 1:
-        raise BestiaryError("only parts can be merged with parts, and kinds with kinds of the same part")
-    return codebook_edits.merge_kinds(codebook, split[0][0], [kind for _, kind in split if kind is not None])
+    return rename_named(codebook, *names)
 
 
 def _drop(codebook: PartCodebook, names: list[str]) -> CodebookEdit:
     if len(names) != 1:
         raise BestiaryError(f"drop takes one name, not {len(names)}: write a line for each")
-    part, kind = _split(names[0])
-    return codebook_edits.drop_part(codebook, part) if kind is None else codebook_edits.drop_kind(codebook, part, kind)
-
-
-def _split(name: str) -> tuple[str, str | None]:
-    part, colon, kind = name.partition(":")
-    return part.strip(), kind.strip() if colon else None
+    return drop_named(codebook, names[0])

@@ -156,8 +156,8 @@ def test_dropped_kinds_leave_their_pictures_without_the_part(folder: Path, origi
     [
         (merge_parts, ["part0"], "merging needs at least two different parts"),
         (merge_parts, ["part0", "part0"], "merging needs at least two different parts"),
-        (merge_parts, ["part0", "part1:2"], "part0 part1:2: parts and kinds cannot be joined; name parts alone"),
-        (merge_parts, ["part0:1", "part1:2"], "part0:1 part1:2: kinds of different parts cannot be joined"),
+        (merge_parts, ["part0", "part1:2"], "part0, part1:2: parts and kinds cannot be joined; name parts alone"),
+        (merge_parts, ["part0:1", "part1:2"], "part0:1, part1:2: kinds of different parts cannot be joined"),
         (merge_parts, ["part0:1", "part0:9"], "unknown kind '9' of part 'part0'"),
         (merge_parts, ["part0", "tail"], "unknown part 'tail'"),
         (drop_parts, [], "nothing to drop: name parts, or kinds as part:kind"),

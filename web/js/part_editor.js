@@ -129,7 +129,7 @@ class PartEditor {
       this.maps = [];
     }
     // numbers of parts or kinds may stand for others now
-    if (!sameNumbers(found.edited, this.facts?.edited)) this.moves += 1;
+    if (numbered(found) !== numbered(this.facts)) this.moves += 1;
     this.facts = found.key ? found : null;
     this.shown = text;
     this.only = null;
@@ -297,12 +297,12 @@ class PartEditor {
 
   /** Puts a text into the field; the parts follow. */
   write(text) {
-    const held = this.element.contains(document.activeElement);
+    const focused = document.activeElement;
     this.written = text;
     setWidget(this.widget, text);
     this.enable();
     // a button that is of no use any more would lose the focus to the page
-    if (held && document.activeElement?.disabled !== false && !this.tree.element.contains(document.activeElement)) this.tree.focus();
+    if (this.element.contains(focused) && focused.disabled) this.tree.focus();
   }
 
   tell(text, wrong = false) {
@@ -311,10 +311,9 @@ class PartEditor {
   }
 }
 
-/** Whether parts and kinds of two descriptions are as many, so that a number means the same in both. */
-function sameNumbers(one, other) {
-  const counts = (edited) => JSON.stringify((edited ?? []).map(({ kinds }) => kinds.length));
-  return counts(one) === counts(other);
+/** What the numbers of parts and kinds stand for, whatever their names are. */
+function numbered(facts) {
+  return JSON.stringify([facts?.key, facts?.parts, facts?.edited?.map(({ kinds }) => kinds.map(({ count, example }) => [count, example]))]);
 }
 
 app.registerExtension({

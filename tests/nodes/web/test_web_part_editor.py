@@ -74,6 +74,14 @@ def type_edits(desk, text):
     )
 
 
+def rename(desk, row, name):
+    """Types another name for a row."""
+    row.focus()
+    desk.page.keyboard.press("F2")
+    desk.page.keyboard.type(name)
+    desk.page.keyboard.press("Enter")
+
+
 def covered(desk, number=0):
     """What is drawn of a picture, once the pictures are there."""
     desk.page.wait_for_timeout(500)
@@ -92,10 +100,7 @@ def test_parts_are_renamed_merged_and_dropped(desk):
 
     # by keys: rename, mark two and merge
     rows = editor.locator(".bst-tree-row")
-    rows.nth(0).focus()
-    desk.page.keyboard.press("F2")
-    desk.page.keyboard.type("beak")
-    desk.page.keyboard.press("Enter")
+    rename(desk, rows.nth(0), "beak")
     becomes(desk, editor, ["beak", *found[1:]])
     assert desk.value("P", "edits") == f"rename {found[0]}, beak"
     rows.nth(0).focus()
@@ -203,10 +208,7 @@ def test_quick_edits_wait_for_slow_answers(plain_desk):
     slow_answers(desk, 0.7)
     rows = editor.locator(".bst-tree-row")
     for place, name in ((0, "beak"), (1, "trunk")):
-        rows.nth(place).focus()
-        desk.page.keyboard.press("F2")
-        desk.page.keyboard.type(name)
-        desk.page.keyboard.press("Enter")
+        rename(desk, rows.nth(place), name)
     becomes(desk, editor, ["beak", "trunk", *found[2:]])
     assert desk.value("P", "edits") == f"rename {found[0]}, beak\nrename {found[1]}, trunk"
     # what was called so is something else after the first: told, not done
@@ -223,10 +225,7 @@ def test_all_can_be_taken_back_and_brought_again(plain_desk):
     editor, found = opened(desk)
     rows = editor.locator(".bst-tree-row")
     for name in ("beak", "trunk"):
-        rows.nth(0).focus()
-        desk.page.keyboard.press("F2")
-        desk.page.keyboard.type(name)
-        desk.page.keyboard.press("Enter")
+        rename(desk, rows.nth(0), name)
         becomes(desk, editor, [name, *found[1:]])
     says(desk, "Edited since the last run: run the graph to use it.", wrong=False)
     rows.nth(0).focus()
@@ -355,10 +354,7 @@ def test_an_edit_that_does_not_fit_is_told_and_not_written(plain_desk):
     desk = plain_desk
     editor, found = opened(desk)
     rows = editor.locator(".bst-tree-row")
-    rows.nth(0).focus()
-    desk.page.keyboard.press("F2")
-    desk.page.keyboard.type(found[1])
-    desk.page.keyboard.press("Enter")
+    rename(desk, rows.nth(0), found[1])
     says(desk, f"two parts would be called '{found[1]}'")
     assert names(editor) == found and desk.value("P", "edits") == ""
     # the background stays
