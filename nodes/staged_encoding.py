@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import torch
@@ -157,20 +158,35 @@ def _tokens(clip: CLIP, content: _Content, names: VectorNames) -> Tokens:
 def written_pieces(
     pieces: Sequence[PromptPiece], vectors: Tensor, names: VectorNames
 ) -> tuple[str, list[LearnedMention]]:
-    """Pieces as a text in ComfyUI's own notation, and where in it the vectors `(P, D)` stand."""
-    text, mentions = "", []
+    """Pieces as a text in ComfyUI's own notation, and where in it the vectors `(P, D)` stand, word by word."""
+    texts: list[str] = []
+    words: list[tuple[int, int]] = []  # place of a learned word in the text, and its first vector
+    length = used = 0
     for piece in pieces:
+        # further vectors of a word share its place
+        if piece.text is None and piece.joined:
+            used += 1
+            continue
         opening, closing = ("", "") if piece.weight == 1 else ("(", f":{piece.weight!r})")
         if piece.text is not None:
             # brackets that reached this point are plain characters
-            text += opening + _SPECIAL.sub(r"\\\1", piece.text) + closing
-            continue
-        vector = vectors[len(mentions)]
-        label, part = names.get(vector.numpy().tobytes(), ("learned vector", "learned vector"))
-        begin = len(text) + len(opening)
-        text += f"{opening}<{label}>{closing}"
-        mentions.append(LearnedMention(begin, begin + len(label) + 2, label, part, vector))
-    return text, mentions
+            content = _SPECIAL.sub(r"\\\1", piece.text)
+        else:
+            words.append((length + len(opening), used))
+            content = f"<{_name_of(vectors[used], names)[0]}>"
+            used += 1
+        texts.append(opening + content + closing)
+        length += len(texts[-1])
+    mentions = []
+    for (begin, first), (_, end) in pairwise([*words, (length, used)]):
+        label, part = _name_of(vectors[first], names)
+        mentions.append(LearnedMention(begin, begin + len(label) + 2, label, part, vectors[first:end]))  # (n, D)
+    return "".join(texts), mentions
+
+
+def _name_of(vector: Tensor, names: VectorNames) -> tuple[str, str]:
+    """Label and part of a vector `(D,)`."""
+    return names.get(vector.numpy().tobytes(), ("learned vector", "learned vector"))
 
 
 def plain_form(text: str) -> str:
