@@ -1,12 +1,24 @@
-"""What differs between ComfyUI versions, in one place: schemas whose newer fields older versions do not know."""
+"""What differs between versions of ComfyUI that the pack runs on, in one place. The version is never asked for, only what it does.
+
+| since | what changed | where it is met |
+|---|---|---|
+| 0.8 to 0.15 | `io.Schema` and inputs take more fields (`search_aliases`, `advanced`, ...) | `schema`, `socket` |
+| 0.15 | `CLIP.clone` takes arguments, such as `disable_dynamic` of Set CLIP Hooks | `clip_tokens.py` hands them on |
+| 0.28 | `SDTokenizer._try_get_embedding` gives (vector, name, text left over) instead of (vector, text left over) | `embedding_answer` |
+"""
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import inspect
 from collections.abc import Callable
 
 from comfy_api.latest import io
+from torch import Tensor
+
+_answer_lengths: dict[Callable[..., tuple], int] = {}
+"""Search of a class of tokenizers -> how many values it gives."""
 
 
 def schema(**fields: object) -> io.Schema:
@@ -19,3 +31,21 @@ def socket(kind: Callable[..., io.Input], name: str, **extras: object) -> io.Inp
     """An input such as `socket(io.Int.Input, "steps", default=20, advanced=True)` without the extras that are too new."""
     known = inspect.signature(kind).parameters
     return kind(name, **{extra: value for extra, value in extras.items() if extra in known})
+
+
+def embedding_answer(tokenizer: object, vector: Tensor | int | None, name: str, rest: str) -> tuple:
+    """What a tokenizer expects of whoever answers in place of its own search behind `embedding:`.
+
+    Args:
+        tokenizer: an `SDTokenizer` of ComfyUI, or a kind of it.
+        vector: `(D,)`, `(n, D)`, a marked token, or None where the name is unknown.
+        name: the name that was looked for, as it is told to the user.
+        rest: text behind it, which is read as text.
+    """
+    own = type(tokenizer)._try_get_embedding
+    # its own search tells how many values it gives: asked for nothing in no folder, once per class
+    if own not in _answer_lengths:
+        blank = copy.copy(tokenizer)
+        blank.embedding_directory = []
+        _answer_lengths[own] = len(own(blank, "none"))
+    return (vector, name, rest) if _answer_lengths[own] == 3 else (vector, rest)

@@ -26,6 +26,7 @@ from ..concepts.parts.part_mention import PromptError, find_mentions, unescaped
 from ..concepts.parts.part_prompt import PartPrompt, resolve_prompt
 from .chosen_parts import MentionKey, key_of
 from .clip_tokens import FillerToken, PartMark, filler_tokens, marked, part_spans
+from .comfy_version import embedding_answer
 from .model_backbone import text_widths
 from .socket_types import SPANS_KEY, ChosenPart
 
@@ -212,7 +213,7 @@ def _stand_in_clip(clip: CLIP, stand_ins: Mapping[str, Tensor]) -> CLIP:
         if hasattr(inner, "_try_get_embedding"):
             own = copy.copy(inner)
             search = None if inner.embedding_directory is None else inner._try_get_embedding
-            own._try_get_embedding = partial(_find_stand_in, stand_ins, search)
+            own._try_get_embedding = partial(_find_stand_in, stand_ins, own, search)
             # ComfyUI takes None for "no embeddings at all" and would not even ask
             own.embedding_directory = inner.embedding_directory or []
             setattr(view.tokenizer, name, own)
@@ -220,14 +221,14 @@ def _stand_in_clip(clip: CLIP, stand_ins: Mapping[str, Tensor]) -> CLIP:
 
 
 def _find_stand_in(
-    stand_ins: Mapping[str, Tensor], search: Callable[[str], tuple[Tensor | None, str]] | None, name: str
-) -> tuple[Tensor | None, str]:
-    """A stand-in's tensor and the text behind it, or what the CLIP itself makes of an `embedding:`."""
+    stand_ins: Mapping[str, Tensor], tokenizer: object, search: Callable[[str], tuple] | None, name: str
+) -> tuple:
+    """A stand-in's tensor `(1,)` and the text behind it, or what the CLIP itself makes of an `embedding:`."""
     first, _, rest = name.partition(" ")
     if first in stand_ins:
-        return stand_ins[first], rest.strip()
+        return embedding_answer(tokenizer, stand_ins[first], first, rest.strip())
     # a CLIP without embedding folders reads it as text
-    return search(name) if search else (None, f"embedding:{name}")
+    return search(name) if search else embedding_answer(tokenizer, None, name, f"embedding:{name}")
 
 
 def _filled_chunks(
