@@ -28,7 +28,12 @@ def register(app: typer.Typer) -> None:
 
 
 def discover(
-    images: Annotated[Path, typer.Argument(metavar="FOLDER", help="Folder of pictures; subfolders are read too.")],
+    images: Annotated[
+        Path,
+        typer.Argument(
+            metavar="FOLDER", help="Folder of pictures; subfolders are read too, HEIC where pillow-heif is installed."
+        ),
+    ],
     out: OutOption = None,
     source: Annotated[
         Literal["auto", "dinov2", "diffusion", "descriptor"],

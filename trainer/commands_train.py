@@ -56,7 +56,10 @@ def train_parts(
 @train.command("spectrum")
 def train_spectrum(
     source: Annotated[
-        Path | None, typer.Argument(metavar="IMAGE_OR_FOLDER", help="One picture, or a folder of one concept.")
+        Path | None,
+        typer.Argument(
+            metavar="IMAGE_OR_FOLDER", help="One picture, or a folder of one concept; HEIC needs pillow-heif."
+        ),
     ] = None,
     recipe: Annotated[
         Path | None,
