@@ -61,8 +61,8 @@ def resume_training(folder: Path, *, on_progress: ProgressCallback | None = None
             changed.
     """
     run = find_run(folder)
-    settings = load_recipe(run.config)
-    check_resumable(run, settings.base)
+    settings = load_recipe(run.config, of_run=True)
+    check_resumable(run, settings.base, settings.images.cache)
     parallel, device = join_processes(settings.run.device)
     return _train(settings, run, parallel, device, on_progress)
 

@@ -61,8 +61,8 @@ def resume_spectrum(folder: Path, *, on_progress: ProgressCallback | None = None
             changed.
     """
     run = find_run(folder)
-    settings = load_spectrum_recipe(run.config)
-    check_resumable(run, settings.base)
+    settings = load_spectrum_recipe(run.config, of_run=True)
+    check_resumable(run, settings.base, settings.images.cache)
     return _train(settings, run, on_progress)
 
 

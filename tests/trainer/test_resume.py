@@ -47,3 +47,20 @@ def test_a_run_of_a_graph_is_gone_on_with_there(tmp_path: Path) -> None:
         ):
             go_on(run.path)
         check_resumable(run, load(None, {}).base)
+
+
+def test_a_run_from_elsewhere_makes_no_folder_that_is_not_its_own(tmp_path: Path) -> None:
+    from bestiary.trainer.settings import load_recipe
+    from bestiary.trainer.train_parts import resume_training
+
+    run = RunFolder.create(tmp_path / "runs" / "got")
+    outside, base = tmp_path / "elsewhere", load_recipe(None, {}).base
+    run.write_config(f'[images]\ncache = "{outside.as_posix()}"\n')
+    with pytest.raises(BestiaryError, match=r"keeps its latents in .*elsewhere, which holds none and lies outside of"):
+        resume_training(run.path)
+    assert not outside.exists()
+    # beside the run, or where an earlier start has put some
+    check_resumable(run, base, tmp_path / "runs" / "latents")
+    (outside / "0123").mkdir(parents=True)
+    (outside / "0123" / "spec.json").write_text("{}")
+    check_resumable(run, base, outside)
