@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from ..concepts.atomic_file import write_bytes, write_text
+from ..concepts.atomic_file import remove_leftovers, write_bytes, write_text
 from ..concepts.errors import BestiaryError
 from ..concepts.parts.part_dictionary import PartDictionary
 from . import demo_pictures
@@ -163,6 +163,7 @@ def run_demo(out: Path, settings: DemoSettings) -> DemoResult:
         BestiaryError: the folder cannot be written to, or holds a demo of other settings.
     """
     out = Path(out)
+    remove_leftovers(out)
     # stages done before are passed over
     seconds = _read_record(out, settings)
     job = DemoJob(out, settings)

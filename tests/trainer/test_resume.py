@@ -1,6 +1,7 @@
 """Which run a resume goes on with."""
 
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -64,3 +65,25 @@ def test_a_run_from_elsewhere_makes_no_folder_that_is_not_its_own(tmp_path: Path
     (outside / "0123").mkdir(parents=True)
     (outside / "0123" / "spec.json").write_text("{}")
     check_resumable(run, base, outside)
+
+
+def test_replaced_pictures_are_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    from bestiary.trainer.resume import tell_changed_pictures
+
+    run, names = RunFolder.create(tmp_path / "run"), ["a.png", "deep/b.png", "c.png"]
+    (tmp_path / "pictures" / "deep").mkdir(parents=True)
+    for name in names:
+        (tmp_path / "pictures" / name).write_bytes(name.encode() * 3000)
+    assert tell_changed_pictures(run, tmp_path / "pictures", names) == []
+    shutil.copytree(tmp_path / "pictures", tmp_path / "copied")  # other times, the same pictures
+    assert tell_changed_pictures(run, tmp_path / "copied", names) == [] and not caplog.text
+    (tmp_path / "pictures" / "deep" / "b.png").write_bytes(b"deep/B.png" * 3000)
+    with caplog.at_level("WARNING", logger="bestiary"):
+        assert tell_changed_pictures(run, tmp_path / "pictures", [*names[:2], "new.png"]) == [
+            "c.png",
+            "deep/b.png",
+            "new.png",
+        ]
+    assert "3 pictures of" in caplog.text and "first c.png: it goes on with those of now" in caplog.text
+    (run.path / "pictures.json").write_text("[")
+    assert tell_changed_pictures(run, tmp_path / "pictures", names) == [] and "cannot be read" in caplog.text
