@@ -142,18 +142,20 @@ def fit(
         The state after the last step.
 
     Raises:
-        BestiaryError: the loss is not finite (step, batch and file names are told), or a state cannot be written.
+        BestiaryError: the loss is not finite (step, batch and file names are told), a state cannot be written, no saved
+            state is whole, or another training writes into `run` now.
         TrainingStopped: Ctrl-C, `should_stop` or an interruption; the state is saved first.
     """
     parallel = parallel or SingleProcess()
     # set up: state, module, meters
     scaler = torch.amp.GradScaler("cuda") if loop.half_precision else None
     state = TrainingState(groups, betas=loop.betas, ema=loop.ema, scaler=scaler)
-    _resume(state, run, parallel)
-    module = parallel.wrap(objective)
-    meter = CurveMeter()
-    first_step, started = state.step, time.monotonic()
-    with stop_signals(should_stop) as stopped, _curve_writer(run, loop, parallel) as writer:
+    alone = run.locked() if parallel.rank == 0 else nullcontext()
+    with alone, stop_signals(should_stop) as stopped, _curve_writer(run, loop, parallel) as writer:
+        _resume(state, run, parallel)
+        module = parallel.wrap(objective)
+        meter = CurveMeter()
+        first_step, started = state.step, time.monotonic()
         # whoever stops before the first step waits for none
         if first_step < loop.steps and _stop_together(stopped, parallel, agree=False):
             _stop(state, run, loop.keep_states, parallel)
@@ -198,13 +200,14 @@ def fit(
 
 
 def _resume(state: TrainingState, run: RunFolder, parallel: Parallel) -> None:
-    saved = run.newest_state()
+    saved = run.state_to_resume()
+    # what the log says of later steps belongs to a run that was cut off, perhaps before its first state
+    if parallel.rank == 0:
+        run.forget_log_after(0 if saved is None else saved.step)
     if saved is None:
         return
     state.restore(saved)
-    # what the log says of later steps belongs to a run that was cut off
     if parallel.rank == 0:
-        run.forget_log_after(saved.step)
         logger.info("going on from step %d of %s", saved.step, run.path)
 
 

@@ -164,10 +164,14 @@ class TrainSpectrumSettings(Section):
         return self
 
 
-def load_spectrum_recipe(path: Path | str | None, overrides: Mapping[str, Any] | None = None) -> TrainSpectrumSettings:
+def load_spectrum_recipe(
+    path: Path | str | None, overrides: Mapping[str, Any] | None = None, *, of_run: bool = False
+) -> TrainSpectrumSettings:
     """Settings from a recipe (a TOML file, a shipped recipe's name, or None) and dotted flags.
+
+    `of_run`: the file is that of a run folder, whose folders `resume.check_resumable` looks at.
 
     Raises:
         BestiaryError: file missing or no TOML; misspelt keys and values out of range, all of them in one message.
     """
-    return read_recipe(path, overrides, model=TrainSpectrumSettings)
+    return read_recipe(path, overrides, model=TrainSpectrumSettings, of_run=of_run)

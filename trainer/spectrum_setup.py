@@ -13,7 +13,7 @@ from .latent_cache import CacheSpec, LatentCache, open_cache, picture_stamps
 from .spectrum_images import ConceptPictures, find_pictures, read_masks
 from .spectrum_objective_setup import SpectrumTraining, cached_size, set_up_spectrum, word_start
 from .spectrum_settings import TrainSpectrumSettings
-from .training_setup import fingerprint_autoencoder, free_autoencoder
+from .training_setup import autoencoder_precision, fingerprint_autoencoder, free_autoencoder
 
 logger = logging.getLogger("bestiary")
 
@@ -57,6 +57,7 @@ def _cache_spec(settings: TrainSpectrumSettings, pictures: ConceptPictures, deno
         channels=denoiser.backbone.latent_channels,
         flip=settings.images.flip,
         pictures=picture_stamps(pictures.folder, pictures.names),
+        precision=autoencoder_precision(denoiser),
     )
 
 
