@@ -21,6 +21,8 @@ from collections.abc import Callable
 from comfy_api.latest import io
 from torch import Tensor
 
+from .advanced_inputs import ADVANCED
+
 _answer_lengths: dict[Callable[..., tuple], int] = {}
 """Search of a class of tokenizers -> how many values it gives."""
 
@@ -28,7 +30,12 @@ _answer_lengths: dict[Callable[..., tuple], int] = {}
 def schema(**fields: object) -> io.Schema:
     """An `io.Schema` of those fields that this ComfyUI knows; unknown ones, such as `search_aliases`, are left out."""
     known = {field.name for field in dataclasses.fields(io.Schema)}
-    return io.Schema(**{name: value for name, value in fields.items() if name in known})
+    made = io.Schema(**{name: value for name, value in fields.items() if name in known})
+    for entry in made.inputs or ():
+        if entry.id in ADVANCED.get(made.node_id, ()):
+            # before 0.10 an input does not know the word, but hands on what its extras say
+            entry.extra_dict = {**(getattr(entry, "extra_dict", None) or {}), "advanced": True}
+    return made
 
 
 def socket(kind: Callable[..., io.Input], name: str, **extras: object) -> io.Input:

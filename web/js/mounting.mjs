@@ -19,6 +19,13 @@ export function keepMounted(node, element) {
   for (const pause of LATER) setTimeout(mountAll, pause);
 }
 
+/** Keeps ComfyUI from drawing a node's pictures below a widget that shows them already. */
+export function showPicturesOnce(node) {
+  // Vue nodes ask for this word, canvas nodes draw what stands in imgs
+  node.hideOutputImages = true;
+  Object.defineProperty(node, "imgs", { configurable: true, get: () => undefined, set: () => {} });
+}
+
 let heard = null;
 
 /** Subgraphs are drawn only while they are open. */

@@ -11,11 +11,15 @@ import { linkedSpectra } from "./spectra.mjs";
 import { STAGED_FIELDS, stagedChoices, stagedFaults } from "./staged_texts.mjs";
 import { loadStrings, t } from "./strings.mjs";
 import { suggestions } from "./suggest.mjs";
+import { weighed } from "./weighing.mjs";
 import { bodyOf, findField, ownWidget, watchWidget } from "./upstream.mjs";
 
 /** Blocks whose prompts name parts, and the fields that hold them. */
 const PROMPTS = { BestiaryPartPrompt: ["text"], ...STAGED_FIELDS };
 const THUMB = 26;
+const STEPS = { ArrowUp: 1, ArrowDown: -1 };
+const STEP_SETTING = "Comfy.EditAttention.Delta";
+const USUAL_STEP = 0.05;
 const mirrors = new WeakMap();
 const nodes = new Set();
 
@@ -162,6 +166,23 @@ class Suggestions {
   }
 }
 
+/** Ctrl+Up and Ctrl+Down at a mention: ComfyUI's own would weigh a piece of it, or take its kind for a weight. */
+function weigh(event) {
+  if (!(event.ctrlKey || event.metaKey) || event.altKey || event.shiftKey || !(event.key in STEPS)) return;
+  const box = ownerOf(event.target);
+  if (!box) return;
+  const { textarea } = box;
+  const step = Number(app.extensionManager.setting.get(STEP_SETTING) ?? USUAL_STEP) || USUAL_STEP;
+  const change = weighed(textarea.value, textarea.selectionStart, textarea.selectionEnd, STEPS[event.key] * step, isStaged(box.node));
+  if (!change) return;
+  event.preventDefault();
+  event.stopImmediatePropagation();
+  const { from, to, insert, selected } = change;
+  textarea.setRangeText(insert, from, to);
+  textarea.setSelectionRange(...selected);
+  textarea.dispatchEvent(new InputEvent("input", { bubbles: true, inputType: "insertReplacementText" }));
+}
+
 function listen() {
   const list = new Suggestions();
   document.addEventListener("input", (event) => {
@@ -171,6 +192,8 @@ function listen() {
     if (document.activeElement === event.target) list.show(box);
   });
   document.addEventListener("keydown", (event) => list.keyed(event), { capture: true });
+  // before ComfyUI, which listens to the window
+  window.addEventListener("keydown", weigh, { capture: true });
   document.addEventListener("focusout", (event) => event.target === list.textarea && list.hide());
   document.addEventListener("focusin", (event) => {
     const box = ownerOf(event.target);

@@ -3,6 +3,7 @@
 import { app } from "../../../scripts/app.js";
 import { addStyle } from "./elements.mjs";
 import { after, debounced, fetchAgain, linkedDictionaries, updateAll } from "./linked.mjs";
+import { canReplace, followTitle, linkedParts, replaceLinked } from "./linked_parts.mjs";
 import { keepMounted } from "./mounting.mjs";
 import { PickerView } from "./picker_view.mjs";
 import { FieldPicks, TextPicks } from "./picks.mjs";
@@ -39,6 +40,7 @@ class PickerModel {
     this.view = new PickerView(this);
     this.linked.chosen = () => this.state.file ?? null;
     this.linked.listeners.add(() => this.view.refresh());
+    this.linked.listeners.add(() => this.follow());
   }
 
   get state() {
@@ -59,6 +61,36 @@ class PickerModel {
     return this.linked.set.parts.length ? this.picks.read(this.linked.set) : { picks: new Map(), faults: [] };
   }
 
+  /** Parts that come by link, see linked_parts.mjs. */
+  linkedParts() {
+    return this.single ? new Map() : linkedParts(this.node, this.linked.set);
+  }
+
+  canReplace(linked) {
+    return canReplace(linked);
+  }
+
+  /** Gives a linked part other kinds where it comes from; where that block has no field for it, here in its stead. */
+  replace(part, linked, kinds) {
+    if (!replaceLinked(linked, this.linked.set, part, kinds)) this.write(part, { part, kinds, weight: linked.weight });
+    this.view.refresh();
+  }
+
+  /** What the last run had to say of the prompt; gone as soon as the prompt is another. */
+  notice() {
+    return this.said?.text === this.picks.text ? this.said.words : null;
+  }
+
+  /** The title of a block for one part says what is picked. */
+  follow() {
+    if (!this.single || !this.linked.set.parts.length) return;
+    const [pick] = this.read().picks.values();
+    const kinds = pick?.kinds.map(({ kind }) => kind.label).join(" + ");
+    const title = pick ? t("picker.pieceTitle", { part: pick.part.name, kind: kinds }) : "";
+    followTitle(this.node, title, this.state.titled);
+    if (title !== (this.state.titled ?? "")) this.node.properties[PROPERTY] = { ...this.state, titled: title };
+  }
+
   write(part, pick) {
     this.together(() => this.picks.write(this.linked.set, part, pick));
   }
@@ -72,7 +104,9 @@ class PickerModel {
     this.quiet += 1;
     writes();
     this.quiet -= 1;
-    if (!this.quiet) this.view.refresh();
+    if (this.quiet) return;
+    this.view.refresh();
+    this.follow();
   }
 
   /** Shows only the tools, or everything again. */
@@ -150,7 +184,16 @@ function addPicker(node) {
     if (saved?.size && saved.size[1] + 1 < node.computeSize()[1]) model.remember({ open: false });
   });
   node.setSize([Math.max(node.size[0], SIZE[0]), Math.max(node.size[1], SIZE[1])]);
-  const shown = debounced(() => model.quiet || model.view.refresh());
+  const shown = debounced(() => {
+    if (model.quiet) return;
+    model.view.refresh();
+    model.follow();
+  });
+  after(node, "onExecuted", (output) => {
+    const [words] = output?.bestiary_notice ?? [];
+    model.said = words ? { words, text: picks.text } : null;
+    model.view.refresh();
+  });
   const watched = (model.single ? FIELDS : ["text"]).map((name) => ownWidget(node, name));
   for (const one of watched.filter(Boolean)) {
     watchWidget(one, shown);

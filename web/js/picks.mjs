@@ -95,7 +95,8 @@ export class TextPicks {
       const { part, kinds, fault, ...rest } = resolveMention(mention, set);
       if (fault) faults.push({ mention, fault, ...rest });
       // of two mentions of a part the picker moves the first
-      else if (!picks.has(part)) picks.set(part, { part, kinds, weight: mention.weight, mention });
+      else if (picks.has(part)) faults.push({ mention, fault: "repeated", wrong: part.name, part, nearest: null });
+      else picks.set(part, { part, kinds, weight: mention.weight, mention });
     }
     return { picks, faults };
   }

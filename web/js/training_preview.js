@@ -7,6 +7,7 @@ import { Panel } from "./folding.mjs";
 import { after, debounced } from "./linked.mjs";
 import { executionIds } from "./links.mjs";
 import { LossChart, shortNumber } from "./loss_chart.mjs";
+import { showPicturesOnce } from "./mounting.mjs";
 import { safely } from "./safely.mjs";
 import { loadStrings, t } from "./strings.mjs";
 import { findWidget, ownWidget, watchWidget } from "./upstream.mjs";
@@ -149,7 +150,10 @@ class TrainingPreview {
     this.bar.hidden = !facts?.total;
     if (facts?.total) this.bar.value = facts.step / facts.total;
     this.element.classList.toggle("bst-live", Boolean(live));
-    this.resting = this.fault ?? (listing ? t("training.read") : t("training.empty"));
+    const left = listing?.stopped && !live && !(listing.step >= listing.total) ? listing : null;
+    const rest = left && t("training.stopped", { step: left.step, file: left.stopped, run: left.run });
+    this.resting = this.fault ?? rest ?? (listing ? t("training.read") : t("training.empty"));
+    this.hint.classList.toggle("bst-notice", Boolean(rest) && !this.fault);
     this.tell("");
   }
 
@@ -267,8 +271,7 @@ app.registerExtension({
     if (!(node.comfyClass in BLOCKS)) return;
     const preview = new TrainingPreview(node);
     shown.add(preview);
-    // the same sheet, which ComfyUI would show once more below
-    node.hideOutputImages = true;
+    showPicturesOnce(node);
     const again = debounced(() => preview.refresh());
     watchWidget(ownWidget(node, "name"), again);
     after(node, "onConfigure", () => {
