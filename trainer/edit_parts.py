@@ -29,12 +29,14 @@ from .discovery_folder import (
     pictures_folder,
     read_labels,
     read_maps,
+    read_picture_names,
     read_report,
     write_lines,
     write_maps,
     write_report,
 )
 from .discovery_page import page_content, write_discovery_page
+from .discovery_schema import check_count, check_maps
 from .discovery_state import DiscoveryState, read_plan
 
 _PIECE = 1024
@@ -107,8 +109,10 @@ def _edit(folder: Path, change: Edit, refit: bool = False) -> None:
     finish_edit(folder)
     report = read_report(folder, needs=_REPORT_ENTRIES)
     codebook = PartCodebook.load(folder / CODEBOOK)
-    edit = change(codebook)
     old = read_maps(folder / PART_MAPS)
+    check_count(folder, read_picture_names(folder), old)
+    check_maps(folder, old, codebook, report)
+    edit = change(codebook)
     codebook, codes = edit.codebook, _moved_codes(edit, old)
     # which first part became which: the stored part means still have the first numbers
     part_of = [edit.parts[part] for part in report["part_of"]]

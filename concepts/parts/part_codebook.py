@@ -20,6 +20,7 @@ from ..file_kinds import CODEBOOK_KIND
 from ..kmeans import assign
 from ..patch_features import PatchGrid, SourceSpec
 from .foreground import CentroidForeground, Foreground, foreground_from_file
+from .part_file_schemas import check_codebook
 from .part_map import ABSENT, PartMaps
 from .part_model import PartModel, part_model_from_file
 
@@ -218,11 +219,10 @@ class PartCodebook:
         """
         file = read_concept_file(Path(path), CODEBOOK_KIND)
         try:
-            return cls(**_fields_from_file(file))
-        except (KeyError, TypeError, ValueError, AttributeError) as fault:
-            raise BestiaryError(
-                f"{path} is not a complete part codebook ({fault!r}): discover the parts again"
-            ) from fault
+            check_codebook(file)
+        except BestiaryError as fault:
+            raise BestiaryError(f"{path} is not a complete part codebook: {fault}; discover the parts again") from fault
+        return cls(**_fields_from_file(file))
 
     def with_names(self, part_names: tuple[str, ...], kind_names: tuple[dict[int, str], ...]) -> PartCodebook:
         """The same codebook under other names."""

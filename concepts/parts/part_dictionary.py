@@ -224,7 +224,12 @@ class PartDictionary:
             BestiaryError: the file is missing, broken, of another kind or contradicts itself.
         """
         content = read_concept_file(path, DICTIONARY_KIND)
+        # inside the method: the schemas know the models of codebooks too
+        from .part_file_schemas import check_dictionary
+
         try:
+            encoders = get_backbone(str(content.metadata.get("backbone"))).text_encoders
+            check_dictionary(content, tuple(encoder.name for encoder in encoders))
             return cls(**_fields(content.tensors, content.metadata))
         except BestiaryError as fault:
             raise BestiaryError(f"{path} is no usable part dictionary: {fault}") from fault
@@ -246,9 +251,6 @@ def _fields(tensors: dict[str, Tensor], metadata: dict[str, object]) -> dict[str
     """Constructor arguments from a file's content: rows `(R, 2)`, tables `(R, width)`, and the rest."""
     backbone = get_backbone(str(metadata.get("backbone")))
     encoders = [encoder.name for encoder in backbone.text_encoders]
-    missing = sorted({*encoders, "rows", "names"} - tensors.keys())
-    if missing:
-        raise BestiaryError(f"it lacks {', '.join(missing)}")
     # names lie in a tensor: there are too many for the header
     part_names, kind_names = _names(from_text_tensor(tensors["names"]))
     # prefixes keep the three groups of tensors apart in one file
@@ -269,12 +271,9 @@ def _fields(tensors: dict[str, Tensor], metadata: dict[str, object]) -> dict[str
 
 
 def _names(table: object) -> tuple[tuple[str, ...], tuple[dict[int, str], ...]]:
-    """Part names and kind names from the stored table, everything turned into text."""
-    try:
-        kinds = tuple({int(kind): str(name) for kind, name in named.items()} for named in table["kinds"])
-        return tuple(str(name) for name in table["parts"]), kinds
-    except (KeyError, TypeError, ValueError, AttributeError) as fault:
-        raise BestiaryError(f"its table of names is broken ({type(fault).__name__}: {fault})") from fault
+    """Part names and kind names from the stored table."""
+    kinds = tuple({int(kind): name for kind, name in named.items()} for named in table["kinds"])
+    return tuple(table["parts"]), kinds
 
 
 def _check_finite(tensors: Mapping[str, Tensor]) -> None:

@@ -84,7 +84,7 @@ def test_a_wrong_number_of_pictures_leaves_no_file(tmp_path: Path) -> None:
 def test_damaged_maps_are_reported(tmp_path: Path) -> None:
     (tmp_path / "maps").write_bytes(b"nothing")
     for read in (read_maps, read_labels):
-        with pytest.raises(BestiaryError, match=r"maps cannot be read \(.*\): discover anew with --restart"):
+        with pytest.raises(BestiaryError, match=r"maps is damaged \(.*\): discover anew with --restart"):
             read(tmp_path / "maps")
 
 
@@ -145,7 +145,7 @@ def test_maps_and_codebook_of_two_discoveries(tmp_path: Path) -> None:
 def test_a_list_of_pictures_that_is_no_text(tmp_path: Path) -> None:
     folder = folder_with(tmp_path, ["a.png", "b.png"])
     (folder / "images.txt").write_bytes(b"a.png\n\xff\xfe.png\n")
-    with pytest.raises(BestiaryError, match=r"images.txt is damaged \(invalid start byte at byte 6\): discover anew"):
+    with pytest.raises(BestiaryError, match=r"images.txt is damaged \(it is no text in UTF-8: invalid start byte at byte 6\): discover anew"):
         Discovery.load(folder)
 
 
