@@ -9,6 +9,7 @@ import io
 import json
 import os
 import shutil
+import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -224,9 +225,10 @@ def editing(folder: Path) -> Iterator[Path]:
     Raises:
         BestiaryError: the folder cannot be written to.
     """
-    staging = folder / f".edit.{os.getpid()}"
+    staging = None
     try:
-        staging.mkdir(exist_ok=True)
+        # a new folder under a name that nobody could have taken: what leads elsewhere is never written to
+        staging = Path(tempfile.mkdtemp(prefix=".edit.", dir=folder))
         yield staging
         # from here on the edit counts: whoever reads the folder next completes it
         os.replace(staging, folder / _STAGED)
@@ -236,17 +238,32 @@ def editing(folder: Path) -> Iterator[Path]:
             f"{folder} cannot be written to ({fault.strerror or fault}): nothing was changed there"
         ) from fault
     finally:
-        shutil.rmtree(staging, ignore_errors=True)
+        if staging is not None:
+            shutil.rmtree(staging, ignore_errors=True)
 
 
 def finish_edit(folder: Path) -> None:
-    """Complete an edit that was interrupted after it had been decided; does nothing elsewhere."""
+    """Complete an edit that was interrupted after it had been decided; does nothing elsewhere.
+
+    Raises:
+        BestiaryError: what lies there leads elsewhere or holds no plain files, so no edit has made it; nothing is moved.
+    """
     staged = Path(folder) / _STAGED
-    if not staged.is_dir():
+    if not staged.is_dir() and not staged.is_symlink():
         return
+    # links would let a discovery of others move files of its reader
+    strange = [staged] if staged.is_symlink() else [path for path in staged.iterdir() if not _is_plain_file(path)]
+    if strange:
+        raise BestiaryError(
+            f"{strange[0]} is a link or no file, which an interrupted edit never leaves: look at it and remove {staged}"
+        )
     for path in sorted(staged.iterdir()):
         os.replace(path, Path(folder) / path.name)
     staged.rmdir()
+
+
+def _is_plain_file(path: Path) -> bool:
+    return path.is_file() and not path.is_symlink()
 
 
 def _little_endian(tensor: Tensor, kind: str) -> bytes:

@@ -16,7 +16,7 @@ from ..concepts.errors import BestiaryError
 from ..concepts.parts.part_codebook import PartCodebook
 from ..concepts.patch_features import FeatureSource, PatchGrid
 from .discovery_state import DiscoveryState, PartShard, SampleShard, Skipped
-from .image_files import UnreadableImage, fit_square, image_to_tensor, read_image
+from .image_files import GONE, UnreadableImage, fit_square, image_to_tensor, read_image
 
 
 @dataclass(frozen=True)
@@ -64,6 +64,7 @@ def sample_shard(
     """Pass 1: store the features of the chosen pictures of a shard."""
     skipped: Skipped = []
     found = list(_described(chosen, reader, source, batch_size, skipped))
+    _check_still_there(reader, len(chosen), skipped)
     state.write_sample(shard, _joined_sample(found) if found else None, skipped)
 
 
@@ -86,6 +87,7 @@ def describe_shard(
     pieces = [] if sampled is None else list(_in_batches(sampled, batch_size))
     pieces = [_part_piece(piece, codebook) for piece in pieces]
     pieces += [_part_piece(piece, codebook) for piece in _described(left, reader, source, batch_size, skipped)]
+    _check_still_there(reader, len(left), skipped)
     state.write_parts(shard, _joined_parts(pieces) if pieces else None, sorted([*unreadable, *skipped]))
 
 
@@ -118,6 +120,21 @@ def check_features(grid: PatchGrid, names: Sequence[str]) -> None:
         name = names[int((~finite).nonzero()[0])]
         raise BestiaryError(
             f"the features of {name} are not finite numbers: choose another --dtype (fp32), or --source"
+        )
+
+
+def _check_still_there(reader: PictureReader, count: int, skipped: Skipped) -> None:
+    """Stop before a shard is written without its pictures: a finished discovery could not be told from a whole one.
+
+    Raises:
+        BestiaryError: the folder, or most of `count` pictures that were to be read, has vanished.
+    """
+    gone = [name for name, reason in skipped if reason == GONE]
+    if not reader.root.is_dir() or 2 * len(gone) > count:
+        told = f"{len(gone)} of {count} pictures are no longer there, first {gone[0]}" if gone else "it is gone"
+        raise BestiaryError(
+            f"the picture folder {reader.root} has vanished while it was read ({told}): bring it back and run the same command "
+            "again, which goes on where this one stopped"
         )
 
 

@@ -4,6 +4,7 @@ A name is a part (`head`, or its number) or a kind of a part (`head:17`, `head:c
 Letters: N pictures, n pictures of a piece, (h, w) patch grid, M parts, d channels of part means.
 """
 
+import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -38,6 +39,7 @@ from .discovery_folder import (
 from .discovery_page import page_content, write_discovery_page
 from .discovery_schema import check_count, check_maps
 from .discovery_state import DiscoveryState, read_plan
+from .folder_lock import alone_in
 
 _PIECE = 1024
 _REPORT_ENTRIES = ("images", "skipped", "parts", "typical", "examples", "part_of", "source", "settings")
@@ -103,8 +105,20 @@ def _after(first: CodebookEdit, second: CodebookEdit) -> CodebookEdit:
 
 
 def _edit(folder: Path, change: Edit, refit: bool = False) -> None:
+    """Change the codebook and carry all files over to it, alone in the folder: an edit builds on the one before it."""
+    # what is no discovery is said before anything is held
+    read_report(folder, needs=_REPORT_ENTRIES)
+    with alone_in(folder):
+        _edit_alone(folder, change, refit)
+
+
+def _edit_alone(folder: Path, change: Edit, refit: bool) -> None:
     """Change the codebook and carry maps, captions, report and page over to it."""
     folder = Path(folder)
+    # half-written files of killed programs: nobody else is here
+    for left in folder.glob(".edit.*"):
+        if left.is_dir() and not left.is_symlink():
+            shutil.rmtree(left, ignore_errors=True)
     # an edit that was interrupted is completed first: this one builds on it
     finish_edit(folder)
     report = read_report(folder, needs=_REPORT_ENTRIES)

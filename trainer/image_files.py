@@ -60,6 +60,8 @@ MAX_PIXELS = 90_000_000
 MAX_JPEG_PIXELS = 800_000_000
 """Limit for JPEG files, which can be decoded at an eighth of their size."""
 
+GONE = "it is no longer there"
+"""Reason of a picture that was found and has vanished since."""
 OTHER_PICTURES = frozenset(
     [
         ".svg",
@@ -283,6 +285,8 @@ def _file_fault(path: Path) -> str | None:
     """What a directory entry is if no file; what is not there is told when it is read."""
     try:
         mode = os.stat(path).st_mode
+    except FileNotFoundError:
+        return "it is a link to nothing" if path.is_symlink() else None
     except OSError:
         return None
     # reading a pipe would wait for a writer without end
@@ -401,7 +405,7 @@ def _reason(path: Path, fault: BaseException) -> str:
     if isinstance(fault, PermissionError):
         return "it may not be read: check its permissions"
     if isinstance(fault, FileNotFoundError):
-        return "it is no longer there"
+        return GONE
     if isinstance(fault, Image.DecompressionBombError):
         return f"it has too many pixels: at most {MAX_PIXELS // 1_000_000} million are decoded; shrink it"
     if isinstance(fault, Image.UnidentifiedImageError):

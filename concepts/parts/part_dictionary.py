@@ -17,7 +17,7 @@ from ..backbone import get_backbone
 from ..concept_file import from_text_tensor, read_concept_file, to_text_tensor, write_concept_file
 from ..errors import BestiaryError
 from ..file_kinds import DICTIONARY_KIND
-from ..name_search import choices_text, number_ranges, plain_name, shown_name
+from ..name_search import choices_text, number_ranges, plain_name, same_names, shown_name
 from ..thumbnail_atlas import ThumbnailAtlas
 
 LORA_PREFIX = "lora."
@@ -117,7 +117,7 @@ class PartDictionary:
         """
         trained = [part for part in range(len(self.part_names)) if self.kinds_of(part)]
         # a name first: a part may be called "2"
-        found = [part for part in trained if plain_name(self.part_names[part]) == plain_name(text)]
+        found = [trained[place] for place in same_names(text, [self.part_names[part] for part in trained])]
         if not found and re.fullmatch(r"\d{1,6}", text.strip()):
             found = [part for part in trained if part == int(text)]
         if not found:

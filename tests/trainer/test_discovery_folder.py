@@ -212,6 +212,37 @@ def test_an_edit_stopped_between_its_files_is_completed(
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "b"]
 
 
+def test_links_for_an_edit_move_nothing(tmp_path: Path) -> None:
+    theirs, folder = tmp_path / "theirs", tmp_path / "discovery"
+    theirs.mkdir()
+    folder.mkdir()
+    (theirs / "thesis.txt").write_text("mine")
+    (folder / ".edit-ready").symlink_to(theirs)
+    with pytest.raises(
+        BestiaryError, match=r"\.edit-ready is a link or no file, which an interrupted edit never leaves"
+    ):
+        finish_edit(folder)
+    assert (theirs / "thesis.txt").read_text() == "mine" and [path.name for path in folder.iterdir()] == [".edit-ready"]
+    # neither is a link within a folder that looks like an edit
+    (folder / ".edit-ready").unlink()
+    (folder / ".edit-ready").mkdir()
+    (folder / ".edit-ready" / "report.json").symlink_to(theirs / "thesis.txt")
+    (folder / "report.json").write_text("old")
+    with pytest.raises(BestiaryError, match=r"report\.json is a link or no file"):
+        finish_edit(folder)
+    assert (folder / "report.json").read_text() == "old"
+
+
+def test_an_edit_is_never_written_through_a_link(tmp_path: Path) -> None:
+    theirs, folder = tmp_path / "theirs", tmp_path / "discovery"
+    theirs.mkdir()
+    folder.mkdir()
+    (folder / f".edit.{os.getpid()}").symlink_to(theirs)
+    with editing(folder) as staging:
+        (staging / "a").write_text("new")
+    assert not list(theirs.iterdir()) and (folder / "a").read_text() == "new"
+
+
 def test_an_edit_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(source: Path, target: Path) -> None:
         raise OSError(28, "No space left on device")

@@ -81,6 +81,12 @@ def test_untrained_kinds_cannot_be_asked_for(part: int, text: str, message: str)
         make().find_kind(part, text)
 
 
+def test_names_that_are_alike_are_two_parts() -> None:
+    rows, vectors = torch.tensor([[0, 0], [1, 0]]), {"clip_l": torch.ones(2, 768)}
+    made = PartDictionary("sd15", ("left wing", "left_wing"), ({}, {}), None, rows, vectors)
+    assert [made.find_part(text) for text in ("left wing", "left_wing", " left_wing ", "Left-Wing")] == [0, 1, 1, 0]
+
+
 def test_untrained_parts_cannot_be_asked_for() -> None:
     for text in ("tail", "1", "beak", "99"):
         with pytest.raises(BestiaryError, match=f"unknown part '{text}': choose .*'head'.*, or a number of 0, 2"):
