@@ -8,6 +8,8 @@ SHOWN_CHOICES = 12
 """Names or numbers that one error message lists."""
 LONGEST_SHOWN = 60
 """Characters of one name in a message."""
+LONGEST_COMPARED = 200
+"""Characters of a name that are compared with others; comparing costs the square of the length."""
 
 
 def plain_name(text: str) -> str:
@@ -35,7 +37,7 @@ def choices_text(wanted: str, names: Sequence[str]) -> str:
     for name in names:
         by_plain.setdefault(plain_name(name), []).append(name)
     # compared in the plain form, shown as they are spelt
-    close = difflib.get_close_matches(plain_name(wanted), list(by_plain), n=5, cutoff=0.5)
+    close = difflib.get_close_matches(plain_name(wanted[:LONGEST_COMPARED]), list(by_plain), n=5, cutoff=0.5)
     ordered = [name for plain in close for name in by_plain[plain]]
     ordered += [name for name in names if plain_name(name) not in close]
     rest = len(ordered) - SHOWN_CHOICES

@@ -5,7 +5,7 @@ trained rows exist; a pair that was never trained cannot be asked for. Letters: 
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -17,7 +17,7 @@ from ..backbone import get_backbone
 from ..concept_file import from_text_tensor, read_concept_file, to_text_tensor, write_concept_file
 from ..errors import BestiaryError
 from ..file_kinds import DICTIONARY_KIND
-from ..name_search import choices_text, number_ranges, plain_name, same_names, shown_name
+from ..name_search import choices_text, number_ranges, plain_name, shown_name
 from ..thumbnail_atlas import ThumbnailAtlas
 
 LORA_PREFIX = "lora."
@@ -95,15 +95,56 @@ class PartDictionary:
         Raises:
             BestiaryError: this pair was not trained; the message lists the numbers that were.
         """
-        if (part, kind) not in self.row_of:
-            raise BestiaryError(self._unknown_number(part, kind + self.id_base))
-        row = self.row_of[part, kind]
+        return self.vectors([(part, kind)])[0]  # (D,)
+
+    def vectors(self, pairs: Sequence[tuple[int, int]]) -> Tensor:
+        """The vectors `(n, D)` float32 of n pairs of a part and a stored kind id.
+
+        Raises:
+            BestiaryError: a pair was not trained; the message lists the numbers that were.
+        """
+        for part, kind in pairs:
+            if (part, kind) not in self.row_of:
+                raise BestiaryError(self._unknown_number(part, kind + self.id_base))
+        rows = torch.tensor([self.row_of[pair] for pair in pairs], dtype=torch.long)  # (n,)
         encoders = get_backbone(self.backbone).text_encoders
-        return torch.cat([self.embeddings[encoder.name][row].float() for encoder in encoders])  # (D,)
+        return torch.cat([self.embeddings[encoder.name][rows].float() for encoder in encoders], dim=1)  # (n, D)
 
     def kinds_of(self, part: int) -> tuple[int, ...]:
         """Stored ids of the trained kinds of a part, ascending."""
-        return tuple(sorted(kind for other, kind in self.row_of if other == part))
+        return self._kinds.get(part, ())
+
+    @cached_property
+    def _kinds(self) -> Mapping[int, tuple[int, ...]]:
+        """Part -> stored ids of its trained kinds, ascending; gathered once, as prompts ask part by part."""
+        kinds: dict[int, list[int]] = {}
+        for part, kind in sorted(self.row_of):
+            kinds.setdefault(part, []).append(kind)
+        return {part: tuple(own) for part, own in kinds.items()}
+
+    @cached_property
+    def _parts_by_name(self) -> Mapping[str, int]:
+        """Name as it is spelt, and plain name -> the first trained part that is called so; the spelling goes before."""
+        trained = sorted(self._kinds, reverse=True)
+        plain = {plain_name(self.part_names[part]): part for part in trained}
+        return {**plain, **{self.part_names[part]: part for part in trained}}
+
+    @cached_property
+    def _kinds_by_name(self) -> Mapping[tuple[int, str], tuple[int, ...]]:
+        """Part and plain name -> stored ids of the trained kinds that are called so."""
+        kinds: dict[tuple[int, str], list[int]] = {}
+        for part, kind in sorted(self.row_of):
+            if kind in self.kind_names[part]:
+                kinds.setdefault((part, plain_name(self.kind_names[part][kind])), []).append(kind)
+        return {key: tuple(own) for key, own in kinds.items()}
+
+    def part_called(self, text: str, *, by_number: bool = True) -> int | None:
+        """Index of a trained part by its name, or by its number; None where there is none."""
+        # a name first: a part may be called "2"; "left wing" and "left_wing" are two names where both are there
+        found = self._parts_by_name.get(text.strip(), self._parts_by_name.get(plain_name(text)))
+        if found is None and by_number and re.fullmatch(r"\d{1,6}", text.strip()) and int(text) in self._kinds:
+            return int(text)
+        return found
 
     def kind_label(self, part: int, kind: int) -> str:
         """What people call a kind: its name, else the number they type."""
@@ -115,17 +156,14 @@ class PartDictionary:
         Raises:
             BestiaryError: no trained part is called so; the message lists those that are, the closest first.
         """
-        trained = [part for part in range(len(self.part_names)) if self.kinds_of(part)]
-        # a name first: a part may be called "2"
-        found = [trained[place] for place in same_names(text, [self.part_names[part] for part in trained])]
-        if not found and re.fullmatch(r"\d{1,6}", text.strip()):
-            found = [part for part in trained if part == int(text)]
-        if not found:
+        found = self.part_called(text)
+        if found is None:
+            trained = sorted(self._kinds)
             known = choices_text(text, [self.part_names[part] for part in trained])
             raise BestiaryError(
                 f"unknown part {shown_name(text)}: choose {known}, or a number of {number_ranges(trained)}"
             )
-        return found[0]
+        return found
 
     def find_kind(self, part: int, text: str) -> int:
         """Stored id of a kind by its name, or by the number people type (counted from `id_base`).
@@ -136,12 +174,11 @@ class PartDictionary:
         # a number first: ids are numbers, whatever the kinds are called
         kinds = self.kinds_of(part)
         if re.fullmatch(r"[+-]?\d{1,9}", text.strip()):
-            if int(text) - self.id_base not in kinds:
+            if (part, int(text) - self.id_base) not in self.row_of:
                 raise BestiaryError(self._unknown_number(part, int(text)))
             return int(text) - self.id_base
         # then names, in the plain form in which people type them
-        names = {kind: self.kind_names[part][kind] for kind in kinds if kind in self.kind_names[part]}
-        found = [kind for kind, name in names.items() if plain_name(name) == plain_name(text)]
+        found = self._kinds_by_name.get((part, plain_name(text)), ())
         if len(found) > 1:
             numbers = number_ranges(kind + self.id_base for kind in found)
             raise BestiaryError(
@@ -149,6 +186,7 @@ class PartDictionary:
             )
         if not found:
             numbers = number_ranges(kind + self.id_base for kind in kinds)
+            names = {kind: self.kind_names[part][kind] for kind in kinds if kind in self.kind_names[part]}
             choices = f"choose {choices_text(text, list(names.values()))}, or a number" if names else "choose a number"
             raise BestiaryError(f"unknown kind {shown_name(text)} of part {self._part(part)}: {choices} of {numbers}")
         return found[0]

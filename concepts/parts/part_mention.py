@@ -5,12 +5,21 @@ The grammar stands in part_prompt.py. Columns count characters from 1.
 
 import re
 from dataclasses import dataclass
+from functools import cache
 
 from ..errors import BestiaryError
 from ..name_search import shown_name
 
 NUMBER = re.compile(r"\s*[+-]?(?:\d+(?:\.\d*)?|\.\d+)\s*")
 """A factor or a weight as typed."""
+LONGEST_NAME = 1000
+"""Characters of a name in a mention."""
+
+_FOREIGN_TAGS = {
+    **dict.fromkeys(("lora", "lyco", "locon", "loha", "lokr"), "Load LoRA (MODEL and CLIP)"),
+    **dict.fromkeys(("hypernet", "hypernetwork"), "Hypernetwork Loader (MODEL)"),
+}
+"""What A1111 and its relatives write in angle brackets, and the block of ComfyUI that does it."""
 
 _ESCAPED = re.compile(r"\\(.)", re.DOTALL)
 
@@ -48,16 +57,12 @@ def find_mentions(text: str) -> dict[int, tuple[int, PartMention]]:
         PromptError: a mention is malformed.
     """
     found: dict[int, tuple[int, PartMention]] = {}
-    place = 0
+    place = next_plain(text, "<", 0)
     while place < len(text):
-        # an escaped character begins nothing
-        if text[place] == "\\":
-            place += 2
-        elif text[place] == "<" and (mention := read_mention(text, place)):
+        mention = read_mention(text, place)
+        if mention is not None:
             found[place] = mention
-            place = mention[0]
-        else:
-            place += 1
+        place = next_plain(text, "<", place + 1 if mention is None else mention[0])
     return found
 
 
@@ -85,6 +90,7 @@ def read_mention(text: str, start: int, *, staged: bool = False) -> tuple[int, P
     # both sides of the colon must say something
     if not target:
         raise PromptError(column, f"'<{inside[:40]}>' has no part before the colon: write <part:kind>")
+    check_length(target, column)
     if not kinds.strip():
         raise PromptError(
             column, f"'<{inside[:40]}>' has no kind after the colon: write <{target}:name> or <{target}:17>"
@@ -98,7 +104,23 @@ def read_mention(text: str, start: int, *, staged: bool = False) -> tuple[int, P
             f"stages ({shown_name(kinds[stage:].strip())}) are not available for parts here: leave them out, or write \\@ for a plain @",
         )
     stages, otherwise = read_stages(kinds[stage:], offset + stage)
-    return end + 1, PartMention(target, read_kinds(kinds[:stage], offset), column, 1.0, stages, otherwise)
+    try:
+        return end + 1, PartMention(target, read_kinds(kinds[:stage], offset), column, 1.0, stages, otherwise)
+    except PromptError:
+        if hint := foreign_hint(target):
+            raise PromptError(column, hint) from None
+        raise
+
+
+def foreign_hint(target: str) -> str | None:
+    """What to do with a tag of other programs, such as `<lora:name:0.8>`; None for targets that are none of theirs."""
+    block = _FOREIGN_TAGS.get(unescaped(target).strip().lower())
+    if block is None:
+        return None
+    return (
+        f"<{unescaped(target).strip()}:...> is how other programs load a file from a prompt, not a part: in ComfyUI put the "
+        f"block {block} between the checkpoint's outputs and the blocks that take them, and take this out of the text"
+    )
 
 
 def read_stages(text: str, column: int) -> tuple[str | None, str]:
@@ -127,7 +149,7 @@ def read_kinds(text: str, column: int) -> tuple[tuple[str, float], ...]:
     while begin <= len(text):
         end = next_plain(text, "+", begin)
         # the sign of a factor, as in "*+0.5", separates nothing
-        while end < len(text) and text[begin:end].rstrip().endswith("*"):
+        while end < len(text) and _behind_star(text, begin, end):
             end = next_plain(text, "+", end + 1)
         terms.append(_read_term(text[begin:end], column + begin))
         begin = end + 1
@@ -140,6 +162,13 @@ def read_kinds(text: str, column: int) -> tuple[tuple[str, float], ...]:
     return tuple((unescaped(kind), 1.0 if factor is None else factor) for kind, factor in terms)
 
 
+def _behind_star(text: str, begin: int, end: int) -> bool:
+    """Whether nothing but spaces lies between a star, not before `begin`, and `end`."""
+    while end > begin and text[end - 1].isspace():
+        end -= 1
+    return end > begin and text[end - 1] == "*"
+
+
 def _read_term(term: str, column: int) -> tuple[str, float | None]:
     """A kind as typed and its factor, None if it has none."""
     # the last one: "a*b*0.5" is half of a kind called a*b
@@ -147,6 +176,7 @@ def _read_term(term: str, column: int) -> tuple[str, float | None]:
     kind, factor = (term, None) if star < 0 else (term[:star], term[star + 1 :])
     if not kind.strip():
         raise PromptError(column, f"{shown_name(term)} names no kind: write a name or a number, such as 17*0.6+18*0.4")
+    check_length(kind, column)
     if factor is None:
         return kind.strip(), None
     if not NUMBER.fullmatch(factor):
@@ -156,17 +186,26 @@ def _read_term(term: str, column: int) -> tuple[str, float | None]:
     return kind.strip(), float(factor)
 
 
+def check_length(name: str, column: int) -> None:
+    """Raises PromptError for a name that nothing can have."""
+    if len(name) > LONGEST_NAME:
+        raise PromptError(
+            column, f"{shown_name(name)} has {len(name):,} characters, names have at most {LONGEST_NAME:,}: shorten it"
+        )
+
+
 def next_plain(text: str, wanted: str, start: int) -> int:
     """Place of the next character of `wanted` that no backslash makes plain, else the length of the text."""
-    place = start
-    while place < len(text):
-        if text[place] == "\\":
-            place += 2
-        elif text[place] in wanted:
-            return place
-        else:
-            place += 1
-    return len(text)
+    found = _plain_or_escaped(wanted).search(text, start)
+    while found and found[0].startswith("\\"):
+        found = _plain_or_escaped(wanted).search(text, found.end())
+    return found.start() if found else len(text)
+
+
+@cache
+def _plain_or_escaped(wanted: str) -> re.Pattern[str]:
+    """A backslash with what it makes plain, or one of the characters."""
+    return re.compile(rf"\\.?|[{re.escape(wanted)}]", re.DOTALL)
 
 
 def last_plain(text: str, wanted: str) -> int:

@@ -14,6 +14,7 @@ counts from 0 there and from the dictionary's id base here. A bare "10:30" is te
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -22,13 +23,25 @@ from ..denoiser import PromptPiece
 from ..errors import BestiaryError
 from ..name_search import choices_text, plain_name, shown_name
 from .part_dictionary import PartDictionary
-from .part_mention import NUMBER, PartMention, PromptError, find_mentions, last_plain, next_plain, unescaped
+from .part_mention import (
+    LONGEST_NAME,
+    NUMBER,
+    PartMention,
+    PromptError,
+    find_mentions,
+    foreign_hint,
+    last_plain,
+    next_plain,
+    unescaped,
+)
 
 BRACKET_FACTOR = 1.1
 """What a pair of brackets without a number multiplies the weight by (ComfyUI)."""
 DEEPEST_BRACKETS = 64
 
 _ESCAPED = re.compile(r"\\([()<>\\])")
+_BRACKETS = re.compile(r"\\.?|[()<]", re.DOTALL)
+"""What ends a run of plain text; an escape is passed over."""
 
 Mentions = Mapping[int, tuple[int, PartMention]]
 """Start of a mention -> its end and content."""
@@ -93,60 +106,77 @@ def weigh_segments(text: str, mentions: Mentions) -> Iterator[TextSegment | Part
     return _weigh(text, 0, len(text), 1.0, mentions, _find_brackets(text, mentions))
 
 
-def _find_brackets(text: str, mentions: Mentions) -> dict[int, int]:
-    """Place of every opening bracket that is closed -> place of the closing one; those in mentions are names' own."""
+def check_brackets(text: str, mentions: Mentions) -> None:
+    """Raises PromptError where brackets nest too deeply; ComfyUI's own reading of them ends in a RecursionError there."""
+    _find_brackets(text, mentions)
+
+
+class _Bracket(NamedTuple):
+    """A pair of round brackets."""
+
+    closing: int
+    """Place of the closing one."""
+    own_text: int
+    """Place behind the last mention inside, from where on a colon is the bracket's own."""
+
+
+def _find_brackets(text: str, mentions: Mentions) -> dict[int, _Bracket]:
+    """Place of every opening bracket that is closed -> the pair; those in mentions are names' own."""
     # one pass with a stack, so that a thousand open brackets cost no more than a thousand letters
     open_places: list[int] = []
-    pairs: dict[int, int] = {}
-    place = 0
-    while place < len(text):
+    pairs: dict[int, _Bracket] = {}
+    last_mention = 0
+    found = _BRACKETS.search(text)
+    while found:
+        place, then = found.start(), found.end()
         # brackets inside a mention belong to a name
         if place in mentions:
-            place = mentions[place][0]
-            continue
-        if text[place] == "(":
+            last_mention = then = mentions[place][0]
+        elif text[place] == "(":
             open_places.append(place)
         elif text[place] == ")" and open_places:
-            pairs[open_places.pop()] = place
+            opening = open_places.pop()
+            pairs[opening] = _Bracket(place, max(opening + 1, last_mention))
             if len(open_places) >= DEEPEST_BRACKETS:
                 raise PromptError(
                     place + 1, f"brackets nest deeper than {DEEPEST_BRACKETS}: write one weight, (text:1.5)"
                 )
-        place += 2 if text[place] == "\\" else 1
+        found = _BRACKETS.search(text, then)
     return pairs
 
 
 def _weigh(
-    text: str, begin: int, end: int, weight: float, mentions: Mentions, brackets: Mapping[int, int]
+    text: str, begin: int, end: int, weight: float, mentions: Mentions, brackets: Mapping[int, _Bracket]
 ) -> Iterator[TextSegment | PartMention]:
     """The segments of `text[begin:end]`, whose surroundings give it `weight`; brackets are followed inwards."""
-    place = plain_from = begin
-    while place < end:
-        # nothing begins here: on to the next character, past an escaped one
-        if place not in mentions and place not in brackets:
-            place += 2 if text[place] == "\\" else 1
-            continue
-        # the text before a mention or a bracket ends here
-        if plain_from < place:
-            yield TextSegment(_ESCAPED.sub(r"\1", text[plain_from:place]), weight)
-        if place in mentions:
-            place, mention = mentions[place]
-            yield replace(mention, weight=weight)
-        else:
-            inner_end, inner_weight = _bracket_weight(text, place + 1, brackets[place], weight, mentions)
-            yield from _weigh(text, place + 1, inner_end, inner_weight, mentions, brackets)
-            place = brackets[place] + 1
-        plain_from = place
+    plain_from = begin
+    found = _BRACKETS.search(text, begin, end)
+    while found:
+        place, then = found.start(), found.end()
+        # nothing begins here: on to the next character that may matter
+        if place in mentions or place in brackets:
+            # the text before a mention or a bracket ends here
+            if plain_from < place:
+                yield TextSegment(_ESCAPED.sub(r"\1", text[plain_from:place]), weight)
+            if place in mentions:
+                then, mention = mentions[place]
+                yield replace(mention, weight=weight)
+            else:
+                inner_end, inner_weight = _bracket_weight(text, place + 1, brackets[place], weight)
+                yield from _weigh(text, place + 1, inner_end, inner_weight, mentions, brackets)
+                then = brackets[place].closing + 1
+            plain_from = then
+        found = _BRACKETS.search(text, then, end)
     if plain_from < end:
         yield TextSegment(_ESCAPED.sub(r"\1", text[plain_from:end]), weight)
 
 
-def _bracket_weight(text: str, begin: int, end: int, weight: float, mentions: Mentions) -> tuple[int, float]:
+def _bracket_weight(text: str, begin: int, bracket: _Bracket, weight: float) -> tuple[int, float]:
     """Where the content of a bracket ends, and its weight: the number after its last colon, else 1.1 times as much."""
+    end = bracket.closing
     # colons inside mentions are none of ours
-    last = max((mention_end for start, (mention_end, _) in mentions.items() if begin <= start < end), default=begin)
-    colon = text.rfind(":", last, end)
-    if colon > begin and text[colon - 1] != "\\" and NUMBER.fullmatch(text[colon + 1 : end]):
+    colon = text.rfind(":", bracket.own_text, end)
+    if colon > begin and text[colon - 1] != "\\" and NUMBER.fullmatch(text, colon + 1, end):
         return colon, float(text[colon + 1 : end])
     return end, weight * BRACKET_FACTOR
 
@@ -167,23 +197,26 @@ def resolve_prompt(prompt: PartPrompt, dictionaries: Mapping[str, PartDictionary
     if len(set(widths.values())) > 1:
         raise BestiaryError(f"dictionaries of different base models cannot share a prompt: {widths}")
     mentions: list[ResolvedMention] = []
-    vectors: list[Tensor] = []
     for mention in prompt.mentions:
         try:
-            resolved = _resolve(mention, dictionaries)
+            mentions.append(_resolve(mention, dictionaries))
         except PromptError:
             raise
         except BestiaryError as fault:
             raise PromptError(mention.column, str(fault)) from fault
-        # factors as typed, not normalised: 1 and 0 give the ends exactly, others may go beyond them
-        owner = dictionaries[resolved.dictionary]
-        mentions.append(resolved)
-        vectors.append(sum(factor * owner.vector(resolved.part, kind) for kind, factor in resolved.kinds))  # (D,)
     # without a mention the vectors are (0, D), so that callers need no special case
     width = next(iter(widths.values()))[1] if widths else 0
+    vectors = torch.zeros(len(mentions), width)  # (P, D)
+    for name, owner in dictionaries.items():
+        own = [(place, one) for place, one in enumerate(mentions) if one.dictionary == name]
+        terms = [(place, (one.part, kind), factor) for place, one in own for kind, factor in one.kinds]
+        if terms:
+            places, pairs, factors = zip(*terms, strict=True)
+            # factors as typed, not normalised: 1 and 0 give the ends exactly, others may go beyond them
+            scaled = owner.vectors(pairs) * torch.tensor(factors).unsqueeze(1)  # (terms, D)
+            vectors.index_add_(0, torch.tensor(places), scaled)
     pieces = [_piece(segment) for segment in prompt.segments]
-    stacked = torch.stack(vectors) if vectors else torch.zeros(0, width)  # (P, D)
-    return ResolvedPrompt(tuple(pieces), stacked, tuple(mentions))
+    return ResolvedPrompt(tuple(pieces), vectors, tuple(mentions))
 
 
 def _piece(segment: TextSegment | PartMention) -> PromptPiece:
@@ -200,11 +233,14 @@ def _resolve(mention: PartMention, dictionaries: Mapping[str, PartDictionary]) -
 
 def _choose_dictionary(mention: PartMention, dictionaries: Mapping[str, PartDictionary]) -> tuple[str, str]:
     """Name of the dictionary a mention means, and its part as typed."""
+    hint = None if names_part(mention.target, dictionaries) else foreign_hint(mention.target)
+    if hint:
+        raise BestiaryError(hint)
     if not dictionaries:
         raise BestiaryError(f"<{unescaped(mention.target)}:...> names a part, but no part dictionary is loaded")
     # the whole target may be a part's name, dots included; only then is it cut at its dots, from the left
     whole = unescaped(mention.target)
-    holders = [name for name, one in dictionaries.items() if _has_part(one, whole)]
+    holders = [name for name, one in dictionaries.items() if one.part_called(whole) is not None]
     if len(holders) > 1:
         choices = ", ".join(f"<{name}.{whole}:...>" for name in holders)
         raise BestiaryError(f"part {shown_name(whole)} stands in several dictionaries: write one of {choices}")
@@ -230,13 +266,19 @@ def _choose_dictionary(mention: PartMention, dictionaries: Mapping[str, PartDict
     raise BestiaryError(f"unknown part {shown_name(whole)}: choose {choices_text(whole, parts)}")
 
 
+def names_part(target: str, dictionaries: Mapping[str, PartDictionary]) -> bool:
+    """Whether what stands before the colon of a mention is a part of one of the dictionaries."""
+    if any(one.part_called(unescaped(target)) is not None for one in dictionaries.values()):
+        return True
+    by_name = {plain_name(name): one for name, one in dictionaries.items()}
+    dot = next_plain(target[:LONGEST_NAME], ".", 0)
+    while dot < min(len(target), LONGEST_NAME):
+        owner = by_name.get(plain_name(unescaped(target[:dot])))
+        if owner is not None and owner.part_called(unescaped(target[dot + 1 :])) is not None:
+            return True
+        dot = next_plain(target[:LONGEST_NAME], ".", dot + 1)
+    return False
+
+
 def _trained_parts(dictionary: PartDictionary) -> list[str]:
     return [name for part, name in enumerate(dictionary.part_names) if dictionary.kinds_of(part)]
-
-
-def _has_part(dictionary: PartDictionary, text: str) -> bool:
-    try:
-        dictionary.find_part(text)
-    except BestiaryError:
-        return False
-    return True

@@ -25,6 +25,9 @@ DEFAULT_PRESETS: Presets = {
     "style": ((0.7, 1.0),),
 }
 
+MOST_ITEMS = 256
+"""Items of one selection, and attributes of one list of presets."""
+
 _NUMBERS = re.compile(r"(\d{1,4})\s*(?:-\s*(\d{1,4}))?")
 _PERCENTS = re.compile(r"(\d{1,3}(?:\.\d+)?)\s*%?\s*-\s*(\d{1,3}(?:\.\d+)?)\s*%")
 
@@ -42,9 +45,23 @@ def select_stages(text: str, bounds: StageBounds, presets: Presets = DEFAULT_PRE
         BestiaryError: an item is no preset, number or range, or lies outside; the message lists what is valid.
     """
     chosen: set[int] = set()
-    for item in text.split(","):
-        chosen.update(_select(item.strip(), bounds, presets))
+    for item in selection_items(text):
+        chosen.update(_select(item, bounds, presets))
     return tuple(sorted(chosen))
+
+
+def selection_items(text: str) -> list[str]:
+    """The items of a selection, without the spaces around them.
+
+    Raises:
+        BestiaryError: there are too many.
+    """
+    items = [item.strip() for item in text.split(",")]
+    if len(items) > MOST_ITEMS:
+        raise BestiaryError(
+            f"{len(items):,} stages with commas between them ({shown_name(text)}): write at most {MOST_ITEMS}, ranges such as 2-4 count once"
+        )
+    return items
 
 
 def _select(item: str, bounds: StageBounds, presets: Presets) -> tuple[int, ...]:
@@ -102,6 +119,8 @@ def parse_presets(text: str, bounds: StageBounds | None = None) -> dict[str, tup
             raise BestiaryError(
                 f"line {number} of the presets, {shown_name(line)}: write one attribute per line, such as layout: 0%-10%"
             )
+        if len(presets) >= MOST_ITEMS:
+            raise BestiaryError(f"line {number} of the presets: at most {MOST_ITEMS} attributes are read, shorten them")
         presets[name.strip()] = _ranges(selection, bounds)
     if not presets:
         raise BestiaryError("the presets name no attribute: write lines such as layout: 0%-10%")
@@ -112,9 +131,9 @@ def _ranges(selection: str, bounds: StageBounds) -> tuple[tuple[float, float], .
     """Ranges of a selection: percents as typed, stage numbers by their edges."""
     ranges: list[tuple[float, float]] = []
     # as typed where they are percents: edges of stages would round them
-    for item in selection.split(","):
-        stages = _select(item.strip(), bounds, {})
-        match = _PERCENTS.fullmatch(item.strip())
+    for item in selection_items(selection):
+        stages = _select(item, bounds, {})
+        match = _PERCENTS.fullmatch(item)
         if match:
             ranges.append((float(match[1]) / 100, float(match[2]) / 100))
         else:

@@ -5,11 +5,14 @@ from dataclasses import dataclass, replace
 
 from ..errors import BestiaryError
 from ..name_search import plain_name, shown_name
-from .attribute_presets import Presets, parse_presets, select_stages, stages_text
+from .attribute_presets import Presets, parse_presets, select_stages, selection_items, stages_text
 from .prompt_spectrum import PromptSpectrum
 from .stage_algebra import Rest, merge_by_attribute, with_soft_bounds, with_strength
 from .stage_bounds import StageBounds
 from .staged_prompt import Override, parse_stage_texts
+
+MOST_LINES = 1000
+"""Lines with a text for stages; four for each of the most stages there can be."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +46,7 @@ def claims_of(owner: int, selection: str, bounds: StageBounds, presets: Presets)
     known = {plain_name(name) for name in presets}
     return [
         Claim(owner, select_stages(item, bounds, presets), plain_name(item) not in known)
-        for item in selection.split(",")
+        for item in selection_items(selection)
     ]
 
 
@@ -93,8 +96,11 @@ def stage_lines(text: str, bounds: StageBounds, presets: Presets) -> dict[int, O
     for number, line in enumerate(text.splitlines()):
         if not line.strip():
             continue
-        # empty lines in front make messages count as the user does
-        read = parse_stage_texts("\n" * number + line, bounds, presets)
+        if len(entries) >= MOST_LINES:
+            raise BestiaryError(
+                f"line {number + 1}: at most {MOST_LINES} lines with stages are read, write fewer of them"
+            )
+        read = parse_stage_texts(line, bounds, presets, first_line=number + 1)
         claims += claims_of(len(entries), line.partition(":")[0], bounds, presets)
         entries.append(next(iter(read.values())))
         names.append(f"line {number + 1}")
@@ -152,16 +158,18 @@ def mix_references(
     spectra = {name: with_strength(one.spectrum, one.strength) for name, one in references.items()}
     mixed = merge_by_attribute(spectra, own, rest=rest, bounds=bounds)
     mixed = replace(with_soft_bounds(mixed, softness), presets=dict(known))
-    return mixed, _owner_table(owners, list(references), bounds, rest)
+    claimed = {claim.owner for claim in claims if claim.stages}
+    return mixed, _owner_table(owners, list(references), bounds, rest, claimed)
 
 
-def _owner_table(owners: Sequence[int | None], names: Sequence[str], bounds: StageBounds, rest: str) -> str:
+def _owner_table(
+    owners: Sequence[int | None], names: Sequence[str], bounds: StageBounds, rest: str, claimed: set[int]
+) -> str:
     lines = []
     for number, name in enumerate(names):
         stages = tuple(stage for stage, owner in enumerate(owners) if owner == number)
-        lines.append(
-            f"{name}: stages {stages_text(stages)}" if stages else f"{name}: no stage, others claim all of them"
-        )
+        why = "others claim all of them" if number in claimed else "none lies in what it takes"
+        lines.append(f"{name}: stages {stages_text(stages)}" if stages else f"{name}: no stage, {why}")
     # stages that are left over say something too
     free = tuple(stage for stage, owner in enumerate(owners) if owner is None)
     if free:

@@ -8,20 +8,27 @@ r"""What a staged prompt can say besides text: spectra, parts on stages, and tex
 `\<`, `\>`, `\@`, `\|`, `\*`, `\[`, `\]` are plain. Stages are written as in attribute_presets.py, columns count from 1.
 """
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import accumulate
 
 from ..name_search import shown_name
 from ..parts.part_mention import (
     NUMBER,
     PartMention,
     PromptError,
+    check_length,
     last_plain,
     next_plain,
     read_mention,
     read_stages,
     unescaped,
 )
+
+DEEPEST_EDITS = 64
+"""Square brackets within one another."""
+_ESCAPE = re.compile(r"\\.?", re.DOTALL)
 
 
 @dataclass(frozen=True)
@@ -67,15 +74,12 @@ def find_staged_mentions(text: str) -> dict[int, tuple[int, StagedMention]]:
         PromptError: a mention is malformed.
     """
     found: dict[int, tuple[int, StagedMention]] = {}
-    place = 0
+    place = next_plain(text, "<", 0)
     while place < len(text):
-        if text[place] == "\\":
-            place += 2
-        elif text[place] == "<" and (mention := _read(text, place)):
+        mention = _read(text, place)
+        if mention is not None:
             found[place] = mention
-            place = mention[0]
-        else:
-            place += 1
+        place = next_plain(text, "<", place + 1 if mention is None else mention[0])
     return found
 
 
@@ -99,6 +103,7 @@ def _name_and_strength(text: str, column: int) -> tuple[str, float]:
     name = text if star < 0 else text[:star]
     if not name.strip():
         raise PromptError(column, f"'<{text[:40]}>' names no spectrum: write <name>, or \\< for a plain <")
+    check_length(name, column)
     if star < 0:
         return unescaped(name).strip(), 1.0
     if not NUMBER.fullmatch(text[star + 1 :]):
@@ -113,7 +118,7 @@ def find_edits(text: str, mentions: StagedMentions) -> tuple[PromptEdit, ...]:
     """All edits of a prompt, inner ones before those around them; square brackets without a share are plain text.
 
     Raises:
-        PromptError: a share is beyond 1, as in prompts that count steps.
+        PromptError: a share is beyond 1, as in prompts that count steps, or edits nest too deeply.
     """
     edits: list[PromptEdit] = []
     # brackets wait on a stack until their end shows whether they were an edit
@@ -133,14 +138,17 @@ def find_edits(text: str, mentions: StagedMentions) -> tuple[PromptEdit, ...]:
             open_places[-1][2].append(place)
         elif letter == "]" and open_places:
             start, round_depth, colons = open_places.pop()
-            edits += _edit(text, start, place, colons)
+            found = _edit(text, start, place, colons)
+            if found and len(open_places) >= DEEPEST_EDITS:
+                raise PromptError(start + 1, f"text that changes nests deeper than {DEEPEST_EDITS}: write it flat")
+            edits += found
         place += 2 if letter == "\\" else 1
     return tuple(edits)
 
 
 def _edit(text: str, start: int, closing: int, colons: list[int]) -> list[PromptEdit]:
     # plain square brackets: no share at their end
-    if not 1 <= len(colons) <= 2 or not NUMBER.fullmatch(text[colons[-1] + 1 : closing]):
+    if not 1 <= len(colons) <= 2 or not NUMBER.fullmatch(text, colons[-1] + 1, closing):
         return []
     share = float(text[colons[-1] + 1 : closing])
     if not 0 <= share <= 1:
@@ -154,10 +162,12 @@ def _edit(text: str, start: int, closing: int, colons: list[int]) -> list[Prompt
 
 def masked(text: str, edits: tuple[PromptEdit, ...], way: float) -> str:
     """The prompt as it reads at a share of the way: what does not stand there is blanked with NUL, so places stay."""
-    letters = list(text)
+    # how many blanks begin and end at every place: one pass, however many edits there are
+    changes = [0] * (len(text) + 1)
 
     def blank(begin: int, end: int) -> None:
-        letters[begin:end] = "\0" * (end - begin)
+        changes[begin] += 1
+        changes[end] -= 1
 
     for edit in edits:
         blank(edit.start, edit.start + 1)
@@ -167,11 +177,7 @@ def masked(text: str, edits: tuple[PromptEdit, ...], way: float) -> str:
         blank(edit.middle, edit.middle + 1)
         blank(*((edit.start, edit.middle) if after else (edit.middle, edit.last)))
     # escapes of square brackets are read here, all others later
-    place = 0
-    while place < len(letters) - 1:
-        if letters[place] == "\\":
-            if letters[place + 1] in "[]":
-                blank(place, place + 1)
-            place += 1
-        place += 1
-    return "".join(letters)
+    for escape in _ESCAPE.finditer(text):
+        if escape[0][1:] in ("[", "]"):
+            blank(escape.start(), escape.start() + 1)
+    return "".join("\0" if hidden else letter for letter, hidden in zip(text, accumulate(changes), strict=False))

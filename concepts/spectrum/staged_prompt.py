@@ -5,8 +5,9 @@ encoder. Neighbouring stages that say the same are one stage. Letters: S stages,
 layers, D width of a vector.
 """
 
+from bisect import bisect_right
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -22,6 +23,13 @@ from .prompt_spectrum import PromptSpectrum
 from .stage_algebra import with_strength
 from .stage_bounds import DEFAULT_STAGES, StageBounds
 from .stage_mention import SpectrumMention, StagedMention, StagedMentions, find_edits, find_staged_mentions, masked
+
+MOST_LETTERS = 2_000_000
+"""Characters of a prompt times the number of different things it says on the way: 100,000 characters, 20 of them."""
+MOST_NUMBERS = 1 << 24
+"""Numbers in all learned vectors that a prompt puts into its stages, 64 MiB."""
+MOST_STRENGTHS = 256
+"""Different spectra, or strengths of one, that a prompt names."""
 
 Override = str | int
 """Another prompt text for one stage, or the number (from 0) of a stage whose content stands there too."""
@@ -72,9 +80,13 @@ class StagedPrompt:
 
     def merged(self) -> "StagedPrompt":
         """The same with neighbouring equal stages joined: fewer conditions, the same pictures."""
-        kept = [0, *(s for s in range(1, len(self.stages)) if self.stages[s].key != self.stages[s - 1].key)]
+        kept = [0, *(late for late in range(1, len(self.stages)) if not self._same(late - 1, late))]
         edges = (*(self.bounds.edges[stage] for stage in kept), 0)
         return StagedPrompt(StageBounds(edges), tuple(self.stages[stage] for stage in kept))
+
+    def _same(self, first: int, second: int) -> bool:
+        one, other = self.stages[first], self.stages[second]
+        return one is other or one.key == other.key
 
 
 @dataclass(frozen=True)
@@ -87,6 +99,8 @@ class PromptSources:
     """Name -> part dictionary."""
     presets: Presets = field(default_factory=lambda: dict(DEFAULT_PRESETS))
     """For parts on stages; spectra bring their own."""
+    typed: Presets = field(default_factory=dict)
+    """Attributes that go before those of the spectra, as a user typed them for this prompt."""
 
 
 def resolve_staged_prompt(
@@ -110,13 +124,15 @@ def resolve_staged_prompt(
 
     Raises:
         PromptError: a mention is malformed or names what does not exist; column, cause and choices are told.
-        BestiaryError: an override for a stage that does not exist, or spectra of different base models.
+        BestiaryError: an override for a stage that does not exist, spectra of different base models, or a prompt beyond
+            `MOST_LETTERS` or `MOST_NUMBERS`.
     """
     _check_one_model(sources)
     overrides = dict(overrides or {})
     texts = [text, *(entry for entry in overrides.values() if isinstance(entry, str))]
     # every different text is taken apart once, however many stages it stands at
-    readings = {one: _Reading(one, sources) for one in texts}
+    budget = _Budget()
+    readings = {one: _Reading(one, sources, budget) for one in texts}
     bounds = bounds or readings[text].first_bounds() or StageBounds.equal(DEFAULT_STAGES)
     _check_overrides(overrides, bounds)
     # every place where anything may change
@@ -140,18 +156,18 @@ def plain_staged_prompt(pieces: Sequence[PromptPiece], vectors: Tensor) -> Stage
 
 
 def parse_stage_texts(
-    text: str, bounds: StageBounds | None = None, presets: Presets = DEFAULT_PRESETS
+    text: str, bounds: StageBounds | None = None, presets: Presets = DEFAULT_PRESETS, *, first_line: int = 1
 ) -> dict[int, Override]:
     """Overrides from lines such as `layout: a wide meadow`, `3-5: a red bird` or `10: =4` (what stage 4 says).
 
-    Later lines win; empty lines are passed over.
+    Later lines win; empty lines are passed over. Messages count lines from `first_line`.
 
     Raises:
-        BestiaryError: a line has no colon, or names stages that do not exist.
+        BestiaryError: a line has no colon, or names stages that do not exist, or attributes in which no stage lies.
     """
     bounds = bounds or StageBounds.equal(DEFAULT_STAGES)
     found: dict[int, Override] = {}
-    for number, line in enumerate(text.splitlines(), start=1):
+    for number, line in enumerate(text.splitlines(), start=first_line):
         if not line.strip():
             continue
         selection, colon, content = line.partition(":")
@@ -164,86 +180,200 @@ def parse_stage_texts(
             entry: Override = content
             # "=4" means what stage 4 says, whatever that is
             if content.startswith("="):
-                entry = select_stages(content[1:].strip(), bounds, presets)[0]
-            found |= dict.fromkeys(select_stages(selection, bounds, presets), entry)
+                entry = _some_stages(content[1:].strip(), bounds, presets)[0]
+            found |= dict.fromkeys(_some_stages(selection, bounds, presets), entry)
         except BestiaryError as fault:
             raise BestiaryError(f"line {number}: {fault}") from fault
     return found
 
 
+def _some_stages(selection: str, bounds: StageBounds, presets: Presets) -> tuple[int, ...]:
+    stages = select_stages(selection, bounds, presets)
+    if not stages:
+        raise BestiaryError(
+            f"no stage lies in {shown_name(selection.strip())}: the middle of none of the {bounds.stages} stages falls into "
+            "it; write stage numbers such as 1, a wider range of percents, or use more stages"
+        )
+    return stages
+
+
+@dataclass
+class _Budget:
+    """What a prompt may still cost, all its stages and texts together: every stage that says something of its own counts."""
+
+    letters: int = MOST_LETTERS
+    numbers: int = MOST_NUMBERS
+
+    def spend(self, letters: int, numbers: int) -> None:
+        """Raises BestiaryError where more is asked for than there is."""
+        self.letters -= letters
+        self.numbers -= numbers
+        if self.letters < 0:
+            raise BestiaryError(
+                f"the prompt is too long for its stages: {letters:,} characters at each of them come to more than "
+                f"{MOST_LETTERS:,}: shorten the text, or let it change less often"
+            )
+        if self.numbers < 0:
+            raise BestiaryError(
+                f"the prompt names too many learned vectors: over its stages they hold more than {MOST_NUMBERS:,} numbers: "
+                "name fewer spectra and parts, or spectra with fewer stages"
+            )
+
+
+@dataclass(eq=False)
+class _Named:
+    """One thing that a prompt names, however often it does."""
+
+    mention: StagedMention
+    """The first one; the others differ in place and weight alone."""
+    spectrum: PromptSpectrum | None
+    vectors: Tensor
+    """`(1, D)` of a part; `(S, V, D)` or `(S, L, V, D)` of a spectrum."""
+    bypass: Tensor | None = None
+    """Like those of a spectrum."""
+    chosen: frozenset[int] | None = None
+    """Stages that the mention asks for, once they are known."""
+    places: tuple[int, ...] = ()
+    """Its own stage at every stage of the prompt, once they are known."""
+
+    @property
+    def varies(self) -> bool:
+        """Whether it may say different things at different stages."""
+        return self.spectrum is not None or self.mention.stages is not None
+
+    def content(self, place: int) -> tuple[Tensor | str, Tensor | None]:
+        """Vectors `(n, D)` or `(L, n, D)`, or words, and bypass vectors if any, at a stage; -1 is where it is not asked for."""
+        if place < 0:
+            return self.mention.otherwise, None
+        if self.spectrum is None:
+            return self.vectors, None
+        # a spectrum may have words at a stage in place of vectors
+        if place in self.spectrum.words:
+            return self.spectrum.words[place], None
+        count = self.spectrum.count(place)
+        extra = None if self.bypass is None else self.bypass[place][..., :count, :]
+        return self.vectors[place][..., :count, :], extra
+
+
 class _Reading:
     """One prompt text, taken apart and looked up once."""
 
-    def __init__(self, text: str, sources: PromptSources) -> None:
-        self.text, self.sources = text, sources
+    def __init__(self, text: str, sources: PromptSources, budget: _Budget) -> None:
+        self.text, self.sources, self.budget = text, sources, budget
         self.mentions: StagedMentions = find_staged_mentions(text)
         self.edits = find_edits(text, self.mentions)
-        # looked up now, at the columns of the whole text, whether or not a stage shows them
-        self.spectra: dict[int, PromptSpectrum] = {}
-        self.part_vectors: dict[int, Tensor] = {}
-        for start, (_, mention) in self.mentions.items():
-            if isinstance(mention, SpectrumMention):
-                self.spectra[start] = _find_spectrum(mention, sources)
-            else:
-                self.part_vectors[start] = resolve_prompt(PartPrompt((mention,)), sources.dictionaries).vectors
+        self.shares = sorted({edit.share for edit in self.edits})
+        # looked up now, at the columns of the whole text, whether or not a stage shows them; each different thing once
+        numbers: dict[StagedMention, int] = {}
+        self.number_of = {
+            start: numbers.setdefault(_bare(one), len(numbers)) for start, (_, one) in self.mentions.items()
+        }
+        firsts = {number: self.mentions[start][1] for start, number in reversed(self.number_of.items())}
+        parts = [one for _, one in sorted(firsts.items()) if not isinstance(one, SpectrumMention)]
+        vectors = iter(resolve_prompt(PartPrompt(tuple(parts)), sources.dictionaries).vectors.split(1))  # (1, D) each
+        self.spectra: dict[tuple[str, float], _Named] = {}
+        self.named = [
+            self._spectrum(one) if isinstance(one, SpectrumMention) else _Named(one, None, next(vectors))
+            for _, one in sorted(firsts.items())
+        ]
+        self._shown: dict[int, list[TextSegment | tuple[int, float]]] = {}
+        self._built: dict[tuple[object, ...], StagePrompt] = {}
+
+    def _spectrum(self, mention: SpectrumMention) -> _Named:
+        # the same spectrum at other stages shares its vectors
+        key = plain_name(mention.name), mention.strength
+        if key not in self.spectra:
+            if len(self.spectra) >= MOST_STRENGTHS:
+                raise PromptError(
+                    mention.column, f"more than {MOST_STRENGTHS} different spectra and strengths: name fewer of them"
+                )
+            spectrum = _find_spectrum(mention, self.sources)
+            found = _Named(mention, spectrum, spectrum.matrix(), spectrum.bypass_matrix())
+            self.budget.spend(0, found.vectors.numel())
+            self.spectra[key] = found
+        return replace(self.spectra[key], mention=mention)
 
     def first_bounds(self) -> StageBounds | None:
         """Stages of the first spectrum named."""
-        return next((spectrum.bounds for spectrum in self.spectra.values()), None)
+        return next((found.spectrum.bounds for found in self.spectra.values()), None)
 
     def refine(self, bounds: StageBounds) -> StageBounds:
         """`bounds` with an edge wherever this text may change."""
-        for spectrum in self.spectra.values():
-            bounds = bounds.refined_by(spectrum.bounds)
-        shares = sorted({edit.share for edit in self.edits if 0 < edit.share < 1})
+        for own in dict.fromkeys(found.spectrum.bounds for found in self.spectra.values()):
+            bounds = bounds.refined_by(own)
+        shares = [share for share in self.shares if 0 < share < 1]
         return bounds.refined_by(StageBounds.from_fractions(shares, bounds.num_timesteps)) if shares else bounds
 
     def at(self, stage: int, finest: StageBounds, bounds: StageBounds) -> StagePrompt:
         """What stands here at a stage of `finest`; `bounds` is what stage numbers of parts count in."""
-        text = masked(self.text, self.edits, finest.fractions[stage])
+        way = finest.fractions[stage]
+        passed = bisect_right(self.shares, way + 1e-9)
+        if passed not in self._shown:
+            self._shown[passed] = self._segments(way)
+        segments = self._shown[passed]
+        # which stage of each thing is said: stages that agree in that say the same
+        shown = dict.fromkeys(segment[0] for segment in segments if not isinstance(segment, TextSegment))
+        places = {one: self._place(self.named[one], stage, finest, bounds) for one in shown if self.named[one].varies}
+        key = passed, tuple(places.values())
+        if key not in self._built:
+            self._built[key] = self._build(segments, places)
+        return self._built[key]
+
+    def _segments(self, way: float) -> list[TextSegment | tuple[int, float]]:
+        """Texts, and the numbers of named things with their weights, that stand here at a share of the way."""
+        text = masked(self.text, self.edits, way)
         # a mention that an edit takes away is blanked like other text
         shown = {start: found for start, found in self.mentions.items() if text[start] == "<"}
+        return [
+            segment if isinstance(segment, TextSegment) else (self.number_of[segment.column - 1], segment.weight)
+            for segment in weigh_segments(text, shown)
+        ]
+
+    def _build(self, segments: Sequence[TextSegment | tuple[int, float]], places: Mapping[int, int]) -> StagePrompt:
+        self.budget.spend(len(self.text), 0)
         pieces: list[PromptPiece] = []
         vectors: list[Tensor] = []
         bypass: list[Tensor | None] = []
-        for segment in weigh_segments(text, shown):
+        for segment in segments:
             if isinstance(segment, TextSegment):
                 pieces.append(PromptPiece(segment.text.replace("\0", ""), segment.weight))
                 continue
-            content, extra = self._content(segment, stage, finest, bounds)
+            number, weight = segment
+            content, extra = self.named[number].content(places.get(number, 0))
             if isinstance(content, str):
-                pieces += [PromptPiece(content, segment.weight)] if content else []
+                pieces += [PromptPiece(content, weight)] if content else []
                 continue
-            pieces += PromptPiece.word(content.shape[-2], segment.weight)
+            self.budget.spend(0, content.numel())
+            pieces += PromptPiece.word(content.shape[-2], weight)
             vectors.append(content)
             bypass.append(extra)
         return StagePrompt(_joined(pieces), *self._stacked(vectors, bypass))
 
-    def _content(
-        self, mention: StagedMention, stage: int, finest: StageBounds, bounds: StageBounds
-    ) -> tuple[Tensor | str, Tensor | None]:
-        """Vectors `(n, D)` or `(L, n, D)`, or words, of a mention at a stage; and its bypass vectors if any."""
-        start = mention.column - 1
-        spectrum = self.spectra.get(start)
-        own = bounds if spectrum is None else spectrum.bounds
-        place = own.stages_of_finer(finest)[stage]
+    def _place(self, named: _Named, stage: int, finest: StageBounds, bounds: StageBounds) -> int:
+        """The stage of a thing's own that is said at a stage of `finest`; -1 where the mention does not ask for it."""
         # stages of a spectrum count in its own bounds, those of parts in the prompt's
-        if mention.stages is not None:
-            presets = self.sources.presets if spectrum is None else spectrum.presets
+        own = bounds if named.spectrum is None else named.spectrum.bounds
+        # asked for the same bounds at every stage, so both are looked up once
+        named.places = named.places or own.stages_of_finer(finest)
+        place = named.places[stage]
+        if named.mention.stages is None:
+            return place
+        if named.chosen is None:
+            presets = self.sources.presets if named.spectrum is None else self._presets_of(named.spectrum)
             try:
-                chosen = select_stages(mention.stages, own, presets)
+                named.chosen = frozenset(_some_stages(named.mention.stages, own, presets))
             except BestiaryError as fault:
-                raise PromptError(mention.column, str(fault)) from fault
-            if place not in chosen:
-                return mention.otherwise, None
-        if spectrum is None:
-            return self.part_vectors[start], None
-        # a spectrum may have words at a stage in place of vectors
-        if place in spectrum.words:
-            return spectrum.words[place], None
-        bypass = spectrum.bypass_matrix()
-        count = spectrum.count(place)
-        return spectrum.stage_vectors(place), None if bypass is None else bypass[place][..., :count, :]
+                raise PromptError(named.mention.column, str(fault)) from fault
+        if place not in named.chosen:
+            return -1
+        # a part is the same wherever it stands
+        return 0 if named.spectrum is None else place
+
+    def _presets_of(self, spectrum: PromptSpectrum) -> Presets:
+        """The attributes of a spectrum, those typed for the prompt in place of its own of the same name."""
+        typed = {plain_name(name) for name in self.sources.typed}
+        own = {name: ranges for name, ranges in spectrum.presets.items() if plain_name(name) not in typed}
+        return {**self.sources.typed, **own}
 
     def _stacked(self, vectors: list[Tensor], bypass: list[Tensor | None]) -> tuple[Tensor, Tensor | None]:
         """All vectors of a stage side by side, `(P, D)` or `(L, P, D)`."""
@@ -262,6 +392,11 @@ class _Reading:
     def _width(self) -> int:
         sources = (*self.sources.spectra.values(), *self.sources.dictionaries.values())
         return sources[0].vector_width if sources else 0
+
+
+def _bare(mention: StagedMention) -> StagedMention:
+    """A mention without its place and weight: equal for mentions that say the same."""
+    return replace(mention, column=0, weight=1.0)
 
 
 def _joined(pieces: Sequence[PromptPiece]) -> tuple[PromptPiece, ...]:
