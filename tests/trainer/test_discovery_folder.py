@@ -145,7 +145,10 @@ def test_maps_and_codebook_of_two_discoveries(tmp_path: Path) -> None:
 def test_a_list_of_pictures_that_is_no_text(tmp_path: Path) -> None:
     folder = folder_with(tmp_path, ["a.png", "b.png"])
     (folder / "images.txt").write_bytes(b"a.png\n\xff\xfe.png\n")
-    with pytest.raises(BestiaryError, match=r"images.txt is damaged \(it is no text in UTF-8: invalid start byte at byte 6\): discover anew"):
+    with pytest.raises(
+        BestiaryError,
+        match=r"images.txt is damaged \(it is no text in UTF-8: invalid start byte at byte 6\): discover anew",
+    ):
         Discovery.load(folder)
 
 
