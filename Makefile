@@ -17,5 +17,5 @@ test: ## pure tests: no ComfyUI, no network
 test_train: ## real commands on tiny models
 	OMP_NUM_THREADS=1 $(PYTHON) -m pytest -q -m "train and not slow"
 
-test_comfyui: ## needs a ComfyUI: COMFYUI_PATH, a parent custom_nodes/, or ~/comfy/ComfyUI
+test_comfyui: ## needs a ComfyUI: COMFYUI_PATH, a parent custom_nodes/, ~/comfy/ComfyUI, COMFYUI_PATH_NEW or ~/comfy/ComfyUI-new
 	OMP_NUM_THREADS=1 $(PYTHON) -m pytest -q -m "comfyui and not slow" $(OPTIONS)

@@ -272,6 +272,9 @@ def _ui_inputs(node: Node, links: list[list[object]]) -> list[dict[str, object]]
 
 
 def _ui_outputs(node: Node, links: list[list[object]]) -> list[dict[str, object]]:
+    # what ComfyUI's own nodes show newer versions also hand on; one file fits all versions where nobody takes it
+    if _hands_on_unasked(node, links):
+        return []
     return [
         {
             "name": name,
@@ -280,6 +283,11 @@ def _ui_outputs(node: Node, links: list[list[object]]) -> list[dict[str, object]
         }
         for slot, (name, kind) in enumerate(zip(node.info["output_name"], node.info["output"], strict=True))
     ]
+
+
+def _hands_on_unasked(node: Node, links: list[list[object]]) -> bool:
+    shows = bool(node.info.get("output_node")) and not node.kind.startswith("Bestiary")
+    return shows and not any(source == node.id for _, source, *_ in links)
 
 
 def _widget_values(node: Node) -> list[object]:

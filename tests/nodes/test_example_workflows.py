@@ -271,6 +271,10 @@ def test_comfy_cli_prints_our_message(comfy, place, tmp_path):
 # --- runs ----------------------------------------------------------------------------------------------------------
 
 
+LONG = {"train_parts", "train_spectrum"}
+"""Workflows that train for minutes: in a few steps here, and as they are where slow tests are asked for."""
+
+
 def quickened(twin: dict) -> dict:
     """The same graph with few steps and pictures, so that it is done in seconds."""
     quick = copy.deepcopy(twin)
@@ -282,8 +286,18 @@ def quickened(twin: dict) -> dict:
 
 @pytest.mark.parametrize("name", [name for name in NAMES if name not in NEED_FILES])
 def test_it_runs_through_the_queue(name, server, object_info):
-    twin = quickened(twin_of(name))
-    outputs = server.run(twin)
+    check_run(quickened(twin_of(name)) if name in LONG else twin_of(name), server, object_info)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", sorted(LONG))
+def test_trainings_run_through_the_queue_as_they_are(name, server, object_info):
+    check_run(twin_of(name), server, object_info)
+
+
+def check_run(twin: dict, server, object_info: dict) -> None:
+    """The graph ends well, every output node shows something, and its pictures can be opened."""
+    outputs = server.run(twin, 1200)
     shown = {number for number, node in twin.items() if object_info[node["class_type"]]["output_node"]}
     assert shown and shown <= set(outputs)
     pictures = [place for entry in outputs.values() for place in entry.get("images", [])]
