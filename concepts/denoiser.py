@@ -26,6 +26,13 @@ class PromptPiece:
     """Plain text; None for a learned vector."""
     weight: float = 1.0
     """Prompt weight, 1 is neutral."""
+    joined: bool = False
+    """For a vector: it continues the word of the vector before it, and the end of a chunk treats both as one word."""
+
+    @classmethod
+    def word(cls, vectors: int, weight: float = 1.0) -> "list[PromptPiece]":
+        """One learned word of so many vectors, such as an embedding of several vectors."""
+        return [cls(None, weight, joined=number > 0) for number in range(vectors)]
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,8 @@
 
 A learned vector replaces the token embedding before positions are added, so it behaves as one more word (textual
 inversion, arXiv 2208.01618; PartCraft, arXiv 2407.04604). Chunks follow ComfyUI: every chunk has its own start and end
-token, and a short run of tokens that would be cut by the end of a chunk moves whole to the next one.
+token, and a short run of tokens that would be cut by the end of a chunk moves whole to the next one; the vectors of one
+learned word are such a run.
 Letters: B batch, C chunks, L positions of a chunk, P learned vectors, D width of a token embedding.
 """
 
@@ -88,13 +89,15 @@ def lay_out_tokens(
 
 
 def _groups(pieces: Sequence[PromptPiece], tokenize: Callable[[str], list[int]], filler: int) -> list[list[_Slot]]:
-    """One group of slots per piece, vectors numbered in order."""
+    """One group of slots per text and per learned word, vectors numbered in order."""
     groups: list[list[_Slot]] = []
     vector = 0
     for piece in pieces:
         # a learned vector is one slot, wherever it stands
         if piece.text is None:
-            groups.append([_Slot(filler, piece.weight, vector)])
+            if not (piece.joined and groups and groups[-1] and groups[-1][-1].vector >= 0):
+                groups.append([])
+            groups[-1].append(_Slot(filler, piece.weight, vector))
             vector += 1
         else:
             groups.append([_Slot(token, piece.weight, -1) for token in tokenize(piece.text)])
@@ -106,10 +109,12 @@ def _fill_chunks(groups: list[list[_Slot]], room: int) -> list[list[_Slot]]:
     filled: list[list[_Slot]] = [[]]
     for group in groups:
         rest = group
+        # what is left of a long run stays one; in chunks with less room than a short run such a run is cut too
+        is_long = len(group) >= min(LONGEST_MOVED_WORD, room + 1)
         while len(filled[-1]) + len(rest) > room:
             free = room - len(filled[-1])
             # a long run fills the chunk to its end; a short one, a word or a few, goes on whole
-            if len(rest) >= min(LONGEST_MOVED_WORD, room + 1):
+            if is_long:
                 filled[-1].extend(rest[:free])
                 rest = rest[free:]
             filled.append([])

@@ -17,6 +17,7 @@ from torch import Tensor
 from ..concepts.errors import BestiaryError
 from ..concepts.name_search import choices_text, plain_name, shown_name
 from ..concepts.parts.part_dictionary import PartDictionary
+from .comfy_version import embedding_answer
 from .model_backbone import check_widths
 from .socket_types import SPANS_KEY, NamedDictionary, PartSpan
 
@@ -49,14 +50,16 @@ class PartEmbeddings:
 
     encoder: str
     """Name of the text encoder: clip_l, clip_g, clip_h."""
+    tokenizer: object = field(repr=False)
+    """The one that asks, and that says in which form it is answered."""
     search_folder: object = field(repr=False)
-    """The tokenizer's own search: name -> (tensor or None, text left over)."""
+    """The tokenizer's own search: name -> what `embedding_answer` makes of (tensor or None, name, text left over)."""
     filler: int
     dictionaries: dict[str, PartDictionary]
     """By the name prompts use, in the order of loading."""
 
-    def __call__(self, embedding_name: str) -> tuple[Tensor | FillerToken | None, str]:
-        """The vector `(D,)` of a part with its mark, and the text that follows the name.
+    def __call__(self, embedding_name: str) -> tuple:
+        """The vector `(D,)` of a part with its mark, and the text that follows the name, in the form of the tokenizer.
 
         Raises:
             BestiaryError: a known dictionary has no such part or kind.
@@ -70,7 +73,8 @@ class PartEmbeddings:
         # a part behind a known dictionary's name: nothing of the folder is asked
         (part, kind), tail = _find_row(self.dictionaries[name], name, asked)
         vector = marked_vector(self.dictionaries[name], part, kind, self.encoder, self.filler)
-        return vector, " ".join(text for text in (tail, *rest) if text)
+        left_over = " ".join(text for text in (tail, *rest) if text)
+        return embedding_answer(self.tokenizer, vector, bare.removesuffix(tail), left_over)
 
     def _owner(self, bare: str) -> tuple[str, str] | None:
         """Name of the dictionary a name begins with, and what follows its slash."""
@@ -181,7 +185,8 @@ def _taught_tokenizer(tokenizer: object, dictionaries: dict[str, PartDictionary]
     elif getattr(search, "__self__", None) is tokenizer:
         # bound to the copy, which has a folder list
         search = search.__func__.__get__(taught)
-    taught._try_get_embedding = PartEmbeddings(tokenizer.embedding_key, search, _filler(tokenizer), dictionaries)
+    filler = _filler(tokenizer)
+    taught._try_get_embedding = PartEmbeddings(tokenizer.embedding_key, taught, search, filler, dictionaries)
     return taught
 
 
@@ -196,9 +201,9 @@ def _recording_class(base: type) -> type:
     class RecordingClip(base):
         """A CLIP whose clones record too."""
 
-        def clone(self) -> object:
-            """A clone of the same class."""
-            clone = super().clone()
+        def clone(self, *args: object, **options: object) -> object:
+            """A clone of the same class; arguments are ComfyUI's own."""
+            clone = super().clone(*args, **options)
             clone.__class__ = type(self)
             return clone
 

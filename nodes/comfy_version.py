@@ -1,12 +1,28 @@
-"""What differs between ComfyUI versions, in one place: schemas whose newer fields older versions do not know."""
+"""What differs between versions of ComfyUI that the pack runs on, in one place. The version is never asked for, only what it does.
+
+| since | what changed | where it is met |
+|---|---|---|
+| 0.8 to 0.15 | `io.Schema` and inputs take more fields (`search_aliases`, `advanced`, ...) | `schema`, `socket` |
+| 0.15.1 | `CLIP.clone` takes arguments, such as `disable_dynamic` of Set CLIP Hooks | `clip_tokens.py` hands them on |
+| 0.15.1 | a CLIP whose weights move as they are needed is reloaded for Set CLIP Hooks, from a file that our own model has not | `fixed_clip_options` |
+| 0.15.1 | conditionings with hooks make ComfyUI load the MODEL a second time | `layer_prompts.py` does without them |
+| 0.22 | a CLIP names its device to the text encoders after the layer, which makes them forget a skip that is too great | `name_device` |
+| 0.22 | prompts are evaluated in several threads, one per GPU | `attention_sampling.py` sums by thread and device |
+| 0.28 | `SDTokenizer._try_get_embedding` gives (vector, name, text left over) instead of (vector, text left over) | `embedding_answer` |
+"""
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import inspect
 from collections.abc import Callable
 
 from comfy_api.latest import io
+from torch import Tensor
+
+_answer_lengths: dict[Callable[..., tuple], int] = {}
+"""Search of a class of tokenizers -> how many values it gives."""
 
 
 def schema(**fields: object) -> io.Schema:
@@ -19,3 +35,35 @@ def socket(kind: Callable[..., io.Input], name: str, **extras: object) -> io.Inp
     """An input such as `socket(io.Int.Input, "steps", default=20, advanced=True)` without the extras that are too new."""
     known = inspect.signature(kind).parameters
     return kind(name, **{extra: value for extra, value in extras.items() if extra in known})
+
+
+def fixed_clip_options() -> dict[str, bool]:
+    """Options of `comfy.sd.CLIP` that keep its weights in one place, where this ComfyUI would move them; none elsewhere."""
+    import comfy.sd
+
+    name = "disable_dynamic"
+    return {name: True} if name in inspect.signature(comfy.sd.CLIP).parameters else {}
+
+
+def name_device(encoder: object) -> None:
+    """Tell a text encoder its device as this ComfyUI does before it encodes; nothing where it is not told."""
+    if hasattr(encoder, "execution_device"):
+        encoder.set_clip_options({"execution_device": encoder.execution_device})
+
+
+def embedding_answer(tokenizer: object, vector: Tensor | int | None, name: str, rest: str) -> tuple:
+    """What a tokenizer expects of whoever answers in place of its own search behind `embedding:`.
+
+    Args:
+        tokenizer: an `SDTokenizer` of ComfyUI, or a kind of it.
+        vector: `(D,)`, `(n, D)`, a marked token, or None where the name is unknown.
+        name: the name that was looked for, as it is told to the user.
+        rest: text behind it, which is read as text.
+    """
+    own = type(tokenizer)._try_get_embedding
+    # its own search tells how many values it gives: asked for nothing in no folder, once per class
+    if own not in _answer_lengths:
+        blank = copy.copy(tokenizer)
+        blank.embedding_directory = []
+        _answer_lengths[own] = len(own(blank, "none"))
+    return (vector, name, rest) if _answer_lengths[own] == 3 else (vector, rest)

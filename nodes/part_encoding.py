@@ -26,6 +26,7 @@ from ..concepts.parts.part_mention import PromptError, find_mentions, unescaped
 from ..concepts.parts.part_prompt import PartPrompt, resolve_prompt
 from .chosen_parts import MentionKey, key_of
 from .clip_tokens import FillerToken, PartMark, filler_tokens, marked, part_spans
+from .comfy_version import embedding_answer
 from .model_backbone import text_widths
 from .socket_types import SPANS_KEY, ChosenPart
 
@@ -54,7 +55,7 @@ class LearnedMention:
     part: str
     """Name of the part."""
     vector: Tensor
-    """`(D,)`, all text encoders side by side."""
+    """`(D,)`, all text encoders side by side; `(n, D)` for a learned word of several vectors."""
 
 
 def encode_part_prompt(
@@ -123,12 +124,17 @@ def tokenize_mentions(clip: CLIP, text: str, mentions: list[LearnedMention]) -> 
     """
     # every vector in slices by encoder, and one stand-in per mention for the tokenizer to place
     widths = encoder_widths(clip)
-    slices = [split_for_encoders(one.vector, widths, text[one.start : one.end]) for one in mentions]
-    stand_ins = {f"{_STAND_IN}{number}": torch.tensor([float(number)]) for number in range(len(mentions))}  # (1,) each
+    slices, marks, stand_ins = [], [], {}
+    for mention in mentions:
+        rows = mention.vector.reshape(-1, mention.vector.shape[-1])  # (n, D)
+        # as many rows as the mention has vectors, so that the tokenizer keeps or cuts them as it does an embedding's
+        numbers = torch.arange(len(slices), len(slices) + len(rows), dtype=torch.float32)  # (n,)
+        stand_ins[f"{_STAND_IN}{len(stand_ins)}"] = (
+            numbers if len(rows) == 1 else numbers.unsqueeze(1)
+        )  # (1,) or (n, 1)
+        slices += [split_for_encoders(row, widths, text[mention.start : mention.end]) for row in rows]
+        marks += [PartMark(mention.label, mention.part)] * len(rows)
     tokens = _stand_in_clip(clip, stand_ins).tokenize(_with_stand_ins(text, mentions, list(stand_ins)))
-    # stand-ins are known again by their identity: the tokenizer hands the same tensor on
-    number_of = {id(tensor): number for number, tensor in enumerate(stand_ins.values())}
-    marks = [PartMark(one.label, one.part) for one in mentions]
     fillers = filler_tokens(clip)
     filled, places = {}, {}
     for key, chunks in tokens.items():
@@ -138,8 +144,8 @@ def tokenize_mentions(clip: CLIP, text: str, mentions: list[LearnedMention]) -> 
         # an encoder without vectors keeps the places with a plain word; other kinds of encoder have places of their own
         if encoder in widths:
             contents = [_marked(content, mark) for content, mark in zip(contents, marks, strict=True)]
-        filled[key], places[encoder] = _filled_chunks(chunks, number_of, contents)
-    _check_places({name: place for name, place in places.items() if name in widths}, len(mentions))
+        filled[key], places[encoder] = _filled_chunks(chunks, contents)
+    _check_places({name: place for name, place in places.items() if name in widths}, len(slices))
     return filled
 
 
@@ -212,7 +218,7 @@ def _stand_in_clip(clip: CLIP, stand_ins: Mapping[str, Tensor]) -> CLIP:
         if hasattr(inner, "_try_get_embedding"):
             own = copy.copy(inner)
             search = None if inner.embedding_directory is None else inner._try_get_embedding
-            own._try_get_embedding = partial(_find_stand_in, stand_ins, search)
+            own._try_get_embedding = partial(_find_stand_in, stand_ins, own, search)
             # ComfyUI takes None for "no embeddings at all" and would not even ask
             own.embedding_directory = inner.embedding_directory or []
             setattr(view.tokenizer, name, own)
@@ -220,26 +226,27 @@ def _stand_in_clip(clip: CLIP, stand_ins: Mapping[str, Tensor]) -> CLIP:
 
 
 def _find_stand_in(
-    stand_ins: Mapping[str, Tensor], search: Callable[[str], tuple[Tensor | None, str]] | None, name: str
-) -> tuple[Tensor | None, str]:
-    """A stand-in's tensor and the text behind it, or what the CLIP itself makes of an `embedding:`."""
+    stand_ins: Mapping[str, Tensor], tokenizer: object, search: Callable[[str], tuple] | None, name: str
+) -> tuple:
+    """A stand-in's tensor `(1,)` and the text behind it, or what the CLIP itself makes of an `embedding:`."""
     first, _, rest = name.partition(" ")
     if first in stand_ins:
-        return stand_ins[first], rest.strip()
+        return embedding_answer(tokenizer, stand_ins[first], first, rest.strip())
     # a CLIP without embedding folders reads it as text
-    return search(name) if search else (None, f"embedding:{name}")
+    return search(name) if search else embedding_answer(tokenizer, None, name, f"embedding:{name}")
 
 
 def _filled_chunks(
-    chunks: list[list[tuple]], number_of: Mapping[int, int], contents: Sequence[Tensor | int]
+    chunks: list[list[tuple]], contents: Sequence[Tensor | int]
 ) -> tuple[list[list[tuple]], list[tuple[int, int]]]:
-    """Chunks with every stand-in replaced, and (mention, place in the concatenated chunks) of each in its order."""
+    """Chunks with every stand-in replaced, and (vector, place in the concatenated chunks) of each in its order."""
     filled, places, begin = [], [], 0
     for chunk in chunks:
         row = []
         # a stand-in counts as one token, so places are those of the vectors
         for place, (token, *rest) in enumerate(chunk, start=begin):
-            number = number_of.get(id(token))
+            # a vector of one number is a stand-in and says which it stands for
+            number = int(token) if isinstance(token, Tensor) and token.shape == (1,) else None
             if number is not None:
                 places.append((number, place))
             row.append((token if number is None else contents[number], *rest))
@@ -253,6 +260,6 @@ def _check_places(places: Mapping[str, list[tuple[int, int]]], count: int) -> No
     first = next(iter(places.values()), [])
     if any(found != first for found in places.values()) or [number for number, _ in first] != list(range(count)):
         raise BestiaryError(
-            f"this CLIP's tokenizer did not keep {count} mentions in one place each ({dict(places)}): another pack may "
+            f"this CLIP's tokenizer did not keep {count} learned vectors in one place each ({dict(places)}): another pack may "
             "have replaced it; encode with the CLIP of a plain loader"
         )

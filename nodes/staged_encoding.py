@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import torch
@@ -19,7 +20,7 @@ from ..concepts.errors import BestiaryError
 from ..concepts.spectrum.staged_prompt import StagedPrompt, StagePrompt
 from .batched_encoding import EncodedPrompt, encode_together, last_norm
 from .clip_tokens import MARK, part_spans
-from .layer_prompts import CONTROLNET_KEY, LayerPacking, pack_layers, packing_hooks
+from .layer_prompts import CONTROLNET_KEY, PACKING_KEY, LayerPacking, pack_layers, packing_hooks
 from .part_encoding import Conditioning, LearnedMention, Tokens, tokenize_mentions
 from .socket_types import SPANS_KEY
 from .stage_ranges import END, FILLER, START, staged_entries
@@ -76,13 +77,17 @@ class _Encoded:
     options: dict[str, object]
 
 
-def encode_sides(clip: CLIP, sides: Sequence[StagedSide], *, filler: bool = True) -> list[Conditioning]:
+def encode_sides(
+    clip: CLIP, sides: Sequence[StagedSide], *, filler: bool = True, with_hooks: bool = True
+) -> list[Conditioning]:
     """Encode positive and negative, or any number of sides that will be sampled together.
 
     Args:
         clip: any CLIP of ComfyUI; it is left as it is.
         sides: a side that says the same at all stages gives what CLIPTextEncode gives.
         filler: see `staged_entries`.
+        with_hooks: prompts per layer carry what makes any MODEL understand them; False leaves that to a MODEL that went
+            through `layer_prompts.with_layer_prompts`.
 
     Raises:
         BestiaryError: there is no CLIP, a vector does not fit it, or layers meet a CLIP whose LoRA changes on the way.
@@ -114,7 +119,7 @@ def encode_sides(clip: CLIP, sides: Sequence[StagedSide], *, filler: bool = True
     encoded |= zip(together, _encode_contents(clip, list(together.values()), names), strict=True)
     stages = [[[encoded[key] for key in row] for row in rows] for rows in wanted]
     if layers:
-        return _packed_sides(sides, stages, filler=filler)
+        return _packed_sides(sides, stages, filler=filler, with_hooks=with_hooks)
     return [
         staged_entries([(row[0].keys, row[0].options) for row in rows], side.percents, filler=filler)
         for side, rows in zip(sides, stages, strict=True)
@@ -157,20 +162,35 @@ def _tokens(clip: CLIP, content: _Content, names: VectorNames) -> Tokens:
 def written_pieces(
     pieces: Sequence[PromptPiece], vectors: Tensor, names: VectorNames
 ) -> tuple[str, list[LearnedMention]]:
-    """Pieces as a text in ComfyUI's own notation, and where in it the vectors `(P, D)` stand."""
-    text, mentions = "", []
+    """Pieces as a text in ComfyUI's own notation, and where in it the vectors `(P, D)` stand, word by word."""
+    texts: list[str] = []
+    words: list[tuple[int, int]] = []  # place of a learned word in the text, and its first vector
+    length = used = 0
     for piece in pieces:
+        # further vectors of a word share its place
+        if piece.text is None and piece.joined:
+            used += 1
+            continue
         opening, closing = ("", "") if piece.weight == 1 else ("(", f":{piece.weight!r})")
         if piece.text is not None:
             # brackets that reached this point are plain characters
-            text += opening + _SPECIAL.sub(r"\\\1", piece.text) + closing
-            continue
-        vector = vectors[len(mentions)]
-        label, part = names.get(vector.numpy().tobytes(), ("learned vector", "learned vector"))
-        begin = len(text) + len(opening)
-        text += f"{opening}<{label}>{closing}"
-        mentions.append(LearnedMention(begin, begin + len(label) + 2, label, part, vector))
-    return text, mentions
+            content = _SPECIAL.sub(r"\\\1", piece.text)
+        else:
+            words.append((length + len(opening), used))
+            content = f"<{_name_of(vectors[used], names)[0]}>"
+            used += 1
+        texts.append(opening + content + closing)
+        length += len(texts[-1])
+    mentions = []
+    for (begin, first), (_, end) in pairwise([*words, (length, used)]):
+        label, part = _name_of(vectors[first], names)
+        mentions.append(LearnedMention(begin, begin + len(label) + 2, label, part, vectors[first:end]))  # (n, D)
+    return "".join(texts), mentions
+
+
+def _name_of(vector: Tensor, names: VectorNames) -> tuple[str, str]:
+    """Label and part of a vector `(D,)`."""
+    return names.get(vector.numpy().tobytes(), ("learned vector", "learned vector"))
 
 
 def plain_form(text: str) -> str:
@@ -203,9 +223,9 @@ def _bypassed(clip: CLIP, content: _Content, tokens: Tokens, result: EncodedProm
 
 
 def _packed_sides(
-    sides: Sequence[StagedSide], stages: list[list[list[_Encoded]]], *, filler: bool
+    sides: Sequence[StagedSide], stages: list[list[list[_Encoded]]], *, filler: bool, with_hooks: bool
 ) -> list[Conditioning]:
-    """Sides whose layers are told different things; all share one hook, so that they also share a batch."""
+    """Sides whose layers are told different things; all share one hook, if any, so that they also share a batch."""
     has_values = any(one.values is not one.keys for rows in stages for row in rows for one in row)
     hooks: dict[LayerPacking, object] = {}
     packed_sides = []
@@ -214,11 +234,14 @@ def _packed_sides(
         for row in rows:
             keys = [one.keys for one in row]  # L of (1, T, E)
             packed, packing = pack_layers(keys, [one.values for one in row] if has_values else None)
-            if packing not in hooks:
-                hooks[packing] = packing_hooks(packing)
+            options = row[0].options
+            if with_hooks:
+                if packing not in hooks:
+                    hooks[packing] = packing_hooks(packing)
+                options = _with_hooks(options, hooks[packing])
             # a ControlNet knows no layers of ours
             mean = torch.stack(keys).mean(0)  # (1, T, E)
-            contents.append((packed, {**_with_hooks(row[0].options, hooks[packing]), CONTROLNET_KEY: mean}))
+            contents.append((packed, {**options, PACKING_KEY: packing, CONTROLNET_KEY: mean}))
         packed_sides.append(staged_entries(contents, side.percents, filler=filler))
     return packed_sides
 

@@ -32,6 +32,7 @@ LIGHT_TRAINER_MODULES = (
     *("latent_cache", "image_files", "discovery_folder", "finished_parts", "preview_sheets", "contact_sheet"),
     *("heat_maps", "attention_capture", "progress_report", "prompt_encoding", "spectrum_settings"),
     *("spectrum_objective", "spectrum_objective_setup", "spectrum_images", "spectrum_sheet", "model_folder"),
+    *("mask_files", "companion_files"),
 )
 """What the graph shares with the command line: none of them, nor what they import, loads a library that holds models."""
 

@@ -18,8 +18,6 @@ from ..concepts.patch_features import FeatureSource, PatchGrid
 from .discovery_state import DiscoveryState, PartShard, SampleShard, Skipped
 from .image_files import UnreadableImage, fit_square, image_to_tensor, read_image
 
-_HALF_MAX = torch.finfo(torch.float16).max
-
 
 @dataclass(frozen=True)
 class PictureReader:
@@ -130,16 +128,13 @@ def _described(
         grid = source(images)
         check_features(grid, [reader.names[place] for place in places])
         # rounded as stored samples are, so that a picture gets the same labels whether it was sampled or not
-        rounded = grid.features.float().cpu().clamp(-_HALF_MAX, _HALF_MAX).half().float()  # (n, h, w, D)
-        saliency = None if grid.saliency is None else grid.saliency.float().cpu()
-        yield SampleShard(torch.tensor(places), PatchGrid(rounded, saliency))
+        yield SampleShard(torch.tensor(places), grid.rounded())
 
 
 def _in_batches(sampled: SampleShard, batch_size: int) -> Iterator[SampleShard]:
     for start in range(0, len(sampled.index), batch_size):
         rows = slice(start, start + batch_size)
-        saliency = None if sampled.grid.saliency is None else sampled.grid.saliency[rows]
-        yield SampleShard(sampled.index[rows], PatchGrid(sampled.grid.features[rows], saliency))
+        yield SampleShard(sampled.index[rows], sampled.grid.rows(rows))
 
 
 def _part_piece(piece: SampleShard, codebook: PartCodebook) -> PartShard:
@@ -149,10 +144,7 @@ def _part_piece(piece: SampleShard, codebook: PartCodebook) -> PartShard:
 
 
 def _joined_sample(pieces: Sequence[SampleShard]) -> SampleShard:
-    has_saliency = all(piece.grid.saliency is not None for piece in pieces)
-    saliency = torch.cat([piece.grid.saliency for piece in pieces]) if has_saliency else None
-    # (n, h, w, D) of all pieces
-    grid = PatchGrid(torch.cat([piece.grid.features for piece in pieces]), saliency)
+    grid = PatchGrid.joined([piece.grid for piece in pieces])
     return SampleShard(torch.cat([piece.index for piece in pieces]), grid)
 
 

@@ -5,7 +5,7 @@ import json
 import sys
 from collections.abc import Mapping
 from pathlib import Path, PurePosixPath, PureWindowsPath
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 
 from pydantic import BaseModel, ValidationError
 
@@ -47,7 +47,7 @@ def read_recipe(
     if not of_run:
         _check_cache(tree, f"recipe {path}")
     for key, value in (overrides or {}).items():
-        _set_dotted(tree, key, parse_value(value) if isinstance(value, str) else value)
+        _set_dotted(tree, key, _typed(value, key, model) if isinstance(value, str) else value)
     source = f"recipe {path}" if path is not None else "settings"
     return check_settings(tree, model, source)
 
@@ -86,6 +86,18 @@ def parse_value(text: str) -> Any:
         return tomllib.loads(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError:
         return text
+
+
+def _typed(text: str, key: str, model: type[BaseModel]) -> Any:
+    """A flag's text as its setting takes it: the name 42, the words 2024 and a folder 1.5 are no numbers."""
+    value = parse_value(text)
+    *tables, last = key.split(".")
+    field = _section_at(model, tables).model_fields.get(last)
+    takes = set() if field is None else {field.annotation, *get_args(field.annotation)}
+    # `none` and texts in quotes mean what they say, where the setting can be left out or is a text
+    if value is None:
+        return None if type(None) in takes or not takes & {str, Path} else text
+    return text if takes & {str, Path} and not isinstance(value, str) else value
 
 
 def parse_toml(text: str, source: str) -> dict[str, Any]:

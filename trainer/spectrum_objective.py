@@ -119,5 +119,5 @@ class SpectrumObjective(nn.Module):
 def pieces_of(template: str, vectors: int) -> list[PromptPiece]:
     """A sentence with learned vectors where its `{}` stands."""
     before, after = template.split("{}")
-    texts = [PromptPiece(before), *[PromptPiece(None)] * vectors, PromptPiece(after)]
+    texts = [PromptPiece(before), *PromptPiece.word(vectors), PromptPiece(after)]
     return [piece for piece in texts if piece.text != ""]

@@ -17,7 +17,8 @@ class SpectrumImageSettings(Section):
     source: Path = Path("pictures")
     """One picture, or a folder of pictures."""
     masks: Path | None = None
-    """Folder of masks named like the pictures (white is learned from), to leave surroundings out of the loss."""
+    """Folder of masks (white or opaque is learned from), to leave surroundings out of the loss: `a/b.jpg.png`, `a/b_mask.png`
+    or, where it is unambiguous, `a/b.png` for the picture `a/b.jpg`."""
     size: int | None = Field(None, ge=64, le=2048, multiple_of=8)
     """Edge of the training square in pixels, 64 to 2048 in steps of 8; unset takes the base model's native size."""
     margin: float = Field(0.0, ge=0, le=1)

@@ -35,7 +35,7 @@ def prepare_spectrum(
         BestiaryError: one clear message about the first thing that does not fit.
     """
     # what can be told without the model comes first
-    pictures = find_pictures(settings.images.source)
+    pictures = find_pictures(settings.images.source, settings.images.masks)
     denoiser = load_denoiser(settings.base.path, device=settings.run.device, dtype=settings.run.dtype)
     # before the pictures are encoded
     word_start(denoiser, settings.method.initial_words, settings.method.vectors)

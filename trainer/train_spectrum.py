@@ -46,7 +46,8 @@ def train_spectrum(settings: TrainSpectrumSettings, *, on_progress: ProgressCall
         TrainingStopped: Ctrl-C; the state is saved.
     """
     check_one_process(join_processes("cpu")[0].size)
-    find_pictures(settings.images.source)  # faults in the material show before a folder is made or a model loaded
+    # faults in the material show before a folder is made or a model loaded
+    find_pictures(settings.images.source, settings.images.masks, warn=False)
     run = RunFolder.create(settings.run.out)
     settings = _with_absolute_paths(settings)
     run.write_config(format_toml(settings))

@@ -214,7 +214,7 @@ class _Reading:
             if isinstance(content, str):
                 pieces += [PromptPiece(content, segment.weight)] if content else []
                 continue
-            pieces += [PromptPiece(None, segment.weight)] * content.shape[-2]
+            pieces += PromptPiece.word(content.shape[-2], segment.weight)
             vectors.append(content)
             bypass.append(extra)
         return StagePrompt(_joined(pieces), *self._stacked(vectors, bypass))

@@ -53,6 +53,16 @@ def test_a_short_word_group_moves_whole_to_the_next_chunk() -> None:
     assert ours.positions.tolist() == [8 + 4]
 
 
+def test_the_vectors_of_one_word_move_together_to_the_next_chunk() -> None:
+    word = PromptPiece.word(3, 1.2)
+    ours = lay_out([PromptPiece("a a a a"), *word, VECTOR, VECTOR, VECTOR])
+    assert ours.positions.tolist() == [8 + 1, 8 + 2, 8 + 3, 8 + 4, 8 + 5, 8 + 6]
+    # words of one vector each fill the chunk
+    assert lay_out([PromptPiece("a a a a"), VECTOR, VECTOR, VECTOR]).positions.tolist() == [5, 6, 8 + 1]
+    # a new word begins where nothing is joined
+    assert lay_out([PromptPiece("a a a a"), VECTOR, *word]).positions.tolist() == [5, 8 + 1, 8 + 2, 8 + 3]
+
+
 def test_a_long_group_is_split_over_chunks() -> None:
     ours = lay_out([PromptPiece("a " * 14)])
     assert ours.ids.shape == (3, 8)

@@ -13,6 +13,7 @@ from bestiary.nodes.clip_tokens import (
     part_spans,
     with_dictionary,
 )
+from bestiary.nodes.comfy_version import embedding_answer
 from bestiary.nodes.socket_types import SPANS_KEY, NamedDictionary, PartSpan
 
 
@@ -274,13 +275,73 @@ def test_scheduled_hooks_record_as_well(sd15_model):
     assert all(facts[SPANS_KEY][0].positions == (2,) for _, facts in entries)
 
 
+def test_set_clip_hooks_takes_a_clip_that_learned_parts(sd15_model):
+    import comfy.hooks
+    from comfy_extras.nodes_hooks import SetClipHooks
+
+    taught = with_dictionary(sd15_model.clip, NamedDictionary("birds", birds(sd15_model.clip)))
+    hooks = comfy.hooks.create_hook_lora({}, 1.0, 1.0)
+    (hooked,) = SetClipHooks().apply_hooks(taught, schedule_clip=True, apply_to_conds=True, hooks=hooks)
+    ours, facts = encode(hooked, "a embedding:birds/head.0")
+    assert gap(ours, encode(taught, "a embedding:birds/head.0")[0]) == 0
+    assert facts[SPANS_KEY][0].positions == (2,)
+    assert dictionaries_of(hooked) and type(hooked) is type(taught)
+
+
+def test_clones_hand_on_what_comfyui_says_about_them(sd15_model):
+    import copy
+
+    base, asked = type(sd15_model.clip), []
+
+    class TellingClip(base):
+        """A CLIP whose clones take more than those of an older ComfyUI."""
+
+        def clone(self, *args: object, **options: object) -> object:
+            asked.append((args, options))
+            made = base.clone(self)
+            made.__class__ = TellingClip
+            return made
+
+    clip = copy.copy(sd15_model.clip)
+    clip.__class__ = TellingClip
+    taught = with_dictionary(clip, NamedDictionary("birds", birds(clip)))
+    asked.clear()
+    again = taught.clone(True, disable_dynamic=True)
+    assert asked == [((True,), {"disable_dynamic": True})]
+    assert type(again) is type(taught) and dictionaries_of(again)
+
+
+@pytest.mark.parametrize("values", [2, 3])
+def test_a_tokenizer_is_answered_in_the_form_of_its_own_search(sd15_model, values):
+    import copy
+
+    kind = type(sd15_model.clip.tokenizer.clip_l)
+
+    class FormTokenizer(kind):
+        """Searches as ComfyUI before 0.28 does, or as later ones do."""
+
+        def _try_get_embedding(self, embedding_name: str) -> tuple:
+            assert self.embedding_directory == [], "only what it gives was asked, no folder"
+            return (None, embedding_name, "") if values == 3 else (None, "")
+
+    clip = sd15_model.clip.clone()
+    clip.tokenizer = copy.copy(clip.tokenizer)
+    clip.tokenizer.clip_l = copy.copy(clip.tokenizer.clip_l)
+    clip.tokenizer.clip_l.__class__ = FormTokenizer
+    taught = with_dictionary(clip, NamedDictionary("birds", birds(clip)))
+    vector, *names, rest = taught.tokenizer.clip_l._try_get_embedding("birds/head.cardinal, it sings")
+    assert vector.shape == (32,) and rest == ", it sings"
+    assert names == ["birds/head.cardinal"][: values - 2]
+
+
 def test_other_packs_search_is_asked_for_other_names(sd15_model):
     import copy
 
     clip = sd15_model.clip.clone()
     clip.tokenizer = copy.copy(clip.tokenizer)
     clip.tokenizer.clip_l = copy.copy(clip.tokenizer.clip_l)
-    clip.tokenizer.clip_l._try_get_embedding = lambda name: (word_rows(clip, 2390)["clip_l"][0], "")
+    row, inner = word_rows(clip, 2390)["clip_l"][0], clip.tokenizer.clip_l
+    inner._try_get_embedding = lambda name: embedding_answer(inner, row, name, "")
     taught = with_dictionary(clip, NamedDictionary("birds", birds(clip)))
     ours = encode(taught, "embedding:theirs embedding:birds/head.0")[0]
     theirs = encode(sd15_model.clip, f"{word_of(clip, 2390)} {word_of(clip, 3329)}")[0]

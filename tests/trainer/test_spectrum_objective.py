@@ -126,7 +126,7 @@ def test_a_batch_moves_with_all_its_tensors() -> None:
 
 
 def test_a_sentence_has_a_place_for_every_vector() -> None:
-    vector = PromptPiece(None)
-    assert pieces_of("a {} dog", 2) == [PromptPiece("a "), vector, vector, PromptPiece(" dog")]
+    vector, second = PromptPiece(None), PromptPiece(None, joined=True)
+    assert pieces_of("a {} dog", 2) == [PromptPiece("a "), vector, second, PromptPiece(" dog")]
     assert pieces_of("{}", 1) == [vector]
     assert curve_labels(2) == {"stage_loss": ("stage 1", "stage 2")}

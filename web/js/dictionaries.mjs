@@ -114,8 +114,10 @@ function escapedTarget(name) {
 
 /** Name that a file gives a dictionary, as the loader does it. */
 export function nameOfFile(file) {
-  const stem = file.replaceAll("\\", "/").split("/").pop().replace(/\.safetensors$/, "");
-  return stem.replace(/[^\p{L}\p{N}_.-]+/gu, "_").replace(/^[_.-]+|[_.-]+$/g, "") || "dictionary";
+  const stem = file.replaceAll("\\", "/").split("/").pop().replace(/\.safetensors$/i, "").replace(/\.spectrum$/i, "");
+  const strange = /[^\p{L}\p{N}_ .-]+/gu;
+  const plain = stem.search(strange) < 0 ? stem : stem.replace(strange, "_").replace(/[ _]*_[ _]*/g, "_");
+  return plain.replace(/^[ _.-]+|[ _.-]+$/g, "") || "dictionary";
 }
 
 /** Files that may be dictionaries: [{name, called, bytes}]. */

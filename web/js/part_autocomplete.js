@@ -6,11 +6,12 @@ import { after, debounced, linkedDictionaries } from "./linked.mjs";
 import { findMentions } from "./mentions.mjs";
 import { Mirror } from "./mirror.mjs";
 import { resolveMention } from "./picks.mjs";
+import { safely } from "./safely.mjs";
 import { linkedSpectra } from "./spectra.mjs";
 import { STAGED_FIELDS, stagedChoices, stagedFaults } from "./staged_texts.mjs";
 import { loadStrings, t } from "./strings.mjs";
 import { suggestions } from "./suggest.mjs";
-import { findWidget, watchWidget } from "./upstream.mjs";
+import { bodyOf, findField, ownWidget, watchWidget } from "./upstream.mjs";
 
 /** Blocks whose prompts name parts, and the fields that hold them. */
 const PROMPTS = { BestiaryPartPrompt: ["text"], ...STAGED_FIELDS };
@@ -22,15 +23,13 @@ const isStaged = (node) => node.comfyClass in STAGED_FIELDS;
 
 /** The prompts of a node that are on the page, as [{node, name, textarea}], in both kinds of nodes. */
 function boxesOf(node) {
-  const boxes = (node.widgets ?? []).filter((widget) => widget.type === "customtext");
-  // only the graph that is open is drawn; another may have a block of the same number
-  const body = node.graph === app.canvas.graph ? document.querySelector(`[data-node-id="${CSS.escape(`${node.id}`)}"]`) : null;
-  const drawn = [...(body?.querySelectorAll("textarea") ?? [])];
   return PROMPTS[node.comfyClass].flatMap((name) => {
-    const widget = findWidget(node, name);
+    const { node: holder, widget } = findField(node, name);
     if (widget?.element?.isConnected) return [{ node, name, textarea: widget.element }];
     // Vue nodes draw boxes of their own, in the order of the fields
-    const textarea = drawn.length === boxes.length ? drawn[boxes.indexOf(widget)] : null;
+    const boxes = (holder.widgets ?? []).filter((one) => one.type === "customtext");
+    const drawn = [...(bodyOf(holder)?.querySelectorAll("textarea") ?? [])];
+    const textarea = drawn.length === boxes.length ? drawn[boxes.findIndex((one) => one.name === widget?.name)] : null;
     return textarea && textarea.value === `${widget.value}` ? [{ node, name, textarea }] : [];
   });
 }
@@ -39,7 +38,7 @@ function boxesOf(node) {
 function ownerOf(textarea) {
   if (textarea?.tagName !== "TEXTAREA") return null;
   for (const node of nodes) {
-    const box = node.graph && boxesOf(node).find((one) => one.textarea === textarea);
+    const box = node.graph && safely(() => boxesOf(node).find((one) => one.textarea === textarea));
     if (box) return box;
   }
   return null;
@@ -196,7 +195,7 @@ app.registerExtension({
     linkedDictionaries(node).listeners.add(again);
     if (isStaged(node)) linkedSpectra(node).listeners.add(again);
     for (const name of [...PROMPTS[node.comfyClass], "presets"]) {
-      const widget = findWidget(node, name);
+      const widget = ownWidget(node, name);
       if (widget) watchWidget(widget, again);
     }
     after(node, "onRemoved", () => nodes.delete(node));

@@ -6,11 +6,11 @@ import { describeDiscovery, newestDiscovery } from "./discoveries.mjs";
 import { addStyle, make, ownEvents, slider } from "./elements.mjs";
 import { Panel } from "./folding.mjs";
 import { after, debounced } from "./linked.mjs";
-import { isFed } from "./links.mjs";
+import { executionIds, isFed } from "./links.mjs";
 import { PartMap } from "./part_maps.mjs";
 import { PartTree } from "./part_tree.mjs";
 import { loadStrings, t } from "./strings.mjs";
-import { findWidget, setWidget, watchWidget } from "./upstream.mjs";
+import { findWidget, ownWidget, setWidget, watchWidget } from "./upstream.mjs";
 
 const BLOCK = "BestiaryDiscoverParts";
 const HEIGHT = 560;
@@ -22,7 +22,6 @@ const TOOLS = ["rename", "merge", "drop", "undo", "reset"];
 class PartEditor {
   constructor(node) {
     this.node = node;
-    this.widget = findWidget(node, "edits");
     Object.assign(this, { facts: null, maps: [], page: 0, only: null, shown: null, used: null, moves: 0 });
     /** Texts before and after what the page itself wrote, for undo and redo. */
     Object.assign(this, { past: [], future: [], written: null });
@@ -33,7 +32,11 @@ class PartEditor {
     this.head.prepend(this.panel.button);
     this.cover.show(this.opacity);
     this.follow = debounced(() => this.refresh());
-    watchWidget(this.widget, () => this.text !== this.shown && this.follow());
+    watchWidget(ownWidget(node, "edits"), () => this.text !== this.shown && this.follow());
+  }
+
+  get widget() {
+    return findWidget(this.node, "edits");
   }
 
   get opacity() {
@@ -336,8 +339,7 @@ app.registerExtension({
     const listeners = {
       // a run whose edits do not fit fails, but its parts were found
       execution_error: ({ detail }) => {
-        const id = `${detail?.node_id}`;
-        if (id === `${node.id}` || id.endsWith(`:${node.id}`)) editor.executed();
+        if (executionIds(node).includes(`${detail?.node_id}`)) editor.executed();
       },
       // a block that had nothing to do says nothing
       execution_success: () => !editor.facts && editor.executed(),

@@ -7,7 +7,8 @@ import { keepMounted } from "./mounting.mjs";
 import { PickerView } from "./picker_view.mjs";
 import { FieldPicks, TextPicks } from "./picks.mjs";
 import { loadStrings, t } from "./strings.mjs";
-import { findWidget, watchWidget } from "./upstream.mjs";
+import { safely } from "./safely.mjs";
+import { findWidget, ownWidget, watchWidget } from "./upstream.mjs";
 
 const PROPERTY = "bestiary_picker";
 const FAVOURITES = "Bestiary.Favourites";
@@ -17,12 +18,14 @@ const SIZE = [470, 620];
 
 /** Blocks with a picker, and where each keeps what is picked. */
 const BLOCKS = {
-  BestiaryPartPrompt: (node) => new TextPicks(findWidget(node, "text")),
-  BestiaryPart: (node) => {
-    const [part, kind, weight, blend, amount] = ["part", "kind", "weight", "blend_with", "blend_amount"].map((name) => findWidget(node, name));
-    return new FieldPicks({ part, kind, weight, blend, amount });
-  },
+  BestiaryPartPrompt: (node) => new TextPicks(() => findWidget(node, "text")),
+  BestiaryPart: (node) =>
+    new FieldPicks(() => {
+      const [part, kind, weight, blend, amount] = FIELDS.map((name) => findWidget(node, name));
+      return { part, kind, weight, blend, amount };
+    }),
 };
+const FIELDS = ["part", "kind", "weight", "blend_with", "blend_amount"];
 const pickers = new Set();
 
 /** What a picker of one node knows and keeps; see PickerView. */
@@ -109,7 +112,7 @@ class PickerModel {
     const names = new Set(readFavourites());
     if (!names.delete(favouriteName(kind))) names.add(favouriteName(kind));
     app.extensionManager.setting.set(FAVOURITES, JSON.stringify([...names].sort()));
-    for (const picker of pickers) picker.view.refresh();
+    for (const picker of pickers) safely(() => picker.view.refresh());
   }
 }
 
@@ -148,7 +151,7 @@ function addPicker(node) {
   });
   node.setSize([Math.max(node.size[0], SIZE[0]), Math.max(node.size[1], SIZE[1])]);
   const shown = debounced(() => model.quiet || model.view.refresh());
-  const watched = picks instanceof TextPicks ? [picks.widget] : Object.values(picks.widgets);
+  const watched = (model.single ? FIELDS : ["text"]).map((name) => ownWidget(node, name));
   for (const one of watched.filter(Boolean)) {
     watchWidget(one, shown);
     one.element?.addEventListener("input", shown);

@@ -74,10 +74,14 @@ function escapedKind(name) {
 
 const writable = (kinds) => kinds.map(({ kind, factor }) => ({ written: kind.written, factor }));
 
-/** Picks as mentions in a prompt. */
+/** Picks as mentions in a prompt; `field()` gives the widget that holds it. */
 export class TextPicks {
-  constructor(widget) {
-    this.widget = widget;
+  constructor(field) {
+    this.field = field;
+  }
+
+  get widget() {
+    return this.field();
   }
 
   get text() {
@@ -138,10 +142,14 @@ function place(text, set, picks, part) {
   return linked < 0 ? text.trimEnd().length : linked;
 }
 
-/** The pick of a block with fields of its own for part, kind, weight and a second kind. */
+/** The pick of a block with fields of its own for part, kind, weight and a second kind; `fields()` gives their widgets. */
 export class FieldPicks {
-  constructor(widgets) {
-    this.widgets = widgets;
+  constructor(fields) {
+    this.fields = fields;
+  }
+
+  get widgets() {
+    return this.fields();
   }
 
   get text() {
