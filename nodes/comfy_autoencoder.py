@@ -28,6 +28,11 @@ class ComfyAutoencoder:
             raise BestiaryError(f"this VAE ({kind}) makes no pictures: connect the VAE of an image checkpoint")
         self._vae = vae
 
+    @property
+    def precision(self) -> str:
+        """In what it computes, such as "float16 on cuda"."""
+        return f"{str(self._vae.vae_dtype).removeprefix('torch.')} on {torch.device(self._vae.device).type}"
+
     @torch.no_grad()
     def encode(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Posterior mean and log-variance `(B, C, h, w)` float32, unscaled, of images `(B, 3, H, W)` in 0..1."""

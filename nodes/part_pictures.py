@@ -20,6 +20,7 @@ MIN_EDGE = 16
 """A picture whose shorter edge has fewer pixels shows no parts."""
 _GRAPH_WORDS = {
     "--flip-foreground": "flip_foreground",
+    'set run.dtype = "fp32"': "start ComfyUI with --force-fp32",
     "another --source": "another feature_source",
     "try flip_foreground or another feature source": "try flip_foreground, a foreground mask or another feature_source",
 }

@@ -49,6 +49,7 @@ def encode_squares(squares: np.ndarray, vae: object, mirror: bool, progress: Gra
     """Moments (N, V, 2, C, h, w) float16 of squares (N, S, S, 3): mean and log-variance of the autoencoder's posterior.
 
     Raises:
+        BestiaryError: the autoencoder gave numbers that are not finite.
         InterruptProcessingException: the user cancelled.
     """
     autoencoder = ComfyAutoencoder(vae)
@@ -58,8 +59,20 @@ def encode_squares(squares: np.ndarray, vae: object, mirror: bool, progress: Gra
         views = [some, some.flip(-1)] if mirror else [some]
         both = torch.stack([torch.stack(autoencoder.encode(view), dim=1) for view in views], dim=1)
         moments.append(both.float().cpu().half().numpy())  # (B, V, 2, C, h, w)
+        _check_finite(moments[-1], start, autoencoder.precision)
         progress.add(len(some))
     return np.concatenate(moments)
+
+
+def _check_finite(moments: np.ndarray, start: int, precision: str) -> None:
+    """Refuse moments (B, V, 2, C, h, w) of pictures from `start` on that would spoil a training."""
+    spoilt = np.flatnonzero(~np.isfinite(moments).all((1, 2, 3, 4, 5)))
+    if len(spoilt):
+        listed = ", ".join(f"picture {start + row + 1}" for row in spoilt)
+        raise BestiaryError(
+            f"the VAE gave latents that are not finite for {listed}, computed in {precision}: start ComfyUI with --fp32-vae, or, "
+            "if it computes in float32 already, look at these pictures and connect another VAE"
+        )
 
 
 def checked_masks(masks: Sequence[Tensor], images: Sequence[Tensor]) -> list[Tensor]:

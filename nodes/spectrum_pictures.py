@@ -97,7 +97,8 @@ def prepare_pictures(
 
 def _remembered(squares: np.ndarray, vae: object, mirror: bool, progress: GraphProgress) -> np.ndarray:
     """Moments of squares (N, S, S, 3), those of an earlier run where VAE and pictures are the same."""
-    key = f"{ComfyAutoencoder(vae).fingerprint()} {mirror} {_digest((squares,))}"
+    autoencoder = ComfyAutoencoder(vae)
+    key = f"{autoencoder.fingerprint()} {autoencoder.precision} {mirror} {_digest((squares,))}"
     progress.begin(len(squares))
     moments = _encoded.pop(key, None)
     if moments is None:

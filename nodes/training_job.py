@@ -4,22 +4,26 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
+from pathlib import Path
 from typing import NamedTuple
 
 from torch import Tensor
 
 from ..concepts.errors import BestiaryError
+from ..trainer.model_folder import read_model_folder
 from ..trainer.settings import TrainPartsSettings
 from .background_training import train_in_background
 from .clip_tokens import dictionaries_of
+from .comfy_denoiser import ComfyDenoiser
 from .dictionary_loading import prompt_name, teach
 from .graph_loop import GraphModel
 from .graph_previews import as_image
+from .graph_progress import GraphProgress
 from .graph_training import LearnedParts, train_in_graph
 from .socket_types import NamedDictionary
 from .training_progress import TrainingProgress
 from .training_runs import checked_name, more_choices, open_run, settings_from
-from .training_set import TrainingSet
+from .training_set import TrainingSet, at_size
 
 logger = logging.getLogger("bestiary")
 KEYS = {
@@ -63,6 +67,8 @@ def run_graph_training(
     # an hour later the same fault would cost the hour
     if name in dictionaries_of(loaded.clip):
         raise BestiaryError(f"the CLIP knows a dictionary {name!r} already: give this training another name")
+    size = ComfyDenoiser(loaded.model, loaded.clip, loaded.vae).backbone.image_size
+    training_set = at_size(training_set, size, loaded.vae, GraphProgress(node_id))
     settings = graph_settings({**choices, "name": name}, training_set)
     run = open_run(name, str(choices.get("resume", "")), settings, training_set.fingerprint())
     learned = train_in_graph(loaded, training_set, settings, run, node_id)
@@ -101,6 +107,9 @@ def run_background_training(
 ) -> tuple[NamedDictionary, str]:
     """Train in a child process; the dictionary, and the name of its file below models/bestiary."""
     name = prompt_name(checked_name(str(choices["name"])))
+    if (Path(base) / "model_index.json").is_file():
+        size = read_model_folder(Path(base)).backbone.image_size
+        training_set = at_size(training_set, size, None, GraphProgress(node_id))
     settings = graph_settings({**choices, "name": name}, training_set)
     progress = TrainingProgress(node_id)
     resume = str(choices.get("resume", ""))

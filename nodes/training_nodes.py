@@ -47,8 +47,8 @@ class TrainingImages(io.ComfyNode):
                     min=0,
                     max=2048,
                     step=8,
-                    tooltip="Edge of the training square in pixels; 0 takes 128 for the demo model and 512 for others. "
-                    "SDXL wants 1024.",
+                    tooltip="Edge of the training square in pixels; 0 takes that of the model that is trained: 512, SDXL 1024, the "
+                    "demo model 128.",
                 ),
                 io.Boolean.Input(
                     "mirror",

@@ -11,6 +11,7 @@ import folder_paths
 
 from ..concepts.errors import BestiaryError
 from ..concepts.name_search import choices_text, shown_name
+from .concept_folders import own_folder
 
 if TYPE_CHECKING:
     from ..trainer.run_folder import RunFolder
@@ -98,9 +99,13 @@ def open_run(
     Raises:
         BestiaryError: no such run, one of another kind, or it learned from other pictures (`fingerprint` is the training set's).
     """
+    from ..concepts.atomic_file import remove_leftovers
     from ..trainer.recipe_file import format_toml
     from ..trainer.run_folder import RunFolder
 
+    # where this training will write, half files of ended processes are nobody's any more
+    for folder in (own_folder(), runs_folder()):
+        remove_leftovers(folder)
     if resume == ANEW:
         run = RunFolder.create(runs_folder() / checked_name(name))
         run.write_config(f"# training set {fingerprint}\n{format_toml(settings)}")

@@ -6,8 +6,9 @@ Letters: N pictures, V views (as is, mirrored), C latent channels, S edge of the
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -50,6 +51,8 @@ class TrainingSet:
     classes: tuple[str, ...] | None
     autoencoder: str
     """Fingerprint of the VAE."""
+    images: tuple[Tensor, ...] | None = field(default=None, repr=False)
+    """Where no size was asked for: the pictures `(H, W, 3)` in 0..1, to be cut again at the size of the model that learns."""
 
     @property
     def image_size(self) -> int:
@@ -66,8 +69,10 @@ class TrainingSet:
         return Image.fromarray(self.squares[row])
 
     def fingerprint(self) -> str:
-        """Sixteen hex digits that change with pictures, parts or kinds."""
-        digest = hashlib.sha256()
+        """Sixteen hex digits that change with pictures, parts or kinds, and with what these are called."""
+        kinds = [sorted(names.items()) for names in self.kinds.kind_names]
+        named = [self.kinds.part_names, kinds, self.kinds.background, self.classes]
+        digest = hashlib.sha256(json.dumps(named).encode())
         for array in (self.moments, self.kinds.labels, self.kinds.codes):
             digest.update(str(array.shape).encode() + np.ascontiguousarray(array).tobytes())
         return digest.hexdigest()[:16]
@@ -131,7 +136,32 @@ def build_training_set(
         PartMaps(maps.labels[kept], maps.codes[kept]),
         None if classes is None else tuple(classes[row].strip() for row in rows),
         ComfyAutoencoder(vae).fingerprint(),
+        None if choice.image_size else _shown(checked, rows),
     )
+
+
+def _shown(images: Sequence[Tensor], rows: np.ndarray) -> tuple[Tensor, ...]:
+    """Pictures `(H, W, 3)` of some rows of a list of images `(B, H, W, 3)`."""
+    single = [image for entry in images for image in entry]
+    return tuple(single[row] for row in rows)
+
+
+def at_size(training_set: TrainingSet, size: int, vae: object | None, progress: GraphProgress) -> TrainingSet:
+    """The set at the training square of a model, edge `size`, unless a user asked for another.
+
+    Args:
+        vae: encodes the squares; None leaves that to a training that encodes them itself.
+
+    Raises:
+        InterruptProcessingException: the user cancelled.
+    """
+    if training_set.images is None or training_set.image_size == size:
+        return training_set
+    with torch.inference_mode(False), torch.no_grad():
+        squares = cut_squares([image.unsqueeze(0) for image in training_set.images], size)
+        progress.begin(len(squares))
+        moments = training_set.moments if vae is None else encode_squares(squares, vae, training_set.flip, progress)
+    return replace(training_set, squares=squares, moments=moments)
 
 
 def split_classes(classes: Sequence[str] | None) -> list[str] | None:

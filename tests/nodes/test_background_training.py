@@ -134,3 +134,104 @@ def test_the_dictionary_is_kept_under_models(made, monkeypatch, tmp_path) -> Non
     (dictionary, file), _ = _run(made, monkeypatch, [f"wrote {tmp_path / 'trained.safetensors'}"], 0)
     assert file == "apart.safetensors" and dictionary.part_names == ("head",)
     assert (tmp_path / "models" / "bestiary" / file).is_file()
+
+
+def _settings(made: object, **choices: object) -> object:
+    from bestiary.nodes.training_job import graph_settings
+
+    return graph_settings({"name": "apart", "steps": 5, "rank": 2, **choices}, made)
+
+
+def test_renamed_parts_kinds_and_classes_are_another_training_set(made) -> None:
+    from dataclasses import replace
+
+    kinds = made.kinds
+    others = [
+        replace(made, kinds=replace(kinds, part_names=("Kopf", *kinds.part_names[1:]))),
+        replace(made, kinds=replace(kinds, kind_names=({0: "robin"}, *kinds.kind_names[1:]))),
+        replace(made, classes=tuple(reversed(made.classes))),
+    ]
+    assert len({one.fingerprint() for one in (made, *others)}) == 4
+    assert replace(made).fingerprint() == made.fingerprint()
+
+
+def test_renamed_parts_train_under_their_new_names(made) -> None:
+    from dataclasses import replace
+
+    from bestiary.nodes.background_training import write_training_set
+    from bestiary.trainer.discovery_folder import Discovery
+
+    write_training_set(made)
+    names = ("Kopf", *made.codebook.part_names[1:])
+    codebook = made.codebook.with_names(names, made.codebook.kind_names)
+    renamed = replace(made, codebook=codebook, kinds=replace(made.kinds, part_names=names))
+    assert Discovery.load(write_training_set(renamed)).codebook.part_names == names
+
+
+def test_a_resumed_child_gets_the_inputs_of_the_node(made, monkeypatch, tmp_path) -> None:
+    from dataclasses import replace
+
+    from bestiary.nodes.background_training import _arguments
+    from bestiary.trainer.run_folder import RunFolder
+    from bestiary.trainer.settings import load_recipe
+
+    (_, recipe), reserved = (_arguments(made, "demo", _settings(made), "apart", "start anew")[0][1:], None)
+    run = RunFolder.create(tmp_path / "output" / "bestiary" / "apart")
+    run.write_config(Path(recipe).read_text())
+    assert reserved is None and run.path.name == "apart"
+    # more steps are what one goes on for
+    arguments, folder = _arguments(made, "demo", _settings(made, steps=9, preview_every=3), "apart", "apart")
+    assert arguments == ["resume", str(run.path)] and folder == run.path
+    config = load_recipe(run.config, of_run=True)
+    assert (config.optimizer.steps, config.run.preview_every, config.lora.rank) == (9, 3, 2)
+    # what was begun with another set, model or method cannot be gone on with
+    before = run.config.read_bytes()
+    renamed = replace(made, kinds=replace(made.kinds, part_names=("Kopf", *made.kinds.part_names[1:])))
+    with pytest.raises(BestiaryError, match="run apart learned from other pictures or parts than this training set"):
+        _arguments(renamed, "demo", _settings(made), "apart", "apart")
+    with pytest.raises(
+        BestiaryError, match=r"run apart was started with lora.rank 2, not 3: set what it had, or choose 'start"
+    ):
+        _arguments(made, "demo", _settings(made, rank=3), "apart", "apart")
+    with pytest.raises(BestiaryError, match=r"started with base.path 'demo', not '.*/sd15'"):
+        _arguments(made, "sd15", _settings(made), "apart", "apart")
+    with run.locked(), pytest.raises(BestiaryError, match="another training is writing into"):
+        _arguments(made, "demo", _settings(made), "apart", "apart")
+    assert run.config.read_bytes() == before
+
+
+def test_the_folder_of_an_earlier_run_is_not_taken_for_the_childs(made, monkeypatch, tmp_path) -> None:
+    from bestiary.nodes import background_training
+    from bestiary.nodes.training_progress import TrainingProgress
+
+    earlier = tmp_path / "output" / "bestiary" / "apart"
+    (earlier / "samples").mkdir(parents=True)
+    (earlier / "config.resolved.toml").write_text("")
+    progress, seen = TrainingProgress(None), []
+
+    def child(arguments: list[str], on_line: object, *, should_stop: object) -> int:
+        on_line('{"stage": "train", "done": 1, "total": 5}')
+        seen.append(progress.run)
+        return 2
+
+    monkeypatch.setattr(background_training, "launch", child)
+    with pytest.raises(BestiaryError, match="ended with code 2"):
+        background_training.train_in_background(made, "demo", _settings(made), "apart", "start anew", progress)
+    assert seen == ["apart-2"] and not (earlier.parent / "apart-2").exists()
+
+
+def test_only_the_last_training_sets_are_kept(made, monkeypatch) -> None:
+    import os
+    from dataclasses import replace
+
+    from bestiary.nodes import background_training as background
+
+    monkeypatch.setattr(background, "KEPT_SETS", 3)
+    found = []
+    for number in range(5):
+        other = replace(made, classes=tuple(f"{name} {number}" for name in made.classes))
+        found.append(background.write_training_set(other).parent)
+        os.utime(found[-1], (1e9 + number, 1e9 + number))
+        if number == 3:
+            os.utime(found[1], (2e9, 2e9))  # used again meanwhile
+    assert [folder.exists() for folder in found] == [False, True, False, True, True]

@@ -101,3 +101,13 @@ def test_pictures_are_rounded_and_not_cut_off():
     picture = as_pictures(torch.full((1, 16, 16, 3), 0.9999))[0]
     assert picture.getpixel((0, 0)) == (255, 255, 255)
     assert isinstance(picture, Image.Image) and np.asarray(picture).dtype == np.uint8
+
+
+def test_advice_is_in_the_words_of_the_graph():
+    with (
+        pytest.raises(
+            BestiaryError, match=r"^Train Parts: not finite; lower the rates, or start ComfyUI with --force-fp32$"
+        ),
+        named_faults("Train Parts"),
+    ):
+        raise BestiaryError('not finite; lower the rates, or set run.dtype = "fp32"')

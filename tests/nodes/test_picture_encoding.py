@@ -70,3 +70,32 @@ def test_the_entry_of_a_bad_picture_is_named() -> None:
     bad[0, 0, 0, 0] = float("nan")
     with pytest.raises(BestiaryError, match="picture 1 of 1 in entry 2 of the list holds values that are not numbers"):
         checked_entries([torch.zeros(1, 32, 32, 3), bad])
+
+
+def test_latents_that_are_not_finite_are_told_and_not_remembered(sd15_model, drawn_images, monkeypatch) -> None:
+    from bestiary.nodes import spectrum_pictures
+    from bestiary.nodes.comfy_autoencoder import ComfyAutoencoder
+    from bestiary.nodes.graph_progress import GraphProgress
+    from bestiary.nodes.spectrum_pictures import prepare_pictures
+
+    encode = ComfyAutoencoder.encode
+
+    def overflow(self: ComfyAutoencoder, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        mean, log_variance = encode(self, images)
+        mean[1] = 1e6  # more than float16 holds
+        return mean, log_variance
+
+    spectrum_pictures._encoded.clear()
+    given = ([drawn_images[:3]], None, sd15_model.vae, 64, False, GraphProgress(None))
+    with monkeypatch.context() as patch:
+        patch.setattr(ComfyAutoencoder, "encode", overflow)
+        with pytest.raises(
+            BestiaryError, match=r"not finite for picture 2, computed in float32 on cpu: start ComfyUI with --fp32"
+        ):
+            prepare_pictures(*given)
+    assert not spectrum_pictures._encoded
+    first = prepare_pictures(*given)
+    # another precision is not taken for this one
+    monkeypatch.setattr(ComfyAutoencoder, "precision", "float16 on cuda")
+    prepare_pictures(*given)
+    assert np.isfinite(first.moments).all() and len(spectrum_pictures._encoded) == 2

@@ -137,3 +137,23 @@ def test_names_that_no_folder_takes(name: str) -> None:
     with pytest.raises(BestiaryError, match="cannot name a training: use letters, digits, spaces and - _ ."):
         checked_name(name)
     assert checked_name(" my birds.2 ") == "my birds.2"
+
+
+def test_half_files_of_ended_processes_go_when_a_training_begins(
+    settings, outputs: Path, tmp_path, monkeypatch
+) -> None:
+    import subprocess
+    import sys
+
+    import folder_paths
+    from bestiary.nodes.training_runs import ANEW, open_run
+
+    monkeypatch.setattr(folder_paths, "models_dir", str(tmp_path / "models"))
+    (tmp_path / "models" / "bestiary").mkdir(parents=True)
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    half = tmp_path / "models" / "bestiary" / f".birds.safetensors.{ended.pid}-0.part"
+    half.touch()
+    (half.parent / "birds.safetensors").touch()
+    open_run("birds", ANEW, settings["parts"], "12ab")
+    assert [path.name for path in half.parent.iterdir()] == ["birds.safetensors"]

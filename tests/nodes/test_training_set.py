@@ -119,3 +119,52 @@ def test_captions_are_in_the_published_form(build) -> None:
 def test_sizes_that_do_not_fit_are_told(build) -> None:
     with pytest.raises(BestiaryError, match="image_size 60: choose 64 or more, in steps of 8"):
         build(size=60)
+
+
+def test_a_set_without_a_size_is_trained_at_the_size_of_the_model(build, sd15_model, drawn_images: Tensor) -> None:
+    """The latents of SDXL look like those of Stable Diffusion, so that the VAE alone does not tell."""
+    from bestiary.nodes.graph_progress import GraphProgress
+    from bestiary.nodes.training_set import NATIVE_SIZES, at_size
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(NATIVE_SIZES, 4, 64)
+        made = build(size=0, mirror=True)
+    assert made.image_size == 64
+    larger = at_size(made, 96, sd15_model.vae, GraphProgress(None))
+    asked = build(size=96, mirror=True)
+    assert np.array_equal(larger.squares, asked.squares) and np.array_equal(larger.moments, asked.moments)
+    assert larger.fingerprint() == asked.fingerprint() and at_size(larger, 96, None, GraphProgress(None)) is larger
+    # a size that was asked for stays
+    assert at_size(asked, 64, sd15_model.vae, GraphProgress(None)) is asked
+    # a training that encodes by itself needs the squares alone
+    assert at_size(made, 96, None, GraphProgress(None)).squares.shape[1] == 96
+
+
+@pytest.mark.parametrize("kind", ["graph", "own process"])
+def test_trainings_ask_for_the_size_of_their_model(kind: str, build, sdxl_model, monkeypatch, tmp_path) -> None:
+    from dataclasses import replace
+    from types import SimpleNamespace
+
+    import folder_paths
+    from bestiary.nodes import training_job
+    from bestiary.nodes.graph_loop import GraphModel
+
+    class Asked(Exception):
+        pass
+
+    def asked(made: object, size: int, vae: object, progress: object) -> None:
+        raise Asked(size)
+
+    monkeypatch.setattr(folder_paths, "output_directory", str(tmp_path))
+    monkeypatch.setattr(training_job, "at_size", asked)
+    made = replace(build(), images=())
+    choices = {"name": "birds"}
+    if kind == "graph":
+        with pytest.raises(Asked, match="^1024$"):
+            training_job.run_graph_training(GraphModel(*sdxl_model), made, choices, None)
+        return
+    (tmp_path / "model_index.json").touch()
+    record = SimpleNamespace(backbone=SimpleNamespace(image_size=1024))
+    monkeypatch.setattr(training_job, "read_model_folder", lambda folder: record)
+    with pytest.raises(Asked, match="^1024$"):
+        training_job.run_background_training(made, str(tmp_path), choices, None)
