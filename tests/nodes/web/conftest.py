@@ -52,7 +52,9 @@ class Desk:
         self.loaded: list[str] = []
         page.on("pageerror", lambda fault: self.faults.append(f"{fault} {fault.stack}"))
         # what one widget's fault is told by, so that it stops no other
-        page.on("console", lambda line: self.faults.append(f"{OURS} {line.text}") if "[Bestiary]" in line.text else None)
+        page.on(
+            "console", lambda line: self.faults.append(f"{OURS} {line.text}") if "[Bestiary]" in line.text else None
+        )
         page.on("response", lambda answer: self.loaded.append(answer.url) if OURS in answer.url else None)
         # before the page opens: nodes change over only with a fresh page
         settings = {"Comfy.VueNodes.Enabled": vue, "Comfy.TutorialCompleted": True, "Comfy.Workflow.Persist": False}
@@ -149,5 +151,8 @@ def plain_desk(browser: object, server: object) -> Iterator[Desk]:
 
 @pytest.fixture(scope="session")
 def dictionary_facts(server: object) -> dict:
-    """What the server says of the shipped dictionary."""
-    return json.loads(server.get("/bestiary/dictionary/creatures.safetensors").text)
+    """What the server says of the shipped dictionary, its parts in the order of the page."""
+    facts = json.loads(server.get("/bestiary/dictionary/creatures.safetensors").text)
+    order = ["head", "body", "wing", "legs", "tail", "background"]
+    facts["parts"].sort(key=lambda part: order.index(part["name"]))
+    return facts
