@@ -52,17 +52,20 @@ export class PartTree {
     if (before.length === now.length) {
       this.unfolded = new Set(now.filter((_, part) => this.unfolded.has(before[part].name)).map(({ name }) => name));
     }
+    // a renamed part may stand elsewhere now
+    const held = before.length === now.length ? this.current : null;
     this.facts = facts;
     this.marked.clear();
-    this.list();
+    this.list(held);
   }
 
-  list() {
+  list(kept = null) {
     const held = this.element.contains(document.activeElement);
     this.colors = this.facts ? colorsOf(this.facts) : [];
     const numbered = (this.facts?.edited ?? []).map((part, number) => ({ ...part, part, number }));
     this.rows = naturalOrder(numbered).flatMap(({ part, number }) => this.rowsOf(part, number));
-    this.place = Math.max(0, Math.min(this.place, this.rows.length - 1));
+    const same = kept ? this.rows.findIndex(({ part, kind }) => part === kept.part && kind === kept.kind) : -1;
+    this.place = same >= 0 ? same : Math.max(0, Math.min(this.place, this.rows.length - 1));
     this.element.replaceChildren(...this.rows.map((row, place) => this.drawn(row, place)));
     if (held) this.focus();
     this.on.changed();

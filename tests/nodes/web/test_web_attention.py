@@ -47,6 +47,10 @@ def test_parts_are_seen_compared_and_scrubbed(desk, dictionary_facts):
     assert [name.split(":")[0] for name in chips.all_inner_texts()] == [part["name"] for part in parts]
     assert viewer.locator("canvas").count() == len(parts)
     desk.page.wait_for_timeout(500)
+    # once: ComfyUI draws no second picture of the same below
+    assert desk.page.evaluate("[W.imgs ?? null, Boolean(app.nodeOutputs[W.id]?.images?.length)]") == [None, True]
+    block = f'[data-node-id="{desk.page.evaluate("W.id")}"]'
+    assert desk.page.locator(f"{block} img").count() == 0
     desk.shot(f"attention_{desk.label}")
     chips.first.hover()
     assert viewer.locator("canvas").count() == 1

@@ -211,3 +211,40 @@ def test_the_grammar_of_stages_is_that_of_the_server(plain_desk):
         assert len(ours) == 1 and ours[0]["fault"], text
         with pytest.raises(BestiaryError):
             find_staged_mentions(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "selected", "keys", "wanted"),
+    [
+        ("a <head:17> bird", (5, 5), ["ArrowUp", "ArrowUp"], "a (<head:17>:1.1) bird"),
+        ("a <head:blue jay> bird", (13, 13), ["ArrowDown"], "a (<head:blue jay>:0.95) bird"),
+        ("a <head:17> bird", (2, 6), ["ArrowUp", "ArrowDown"], "a <head:17> bird"),
+        ("(<head:17>:1.3)", (12, 12), ["ArrowDown"], "(<head:17>:1.25)"),
+        ("a <head:17> and <wing:3> b", (4, 18), ["ArrowUp", "ArrowUp"], "a (<head:17> and <wing:3>:1.1) b"),
+        # words alone stay ComfyUI's
+        ("a red <head:17>", (3, 3), ["ArrowUp"], "a (red:1.05) <head:17>"),
+    ],
+)
+def test_keys_weigh_whole_mentions(plain_desk, text, selected, keys, wanted):
+    box = open_box(plain_desk)
+    box.fill(text)
+    box.evaluate("(box, [start, end]) => { box.focus(); box.setSelectionRange(start, end) }", list(selected))
+    for key in keys:
+        box.press(f"Control+{key}")
+    assert plain_desk.value("P", "text") == wanted
+
+
+def test_every_text_box_has_a_label(desk):
+    desk.build({"P": "BestiarySpectrumPrompt", "Q": "BestiaryPartPrompt"}, [])
+    desk.page.wait_for_function(
+        """() => {
+            const boxes = [...document.querySelectorAll("textarea")].filter((box) => box.offsetParent);
+            const named = boxes.map((box) => box.labels?.[0]?.textContent || box.ariaLabel);
+            return named.length >= 6 && named.every(Boolean);
+        }"""
+    )
+    if desk.vue:
+        shown = "box.labels?.[0] ?? box.parentElement.querySelector('.bst-box-label')"
+        texts = desk.page.evaluate(f"[...document.querySelectorAll('textarea')].map((box) => ({shown})?.textContent)")
+        assert texts[:3] == ["text", "negative text", "stage texts"] and None not in texts
+    desk.shot(f"labels_{desk.label}")

@@ -455,3 +455,29 @@ def test_names_that_look_like_markup_are_shown_as_text(plain_desk):
     editor.locator(".bst-tree-row").first.focus()
     desk.page.keyboard.press("ArrowRight")
     assert editor.locator(".bst-tree-kind .bst-tree-name").first.inner_text() == "__proto__"
+
+
+def test_colours_stay_with_their_part_and_names_become_readable(plain_desk):
+    editor, found = opened(plain_desk)
+    rows = editor.locator(".bst-tree-row")
+    dots = {name: rows.nth(place).locator(".bst-dot").get_attribute("style") for place, name in enumerate(found)}
+    # a part that comes before another in number goes
+    order = plain_desk.page.evaluate(
+        """async () => {
+            const { describeDiscovery } = await import("/extensions/ComfyUI-Bestiary/js/discoveries.mjs");
+            const facts = await describeDiscovery(P.properties.bestiary_part_editor.key, "");
+            return facts.edited.filter(({ background }) => !background).map(({ name }) => name);
+        }"""
+    )
+    type_edits(plain_desk, f"drop {order[0]}\nrename {order[1]}, top2")
+    editor.locator(".bst-tree-name", has_text="top2").wait_for(timeout=20_000)
+    kept = [name for name in names(editor) if name not in ("background", "top2")]
+    for name in kept:
+        place = names(editor).index(name)
+        assert rows.nth(place).locator(".bst-dot").get_attribute("style") == dots[name]
+    assert rows.nth(names(editor).index("top2")).locator(".bst-dot").get_attribute("style") == dots[order[1]]
+
+    editor.get_by_role("button", name="Readable names").click()
+    editor.locator(".bst-tree-name", has_text="upper 2").wait_for(timeout=20_000)
+    assert plain_desk.value("P", "edits").endswith("\nrename top2, upper 2")
+    assert editor.get_by_role("button", name="Readable names").is_hidden()

@@ -134,12 +134,11 @@ def test_search_favourites_sources_random_and_clear(plain_desk, dictionary_facts
     picker.locator(".bst-row").first.get_by_role("button", name=f"{first} of A").click()
     text = desk.value("P", "text")
     written = {key.split("/")[1]: value for key, value in state["b"].items()}
-    written["0" if "creatures/0" in state["a"] else first] = state["a"]["creatures/0"]
     parts = {f"{part['number']}": part["written"] for part in dictionary_facts["parts"]}
-    assert (
-        text
-        == "a photo of a " + " ".join(f"<{parts[key]}:{kind}>" for key, kind in sorted(written.items())) + " {parts}"
-    )
+    head = next(key for key, part in parts.items() if part == first)
+    written[head] = state["a"][f"creatures/{head}"]
+    mentions = [f"<{part}:{written[key]}>" for key, part in parts.items() if key in written]
+    assert text == f"a photo of a {' '.join(mentions)} {{parts}}"
     picker.get_by_role("button", name="Clear all parts").click()
     assert desk.value("P", "text") == "a photo of a {parts}"
     picker.get_by_role("button", name="Random creature").click()
@@ -394,3 +393,173 @@ def test_five_thousand_kinds_scroll_with_few_elements(plain_desk, server):
     grid.focus()
     grid.press("End")
     picker.locator('.bst-tile[data-number="4999"]').wait_for()
+
+
+WHOLE = """() => {
+    const { top, bottom } = document.querySelector(".bst-grid").getBoundingClientRect();
+    const tiles = [...document.querySelectorAll(".bst-tile")].filter((tile) => !tile.hidden).map((tile) => tile.getBoundingClientRect());
+    const whole = tiles.filter((tile) => tile.top >= top - 1 && tile.bottom <= bottom + 1).length;
+    return [whole, Math.round(document.querySelector(".bst-picker").getBoundingClientRect().height)];
+}"""
+
+
+def test_six_whole_thumbnails_also_beside_two_creatures(desk, dictionary_facts):
+    picker = open_picker(desk)
+    assert picker.locator(".bst-part b").all_inner_texts() == [part["name"] for part in dictionary_facts["parts"]]
+    whole, height = desk.page.evaluate(WHOLE)
+    assert whole >= 6
+    picker.get_by_role("button", name="Mix two creatures").click()
+    for place in (0, 1):
+        picker.locator(".bst-source").nth(place).get_by_role("button", name="Draw").click()
+    desk.page.wait_for_timeout(300)
+    beside, mixed = desk.page.evaluate(WHOLE)
+    assert beside >= 6 and abs(mixed - height) <= 2
+    # tiles are clicked, never marked as text
+    picker.locator(".bst-tile").first.dblclick()
+    picker.locator(".bst-tile").first.click(modifiers=["Shift"])
+    assert desk.page.evaluate("getSelection().toString()") == ""
+
+
+LINKED = {**CREATURE, "H": "BestiaryPart", "R": "BestiaryRandomKind", "C": "BestiaryCombineParts"}
+
+
+def linked_creature(desk, facts):
+    """Part Prompt with a head from a Part block and a drawn second part, both through Combine Parts."""
+    (head, kinds), (second, _) = (kinds_of(facts, place) for place in (0, 1))
+    links = [*LINKS, ("D", 2, "H", 0), ("D", 2, "R", 0), ("H", 0, "C", 0), ("R", 0, "C", 1), ("C", 0, "P", 1)]
+    desk.build(LINKED, links)
+    desk.page.evaluate(
+        """([head, kind, second]) => {
+            const set = (node, name, value) => { const w = node.widgets.find((one) => one.name === name); w.value = value; w.callback?.(value) };
+            set(H, "part", head);
+            set(H, "kind", kind);
+            set(R, "part", second);
+            set(P, "text", "a {parts} bird");
+            P.onConnectionsChange();
+        }""",
+        [head, kinds[0], second],
+    )
+    # the block's own picker is another one
+    picker = desk.page.locator(".bst-picker").filter(has=desk.page.locator(".bst-linked")).first
+    picker.locator(f'.bst-row[data-part="{head}"].bst-linked').wait_for()
+    return picker, head, kinds, second
+
+
+def test_linked_parts_are_shown_and_asked_about(desk, dictionary_facts):
+    picker, head, kinds, second = linked_creature(desk, dictionary_facts)
+    row = picker.locator(f'.bst-row[data-part="{head}"]')
+    assert row.locator("small").inner_text() == f"{kinds[0]} · linked"
+    assert picker.locator(f'.bst-row[data-part="{second}"] small').inner_text() == "? · linked"
+    row.locator(".bst-part").click()
+    desk.shot(f"linked_{desk.label}")
+
+    # there, at its own block, whose title says so
+    tile(picker, dictionary_facts, 0, 1).click()
+    picker.locator(".bst-question", has_text="already").get_by_role("button", name="Replace").click()
+    assert [desk.value("H", "kind"), desk.value("P", "text")] == [kinds[1], "a {parts} bird"]
+    desk.page.wait_for_function("(wanted) => H.title === wanted", arg=f"{head} of {kinds[1]}")
+
+    # twice on purpose, and back
+    tile(picker, dictionary_facts, 0, 2).click()
+    picker.get_by_role("button", name="Use both").click()
+    assert desk.value("P", "text") == f"a <{head}:{kinds[2]}> {{parts}} bird"
+    picker.locator(".bst-question", has_text="comes twice").get_by_role("button", name="Keep the link").click()
+    assert desk.value("P", "text") == "a {parts} bird"
+
+    # a creature drawn now never doubles a part
+    picker.get_by_role("button", name="Random creature").click()
+    text = desk.value("P", "text")
+    assert f"<{head}:" not in text and f"<{second}:" not in text and text.count("<") == 3
+
+
+def test_a_linked_part_whose_kind_is_drawn_gives_way_with_its_link(plain_desk, dictionary_facts):
+    picker, _, _, second = linked_creature(plain_desk, dictionary_facts)
+    picker.locator(f'.bst-row[data-part="{second}"] .bst-part').click()
+    tile(picker, dictionary_facts, 1, 0).click()
+    picker.get_by_role("button", name="Replace").click()
+    _, others = kinds_of(dictionary_facts, 1)
+    assert plain_desk.value("P", "text") == f"a <{second}:{others[0]}> {{parts}} bird"
+    assert plain_desk.page.evaluate("C.inputs[1].link") is None
+
+
+def test_titles_follow_what_is_picked_unless_they_were_given(plain_desk, dictionary_facts):
+    desk = plain_desk
+    desk.build({**CREATURE, "Q": "BestiaryPart"}, [("L", 0, "D", 0), ("L", 1, "D", 1), ("D", 2, "Q", 0)])
+    picker = desk.page.locator(".bst-picker").nth(1)
+    desk.page.evaluate("app.canvas.ds.offset = [400, -600]; app.canvas.setDirty(true, true)")
+    first, kinds = kinds_of(dictionary_facts, 0)
+    for place in (0, 1):
+        tile(picker, dictionary_facts, 0, place).click()
+        desk.page.wait_for_function("(wanted) => Q.title === wanted", arg=f"{first} of {kinds[place]}")
+    desk.page.evaluate("() => { Q.title = 'mine' }")
+    tile(picker, dictionary_facts, 0, 2).click()
+    desk.page.wait_for_timeout(200)
+    assert desk.page.evaluate("Q.title") == "mine"
+
+
+def test_the_page_proposes_the_names_that_the_server_proposes(plain_desk):
+    import difflib
+
+    from bestiary.concepts.name_search import plain_name
+
+    names = [
+        "head",
+        "Upper Left",
+        "upper_right",
+        "wing",
+        "tail",
+        "legs",
+        "blue jay",
+        "blue-jay 2",
+        "thistle finch",
+        "reed hornet",
+    ]
+    typed = [
+        "haed",
+        "uper left",
+        "upper",
+        "wings",
+        "tial",
+        "leg",
+        "bluejay",
+        "finch",
+        "horned",
+        "zzz",
+        "HEAD",
+        "upper-lft",
+    ]
+    ours = plain_desk.page.evaluate(
+        """async ([typed, names]) => {
+            const { nearest } = await import("/extensions/ComfyUI-Bestiary/js/dictionaries.mjs");
+            return typed.map((text) => nearest(text, names, 5));
+        }""",
+        [typed, names],
+    )
+    by_plain = {plain_name(name): name for name in names}
+    theirs = [
+        [by_plain[name] for name in difflib.get_close_matches(plain_name(text), list(by_plain), 5, 0.5)]
+        for text in typed
+    ]
+    assert ours == theirs
+
+
+def test_parts_are_listed_from_the_head_on_and_by_height(plain_desk):
+    listed = plain_desk.page.evaluate(
+        """async () => {
+            const { naturalOrder, readableName } = await import("/extensions/ComfyUI-Bestiary/js/part_order.mjs");
+            const named = (names) => naturalOrder(names.map((name) => ({ name, background: name === "background" }))).map(({ name }) => name);
+            const high = naturalOrder([{ name: "a", height: 0.5 }, { name: "b", height: -0.5 }, { name: "beak", height: 0.9 }]);
+            return [
+                named(["tail", "background", "legs", "left wing", "head", "body"]),
+                named(["bottom2", "middle", "top2", "bottom", "top", "part_7"]),
+                high.map(({ name }) => name),
+                ["top2", "bottom3", "upper_left", "head", "mp3 player"].map(readableName),
+            ];
+        }"""
+    )
+    assert listed == [
+        ["head", "body", "left wing", "legs", "tail", "background"],
+        ["top2", "top", "middle", "bottom2", "bottom", "part_7"],
+        ["beak", "b", "a"],
+        ["upper 2", "lower 3", "upper left", "head", "mp3 player"],
+    ]

@@ -212,3 +212,18 @@ def test_smoothing_and_ticks(plain_desk):
     assert found["smooth"] == [1, None, pytest.approx(1 / 3), pytest.approx(1 / 7)]
     assert found["same"] == [1, None, 3]
     assert found["ticks"] == [0, 0.5, 1] and found["logs"] == [0.02, 0.05, 0.1, 0.2, 0.5, 1, 2]
+
+
+def test_a_cancelled_run_says_where_its_file_is_and_how_to_go_on(plain_desk):
+    name = "halted"
+    made_run(plain_desk.server, name)
+    (plain_desk.server.folder / "models" / "bestiary" / f"{name}_stopped.safetensors").write_bytes(b"")
+    preview = look_at(plain_desk, name)
+    words = f"Stopped at step 200. What was learned is in models/bestiary/{name}_stopped.safetensors"
+    hint = preview.locator(".bst-hint.bst-notice", has_text=words)
+    hint.wait_for()
+    assert f"choose {name} in the field resume" in hint.inner_text()
+    assert hint.evaluate(
+        "(hint) => hint.scrollHeight <= hint.clientHeight + 1 && hint.scrollWidth <= hint.clientWidth + 1"
+    )
+    plain_desk.shot("stopped")
