@@ -79,7 +79,8 @@ class PartEmbeddings:
     def _owner(self, bare: str) -> tuple[str, str] | None:
         """Name of the dictionary a name begins with, and what follows its slash."""
         known = {plain_name(name): name for name in self.dictionaries}
-        slashes = [place for place, letter in enumerate(bare) if letter == "/"]
+        # Windows writes sub-folders with backslashes
+        slashes = [place for place, letter in enumerate(bare) if letter in "/\\"]
         # the longest dictionary name wins: names may hold slashes themselves
         for place in reversed(slashes):
             if plain_name(bare[:place]) in known:

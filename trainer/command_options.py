@@ -124,6 +124,21 @@ def result_folder(out: Path | None, default: str | Path) -> Path:
     return folder
 
 
+def page_folder(out: Path | None, default: str | Path, marks: Sequence[str]) -> Path:
+    """As `result_folder`, for commands that write a page `index.html`, which never takes the place of another one.
+
+    Args:
+        marks: files of which one lies beside a page that an earlier run of the same command wrote.
+
+    Raises:
+        BestiaryError: as `result_folder`, or a page of something else lies there.
+    """
+    folder = result_folder(out, default)
+    if (folder / "index.html").exists() and not any((folder / mark).exists() for mark in marks):
+        raise BestiaryError(f"--out {folder} holds the page of something else (index.html): give another folder")
+    return folder
+
+
 def result_file(out: Path | None, default: str, beside: str | None = None) -> Path:
     """The file that a command writes: what `out` names if that ends with .safetensors, else `default` in the folder `out`.
 

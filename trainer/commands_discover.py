@@ -14,7 +14,7 @@ from .command_options import (
     SeedOption,
     checked,
     existing,
-    result_folder,
+    page_folder,
 )
 from .progress_report import progress_callback
 
@@ -72,7 +72,7 @@ def discover(
     from .discover import DiscoverSettings
     from .discover import discover as run_discovery
 
-    folder = result_folder(out, f"{images.resolve().name}-parts")
+    folder = page_folder(out, f"{images.resolve().name}-parts", ("report.json", "state"))
     # options by the names of the settings; those left out stay None and keep their defaults
     values = {"images": images, "out": folder, "source": source, "base": base, "num_parts": num_parts, "kinds": kinds}
     values |= {"names": names, "flip_foreground": flip_foreground, "batch_size": batch_size, "seed": seed}

@@ -15,6 +15,7 @@ from .command_options import (
     assignments,
     checked,
     existing,
+    page_folder,
     result_folder,
 )
 from .progress_report import progress_callback
@@ -117,7 +118,7 @@ def evaluate_parts(
     """
     from .evaluate import EvaluateSettings, evaluate_files
 
-    out = out and result_folder(out, out)
+    out = out and page_folder(out, out, ("evaluation.json",))
     # baselines are typed as NAME=DICT
     others = assignments(baseline, "--baseline")
     values = {"dictionary": existing(dictionary, "file"), "discovery": existing(discovery, "folder"), "base": base}
@@ -169,7 +170,7 @@ def evaluate_spectrum(
     from .evaluate_spectrum import EvaluateSpectrumSettings
     from .evaluate_spectrum import evaluate_spectrum as run_evaluation
 
-    out = out and result_folder(out, out)
+    out = out and page_folder(out, out, ("evaluation.json",))
     values = {"spectrum": existing(spectrum, "file"), "images": images, "base": base, "out": out, "count": count}
     values |= {"clip": clip, "prompts": prompts, "pictures": pictures, "steps": steps, "guidance": guidance}
     values |= {"size": size, "seed": seed, "device": device, "dtype": dtype}

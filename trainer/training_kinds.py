@@ -144,7 +144,16 @@ def read_classes(path: Path, names: Sequence[str]) -> dict[str, list[str]]:
         shown = ", ".join(columns) or "none"
         raise BestiaryError(f"{path} has the columns {shown}: it needs `path`, and `class` or one column per part")
     # pictures without a class cannot be captioned
-    by_name = {line[picture]: line for line in lines}
+    by_name: dict[str, dict[str, str]] = {}
+    for line in lines:
+        # the whole relative path with its ending, as people write it on their system
+        name = str(line[picture] or "").strip().replace("\\", "/").removeprefix("./")
+        earlier = by_name.setdefault(name, line)
+        differing = next((column for column in wanted if earlier[column] != line[column]), None)
+        if differing is not None:
+            raise BestiaryError(
+                f"{path} names {name} twice, with {differing} {earlier[differing]!r} and {line[differing]!r}: keep one line"
+            )
     missing = [name for name in names if name not in by_name or not all(by_name[name][column] for column in wanted)]
     if missing:
         raise BestiaryError(f"{path} names no class for {len(missing)} of {len(names)} pictures, first {missing[0]}")

@@ -80,6 +80,13 @@ def test_the_demo_model_takes_part_vectors(demo_model):
     assert gap(ours, theirs) == 0
 
 
+def test_backslashes_part_a_dictionary_from_its_part_too(clip):
+    taught = with_dictionary(clip, NamedDictionary("birds", birds(clip)))
+    ours, _ = encode(taught, "a (embedding:birds\\head.cardinal:1.2) sky")
+    theirs, _ = encode(taught, "a (embedding:birds/head.cardinal:1.2) sky")
+    assert gap(ours, theirs) == 0
+
+
 @pytest.mark.parametrize(
     "name, kind",
     [

@@ -11,6 +11,7 @@ from bestiary.trainer.command_options import (
     assignments,
     checked,
     existing,
+    page_folder,
     result_file,
     result_folder,
 )
@@ -106,6 +107,29 @@ def test_a_place_for_folders_is_no_file(tmp_path):
         result_folder(tmp_path / "file", "pictures")
     with pytest.raises(BestiaryError, match=r"ends like a file, but a folder is written: leave \.safetensors out"):
         result_folder(tmp_path / "x.safetensors", "pictures")
+
+
+def test_a_page_never_takes_the_place_of_another(tmp_path):
+    marks = ("report.json", "state")
+    assert (
+        page_folder(tmp_path / "new", "x", marks) == tmp_path / "new" and page_folder(tmp_path, "x", marks) == tmp_path
+    )
+    (tmp_path / "index.html").touch()
+    (tmp_path / "evaluation.json").touch()
+    with pytest.raises(BestiaryError, match=r"holds the page of something else \(index\.html\): give another folder"):
+        page_folder(tmp_path, "x", marks)
+    assert page_folder(tmp_path, "x", ("evaluation.json",)) == tmp_path
+
+
+@pytest.mark.parametrize("command", ["discover", "evaluate"])
+def test_commands_spare_pages_of_others(command, tmp_path, capsys):
+    (tmp_path / "d").mkdir()
+    (tmp_path / "f").touch()
+    (tmp_path / "d" / "index.html").write_text("mine")
+    typed = [word.format(f=tmp_path / "f", d=tmp_path / "d") for word in COMMANDS[command]]
+    assert main([*typed, "--out", str(tmp_path / "d")]) == 2
+    assert "holds the page of something else" in capsys.readouterr().err
+    assert (tmp_path / "d" / "index.html").read_text() == "mine"
 
 
 COMMANDS = {

@@ -1,5 +1,6 @@
 """The program: quick help from every way of starting it, exit codes, one line for a fault."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -8,6 +9,7 @@ import pytest
 import torch
 import typer
 from bestiary.concepts.errors import BestiaryError
+from bestiary.concepts.parts.part_dictionary import PartDictionary
 from bestiary.trainer import __main__ as program
 from bestiary.trainer import commands_files
 
@@ -182,3 +184,34 @@ def test_a_fault_of_the_program_itself_is_not_hidden(monkeypatch):
     _raising(monkeypatch, ModuleNotFoundError("No module named 'bestiary.gone'", name="bestiary.gone"))
     with pytest.raises(ModuleNotFoundError):
         program.main(["inspect", "x"])
+
+
+def _run(arguments: list[str | bytes], **environment: str) -> subprocess.CompletedProcess:
+    """The program in a process of its own, with what it writes as bytes."""
+    command = [sys.executable, str(ROOT / "trainer"), *arguments]
+    return subprocess.run(command, capture_output=True, check=False, env={**os.environ, **environment})
+
+
+def _dictionary(folder: Path) -> Path:
+    folder.mkdir(parents=True)
+    rows, vectors = torch.tensor([[0, 0]]), {"clip_l": torch.ones(1, 768)}
+    PartDictionary("sd15", ("head",), ({},), None, rows, vectors).save(folder / "birds.safetensors")
+    return folder / "birds.safetensors"
+
+
+def test_a_console_that_knows_few_letters_ends_no_command(tmp_path: Path) -> None:
+    # as Windows consoles often are
+    few = {"PYTHONIOENCODING": "cp1252", "PYTHONUTF8": "0"}
+    told = _run(["export", str(_dictionary(tmp_path / "\u9ce5"))], **few)
+    assert told.returncode == 0 and b"\\u9ce5" in told.stdout, told.stderr
+    assert all(line.startswith(b"wrote ") for line in told.stdout.splitlines())
+
+
+@pytest.mark.skipif(sys.platform in ("win32", "darwin"), reason="names are text in these file systems")
+def test_a_name_that_is_no_text_ends_no_command(tmp_path: Path) -> None:
+    _dictionary(tmp_path / "made").parent.rename(Path(os.fsdecode(os.fsencode(tmp_path) + b"/\xff")))
+    told = _run(["export", os.fsencode(tmp_path) + b"/\xff/birds.safetensors"])
+    assert told.returncode == 0 and b"\\udcff" in told.stdout, told.stderr
+    missing = _run(["inspect", os.fsencode(tmp_path) + b"/\xff/none.safetensors"])
+    assert missing.returncode == 2 and missing.stderr.startswith(b"bestiary: no file ")
+    assert missing.stderr.count(b"\n") == 1

@@ -78,6 +78,16 @@ def test_a_table_of_classes_is_read_whatever_its_order(tmp_path: Path) -> None:
     assert read_classes(path, ["a.png"]) == {"class": ["lark"]}
 
 
+def test_classes_belong_to_whole_paths(tmp_path: Path) -> None:
+    path = tmp_path / "labels.csv"
+    # one stem in two folders and with two endings; a table written on Windows
+    path.write_text("path,class\na\\b.png,lark\nc\\b.png,jay\n./a/b.jpg,owl\na/b.png,lark\n")
+    assert read_classes(path, ["a/b.png", "c/b.png", "a/b.jpg"]) == {"class": ["lark", "jay", "owl"]}
+    path.write_text("path,class\na.png,lark\na.png,jay\n")
+    with pytest.raises(BestiaryError, match="names a.png twice, with class 'lark' and 'jay': keep one line"):
+        read_classes(path, ["a.png"])
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
