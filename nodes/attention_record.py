@@ -55,6 +55,8 @@ class RecordedSampling:
     latent_size: tuple[int, int]
     signature: Tensor = field(repr=False)
     """Of the latent that came out, see `signature_of`."""
+    notice: str = ""
+    """Why attention could not be seen, or not all of it."""
 
     def mean(self, first: int, last: int) -> tuple[Tensor, Tensor]:
         """Mean over steps `first`..`last`, counted from 1 and both included.
@@ -95,7 +97,7 @@ class Recording:
         self._totals[step] = mean if total is None else total + mean
         self._counts[step] += held
 
-    def finished(self, latent: Tensor, latent_size: tuple[int, int]) -> RecordedSampling:
+    def finished(self, latent: Tensor, latent_size: tuple[int, int], notice: str = "") -> RecordedSampling:
         """The maps of all steps, steps that were skipped being 0; `latent` is what the sampler gave."""
         # several evaluations of one step are averaged, part by part
         counts = self._counts.clamp(min=1).view(len(self._totals), 1, -1, 1, 1)
@@ -104,15 +106,16 @@ class Recording:
         blank = torch.zeros(latent.shape[0], len(self.parts), 1, 1) if known is None else torch.zeros_like(known)
         stacked = torch.stack([blank if total is None else total for total in self._totals]).float().cpu()
         return RecordedSampling(
-            self.parts, stacked / counts, self._counts > 0, latent_size, signature_of(latent)
+            self.parts, stacked / counts, self._counts > 0, latent_size, signature_of(latent), notice
         )  # (S, B, P, h, w)
 
 
 class AttentionRecord:
     """What a BESTIARY_ATTENTION socket carries: settings of the patch and its latest samplings."""
 
-    def __init__(self, layers: LayerChoice = "auto", negative: bool = False) -> None:
-        """Record at these layers; `negative` records the negative prompt too."""
+    def __init__(self, layers: LayerChoice = "auto", negative: bool = False, block: str | None = None) -> None:
+        """Record at these layers; `negative` records the negative prompt too, `block` is the node that is told of faults."""
+        self.block = block
         self.layers: LayerChoice = layers
         self.negative = negative
         self.samplings: deque[RecordedSampling] = deque(maxlen=KEPT_SAMPLINGS)
