@@ -6,6 +6,7 @@ A name is always one of the folders below output/bestiary that hold settings of 
 from __future__ import annotations
 
 import json
+import os
 import re
 import zlib
 from pathlib import Path
@@ -57,7 +58,7 @@ def run_stamp(name: str) -> str:
     folder = runs_folder() / name
     previews = file_stamp(folder / "samples")
     # a name may hold letters that a header cannot
-    return f"{zlib.crc32(name.encode()):08x}-{file_stamp(folder / 'log.jsonl')}-{previews}"
+    return f"{zlib.crc32(os.fsencode(name)):08x}-{file_stamp(folder / 'log.jsonl')}-{previews}"
 
 
 def list_run(name: str) -> dict[str, object]:
