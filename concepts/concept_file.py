@@ -19,6 +19,7 @@ from torch import Tensor
 
 from .atomic_file import replacing
 from .errors import BestiaryError
+from .wrong_download import wrong_download
 
 FORMAT = 1
 """Version of the layout; readers refuse newer ones."""
@@ -27,6 +28,12 @@ LARGEST_HEADER = 1 << 20
 """Bytes; ComfyUI shows no metadata of files beyond this, so ours must stay below."""
 LARGEST_FOREIGN_HEADER = 32 << 20
 """Bytes; trained LoRA files carry long training logs."""
+
+MOST_AXES = 16
+"""Axes of a tensor; files with more are refused."""
+LARGEST_SIZE = 1 << 48
+"""Sizes of axes and places of tensors end here."""
+_LONGEST_NUMBER = 20
 
 _DTYPE_BYTES = {
     "BOOL": 1, "U8": 1, "I8": 1, "F8_E4M3": 1, "F8_E5M2": 1, "F8_E8M0": 1, "I16": 2, "U16": 2, "F16": 2, "BF16": 2,
@@ -165,8 +172,10 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     try:
         # read, not mapped: a mapped file could not be replaced on Windows and would change under its readers
         return load(Path(path).read_bytes())
-    except (SafetensorError, KeyError, ValueError, RuntimeError) as fault:
-        raise BestiaryError(f"{path} is broken: {fault}; fetch or write it again") from fault
+    except (SafetensorError, KeyError, ValueError, RuntimeError, AttributeError) as fault:
+        raise BestiaryError(
+            f"{path} is broken, or holds a type of numbers that this torch does not know; fetch or write it again"
+        ) from fault
     except OSError as fault:
         raise BestiaryError(f"could not read {path}: {fault.strerror or fault}") from fault
 
@@ -182,6 +191,9 @@ def read_header(path: Path, largest: int = LARGEST_FOREIGN_HEADER) -> Header:
     try:
         total = path.stat().st_size
         with path.open("rb") as stream:
+            if (told := wrong_download(stream.read(512))) is not None:
+                raise BestiaryError(f"{path} {told}")
+            stream.seek(0)
             prefix = stream.read(8)
             length = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else 0
             # both checks come before the read, so that a claimed size never takes memory
@@ -193,28 +205,73 @@ def read_header(path: Path, largest: int = LARGEST_FOREIGN_HEADER) -> Header:
     except OSError as fault:
         raise BestiaryError(f"could not read {path}: {fault.strerror or fault}") from fault
     try:
-        return _parsed(json.loads(text), total - 8 - length)
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as fault:
-        reason = "it is nested too deeply" if isinstance(fault, RecursionError) else fault
-        raise BestiaryError(f"{path} has a broken header: {reason}; fetch or write it again") from fault
+        content = json.loads(text, parse_int=_bounded_number)
+    except RecursionError as fault:
+        raise BestiaryError(f"{path} has a broken header: it is nested too deeply; fetch or write it again") from fault
+    except ValueError as fault:
+        raise BestiaryError(f"{path} has a broken header: it is no JSON text; fetch or write it again") from fault
+    try:
+        return _parsed(content, total - 8 - length)
+    except BestiaryError as fault:
+        raise BestiaryError(f"{path} has a broken header: {fault}; fetch or write it again") from fault
 
 
-def _parsed(content: dict[str, dict], room: int) -> Header:
-    # the metadata is no tensor; what is left names one tensor each
+def _bounded_number(digits: str) -> int:
+    # a longer one is no size and no place, and costs time to read
+    if len(digits) > _LONGEST_NUMBER:
+        raise ValueError(f"a number of {len(digits)} digits")
+    return int(digits)
+
+
+def _parsed(content: object, room: int) -> Header:
     """The header's JSON as a record; `room` is the number of tensor bytes the file holds."""
-    metadata = content.pop("__metadata__", {}) or {}
-    if not all(isinstance(text, str) for text in metadata.values()):
-        raise ValueError("its metadata holds values that are no text")
-    entries = {}
+    if not isinstance(content, dict):
+        raise BestiaryError("it is no table of tensors")
+    # the metadata is no tensor; what is left names one tensor each
+    metadata = content.pop("__metadata__", None) or {}
+    if not isinstance(metadata, dict) or not all(isinstance(text, str) for text in metadata.values()):
+        raise BestiaryError("its metadata holds values that are no text")
+    if not all(_is_text(text) for pair in metadata.items() for text in pair):
+        raise BestiaryError("its metadata holds text that is no Unicode")
+    places, entries = [], {}
     for name, entry in content.items():
-        dtype, shape, (begin, end) = entry["dtype"], tuple(entry["shape"]), entry["data_offsets"]
-        if not all(isinstance(n, int) and n >= 0 for n in (*shape, begin, end)):
-            raise ValueError(f"tensor {name[:80]!r} has no valid shape or place")
-        # an unknown type has -1 bytes and fits nothing
-        if end > room or end - begin != math.prod(shape) * _DTYPE_BYTES.get(dtype, -1):
-            raise ValueError(f"tensor {name[:80]!r} ({dtype} {list(shape)[:8]}) does not fit its {end - begin:,} bytes")
+        dtype, shape, begin, end = _checked_entry(name, entry)
+        if end > room or end - begin != math.prod(shape) * _DTYPE_BYTES[dtype]:
+            raise BestiaryError(
+                f"tensor {name[:80]!r} ({dtype} {list(shape)[:8]}) does not fit its {end - begin:,} bytes"
+            )
+        places.append((begin, end))
         entries[name] = TensorEntry(dtype, shape)
+    # one after the other from the first byte to the last: nothing shared, nothing hidden between them
+    places.sort()
+    ends = [0, *(end for _, end in places)]
+    if [begin for begin, _ in places] != ends[:-1] or ends[-1] != room:
+        raise BestiaryError("its tensors overlap or do not fill the file")
     return Header(entries, dict(metadata))
+
+
+def _checked_entry(name: str, entry: object) -> tuple[str, tuple[int, ...], int, int]:
+    """Type, shape and place of one tensor, each within bounds."""
+    shown = f"tensor {name[:80]!r}"
+    if not _is_text(name) or not isinstance(entry, dict):
+        raise BestiaryError(f"{shown} is no entry of a tensor")
+    dtype, shape, place = (entry.get(key) for key in ("dtype", "shape", "data_offsets"))
+    if not isinstance(dtype, str) or dtype not in _DTYPE_BYTES:
+        raise BestiaryError(f"{shown} is of the unknown type {str(dtype)[:20]!r}")
+    # bounds come before any product: a few axes of giant sizes would take minutes to multiply
+    sound = isinstance(shape, list) and len(shape) <= MOST_AXES and isinstance(place, list) and len(place) == 2
+    if not sound or not all(type(n) is int and 0 <= n < LARGEST_SIZE for n in (*shape, *place)):
+        raise BestiaryError(f"{shown} has no valid shape or place")
+    return dtype, tuple(shape), place[0], place[1]
+
+
+def _is_text(text: str) -> bool:
+    """False for halves of surrogate pairs, which JSON can spell and no terminal can show."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def to_text_tensor(value: object) -> Tensor:
@@ -229,11 +286,9 @@ def from_text_tensor(tensor: Tensor) -> object:
         BestiaryError: the bytes are no JSON text.
     """
     try:
-        return json.loads(bytes(tensor.to(torch.uint8).flatten().numpy()))
+        return json.loads(bytes(tensor.to(torch.uint8).flatten().numpy()), parse_int=_bounded_number)
     except (ValueError, RecursionError) as fault:
-        raise BestiaryError(
-            f"a table of {tensor.numel():,} bytes is no readable text ({type(fault).__name__})"
-        ) from fault
+        raise BestiaryError(f"a table of {tensor.numel():,} bytes is no readable text") from fault
 
 
 def _bare(key: str) -> str:

@@ -12,8 +12,10 @@ Kohya's own trainer also writes block numbers of the original checkpoints (`inpu
 paths too. A missing alpha means scale 1.
 """
 
+import json
+import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -26,12 +28,39 @@ LoraNaming = Literal[
     "kohya", "partcraft", "partcraft-sdxl", "diffusers", "lora_layer", "peft", "peft-plain", "diffengine"
 ]
 
+MID = ".lora_mid.weight"
 DOWN, UP, ALPHA = ".lora_down.weight", ".lora_up.weight", ".alpha"
 UNET_PREFIX = "lora_unet_"
+BUNDLED = "bundle_emb."
+"""Before the embeddings that some LoRA files carry with them."""
+_PIECES = {"up": UP, "B": UP, "down": DOWN, "A": DOWN, "mid": MID}
+_OTHER_FORMS = (
+    (
+        "DoRA (weights split into size and direction)",
+        re.compile(r"\.dora_scale$|lora_magnitude_vector|\.magnitude$|\.m_weight$"),
+    ),
+    ("LoHa", re.compile(r"\.hada_[wt][12]")),
+    ("LoKr", re.compile(r"\.lokr_[wt][12]")),
+    ("OFT", re.compile(r"\.oft_(?:blocks|diag|R)|\.oft_")),
+    ("GLoRA", re.compile(r"\.[ab][12]\.weight$")),
+    ("VeRA or AdaLoRA", re.compile(r"\.vera_|\.lora_E(?:\.|$)|\.lora_embedding_[AB]")),
+    ("trained norms", re.compile(r"\.[wb]_norm$")),
+    ("whole differences of weights", re.compile(r"\.diff(?:_b)?$|\.set_weight$")),
+    ("trained biases", re.compile(r"\.lora_(?:up|down|A|B|linear\w*)(?:\.default(?:_\d+)?)?\.bias$")),
+)
+"""What a LoRA file may hold besides plain pairs, by the ends of its names (LyCORIS, PEFT, kohya)."""
+_TRANSFORMERS = re.compile(
+    r"(?:^|[._])(?:double_blocks|single_blocks|joint_blocks|single_transformer_blocks|transformer[._](?:transformer|single))"
+    r"|^(?:transformer|prior|llm|lora_te3)[._]|^(?:diffusion_model|model\.diffusion_model)\.(?:blocks|layers)\."
+    r"|^lora_(?:transformer|prior)_|^lora_unet_(?:blocks|layers)_"
+)
+"""Layers of models that are no UNet: Flux, SD3, Wan, PixArt and others."""
+_TEXT_WIDTHS = (768, 1024, 1280, 2048, 4096)
+_TEXT_LAYER = re.compile(r"_attn2_to_[kv]$")
 
 _KOHYA = re.compile(r"^(lora_(?:unet|te1?|te2)_\w+)$")
 _SUFFIX = re.compile(
-    r"(?:_lora\.|\.lora_layer\.|\.lora_linear_layer\.|\.lora\.|\.lora_)(up|down|A|B)(?:\.default(?:_\d+)?)?\.weight$"
+    r"(?:_lora\.|\.lora_layer\.|\.lora_linear_layer\.|\.lora\.|\.lora_)(up|down|mid|A|B)(?:\.default(?:_\d+)?)?\.weight$"
 )
 _ALPHA_SUFFIX = re.compile(r"(?:_lora|\.lora_layer|\.lora)?\.alpha$")
 _PREFIXES = re.compile(r"^(?:base_model\.model\.|model\.diffusion_model\.|diffusion_model\.|unet\.)+")
@@ -85,23 +114,155 @@ def to_kohya(tensors: Mapping[str, Tensor], alpha: float | None = None) -> dict[
         alpha: added to layers that have none (PEFT keeps `lora_alpha` in its adapter_config.json).
 
     Raises:
-        BestiaryError: not a single adapter was recognised; the message shows a key and what is expected.
+        BestiaryError: not a single adapter was recognised, or the file holds more than plain pairs; the message shows a key
+            and what is expected.
     """
-    # keys of other kinds (DoRA scales, notes) are kept, so that nothing of the file is lost
+    check_forms(tensors)
+    # keys of other kinds (notes, bundled embeddings) are kept, so that nothing of the file is lost
     renamed = {kohya_name(name) or name: tensor for name, tensor in tensors.items()}
     modules = [name.removesuffix(DOWN) for name in renamed if name.endswith(DOWN)]
     if not modules:
         raise BestiaryError(_nothing_found(tensors))
+    _check_pairs(renamed, modules)
+    for module in modules:
+        if module + MID in renamed:
+            renamed[module + DOWN] = _folded(renamed.pop(module + MID), renamed[module + DOWN], module)
     if alpha is not None:
         renamed |= {m + ALPHA: torch.tensor(float(alpha)) for m in modules if m + ALPHA not in renamed}
     return renamed
+
+
+def check_forms(names: Iterable[str]) -> None:
+    """Make sure that a LoRA holds plain pairs, a middle matrix perhaps among them, for a UNet.
+
+    Dropping what else a file holds would give other pictures than it was trained for, without a word.
+
+    Raises:
+        BestiaryError: it holds another form, which is named with one of its keys, or belongs to another kind of model.
+    """
+    for name in names:
+        for form, pattern in _OTHER_FORMS:
+            if pattern.search(name):
+                raise BestiaryError(
+                    f"the LoRA holds {form}, such as {name[:120]!r}, which part dictionaries cannot carry and `compose` cannot "
+                    "apply: take a plain LoRA, or load this file beside ours with ComfyUI's own Load LoRA"
+                )
+        if _TRANSFORMERS.search(name):
+            raise BestiaryError(
+                f"the LoRA is for a transformer model such as Flux or SD3 ({name[:120]!r}), not for a UNet: "
+                "take one that was trained for SD 1.5, SD 2 or SDXL"
+            )
+
+
+def check_family(tensors: Mapping[str, Tensor], width: int) -> None:
+    """Make sure that a LoRA under kohya names reads prompts of a model whose text vectors `(tokens, width)` are so wide.
+
+    Raises:
+        BestiaryError: it reads others; the message shows the layer and both widths.
+    """
+    for name, down in tensors.items():
+        module = name.removesuffix(DOWN)
+        if not name.endswith(DOWN) or not _TEXT_LAYER.search(module):
+            continue
+        if down.shape[1] != width and down.shape[1] in _TEXT_WIDTHS:
+            raise BestiaryError(
+                f"the LoRA's layer {module} reads text vectors of width {down.shape[1]}, this model has {width}: "
+                "it was trained for another family of models (SD 1.5 has 768, SD 2 has 1024, SDXL has 2048)"
+            )
+
+
+def with_told_alphas(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> dict[str, Tensor]:
+    """A LoRA of any naming with the alphas that only its header tells, as tensors under kohya names.
+
+    PEFT keeps `lora_alpha`, `r` and `use_rslora` in the header's `lora_adapter_metadata`, per model part; kohya's trainer
+    keeps `ss_network_alpha`. A layer's own alpha counts before any of them. rsLoRA (Kalajdzievski 2023, arXiv 2312.03732)
+    scales by alpha / sqrt(rank) instead of alpha / rank.
+
+    Raises:
+        BestiaryError: the header's table is broken.
+    """
+    told = _adapter_table(metadata)
+    known = {kohya_name(name) for name in tensors}
+    found = dict(tensors)
+    for name, down in tensors.items():
+        module = kohya_name(name)
+        if module is None or not module.endswith(DOWN) or not down.ndim:
+            continue
+        stem = module.removesuffix(DOWN)
+        alpha = None if stem + ALPHA in known else _told_alpha(stem, down.shape[0], told)
+        if alpha is not None:
+            found[stem + ALPHA] = torch.tensor(alpha)
+    return found
+
+
+def _adapter_table(metadata: Mapping[str, str]) -> dict[str, dict[str, object]]:
+    """Part of the model ("unet", "text_encoder", "" for all) -> settings of its adapter."""
+    text = metadata.get("lora_adapter_metadata")
+    told: dict[str, dict[str, object]] = {}
+    if text is None:
+        # an alpha alone: kohya's files normally repeat it in every layer
+        alpha = metadata.get("ss_network_alpha", "")
+        return {"": {"lora_alpha": float(alpha)}} if re.fullmatch(r"\d{1,6}(?:\.\d{1,6})?", alpha) else {}
+    try:
+        table = json.loads(text)
+    except (ValueError, RecursionError) as fault:
+        raise BestiaryError("the LoRA's header has a broken lora_adapter_metadata: it is no JSON text") from fault
+    for name, value in table.items() if isinstance(table, dict) else ():
+        part, _, setting = name.rpartition(".")
+        told.setdefault(part, {})[setting] = value
+    return told
+
+
+def _told_alpha(module: str, rank: int, told: Mapping[str, Mapping[str, object]]) -> float | None:
+    """The alpha of one layer, for a scale of alpha / rank."""
+    path = module_path(module)
+    starts = ("text_encoder_2", "text_encoder")
+    part = next((start for start in starts if path.startswith(start + ".")), "unet")
+    settings = told.get(part, told.get("", {}))
+    # single layers may differ from the rest
+    pattern = settings.get("alpha_pattern")
+    own = [value for name, value in pattern.items() if path.endswith(name)] if isinstance(pattern, dict) else []
+    alpha = own[0] if own else settings.get("lora_alpha")
+    if isinstance(alpha, bool) or not isinstance(alpha, int | float) or not 0 <= alpha < 1e6:
+        return None
+    return float(alpha) * (math.sqrt(rank) if settings.get("use_rslora") is True else 1.0)
+
+
+def _check_pairs(named: Mapping[str, Tensor], modules: Sequence[str]) -> None:
+    """Raises BestiaryError unless every down `(r, in, ...)` has an up `(out, r, ...)`, and alphas are single numbers."""
+    for module in modules:
+        down, up, alpha = (named.get(module + suffix) for suffix in (DOWN, UP, ALPHA))
+        if up is None:
+            raise BestiaryError(f"the LoRA has {module}{DOWN} but no {module}{UP}: the file is incomplete")
+        mid = named.get(module + MID)
+        rank = down.shape[0] if mid is None or not mid.ndim else mid.shape[0]
+        if min(down.ndim, up.ndim) < 2 or up.shape[1] != rank or 0 in (*down.shape, *up.shape):
+            raise BestiaryError(
+                f"the LoRA's layer {module} is {tuple(up.shape)} times {tuple(down.shape)}: its ranks differ, the file is broken"
+            )
+        if alpha is not None and (alpha.numel() != 1 or not math.isfinite(float(alpha))):
+            raise BestiaryError(
+                f"the LoRA's {module}{ALPHA} has shape {tuple(alpha.shape)}, expected one finite number"
+            )
+    alone = next((name for name in named if name.endswith(UP) and name.removesuffix(UP) + DOWN not in named), None)
+    if alone is not None:
+        raise BestiaryError(f"the LoRA has {alone} but no {alone.removesuffix(UP)}{DOWN}: the file is incomplete")
+
+
+def _folded(mid: Tensor, down: Tensor, module: str) -> Tensor:
+    """One down matrix `(r, in, kh, kw)` for LoCon's two: mid `(r, q, kh, kw)` after down `(q, in, 1, 1)`; exact."""
+    if mid.ndim != 4 or down.ndim != 4 or down.shape[2:] != (1, 1) or mid.shape[1] != down.shape[0]:
+        raise BestiaryError(
+            f"the LoRA's layer {module} has a middle matrix {tuple(mid.shape)} that does not fit {tuple(down.shape)}"
+        )
+    return torch.einsum("rqhw,qi->rihw", mid.float(), down.flatten(1).float()).contiguous()
 
 
 def kohya_name(name: str) -> str | None:
     """The kohya name of one tensor, None if it belongs to no adapter."""
     match = _SUFFIX.search(name)
     if match:
-        suffix = UP if match[1] in ("up", "B") else DOWN
+        suffix = _PIECES[match[1]]
     else:
         # no matrix: perhaps the scale that belongs to one
         match, suffix = _ALPHA_SUFFIX.search(name), ALPHA
@@ -155,8 +316,6 @@ def lora_layers(tensors: Mapping[str, Tensor]) -> dict[str, LoraLayer]:
         if not name.endswith(DOWN):
             continue
         module = name.removesuffix(DOWN)
-        if module + UP not in named:
-            raise BestiaryError(f"the LoRA has {name} but no {module}{UP}: the file is incomplete")
         # a missing alpha means scale 1, which only its absence can say
         alpha = named.get(module + ALPHA)
         layers[module] = LoraLayer(down, named[module + UP], None if alpha is None else float(alpha))

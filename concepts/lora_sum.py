@@ -45,7 +45,12 @@ def _joined(module: str, layers: list[tuple[Tensor, Tensor]]) -> dict[str, Tenso
     """Tensors of one layer; `layers` holds (down, up) pairs that are to be added."""
     downs, ups = [down for down, _ in layers], [up for _, up in layers]
     for down, up in layers:
-        if down.shape[1:] != downs[0].shape[1:] or (up.shape[0], *up.shape[2:]) != (ups[0].shape[0], *ups[0].shape[2:]):
+        if (
+            down.ndim != downs[0].ndim
+            or up.ndim < 2
+            or down.shape[1:] != downs[0].shape[1:]
+            or (up.shape[0], *up.shape[2:]) != (ups[0].shape[0], *ups[0].shape[2:])
+        ):
             raise BestiaryError(
                 f"{module} is {tuple(downs[0].shape)} in one LoRA and {tuple(down.shape)} in the other: "
                 "they were trained for different models"

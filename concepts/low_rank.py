@@ -5,8 +5,6 @@ autograd step, which saves kernel launches and keeps only the rank-wide activati
 Letters: N rows, I and O input and output width of a layer, r rank.
 """
 
-import math
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -16,7 +14,10 @@ from .denoiser import LoraSpec
 
 
 class LowRankUpdate(nn.Module):
-    """One adapter of one layer: `scale * up @ down`; down starts from N(0, 1 / r), up from zero (as PartCraft)."""
+    """One adapter of one layer: `scale * up @ down`; down starts with deviation 1 / r, up from zero.
+
+    So does diffusers' LoRALinearLayer, which PartCraft trains.
+    """
 
     def __init__(self, down: Tensor, up: Tensor, scale: float, *, trainable: bool) -> None:
         """`down` `(r, I)` and `up` `(O, r)`; for convolutions `(r, I, kh, kw)` and `(O, r, 1, 1)`."""
@@ -28,7 +29,7 @@ class LowRankUpdate(nn.Module):
 
 def fresh_update(layer: nn.Linear, spec: LoraSpec, device: torch.device) -> LowRankUpdate:
     """A trainable adapter of a linear layer `(O, I)` that changes nothing yet; draws from torch's own generator."""
-    down = torch.randn(spec.rank, layer.in_features, dtype=torch.float32) / math.sqrt(spec.rank)  # (r, I)
+    down = torch.randn(spec.rank, layer.in_features, dtype=torch.float32) / spec.rank  # (r, I)
     up = torch.zeros(layer.out_features, spec.rank, dtype=torch.float32)  # (O, r)
     return LowRankUpdate(down.to(device), up.to(device), spec.alpha / spec.rank, trainable=True)
 

@@ -17,6 +17,15 @@ def plain_name(text: str) -> str:
     return re.sub(r"[-_\s]+", " ", text).strip().casefold()
 
 
+def same_names(wanted: str, names: Sequence[str]) -> list[int]:
+    """Places of the names that a typed one means: those spelt exactly so, else those that are alike in their plain form.
+
+    "left wing" and "left_wing" are alike, and still two names where both are there.
+    """
+    exact = [place for place, name in enumerate(names) if name == wanted.strip()]
+    return exact or [place for place, name in enumerate(names) if plain_name(name) == plain_name(wanted)]
+
+
 def shown_name(name: str) -> str:
     """A name as it stands in a message: quoted, shortened, control characters escaped."""
     return repr(name if len(name) <= LONGEST_SHOWN else name[: LONGEST_SHOWN - 1] + "…")

@@ -20,7 +20,7 @@ from .denoiser import Denoiser, TextConditioning
 from .errors import BestiaryError
 from .safe_pickle import load_inert
 
-SourceName = Literal["dinov2", "diffusion", "descriptor"]
+SourceName = Literal["dinov2", "imagenet", "diffusion", "descriptor"]
 SourceSpec = dict[str, "str | int | float"]
 
 _ORIENTATIONS = 8
@@ -38,10 +38,35 @@ class PatchGrid:
     saliency: Tensor | None = None
     """`(B, h, w)` float, larger where the source itself expects a thing rather than its surroundings; None: no opinion."""
 
+    detail: Tensor | None = None
+    """`(B, h, w, E)` float, how the patches look rather than what they show: shallow blocks, colour; None: nothing more."""
+
     def at(self, index: int) -> PatchGrid:
         """The grid of one picture, batch of 1."""
-        saliency = None if self.saliency is None else self.saliency[index : index + 1]
-        return PatchGrid(self.features[index : index + 1], saliency)
+        return self.rows(slice(index, index + 1))
+
+    def rows(self, rows: slice | Tensor) -> PatchGrid:
+        """The grid of some pictures."""
+        others = (None if tensor is None else tensor[rows] for tensor in (self.saliency, self.detail))
+        return PatchGrid(self.features[rows], *others)
+
+    @classmethod
+    def joined(cls, pieces: Sequence[PatchGrid]) -> PatchGrid:
+        """Several as one, in order; saliency and detail only where all have it."""
+        others = ([getattr(piece, name) for piece in pieces] for name in ("saliency", "detail"))
+        return cls(
+            torch.cat([piece.features for piece in pieces]),
+            *(None if any(tensor is None for tensor in some) else torch.cat(some) for some in others),
+        )
+
+    def rounded(self) -> PatchGrid:
+        """As stored grids are, through half precision and on the CPU: a picture gets the same labels stored or not."""
+        limit = torch.finfo(torch.float16).max
+        features, detail = (
+            None if tensor is None else tensor.float().cpu().clamp(-limit, limit).half().float()
+            for tensor in (self.features, self.detail)
+        )
+        return PatchGrid(features, None if self.saliency is None else self.saliency.float().cpu(), detail)
 
 
 class FeatureSource(Protocol):

@@ -112,13 +112,13 @@ class ThumbnailAtlas:
     def _sheet(self) -> Image.Image:
         try:
             return self._open().convert("RGB")
-        except (OSError, ValueError) as fault:
-            raise BestiaryError(f"the thumbnails are broken: {fault}") from fault
+        except (OSError, ValueError, SyntaxError, EOFError, RuntimeError) as fault:
+            raise BestiaryError("the thumbnails are broken: the picture in the file is damaged") from fault
 
     def _open(self) -> Image.Image:
         """The picture with only its header read."""
         try:
             # one format only: Pillow's other decoders are not offered to strangers' bytes
             return Image.open(io.BytesIO(self.webp), formats=("WEBP",))
-        except (UnidentifiedImageError, Image.DecompressionBombError, OSError, ValueError) as fault:
+        except (UnidentifiedImageError, Image.DecompressionBombError, OSError, ValueError, SyntaxError) as fault:
             raise BestiaryError(f"the thumbnails are broken: {len(self.webp):,} bytes are no WebP picture") from fault

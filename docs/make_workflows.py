@@ -22,7 +22,7 @@ from bestiary.concepts.parts.part_dictionary import PartDictionary
 from bestiary.demo.species import PARTS
 from template_pieces import SPECIES, Shipped
 from workflow_graph import Graph, Node
-from workflow_pictures import Server, as_jpeg, drawn_layout, gallery
+from workflow_pictures import Server, as_jpeg, drawn_layout, gallery, preview
 from workflow_templates import EXAMPLES
 
 ROOT = Path(__file__).parent.parent
@@ -78,15 +78,15 @@ def make(name: str, server: Server, object_info: Mapping[str, dict], shipped: Sh
     if pictures and example.runs:
         outputs = server.run(twin)
         places = [place for node in shown for place in outputs[str(node.id)]["images"]]
-        preview = gallery([server.picture(place) for place in places], example.columns)
+        shown_pictures = gallery([server.picture(place) for place in places], example.columns)
     elif pictures:
-        preview = drawn_layout(workflow)
+        shown_pictures = drawn_layout(workflow)
     write_text(WORKFLOWS / f"{name}.json", as_text(workflow))
     write_text(TWINS / f"{name}.api.json", as_text(twin))
     if pictures:
-        write_bytes(WORKFLOWS / f"{name}.jpg", as_jpeg(preview))
+        write_bytes(WORKFLOWS / f"{name}.jpg", as_jpeg(preview(shown_pictures)))
     if pictures and example.in_help:
-        write_bytes(HELP / f"{name}.jpg", as_jpeg(preview, LARGEST_IN_HELP))
+        write_bytes(HELP / f"{name}.jpg", as_jpeg(shown_pictures, LARGEST_IN_HELP))
     for kind in example.blocks_in_help if pictures else ():
         number = next(node.id for node in graph.nodes if node.kind == kind)
         own = server.picture(outputs[str(number)]["images"][0])

@@ -17,14 +17,15 @@ GROUP_COLORS = {"model": "#3f789e", "parts": "#a1309b", "prompt": "#88A", "pictu
 """Colours by what a group is for, of those that ComfyUI's menu offers."""
 NOTE_COLORS = {"color": "#432", "bgcolor": "#653"}
 
-_TITLE, _SLOT, _WIDGET, _TEXT, _PICTURE = 30, 20, 24, 90, 240  # heights in pixels in the browser
+# heights in pixels in the browser, of the taller of canvas nodes and Vue nodes (frontends 1.27 to 1.58)
+_TITLE, _EDGE, _SLOT, _WIDGET, _TEXT, _PICTURE = 30, 44, 20, 32, 90, 240
 _GAP, _MARGIN, _GROUP_TITLE, _NARROW, _WIDE = 24, 20, 56, 300, 380
 _SEEDS = frozenset({"seed", "noise_seed"})
 _SHOWS_PICTURES = frozenset({"PreviewImage", "SaveImage", "MaskPreview", "LossGraphNode"})
 _SHOWS_TEXT = frozenset({"PreviewAny"})
 _SHOWS_BOTH = frozenset({"BestiaryDictionaryInfo"})
 _PANELS = {
-    "BestiaryPart": 345,
+    "BestiaryPart": 380,
     "BestiaryPartPrompt": 345,
     "BestiaryShowAttention": 460,
     "BestiaryMixAttributes": 300,
@@ -301,7 +302,7 @@ def _size(block: Node | Note) -> tuple[int, int]:
     texts = [spec for spec in widgets if len(spec) > 1 and spec[1].get("multiline")]
     controls = [name for name, spec in declared.items() if _is_widget(spec) and _has_control(name, spec)]
     slots = max(len([spec for spec in declared.values() if not _is_widget(spec)]), len(block.info["output"]))
-    height = 16 + slots * _SLOT + (len(widgets) - len(texts) + len(controls)) * _WIDGET + len(texts) * _TEXT
+    height = _EDGE + slots * _SLOT + (len(widgets) - len(texts) + len(controls)) * _WIDGET + len(texts) * _TEXT
     height += _PANELS.get(block.kind, 0)
     height += _PICTURE * (block.kind in _SHOWS_PICTURES | _SHOWS_BOTH) + _TEXT * (
         block.kind in _SHOWS_TEXT | _SHOWS_BOTH

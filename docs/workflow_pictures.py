@@ -10,10 +10,12 @@ import urllib.parse
 import urllib.request
 from collections.abc import Sequence
 
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 LARGEST_PREVIEW = 60_000
 """Bytes of a preview."""
+PREVIEW_SIZE = (640, 480)
+"""Width and height in pixels of every preview."""
 _WIDTH, _TALLEST, _GAP, _PAPER, _MOST_PICTURES = 640, 640, 6, (24, 24, 28), 12
 _INK, _FRAME, _BLOCK, _LINK = (225, 225, 230), (90, 90, 100), (53, 53, 58), (150, 150, 160)
 
@@ -77,6 +79,24 @@ def gallery(pictures: Sequence[Image.Image], columns: int) -> Image.Image:
             sheet.paste(picture, (_GAP + number * (side + _GAP), top))
         top += height + _GAP
     return sheet.crop((0, 0, _WIDTH, min(sheet.height, _TALLEST)))
+
+
+def preview(picture: Image.Image) -> Image.Image:
+    """A picture of any shape as large as it fits into the one shape of all previews, in its middle.
+
+    A picture much wider than that shape is cut into the halves of its length, one below the other, as often as that
+    shows it larger.
+    """
+    while picture.width > 2 * picture.height * PREVIEW_SIZE[0] / PREVIEW_SIZE[1]:
+        half = picture.width // 2
+        stacked = Image.new("RGB", (half, 2 * picture.height), _PAPER)
+        stacked.paste(picture.crop((0, 0, half, picture.height)), (0, 0))
+        stacked.paste(picture.crop((picture.width - half, 0, picture.width, picture.height)), (0, picture.height))
+        picture = stacked
+    fitted = ImageOps.contain(picture, PREVIEW_SIZE, Image.Resampling.LANCZOS)
+    sheet = Image.new("RGB", PREVIEW_SIZE, _PAPER)
+    sheet.paste(fitted, ((PREVIEW_SIZE[0] - fitted.width) // 2, (PREVIEW_SIZE[1] - fitted.height) // 2))
+    return sheet
 
 
 def drawn_layout(workflow: dict) -> Image.Image:

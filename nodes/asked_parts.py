@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from ..concepts.errors import BestiaryError
-from ..concepts.name_search import choices_text, number_ranges, plain_name, shown_name
+from ..concepts.name_search import choices_text, number_ranges, plain_name, same_names, shown_name
 from ..concepts.parts.part_codebook import PartCodebook
 from ..concepts.parts.part_dictionary import PartDictionary
 from ..concepts.parts.part_prompt import ResolvedMention, parse_part_prompt, resolve_prompt
@@ -76,11 +76,10 @@ def match_dictionary(named: NamedDictionary, codebook: PartCodebook) -> Mapping[
 def _match_parts(named: NamedDictionary, codebook: PartCodebook) -> dict[int, int]:
     """Part of the dictionary -> part of the codebook."""
     owner = named.dictionary
-    names = [plain_name(name) for name in codebook.part_names]
+    names = codebook.part_names
     trained = sorted({part for part, _ in owner.row_of})
-    by_name = {
-        p: names.index(plain_name(owner.part_names[p])) for p in trained if plain_name(owner.part_names[p]) in names
-    }
+    alike = {part: same_names(owner.part_names[part], names) for part in trained}
+    by_name = {part: places[0] for part, places in alike.items() if places}
     found = dict(by_name)
     for part in trained:
         if part in found:

@@ -94,7 +94,8 @@ class Recording:
         held = maps.held()  # (P,)
         mean = maps.mean()  # (B, P, h, w)
         total = self._totals[step]
-        self._totals[step] = mean if total is None else total + mean
+        # with several GPUs the maps of a step may come from any of them
+        self._totals[step] = mean if total is None else total + mean.to(total.device)
         self._counts[step] += held
 
     def finished(self, latent: Tensor, latent_size: tuple[int, int], notice: str = "") -> RecordedSampling:
@@ -104,10 +105,11 @@ class Recording:
         known = next((total for total in self._totals if total is not None), None)
         # nothing at all: no part token was active; kept as an empty grid so that the reader can say so
         blank = torch.zeros(latent.shape[0], len(self.parts), 1, 1) if known is None else torch.zeros_like(known)
-        stacked = torch.stack([blank if total is None else total for total in self._totals]).float().cpu()
+        known_or_blank = (blank if total is None else total for total in self._totals)
+        stacked = torch.stack([total.to("cpu", torch.float32) for total in known_or_blank])  # (S, B, P, h, w)
         return RecordedSampling(
             self.parts, stacked / counts, self._counts > 0, latent_size, signature_of(latent), notice
-        )  # (S, B, P, h, w)
+        )
 
 
 class AttentionRecord:

@@ -1,7 +1,8 @@
 """One sampling seen from its cross-attention: which rows of a batch hold which part tokens, and what is done to them.
 
 An `AttentionSampling` lives from the start of a sampler to its end, a `ModelEvaluation` for one evaluation of the prompts;
-both travel in the options of the call, so nothing is left behind when it ends, well or badly.
+both travel in the options of the call, so nothing is left behind when it ends, well or badly. With several GPUs ComfyUI
+runs the model for some prompts in one thread and for others in another, all with the same two objects.
 Letters: B images, R rows of a batch (R = prompts * B), N positions of a layer, K context tokens.
 """
 
@@ -9,6 +10,7 @@ from __future__ import annotations
 
 import logging
 import math
+import threading
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
@@ -101,6 +103,7 @@ class AttentionSampling:
         self._warned: dict[str, None] = {}
         self.evaluations = self.marked = self.attended = 0
         """Evaluations of the prompts, cross-attentions that were announced, and those that came through our override."""
+        self._lock = threading.Lock()
 
     def step(self, sigma: float) -> int:
         """Step, counted from 0, to which an evaluation at this noise level belongs."""
@@ -125,7 +128,7 @@ class AttentionSampling:
         self, region: PartRegion, entry: PromptEntry, size: tuple[int, int], latent: tuple, like: Tensor
     ) -> Tensor:
         """`(B, N)` or `(1, N)`: what a region adds at a layer, computed once for a sampling."""
-        key = (id(region), size, entry.area, latent)
+        key = (id(region), size, entry.area, latent, like.device, like.dtype)
         if key not in self._scores:
             scores = region_scores(region.mask, region.strength, size, entry.area, latent)
             self._scores[key] = scores.to(like.device, like.dtype)
@@ -136,6 +139,17 @@ class AttentionSampling:
         if text not in self._warned:
             self._warned[text] = None
             log.warning(text)
+
+    def __deepcopy__(self, memo: dict) -> AttentionSampling:
+        """Itself: it is one sampling, whoever copies the options in which it travels."""
+        return self
+
+    def count(self, *, evaluations: int = 0, marked: int = 0, attended: int = 0) -> None:
+        """Add to what was seen, from any thread."""
+        with self._lock:
+            self.evaluations += evaluations
+            self.marked += marked
+            self.attended += attended
 
     def unseen(self) -> str:
         """Why part attention saw nothing, or not all, of this sampling; empty where it saw what there was."""
@@ -180,26 +194,28 @@ class ModelEvaluation:
     ) -> None:
         """Know the entries by side and identity, the noise level, and the shape (B, C, h, w) of the latents."""
         self.sampling = sampling
-        sampling.evaluations += 1
+        sampling.count(evaluations=1)
         self.entries = entries
         self.regions = [timed.region for timed in sampling.regions if timed.acts_at(sigma)]
         self.step = sampling.step(sigma)
         self.images = latent_shape[0]
         self.latent = (latent_shape[-2], latent_shape[-1])
-        self.sums: list[PartMapSum | None] = [None] * len(sampling.recordings)
+        self.sums: list[dict[tuple[int, torch.device], PartMapSum]] = [{} for _ in sampling.recordings]
+        """By record, then by the thread and the device that summed."""
         self._factors = [
             chosen_factors(record.layers, self.latent, sampling.available) for record, _ in sampling.recordings
         ]
-        self._mark: tuple | None = None
+        self._marks: dict[int, tuple] = {}
+        """By thread."""
 
     def mark(self, options: dict) -> None:
-        """Note that the next attention of this block is its cross-attention."""
-        self.sampling.marked += 1
-        self._mark = (options.get("uuids"), options.get("block"), options.get("block_index"))
+        """Note that the next attention of this block, in this thread, is its cross-attention."""
+        self.sampling.count(marked=1)
+        self._marks[threading.get_ident()] = (options.get("uuids"), options.get("block"), options.get("block_index"))
 
     def take_mark(self, options: dict) -> bool:
         """Whether this attention is the noted one; asked once, so a chain of our patches acts once."""
-        mark, self._mark = self._mark, None
+        mark = self._marks.pop(threading.get_ident(), None)
         # the list of uuids is made anew for every run of the model: a mark left by a replaced block fits nothing later
         return (
             mark is not None
@@ -219,7 +235,7 @@ class ModelEvaluation:
             args: the mask, if it was given by place.
             kw: whatever else ComfyUI gives; `transformer_options` says which rows these are.
         """
-        self.sampling.attended += 1
+        self.sampling.count(attended=1)
         # a run of the model holds rows of several prompts; what cannot be told apart is left alone
         options = kw["transformer_options"]
         rows = self._rows(options, q, k)
@@ -236,9 +252,13 @@ class ModelEvaluation:
 
     def finish(self) -> None:
         """Hand the maps to the recordings."""
-        for (_, recording), maps in zip(self.sampling.recordings, self.sums, strict=True):
-            if maps is not None:
-                recording.add(self.step, maps)
+        for (_, recording), sums in zip(self.sampling.recordings, self.sums, strict=True):
+            # in the order of the devices, whichever came first
+            several = [sums[key] for key in sorted(sums, key=lambda key: (str(key[1]), key[0]))]
+            for other in several[1:]:
+                several[0].take_in(other)
+            if several:
+                recording.add(self.step, several[0])
 
     def _rows(self, options: dict, q: Tensor, k: Tensor) -> list[tuple[slice, PromptEntry, int]]:
         """Rows of every prompt in this run of the model, and the length of the context; empty if they cannot be told."""
@@ -309,9 +329,10 @@ class ModelEvaluation:
                 some_mask = mask if mask is None or mask.shape[0] == 1 else mask[some]
                 columns = part_columns(q[some], k[some], heads, places, some_mask)  # (B, P, N)
                 # the grid of a record is that of its finest layer, made when the first maps arrive
-                if self.sums[number] is None:
+                own = (threading.get_ident(), q.device)
+                if own not in self.sums[number]:
                     finest = min(self._factors[number])
                     grid = tuple(-(-edge // finest) for edge in self.latent)
-                    self.sums[number] = PartMapSum(self.images, len(positions), grid, q.device)
+                    self.sums[number][own] = PartMapSum(self.images, len(positions), grid, q.device)
                 held = [bool(places) for places in positions]
-                self.sums[number].add(columns, size, held, entry.area, self.latent)
+                self.sums[number][own].add(columns, size, held, entry.area, self.latent)

@@ -89,6 +89,27 @@ def fill_template(template: str, chosen: ChosenParts | None) -> str:
     return f"{template} {mentions}" if template.strip() else mentions
 
 
+def repeat_notice(typed: Sequence[tuple[str, str]], chosen: ChosenParts | None) -> str | None:
+    """Says which part a prompt names twice, None where each comes from one place.
+
+    Parts that come by link are repeated only where `combine_parts` was allowed to, so among them nothing is said.
+
+    Args:
+        typed: name and mention of every part in the text, as typed.
+        chosen: the parts that are added to it.
+    """
+    seen = {plain_name(part.part): f"by link as {written_part(part)}" for part in (chosen.parts if chosen else ())}
+    for part, mention in typed:
+        place = f"in the text as {mention}"
+        if (earlier := seen.get(plain_name(part))) is not None:
+            return (
+                f"part {shown_name(part)} is named twice, {earlier} and {place}: "
+                "take one of them away, unless two are wanted"
+            )
+        seen[plain_name(part)] = place
+    return None
+
+
 def key_of(mention: PartMention) -> MentionKey:
     """A mention as it is compared: spelling of names makes no difference, as in the grammar."""
     kinds = tuple((plain_name(kind), factor) for kind, factor in mention.kinds)

@@ -6,7 +6,7 @@ from ..concepts.errors import BestiaryError
 from ..concepts.file_kinds import CODEBOOK_SUFFIX
 from ..concepts.name_search import choices_text, shown_name
 from ..concepts.parts.part_codebook import PartCodebook
-from .concept_folders import concept_names, concept_path, new_concept_path, own_folder
+from .concept_folders import concept_names, concept_path, free_concept_path, own_folder
 from .socket_types import NamedCodebook
 
 
@@ -28,11 +28,6 @@ def save_codebook(codebook: PartCodebook, filename: str) -> str:
     Raises:
         BestiaryError: the name leaves models/bestiary, or the file cannot be written.
     """
-    path = new_concept_path(filename, CODEBOOK_SUFFIX)
-    number, stem = 1, path.name.removesuffix(CODEBOOK_SUFFIX)
-    while path.exists():
-        number += 1
-        path = path.with_name(f"{stem}_{number}{CODEBOOK_SUFFIX}")
-    path.parent.mkdir(parents=True, exist_ok=True)
+    path = free_concept_path(filename, CODEBOOK_SUFFIX)
     codebook.save(path)
     return path.relative_to(own_folder().resolve()).as_posix()

@@ -31,6 +31,7 @@ from .comfy_text import text_encoders
 from .denoiser_record import detect_backbone, noise_schedule
 from .forward_overrides import ForwardOverrides
 from .trainable_weights import make_trainable
+from .training_faults import host_in_training
 from .unet_layers import read_unet_layers
 from .unet_training import UnetHooks
 
@@ -194,7 +195,7 @@ class ComfyDenoiser:
         if self._training:
             raise BestiaryError("a training runs on this MODEL already: wait for its end or cancel it")
         # ComfyUI runs nodes in inference mode, in which nothing can be learned
-        with torch.inference_mode(False), torch.enable_grad():
+        with torch.inference_mode(False), torch.enable_grad(), host_in_training():
             self.make_room()
             # hooks stay on for the whole training, so that no call of it puts them on and off
             self._training = True

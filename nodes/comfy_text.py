@@ -6,6 +6,8 @@ is patched; like ComfyUI it computes in float32. Letters: N chunks, L positions 
 
 from __future__ import annotations
 
+import copy
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -13,6 +15,7 @@ from torch import Tensor, nn
 from ..concepts.backbone import TextEncoderSpec
 from ..concepts.errors import BestiaryError
 from ..trainer.prompt_encoding import ClipStates
+from .comfy_version import name_device
 
 
 class ComfyTextEncoder:
@@ -100,13 +103,18 @@ def device_of(clip: object) -> torch.device:
 
 
 def _read_layer(encoder: nn.Module, clip_skip: int | None) -> int | None:
-    """Number of the layer whose states are read, None for the last one with the final norm (ComfyUI's own rule)."""
-    kind, number, _ = encoder.options_default
+    """Number of the layer whose states are read, None for the last one with the final norm."""
+    # versions of ComfyUI differ in what they make of too great a skip: the encoder itself is asked, on a copy of its settings
+    asked = copy.copy(encoder)
+    asked.reset_clip_options()
     if clip_skip is not None:
-        kind, number = ("hidden", clip_skip) if abs(clip_skip) <= encoder.num_layers else ("last", None)
-    if kind not in ("last", "hidden"):
-        raise BestiaryError(f"this CLIP reads the layers {kind!r}: connect it without a node that chooses layers")
-    return number if kind == "hidden" else None
+        asked.set_clip_options({"layer": clip_skip})
+    name_device(asked)
+    if asked.layer not in ("last", "hidden"):
+        raise BestiaryError(
+            f"this CLIP reads the layers {asked.layer!r}: connect it without a node that chooses layers"
+        )
+    return asked.layer_idx if asked.layer == "hidden" else None
 
 
 def _out_of_place(layer: nn.Module, hidden: Tensor) -> Tensor:

@@ -3,7 +3,11 @@
 | since | what changed | where it is met |
 |---|---|---|
 | 0.8 to 0.15 | `io.Schema` and inputs take more fields (`search_aliases`, `advanced`, ...) | `schema`, `socket` |
-| 0.15 | `CLIP.clone` takes arguments, such as `disable_dynamic` of Set CLIP Hooks | `clip_tokens.py` hands them on |
+| 0.15.1 | `CLIP.clone` takes arguments, such as `disable_dynamic` of Set CLIP Hooks | `clip_tokens.py` hands them on |
+| 0.15.1 | a CLIP whose weights move as they are needed is reloaded for Set CLIP Hooks, from a file that our own model has not | `fixed_clip_options` |
+| 0.15.1 | conditionings with hooks make ComfyUI load the MODEL a second time | `layer_prompts.py` does without them |
+| 0.22 | a CLIP names its device to the text encoders after the layer, which makes them forget a skip that is too great | `name_device` |
+| 0.22 | prompts are evaluated in several threads, one per GPU | `attention_sampling.py` sums by thread and device |
 | 0.28 | `SDTokenizer._try_get_embedding` gives (vector, name, text left over) instead of (vector, text left over) | `embedding_answer` |
 """
 
@@ -17,6 +21,8 @@ from collections.abc import Callable
 from comfy_api.latest import io
 from torch import Tensor
 
+from .advanced_inputs import ADVANCED
+
 _answer_lengths: dict[Callable[..., tuple], int] = {}
 """Search of a class of tokenizers -> how many values it gives."""
 
@@ -24,13 +30,32 @@ _answer_lengths: dict[Callable[..., tuple], int] = {}
 def schema(**fields: object) -> io.Schema:
     """An `io.Schema` of those fields that this ComfyUI knows; unknown ones, such as `search_aliases`, are left out."""
     known = {field.name for field in dataclasses.fields(io.Schema)}
-    return io.Schema(**{name: value for name, value in fields.items() if name in known})
+    made = io.Schema(**{name: value for name, value in fields.items() if name in known})
+    for entry in made.inputs or ():
+        if entry.id in ADVANCED.get(made.node_id, ()):
+            # before 0.10 an input does not know the word, but hands on what its extras say
+            entry.extra_dict = {**(getattr(entry, "extra_dict", None) or {}), "advanced": True}
+    return made
 
 
 def socket(kind: Callable[..., io.Input], name: str, **extras: object) -> io.Input:
     """An input such as `socket(io.Int.Input, "steps", default=20, advanced=True)` without the extras that are too new."""
     known = inspect.signature(kind).parameters
     return kind(name, **{extra: value for extra, value in extras.items() if extra in known})
+
+
+def fixed_clip_options() -> dict[str, bool]:
+    """Options of `comfy.sd.CLIP` that keep its weights in one place, where this ComfyUI would move them; none elsewhere."""
+    import comfy.sd
+
+    name = "disable_dynamic"
+    return {name: True} if name in inspect.signature(comfy.sd.CLIP).parameters else {}
+
+
+def name_device(encoder: object) -> None:
+    """Tell a text encoder its device as this ComfyUI does before it encodes; nothing where it is not told."""
+    if hasattr(encoder, "execution_device"):
+        encoder.set_clip_options({"execution_device": encoder.execution_device})
 
 
 def embedding_answer(tokenizer: object, vector: Tensor | int | None, name: str, rest: str) -> tuple:

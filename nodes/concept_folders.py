@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import functools
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 
 import folder_paths
 
 from ..concepts.concept_file import read_header
+from ..concepts.concept_names import checked_file_name
 from ..concepts.errors import BestiaryError
 from ..concepts.file_kinds import CODEBOOK_SUFFIX, DICTIONARY_KIND
 from ..concepts.name_search import choices_text, shown_name
@@ -91,15 +92,53 @@ def concept_path(name: str) -> Path:
 def new_concept_path(name: str, suffix: str = ".safetensors") -> Path:
     """File under models/bestiary for a name that a user typed; sub-folders are allowed, leaving the folder is not.
 
+    Sub-folders are written with slashes or backslashes, on every system.
+
     Raises:
-        BestiaryError: the name is empty, absolute or leads out of models/bestiary.
+        BestiaryError: the name is empty, absolute, leads out of models/bestiary, or is no file name on every system.
     """
-    stem = name.strip().removesuffix(".safetensors").removesuffix(suffix.removesuffix(".safetensors"))
+    stem = (
+        name.replace("\\", "/").strip().removesuffix(".safetensors").removesuffix(suffix.removesuffix(".safetensors"))
+    )
     root = own_folder().resolve()
-    path = (root / f"{stem}{suffix}").resolve()
-    if not stem.strip("./\\ ") or Path(stem).is_absolute() or not path.is_relative_to(root) or path.name == suffix:
-        raise BestiaryError(f"cannot write {shown_name(name)}: give a file name inside models/{FOLDER}, such as birds")
+    if not stem.strip("./ ") or stem.startswith("/") or stem.endswith("/") or PureWindowsPath(stem).drive:
+        raise _misplaced(name)
+    pieces = [piece for piece in stem.split("/") if piece not in ("", ".")]
+    for piece in pieces:
+        if piece != "..":
+            checked_file_name(piece, "the file name" if piece is pieces[-1] else "the folder")
+    path = (root / f"{'/'.join(pieces)}{suffix}").resolve()
+    if not path.is_relative_to(root) or path.name == suffix:
+        raise _misplaced(name)
     return path
+
+
+def free_concept_path(name: str, suffix: str = ".safetensors") -> Path:
+    """File of that name, or with the next free number where it or one that systems take for the same is there.
+
+    The folder it lies in is made.
+
+    Raises:
+        BestiaryError: as `new_concept_path`, or the folder cannot be made.
+    """
+    path = new_concept_path(name, suffix)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        # Windows and macOS know no capital letters
+        taken = {entry.name.casefold() for entry in path.parent.iterdir()}
+    except OSError as fault:
+        raise BestiaryError(
+            f"cannot write {shown_name(name)} into models/{FOLDER}: {fault.strerror or fault}"
+        ) from fault
+    number, stem = 1, path.name.removesuffix(suffix)
+    while path.name.casefold() in taken:
+        number += 1
+        path = path.with_name(f"{stem}_{number}{suffix}")
+    return path
+
+
+def _misplaced(name: str) -> BestiaryError:
+    return BestiaryError(f"cannot write {shown_name(name)}: give a file name inside models/{FOLDER}, such as birds")
 
 
 def file_stamp(name: str) -> str:

@@ -28,6 +28,7 @@ from torch.nn import functional
 from ..concepts.concept_file import read_tensors
 from ..concepts.errors import BestiaryError
 from ..demo.creatures import held_out_set
+from .comfy_version import fixed_clip_options
 
 BASE_MODEL = Path(__file__).parent.parent / "demo" / "base_model"
 PREVIEW_DRAWINGS = 6
@@ -191,7 +192,8 @@ def _clip(folder: Path) -> comfy.sd.CLIP:
         partial(SD1Tokenizer, tokenizer=partial(_tokenizer, folder / "tokenizer", config)),
         partial(SD1ClipModel, clip_model=partial(_text_encoder, config)),
     )
-    clip = comfy.sd.CLIP(target, embedding_directory=_embedding_folders(), model_options={"dtype": torch.float32})
+    options = {"model_options": {"dtype": torch.float32}, **fixed_clip_options()}
+    clip = comfy.sd.CLIP(target, embedding_directory=_embedding_folders(), **options)
     tensors = read_tensors(folder / "text_encoder" / "model.safetensors")
     # transformers 4 writes the prefix, 5 leaves it out
     weights = {f"text_model.{name.removeprefix('text_model.')}": tensor for name, tensor in tensors.items()}

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import re
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ..concepts.concept_names import checked_file_name
+from ..concepts.concept_names import name_of_file as name_of_file
 from ..concepts.errors import BestiaryError
 from ..concepts.file_kinds import CODEBOOK_SUFFIX
 from ..concepts.name_search import choices_text, shown_name
-from .concept_folders import concept_path, dictionary_names, new_concept_path, own_folder
+from .concept_folders import concept_path, dictionary_names, free_concept_path, own_folder
 from .socket_types import NamedDictionary
 
 if TYPE_CHECKING:
@@ -93,12 +95,7 @@ def save_dictionary(dictionary: PartDictionary, filename: str) -> str:
         BestiaryError: the name leaves models/bestiary, or the file cannot be written.
     """
     # "birds.parts" would be listed as a codebook
-    path = new_concept_path(filename.strip().removesuffix(SUFFIX).removesuffix(CODEBOOK_SUFFIX.removesuffix(SUFFIX)))
-    number, stem = 1, path.name.removesuffix(SUFFIX)
-    while path.exists():
-        number += 1
-        path = path.with_name(f"{stem}_{number}{SUFFIX}")
-    path.parent.mkdir(parents=True, exist_ok=True)
+    path = free_concept_path(filename.strip().removesuffix(SUFFIX).removesuffix(CODEBOOK_SUFFIX.removesuffix(SUFFIX)))
     dictionary.save(path)
     return path.relative_to(own_folder().resolve()).as_posix()
 
@@ -109,15 +106,10 @@ def prompt_name(typed: str) -> str:
     Raises:
         BestiaryError: it has characters that mean something else in a prompt.
     """
-    name = typed.strip()
+    # an ending of files is no part of the name
+    name = typed.strip().removesuffix(SUFFIX).removesuffix(".spectrum")
     if not _NAME.fullmatch(name):
         raise BestiaryError(
             f"{shown_name(typed)} cannot name a dictionary in a prompt: use letters, digits, spaces and - _ . between them"
         )
-    return name
-
-
-def name_of_file(file: str) -> str:
-    """The name that a file gives a dictionary: its own without folder and ending, with plain characters."""
-    stem = PurePosixPath(file.replace("\\", "/")).name.removesuffix(SUFFIX)
-    return re.sub(r"[^\w.-]+", "_", stem).strip("_.-") or "dictionary"
+    return checked_file_name(name, "the name")

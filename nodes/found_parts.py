@@ -279,6 +279,19 @@ def _squares(found: FoundParts) -> np.ndarray:
     return np.concatenate(squares)
 
 
+def _height(labels: Tensor, part: int, background: int) -> float | None:
+    """Where a part of labels `(N, h, w)` lies in the things: -1 at their top, 1 at their bottom; None where no picture shows it."""
+    offsets = []
+    for rows in labels:
+        own = (rows == part).any(1).nonzero().flatten()
+        if len(own):
+            thing = (rows != background).any(1).nonzero().flatten()
+            middle, reach = (thing.min() + thing.max()) / 2, max(1.0, float(thing.max() - thing.min()) / 2)
+            counts = (rows == part).sum(1).float()
+            offsets.append(float((counts @ torch.arange(len(counts)).float() / counts.sum() - middle) / reach))
+    return round(sum(offsets) / len(offsets), 3) if offsets else None
+
+
 def _described(codebook: PartCodebook, maps: PartMaps, shown: int) -> list[dict[str, object]]:
     """Per part its name, mean share of the area, and its kinds with how many pictures show each."""
     areas = torch.bincount(maps.labels.flatten().long(), minlength=codebook.num_parts) / maps.labels.numel()  # (M,)
@@ -292,5 +305,6 @@ def _described(codebook: PartCodebook, maps: PartMaps, shown: int) -> list[dict[
             title = codebook.kind_names[part].get(kind) if codebook.kind_names else None
             kinds.append({"name": title, "count": len(rows), "example": example})
         background = part == codebook.background
-        listed.append({"name": name, "background": background, "share": round(float(areas[part]), 4), "kinds": kinds})
+        facts = {"name": name, "background": background, "share": round(float(areas[part]), 4), "kinds": kinds}
+        listed.append({**facts, "height": _height(maps.labels[:shown], part, codebook.background)})
     return listed

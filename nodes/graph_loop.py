@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 from PIL import Image
 from torch import nn
@@ -16,6 +17,7 @@ from .node_previews import NodePreviews
 from .training_progress import TrainingProgress
 
 logger = logging.getLogger("bestiary")
+Made = TypeVar("Made")
 
 
 @dataclass(frozen=True)
@@ -42,7 +44,9 @@ def fit_in_graph(
     progress: TrainingProgress,
     previews: NodePreviews,
 ) -> TrainingState:
-    """The state after the last step, or after Cancel (`progress.cancelled`), when it is saved too.
+    """The state after the last whole step, or after Cancel (`progress.cancelled`), when it is saved too.
+
+    Newer ComfyUIs raise Cancel out of any layer of the model: the step that it cuts short is undone.
 
     Raises:
         BestiaryError: the loss is not finite, or a state cannot be written.
@@ -57,9 +61,23 @@ def fit_in_graph(
             on_progress=progress.step,
             on_preview=previews.show if loop.preview_every else None,
             should_stop=progress.should_stop,
+            interruptions=(progress.interruption,),
         )
     except TrainingStopped as stopped:
+        progress.cancelled = True
         return stopped.state
+
+
+def whatever_cancel(progress: TrainingProgress, make: Callable[[], Made]) -> Made:
+    """What `make` gives, whole: Cancel is remembered in `progress`, and what it cut short is done again at once.
+
+    For the short work before the first step and after the last one, without which nothing could be saved.
+    """
+    while True:
+        try:
+            return make()
+        except progress.interruption:
+            progress.cancelled = True
 
 
 def last_sheet(previews: NodePreviews, loop: LoopSettings, progress: TrainingProgress) -> Image.Image | None:
@@ -74,11 +92,15 @@ def logged_losses(run: RunFolder) -> list[float]:
     return [record["loss"] for record in run.read_log() if record.get("loss") is not None]
 
 
-def end_cancelled(progress: TrainingProgress, steps: int, kept: str) -> None:
-    """End the graph as Cancel does; what was learned is in the file `kept` of models/bestiary.
+def end_cancelled(progress: TrainingProgress, steps: int, keep: Callable[[], str]) -> None:
+    """End the graph as Cancel does; `keep` writes what was learned and names its file below models/bestiary.
 
     Raises:
         InterruptProcessingException: always.
     """
-    logger.info("training stopped at step %d; what was learned is in models/bestiary/%s", steps, kept)
+    # before the first step there is nothing to keep but the state
+    kept = f"what was learned is in models/bestiary/{whatever_cancel(progress, keep)}; " if steps else ""
+    text = f"stopped at step {steps}; {kept}choose {progress.run} at resume to go on"
+    logger.info("training %s", text)
+    progress.tell(text)
     progress.stop()

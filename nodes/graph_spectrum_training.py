@@ -24,7 +24,15 @@ from ..trainer.spectrum_objective_setup import SpectrumTraining, build_spectrum,
 from ..trainer.spectrum_settings import TrainSpectrumSettings
 from ..trainer.spectrum_sheet import sheet_prompts, sheet_seeds, shown_stages, spectrum_sheet
 from .comfy_denoiser import ComfyDenoiser
-from .graph_loop import GraphModel, begin_progress, end_cancelled, fit_in_graph, last_sheet, logged_losses
+from .graph_loop import (
+    GraphModel,
+    begin_progress,
+    end_cancelled,
+    fit_in_graph,
+    last_sheet,
+    logged_losses,
+    whatever_cancel,
+)
 from .node_previews import NodePreviews
 from .spectrum_files import write_spectrum
 from .spectrum_pictures import SpectrumPictures
@@ -67,12 +75,14 @@ def train_spectrum_in_graph(
     check_vae(denoiser, loaded.vae)
     size = settings.images.size or denoiser.backbone.image_size
     with memory_told(settings, size), random_state_kept(), denoiser.training():
-        training = set_up_spectrum(settings, denoiser, pictures.names, LatentCache(pictures.moments), pictures.masks)
+        cache = LatentCache(pictures.moments)
+        training = whatever_cancel(
+            progress, lambda: set_up_spectrum(settings, denoiser, pictures.names, cache, pictures.masks)
+        )
         learned = _learn(training, pictures, run, progress)
     if not progress.cancelled:
         return learned
-    kept = write_spectrum(learned.spectrum, f"{run.path.name}_stopped")
-    end_cancelled(progress, learned.steps, kept)
+    end_cancelled(progress, learned.steps, lambda: write_spectrum(learned.spectrum, f"{run.path.name}_stopped"))
 
 
 def check_vae(denoiser: ComfyDenoiser, vae: object) -> None:
@@ -99,7 +109,9 @@ def _learn(
     state = fit_in_graph(training.objective, training.groups, training.batches, loop, run, progress, previews)
     # the spectrum holds the weights that previews show
     with state.averaged():
-        spectrum = build_spectrum(training, state.step, made_by=MADE_BY, base="MODEL of a graph")
+        spectrum = whatever_cancel(
+            progress, lambda: build_spectrum(training, state.step, made_by=MADE_BY, base="MODEL of a graph")
+        )
         shown = last_sheet(previews, loop, progress)
     save_spectrum(spectrum, run.path / f"{settings.run.name}.safetensors")
     return LearnedSpectrum(spectrum, logged_losses(run), shown or pictures.picture(0), state.step)

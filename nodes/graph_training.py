@@ -20,7 +20,15 @@ from ..trainer.training_state import ParameterGroup, TrainingState
 from .comfy_autoencoder import ComfyAutoencoder
 from .comfy_denoiser import ComfyDenoiser
 from .dictionary_loading import save_dictionary
-from .graph_loop import GraphModel, begin_progress, end_cancelled, fit_in_graph, last_sheet, logged_losses
+from .graph_loop import (
+    GraphModel,
+    begin_progress,
+    end_cancelled,
+    fit_in_graph,
+    last_sheet,
+    logged_losses,
+    whatever_cancel,
+)
 from .graph_previews import GraphPreviews
 from .training_faults import memory_told, random_state_kept
 from .training_progress import TrainingProgress
@@ -66,12 +74,11 @@ def train_in_graph(
         denoiser = ComfyDenoiser(loaded.model, loaded.clip, loaded.vae)
         _check_set(training_set, denoiser, loaded.vae)
         with denoiser.training():
-            setup = set_up(denoiser, training_set, settings)
+            setup = whatever_cancel(progress, lambda: set_up(denoiser, training_set, settings))
             learned = _learn(setup, training_set, settings, run, progress)
     if not progress.cancelled:
         return learned
-    kept = save_dictionary(learned.dictionary, f"{run.path.name}_stopped")
-    end_cancelled(progress, learned.steps, kept)
+    end_cancelled(progress, learned.steps, lambda: save_dictionary(learned.dictionary, f"{run.path.name}_stopped"))
 
 
 def set_up(denoiser: ComfyDenoiser, training_set: TrainingSet, settings: TrainPartsSettings) -> _Setup:
@@ -81,6 +88,7 @@ def set_up(denoiser: ComfyDenoiser, training_set: TrainingSet, settings: TrainPa
         BestiaryError: attention layers that this model does not have.
     """
     check_layers(settings, denoiser)
+    denoiser.unload_lora()  # of a set-up that Cancel cut short
     torch.manual_seed(settings.run.seed)  # adapters draw from torch's own generator
     cache = LatentCache(training_set.moments)
     batches = build_batches(settings, training_set.names, training_set.kinds, cache, denoiser)
@@ -97,7 +105,7 @@ def _learn(
     state = fit_in_graph(setup.objective, setup.groups, setup.batches, loop, run, progress, previews)
     # the dictionary holds the weights that previews show
     with state.averaged():
-        dictionary = _dictionary(setup, training_set, settings, state)
+        dictionary = whatever_cancel(progress, lambda: _dictionary(setup, training_set, settings, state))
         shown = last_sheet(previews, loop, progress)
     write_dictionary(dictionary, run.path / f"{settings.run.name}.safetensors")
     return LearnedParts(dictionary, logged_losses(run), shown or training_set.picture(0), state.step)

@@ -1,8 +1,10 @@
 """Prompts that tell every cross-attention layer something else (P+, XTI: arXiv 2303.09522; NeTI: arXiv 2305.15391).
 
-The contexts of all layers stand side by side in the channels of one conditioning, `(1, T, L * E)`, and a hook that the
-conditioning carries along gives each layer its own. Without that hook the UNet cannot multiply a tensor so wide: an error,
-never a silently wrong picture. Letters: T tokens, L cross-attention layers, E width of a context.
+The contexts of all layers stand side by side in the channels of one conditioning, `(1, T, L * E)`. Either the MODEL gives
+each layer its own (`with_layer_prompts`, a wrapper on a clone), or a hook that the conditioning carries along does: then any
+MODEL will do, but where ComfyUI moves weights as they are needed it loads a second copy of the model for conditionings with
+hooks. Without both the UNet cannot multiply a tensor so wide: an error, never a silently wrong picture. Letters: T tokens,
+L cross-attention layers, E width of a context.
 """
 
 from __future__ import annotations
@@ -19,8 +21,15 @@ from ..concepts.errors import BestiaryError
 
 if TYPE_CHECKING:
     from comfy.hooks import HookGroup
+    from comfy.model_patcher import ModelPatcher
 
 HOOK_KEY = "bestiary_layers"
+PACKING_KEY = "bestiary_packing"
+"""Key of the options beside a packed conditioning that holds its `LayerPacking`."""
+PACKINGS_KEY = "bestiary_packings"
+"""Key of a sampling's options that holds the packings of its prompts by their channels."""
+DONE_KEY = "bestiary_layers_told"
+"""Key of a call's options: its contexts have been taken apart."""
 CONTROLNET_KEY = "cross_attn_controlnet"
 """Where ComfyUI looks for what a ControlNet is told instead."""
 
@@ -87,6 +96,59 @@ def packing_hooks(packing: LayerPacking) -> HookGroup:
     return group
 
 
+def is_packed(conditioning: Sequence[Sequence]) -> bool:
+    """Whether a conditioning tells layers apart: entries of a tensor `(1, T, channels)` and its options."""
+    return any(PACKING_KEY in options for _, options in conditioning)
+
+
+def with_layer_prompts(model: ModelPatcher) -> ModelPatcher:
+    """A clone of a MODEL that understands packed conditionings by itself, so that they need no hooks; all others stay as they are."""
+    from comfy.patcher_extension import WrappersMP
+
+    patched = model.clone()
+    wrappers = ((WrappersMP.OUTER_SAMPLE, _note_packings), (WrappersMP.DIFFUSION_MODEL, _with_noted_contexts))
+    for kind, wrapper in wrappers:
+        if not patched.get_wrappers(kind, HOOK_KEY):
+            patched.add_wrapper_with_key(kind, HOOK_KEY, wrapper)
+    return patched
+
+
+def _note_packings(executor: Callable[..., Tensor], *args: object, **kw: object) -> Tensor:
+    """Wrapper of a whole sampling: how the prompts of this one are packed.
+
+    Raises:
+        BestiaryError: the model has another number of layers, or a prompt was changed on its way.
+    """
+    guider = executor.class_obj
+    packings: dict[int, LayerPacking] = {}
+    for entry in (entry for entries in guider.conds.values() for entry in entries if PACKING_KEY in entry):
+        packing = entry[PACKING_KEY]
+        _check_layers(packing, guider.model_patcher.model.diffusion_model)
+        _check_width(packing, entry.get("cross_attn"))
+        packings[packing.packed_width] = packing
+    # a copy that the guider made for this sampling alone
+    guider.model_options["transformer_options"][PACKINGS_KEY] = packings
+    return executor(*args, **kw)
+
+
+def _with_noted_contexts(
+    executor: Callable[..., Tensor],
+    x: Tensor,
+    timesteps: Tensor | None = None,
+    context: Tensor | None = None,
+    y: Tensor | None = None,
+    control: object = None,
+    transformer_options: Mapping[str, object] | None = None,
+    **options: object,
+) -> Tensor:
+    """Wrapper of one call of the UNet: packed prompts `(B, T, packed_width)` are known by their width, others pass."""
+    width = None if context is None else context.shape[-1]
+    packing = (transformer_options or {}).get(PACKINGS_KEY, {}).get(width)
+    if packing is None:
+        return executor(x, timesteps, context, y, control, transformer_options, **options)
+    return _with_own_contexts(packing, executor, x, timesteps, context, y, control, transformer_options, **options)
+
+
 def attention_blocks(unet: nn.Module) -> list[Block]:
     """The blocks of a UNet that read the text `(B, T, E)`, in the order in which they run: the layers of P+."""
     places: list[Block] = []
@@ -119,26 +181,39 @@ def _with_own_contexts(
     **options: object,
 ) -> Tensor:
     """Wrapper of one call of the UNet on packed prompts `(B, T, packed_width)`: each layer gets its own context."""
-    layer_of = {block: layer for layer, block in enumerate(attention_blocks(executor.class_obj))}
-    if len(layer_of) != packing.layers:
-        raise BestiaryError(
-            f"the prompt holds vectors for {packing.layers} cross-attention layers, but this MODEL has {len(layer_of)}: "
-            "connect the model the spectrum was learned for, or import its file with one vector for all layers"
-        )
-    # other nodes may have joined or cut the conditioning: an error, never a silently wrong picture
-    if context is None or context.shape[-1] != packing.packed_width:
-        width = None if context is None else context.shape[-1]
-        raise BestiaryError(
-            f"a prompt with {packing.layers} layers of {packing.width} channels has become {width} channels wide: another "
-            "node changed it; connect it straight to the sampler"
-        )
+    outer = dict(transformer_options or {})
+    # hook and MODEL may both know how
+    if outer.get(DONE_KEY):
+        return executor(x, timesteps, context, y, control, transformer_options, **options)
+    layer_of = _check_layers(packing, executor.class_obj)
+    _check_width(packing, context)
 
     def choose(n: Tensor, packed: Tensor, value: Tensor, facts: Mapping[str, object]) -> tuple[Tensor, Tensor, Tensor]:
         """ComfyUI's attn2_patch: keys and values `(B, T, E)` of the layer that asks."""
         return n, *packing.context(packed, layer_of[tuple(facts["block"])])
 
     # the options of this call alone; patches of other nodes come after and see one layer's context
-    outer = dict(transformer_options or {})
     patches = dict(outer.get("patches", {}))
     patches["attn2_patch"] = [choose, *patches.get("attn2_patch", ())]
-    return executor(x, timesteps, context, y, control, {**outer, "patches": patches}, **options)
+    return executor(x, timesteps, context, y, control, {**outer, "patches": patches, DONE_KEY: True}, **options)
+
+
+def _check_layers(packing: LayerPacking, unet: nn.Module) -> dict[Block, int]:
+    """The layer of every block of a UNet that has as many as the prompt."""
+    layer_of = {block: layer for layer, block in enumerate(attention_blocks(unet))}
+    if len(layer_of) != packing.layers:
+        raise BestiaryError(
+            f"the prompt holds vectors for {packing.layers} cross-attention layers, but this MODEL has {len(layer_of)}: "
+            "connect the model the spectrum was learned for, or import its file with one vector for all layers"
+        )
+    return layer_of
+
+
+def _check_width(packing: LayerPacking, context: Tensor | None) -> None:
+    """Other nodes may have joined or cut a conditioning `(B, T, packed_width)`: an error, never a silently wrong picture."""
+    if context is None or context.shape[-1] != packing.packed_width:
+        width = None if context is None else context.shape[-1]
+        raise BestiaryError(
+            f"a prompt with {packing.layers} layers of {packing.width} channels has become {width} channels wide: another "
+            "node changed it; connect it straight to the sampler"
+        )

@@ -7,10 +7,11 @@ error. Here names become kohya's first (concepts/lora_names.py), and what reache
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..concepts.errors import BestiaryError
 from ..concepts.lora_names import DOWN, UP, to_kohya
@@ -74,21 +75,39 @@ def apply_lora(
 
 def _check_shapes(named: Mapping[str, Tensor], known: Mapping[str, object], model: object, clip: object) -> None:
     """Raises BestiaryError for a pair whose product has not the shape of its layer `(out, in, ...)`."""
-    weights = {} if clip is None else dict(clip.cond_stage_model.state_dict())
-    weights |= model.model.state_dict()
+    roots = [model.model] if clip is None else [model.model, clip.cond_stage_model]
     for name in named:
         module = name.removesuffix(DOWN)
         # a third matrix or a slice of a layer has shapes of its own
         plain = name.endswith(DOWN) and module + ".lora_mid.weight" not in named and isinstance(known.get(module), str)
         if not plain or module + UP not in named:
             continue
-        down, up, weight = named[name], named[module + UP], weights[known[module]]
-        fits = up.shape[0] == weight.shape[0] and down[0].numel() == weight[0].numel() and up.shape[1] == down.shape[0]
+        down, up, shape = named[name], named[module + UP], _layer_shape(roots, known[module])
+        if shape is None:
+            continue
+        fits = up.shape[0] == shape[0] and down[0].numel() == math.prod(shape[1:]) and up.shape[1] == down.shape[0]
         if not fits:
             raise BestiaryError(
                 f"LoRA layer {module} is {tuple(up.shape)} times {tuple(down.shape)}, the model's layer is "
-                f"{tuple(weight.shape)}: it was trained for another model"
+                f"{shape}: it was trained for another model"
             )
+
+
+def _layer_shape(roots: Sequence[nn.Module], weight: str) -> tuple[int, ...] | None:
+    """Shape `(out, in, ...)` of the layer whose weight has this name, however it is stored; None if that cannot be told."""
+    path, _, name = weight.rpartition(".")
+    for root in roots:
+        try:
+            layer = root.get_submodule(path)
+        except AttributeError:
+            continue
+        # four bits packed in bytes, or a layout of its own: only the layer knows what it stands for
+        if hasattr(layer, "in_features") and hasattr(layer, "out_features"):
+            return layer.out_features, layer.in_features
+        stored = getattr(layer, name, None)
+        if isinstance(stored, Tensor):
+            return tuple(stored.shape) if stored.is_floating_point() else None
+    return None
 
 
 def _nothing_reached(tensors: Mapping[str, Tensor], given: int, known: Mapping[str, object]) -> str:

@@ -61,7 +61,9 @@ class NodePreviews:
     def _sheets(self) -> tuple[Image.Image, ...] | None:
         try:
             return self.draw()
-        except PreviewCut:
+        # newer ComfyUIs raise Cancel out of any layer of the model
+        except (PreviewCut, self._progress.interruption):
+            self._progress.cancelled = True
             return None
 
     def sampled(self, sample: Callable[[], Tensor]) -> Tensor:

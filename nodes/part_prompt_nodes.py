@@ -167,7 +167,9 @@ class BestiaryPartPrompt(io.ComfyNode):
     def execute(
         cls, clip: object, text: str, parts: ChosenParts | None = None, dictionary: NamedDictionary | None = None
     ) -> io.NodeOutput:
-        from .chosen_parts import fill_template, parts_by_mention
+        import logging
+
+        from .chosen_parts import fill_template, parts_by_mention, repeat_notice
         from .clip_tokens import dictionaries_of
         from .part_encoding import encode_part_prompt, find_learned_mentions
 
@@ -176,9 +178,13 @@ class BestiaryPartPrompt(io.ComfyNode):
             known = {**known, dictionary.name: dictionary.dictionary}
         carried = parts_by_mention(parts)
         # first as it was typed, so that the columns of faults count there
-        find_learned_mentions(text, known, carried)
+        typed = find_learned_mentions(text, known, carried)
+        notice = repeat_notice([(one.part, text[one.start : one.end]) for one in typed], parts)
+        if notice:
+            logging.getLogger(__name__).warning("%s", notice)
         prompt = fill_template(text, parts)
-        return io.NodeOutput(encode_part_prompt(clip, prompt, known, carried), prompt)
+        encoded = encode_part_prompt(clip, prompt, known, carried)
+        return io.NodeOutput(encoded, prompt, ui={"bestiary_notice": (notice,)} if notice else None)
 
 
 NODES: list[type[io.ComfyNode]] = [BestiaryPart, BestiaryCombineParts, BestiaryPartPrompt]

@@ -23,7 +23,6 @@ from .part_pictures import as_squares
 FOREGROUND = "foreground"
 """Name that stands for all parts but the background."""
 _AT_ONCE = 8
-_HALF_MAX = torch.finfo(torch.float16).max
 
 
 @dataclass(frozen=True)
@@ -93,15 +92,14 @@ def describe_images(
             raise BestiaryError(
                 f"the {source.name} features of the pictures are not finite numbers: choose another feature source"
             )
-        pieces.append(_rounded(grid))
+        pieces.append(grid.rounded())
         on_picture(len(some))
     return joined_grids(pieces)
 
 
 def joined_grids(pieces: Sequence[PatchGrid]) -> PatchGrid:
     """Several as one `(B, h, w, D)`, in order."""
-    saliency = None if pieces[0].saliency is None else torch.cat([piece.saliency for piece in pieces])
-    return PatchGrid(torch.cat([piece.features for piece in pieces]), saliency)
+    return PatchGrid.joined(pieces)
 
 
 def see_parts(codebook: PartCodebook, grid: PatchGrid, size: tuple[int, int], fit: SquareFit) -> SeenParts:
@@ -112,8 +110,3 @@ def see_parts(codebook: PartCodebook, grid: PatchGrid, size: tuple[int, int], fi
 def seen_from_maps(codebook: PartCodebook, maps: PartMaps, size: tuple[int, int], fit: SquareFit) -> SeenParts:
     """The record of maps that a codebook made."""
     return SeenParts(codebook.part_names, codebook.background, maps, size, fit)
-
-
-def _rounded(grid: PatchGrid) -> PatchGrid:
-    features = grid.features.float().cpu().clamp(-_HALF_MAX, _HALF_MAX).half().float()  # (B, h, w, D)
-    return PatchGrid(features, None if grid.saliency is None else grid.saliency.float().cpu())

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from comfy_api.latest import io, ui
 
+from ..concepts.errors import BestiaryError
 from ..concepts.spectrum.stage_bounds import DEFAULT_STAGES
 from .comfy_version import schema, socket
 from .concept_folders import file_stamp
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
 
 CATEGORY = "Bestiary/spectrum"
 SLOTS = 4
+MODEL_OUTPUT = 3
+"""Number of Spectrum Prompt's output for the MODEL."""
 MOST_STAGES = 250
 USUAL_SHARES = ("layout", "content", "material", "style")
 LINES_TOOLTIP = (
@@ -138,6 +141,7 @@ class BestiarySpectrumPrompt(io.ComfyNode):
             description="Encodes a prompt whose words change on the way from noise to picture: <name> puts in what a "
             "spectrum says at each stage. Costs no more than one prompt.",
             search_aliases=["text encode", "prospect", "prompt scheduling", "prompt editing", "stages"],
+            hidden=[io.Hidden.unique_id, io.Hidden.prompt],
             inputs=[
                 io.Clip.Input("clip", tooltip="The CLIP of the model; after Load Part Dictionary it also knows parts."),
                 text_input(
@@ -176,6 +180,12 @@ class BestiarySpectrumPrompt(io.ComfyNode):
                 io.Conditioning.Output("positive", display_name="positive", tooltip="For any sampler."),
                 io.Conditioning.Output("negative", display_name="negative", tooltip="For the same sampler."),
                 io.String.Output("report", display_name="report", tooltip="What stands at every stage."),
+                io.Model.Output(
+                    "patched_model",
+                    display_name="model",
+                    tooltip="The model of the input, ready for prompts that tell every layer something else (XTI, NeTI). "
+                    "Sampling with it spares ComfyUI a second copy of the model; for other prompts it changes nothing.",
+                ),
             ],
         )
 
@@ -196,14 +206,29 @@ class BestiarySpectrumPrompt(io.ComfyNode):
         gap_filler: bool = True,
         **slots: NamedSpectrum | None,
     ) -> io.NodeOutput:
+        from .layer_prompts import is_packed, with_layer_prompts
         from .spectrum_prompts import PromptOptions, StageTiming, TypedSide, encode_typed_sides
 
         with named_faults("Spectrum Prompt"):
+            # where the MODEL that comes out is sampled, prompts need no hooks of their own
+            through_model = _is_output_linked(cls.hidden, MODEL_OUTPUT)
+            if through_model and model is None:
+                raise BestiaryError("its output model is linked, but its input model is empty: link the MODEL there")
             sources = _sources(clip, [slots[name] for name in sorted(slots)], dictionary)
             sides = [TypedSide(text, stage_texts), TypedSide(negative_text, negative_stage_texts)]
-            options = PromptOptions(stages, presets, StageTiming(clock, model, sigmas), gap_filler)
+            timing = StageTiming(clock, model, sigmas)
+            options = PromptOptions(stages, presets, timing, gap_filler, with_hooks=not through_model)
             conditionings, report = encode_typed_sides(clip, sides, sources, options)
-        return io.NodeOutput(*conditionings, report)
+        if model is not None and any(map(is_packed, conditionings)):
+            model = with_layer_prompts(model)
+        return io.NodeOutput(*conditionings, report, model)
+
+
+def _is_output_linked(hidden: io.HiddenHolder | None, output: int) -> bool:
+    """Whether the graph as it was queued links an output of this node to anything."""
+    prompt, own = getattr(hidden, "prompt", None) or {}, getattr(hidden, "unique_id", None)
+    links = [value for node in prompt.values() for value in node.get("inputs", {}).values() if isinstance(value, list)]
+    return any(link == [own, output] for link in links)
 
 
 def _sources(clip: object, linked: Sequence[NamedSpectrum | None], dictionary: NamedDictionary | None) -> PromptSources:

@@ -18,6 +18,7 @@ from . import (
     training_nodes,
 )
 from .concept_folders import register_folder
+from .template_order import order_templates
 from .web_routes import add_routes
 
 NODES: list[type[io.ComfyNode]] = [
@@ -42,4 +43,5 @@ class BestiaryExtension(ComfyExtension):
         """All node classes; the models folder is known and the browser's routes are there from here on."""
         register_folder()
         add_routes()
+        order_templates()
         return NODES

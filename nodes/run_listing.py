@@ -5,6 +5,7 @@ A name is always one of the folders below output/bestiary that hold settings of 
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -13,6 +14,7 @@ from pathlib import Path
 
 from ..concepts.errors import BestiaryError
 from ..concepts.name_search import choices_text, shown_name
+from .concept_folders import concept_names, concept_path
 from .training_curves import CurveReaders, file_stamp
 from .training_runs import CONFIG, run_names, runs_folder
 
@@ -56,7 +58,7 @@ def run_stamp(name: str) -> str:
     if name not in run_names():
         return ""
     folder = runs_folder() / name
-    previews = file_stamp(folder / "samples")
+    previews = f"{file_stamp(folder / 'samples')}-{zlib.crc32((stopped_file(name) or '').encode()):08x}"
     # a name may hold letters that a header cannot
     return f"{zlib.crc32(os.fsencode(name)):08x}-{file_stamp(folder / 'log.jsonl')}-{previews}"
 
@@ -65,7 +67,8 @@ def list_run(name: str) -> dict[str, object]:
     """A run as JSON can say it.
 
     `run` its name, `step` of `total` steps done, `rate` in steps per second, `steps` and `curves` (see TrainingCurves),
-    `labels` of the entries of lists such as part_attention_loss, `previews` as steps by kind of picture.
+    `labels` of the entries of lists such as part_attention_loss, `previews` as steps by kind of picture; `stopped`, the file
+    below models/bestiary with what was learned when it was cancelled last, null without one.
 
     Raises:
         BestiaryError: no such run, or its log is too large.
@@ -81,7 +84,20 @@ def list_run(name: str) -> dict[str, object]:
         **curves,
         "labels": _labels(folder),
         "previews": _previews(folder / "samples"),
+        "stopped": stopped_file(name),
     }
+
+
+def stopped_file(name: str) -> str | None:
+    """File below models/bestiary that a cancelled run left last, None where it left none."""
+    own = re.compile(rf"{re.escape(name)}_stopped([-_ ]?\d+)?")
+    times: dict[str, float] = {}
+    for file in concept_names():
+        if own.fullmatch(Path(file).stem):
+            # a link that leads nowhere, or a file that went meanwhile, is none
+            with contextlib.suppress(OSError, BestiaryError):
+                times[file] = concept_path(file).stat().st_mtime
+    return max(times, key=times.__getitem__, default=None)
 
 
 def preview_picture(name: str, step: int, sheet: str) -> bytes:

@@ -9,7 +9,7 @@ from ..concepts.errors import BestiaryError
 from ..concepts.file_kinds import SPECTRUM_KIND
 from ..concepts.name_search import choices_text, shown_name
 from ..concepts.spectrum.attribute_presets import format_presets, stages_text
-from .concept_folders import concept_names, concept_path, kind_of, new_concept_path, own_folder
+from .concept_folders import concept_names, concept_path, free_concept_path, kind_of, own_folder
 from .dictionary_loading import name_of_file, prompt_name
 from .socket_types import NamedSpectrum
 
@@ -66,12 +66,8 @@ def write_spectrum(spectrum: PromptSpectrum, filename: str) -> str:
     """
     from ..concepts.spectrum.spectrum_file import save_spectrum
 
-    path = new_concept_path(filename)
-    number, stem = 1, path.name.removesuffix(SUFFIX)
-    while path.exists():
-        number += 1
-        path = path.with_name(f"{stem}_{number}{SUFFIX}")
-    path.parent.mkdir(parents=True, exist_ok=True)
+    # what prompts call it, so ".spectrum" is an ending here as on the command line
+    path = free_concept_path(filename.strip().removesuffix(SUFFIX).removesuffix(".spectrum"))
     save_spectrum(spectrum, path)
     return path.relative_to(own_folder().resolve()).as_posix()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -23,6 +24,7 @@ from .socket_types import NamedSpectrum
 from .spectrum_pictures import prepare_pictures
 from .training_runs import ANEW, checked_name, more_choices, open_run
 
+logger = logging.getLogger("bestiary")
 KEYS = {
     "name": "run.name",
     "initial_words": "method.initial_words",
@@ -90,6 +92,7 @@ def run_spectrum_training(
     learned = train_spectrum_in_graph(loaded, pictures, settings, run, node_id)
     losses = {"loss": learned.losses}
     text = _summary(learned, run.path.name)
+    logger.info("%s", text)
     return TrainedOutputs(NamedSpectrum(name, learned.spectrum), losses, as_image(learned.preview), run.path.name, text)
 
 
@@ -111,7 +114,7 @@ def spectrum_settings(choices: Mapping[str, object]) -> TrainSpectrumSettings:
 
 def _check_same_method(run: RunFolder, settings: TrainSpectrumSettings) -> None:
     """What is learned cannot change on the way."""
-    then, now = load_spectrum_recipe(run.config).method, settings.method
+    then, now = load_spectrum_recipe(run.config, of_run=True).method, settings.method
     changed = [key for key in type(now).model_fields if getattr(then, key) != getattr(now, key)]
     if changed:
         listed = ", ".join(f"{key} {getattr(then, key)!r}, not {getattr(now, key)!r}" for key in changed)

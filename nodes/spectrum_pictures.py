@@ -6,6 +6,7 @@ Letters: N pictures, V views (as is, mirrored), C latent channels, S edge of the
 from __future__ import annotations
 
 import hashlib
+import logging
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -16,6 +17,7 @@ from PIL import Image
 from torch import Tensor
 
 from ..concepts.errors import BestiaryError
+from ..trainer.mask_files import coverage, coverage_text
 from ..trainer.spectrum_images import square_mask
 from .comfy_autoencoder import ComfyAutoencoder
 from .graph_progress import GraphProgress
@@ -29,6 +31,7 @@ from .picture_encoding import (
     mask_picture,
 )
 
+logger = logging.getLogger("bestiary")
 KEPT_BYTES = 256 * 2**20
 """Encoded pictures of this size in all are remembered, the newest at least."""
 _encoded: OrderedDict[str, np.ndarray] = OrderedDict()
@@ -87,6 +90,8 @@ def prepare_pictures(
         squares = cut_squares(checked, size)
         moments = _remembered(squares, vae, mirror, progress)
     names = tuple(f"picture {row + 1}" for row in range(len(squares)))
+    if single:
+        logger.info("%s", coverage_text([coverage(mask.numpy()) for mask in single], names))
     return SpectrumPictures(names, squares, moments, np.stack(cut) if cut else None)
 
 

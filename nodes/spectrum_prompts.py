@@ -67,6 +67,8 @@ class PromptOptions:
     """Attributes as typed; empty takes those of the first spectrum named, else the usual ones."""
     timing: StageTiming = field(default_factory=StageTiming)
     filler: bool = True
+    with_hooks: bool = True
+    """See `encode_sides`."""
 
 
 def spectra_by_name(linked: Sequence[NamedSpectrum | None]) -> dict[str, PromptSpectrum]:
@@ -103,7 +105,7 @@ def encode_typed_sides(
     read = [read_side(side, sources, options) for side in sides]
     notice = warn_of_misread(text for side in sides for text in (side.text, side.stage_lines))
     report = stage_report(read[0]) + (f"\n{notice}" if notice else "")
-    return encode_sides(clip, read, filler=options.filler), report
+    return encode_sides(clip, read, filler=options.filler, with_hooks=options.with_hooks), report
 
 
 def encode_stage_lines(

@@ -20,7 +20,7 @@ from ..concepts.errors import BestiaryError
 from ..concepts.spectrum.staged_prompt import StagedPrompt, StagePrompt
 from .batched_encoding import EncodedPrompt, encode_together, last_norm
 from .clip_tokens import MARK, part_spans, tokenize_plainly
-from .layer_prompts import CONTROLNET_KEY, LayerPacking, pack_layers, packing_hooks
+from .layer_prompts import CONTROLNET_KEY, PACKING_KEY, LayerPacking, pack_layers, packing_hooks
 from .part_encoding import Conditioning, LearnedMention, Tokens, tokenize_mentions
 from .socket_types import SPANS_KEY
 from .stage_ranges import END, FILLER, START, FillerOptions, staged_entries
@@ -77,13 +77,17 @@ class _Encoded:
     options: dict[str, object]
 
 
-def encode_sides(clip: CLIP, sides: Sequence[StagedSide], *, filler: bool = True) -> list[Conditioning]:
+def encode_sides(
+    clip: CLIP, sides: Sequence[StagedSide], *, filler: bool = True, with_hooks: bool = True
+) -> list[Conditioning]:
     """Encode positive and negative, or any number of sides that will be sampled together.
 
     Args:
         clip: any CLIP of ComfyUI; it is left as it is.
         sides: a side that says the same at all stages gives what CLIPTextEncode gives.
         filler: see `staged_entries`.
+        with_hooks: prompts per layer carry what makes any MODEL understand them; False leaves that to a MODEL that went
+            through `layer_prompts.with_layer_prompts`.
 
     Raises:
         BestiaryError: there is no CLIP, a vector does not fit it, or layers meet a CLIP whose LoRA changes on the way.
@@ -115,7 +119,7 @@ def encode_sides(clip: CLIP, sides: Sequence[StagedSide], *, filler: bool = True
     encoded |= zip(together, _encode_contents(clip, list(together.values()), names), strict=True)
     stages = [[[encoded[key] for key in row] for row in rows] for rows in wanted]
     if layers:
-        return _packed_sides(sides, stages, filler=filler)
+        return _packed_sides(sides, stages, filler=filler, with_hooks=with_hooks)
     return [
         staged_entries([(row[0].keys, row[0].options) for row in rows], side.percents, filler=filler)
         for side, rows in zip(sides, stages, strict=True)
@@ -219,9 +223,9 @@ def _bypassed(clip: CLIP, content: _Content, tokens: Tokens, result: EncodedProm
 
 
 def _packed_sides(
-    sides: Sequence[StagedSide], stages: list[list[list[_Encoded]]], *, filler: bool
+    sides: Sequence[StagedSide], stages: list[list[list[_Encoded]]], *, filler: bool, with_hooks: bool
 ) -> list[Conditioning]:
-    """Sides whose layers are told different things; all share one hook, so that they also share a batch."""
+    """Sides whose layers are told different things; all share one hook, if any, so that they also share a batch."""
     has_values = any(one.values is not one.keys for rows in stages for row in rows for one in row)
     hooks: dict[LayerPacking, object] = {}
     packed_sides = []
@@ -230,11 +234,14 @@ def _packed_sides(
         for row in rows:
             keys = [one.keys for one in row]  # L of (1, T, E)
             packed, packing = pack_layers(keys, [one.values for one in row] if has_values else None)
-            if packing not in hooks:
-                hooks[packing] = packing_hooks(packing)
+            options = row[0].options
+            if with_hooks:
+                if packing not in hooks:
+                    hooks[packing] = packing_hooks(packing)
+                options = _with_hooks(options, hooks[packing])
             # a ControlNet knows no layers of ours
             mean = torch.stack(keys).mean(0)  # (1, T, E)
-            contents.append((packed, {**_with_hooks(row[0].options, hooks[packing]), CONTROLNET_KEY: mean}))
+            contents.append((packed, {**options, PACKING_KEY: packing, CONTROLNET_KEY: mean}))
         packed_sides.append(staged_entries(contents, side.percents, filler=filler))
     return packed_sides
 

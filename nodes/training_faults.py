@@ -57,6 +57,22 @@ def _advice(settings: TrainPartsSettings | TrainSpectrumSettings, image_size: in
 
 
 @contextmanager
+def host_in_training() -> Iterator[None]:
+    """Tells a ComfyUI that wants to know it that a training runs: some of its layers then keep to what gradients can pass."""
+    import comfy.model_management
+
+    if not hasattr(comfy.model_management, "in_training"):
+        yield
+        return
+    before = comfy.model_management.in_training
+    comfy.model_management.in_training = True
+    try:
+        yield
+    finally:
+        comfy.model_management.in_training = before
+
+
+@contextmanager
 def random_state_kept() -> Iterator[None]:
     """Whatever draws random numbers inside, torch's and numpy's generators go on afterwards as if nothing had happened."""
     before = np.random.get_state()

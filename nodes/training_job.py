@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from typing import NamedTuple
 
@@ -17,9 +18,10 @@ from .graph_previews import as_image
 from .graph_training import LearnedParts, train_in_graph
 from .socket_types import NamedDictionary
 from .training_progress import TrainingProgress
-from .training_runs import checked_name, open_run, settings_from
+from .training_runs import checked_name, more_choices, open_run, settings_from
 from .training_set import TrainingSet
 
+logger = logging.getLogger("bestiary")
 KEYS = {
     "name": "run.name",
     "steps": "optimizer.steps",
@@ -35,6 +37,10 @@ KEYS = {
     "recompute": "base.checkpointing",
 }
 """Inputs of the nodes and the settings they are."""
+
+
+GRAPH_GIVES = ("images.folder", "images.labels", "images.cache", "discovery.folder", "base.path", "run.out")
+"""Settings that sockets decide; a graph from elsewhere must not name folders of this machine."""
 
 
 class TrainedOutputs(NamedTuple):
@@ -60,10 +66,11 @@ def run_graph_training(
     settings = graph_settings({**choices, "name": name}, training_set)
     run = open_run(name, str(choices.get("resume", "")), settings, training_set.fingerprint())
     learned = train_in_graph(loaded, training_set, settings, run, node_id)
+    text = _summary(learned, run.path.name)
+    logger.info("%s", text)
     named = NamedDictionary(name, learned.dictionary)
     model, clip = teach(loaded.model, loaded.clip, named, 1.0)
     losses = {"loss": learned.losses}
-    text = _summary(learned, run.path.name)
     return TrainedOutputs(named, model, clip, losses, as_image(learned.preview), text)
 
 
@@ -76,7 +83,11 @@ def graph_settings(choices: Mapping[str, object], training_set: TrainingSet) -> 
     given = {KEYS[key]: value for key, value in choices.items() if key in KEYS}
     given |= {"images.size": training_set.image_size, "images.flip": training_set.flip, "base.path": "graph"}
     given |= {"run.tensorboard": False, "run.log_every": 1, "run.save_every": 100}
-    settings = settings_from(given, str(choices.get("more_settings") or ""))
+    more = str(choices.get("more_settings") or "")
+    decided = sorted(set(more_choices(more)) & set(GRAPH_GIVES))
+    if decided:
+        raise BestiaryError(f"more_settings: {', '.join(decided)} is decided by what is connected; leave it out")
+    settings = settings_from(given, more)
     if settings.method.kind != "parts" or settings.method.ids != "discovered" or settings.images.margin:
         raise BestiaryError(
             "more_settings: method.kind, method.ids and images.margin are decided by Training Images (classes) or belong to "

@@ -42,7 +42,7 @@ class TrainingProgress:
         text = self._text(done, total, now)
         self._show(done, total, self._preview)
         self._preview = None
-        self._tell(text)
+        self.tell(text)
         if done == total or now - self._last_event >= SECONDS_BETWEEN_EVENTS:
             self._send(done, total, now)
         if done == total or now - self._last_line >= SECONDS_BETWEEN_LINES:
@@ -53,6 +53,13 @@ class TrainingProgress:
         """Show a picture on the node."""
         self._show(done, total, picture)
         self._send(done, total, time.monotonic())
+
+    @property
+    def interruption(self) -> type[BaseException]:
+        """What ComfyUI raises when the user pressed Cancel; an Exception in older versions, not in newer ones."""
+        import comfy.model_management
+
+        return comfy.model_management.InterruptProcessingException
 
     def should_stop(self) -> bool:
         """Whether the user pressed Cancel; from then on always."""
@@ -94,8 +101,8 @@ class TrainingProgress:
         passed = now - self._started
         return passed, passed / max(1, done - self._first) * (total - done)
 
-    def _tell(self, text: str) -> None:
-        """The same words below the node, where a server shows them."""
+    def tell(self, text: str) -> None:
+        """Words below the node, where a server shows them."""
         server = _server()
         if server is not None and self._node_id is not None and hasattr(server, "send_progress_text"):
             server.send_progress_text(text, self._node_id)

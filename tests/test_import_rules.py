@@ -29,9 +29,11 @@ BANNED_OUTSIDE = {
 LIGHT_TRAINER_MODULES = (
     *("__init__", "fit", "settings", "launch", "run_folder", "recipe_file", "training_state", "learning_curves"),
     *("stop_signals", "objective_setup", "part_objective", "training_kinds", "token_start", "concept_images"),
-    *("latent_cache", "image_files", "discovery_folder", "finished_parts", "preview_sheets", "contact_sheet"),
+    *("latent_cache", "image_files", "discovery_folder", "discovery_schema", "finished_parts"),
+    *("preview_sheets", "contact_sheet"),
     *("heat_maps", "attention_capture", "progress_report", "prompt_encoding", "spectrum_settings"),
-    *("spectrum_objective", "spectrum_objective_setup", "spectrum_images", "spectrum_sheet"),
+    *("spectrum_objective", "spectrum_objective_setup", "spectrum_images", "spectrum_sheet", "model_folder"),
+    *("mask_files", "companion_files"),
 )
 """What the graph shares with the command line: none of them, nor what they import, loads a library that holds models."""
 

@@ -4,6 +4,7 @@ Exit codes: 0 done, 2 the user can mend it (one line says how), 130 stopped by t
 """
 
 import importlib.util
+import io
 import logging
 import sys
 from collections.abc import Sequence
@@ -36,6 +37,7 @@ from typer.core import TyperGroup  # noqa: E402
 
 from ..concepts.errors import BestiaryError  # noqa: E402
 from . import commands_demo, commands_discover, commands_files, commands_train, commands_use  # noqa: E402
+from .stop_signals import listen_for_stop  # noqa: E402
 
 # Typer carried click as a dependency and later as a copy of its own: the public class leads to the right one.
 _UsageFault = typer.BadParameter.__mro__[2]
@@ -83,6 +85,11 @@ commands_files.register(app)
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code; faults a user can mend become one line on the error stream."""
+    listen_for_stop()
+    # consoles that know few letters (cp1252), and names that are no text, must not end a command that has done its work
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     for noisy in ("httpx", "PIL", "timm"):
         logging.getLogger(noisy).setLevel(logging.WARNING)

@@ -155,7 +155,6 @@ def _load_parts(folder: ModelFolder, device: torch.device, dtype: torch.dtype) -
         text=text,
         schedule=noise_schedule(folder.configs["scheduler"], device),
         scheduler_config=folder.configs["scheduler"],
-        zero_empty_prompt=folder.zero_empty_prompt,
         memory_format=layout,
         vae_memory_format=vae_layout,
         float32_backward=slow_bf16,

@@ -1,11 +1,19 @@
 """`bestiary demo`: the whole job on drawn creatures, and the training of the model that draws them."""
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from .command_options import DeviceOption, DtypeOption, OutOption, ProgressOption, SeedOption, assignment, checked
+from .command_options import (
+    DeviceOption,
+    DtypeOption,
+    OutOption,
+    ProgressOption,
+    SeedOption,
+    assignment,
+    checked,
+    result_folder,
+)
 
 app = typer.Typer(help="The whole job on drawn creatures, in minutes.")
 
@@ -27,7 +35,7 @@ def demo(
         return
     from .demo_job import DemoSettings, run_demo
 
-    folder = Path("bestiary-demo") if out is None else out
+    folder = result_folder(out, "bestiary-demo")
     values = {"seed": seed, "pictures": pictures, "steps": steps, "judged": judged}
     values |= {"device": device, "dtype": dtype, "progress": progress}
     result = run_demo(folder, checked(DemoSettings, values))
@@ -58,7 +66,7 @@ def train_base(
     from .train_base import TrainBaseSettings
     from .train_base import train_base as train
 
-    folder = Path("bestiary-base") if out is None else out
+    folder = result_folder(out, "bestiary-base")
     # the options speak of bf16, the settings of torch's bfloat16
     precision = {"fp32": "float32", "bf16": "bfloat16"}.get(dtype, dtype)
     values: dict[str, object] = dict(assignment(text, "--set") for text in more or ())

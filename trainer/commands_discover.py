@@ -14,6 +14,7 @@ from .command_options import (
     SeedOption,
     checked,
     existing,
+    result_folder,
 )
 from .progress_report import progress_callback
 
@@ -28,7 +29,12 @@ def register(app: typer.Typer) -> None:
 
 
 def discover(
-    images: Annotated[Path, typer.Argument(metavar="FOLDER", help="Folder of pictures; subfolders are read too.")],
+    images: Annotated[
+        Path,
+        typer.Argument(
+            metavar="FOLDER", help="Folder of pictures; subfolders are read too, HEIC where pillow-heif is installed."
+        ),
+    ],
     out: OutOption = None,
     source: Annotated[
         Literal["auto", "dinov2", "diffusion", "descriptor"],
@@ -66,7 +72,7 @@ def discover(
     from .discover import DiscoverSettings
     from .discover import discover as run_discovery
 
-    folder = Path(f"{images.resolve().name}-parts") if out is None else out
+    folder = result_folder(out, f"{images.resolve().name}-parts")
     # options by the names of the settings; those left out stay None and keep their defaults
     values = {"images": images, "out": folder, "source": source, "base": base, "num_parts": num_parts, "kinds": kinds}
     values |= {"names": names, "flip_foreground": flip_foreground, "batch_size": batch_size, "seed": seed}

@@ -6,11 +6,14 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from .command_options import OutOption, existing
+from ..concepts.concept_names import name_of_file
+from ..concepts.file_kinds import CODEBOOK_SUFFIX
+from .command_options import OutOption, existing, result_file, result_folder
 
 if TYPE_CHECKING:
     from ..concepts.spectrum.prompt_spectrum import PromptSpectrum
 
+_FOREIGN = (".pt", ".pth", ".bin", ".ckpt")
 imports = typer.Typer(help="Turn files of other programs into ours.", no_args_is_help=True)
 
 
@@ -45,7 +48,7 @@ def import_partcraft(
     sources = [existing(path, "file") for path in files]
     from .import_partcraft import import_partcraft as convert
 
-    target = out or Path("partcraft.safetensors")
+    target = result_file(out, "partcraft.safetensors", CODEBOOK_SUFFIX)
     for path in convert(sources, target, names=names, class_names=class_names, captions=captions).written:
         typer.echo(f"wrote {path}")
 
@@ -109,7 +112,9 @@ def import_textual_inversion(
 def _write_spectrum(spectrum: "PromptSpectrum", source: Path, out: Path | None) -> None:
     from ..concepts.spectrum.spectrum_file import save_spectrum
 
-    target = out or Path(f"{source.name.split('.')[0]}.spectrum.safetensors")
+    # other programs' endings go, dots in the name stay
+    stem = name_of_file(source.with_suffix("").name if source.suffix in _FOREIGN else source.name)
+    target = result_file(out, f"{stem}.spectrum.safetensors")
     save_spectrum(spectrum, target)
     layers = f", {spectrum.layers} layers" if spectrum.layers else ""
     typer.echo(f"{spectrum.backbone}: {spectrum.stages} stages{layers}, {spectrum.vectors} vectors each")
@@ -130,18 +135,22 @@ def export(
     from ..concepts.concept_file import read_header
     from ..concepts.file_kinds import SPECTRUM_KIND
     from ..concepts.spectrum.spectrum_file import load_spectrum
+    from .new_files import added_together
 
-    target = out or source.with_suffix("")
-    # the kind in the file's header says which of the two it is
-    if read_header(source).kind == SPECTRUM_KIND:
-        from .export_spectrum import export_spectrum
+    name = name_of_file(source.name)
+    target = result_folder(out, source.parent / name)
+    # the kind in the file's header says which of the two it is; nothing that lies there is replaced
+    with added_together(target) as staging:
+        if read_header(source).kind == SPECTRUM_KIND:
+            from .export_spectrum import export_spectrum
 
-        written = export_spectrum(load_spectrum(source), target, source.name.split(".")[0])
-    else:
-        from ..concepts.parts.part_dictionary import PartDictionary
-        from .export_parts import export_dictionary
+            written = export_spectrum(load_spectrum(source), staging, name)
+        else:
+            from ..concepts.parts.part_dictionary import PartDictionary
+            from .export_parts import export_dictionary
 
-        written = export_dictionary(PartDictionary.load(source), target)
+            written = export_dictionary(PartDictionary.load(source), staging)
+        written = [target / path.relative_to(staging) for path in written]
     for path in written:
         typer.echo(f"wrote {path}")
 

@@ -5,7 +5,17 @@ from typing import Annotated, Any
 
 import typer
 
-from .command_options import BaseOption, DeviceOption, DtypeOption, OutOption, ProgressOption, assignment, existing
+from ..concepts.concept_names import checked_file_name
+from .command_options import (
+    BaseOption,
+    DeviceOption,
+    DtypeOption,
+    OutOption,
+    ProgressOption,
+    assignment,
+    existing,
+    result_folder,
+)
 from .progress_report import progress_callback
 
 train = typer.Typer(help="Train concepts on a base model.", no_args_is_help=True)
@@ -56,7 +66,10 @@ def train_parts(
 @train.command("spectrum")
 def train_spectrum(
     source: Annotated[
-        Path | None, typer.Argument(metavar="IMAGE_OR_FOLDER", help="One picture, or a folder of one concept.")
+        Path | None,
+        typer.Argument(
+            metavar="IMAGE_OR_FOLDER", help="One picture, or a folder of one concept; HEIC needs pillow-heif."
+        ),
     ] = None,
     recipe: Annotated[
         Path | None,
@@ -89,10 +102,12 @@ def train_spectrum(
     from .spectrum_settings import load_spectrum_recipe
 
     # flags become dotted keys of the recipe, `--set` comes last and wins
-    typed = {"images.source": source, "method.initial_words": words, "run.name": name, "method.stages": stages}
+    called = name and name.removesuffix(".safetensors").removesuffix(".spectrum")
+    typed = {"images.source": source, "method.initial_words": words, "run.name": called, "method.stages": stages}
     typed |= _shared_flags(base, out, steps, batch_size, seed, device, dtype)
     overrides = {key: value for key, value in typed.items() if value is not None}
     settings = load_spectrum_recipe(recipe, overrides | dict(assignment(text, "--set") for text in more or ()))
+    checked_file_name(settings.run.name, "run.name")
     if check:
         from .spectrum_doctor import examine_spectrum
 
@@ -161,7 +176,9 @@ def _recipe_settings(
     typed = {"discovery.folder": discovery, **_shared_flags(base, out, steps, batch_size, seed, device, dtype)}
     overrides = {key: value for key, value in typed.items() if value is not None}
     overrides |= dict(assignment(text, "--set") for text in more or ())
-    return load_recipe(recipe, overrides)
+    settings = load_recipe(recipe, overrides)
+    checked_file_name(settings.run.name, "run.name")
+    return settings
 
 
 def _shared_flags(
@@ -174,6 +191,6 @@ def _shared_flags(
     dtype: str,
 ) -> dict[str, Any]:
     """Dotted keys that every recipe has, None where a flag was not given."""
-    typed = {"base.path": base, "run.out": out, "optimizer.steps": steps}
+    typed = {"base.path": base, "run.out": out and result_folder(out, out), "optimizer.steps": steps}
     typed |= {"optimizer.batch_size": batch_size, "run.seed": seed}
     return typed | {"run.device": None if device == "auto" else device, "run.dtype": None if dtype == "auto" else dtype}

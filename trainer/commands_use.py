@@ -15,6 +15,7 @@ from .command_options import (
     assignments,
     checked,
     existing,
+    result_folder,
 )
 from .progress_report import progress_callback
 
@@ -74,6 +75,7 @@ def compose(
     """
     from .compose import ComposeSettings, compose_files
 
+    out = out and result_folder(out, out)
     # files are looked for before any library is loaded
     values = {"dictionaries": [existing(path, "file") for path in (dictionary, *(more or ()))], "prompts": prompts}
     values |= {"negative": negative, "base": base, "out": out, "count": count, "seed": seed, "steps": steps}
@@ -115,6 +117,7 @@ def evaluate_parts(
     """
     from .evaluate import EvaluateSettings, evaluate_files
 
+    out = out and result_folder(out, out)
     # baselines are typed as NAME=DICT
     others = assignments(baseline, "--baseline")
     values = {"dictionary": existing(dictionary, "file"), "discovery": existing(discovery, "folder"), "base": base}
@@ -166,6 +169,7 @@ def evaluate_spectrum(
     from .evaluate_spectrum import EvaluateSpectrumSettings
     from .evaluate_spectrum import evaluate_spectrum as run_evaluation
 
+    out = out and result_folder(out, out)
     values = {"spectrum": existing(spectrum, "file"), "images": images, "base": base, "out": out, "count": count}
     values |= {"clip": clip, "prompts": prompts, "pictures": pictures, "steps": steps, "guidance": guidance}
     values |= {"size": size, "seed": seed, "device": device, "dtype": dtype}

@@ -3,8 +3,10 @@
 import hashlib
 import io
 import json
+import os
 import re
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Literal
@@ -13,8 +15,10 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 from pydantic import BaseModel, ConfigDict, Field
 
-from ..concepts.atomic_file import check_writable, replacing, write_bytes
+from ..concepts.atomic_file import check_writable, replacing
+from ..concepts.concept_names import name_of_file
 from ..concepts.errors import BestiaryError
+from ..concepts.name_search import plain_name
 from ..concepts.parts.part_dictionary import PartDictionary
 from ..concepts.spectrum.prompt_spectrum import PromptSpectrum
 from ..concepts.spectrum.stage_bounds import DEFAULT_STAGES, StageBounds
@@ -117,7 +121,7 @@ def compose_files(settings: ComposeSettings, on_progress: Callable[[int, int], N
     staged = is_staged([*settings.prompts, settings.negative], sources, overrides)
     if staged and settings.heat_maps:
         raise BestiaryError("heat maps are made of prompts that say the same at every stage: leave --heat-maps out")
-    folder = settings.out or Path(f"{settings.dictionaries[0].stem}-pictures")
+    folder = settings.out or Path(f"{name_of_file(settings.dictionaries[0].name)}-pictures")
     check_writable(folder)
     base = settings.base or base_of(next(iter({**dictionaries, **sources.spectra}.values())))
     denoiser = load_denoiser(base, device=settings.device, dtype=settings.dtype)
@@ -128,25 +132,33 @@ def compose_files(settings: ComposeSettings, on_progress: Callable[[int, int], N
         for prompt in settings.prompts
         for number in range(settings.count)
     ]
-    if staged:
-        pictures = make_staged_pictures(denoiser, sources, orders, choice, overrides=overrides, on_progress=on_progress)
-    else:
-        pictures = make_pictures(
-            denoiser, dictionaries, orders, choice, attention=settings.heat_maps, on_progress=on_progress
-        )
-    # pictures, each followed by its heat maps, then the sheet
-    recipe = recipe_of(settings, base)
-    written = []
-    for picture in pictures:
-        written.append(write_numbered(folder, picture.to_image(), recipe, picture.order))
+    recipe, numbers = recipe_of(settings, base), NumberedFiles(folder)
+    written: dict[int, list[Path]] = {}
+
+    def keep(row: int, picture: Picture) -> None:
+        # at once and whole: what is made stays, whatever happens to those that follow
+        path = numbers.write(picture.to_image(), recipe, picture.order, row)
+        written[row] = [path]
         if settings.heat_maps and picture.mentions:
             sheet = heat_map_sheet(picture, dictionaries)
-            written.append(_write_sheet(written[-1].with_name(f"{written[-1].stem}-attention.png"), sheet))
+            written[row].append(_write_sheet(path.with_name(f"{path.stem}-attention.png"), sheet))
+
+    if staged:
+        pictures = make_staged_pictures(
+            denoiser, sources, orders, choice, overrides=overrides, on_progress=on_progress, on_picture=keep
+        )
+    else:
+        pictures = make_pictures(
+            denoiser, dictionaries, orders, choice,
+            attention=settings.heat_maps, on_progress=on_progress, on_picture=keep,
+        )  # fmt: skip
+    # pictures in their order, each followed by its heat maps, then the sheet
+    paths = [path for row in range(len(orders)) for path in written[row]]
     if settings.sheet:
         captions = [f"{picture.order.prompt}  (seed {picture.order.seed})" for picture in pictures]
         sheet = contact_sheet([picture.to_image() for picture in pictures], captions)
-        written.append(write_numbered(folder, sheet, recipe, None, prefix="sheet-"))
-    return written
+        paths.append(write_numbered(folder, sheet, recipe, None, prefix="sheet-"))
+    return paths
 
 
 def _sources(
@@ -173,8 +185,8 @@ def load_dictionaries(paths: Sequence[Path]) -> dict[str, PartDictionary]:
     """
     dictionaries: dict[str, PartDictionary] = {}
     for path in paths:
-        name = path.name.split(".")[0]
-        if name in dictionaries:
+        name = name_of_file(path.name)
+        if plain_name(name) in map(plain_name, dictionaries):
             raise BestiaryError(
                 f"two dictionaries are named {name!r}: rename one file, so that prompts can tell them apart"
             )
@@ -230,6 +242,44 @@ def write_numbered(
     Raises:
         BestiaryError: the folder cannot be written to.
     """
+    return NumberedFiles(folder, prefix).write(image, recipe, order, 0)
+
+
+class NumberedFiles:
+    """Pictures of one order in a folder, numbered from the first free number on; each appears whole or not at all."""
+
+    def __init__(self, folder: Path, prefix: str = "") -> None:
+        """The first number follows the largest that is there now."""
+        self._folder, self._prefix = Path(folder), prefix
+        self._first = self._largest() + 1
+
+    def write(self, image: Image.Image, recipe: Mapping[str, object], order: PictureOrder | None, place: int) -> Path:
+        """Write one PNG as `write_numbered` does; it gets the number of its place unless another program took it.
+
+        Raises:
+            BestiaryError: the folder cannot be written to.
+        """
+        content = _png_with_recipe(image, recipe, order)
+        number = self._first + place
+        while True:
+            path = self._folder / f"{self._prefix}{number:04d}.png"
+            try:
+                _write_new(path, content)
+            except FileExistsError:
+                number = self._largest() + 1
+            else:
+                return path
+
+    def _largest(self) -> int:
+        try:
+            names = [entry.name for entry in self._folder.iterdir()] if self._folder.is_dir() else []
+        except OSError as fault:
+            raise _not_writable(self._folder, fault) from fault
+        taken = [re.match(rf"{re.escape(self._prefix)}(\d+)", name) for name in names]
+        return max((int(match[1]) for match in taken if match), default=0)
+
+
+def _png_with_recipe(image: Image.Image, recipe: Mapping[str, object], order: PictureOrder | None) -> bytes:
     info = PngInfo()
     made = {} if order is None else {"prompt": order.prompt, "negative": order.negative, "seed": order.seed}
     info.add_itxt("bestiary", json.dumps({**made, **recipe}, ensure_ascii=False))
@@ -240,14 +290,39 @@ def write_numbered(
         info.add_itxt("parameters", "\n".join([*lines, f"{settings}, Size: {image.width}x{image.height}"]))
     buffer = io.BytesIO()
     image.save(buffer, "PNG", pnginfo=info)
-    # the number is taken first, then the file takes its place whole
-    path = _reserve(folder, prefix)
+    return buffer.getvalue()
+
+
+def _write_new(path: Path, content: bytes) -> None:
+    """Write a file whole under a name that nothing has; FileExistsError where something has it."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
-        write_bytes(path, buffer.getvalue())
-    except BestiaryError:
-        path.unlink(missing_ok=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary.write_bytes(content)
+        # a second name for the finished file, which the system refuses where the name is taken
+        try:
+            os.link(temporary, path)
+        except FileExistsError:
+            raise
+        except OSError:
+            # file systems without hard links: a rename there, which Windows refuses likewise
+            if path.exists():
+                raise FileExistsError(path) from None
+            os.rename(temporary, path)
+    except FileExistsError:
         raise
-    return path
+    except OSError as fault:
+        raise BestiaryError(
+            f"could not write {path}: {fault.strerror or fault}; nothing was changed there. Free some disk space or choose "
+            "another --out folder"
+        ) from fault
+    finally:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
+def _not_writable(folder: Path, fault: OSError) -> BestiaryError:
+    return BestiaryError(f"cannot write to {folder}: {fault.strerror or fault}; choose another --out folder")
 
 
 def heat_map_sheet(picture: Picture, dictionaries: Mapping[str, PartDictionary]) -> Image.Image:
@@ -266,24 +341,3 @@ def _write_sheet(path: Path, sheet: Image.Image) -> Path:
     with replacing(path) as temporary:
         sheet.save(temporary, "PNG")
     return path
-
-
-def _reserve(folder: Path, prefix: str) -> Path:
-    """An empty file under the next free number; created exclusively, so that two programs never take the same."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        taken = [re.match(rf"{prefix}(\d+)", entry.name) for entry in folder.iterdir()]
-        number = max((int(match[1]) for match in taken if match), default=0)
-        while True:
-            number += 1
-            path = folder / f"{prefix}{number:04d}.png"
-            # exclusive creation: another program may have taken the number
-            try:
-                path.open("xb").close()
-                return path
-            except FileExistsError:
-                continue
-    except OSError as fault:
-        raise BestiaryError(
-            f"cannot write to {folder}: {fault.strerror or fault}; choose another --out folder"
-        ) from fault

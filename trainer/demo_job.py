@@ -6,7 +6,6 @@ alone; what is known of the drawings is used to score it.
 
 import json
 import logging
-import shutil
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,7 +15,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from ..concepts.atomic_file import write_bytes, write_text
+from ..concepts.atomic_file import remove_leftovers, write_bytes, write_text
 from ..concepts.errors import BestiaryError
 from ..concepts.parts.part_dictionary import PartDictionary
 from . import demo_pictures
@@ -28,6 +27,7 @@ from .discover import DiscoverSettings, discover
 from .discovery_folder import Discovery
 from .drawn_truth import PICTURES, draw_pictures
 from .progress_report import ProgressStyle, duration, progress_callback
+from .run_folder import CONFIG_NAME
 from .settings import load_recipe
 from .train_parts import resume_training, train_parts
 
@@ -111,14 +111,12 @@ class DemoJob:
     def train(self) -> None:
         """Learn a token for every part and kind; goes on from the last saved state where there is one."""
         run = self.out / "training"
-        # a run folder without a saved state cannot be gone on with
-        try:
-            result = resume_training(run, on_progress=self._progress("train")) if run.is_dir() else None
-        except BestiaryError as fault:
-            logger.info("training starts anew: %s", fault)
-            result = None
-        if result is None:
-            shutil.rmtree(run, ignore_errors=True)
+        # whatever an earlier start left is gone on with or left alone: a fault on the way costs no state
+        begun = list(self.out.glob(f"training*/{CONFIG_NAME}"))
+        if begun:
+            newest = max(begun, key=lambda config: config.stat().st_mtime_ns).parent
+            result = resume_training(newest, on_progress=self._progress("train"))
+        else:
             overrides: dict[str, Any] = {
                 "discovery.folder": self.out / "discovery",
                 "run.out": run,
@@ -165,6 +163,7 @@ def run_demo(out: Path, settings: DemoSettings) -> DemoResult:
         BestiaryError: the folder cannot be written to, or holds a demo of other settings.
     """
     out = Path(out)
+    remove_leftovers(out)
     # stages done before are passed over
     seconds = _read_record(out, settings)
     job = DemoJob(out, settings)

@@ -42,8 +42,6 @@ class DenoiserParts:
     schedule: NoiseSchedule
     scheduler_config: Mapping[str, object]
     """The folder's scheduler_config.json, from which samplers are built."""
-    zero_empty_prompt: bool = False
-    """True where an empty negative prompt means zeros, not the encoding of nothing (SDXL)."""
     memory_format: torch.memory_format = torch.channels_last
     """Layout of the denoiser's convolution weights and inputs."""
     vae_memory_format: torch.memory_format = torch.channels_last
@@ -68,7 +66,6 @@ class DiffusersDenoiser:
         self.vae = None if parts.vae is None else parts.vae.eval().requires_grad_(False)
         self.text = parts.text
         self._autoencoder_config = {} if parts.vae is None else dict(parts.vae.config)
-        self._zero_empty_prompt = parts.zero_empty_prompt
         self._num_levels = len(self.unet.config.block_out_channels)
         self._memory_format, self._vae_memory_format = parts.memory_format, parts.vae_memory_format
         # attention that can be asked for columns, and the names by which layers are asked
@@ -88,6 +85,11 @@ class DiffusersDenoiser:
         """Dtype in which the denoiser computes."""
         return self.unet.conv_in.weight.dtype
 
+    @property
+    def autoencoder_dtype(self) -> torch.dtype:
+        """Dtype in which the autoencoder computes; some overflow in the denoiser's."""
+        return self._autoencoder().dtype
+
     # text
 
     def tokenize(self, pieces: Sequence[PromptPiece], chunks: int | None = None) -> PromptTokens:
@@ -99,12 +101,11 @@ class DiffusersDenoiser:
         return self._text_encoders().encode(prompts, vectors)
 
     def empty_conditioning(self) -> TextConditioning:
-        """What an empty negative prompt says, `(1, L, E)`: its encoding, or zeros where the model was trained so (SDXL)."""
-        text = self.encode_prompts([self.tokenize([], chunks=1)], None)
-        if not self._zero_empty_prompt:
-            return text
-        pooled = None if text.pooled is None else torch.zeros_like(text.pooled)
-        return TextConditioning(torch.zeros_like(text.context), pooled, text.positions)
+        """What an empty negative prompt says, `(1, L, E)`: its encoding, as in every graph of ComfyUI and in training captions.
+
+        diffusers' own pipeline gives zeros for SDXL instead; pictures of a graph and of a command would then differ.
+        """
+        return self.encode_prompts([self.tokenize([], chunks=1)], None)
 
     def word_vectors(self, words: str) -> Tensor:
         """Embedding rows `(n, D)` of plain words, all text encoders side by side."""
@@ -210,7 +211,11 @@ class DiffusersDenoiser:
         sizes = text.sizes
         if sizes is None:
             sizes = self._whole_picture(latents.shape[-2], latents.shape[-1]).expand(latents.shape[0], -1)  # (B, 6)
-        return {"text_embeds": text.pooled.to(self.device, self.dtype), "time_ids": sizes.to(self.device, self.dtype)}
+        # half precision would round 1000 pixels and 1004 to one number
+        return {
+            "text_embeds": text.pooled.to(self.device, self.dtype),
+            "time_ids": sizes.to(self.device, torch.float32),
+        }
 
     def _whole_picture(self, height: int, width: int) -> Tensor:
         """Sizes `(6,)` of an uncropped picture with a latent of `height` x `width`; made once, to spare the device a copy."""

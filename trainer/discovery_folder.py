@@ -9,19 +9,32 @@ import io
 import json
 import os
 import shutil
+import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from torch import Tensor
 
 from ..concepts.atomic_file import replacing, write_text
+from ..concepts.concept_file import read_header, read_tensors
 from ..concepts.errors import BestiaryError
 from ..concepts.parts.part_codebook import PartCodebook
 from ..concepts.parts.part_map import PartMaps
+from .discovery_schema import (
+    check_count,
+    check_maps,
+    check_maps_header,
+    check_report,
+    checked_names,
+    checked_skipped,
+    json_of,
+    text_of,
+    told_as_damaged,
+)
 
 CODEBOOK = "codebook.parts.safetensors"
 PART_MAPS = "part_maps.safetensors"
@@ -58,24 +71,16 @@ class Discovery:
         finish_edit(folder)
         report = read_report(folder)
         pictures = pictures_folder(folder, report) if images_folder is None else Path(images_folder)
-        names = _read_names(folder / IMAGES)
+        names = read_picture_names(folder)
         maps = read_maps(folder / PART_MAPS)
-        if len(names) != len(maps.labels):
-            raise BestiaryError(
-                f"{folder}: {IMAGES} has {len(names)} lines, {PART_MAPS} {len(maps.labels)} pictures; discover anew"
-            )
+        check_count(folder, names, maps)
         if check_images and not (pictures / names[0]).is_file():
             raise BestiaryError(
                 f"the pictures of {folder} were in {pictures} and {names[0]} is not there: say where they are now"
             )
         # three files of one folder must tell of the same pictures and the same parts
         codebook = PartCodebook.load(folder / CODEBOOK)
-        parts = maps.codes.shape[1]  # of (N, M)
-        if parts != codebook.num_parts:
-            raise BestiaryError(
-                f"{folder}: {PART_MAPS} has {parts} parts, {CODEBOOK} {codebook.num_parts}: files of two discoveries; "
-                "discover anew"
-            )
+        check_maps(folder, maps, codebook)
         return cls(folder, pictures, [pictures / name for name in names], maps, codebook, report)
 
 
@@ -91,25 +96,22 @@ def read_report(folder: Path, needs: Sequence[str] = ()) -> dict[str, object]:
         cause = "an unfinished discovery: run the same `bestiary discover` again" if unfinished else "no discovery"
         raise BestiaryError(f"{folder} holds {cause}; give a folder that `bestiary discover` finished")
     # a report is written last, so an unreadable one is damaged, not unfinished
-    try:
-        report = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as fault:
-        raise BestiaryError(f"{path} is damaged ({fault}): discover anew with --restart") from fault
-    entries = report if isinstance(report, dict) else {}
-    lacking = [name for name in ("images_folder", *needs) if name not in entries]
-    if lacking:
-        raise BestiaryError(f"{path} is damaged (it lacks {', '.join(lacking)}): discover anew with --restart")
+    with told_as_damaged(path):
+        report = json_of(text_of(path))
+        check_report(report, ("images_folder", *needs))
     return report
 
 
-def _read_names(path: Path) -> list[str]:
-    try:
+def read_picture_names(folder: Path) -> list[str]:
+    """Paths of the pictures of a discovery within their folder, in the order of the maps.
+
+    Raises:
+        BestiaryError: the list is missing or damaged.
+    """
+    path = Path(folder) / IMAGES
+    with told_as_damaged(path):
         # lines are split at line feeds alone: names may hold other separators
-        return path.read_text(encoding="utf-8").split("\n")[:-1]
-    except UnicodeDecodeError as fault:
-        raise BestiaryError(
-            f"{path} is damaged ({fault.reason} at byte {fault.start}): discover anew with --restart"
-        ) from fault
+        return checked_names(text_of(path).split("\n")[:-1])
 
 
 def pictures_folder(folder: Path, report: Mapping[str, object]) -> Path:
@@ -125,11 +127,10 @@ def read_maps(path: Path) -> PartMaps:
     Raises:
         BestiaryError: the file is missing or damaged.
     """
-    try:
-        with safe_open(path, "pt") as file:
-            return PartMaps(file.get_tensor("labels"), file.get_tensor("codes").long())  # (N, h, w), (N, M)
-    except (OSError, SafetensorError) as fault:
-        raise BestiaryError(f"{path} cannot be read ({fault}): discover anew with --restart") from fault
+    with told_as_damaged(path):
+        check_maps_header(read_header(path))
+        tensors = read_tensors(path)
+    return PartMaps(tensors["labels"], tensors["codes"].long())  # (N, h, w), (N, M)
 
 
 def read_labels(path: Path) -> Tensor:
@@ -138,11 +139,10 @@ def read_labels(path: Path) -> Tensor:
     Raises:
         BestiaryError: the file is missing or damaged.
     """
-    try:
+    with told_as_damaged(path):
+        check_maps_header(read_header(path))
         with safe_open(path, "pt") as file:
             return file.get_tensor("labels")
-    except (OSError, SafetensorError) as fault:
-        raise BestiaryError(f"{path} cannot be read ({fault}): discover anew with --restart") from fault
 
 
 def write_maps(path: Path, pieces: Iterable[PartMaps], num_images: int, grid: tuple[int, int], num_parts: int) -> None:
@@ -200,8 +200,8 @@ def read_skipped(folder: Path) -> list[tuple[str, str]]:
     path = Path(folder) / SKIPPED
     if not path.is_file():
         return []
-    with open(path, encoding="utf-8", newline="") as file:
-        return [(row["path"], row["reason"]) for row in csv.DictReader(file)]
+    with told_as_damaged(path):
+        return checked_skipped(text_of(path))
 
 
 def write_report(folder: Path, report: Mapping[str, object]) -> None:
@@ -212,7 +212,7 @@ def write_report(folder: Path, report: Mapping[str, object]) -> None:
 def read_lines_at(path: Path, rows: Iterable[int]) -> dict[int, str]:
     """Some lines of a text file by their place, reading one line at a time."""
     wanted = set(rows)
-    with open(path, encoding="utf-8") as file:
+    with open(path, encoding="utf-8-sig") as file:
         return {row: line.rstrip("\n") for row, line in enumerate(file) if row in wanted}
 
 
@@ -225,9 +225,10 @@ def editing(folder: Path) -> Iterator[Path]:
     Raises:
         BestiaryError: the folder cannot be written to.
     """
-    staging = folder / f".edit.{os.getpid()}"
+    staging = None
     try:
-        staging.mkdir(exist_ok=True)
+        # a new folder under a name that nobody could have taken: what leads elsewhere is never written to
+        staging = Path(tempfile.mkdtemp(prefix=".edit.", dir=folder))
         yield staging
         # from here on the edit counts: whoever reads the folder next completes it
         os.replace(staging, folder / _STAGED)
@@ -237,17 +238,32 @@ def editing(folder: Path) -> Iterator[Path]:
             f"{folder} cannot be written to ({fault.strerror or fault}): nothing was changed there"
         ) from fault
     finally:
-        shutil.rmtree(staging, ignore_errors=True)
+        if staging is not None:
+            shutil.rmtree(staging, ignore_errors=True)
 
 
 def finish_edit(folder: Path) -> None:
-    """Complete an edit that was interrupted after it had been decided; does nothing elsewhere."""
+    """Complete an edit that was interrupted after it had been decided; does nothing elsewhere.
+
+    Raises:
+        BestiaryError: what lies there leads elsewhere or holds no plain files, so no edit has made it; nothing is moved.
+    """
     staged = Path(folder) / _STAGED
-    if not staged.is_dir():
+    if not staged.is_dir() and not staged.is_symlink():
         return
+    # links would let a discovery of others move files of its reader
+    strange = [staged] if staged.is_symlink() else [path for path in staged.iterdir() if not _is_plain_file(path)]
+    if strange:
+        raise BestiaryError(
+            f"{strange[0]} is a link or no file, which an interrupted edit never leaves: look at it and remove {staged}"
+        )
     for path in sorted(staged.iterdir()):
         os.replace(path, Path(folder) / path.name)
     staged.rmdir()
+
+
+def _is_plain_file(path: Path) -> bool:
+    return path.is_file() and not path.is_symlink()
 
 
 def _little_endian(tensor: Tensor, kind: str) -> bytes:

@@ -16,9 +16,7 @@ from ..concepts.errors import BestiaryError
 from ..concepts.parts.part_codebook import PartCodebook
 from ..concepts.patch_features import FeatureSource, PatchGrid
 from .discovery_state import DiscoveryState, PartShard, SampleShard, Skipped
-from .image_files import UnreadableImage, fit_square, image_to_tensor, read_image
-
-_HALF_MAX = torch.finfo(torch.float16).max
+from .image_files import GONE, UnreadableImage, fit_square, image_to_tensor, read_image
 
 
 @dataclass(frozen=True)
@@ -66,6 +64,7 @@ def sample_shard(
     """Pass 1: store the features of the chosen pictures of a shard."""
     skipped: Skipped = []
     found = list(_described(chosen, reader, source, batch_size, skipped))
+    _check_still_there(reader, len(chosen), skipped)
     state.write_sample(shard, _joined_sample(found) if found else None, skipped)
 
 
@@ -88,6 +87,7 @@ def describe_shard(
     pieces = [] if sampled is None else list(_in_batches(sampled, batch_size))
     pieces = [_part_piece(piece, codebook) for piece in pieces]
     pieces += [_part_piece(piece, codebook) for piece in _described(left, reader, source, batch_size, skipped)]
+    _check_still_there(reader, len(left), skipped)
     state.write_parts(shard, _joined_parts(pieces) if pieces else None, sorted([*unreadable, *skipped]))
 
 
@@ -123,6 +123,21 @@ def check_features(grid: PatchGrid, names: Sequence[str]) -> None:
         )
 
 
+def _check_still_there(reader: PictureReader, count: int, skipped: Skipped) -> None:
+    """Stop before a shard is written without its pictures: a finished discovery could not be told from a whole one.
+
+    Raises:
+        BestiaryError: the folder, or most of `count` pictures that were to be read, has vanished.
+    """
+    gone = [name for name, reason in skipped if reason == GONE]
+    if not reader.root.is_dir() or 2 * len(gone) > count:
+        told = f"{len(gone)} of {count} pictures are no longer there, first {gone[0]}" if gone else "it is gone"
+        raise BestiaryError(
+            f"the picture folder {reader.root} has vanished while it was read ({told}): bring it back and run the same command "
+            "again, which goes on where this one stopped"
+        )
+
+
 def _described(
     indices: Sequence[int], reader: PictureReader, source: FeatureSource, batch_size: int, skipped: Skipped
 ) -> Iterator[SampleShard]:
@@ -130,16 +145,13 @@ def _described(
         grid = source(images)
         check_features(grid, [reader.names[place] for place in places])
         # rounded as stored samples are, so that a picture gets the same labels whether it was sampled or not
-        rounded = grid.features.float().cpu().clamp(-_HALF_MAX, _HALF_MAX).half().float()  # (n, h, w, D)
-        saliency = None if grid.saliency is None else grid.saliency.float().cpu()
-        yield SampleShard(torch.tensor(places), PatchGrid(rounded, saliency))
+        yield SampleShard(torch.tensor(places), grid.rounded())
 
 
 def _in_batches(sampled: SampleShard, batch_size: int) -> Iterator[SampleShard]:
     for start in range(0, len(sampled.index), batch_size):
         rows = slice(start, start + batch_size)
-        saliency = None if sampled.grid.saliency is None else sampled.grid.saliency[rows]
-        yield SampleShard(sampled.index[rows], PatchGrid(sampled.grid.features[rows], saliency))
+        yield SampleShard(sampled.index[rows], sampled.grid.rows(rows))
 
 
 def _part_piece(piece: SampleShard, codebook: PartCodebook) -> PartShard:
@@ -149,10 +161,7 @@ def _part_piece(piece: SampleShard, codebook: PartCodebook) -> PartShard:
 
 
 def _joined_sample(pieces: Sequence[SampleShard]) -> SampleShard:
-    has_saliency = all(piece.grid.saliency is not None for piece in pieces)
-    saliency = torch.cat([piece.grid.saliency for piece in pieces]) if has_saliency else None
-    # (n, h, w, D) of all pieces
-    grid = PatchGrid(torch.cat([piece.grid.features for piece in pieces]), saliency)
+    grid = PatchGrid.joined([piece.grid for piece in pieces])
     return SampleShard(torch.cat([piece.index for piece in pieces]), grid)
 
 

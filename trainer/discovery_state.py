@@ -33,7 +33,7 @@ class SampleShard:
     index: Tensor
     """`(n,)` long: place of each picture in the list of files."""
     grid: PatchGrid
-    """Features `(n, h, w, D)`, rounded to half precision."""
+    """Features `(n, h, w, D)` and details, rounded to half precision."""
 
 
 @dataclass(frozen=True)
@@ -87,6 +87,8 @@ class DiscoveryState:
         tensors = {} if found is None else {"index": found.index, "features": found.grid.features.half()}
         if found is not None and found.grid.saliency is not None:
             tensors["saliency"] = found.grid.saliency.float()
+        if found is not None and found.grid.detail is not None:
+            tensors["detail"] = found.grid.detail.half()
         _write(self.sample_path(shard), tensors, skipped)
 
     def read_sample(self, shard: int) -> tuple[SampleShard | None, Skipped]:
@@ -99,7 +101,8 @@ class DiscoveryState:
             if "features" not in names:
                 return None, skipped
             saliency = file.get_tensor("saliency") if "saliency" in names else None
-            grid = PatchGrid(file.get_tensor("features").float(), saliency)
+            detail = file.get_tensor("detail").float() if "detail" in names else None
+            grid = PatchGrid(file.get_tensor("features").float(), saliency, detail)
             return SampleShard(file.get_tensor("index"), grid), skipped
 
     def write_parts(self, shard: int, found: PartShard | None, skipped: Skipped) -> None:

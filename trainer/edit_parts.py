@@ -4,6 +4,7 @@ A name is a part (`head`, or its number) or a kind of a part (`head:17`, `head:c
 Letters: N pictures, n pictures of a piece, (h, w) patch grid, M parts, d channels of part means.
 """
 
+import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -29,13 +30,16 @@ from .discovery_folder import (
     pictures_folder,
     read_labels,
     read_maps,
+    read_picture_names,
     read_report,
     write_lines,
     write_maps,
     write_report,
 )
 from .discovery_page import page_content, write_discovery_page
+from .discovery_schema import check_count, check_maps
 from .discovery_state import DiscoveryState, read_plan
+from .folder_lock import alone_in
 
 _PIECE = 1024
 _REPORT_ENTRIES = ("images", "skipped", "parts", "typical", "examples", "part_of", "source", "settings")
@@ -101,14 +105,28 @@ def _after(first: CodebookEdit, second: CodebookEdit) -> CodebookEdit:
 
 
 def _edit(folder: Path, change: Edit, refit: bool = False) -> None:
+    """Change the codebook and carry all files over to it, alone in the folder: an edit builds on the one before it."""
+    # what is no discovery is said before anything is held
+    read_report(folder, needs=_REPORT_ENTRIES)
+    with alone_in(folder):
+        _edit_alone(folder, change, refit)
+
+
+def _edit_alone(folder: Path, change: Edit, refit: bool) -> None:
     """Change the codebook and carry maps, captions, report and page over to it."""
     folder = Path(folder)
+    # half-written files of killed programs: nobody else is here
+    for left in folder.glob(".edit.*"):
+        if left.is_dir() and not left.is_symlink():
+            shutil.rmtree(left, ignore_errors=True)
     # an edit that was interrupted is completed first: this one builds on it
     finish_edit(folder)
     report = read_report(folder, needs=_REPORT_ENTRIES)
     codebook = PartCodebook.load(folder / CODEBOOK)
-    edit = change(codebook)
     old = read_maps(folder / PART_MAPS)
+    check_count(folder, read_picture_names(folder), old)
+    check_maps(folder, old, codebook, report)
+    edit = change(codebook)
     codebook, codes = edit.codebook, _moved_codes(edit, old)
     # which first part became which: the stored part means still have the first numbers
     part_of = [edit.parts[part] for part in report["part_of"]]

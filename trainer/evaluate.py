@@ -18,6 +18,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 
 from ..concepts.atomic_file import check_writable, write_text
+from ..concepts.concept_names import name_of_file
 from ..concepts.denoiser import ProgressCallback
 from ..concepts.errors import BestiaryError
 from ..concepts.parts.part_codebook import PartCodebook
@@ -208,9 +209,9 @@ def evaluate_files(settings: EvaluateSettings, report: StageReport) -> Path:
     # everything is loaded and checked before the first picture
     started = time.monotonic()
     discovery = Discovery.load(settings.discovery)
-    paths = {settings.dictionary.name.split(".")[0]: settings.dictionary, **settings.baselines}
+    paths = {name_of_file(settings.dictionary.name): settings.dictionary, **settings.baselines}
     dictionaries = {name: PartDictionary.load(path) for name, path in paths.items()}
-    folder = settings.out or Path(f"{settings.dictionary.name.split('.')[0]}-evaluation")
+    folder = settings.out or Path(f"{name_of_file(settings.dictionary.name)}-evaluation")
     check_writable(folder)
     base = settings.base or base_of(next(iter(dictionaries.values())))
     denoiser = load_denoiser(base, device=settings.device, dtype=settings.dtype)

@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validat
 from torch import Tensor, nn
 
 from ..concepts.atomic_file import write_text
+from ..concepts.concept_names import name_of_file
 from ..concepts.errors import BestiaryError
 from ..concepts.spectrum.prompt_spectrum import PromptSpectrum, check_spectrum_backbone
 from ..concepts.spectrum.spectrum_file import load_spectrum
@@ -109,7 +110,7 @@ def evaluate_spectrum(settings: EvaluateSpectrumSettings, on_progress: ProgressR
     setup = _setup(settings, spectrum)
     check_spectrum_backbone(settings.spectrum.name, spectrum, setup.denoiser.backbone)
     losses = stage_losses(setup, spectrum, settings.count, on_progress)
-    folder = settings.out or Path(f"{settings.spectrum.name.split('.')[0]}-evaluation")
+    folder = settings.out or Path(f"{name_of_file(settings.spectrum.name)}-evaluation")
     record = {
         "spectrum": settings.spectrum.name,
         "pictures": list(setup.pictures.names),
@@ -134,7 +135,7 @@ def _order(settings: EvaluateSpectrumSettings, spectrum: PromptSpectrum) -> Like
     Raises:
         BestiaryError: a prompt does not name the spectrum, or not as prompts can.
     """
-    name = settings.spectrum.name.split(".")[0]
+    name = name_of_file(settings.spectrum.name)
     prompts = settings.prompts or (f"a photo of a <{name}>",)
     for prompt in prompts:
         resolve_staged_prompt(prompt, PromptSources({name: spectrum}, presets=spectrum.presets))

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ..concepts.atomic_file import write_text
 from ..concepts.concept_file import read_tensors, write_tensors
+from ..concepts.concept_names import RESERVED_NAMES
 from ..concepts.errors import BestiaryError
 from ..concepts.spectrum.prompt_spectrum import PromptSpectrum
 from .export_parts import (
@@ -69,9 +70,10 @@ def _write_embedding(folder: Path, name: str, tensors: dict[str, Tensor], spectr
 
 
 def _plain(name: str) -> str:
-    """Lower-case ASCII letters and digits joined by hyphens."""
-    text = unicodedata.normalize("NFKD", name).encode("ascii", "ignore").decode().lower()
-    return re.sub(r"[^a-z0-9]+", "-", text).strip("-") or "spectrum"
+    """The name as all three programs can type it: in small letters, with hyphens for spaces and signs; dots stay."""
+    plain = re.sub(r"[^\w.]+|_+", "-", unicodedata.normalize("NFC", name).lower()).strip("-.") or "spectrum"
+    # Windows keeps some names for devices
+    return f"{plain}-spectrum" if plain.split(".")[0] in RESERVED_NAMES else plain
 
 
 def _guide(spectrum: PromptSpectrum, name: str) -> str:

@@ -5,9 +5,10 @@ from typing import Literal
 
 from ..concepts.denoiser import Denoiser
 from ..concepts.errors import BestiaryError
+from ..concepts.imagenet_features import ImagenetFeatures
 from ..concepts.patch_features import DescriptorFeatures, DiffusionFeatures, DinoFeatures, FeatureSource
 
-SourceChoice = Literal["auto", "dinov2", "diffusion", "descriptor"]
+SourceChoice = Literal["auto", "dinov2", "imagenet", "diffusion", "descriptor"]
 Spec = dict[str, "str | int | float"]
 
 DINO_MODEL = "vit_base_patch14_dinov2.lvd142m"
@@ -52,9 +53,11 @@ def build_feature_source(spec: Spec, denoiser: Denoiser | None = None, *, device
         return DescriptorFeatures(**settings)
     if name == "dinov2":
         return DinoFeatures(settings.pop("weights", None), device=device, **settings)
+    if name == "imagenet":
+        return ImagenetFeatures(settings.pop("weights", None), device=device, **settings)
     if name == "diffusion":
         return _diffusion_source(settings, denoiser)
-    raise BestiaryError(f"unknown feature source {name!r}: choose one of dinov2, diffusion, descriptor")
+    raise BestiaryError(f"unknown feature source {name!r}: choose one of dinov2, imagenet, diffusion, descriptor")
 
 
 def dino_weights_on_disk() -> bool:

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, NoReturn, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -130,37 +130,52 @@ def fit(
     on_progress: ProgressCallback | None = None,
     on_preview: Callable[[TrainingState], None] | None = None,
     should_stop: Callable[[], bool] | None = None,
+    interruptions: tuple[type[BaseException], ...] = (),
 ) -> TrainingState:
     """Train `objective` from the newest state in `run`, or from the start.
+
+    Args:
+        interruptions: what a host raises out of the middle of a step when its user stops; the step is then undone, and
+            the run stops as for `should_stop`.
 
     Returns:
         The state after the last step.
 
     Raises:
-        BestiaryError: the loss is not finite (step, batch and file names are told), or a state cannot be written.
-        TrainingStopped: Ctrl-C or `should_stop`; the state is saved first.
+        BestiaryError: the loss is not finite (step, batch and file names are told), a state cannot be written, no saved
+            state is whole, or another training writes into `run` now.
+        TrainingStopped: Ctrl-C, `should_stop` or an interruption; the state is saved first.
     """
     parallel = parallel or SingleProcess()
     # set up: state, module, meters
     scaler = torch.amp.GradScaler("cuda") if loop.half_precision else None
     state = TrainingState(groups, betas=loop.betas, ema=loop.ema, scaler=scaler)
-    _resume(state, run, parallel)
-    module = parallel.wrap(objective)
-    meter = CurveMeter()
-    first_step, started = state.step, time.monotonic()
-    with stop_signals(should_stop) as stopped, _curve_writer(run, loop, parallel) as writer:
+    alone = run.locked() if parallel.rank == 0 else nullcontext()
+    with alone, stop_signals(should_stop) as stopped, _curve_writer(run, loop, parallel) as writer:
+        _resume(state, run, parallel)
+        module = parallel.wrap(objective)
+        meter = CurveMeter()
+        first_step, started = state.step, time.monotonic()
+        # whoever stops before the first step waits for none
+        if first_step < loop.steps and _stop_together(stopped, parallel, agree=False):
+            _stop(state, run, loop.keep_states, parallel)
         for step in range(first_step, loop.steps):
             state.set_learning_rates(schedule_factor(step, loop.steps, loop.warmup, loop.schedule))
             # forward and backward
             names, losses = [], []
-            for micro_step in range(loop.accumulation):
-                batch = batches.draw(step, micro_step)
-                with parallel.gradients(module, synchronise=micro_step == loop.accumulation - 1):
-                    report = module(batch)
-                    _backward(report.total / loop.accumulation, scaler)
-                meter.add(report.curves)
-                names.append(batch.names)
-                losses.append(report.total.detach())
+            try:
+                for micro_step in range(loop.accumulation):
+                    batch = batches.draw(step, micro_step)
+                    with parallel.gradients(module, synchronise=micro_step == loop.accumulation - 1):
+                        report = module(batch)
+                        _backward(report.total / loop.accumulation, scaler)
+                    meter.add(report.curves)
+                    names.append(batch.names)
+                    losses.append(report.total.detach())
+            except interruptions:
+                # half a step's gradients reach no weight: a resumed run does the step again
+                state.forget_gradients()
+                _stop(state, run, loop.keep_states, parallel)
             # optimiser step: the one place where the host waits for the device
             norm = _clip_gradients(state, loop.clip, scaler)
             _check_finite(torch.stack(losses).mean(), norm, step, names, run, scaler is not None)
@@ -177,22 +192,22 @@ def fit(
                 on_preview(state)
             # save
             stop_now = _stop_together(stopped, parallel, state.step % loop.log_every == 0)
-            if state.step % loop.save_every == 0 or state.step == loop.steps or stop_now:
-                _save(state, run, loop.keep_states, parallel)
             if stop_now and state.step < loop.steps:
-                logger.info("stopped at step %d; `bestiary resume %s` goes on from there", state.step, run.path)
-                raise TrainingStopped(f"stopped at step {state.step}", state)
+                _stop(state, run, loop.keep_states, parallel)
+            if state.step % loop.save_every == 0 or state.step == loop.steps:
+                _save(state, run, loop.keep_states, parallel)
     return state
 
 
 def _resume(state: TrainingState, run: RunFolder, parallel: Parallel) -> None:
-    saved = run.newest_state()
+    saved = run.state_to_resume()
+    # what the log says of later steps belongs to a run that was cut off, perhaps before its first state
+    if parallel.rank == 0:
+        run.forget_log_after(0 if saved is None else saved.step)
     if saved is None:
         return
     state.restore(saved)
-    # what the log says of later steps belongs to a run that was cut off
     if parallel.rank == 0:
-        run.forget_log_after(saved.step)
         logger.info("going on from step %d of %s", saved.step, run.path)
 
 
@@ -242,6 +257,13 @@ def _stop_together(stopped: Callable[[], bool], parallel: Parallel, agree: bool)
     if parallel.size == 1:
         return stopped()
     return agree and bool(parallel.sum(torch.tensor(float(stopped()))))
+
+
+def _stop(state: TrainingState, run: RunFolder, keep: int, parallel: Parallel) -> NoReturn:
+    """Save, then end the run before its last step."""
+    _save(state, run, keep, parallel)
+    logger.info("stopped at step %d; `bestiary resume %s` goes on from there", state.step, run.path)
+    raise TrainingStopped(f"stopped at step {state.step}", state)
 
 
 def _save(state: TrainingState, run: RunFolder, keep: int, parallel: Parallel) -> None:

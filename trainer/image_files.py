@@ -2,13 +2,16 @@
 
 A picture is decoded to upright 8-bit RGB: rotation tags are applied, transparency is laid on white, 16-bit and float
 values are brought to 8 bits, an animation gives its first frame. Very large JPEGs are decoded at a fraction of their size.
+HEIC pictures are read where pillow-heif is installed, and named as left out with the reason elsewhere.
 """
 
 import os
+import stat
 import struct
 import warnings
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO
@@ -21,7 +24,9 @@ from torch import Tensor
 from ..concepts.errors import BestiaryError
 from ..concepts.square_fit import fit_square as fit_square
 
-SUFFIXES = frozenset(
+HEIC_SUFFIXES = frozenset([".heic", ".heif", ".hif"])
+"""Suffixes of pictures that only pillow-heif reads."""
+SUFFIXES = HEIC_SUFFIXES | frozenset(
     [
         ".jpg",
         ".jpeg",
@@ -55,9 +60,45 @@ MAX_PIXELS = 90_000_000
 MAX_JPEG_PIXELS = 800_000_000
 """Limit for JPEG files, which can be decoded at an eighth of their size."""
 
+GONE = "it is no longer there"
+"""Reason of a picture that was found and has vanished since."""
+OTHER_PICTURES = frozenset(
+    [
+        ".svg",
+        ".psd",
+        ".xcf",
+        ".kra",
+        ".jxl",
+        ".exr",
+        ".hdr",
+        ".raw",
+        ".dng",
+        ".cr2",
+        ".cr3",
+        ".nef",
+        ".arw",
+        ".orf",
+        ".rw2",
+        ".raf",
+        ".eps",
+        ".ai",
+        ".pdf",
+        ".mp4",
+        ".mov",
+        ".webm",
+    ]
+)
+"""Suffixes of pictures and films that are never read: a folder's owner may expect them to be."""
+
 _JPEG_START = b"\xff\xd8\xff"
 _ORIENTATION_TAG = 0x0112
 _DRAFT_EDGE = 2048
+_SIDEWAYS = (
+    Image.Transpose.TRANSPOSE,
+    Image.Transpose.ROTATE_270,
+    Image.Transpose.TRANSVERSE,
+    Image.Transpose.ROTATE_90,
+)
 _FAULTS = (
     OSError,
     SyntaxError,
@@ -96,7 +137,9 @@ class ImageScan:
     other_files: dict[str, int] = field(default_factory=dict)
     """Files of other kinds: suffix -> how many."""
     unreadable: list[tuple[str, str]] = field(default_factory=list)
-    """Folders and files that cannot be taken, relative to the folder, with the reason."""
+    """Folders and pictures that cannot be taken, relative to the folder, with the reason."""
+    others: list[tuple[str, str]] = field(default_factory=list)
+    """Files that are no pictures by their name, relative to the folder, with the reason."""
 
 
 def scan_images(folder: Path, leave_out: Iterable[Path] = ()) -> ImageScan:
@@ -111,14 +154,21 @@ def scan_images(folder: Path, leave_out: Iterable[Path] = ()) -> ImageScan:
     if not folder.is_dir():
         state = "is a file" if folder.exists() else "does not exist"
         raise BestiaryError(f"image folder {folder} {state}: give a folder of pictures")
-    scan, kinds = ImageScan([], {}, []), Counter()
-    # by suffix, without opening: a folder may hold millions of files
-    for name in _walk(folder, {Path(path).resolve() for path in leave_out}, scan.unreadable):
+    scan, kinds = ImageScan([]), Counter()
+    # by suffix and kind of file, without opening: a folder may hold millions
+    for name in walk_files(folder, leave_out, scan.unreadable):
         suffix = os.path.splitext(name)[1].lower()
         if suffix not in SUFFIXES:
-            kinds[suffix or "no suffix"] += 1
-        elif (reason := _name_fault(name)) is not None:
-            scan.unreadable.append((ascii(name)[1:-1], reason))
+            kinds[shown_path(suffix) or "no suffix"] += 1
+            taken = scan.unreadable if suffix in OTHER_PICTURES else scan.others
+            taken.append(
+                (
+                    shown_path(name),
+                    f"{shown_path(suffix) or 'a name without ending'} is no kind of picture that is read",
+                )
+            )
+        elif (reason := _name_fault(name) or _file_fault(folder / name)) is not None:
+            scan.unreadable.append((shown_path(name), reason))
         else:
             scan.names.append(name)
     scan.other_files.update(sorted(kinds.items()))
@@ -144,15 +194,43 @@ def read_image(path: Path, at_least: int | None = None) -> Image.Image:
     Raises:
         UnreadableImage: the file is empty, broken, cut short, no picture, too small, too large or may not be read.
     """
-    path = Path(path)
-    try:
-        with open(path, "rb") as stream:
-            return _upright_rgb(_open(path, stream), path, at_least)
-    # reasons of our own go on as they are, those of decoders are put in words
-    except UnreadableImage:
-        raise
-    except _FAULTS as fault:
-        raise UnreadableImage(path, _reason(path, fault)) from fault
+    return decoded(path, _rgb, at_least)
+
+
+def decoded(path: Path, convert: Callable[[Image.Image], Image.Image], at_least: int | None = None) -> Image.Image:
+    """Decode a file, bring its colours to the mode that is needed, and turn it upright.
+
+    Args:
+        convert: makes what is wanted of the loaded picture in the file's own mode.
+        at_least: as in `read_image`.
+
+    Raises:
+        UnreadableImage: as `read_image`.
+    """
+    with _opened(Path(path)) as image:
+        _reduce_jpeg(image, at_least)
+        # read before decoding, which may close the file
+        orientation = _orientation(image)
+        image.load()
+        upright = convert(image)
+        return upright if orientation is None else upright.transpose(orientation)
+
+
+def picture_size(path: Path) -> tuple[int, int]:
+    """Width and height of a picture when it stands upright; only its header is read.
+
+    Raises:
+        UnreadableImage: as `read_image`, as far as the header shows it.
+    """
+    with _opened(Path(path)) as image:
+        width, height = image.size
+        turned = _orientation(image) in _SIDEWAYS
+        return (height, width) if turned else (width, height)
+
+
+def shown_path(name: str) -> str:
+    """A path as it can be written anywhere: bytes that are no UTF-8 and line breaks are escaped."""
+    return name if _name_fault(name) is None else ascii(name)[1:-1]
 
 
 def image_to_tensor(image: Image.Image) -> Tensor:
@@ -161,18 +239,27 @@ def image_to_tensor(image: Image.Image) -> Tensor:
     return pixels.permute(2, 0, 1).contiguous().float() / 255
 
 
-def _walk(folder: Path, leave_out: set[Path], unreadable: list[tuple[str, str]]) -> Iterator[str]:
-    """Files below a folder in a fixed order, as paths relative to it with forward slashes."""
+def walk_files(
+    folder: Path, leave_out: Iterable[Path] = (), unreadable: list[tuple[str, str]] | None = None
+) -> Iterator[str]:
+    """Files below a folder in a fixed order, as paths relative to it with forward slashes; hidden ones are passed over.
+
+    Args:
+        leave_out: folders that are not entered.
+        unreadable: takes (relative path, reason) of folders that cannot be opened.
+    """
     seen: set[Path] = set()
+    left_out = {Path(path).resolve() for path in leave_out}
 
     def note(fault: OSError) -> None:
-        name = os.path.relpath(fault.filename, folder)
-        unreadable.append((name, f"the folder cannot be opened: {fault.strerror}"))
+        if unreadable is not None:
+            name = shown_path(os.path.relpath(fault.filename, folder))
+            unreadable.append((name, f"the folder cannot be opened: {fault.strerror}"))
 
     for place, folders, files in os.walk(folder, onerror=note, followlinks=True):
         # links may lead back up: every real folder is entered once
         here = Path(place).resolve()
-        if here in seen or here in leave_out:
+        if here in seen or here in left_out:
             folders.clear()
             continue
         seen.add(here)
@@ -194,25 +281,57 @@ def _name_fault(name: str) -> str | None:
     return "its name holds a line break: rename the file" if len(name.splitlines()) > 1 else None
 
 
+def _file_fault(path: Path) -> str | None:
+    """What a directory entry is if no file; what is not there is told when it is read."""
+    try:
+        mode = os.stat(path).st_mode
+    except FileNotFoundError:
+        return "it is a link to nothing" if path.is_symlink() else None
+    except OSError:
+        return None
+    # reading a pipe would wait for a writer without end
+    return None if stat.S_ISREG(mode) else "it is a pipe, a socket or a device, not a file"
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Image.Image]:
+    """The picture of a file, its size checked; faults of decoders while it is used become reasons."""
+    if reason := _file_fault(path):
+        raise UnreadableImage(path, reason)
+    try:
+        with open(path, "rb") as stream:
+            image = _open(path, stream)
+            _check_size(image, path)
+            yield image
+    # reasons of our own go on as they are, those of decoders are put in words
+    except UnreadableImage:
+        raise
+    except _FAULTS as fault:
+        raise UnreadableImage(path, _reason(path, fault)) from fault
+
+
 def _open(path: Path, stream: BinaryIO) -> Image.Image:
     start = stream.read(len(_JPEG_START))
     if not start:
         raise UnreadableImage(path, "the file is empty")
     stream.seek(0)
     if start != _JPEG_START:
+        if path.suffix.lower() in HEIC_SUFFIXES:
+            _learn_heic(path)
         return Image.open(stream)
     # opened by its own class a JPEG escapes Pillow's size limit, which would refuse before a draft can be asked for
     return JpegImagePlugin.JpegImageFile(stream)
 
 
-def _upright_rgb(image: Image.Image, path: Path, at_least: int | None) -> Image.Image:
-    _check_size(image, path)
-    _reduce_jpeg(image, at_least)
-    # read before decoding, which may close the file
-    orientation = _orientation(image)
-    image.load()
-    upright = _rgb(image)
-    return upright if orientation is None else upright.transpose(orientation)
+def _learn_heic(path: Path) -> None:
+    """Let Pillow read HEIC, once pillow-heif is there."""
+    try:
+        import pillow_heif
+    except ImportError as fault:
+        raise UnreadableImage(
+            path, "it is a HEIC picture: install pillow-heif (`pip install pillow-heif`), or save it as JPEG or PNG"
+        ) from fault
+    pillow_heif.register_heif_opener()
 
 
 def _check_size(image: Image.Image, path: Path) -> None:
@@ -286,7 +405,7 @@ def _reason(path: Path, fault: BaseException) -> str:
     if isinstance(fault, PermissionError):
         return "it may not be read: check its permissions"
     if isinstance(fault, FileNotFoundError):
-        return "it is no longer there"
+        return GONE
     if isinstance(fault, Image.DecompressionBombError):
         return f"it has too many pixels: at most {MAX_PIXELS // 1_000_000} million are decoded; shrink it"
     if isinstance(fault, Image.UnidentifiedImageError):

@@ -18,7 +18,7 @@ from torch import Tensor
 from ..concepts.backbone import BACKBONES, get_backbone
 from ..concepts.errors import BestiaryError
 from ..concepts.file_kinds import CODEBOOK_SUFFIX
-from ..concepts.lora_names import to_kohya
+from ..concepts.lora_names import BUNDLED, check_family, to_kohya
 from ..concepts.parts.caption_file import parse_captions
 from ..concepts.parts.foreground import CentroidForeground
 from ..concepts.parts.part_codebook import PartCodebook
@@ -195,7 +195,7 @@ def _dictionary(
         background=background,
         rows=rows,
         embeddings={name: piece.contiguous() for name, piece in get_backbone(backbone).split_vector(vectors).items()},
-        lora=to_kohya(found["lora"].tensors) if "lora" in found else {},
+        lora=_lora(found["lora"], projector.width) if "lora" in found else {},
         provenance={
             "imported_from": "kamwoh/partcraft",
             "files": [found[kind].path.name for kind in sorted(found)],
@@ -204,6 +204,19 @@ def _dictionary(
         },
         id_base=0 if captions else layout.id_base,
     )
+
+
+def _lora(file: PartCraftFile, width: int) -> dict[str, Tensor]:
+    """Adapters under kohya names, down `(r, in, ...)` and up `(out, r, ...)`; embeddings bundled with them are left out."""
+    try:
+        named = to_kohya(file.tensors)
+        check_family(named, width)
+    except BestiaryError as fault:
+        raise BestiaryError(f"{file.path}: {fault}") from fault
+    kept = {name: tensor for name, tensor in named.items() if not name.startswith(BUNDLED)}
+    if len(kept) < len(named):
+        log.warning("%s also holds embeddings: bestiary import textual-inversion takes them", file.path.name)
+    return kept
 
 
 def _check_layout(layout: PartLayout, parts: int, kinds: int, path: Path) -> None:

@@ -4,6 +4,7 @@ Pickles are read through the allow-list of concepts/safe_pickle.py alone: nothin
 name is imported. Networks are baked into vectors in evaluation mode. Letters: S stages, L layers, V vectors, D width.
 """
 
+import itertools
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -30,9 +31,10 @@ PROSPECT_SHELLS = (
 """Classes in ProSpect's `embeddings.pt` (zyxElsa/ProSpect @ 31314f1)."""
 NETI_SHELLS = ("models.positional_encoding.NeTIPositionalEncoding", "models.positional_encoding.BasicEncoder")
 """Classes in NeTI's `mapper-steps-N.pt`."""
-_LAYER_KEY = re.compile(r"<?(.*?)-(\d+)-(\d+)>?")
+_LAYER_KEY = re.compile(r"<?(.*?)-(\d{1,6})-(\d{1,6})>?")
 _DEEPEST = 8
 _MOST_NUMBERS = 1 << 28
+_MOST_XTI_VECTORS = 1 << 16
 
 
 def import_prospect(path: Path, words: str = "") -> PromptSpectrum:
@@ -86,9 +88,11 @@ def import_xti(path: Path) -> PromptSpectrum:
         )
     # every layer and vector must be there: a hole would be filled by nothing
     layers, vectors = (max(key[axis] for key in rows) + 1 for axis in (0, 1))
-    lacking = [(a, b) for a in range(layers) for b in range(vectors) if (a, b) not in rows]
+    # numbers of strangers are bounded before anything is counted with them
+    places = itertools.product(range(layers), range(vectors)) if layers * vectors <= _MOST_XTI_VECTORS else ()
+    lacking = [place for place in places if place not in rows]
     widths = sorted({len(row) for row in rows.values()})
-    if lacking or len(widths) > 1 or layers != LAYERS:
+    if layers * vectors != len(rows) or len(widths) > 1 or layers != LAYERS:
         seen = f"{layers} layers of {vectors} vectors, widths {widths}, missing {lacking[:3]}"
         raise BestiaryError(f"{path} does not hold all vectors of {LAYERS} layers: {seen}")
     matrix = torch.stack([torch.stack([rows[a, b] for b in range(vectors)]) for a in range(layers)])  # (L, V, D)

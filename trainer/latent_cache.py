@@ -7,6 +7,9 @@ the latent grid. Letters: N pictures, V views (as is, mirrored), C latent channe
 import hashlib
 import json
 import logging
+import os
+import sys
+import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,14 +19,19 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from ..concepts.atomic_file import write_text
+from ..concepts.atomic_file import remove_leftovers, write_text
 from ..concepts.denoiser import ProgressCallback
 from ..concepts.errors import BestiaryError
 from .fit import Parallel, SingleProcess
 from .image_files import fit_square, image_to_tensor, read_image
 
 logger = logging.getLogger("bestiary")
+NOT_FINITE_REMEDY = (
+    'Set run.dtype = "fp32" (an autoencoder that overflows in half precision does not there), or, if it is that '
+    "already, look at these pictures and at the base model's vae"
+)
 MOMENTS_NAME, DONE_NAME, SPEC_NAME = "moments.f16", "done.u8", "spec.json"
+SHARED_MEMORY = "/dev/shm"
 Encode = Callable[[Tensor], tuple[Tensor, Tensor]]
 
 
@@ -40,6 +48,8 @@ class CacheSpec:
     flip: bool
     pictures: tuple[tuple[str, int, int], ...]
     """Relative path, bytes and modification time in ns of every picture, in order."""
+    precision: str = ""
+    """In what the autoencoder computed, such as float16: another precision gives other latents, or none."""
 
     @property
     def views(self) -> int:
@@ -142,7 +152,8 @@ def open_cache(
         workers: processes that decode pictures (start method spawn); 0 decodes here.
 
     Raises:
-        BestiaryError: the folder cannot be written to, the disk is full, or a picture cannot be read.
+        BestiaryError: the folder cannot be written to, the disk is full, a picture cannot be read, or the encoder gave numbers
+            that are not finite, which are never kept.
     """
     parallel = parallel or SingleProcess()
     place = Path(folder) / spec.fingerprint()
@@ -181,7 +192,9 @@ def _encode_rows(
                 raise BestiaryError(
                     f"the autoencoder gave moments {tuple(both.shape[1:])}, {spec.shape[2:]} was expected"
                 )
-            moments[rows.numpy(), view] = both.half().numpy()
+            halved = both.half()
+            _check_finite(halved, [spec.pictures[row][0] for row in rows.tolist()], spec)
+            moments[rows.numpy(), view] = halved.numpy()
         moments.flush()  # the moments are on disk before their rows count as done
         # a stop between the two flushes only costs these pictures once more
         done[rows.numpy()] = 1
@@ -191,10 +204,21 @@ def _encode_rows(
             on_progress(finished, total)
 
 
+def _check_finite(moments: Tensor, names: Sequence[str], spec: CacheSpec) -> None:
+    """Refuse moments `(B, 2, C, h, w)` that would spoil a training from inside the cache."""
+    spoilt = [name for name, one in zip(names, moments, strict=True) if not torch.isfinite(one).all()]
+    if spoilt:
+        raise BestiaryError(
+            f"the autoencoder gave latents that are not finite for {', '.join(spoilt)}, computed in "
+            f"{spec.precision or 'an unknown precision'}; nothing of them was kept. {NOT_FINITE_REMEDY}"
+        )
+
+
 def _prepare(place: Path, spec: CacheSpec) -> None:
     """Make the files of a new cache at full size, so that a full disk shows at once."""
     try:
         place.mkdir(parents=True, exist_ok=True)
+        remove_leftovers(place)
         for name, size in ((MOMENTS_NAME, spec.byte_count), (DONE_NAME, len(spec.pictures))):
             path = place / name
             # a file of another size is none of this cache: begin anew, and count no row as done
@@ -218,6 +242,21 @@ def _reserve(path: Path, size: int) -> None:
 
 
 def _loader(pictures: _Pictures, batch_size: int, workers: int) -> DataLoader:
+    if workers and not _can_share_memory(2 * workers * batch_size * 3 * pictures.size**2 * 4):
+        logger.info("no shared memory for %d worker processes (/dev/shm): pictures are decoded in this one", workers)
+        workers = 0
     # forked workers inherit locked thread pools, and Windows and macOS cannot fork at all
     context = "spawn" if workers else None
     return DataLoader(pictures, batch_size=batch_size, num_workers=workers, multiprocessing_context=context)
+
+
+def _can_share_memory(needed: int) -> bool:
+    """Whether worker processes can hand `needed` bytes over, which on Linux go through /dev/shm; containers may lack it."""
+    if not sys.platform.startswith("linux"):
+        return True
+    try:
+        status = os.statvfs(SHARED_MEMORY)
+        with tempfile.TemporaryFile(dir=SHARED_MEMORY):
+            return status.f_bavail * status.f_frsize >= needed
+    except OSError:
+        return False

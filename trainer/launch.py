@@ -10,14 +10,18 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from ..concepts.errors import BestiaryError
+from .stop_signals import STOP_BY_INPUT, STOP_WORD
 
 PACK = Path(__file__).resolve().parent.parent
 SECONDS_TO_SAVE = 60.0
 """Time a stopped command has to save its state before it is ended."""
+_BY_PIPE = os.name == "nt"
+"""Windows has no signal that a program without a console could catch: there a word on the input says stop."""
 
 
 _RUN_MODULE = """import runpy, sys
@@ -36,9 +40,10 @@ def command_line(arguments: Sequence[str]) -> list[str]:
 
 
 def environment() -> dict[str, str]:
-    """This process's environment with the pack's parent folder on the module search path."""
+    """This process's environment with the pack's parent folder on the module search path, and lines in UTF-8 everywhere."""
     paths = [str(PACK.parent), *filter(None, [os.environ.get("PYTHONPATH")])]
-    return {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "PYTHONUNBUFFERED": "1"}
+    lines = {"PYTHONUNBUFFERED": "1", "PYTHONUTF8": "1", "PYTHONIOENCODING": "utf-8:surrogateescape"}
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(paths), **lines, **({STOP_BY_INPUT: "1"} if _BY_PIPE else {})}
 
 
 def launch(
@@ -62,6 +67,7 @@ def launch(
     try:
         child = subprocess.Popen(
             command_line(arguments),
+            stdin=subprocess.PIPE if _BY_PIPE else None,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             env=environment(),
@@ -85,6 +91,9 @@ def launch(
         if child.poll() is None:
             _stop(child)
         watcher.join()
+        if child.stdin is not None:
+            with suppress(OSError):
+                child.stdin.close()
 
 
 def read_progress(line: str) -> dict[str, Any] | None:
@@ -112,7 +121,14 @@ def _watch(
 
 def _stop(child: subprocess.Popen[str]) -> None:
     """Interrupt the child; end it if it does not come to an end by itself."""
-    child.send_signal(signal.SIGINT if os.name != "nt" else signal.SIGTERM)
+    if child.stdin is not None:
+        with suppress(OSError):  # it ended meanwhile
+            child.stdin.write(f"{STOP_WORD}\n")
+            child.stdin.flush()
+    else:
+        # what this process ignores (started with nohup, or behind &) its children ignore too
+        ignored = signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+        child.send_signal(signal.SIGTERM if ignored else signal.SIGINT)
     try:
         child.wait(SECONDS_TO_SAVE)
     except subprocess.TimeoutExpired:

@@ -28,8 +28,6 @@ class ModelFolder:
     backbone: Backbone
     configs: Mapping[str, Mapping[str, object]]
     """Component (unet, vae, text_encoder, text_encoder_2, scheduler) -> its config."""
-    zero_empty_prompt: bool
-    """True where an empty negative prompt means zeros (SDXL)."""
 
     @property
     def text_components(self) -> tuple[str, ...]:
@@ -46,7 +44,7 @@ def read_model_folder(path: Path) -> ModelFolder:
     """
     # from the folder to its configs, then whether these belong together
     _check_is_folder(path)
-    index = _read_json(path / "model_index.json")
+    _read_json(path / "model_index.json")
     configs = {name: _read_json(path / name / "config.json") for name in ("unet", "vae", "text_encoder")}
     configs["scheduler"] = _read_json(path / "scheduler" / "scheduler_config.json")
     if (path / "text_encoder_2" / "config.json").is_file():
@@ -56,8 +54,7 @@ def read_model_folder(path: Path) -> ModelFolder:
     _check_fields(path, configs)
     _check_fit(path, configs)
     name = _backbone_name(path, configs)
-    zero = bool(index.get("force_zeros_for_empty_prompt", name == "sdxl"))
-    return ModelFolder(path, _backbone_of(name, configs), configs, zero)
+    return ModelFolder(path, _backbone_of(name, configs), configs)
 
 
 def _check_is_folder(path: Path) -> None:

@@ -6,19 +6,20 @@ centroids (pretrained_kmeans.pth, pickled objects of torchpq, of which only the 
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeVar
 
 import torch
 from torch import Tensor
 
 from ..concepts.concept_file import read_header, read_tensors
 from ..concepts.errors import BestiaryError
-from ..concepts.lora_names import kohya_name
+from ..concepts.lora_names import check_forms, kohya_name, with_told_alphas
 from ..concepts.safe_pickle import load_inert, load_tensors, tensors_in
 
+Found = TypeVar("Found")
 PartCraftKind = Literal["mapper", "lora", "kmeans"]
 
 FOREGROUND, COARSE, FINE = "fg.centroids", "coarse.centroids", "fine.{}.centroids"
@@ -52,12 +53,23 @@ def read_partcraft_file(path: Path) -> PartCraftFile:
     if "embedding.weight" in tensors:
         return PartCraftFile(path, "mapper", tensors)
     if any(kohya_name(name) for name in tensors):
-        return PartCraftFile(path, "lora", tensors)
+        # scales that only the header tells
+        metadata = read_header(path).metadata if holds_safetensors(path) else {}
+        return PartCraftFile(path, "lora", _told(path, lambda: with_told_alphas(tensors, metadata)))
+    _told(path, lambda: check_forms(tensors))
     found = ", ".join(list(tensors)[:3])
     raise BestiaryError(
         f"{path} is no PartCraft file: it holds {found}; expected a mapper (embedding.weight, pe, projection...), "
         "a LoRA (...to_q_lora.up.weight) or a k-means (coarse_kmeans)"
     )
+
+
+def _told(path: Path, work: Callable[[], Found]) -> Found:
+    """What `work` gives; its faults are told with the file."""
+    try:
+        return work()
+    except BestiaryError as fault:
+        raise BestiaryError(f"{path}: {fault}") from fault
 
 
 def holds_safetensors(path: Path) -> bool:

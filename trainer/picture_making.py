@@ -11,9 +11,7 @@ from ..concepts.denoiser import AttentionRequest, TextConditioning
 from ..concepts.errors import BestiaryError
 from ..concepts.parts.part_dictionary import PartDictionary
 from ..concepts.parts.part_prompt import ResolvedMention, ResolvedPrompt, parse_part_prompt, resolve_prompt
-from .sampling import Sampler, SamplingDenoiser, sample_images
-
-_PROMPTS_AT_ONCE = 64
+from .sampling import Sampler, SamplingDenoiser, pictures_at_once, sample_images
 
 
 @dataclass(frozen=True)
@@ -84,10 +82,14 @@ def make_pictures(
     *,
     attention: bool = False,
     on_progress: Callable[[int, int], None] | None = None,
+    on_picture: Callable[[int, Picture], None] | None = None,
 ) -> list[Picture]:
     """Make every picture ordered, several at a time; the same order gives the same picture in any company.
 
     All prompts are resolved before the first picture is made, so that a fault costs nothing.
+
+    Args:
+        on_picture: called with the place in `orders` and the picture as soon as it is made.
 
     Raises:
         BestiaryError: a prompt is wrong (column, cause and valid choices), or a dictionary is for another backbone.
@@ -99,7 +101,7 @@ def make_pictures(
     negatives = [resolve_prompt(parse_part_prompt(order.negative), dictionaries) for order in orders]
     pictures: dict[int, Picture] = {}
     # batches of prompts of one length, with all pictures that share it
-    for rows in _alike(denoiser, positives, negatives):
+    for rows in _alike(denoiser, positives, negatives, pictures_at_once(denoiser, choice.size)):
         report = _step_report(on_progress, len(pictures), len(rows), len(orders))
         positive = encode_resolved(denoiser, [positives[row] for row in rows])
         sampled = sample_images(
@@ -119,6 +121,8 @@ def make_pictures(
             mentions = positives[row].mentions
             maps = None if sampled.attention is None else sampled.attention[place, : len(mentions)]  # (P, h, w)
             pictures[row] = Picture(orders[row], sampled.images[place], mentions, maps)
+            if on_picture is not None:
+                on_picture(row, pictures[row])
     return [pictures[row] for row in range(len(orders))]
 
 
@@ -137,7 +141,10 @@ def encode_resolved(denoiser: SamplingDenoiser, prompts: Sequence[ResolvedPrompt
 
 
 def _alike(
-    denoiser: SamplingDenoiser, positives: Sequence[ResolvedPrompt], negatives: Sequence[ResolvedPrompt]
+    denoiser: SamplingDenoiser,
+    positives: Sequence[ResolvedPrompt],
+    negatives: Sequence[ResolvedPrompt],
+    at_once: int,
 ) -> Iterator[list[int]]:
     """Rows that may share a batch: prompts of different numbers of chunks are not filled up to each other's length."""
     groups: dict[tuple[int, int], list[int]] = {}
@@ -145,8 +152,8 @@ def _alike(
         chunks = tuple(len(denoiser.tokenize(prompt.pieces).weights) for prompt in pair)
         groups.setdefault(chunks, []).append(row)
     for rows in groups.values():
-        for start in range(0, len(rows), _PROMPTS_AT_ONCE):
-            yield rows[start : start + _PROMPTS_AT_ONCE]
+        for start in range(0, len(rows), at_once):
+            yield rows[start : start + at_once]
 
 
 def _has_parts(text: TextConditioning) -> bool:

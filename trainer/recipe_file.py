@@ -4,8 +4,8 @@ import difflib
 import json
 import sys
 from collections.abc import Mapping
-from pathlib import Path
-from typing import Any, TypeVar
+from pathlib import Path, PurePosixPath, PureWindowsPath
+from typing import Any, TypeVar, get_args
 
 from pydantic import BaseModel, ValidationError
 
@@ -23,7 +23,11 @@ PARTS = "parts"
 
 
 def read_recipe(
-    path: Path | str | None, overrides: Mapping[str, Any] | None = None, *, model: type[Settings]
+    path: Path | str | None,
+    overrides: Mapping[str, Any] | None = None,
+    *,
+    model: type[Settings],
+    of_run: bool = False,
 ) -> Settings:
     """Settings from a recipe file and flags that override it.
 
@@ -31,15 +35,19 @@ def read_recipe(
         path: a TOML file, the name of a shipped recipe such as "sd15_12gb", or None for defaults alone.
         overrides: dotted key -> value, such as {"optimizer.steps": "500"}; texts are read as TOML values where they are.
         model: the settings class, such as TrainPartsSettings.
+        of_run: the file is the one that a run folder keeps, in which folders are absolute.
 
     Raises:
-        BestiaryError: file missing or no TOML; misspelt keys and values out of range, all of them in one message.
+        BestiaryError: file missing or no TOML; misspelt keys and values out of range, all of them in one message; a
+            folder to write into that only a person may name.
     """
     # file first, flags over it, then one check of everything
     tree = _read_toml(find_recipe(path)) if path is not None else {}
     _check_kind(tree, model, path)
+    if not of_run:
+        _check_cache(tree, f"recipe {path}")
     for key, value in (overrides or {}).items():
-        _set_dotted(tree, key, parse_value(value) if isinstance(value, str) else value)
+        _set_dotted(tree, key, _typed(value, key, model) if isinstance(value, str) else value)
     source = f"recipe {path}" if path is not None else "settings"
     return check_settings(tree, model, source)
 
@@ -80,6 +88,18 @@ def parse_value(text: str) -> Any:
         return text
 
 
+def _typed(text: str, key: str, model: type[BaseModel]) -> Any:
+    """A flag's text as its setting takes it: the name 42, the words 2024 and a folder 1.5 are no numbers."""
+    value = parse_value(text)
+    *tables, last = key.split(".")
+    field = _section_at(model, tables).model_fields.get(last)
+    takes = set() if field is None else {field.annotation, *get_args(field.annotation)}
+    # `none` and texts in quotes mean what they say, where the setting can be left out or is a text
+    if value is None:
+        return None if type(None) in takes or not takes & {str, Path} else text
+    return text if takes & {str, Path} and not isinstance(value, str) else value
+
+
 def parse_toml(text: str, source: str) -> dict[str, Any]:
     """Nested values of TOML text; `source` names it in messages.
 
@@ -111,6 +131,23 @@ def _check_kind(tree: Mapping[str, Any], model: type[BaseModel], path: Path | st
         raise BestiaryError(
             f"recipe {path} is for `bestiary train {kind}`, not for `bestiary train {wanted}`: choose another recipe"
         )
+
+
+def _check_cache(tree: Mapping[str, Any], source: str) -> None:
+    """A recipe may come from elsewhere: where large files go outside of the working folder is for the user to say."""
+    images = tree.get("images")
+    cache = images.get("cache") if isinstance(images, Mapping) else None
+    if isinstance(cache, str) and leaves_folder(cache):
+        raise BestiaryError(
+            f"{source}: images.cache = {cache!r} leads out of the working folder, which a file may not decide: name a folder "
+            f"below it there, or give this one on the command line with --set images.cache={cache}"
+        )
+
+
+def leaves_folder(path: str) -> bool:
+    """Whether a path, read as one of this system or of another, is absolute or steps out of the folder it starts in."""
+    parts = {*PurePosixPath(path).parts, *PureWindowsPath(path).parts}
+    return ".." in parts or path.startswith("~") or bool(PurePosixPath(path).root or PureWindowsPath(path).anchor)
 
 
 def _set_dotted(tree: dict[str, Any], key: str, value: Any) -> None:

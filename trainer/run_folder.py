@@ -2,19 +2,23 @@
 
 import itertools
 import json
+import logging
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as to_bytes
 from torch import Tensor
 
-from ..concepts.atomic_file import write_bytes, write_text
+from ..concepts.atomic_file import remove_leftovers, write_bytes, write_text
 from ..concepts.errors import BestiaryError
 
+logger = logging.getLogger("bestiary")
 CONFIG_NAME = "config.resolved.toml"
 CURVE_LABELS_NAME = "curve_labels.json"
 STATE_KIND = "training-state"
@@ -44,12 +48,16 @@ class RunFolder:
         Raises:
             BestiaryError: no folder can be made there.
         """
-        wanted = Path(wanted)
-        for number in range(1, 10_000):
-            path = wanted if number == 1 else wanted.with_name(f"{wanted.name}-{number}")
-            if _claim(path):
-                return cls(path)._with_places()
-        raise BestiaryError(f"{wanted} and 9998 numbered folders beside it exist: choose another run.out")
+        return cls(next(filter(_claim, _numbered(Path(wanted)))))._with_places()
+
+    @staticmethod
+    def reserve(wanted: Path) -> Path:
+        """An empty folder, named as `create` would, that `create` takes when it is asked for it; for a child's run.
+
+        Raises:
+            BestiaryError: no folder can be made there.
+        """
+        return next(filter(_make_empty, _numbered(Path(wanted))))
 
     @classmethod
     def open(cls, path: Path) -> "RunFolder":
@@ -93,6 +101,30 @@ class RunFolder:
     def states(self) -> Path:
         """Folder of saved states."""
         return self.path / "state"
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """While it lasts no other training writes into this folder; the system frees it when a process dies.
+
+        Raises:
+            BestiaryError: another training writes into it now.
+        """
+        lock = FileLock(self.path / ".lock")
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            raise BestiaryError(
+                f"another training is writing into {self.path}: wait for its end, stop it, or start a new run"
+            ) from None
+        except (OSError, NotImplementedError) as fault:
+            # some network drives have no locks
+            logger.info("%s cannot be locked (%s): start no second training in it", self.path, fault)
+        try:
+            for place in (self.path, self.samples, self.states, self.export):
+                remove_leftovers(place)
+            yield
+        finally:
+            lock.release()
 
     def write_config(self, toml: str) -> None:
         """Write the settings as they were used."""
@@ -156,12 +188,28 @@ class RunFolder:
                 continue
         return None
 
+    def state_to_resume(self) -> SavedState | None:
+        """Like `newest_state`, but tells of broken files; None where nothing was saved yet.
+
+        Raises:
+            BestiaryError: states were saved, and none of them is whole.
+        """
+        files, saved = self._state_files(), self.newest_state()
+        broken = [path for path in files if saved is None or _step_of(path) > saved.step]
+        if broken and saved is None:
+            raise BestiaryError(
+                f"no saved state of {self.path} can be read, they are damaged: {', '.join(path.name for path in broken)}; "
+                "start a new run, or move them away to begin this one again at its first step"
+            )
+        for path in broken:
+            logger.warning("%s is damaged and passed over: going on from step %d", path, saved.step)
+        return saved
+
     def _resume_hint(self) -> str:
         files = self._state_files()
         if not files:
             return "No state had been saved yet"
-        step = int(_STATE_FILE.fullmatch(files[-1].name).group(1))
-        return f"The state of step {step} is kept: `bestiary resume {self.path}` goes on from there"
+        return f"The state of step {_step_of(files[-1])} is kept: `bestiary resume {self.path}` goes on from there"
 
     def _state_files(self) -> list[Path]:
         if not self.states.is_dir():
@@ -190,8 +238,32 @@ def run_kind(config: Path) -> str:
     return found.group(1) if found else "parts"
 
 
+def _step_of(state: Path) -> int:
+    """The step in the name of a state's file."""
+    return int(_STATE_FILE.fullmatch(state.name).group(1))
+
+
+def _numbered(wanted: Path) -> Iterator[Path]:
+    """`wanted`, then `wanted-2`, `wanted-3` and so on."""
+    yield wanted
+    for number in range(2, 10_000):
+        yield wanted.with_name(f"{wanted.name}-{number}")
+    raise BestiaryError(f"{wanted} and 9998 numbered folders beside it exist: choose another run.out")
+
+
 def _claim(path: Path) -> bool:
     """Make `path` ours if it is new or empty."""
+    if not _make_empty(path, taken=True):
+        return False
+    # of two runs that find one empty folder only one makes this
+    with suppress(OSError):
+        (path / "state").mkdir()
+        return True
+    return False
+
+
+def _make_empty(path: Path, taken: bool = False) -> bool:
+    """Make the folder `path`; `taken` is content with one that is there and empty."""
     # missing parents are made, the folder itself is taken below
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -200,7 +272,7 @@ def _claim(path: Path) -> bool:
     try:
         path.mkdir()  # of two runs that start at once only one succeeds
     except FileExistsError:
-        return path.is_dir() and not any(path.iterdir())
+        return taken and path.is_dir() and not any(path.iterdir())
     except OSError as fault:
         raise _no_folder(path, fault) from fault
     return True

@@ -127,7 +127,7 @@ def sample_images(
     height, width = _checked_size(denoiser, size)
     positive = _matched(positive, len(seeds), "positive")
     negative = None if guidance <= 1 else _matched(negative or denoiser.empty_conditioning(), len(seeds), "negative")
-    at_once = batch_size or max(1, PIXELS_AT_ONCE // (height * width))
+    at_once = batch_size or pictures_at_once(denoiser, size)
     batches = list(_slices(len(seeds), at_once))
     schedule = build_sampler(sampler, denoiser.scheduler_config)
     schedule.set_timesteps(steps)
@@ -145,6 +145,16 @@ def sample_images(
     pictures = torch.cat(images)
     _check_finite(pictures, "decoded pictures", seeds)
     return SampledImages(pictures, None if attention is None else torch.cat(maps))
+
+
+def pictures_at_once(denoiser: SamplingDenoiser, size: int | tuple[int, int] | None) -> int:
+    """How many pictures of a size, an edge or (height, width) in pixels, are made in one batch.
+
+    Raises:
+        BestiaryError: the model makes no pictures of this size.
+    """
+    height, width = _checked_size(denoiser, size)
+    return max(1, PIXELS_AT_ONCE // (height * width))
 
 
 def draw_noise(denoiser: Denoiser, seeds: Sequence[int], size: tuple[int, int]) -> Tensor:

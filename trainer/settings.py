@@ -10,6 +10,8 @@ from .recipe_file import read_recipe
 
 GRAPH = "graph"
 """`base.path` of a training in ComfyUI, whose model came through a socket."""
+LONGEST_NAME = 200
+"""Bytes of a file's name without its ending, with room for numbers and temporary names."""
 DtypeName = Literal["auto", "fp32", "bf16", "fp16"]
 
 
@@ -172,7 +174,7 @@ class RunSettings(Section):
     out: Path = Path("runs/parts")
     """Run folder; when it exists a number is added, so that no run is overwritten."""
     name: str = "parts"
-    """Name of the dictionary file, without its ending."""
+    """Name of the dictionary file, without its ending: a file name, never a path."""
     device: str = "auto"
     """Device by torch's name such as cpu, cuda or cuda:1, or "auto"."""
     dtype: DtypeName = "auto"
@@ -197,6 +199,19 @@ class RunSettings(Section):
     """Classifier-free guidance of a preview, 1 (none) to 30."""
     tensorboard: bool = True
     """Also write curves for tensorboard where it is installed."""
+
+    @field_validator("name")
+    @classmethod
+    def _name_stays_in_the_run(cls, name: str) -> str:
+        # a recipe or a run from elsewhere must not name a file outside of the run's folder
+        strange = sorted({letter for letter in name if letter in "/\\:" or ord(letter) < 32})
+        if strange or name.strip() in ("", ".", "..") or len(name.encode(errors="replace")) > LONGEST_NAME:
+            said = f"it holds {strange[0]!r}" if strange else "it is empty, dots alone or too long"
+            raise ValueError(
+                f"{said}: it names a file in the run's folder, so take a plain name such as 'my parts', of {LONGEST_NAME} bytes "
+                "at most; run.out says where the folder lies"
+            )
+        return name
 
 
 class TrainPartsSettings(Section):
@@ -238,10 +253,14 @@ class TrainPartsSettings(Section):
         return self
 
 
-def load_recipe(path: Path | str | None, overrides: Mapping[str, Any] | None = None) -> TrainPartsSettings:
+def load_recipe(
+    path: Path | str | None, overrides: Mapping[str, Any] | None = None, *, of_run: bool = False
+) -> TrainPartsSettings:
     """Settings of a training run from a recipe (a TOML file, a shipped recipe's name, or None) and dotted flags.
+
+    `of_run`: the file is that of a run folder, whose folders `resume.check_resumable` looks at.
 
     Raises:
         BestiaryError: file missing or no TOML; misspelt keys and values out of range, all of them in one message.
     """
-    return read_recipe(path, overrides, model=TrainPartsSettings)
+    return read_recipe(path, overrides, model=TrainPartsSettings, of_run=of_run)

@@ -51,7 +51,7 @@ def examine_spectrum_setup(setup: SpectrumSetup, run: RunFolder | None) -> Docto
 
 def _material_lines(setup: SpectrumSetup) -> Iterator[str]:
     pictures, plan, settings = setup.pictures, setup.batches.plan, setup.settings
-    yield f"pictures: {len(pictures.names)} in {pictures.folder}, {len(pictures.skipped)} left out because they cannot be read"
+    yield f"pictures: {len(pictures.names)} in {pictures.folder}, {len(pictures.skipped)} files left out"
     yield f"sizes: trained at {setup.image_size} px, cached at {setup.spec.image_size} px"
     words = settings.method.initial_words or "common words"
     yield (

@@ -18,11 +18,15 @@ from torch import Tensor
 from ..concepts.denoiser import PromptTokens
 from ..concepts.errors import BestiaryError
 from ..concepts.spectrum.stage_bounds import StageBounds
-from .image_files import SUFFIXES, UnreadableImage, fit_square, list_images, read_image
+from .companion_files import CompanionFolder, masks_among
+from .image_files import SUFFIXES, UnreadableImage, fit_square, picture_size, read_image, scan_images
 from .latent_cache import LatentCache
+from .mask_files import coverage, coverage_text, mask_image, read_mask
 from .spectrum_objective import SpectrumBatch
 
 logger = logging.getLogger("bestiary")
+_NAMED = 20
+"""Files that are left out, one line each, before the rest is only counted."""
 
 
 @dataclass(frozen=True)
@@ -41,8 +45,12 @@ class ConceptPictures:
         return [self.folder / name for name in self.names]
 
 
-def find_pictures(source: Path) -> ConceptPictures:
-    """One picture, or all readable pictures of a folder; others are skipped with a warning.
+def find_pictures(source: Path, masks: Path | None = None, *, warn: bool = True) -> ConceptPictures:
+    """One picture, or all readable pictures of a folder; every other file is named as left out, with the reason.
+
+    Args:
+        masks: folder of the pictures' masks, which are no pictures of the concept where they lie among them.
+        warn: name what is left out; False where this is only a first look.
 
     Raises:
         BestiaryError: there is nothing at `source`, the one picture cannot be read, or no picture of the folder can.
@@ -59,40 +67,70 @@ def find_pictures(source: Path) -> ConceptPictures:
         raise BestiaryError(
             f"no picture and no folder {source}: give one picture, or a folder of pictures of one concept"
         )
-    # every picture is read once beforehand: a warning now instead of a stop while the cache is built
-    names, skipped = [], []
-    for path in list_images(source):
-        name = path.relative_to(source).as_posix()
-        try:
-            read_image(path)
-        except UnreadableImage as fault:
-            logger.warning("%s is left out: %s", name, fault.reason)
-            skipped.append((name, fault.reason))
-        else:
-            names.append(name)
+    names, skipped = _readable(source, masks)
+    if warn:
+        _warn_of(skipped)
     if not names:
         reason = (
-            f"{len(skipped)} cannot be read, first {skipped[0][0]}: {skipped[0][1]}" if skipped else "it holds none"
+            f"{len(skipped)} files are left out, first {skipped[0][0]}: {skipped[0][1]}" if skipped else "it holds none"
         )
         raise BestiaryError(f"no picture to learn from in {source} ({reason}); one readable picture is enough")
     return ConceptPictures(source, tuple(names), tuple(skipped))
 
 
+def _readable(source: Path, masks: Path | None) -> tuple[list[str], list[tuple[str, str]]]:
+    """Pictures of a folder that can be read, and (name, reason) of all other files."""
+    elsewhere = masks is not None and masks.resolve() != source.resolve()
+    scan = scan_images(source, [masks] if masks is not None and elsewhere else [])
+    of_others = masks_among(scan.names) if masks is not None and not elsewhere else set()
+    names, skipped = [], [*scan.unreadable, *scan.others]
+    # every picture is read once beforehand: a warning now instead of a stop while the cache is built
+    for name in scan.names:
+        if name in of_others:
+            continue
+        try:
+            read_image(source / name)
+        except UnreadableImage as fault:
+            skipped.append((name, fault.reason))
+        else:
+            names.append(name)
+    return names, sorted(skipped)
+
+
+def _warn_of(skipped: Sequence[tuple[str, str]]) -> None:
+    for name, reason in skipped[:_NAMED]:
+        logger.warning("%s is left out: %s", name, reason)
+    if len(skipped) > _NAMED:
+        logger.warning("%d more files are left out", len(skipped) - _NAMED)
+
+
 def read_masks(folder: Path | None, pictures: ConceptPictures, edge: int) -> np.ndarray | None:
     """Masks (N, edge, edge) float32 0..1 of all pictures, cut like them; None without a folder.
 
+    Which file is whose says `companion_files`, how it is read `mask_files`. What the masks cover is logged.
+
     Raises:
-        BestiaryError: a picture has no mask, or its mask is all black.
+        BestiaryError: a picture has no mask, one of another size, one that may be another's, or one that is all black.
     """
     if folder is None:
         return None
-    by_stem = {path.stem: path for path in list_images(folder)}
-    masks = []
+    found = CompanionFolder(folder, pictures.names, pictures_folder=pictures.folder)
+    masks, shares = [], []
     for name in pictures.names:
-        path = by_stem.get(Path(name).stem)
+        path = found.of(name)
         if path is None:
-            raise BestiaryError(f"no mask for {name} in {folder}: give every picture a mask of the same name, or none")
-        masks.append(square_mask(read_image(path), edge, f"the mask {path}"))
+            raise BestiaryError(
+                f"no mask for {name} in {folder}: give every picture a mask ({found.names_for(name)}), or none"
+            )
+        mask = read_mask(path, picture_size(pictures.folder / name))  # (H, W)
+        shares.append(coverage(mask))
+        masks.append(square_mask(mask_image(mask), edge, f"the mask {path}"))
+    logger.info("%s", coverage_text(shares, pictures.names))
+    # one picture of a folder is no reason to speak of all the other masks
+    left = found.unused() if len(pictures.names) > 1 else []
+    if left:
+        listed = ", ".join(left[:_NAMED]) + (f" and {len(left) - _NAMED} more" if len(left) > _NAMED else "")
+        logger.warning("masks without a picture in %s: %s", folder, listed)
     return np.stack(masks)
 
 

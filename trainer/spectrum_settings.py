@@ -17,7 +17,8 @@ class SpectrumImageSettings(Section):
     source: Path = Path("pictures")
     """One picture, or a folder of pictures."""
     masks: Path | None = None
-    """Folder of masks named like the pictures (white is learned from), to leave surroundings out of the loss."""
+    """Folder of masks (white or opaque is learned from), to leave surroundings out of the loss: `a/b.jpg.png`, `a/b_mask.png`
+    or, where it is unambiguous, `a/b.png` for the picture `a/b.jpg`."""
     size: int | None = Field(None, ge=64, le=2048, multiple_of=8)
     """Edge of the training square in pixels, 64 to 2048 in steps of 8; unset takes the base model's native size."""
     margin: float = Field(0.0, ge=0, le=1)
@@ -163,10 +164,14 @@ class TrainSpectrumSettings(Section):
         return self
 
 
-def load_spectrum_recipe(path: Path | str | None, overrides: Mapping[str, Any] | None = None) -> TrainSpectrumSettings:
+def load_spectrum_recipe(
+    path: Path | str | None, overrides: Mapping[str, Any] | None = None, *, of_run: bool = False
+) -> TrainSpectrumSettings:
     """Settings from a recipe (a TOML file, a shipped recipe's name, or None) and dotted flags.
+
+    `of_run`: the file is that of a run folder, whose folders `resume.check_resumable` looks at.
 
     Raises:
         BestiaryError: file missing or no TOML; misspelt keys and values out of range, all of them in one message.
     """
-    return read_recipe(path, overrides, model=TrainSpectrumSettings)
+    return read_recipe(path, overrides, model=TrainSpectrumSettings, of_run=of_run)

@@ -13,7 +13,7 @@ from .latent_cache import CacheSpec, LatentCache, open_cache, picture_stamps
 from .spectrum_images import ConceptPictures, find_pictures, read_masks
 from .spectrum_objective_setup import SpectrumTraining, cached_size, set_up_spectrum, word_start
 from .spectrum_settings import TrainSpectrumSettings
-from .training_setup import fingerprint_autoencoder, free_autoencoder
+from .training_setup import autoencoder_precision, fingerprint_autoencoder, free_autoencoder
 
 logger = logging.getLogger("bestiary")
 
@@ -35,7 +35,7 @@ def prepare_spectrum(
         BestiaryError: one clear message about the first thing that does not fit.
     """
     # what can be told without the model comes first
-    pictures = find_pictures(settings.images.source)
+    pictures = find_pictures(settings.images.source, settings.images.masks)
     denoiser = load_denoiser(settings.base.path, device=settings.run.device, dtype=settings.run.dtype)
     # before the pictures are encoded
     word_start(denoiser, settings.method.initial_words, settings.method.vectors)
@@ -57,6 +57,7 @@ def _cache_spec(settings: TrainSpectrumSettings, pictures: ConceptPictures, deno
         channels=denoiser.backbone.latent_channels,
         flip=settings.images.flip,
         pictures=picture_stamps(pictures.folder, pictures.names),
+        precision=autoencoder_precision(denoiser),
     )
 
 

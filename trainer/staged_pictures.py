@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 
 from ..concepts.concept_file import read_header
+from ..concepts.concept_names import name_of_file
 from ..concepts.errors import BestiaryError
 from ..concepts.file_kinds import SPECTRUM_KIND
 from ..concepts.name_search import choices_text, plain_name, shown_name
@@ -18,12 +19,11 @@ from ..concepts.spectrum.stage_bounds import StageBounds
 from ..concepts.spectrum.staged_conditioning import encode_staged
 from ..concepts.spectrum.staged_prompt import Override, PromptSources, StagedPrompt, resolve_staged_prompt
 from .picture_making import Picture, PictureOrder, SamplingChoice, check_backbone
-from .sampling import SamplingDenoiser, build_sampler, sample_images
+from .sampling import SamplingDenoiser, build_sampler, pictures_at_once, sample_images
 
 logger = logging.getLogger("bestiary")
 MIX_NAME = "mix"
 """How prompts call the concept that is mixed from several references."""
-_PROMPTS_AT_ONCE = 64
 
 
 def is_staged(prompts: Sequence[str], sources: PromptSources, overrides: Mapping[int, Override] | None = None) -> bool:
@@ -39,11 +39,13 @@ def make_staged_pictures(
     *,
     overrides: Mapping[int, Override] | None = None,
     on_progress: Callable[[int, int], None] | None = None,
+    on_picture: Callable[[int, Picture], None] | None = None,
 ) -> list[Picture]:
     """Make every picture ordered, several at a time, with as many model evaluations as prompts without stages take.
 
     All prompts are resolved before the first picture is made, so that a fault costs nothing. `overrides` go to the prompts,
-    not to the negative ones, which have a grammar of their own but no such list.
+    not to the negative ones, which have a grammar of their own but no such list. `on_picture` is called with the place in
+    `orders` and the picture as soon as it is made.
 
     Raises:
         BestiaryError: a prompt is wrong (column, cause and valid choices), or a concept is for another backbone.
@@ -58,7 +60,7 @@ def make_staged_pictures(
     _warn_of_unreached(denoiser, positives, choice)
     # prompts of one length share batches; every picture keeps its place in the order
     pictures: dict[int, Picture] = {}
-    for rows in _alike(denoiser, positives, negatives):
+    for rows in _alike(denoiser, positives, negatives, pictures_at_once(denoiser, choice.size)):
         before = len(pictures)
 
         def report(done: int, steps: int, before: int = before, count: int = len(rows)) -> None:
@@ -79,6 +81,8 @@ def make_staged_pictures(
             )
         for place, row in enumerate(rows):
             pictures[row] = Picture(orders[row], sampled.images[place], (), None)
+            if on_picture is not None:
+                on_picture(row, pictures[row])
     return [pictures[row] for row in range(len(orders))]
 
 
@@ -102,7 +106,10 @@ def _warn_of_unreached(denoiser: SamplingDenoiser, prompts: Sequence[StagedPromp
 
 
 def _alike(
-    denoiser: SamplingDenoiser, positives: Sequence[StagedPrompt], negatives: Sequence[StagedPrompt]
+    denoiser: SamplingDenoiser,
+    positives: Sequence[StagedPrompt],
+    negatives: Sequence[StagedPrompt],
+    at_once: int,
 ) -> Iterator[list[int]]:
     """Rows that may share a batch: prompts of different numbers of chunks are not filled up to each other's length."""
     groups: dict[tuple[int, ...], list[int]] = {}
@@ -113,8 +120,8 @@ def _alike(
         )
         groups.setdefault(chunks, []).append(row)
     for rows in groups.values():
-        for start in range(0, len(rows), _PROMPTS_AT_ONCE):
-            yield rows[start : start + _PROMPTS_AT_ONCE]
+        for start in range(0, len(rows), at_once):
+            yield rows[start : start + at_once]
 
 
 def split_concepts(paths: Sequence[Path]) -> tuple[list[Path], list[Path]]:
@@ -131,8 +138,8 @@ def load_spectra(paths: Sequence[Path]) -> dict[str, PromptSpectrum]:
     """
     spectra: dict[str, PromptSpectrum] = {}
     for path in paths:
-        name = path.name.split(".")[0]
-        if name in spectra:
+        name = name_of_file(path.name)
+        if plain_name(name) in map(plain_name, spectra):
             raise BestiaryError(f"two spectra are named {name!r}: rename one file, so that prompts can tell them apart")
         spectra[name] = load_spectrum(path)
     return spectra

@@ -18,7 +18,7 @@ from .objective_setup import loop_settings
 from .part_objective import curve_labels
 from .part_previews import PartPreviews
 from .recipe_file import format_toml
-from .resume import check_resumable, find_run
+from .resume import check_resumable, find_run, tell_changed_pictures
 from .run_folder import RunFolder
 from .settings import TrainPartsSettings, load_recipe
 from .several_processes import join_processes, shared_text
@@ -61,8 +61,8 @@ def resume_training(folder: Path, *, on_progress: ProgressCallback | None = None
             changed.
     """
     run = find_run(folder)
-    settings = load_recipe(run.config)
-    check_resumable(run, settings.base)
+    settings = load_recipe(run.config, of_run=True)
+    check_resumable(run, settings.base, settings.images.cache)
     parallel, device = join_processes(settings.run.device)
     return _train(settings, run, parallel, device, on_progress)
 
@@ -79,6 +79,8 @@ def _train(
     setup = prepare(settings, parallel=parallel)
     # the first process examines, previews, saves and exports
     is_first = parallel.rank == 0
+    if is_first:
+        tell_changed_pictures(run, setup.pictures.folder, setup.pictures.names)
     if is_first and run.newest_state() is None:
         examine_setup(setup, run)
     if is_first:

@@ -14,7 +14,7 @@ from .export_spectrum import export_spectrum
 from .fit import fit
 from .objective_setup import loop_settings
 from .recipe_file import format_toml
-from .resume import check_resumable, find_run
+from .resume import check_resumable, find_run, tell_changed_pictures
 from .run_folder import RunFolder
 from .several_processes import join_processes
 from .spectrum_doctor import examine_spectrum_setup
@@ -46,7 +46,8 @@ def train_spectrum(settings: TrainSpectrumSettings, *, on_progress: ProgressCall
         TrainingStopped: Ctrl-C; the state is saved.
     """
     check_one_process(join_processes("cpu")[0].size)
-    find_pictures(settings.images.source)  # faults in the material show before a folder is made or a model loaded
+    # faults in the material show before a folder is made or a model loaded
+    find_pictures(settings.images.source, settings.images.masks, warn=False)
     run = RunFolder.create(settings.run.out)
     settings = _with_absolute_paths(settings)
     run.write_config(format_toml(settings))
@@ -61,13 +62,14 @@ def resume_spectrum(folder: Path, *, on_progress: ProgressCallback | None = None
             changed.
     """
     run = find_run(folder)
-    settings = load_spectrum_recipe(run.config)
-    check_resumable(run, settings.base)
+    settings = load_spectrum_recipe(run.config, of_run=True)
+    check_resumable(run, settings.base, settings.images.cache)
     return _train(settings, run, on_progress)
 
 
 def _train(settings: TrainSpectrumSettings, run: RunFolder, on_progress: ProgressCallback | None) -> TrainedSpectrum:
     setup = prepare_spectrum(settings)
+    tell_changed_pictures(run, setup.pictures.folder, setup.pictures.names)
     if run.newest_state() is None:
         examine_spectrum_setup(setup, run)
     run.write_curve_labels(curve_labels(setup.bounds.stages))

@@ -131,7 +131,13 @@ def cache_spec(settings: TrainPartsSettings, pictures: TrainingPictures, denoise
         channels=denoiser.backbone.latent_channels,
         flip=settings.images.flip,
         pictures=picture_stamps(pictures.folder, pictures.names),
+        precision=autoencoder_precision(denoiser),
     )
+
+
+def autoencoder_precision(denoiser: Denoiser) -> str:
+    """What the autoencoder computes in, as a latent cache notes it, such as "float32"."""
+    return str(denoiser.autoencoder_dtype).removeprefix("torch.")
 
 
 def fingerprint_autoencoder(path: str) -> str:

@@ -75,12 +75,16 @@ class TrainingState:
         else:
             self._scaler.step(self.optimizer)
             self._scaler.update()
-        self.optimizer.zero_grad(set_to_none=True)
+        self.forget_gradients()
         self.step += 1
         if self._ema:
             # young averages follow fast, so that a short run is not held back by its first weights
             factor = min(self._ema, (1 + self.step) / (10 + self.step))
             torch._foreach_lerp_(list(self.average.values()), list(self.parameters.values()), 1 - factor)
+
+    def forget_gradients(self) -> None:
+        """Drop the gradients that have been gathered since the last step."""
+        self.optimizer.zero_grad(set_to_none=True)
 
     def tensors(self) -> dict[str, Tensor]:
         """All tensors of the state by name, in the shape of their parameters; random number generators included."""

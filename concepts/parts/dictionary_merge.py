@@ -65,12 +65,18 @@ def _merged_before(dictionary: PartDictionary) -> list[object]:
 def _match_parts(first: PartDictionary, second: PartDictionary) -> tuple[list[str], dict[int | None, int]]:
     """Names of all parts, and where each part of the second dictionary goes."""
     names = list(first.part_names)
-    known = {plain_name(name): part for part, name in enumerate(names)}
+    exact = {name: part for part, name in enumerate(first.part_names)}
+    known = {plain_name(name): part for name, part in reversed(exact.items())}
+    # "left wing" and "left_wing" are one part in two dictionaries, and two parts where one dictionary has both
+    spoken_for = {exact[name] for name in second.part_names if name in exact}
     part_map: dict[int | None, int] = {}
     for part, name in enumerate(second.part_names):
         # whatever the two backgrounds are called
         both_backgrounds = part == second.background and first.background is not None
-        target = first.background if both_backgrounds else known.get(plain_name(name))
+        target = first.background if both_backgrounds else exact.get(name)
+        if target is None and (alike := known.get(plain_name(name))) not in spoken_for:
+            target = alike
+            spoken_for.add(alike)
         if target is None:
             names.append(name)
             target = len(names) - 1

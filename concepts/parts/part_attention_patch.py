@@ -127,6 +127,11 @@ class PartMapSum:
         self.total[..., rows, across] += maps
         self.count[:, rows, across] += torch.tensor(held, dtype=torch.float32).view(-1, 1, 1)
 
+    def take_in(self, other: "PartMapSum") -> None:
+        """Add what another sum of the same shape `(B, P, h, w)` collected, on whatever device."""
+        self.total += other.total.to(self.total.device)
+        self.count += other.count
+
     def mean(self) -> Tensor:
         """`(B, P, h, w)`: mean over what was added, 0 where nothing was."""
         return self.total / self.count.clamp(min=1).to(self.total.device)

@@ -7,6 +7,7 @@ kinds of part m.
 from __future__ import annotations
 
 import difflib
+import re
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -18,12 +19,17 @@ from ..concept_file import ConceptFile, read_concept_file, write_concept_file
 from ..errors import BestiaryError
 from ..file_kinds import CODEBOOK_KIND
 from ..kmeans import assign
+from ..name_search import shown_name
 from ..patch_features import PatchGrid, SourceSpec
 from .foreground import CentroidForeground, Foreground, foreground_from_file
+from .part_file_schemas import check_codebook
 from .part_map import ABSENT, PartMaps
 from .part_model import PartModel, part_model_from_file
 
 _FEWEST_PATCHES = 1
+_NUMBER = re.compile(r"[0-9]{1,6}")
+_LONGEST_COMPARED = 200
+"""Characters of a typed name that are compared with the names there are."""
 
 
 @dataclass(frozen=True)
@@ -153,11 +159,11 @@ class PartCodebook:
         # a name first: a part may be called "2"
         if wanted in names:
             return names.index(wanted)
-        if wanted.isdigit() and int(wanted) < len(names):
+        if _NUMBER.fullmatch(wanted) and int(wanted) < len(names):
             return int(wanted)
-        near = difflib.get_close_matches(wanted, names, n=1, cutoff=0.5)
+        near = difflib.get_close_matches(wanted[:_LONGEST_COMPARED], names, n=1, cutoff=0.5)
         hint = f" (did you mean {near[0]!r}?)" if near else ""
-        raise BestiaryError(f"unknown part {text!r}{hint}: parts are {', '.join(self.part_names)}")
+        raise BestiaryError(f"unknown part {shown_name(text)}{hint}: parts are {', '.join(self.part_names)}")
 
     def find_kind(self, part: int, text: str) -> int:
         """Index of a part's kind by name or number.
@@ -171,11 +177,13 @@ class PartCodebook:
             return names[wanted]
         # a number counts from 0, as the codes do
         kinds = len(self.fine[part]) if self.fine else 0
-        if wanted.isdigit() and int(wanted) < kinds:
+        if _NUMBER.fullmatch(wanted) and int(wanted) < kinds:
             return int(wanted)
         valid = f"0 to {kinds - 1}" if kinds else "none"
         named = f" or {', '.join(names)}" if names else ""
-        raise BestiaryError(f"unknown kind {text!r} of part {self.part_names[part]!r}: kinds are {valid}{named}")
+        raise BestiaryError(
+            f"unknown kind {shown_name(text)} of part {self.part_names[part]!r}: kinds are {valid}{named}"
+        )
 
     def _around_center(self, means: Tensor, part: int) -> Tensor:
         """Means `(n, d)` of a part as they are compared with its kinds: less the part's center, where there is one."""
@@ -218,11 +226,10 @@ class PartCodebook:
         """
         file = read_concept_file(Path(path), CODEBOOK_KIND)
         try:
-            return cls(**_fields_from_file(file))
-        except (KeyError, TypeError, ValueError, AttributeError) as fault:
-            raise BestiaryError(
-                f"{path} is not a complete part codebook ({fault!r}): discover the parts again"
-            ) from fault
+            check_codebook(file)
+        except BestiaryError as fault:
+            raise BestiaryError(f"{path} is not a complete part codebook: {fault}; discover the parts again") from fault
+        return cls(**_fields_from_file(file))
 
     def with_names(self, part_names: tuple[str, ...], kind_names: tuple[dict[int, str], ...]) -> PartCodebook:
         """The same codebook under other names."""

@@ -124,8 +124,10 @@ class PartDictionary:
 
     @cached_property
     def _parts_by_name(self) -> Mapping[str, int]:
-        """Plain name -> the first trained part that is called so."""
-        return {plain_name(self.part_names[part]): part for part in sorted(self._kinds, reverse=True)}
+        """Name as it is spelt, and plain name -> the first trained part that is called so; the spelling goes before."""
+        trained = sorted(self._kinds, reverse=True)
+        plain = {plain_name(self.part_names[part]): part for part in trained}
+        return {**plain, **{self.part_names[part]: part for part in trained}}
 
     @cached_property
     def _kinds_by_name(self) -> Mapping[tuple[int, str], tuple[int, ...]]:
@@ -138,8 +140,8 @@ class PartDictionary:
 
     def part_called(self, text: str, *, by_number: bool = True) -> int | None:
         """Index of a trained part by its name, or by its number; None where there is none."""
-        # a name first: a part may be called "2"
-        found = self._parts_by_name.get(plain_name(text))
+        # a name first: a part may be called "2"; "left wing" and "left_wing" are two names where both are there
+        found = self._parts_by_name.get(text.strip(), self._parts_by_name.get(plain_name(text)))
         if found is None and by_number and re.fullmatch(r"\d{1,6}", text.strip()) and int(text) in self._kinds:
             return int(text)
         return found
@@ -260,7 +262,12 @@ class PartDictionary:
             BestiaryError: the file is missing, broken, of another kind or contradicts itself.
         """
         content = read_concept_file(path, DICTIONARY_KIND)
+        # inside the method: the schemas know the models of codebooks too
+        from .part_file_schemas import check_dictionary
+
         try:
+            encoders = get_backbone(str(content.metadata.get("backbone"))).text_encoders
+            check_dictionary(content, tuple(encoder.name for encoder in encoders))
             return cls(**_fields(content.tensors, content.metadata))
         except BestiaryError as fault:
             raise BestiaryError(f"{path} is no usable part dictionary: {fault}") from fault
@@ -282,9 +289,6 @@ def _fields(tensors: dict[str, Tensor], metadata: dict[str, object]) -> dict[str
     """Constructor arguments from a file's content: rows `(R, 2)`, tables `(R, width)`, and the rest."""
     backbone = get_backbone(str(metadata.get("backbone")))
     encoders = [encoder.name for encoder in backbone.text_encoders]
-    missing = sorted({*encoders, "rows", "names"} - tensors.keys())
-    if missing:
-        raise BestiaryError(f"it lacks {', '.join(missing)}")
     # names lie in a tensor: there are too many for the header
     part_names, kind_names = _names(from_text_tensor(tensors["names"]))
     # prefixes keep the three groups of tensors apart in one file
@@ -305,12 +309,9 @@ def _fields(tensors: dict[str, Tensor], metadata: dict[str, object]) -> dict[str
 
 
 def _names(table: object) -> tuple[tuple[str, ...], tuple[dict[int, str], ...]]:
-    """Part names and kind names from the stored table, everything turned into text."""
-    try:
-        kinds = tuple({int(kind): str(name) for kind, name in named.items()} for named in table["kinds"])
-        return tuple(str(name) for name in table["parts"]), kinds
-    except (KeyError, TypeError, ValueError, AttributeError) as fault:
-        raise BestiaryError(f"its table of names is broken ({type(fault).__name__}: {fault})") from fault
+    """Part names and kind names from the stored table."""
+    kinds = tuple({int(kind): name for kind, name in named.items()} for named in table["kinds"])
+    return tuple(table["parts"]), kinds
 
 
 def _check_finite(tensors: Mapping[str, Tensor]) -> None:

@@ -128,6 +128,13 @@ class TokenProjector(nn.Module):
         Raises:
             BestiaryError: keys are missing, shapes contradict each other or a value is not finite.
         """
+        from .part_file_schemas import check_projector
+
+        # every tensor is of its shape before a module is built after the shapes
+        if "embedding.weight" in tensors:
+            check_projector(
+                {n: t for n, t in tensors.items() if n.startswith(("embedding.weight", "pe", "projection."))}
+            )
         # depths beyond 3 are read, though never built here
         shape = infer_shape(tensors, num_parts)
         projector = cls(shape.num_parts, shape.num_kinds, shape.width, 0, shape.positional)
@@ -163,6 +170,8 @@ def infer_shape(tensors: Mapping[str, Tensor], num_parts: int | None = None) -> 
         raise BestiaryError(f"no token projector: expected a table 'embedding.weight' (rows, width), found {found}")
     # the parts are counted by their positional vectors, or told
     rows, width = table.shape
+    if pe is not None and pe.ndim != 2:
+        raise BestiaryError(f"pe has shape {tuple(pe.shape)}, expected (parts, {width})")
     parts = num_parts if pe is None else pe.shape[0]
     if parts is None:
         raise BestiaryError("the projector has no positional vectors 'pe' to count its parts by: give num_parts")

@@ -15,9 +15,20 @@ from ..backbone import get_backbone
 from ..concept_file import ConceptFile, read_concept_file, write_concept_file
 from ..errors import BestiaryError
 from ..file_kinds import SPECTRUM_KIND
+from ..file_schema import (
+    broken,
+    checked_json,
+    checked_list,
+    checked_number,
+    checked_numbered,
+    checked_table,
+    checked_tensor,
+    checked_text,
+    checked_whole,
+)
 from .attribute_presets import checked_presets
 from .prompt_spectrum import PromptSpectrum
-from .stage_bounds import StageBounds
+from .stage_bounds import MOST_STAGES, StageBounds
 
 STAGES_PREFIX, NEUTRAL_PREFIX, BYPASS_PREFIX = "prospect.", "neutral.", "bypass."
 LARGEST_FLOAT32 = 96 * 1024
@@ -82,13 +93,10 @@ def _spectrum(content: ConceptFile) -> PromptSpectrum:
     missing = [STAGES_PREFIX + name for name in encoders if STAGES_PREFIX + name not in content.tensors]
     if missing:
         raise BestiaryError(f"it lacks {', '.join(missing)}")
-    try:
-        # JSON knows no tuples and no numbers as keys: both are made again
-        edges = tuple(int(edge) for edge in metadata["edges"])
-        counts = tuple(int(count) for count in metadata.get("counts") or ())
-        words = {int(stage): str(text) for stage, text in (metadata.get("words") or {}).items()}
-    except (KeyError, TypeError, ValueError, AttributeError) as fault:
-        raise BestiaryError(f"its stages are broken ({type(fault).__name__}: {fault})") from fault
+    _check(content, encoders)
+    # JSON knows no tuples and no numbers as keys: both are made again
+    edges, counts = tuple(metadata["edges"]), tuple(metadata.get("counts") or ())
+    words = {int(stage): text for stage, text in (metadata.get("words") or {}).items()}
     provenance = metadata.get("provenance")
     # the mean for other programs is not read back: it follows from the stages
     return PromptSpectrum(
@@ -103,6 +111,37 @@ def _spectrum(content: ConceptFile) -> PromptSpectrum:
         presets=checked_presets(metadata.get("presets") or {}),
         provenance=provenance if isinstance(provenance, dict) else {},
     )
+
+
+def _check(content: ConceptFile, encoders: list[str]) -> None:
+    """Types, shapes and relations of all entries: vectors `(S, [L,] V, W)`, neutral ones and means `(V, W)`."""
+    metadata, tensors = content.metadata, content.tensors
+    edges = checked_list(metadata.get("edges"), "edges", 2, MOST_STAGES + 1)
+    for edge in edges:
+        checked_whole(edge, "a stage's edge", 0, 1 << 20)
+    sizes = {"S": len(edges) - 1}
+    if metadata.get("stages") is not None and metadata["stages"] != sizes["S"]:
+        raise broken("stages", metadata["stages"], f"{sizes['S']}, as there are {len(edges)} edges")
+    for count in checked_list(metadata.get("counts") or [], "counts"):
+        checked_whole(count, "a stage's count", 0, 1 << 20)
+    for text in checked_numbered(metadata.get("words") or {}, "words", sizes["S"]).values():
+        checked_text(text, "the words of a stage", empty=True)
+    checked_text(metadata.get("initial_words") or "", "initial_words", empty=True)
+    for name, ranges in checked_table(metadata.get("presets") or {}, "presets").items():
+        checked_text(name, "a preset's name")
+        for pair in checked_list(ranges, f"the preset {name[:40]!r}", 0, MOST_STAGES):
+            for share in checked_list(pair, f"a range of the preset {name[:40]!r}", 2, 2):
+                checked_number(share, f"a range of the preset {name[:40]!r}", 0, 1)
+    checked_json(checked_table(metadata.get("provenance") or {}, "provenance"), "provenance")
+    # every encoder has its own width, everything else they share
+    layered = tensors[STAGES_PREFIX + encoders[0]].ndim == 4
+    for encoder in encoders:
+        own = dict(sizes)
+        checked_tensor(tensors, STAGES_PREFIX + encoder, "S L V W" if layered else "S V W", own)
+        for prefix, shape in ((NEUTRAL_PREFIX, "V W"), (BYPASS_PREFIX, "S L V W" if layered else "S V W"), ("", "V W")):
+            if prefix + encoder in tensors:
+                checked_tensor(tensors, prefix + encoder, shape, dict(own))
+        sizes |= {letter: size for letter, size in own.items() if letter != "W"}
 
 
 def _group(content: ConceptFile, prefix: str) -> dict[str, Tensor]:

@@ -3,7 +3,16 @@
 import pytest
 import torch
 from bestiary.concepts.errors import BestiaryError
-from bestiary.concepts.lora_names import from_kohya, kohya_name, lora_layers, module_path, resolve_lora, to_kohya
+from bestiary.concepts.lora_names import (
+    check_family,
+    from_kohya,
+    kohya_name,
+    lora_layers,
+    module_path,
+    resolve_lora,
+    to_kohya,
+    with_told_alphas,
+)
 from torch import Tensor
 
 BLOCK = "down_blocks.1.attentions.0.transformer_blocks.0"
@@ -161,3 +170,126 @@ def test_incomplete_files_and_unknown_namings_are_named() -> None:
         lora_layers({"lora_unet_a.lora_down.weight": torch.zeros(1, 1)})
     with pytest.raises(BestiaryError, match="unknown LoRA naming 'loha': choose one of kohya, partcraft"):
         from_kohya(spelled("kohya"), "loha")
+
+
+# --- forms besides plain pairs ---
+
+
+PAIR = {"lora_unet_a_to_q.lora_down.weight": torch.ones(4, 8), "lora_unet_a_to_q.lora_up.weight": torch.ones(8, 4)}
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("lora_unet_a_to_q.dora_scale", "DoRA"),
+        ("unet.a.to_q.lora_magnitude_vector", "DoRA"),
+        ("base_model.model.a.to_q.lora_magnitude_vector.default.weight", "DoRA"),
+        ("lora_unet_a_to_q.hada_w1_a", "LoHa"),
+        ("lora_unet_a_to_q.lokr_w2", "LoKr"),
+        ("lora_unet_a_to_q.oft_blocks", "OFT"),
+        ("lora_unet_a_norm.w_norm", "trained norms"),
+        ("lora_unet_a_norm.b_norm", "trained norms"),
+        ("lora_unet_a_conv.diff", "whole differences of weights"),
+        ("lora_unet_a_conv.diff_b", "whole differences of weights"),
+        ("unet.a.to_q.lora_B.bias", "trained biases"),
+    ],
+)
+def test_other_forms_are_refused_by_name(name: str, message: str) -> None:
+    with pytest.raises(
+        BestiaryError, match=rf"the LoRA holds {message}.*, such as '{name}', which part dictionaries cannot"
+    ):
+        to_kohya({**PAIR, name: torch.ones(8)})
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "lora_unet_double_blocks_0_img_attn_qkv.lora_down.weight", "transformer.single_transformer_blocks.0.attn.to_q.lora_A.weight",
+        "diffusion_model.blocks.0.self_attn.q.lora_A.weight", "lora_transformer_joint_blocks_0_x.lora_down.weight",
+    ],
+)  # fmt: skip
+def test_other_families_are_refused_by_name(name: str) -> None:
+    with pytest.raises(BestiaryError, match=f"is for a transformer model such as Flux or SD3 .'{name}'"):
+        to_kohya({**PAIR, name: torch.ones(4, 8)})
+
+
+@pytest.mark.parametrize(
+    "name", [f"unet.{BLOCK}.attn1.to_q.lora_A.weight", f"{BLOCK}.attn2.processor.to_q_lora.down.weight"]
+)
+def test_layers_of_unets_are_not_taken_for_others(name: str) -> None:
+    up = name.replace("lora_A", "lora_B").replace("down.weight", "up.weight")
+    assert len(to_kohya({name: torch.ones(4, 8), up: torch.ones(8, 4)})) == 2
+
+
+def test_a_lora_of_another_family_of_unets() -> None:
+    name = "lora_unet_x_attn2_to_k.lora_down.weight"
+    check_family({name: torch.zeros(4, 768)}, 768)
+    with pytest.raises(
+        BestiaryError, match="reads text vectors of width 2048, this model has 768: it was trained for another"
+    ):
+        check_family({name: torch.zeros(4, 2048)}, 768)
+
+
+def test_a_middle_matrix_is_folded_exactly() -> None:
+    down, mid, up = torch.randn(4, 6, 1, 1), torch.randn(5, 4, 3, 3), torch.randn(7, 5, 1, 1)
+    stem = "lora_unet_a_conv1"
+    named = to_kohya({f"{stem}.lora_down.weight": down, f"{stem}.lora_mid.weight": mid, f"{stem}.lora_up.weight": up})
+    assert f"{stem}.lora_mid.weight" not in named
+    picture = torch.randn(1, 6, 9, 9)
+    theirs = torch.conv2d(torch.conv2d(torch.conv2d(picture, down), mid, padding=1), up)
+    ours = torch.conv2d(torch.conv2d(picture, named[f"{stem}.lora_down.weight"], padding=1), up)
+    assert torch.allclose(ours, theirs, atol=1e-4)
+    assert lora_layers(named)[stem].down.shape == (5, 6, 3, 3)
+    with pytest.raises(BestiaryError, match="a middle matrix .* that does not fit"):
+        to_kohya(
+            {f"{stem}.lora_down.weight": down, f"{stem}.lora_mid.weight": mid[:, :2], f"{stem}.lora_up.weight": up}
+        )
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"lora_unet_a_to_q.lora_up.weight": None}, "has lora_unet_a_to_q.lora_down.weight but no .*: the file is incomplete"),
+        ({"lora_unet_a_to_q.lora_down.weight": None, **{f"lora_unet_b.{n}": t for n, t in (
+            ("lora_down.weight", torch.ones(4, 8)), ("lora_up.weight", torch.ones(8, 4)))}}, "lora_up.weight but no"),
+        ({"lora_unet_a_to_q.lora_up.weight": torch.ones(8, 3)}, r"is \(8, 3\) times \(4, 8\): its ranks differ"),
+        ({"lora_unet_a_to_q.alpha": torch.ones(2)}, r"alpha has shape \(2,\), expected one finite number"),
+        ({"lora_unet_a_to_q.alpha": torch.tensor(float("nan"))}, "expected one finite number"),
+    ],
+)  # fmt: skip
+def test_pairs_that_are_none(change: dict[str, torch.Tensor | None], message: str) -> None:
+    tensors = {name: tensor for name, tensor in {**PAIR, **change}.items() if tensor is not None}
+    with pytest.raises(BestiaryError, match=message):
+        to_kohya(tensors)
+
+
+@pytest.mark.parametrize(
+    ("metadata", "scale"),
+    [
+        ({}, 1.0),
+        ({"lora_adapter_metadata": '{"unet.lora_alpha": 16, "unet.r": 4}'}, 4.0),
+        ({"lora_adapter_metadata": '{"unet.lora_alpha": 16, "unet.r": 4, "unet.use_rslora": true}'}, 8.0),
+        ({"lora_adapter_metadata": '{"lora_alpha": 2, "r": 4}'}, 0.5),
+        ({"lora_adapter_metadata": '{"text_encoder.lora_alpha": 16}'}, 1.0),
+        ({"lora_adapter_metadata": '{"unet.lora_alpha": 16, "unet.alpha_pattern": {"to_q": 8}}'}, 2.0),
+        ({"lora_adapter_metadata": '{"unet.lora_alpha": "much"}'}, 1.0),
+        ({"ss_network_alpha": "2", "ss_network_dim": "4"}, 0.5),
+        ({"ss_network_alpha": "None"}, 1.0),
+    ],
+)
+def test_scales_that_only_the_header_tells(metadata: dict[str, str], scale: float) -> None:
+    pair = {
+        f"unet.{BLOCK}.attn1.to_q.lora_A.weight": torch.ones(4, 8),
+        f"unet.{BLOCK}.attn1.to_q.lora_B.weight": torch.ones(8, 4),
+    }
+    (layer,) = lora_layers(with_told_alphas(pair, metadata)).values()
+    assert layer.scale == pytest.approx(scale)
+    # a layer's own alpha counts before the header's
+    own = {**pair, f"unet.{BLOCK}.attn1.to_q.alpha": torch.tensor(12.0)}
+    (layer,) = lora_layers(with_told_alphas(own, metadata)).values()
+    assert layer.scale == 3
+
+
+def test_a_header_that_is_broken() -> None:
+    with pytest.raises(BestiaryError, match="the LoRA's header has a broken lora_adapter_metadata: it is no JSON text"):
+        with_told_alphas(PAIR, {"lora_adapter_metadata": "{"})

@@ -1,7 +1,7 @@
 """Comparing and listing names."""
 
 import pytest
-from bestiary.concepts.name_search import choices_text, number_ranges, plain_name, shown_name
+from bestiary.concepts.name_search import choices_text, number_ranges, plain_name, same_names, shown_name
 
 
 @pytest.mark.parametrize("typed", ["Blue Jay", "blue_jay", "  blue-jay ", "BLUE \t JAY"])
@@ -26,3 +26,9 @@ def test_numbers_are_shown_as_ranges() -> None:
     assert number_ranges([3, 1, 2, 7, 9, 10]) == "1..3, 7, 9..10"
     assert number_ranges([]) == ""
     assert number_ranges(range(0, 100, 2)).endswith("22, ...")
+
+
+def test_a_name_spelt_exactly_so_comes_before_those_that_are_alike() -> None:
+    names = ["head", "left wing", "left_wing", "Left Wing"]
+    assert same_names("left_wing ", names) == [2] and same_names("Left Wing", names) == [3]
+    assert same_names("LEFT-WING", names) == [1, 2, 3] and same_names("tail", names) == []

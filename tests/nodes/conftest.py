@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -22,8 +23,14 @@ ROOT = Path(__file__).parent.parent.parent
 
 
 def find_comfyui() -> Path | None:
-    """COMFYUI_PATH, the ComfyUI in whose custom_nodes this pack lies, or where comfy-cli puts it; None without one."""
-    places = [ROOT.parent.parent, Path.home() / "comfy" / "ComfyUI"]
+    """The one ComfyUI of this session, None without one.
+
+    COMFYUI_PATH, the ComfyUI in whose custom_nodes this pack lies, where comfy-cli puts it, COMFYUI_PATH_NEW, or the newer one
+    beside; `.ci/run` starts a session for each of two.
+    """
+    conventional = Path.home() / "comfy"
+    places = [ROOT.parent.parent, conventional / "ComfyUI"]
+    places += [Path(os.environ.get("COMFYUI_PATH_NEW") or conventional / "ComfyUI-new")]
     if given := os.environ.get("COMFYUI_PATH"):
         places = [Path(given)]
     return next((place for place in places if (place / "main.py").exists() and (place / "comfy").is_dir()), None)
@@ -38,6 +45,30 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
         return True
     make_importable(COMFYUI)
     return None
+
+
+def comfyui_version(place: Path) -> str:
+    """Such as "0.3.64"."""
+    found = re.search(r'"(.+)"', (place / "comfyui_version.py").read_text(encoding="utf-8"))
+    return found.group(1) if found else "of an unknown version"
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    """One line that says which ComfyUI was tested, or that there was none."""
+    if "not comfyui" in config.option.markexpr:
+        return
+    if COMFYUI is None:
+        terminalreporter.write_line(
+            "no ComfyUI found: graph tests and browser tests are skipped; COMFYUI_PATH or COMFYUI_PATH_NEW name one"
+        )
+    else:
+        terminalreporter.write_line(f"graph tests on ComfyUI {comfyui_version(COMFYUI)} at {COMFYUI}")
+
+
+def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
+    """No ComfyUI is no fault."""
+    if COMFYUI is None and exitstatus == pytest.ExitCode.NO_TESTS_COLLECTED:
+        session.exitstatus = pytest.ExitCode.OK
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -1,6 +1,8 @@
 """One sampling seen from its attention: steps by noise level, prompts by row, and marks that fit one attention only."""
 
 import logging
+from concurrent.futures import ThreadPoolExecutor
+from threading import Barrier
 
 import pytest
 import torch
@@ -96,6 +98,52 @@ def test_a_mark_fits_one_attention_of_one_run():
         assert not evaluation.take_mark({**options, **change})
 
 
+def test_marks_of_one_thread_are_not_taken_by_another():
+    evaluation = ModelEvaluation(sampling(), {}, 7.0, torch.Size((1, 4, 16, 16)))
+    together = Barrier(2, timeout=20)
+
+    def run(uuid: str) -> list[bool]:
+        options, taken = {"uuids": [uuid], "block": ("input", 1), "block_index": 0}, []
+        for _ in range(20):
+            evaluation.mark(options)
+            together.wait()
+            taken.append(evaluation.take_mark(options))
+            together.wait()
+        return taken
+
+    with ThreadPoolExecutor(2) as pool:
+        assert all(all(taken) for taken in pool.map(run, ("a", "b")))
+
+
+def test_maps_of_several_threads_are_those_of_one():
+    prompts = {"positive": [entry("p", (HEAD,)), entry("q", (HEAD, WING))]}
+    keys = torch.randn(1, 77, 8, generator=torch.Generator().manual_seed(2))
+    queries = torch.randn(40, 1, 16, 8, generator=torch.Generator().manual_seed(3))
+
+    def attend(evaluation: ModelEvaluation, uuid: str, some: torch.Tensor, together: Barrier | None) -> None:
+        for q in some:
+            options = {"activations_shape": [1, 8, 4, 4], "original_shape": [1, 4, 4, 4]}
+            options |= {"cond_or_uncond": [0], "uuids": [uuid]}
+            if together is not None:
+                together.wait()
+            evaluation.attend(lambda q, k, v, heads, **kw: q, q, keys, keys, 2, None, transformer_options=options)
+
+    def maps(threads: int) -> torch.Tensor:
+        made = sampling(prompts, records=(AttentionRecord("all"),))
+        known = {(0, one["uuid"]): made.entry(0, one) for one in prompts["positive"]}
+        evaluation = ModelEvaluation(made, known, 7.0, torch.Size((1, 4, 4, 4)))
+        together = Barrier(2, timeout=20) if threads == 2 else None
+        with ThreadPoolExecutor(threads) as pool:
+            jobs = [pool.submit(attend, evaluation, *job, together) for job in zip("pq", queries.chunk(2), strict=True)]
+            for job in jobs:
+                job.result()
+        evaluation.finish()
+        return made.recordings[0][1].finished(torch.zeros(1, 4, 4, 4), (4, 4)).maps
+
+    assert maps(1).abs().max() > 0
+    assert (maps(2) - maps(1)).abs().max() < 1e-6
+
+
 def test_warnings_come_once(caplog):
     made = sampling()
     with caplog.at_level(logging.WARNING):
@@ -113,5 +161,5 @@ def test_rows_that_nobody_names_are_left_alone(told, caplog):
     given = evaluation.attend(lambda q, k, v, heads, **kw: (q, kw), q, TEXT, TEXT, 2, None, transformer_options=options)
     assert given[0] is q
     assert given[1]["mask"] is None
-    assert evaluation.sums == [None]
+    assert evaluation.sums == [{}]
     assert "does not say which rows are whose" in caplog.text

@@ -151,3 +151,30 @@ def test_parts_written_alike_must_be_alike():
     other = chosen("head", "random 7", torch.zeros(6)).parts[0]
     with pytest.raises(BestiaryError, match="two different parts are both written <birds.head:random 7>: load their"):
         parts_by_mention(ChosenParts((same[0], other)))
+
+
+@pytest.mark.parametrize(
+    ("typed", "linked", "notice"),
+    [
+        ([("head", "<head:0>"), ("wing", "<wing:3>")], None, None),
+        ([("wing", "<wing:3>")], chosen("head"), None),
+        (
+            [("Head", "<Head:1>")],
+            chosen("head"),
+            "part 'Head' is named twice, by link as <birds.head:0> and in the text as <Head:1>: "
+            "take one of them away, unless two are wanted",
+        ),
+        (
+            [("wing", "<wing:3>"), ("wing", "<wing:0>")],
+            chosen("head"),
+            "part 'wing' is named twice, in the text as <wing:3> and in the text as <wing:0>: "
+            "take one of them away, unless two are wanted",
+        ),
+        # two heads that Combine Parts was allowed to put together
+        ([("wing", "<wing:3>")], ChosenParts(chosen("head").parts + chosen("head", "1").parts), None),
+    ],
+)
+def test_a_part_named_twice_is_said(typed, linked, notice):
+    from bestiary.nodes.chosen_parts import repeat_notice
+
+    assert repeat_notice(typed, linked) == notice

@@ -156,7 +156,7 @@ def test_names_for_prompts(heads):
 
 
 def test_names_of_files():
-    cases = {"birds.safetensors": "birds", "sub/My Birds (v2).safetensors": "My_Birds_v2", "a\\b.safetensors": "b", "().safetensors": "dictionary"}  # fmt: skip
+    cases = {"birds.safetensors": "birds", "sub/My Birds (v2).safetensors": "My Birds_v2", "my birds.v2.1.safetensors": "my birds.v2.1", "2024.safetensors": "2024", "a\\b.safetensors": "b", "().safetensors": "dictionary"}  # fmt: skip
     for file, name in cases.items():
         assert name_of_file(file) == name
         assert prompt_name(name) == name

@@ -59,9 +59,15 @@ def test_every_example_has_a_small_preview_and_a_twin(name):
     content = (WORKFLOWS / f"{name}.jpg").read_bytes()
     assert len(content) <= 60_000
     preview = Image.open(io.BytesIO(content)).convert("RGB")
-    assert preview.width >= 600 and preview.height >= 150
+    assert preview.size == (640, 480)
     assert max(ImageStat.Stat(preview).stddev) > 10
     assert twin_of(name)
+
+
+def test_the_template_to_start_with_stands_first(server):
+    listed = server.get("/workflow_templates").json()["ComfyUI-Bestiary"]
+    assert listed == ["mix_four_species", *sorted(set(NAMES) - {"mix_four_species"})]
+    assert server.get("/api/workflow_templates").json()["ComfyUI-Bestiary"] == listed
 
 
 def test_nothing_else_lies_beside_the_examples():

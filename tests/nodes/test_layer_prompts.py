@@ -27,11 +27,13 @@ def layered_spectrum(layers: int, stages: int, *, bypass: bool = False) -> Promp
     return PromptSpectrum("sd15", embeddings, StageBounds.equal(stages), bypass=extra)
 
 
-def encode(clip: object, spectrum: PromptSpectrum, text: str = "a photo of a <it> bird") -> list[list]:
+def encode(
+    clip: object, spectrum: PromptSpectrum, text: str = "a photo of a <it> bird", *, with_hooks: bool = True
+) -> list[list]:
     from bestiary.nodes.spectrum_prompts import PromptOptions, TypedSide, encode_typed_sides
 
     sides = [TypedSide(text), TypedSide("")]
-    return encode_typed_sides(clip, sides, PromptSources({"it": spectrum}), PromptOptions())[0]
+    return encode_typed_sides(clip, sides, PromptSources({"it": spectrum}), PromptOptions(with_hooks=with_hooks))[0]
 
 
 def sample(model: object, positive: list, negative: list, steps: int = 5, cfg: float = 3.0) -> Tensor:
@@ -173,6 +175,108 @@ def test_without_the_hook_it_is_an_error(sd15_model):
     ]
     with pytest.raises(RuntimeError, match="cannot be multiplied"):
         sample(sd15_model.model, *stripped)
+
+
+@pytest.mark.parametrize("bypass", [False, True])
+def test_a_prepared_model_needs_no_hooks_and_gives_the_same_picture(sd15_model, bypass):
+    from bestiary.nodes.layer_prompts import with_layer_prompts
+
+    spectrum = layered_spectrum(layers_of(sd15_model.model), 2, bypass=bypass)
+    with_hooks, without = (encode(sd15_model.clip, spectrum, with_hooks=hooks) for hooks in (True, False))
+    assert all("hooks" in options for side in with_hooks for _, options in side)
+    assert not any("hooks" in options for side in without for _, options in side)
+    theirs = sample(sd15_model.model, *with_hooks)
+    prepared = with_layer_prompts(sd15_model.model)
+    assert torch.equal(sample(prepared, *without), theirs)
+    # both at once, a model prepared twice, and a clone of it
+    assert torch.equal(sample(prepared, *with_hooks), theirs)
+    assert torch.equal(sample(with_layer_prompts(prepared).clone(), *without), theirs)
+    assert torch.equal(sample(sd15_model.model, *with_hooks), theirs)
+
+
+def test_a_prepared_model_samples_plain_prompts_as_ever(sd15_model):
+    from bestiary.nodes.layer_prompts import with_layer_prompts
+
+    plain = sd15_model.clip.encode_from_tokens_scheduled(sd15_model.clip.tokenize("a bird"))
+    prepared, layers = with_layer_prompts(sd15_model.model), layers_of(sd15_model.model)
+    assert torch.equal(sample(prepared, plain, plain), sample(sd15_model.model, plain, plain))
+    positive, _ = encode(sd15_model.clip, layered_spectrum(layers, 2), with_hooks=False)
+    hooked, _ = encode(sd15_model.clip, layered_spectrum(layers, 2))
+    assert torch.equal(sample(prepared, positive, plain), sample(sd15_model.model, hooked, plain))
+
+
+def test_a_prepared_model_refuses_what_does_not_fit(sd15_model):
+    from bestiary.nodes.layer_prompts import with_layer_prompts
+
+    prepared, layers = with_layer_prompts(sd15_model.model), layers_of(sd15_model.model)
+    with pytest.raises(BestiaryError, match=f"vectors for 16 cross-attention layers, but this MODEL has {layers}"):
+        sample(prepared, *encode(sd15_model.clip, layered_spectrum(16, 2), with_hooks=False))
+    sides = encode(sd15_model.clip, layered_spectrum(layers, 2), with_hooks=False)
+    cut = [[[cond[..., :WIDTH], options] for cond, options in side] for side in sides]
+    with pytest.raises(BestiaryError, match=f"layers of {WIDTH} channels has become {WIDTH} channels wide"):
+        sample(prepared, *cut)
+
+
+def test_a_model_whose_weights_move_is_not_loaded_twice(sd15_model):
+    """ComfyUI takes another patcher, and with it a second copy of the weights, for conditionings with hooks."""
+    from bestiary.nodes.layer_prompts import with_layer_prompts
+
+    swapped: list[int] = []
+
+    class MovingPatcher(type(sd15_model.model)):
+        """Says of itself that its weights are moved as they are needed."""
+
+        def is_dynamic(self) -> bool:
+            return True
+
+        def get_non_dynamic_delegate(self) -> object:
+            swapped.append(1)
+            delegate = self.clone()
+            delegate.__class__ = type(sd15_model.model)
+            return delegate
+
+    spectrum = layered_spectrum(layers_of(sd15_model.model), 1)
+    moving = with_layer_prompts(sd15_model.model)
+    moving.__class__ = MovingPatcher
+    import comfy.samplers
+
+    guider = comfy.samplers.CFGGuider(moving)
+    guider.set_conds(*encode(sd15_model.clip, spectrum, with_hooks=False))
+    assert not swapped and guider.model_patcher is moving
+
+
+def node_outputs(model: object, clip: object, spectrum: PromptSpectrum, linked: int | None) -> tuple:
+    """What Spectrum Prompt gives in a graph that links its output of this number."""
+    from types import SimpleNamespace
+
+    from bestiary.nodes.prompt_spectrum_nodes import BestiarySpectrumPrompt
+    from bestiary.nodes.socket_types import NamedSpectrum
+
+    inputs = {} if linked is None else {"model": ["7", linked]}
+    prompt = {"7": {"inputs": {"text": "a"}}, "8": {"inputs": {"positive": ["7", 0], **inputs}}}
+    node = type("Node", (BestiarySpectrumPrompt,), {"hidden": SimpleNamespace(unique_id="7", prompt=prompt)})
+    made = node.execute(clip, "a <it>", "", model=model, spectrum_1=NamedSpectrum("it", spectrum))
+    return tuple(made.args)
+
+
+def test_the_node_leaves_hooks_out_where_its_own_model_is_sampled(sd15_model):
+    model, clip, _ = sd15_model
+    spectrum = layered_spectrum(layers_of(model), 2)
+    positive, negative, _, given = node_outputs(model, clip, spectrum, None)
+    assert all("hooks" in options for _, options in (*positive, *negative))
+    theirs = sample(model, positive, negative)
+    positive, negative, _, given = node_outputs(model, clip, spectrum, 3)
+    assert given is not model and not any("hooks" in options for _, options in (*positive, *negative))
+    assert torch.equal(sample(given, positive, negative), theirs)
+
+
+def test_the_node_hands_its_model_on_where_layers_hear_the_same(sd15_model):
+    plain = PromptSpectrum("sd15", {"clip_l": torch.randn(2, 1, WIDTH)}, StageBounds.equal(2))
+    assert node_outputs(sd15_model.model, sd15_model.clip, plain, 3)[3] is sd15_model.model
+    with pytest.raises(
+        BestiaryError, match="Spectrum Prompt: its output model is linked, but its input model is empty"
+    ):
+        node_outputs(None, sd15_model.clip, plain, 3)
 
 
 def test_a_model_with_other_layers_is_refused(sd15_model):

@@ -50,6 +50,41 @@ def test_every_node_input_and_output_has_a_name(server, language):
     assert [text for _, text in leaves(named) if re.search(r"[{}@|]", text)] == []
 
 
+def explained(nodes):
+    """Every text that explains a node, an input or an output: (node, place in its locale entry)."""
+    for name, facts in nodes.items():
+        if facts["description"]:
+            yield name, ("description",)
+        for key, spec in {**facts["input"].get("required", {}), **facts["input"].get("optional", {})}.items():
+            if len(spec) > 1 and spec[1].get("tooltip"):
+                yield name, ("inputs", key, "tooltip")
+        for slot, text in enumerate(facts.get("output_tooltips") or ()):
+            if text:
+                yield name, ("outputs", str(slot), "tooltip")
+
+
+@pytest.mark.parametrize("language", [language for language in LANGUAGES if language != "en"])
+def test_every_description_and_tooltip_is_translated(server, language):
+    listed = server.get("/object_info").json()
+    texts = list(explained({name: facts for name, facts in listed.items() if name.startswith("Bestiary")}))
+    assert len(texts) > 200
+    named = read(language, "nodeDefs.json")
+    missing = []
+    for name, path in texts:
+        entry = named[name]
+        for key in path:
+            entry = entry.get(key, {}) if isinstance(entry, dict) else {}
+        if not (isinstance(entry, str) and entry.strip()):
+            missing.append(".".join((name, *path)))
+    assert missing == []
+
+
+def test_german_texts_call_other_nodes_by_their_german_names():
+    nodes = read("de", "nodeDefs.json")
+    names = {entry["display_name"] for entry in nodes.values()}
+    assert {quoted for _, text in leaves(nodes) for quoted in re.findall("„([^“]+)“", text)} - names == set()
+
+
 def test_every_text_that_a_script_asks_for_is_there():
     texts = {key.removeprefix("bestiary."): text for key, text in leaves(read("en", "main.json"))}
     scripts = "\n".join(path.read_text(encoding="utf-8") for path in (ROOT / "web" / "js").glob("*js"))

@@ -1,5 +1,7 @@
 """Tests of LoRA in a MODEL: every naming against merged diffusers weights, alphas, strengths and faults."""
 
+import copy
+
 import pytest
 import torch
 from bestiary.concepts.errors import BestiaryError
@@ -156,6 +158,28 @@ def test_a_lora_of_another_model_is_refused(model, unet):
         apply_lora(model, strange, 1.0)
     with pytest.raises(BestiaryError, match="no LoRA layer among 1 tensors"):
         apply_lora(model, {"weights": torch.ones(2)}, 1.0)
+
+
+def packed_clone(model: object) -> object:
+    """The model with the weights of all its linear layers as fp4 files hold them: two numbers in a byte."""
+    packed, inner = model.clone(), copy.copy(model.model)
+    inner._modules = {**inner._modules, "diffusion_model": copy.deepcopy(inner.diffusion_model)}
+    packed.model = inner
+    for layer in packed.model.modules():
+        if isinstance(layer, torch.nn.Linear):
+            nibbles = torch.zeros(layer.out_features, layer.in_features // 2, dtype=torch.uint8)
+            layer.weight = torch.nn.Parameter(nibbles, requires_grad=False)
+    return packed
+
+
+def test_packed_weights_are_no_other_model(model, unet):
+    packed, lora = packed_clone(model), random_lora(unet)
+    applied = apply_lora(packed, lora, 1.0)
+    assert applied.reached == applied.given == len(attention_layers(unet))
+    # another width is told as before, by the shape that is computed with
+    wrong = {name: torch.randn(3, 48) if name.endswith(DOWN) else tensor for name, tensor in lora.items()}
+    with pytest.raises(BestiaryError, match=r"the model's layer is \(\d+, \d+\): it was trained for another model"):
+        apply_lora(packed, wrong, 1.0)
 
 
 def test_wrong_shapes_are_told_before_sampling(model, unet):

@@ -1,5 +1,9 @@
 """Part attention hung on ComfyUI's own samplers: exact parity, untouched pictures, and good company for other patches."""
 
+import copy
+import importlib.util
+import threading
+
 import comfy.model_management
 import comfy.sample
 import pytest
@@ -14,6 +18,7 @@ from comfy.patcher_extension import WrappersMP
 from torch import Tensor, nn
 
 HEAD, WING = PartSpan("head:a", "head", (3, 4)), PartSpan("wing:b", "wing", (7,))
+HAS_SEVERAL_GPUS = importlib.util.find_spec("comfy.multigpu") is not None
 WIDTHS = {"sd15": 32, "sdxl": 96, "demo": 128}
 
 
@@ -205,6 +210,54 @@ def test_sides_run_one_by_one_give_the_same_maps(sd15, monkeypatch):
     _, ours = recorded(other, batch=2)
     assert set(orders) == {(0,), (1,)}
     assert (ours.find().maps - theirs.find().maps).abs().max() < 1e-6
+
+
+def over_two_devices(model: object, threads: list) -> object:
+    """A clone that is evaluated as ComfyUI does it on two GPUs: one thread and one copy of the weights for each."""
+    import comfy.model_patcher
+    import comfy.multigpu
+
+    places = [torch.device("cpu"), torch.device("cpu", 0)]
+    copied = copy.copy(model.model)
+    copied._modules = {**model.model._modules, "diffusion_model": copy.deepcopy(model.model.diffusion_model)}
+    other = comfy.model_patcher.ModelPatcher(copied, places[1], places[1])
+    copied.current_patcher = other
+
+    def evaluate(executor, inner: object, conds: list, x: Tensor, timestep: Tensor, options: dict) -> list[Tensor]:
+        pool = comfy.multigpu.MultiGPUThreadPool(places)
+        patchers = dict(zip(places, (inner.current_patcher, other), strict=True))
+        try:
+            return executor(
+                inner, conds, x, timestep, {**options, "multigpu_clones": patchers, "multigpu_thread_pool": pool}
+            )
+        finally:
+            pool.shutdown()
+
+    def watch(n: Tensor, context: Tensor, value: Tensor, extra: dict) -> tuple[Tensor, Tensor, Tensor]:
+        threads.append(threading.get_ident())
+        return n, context, value
+
+    clone = model.clone()
+    clone.set_model_attn2_patch(watch)
+    clone.add_wrapper_with_key(WrappersMP.CALC_COND_BATCH, "two devices", evaluate)
+    return clone
+
+
+@pytest.mark.skipif(not HAS_SEVERAL_GPUS, reason="this ComfyUI knows one GPU only")
+def test_two_devices_give_the_maps_of_one(sd15):
+    prompts = {
+        "positive": [conditioning(32, seed=seed, spans=(HEAD, WING)) for seed in (1, 5)],
+        "negative": [conditioning(32, seed=2, spans=(WING,))],
+    }
+    found, threads = [], []
+    for model in (sd15, over_two_devices(sd15, threads)):
+        record = AttentionRecord("all", negative=True)
+        picture = sample(record_attention(model, record), steps=3, **prompts)
+        found.append((picture, record.find().maps))
+    assert len(set(threads)) > 1
+    for theirs, ours in zip(*found, strict=True):
+        assert theirs.abs().max() > 0
+        assert (ours - theirs).abs().max() < 1e-4 * theirs.abs().max()
 
 
 @pytest.mark.parametrize("lengths", [(77, 154), (154, 77), (154, 231)])

@@ -9,6 +9,10 @@ import torch
 from PIL import Image
 
 
+class _HostStop(BaseException):
+    """What a newer ComfyUI raises out of any layer."""
+
+
 class _State:
     """A state that notes whether its averages are in place."""
 
@@ -38,7 +42,10 @@ def previews(tmp_path: Path) -> object:
 
     told: list[tuple] = []
     progress = SimpleNamespace(
-        should_stop=lambda: made.stop, preview=lambda picture, *steps: told.append(("shown", picture.size, *steps))
+        should_stop=lambda: made.stop,
+        preview=lambda picture, *steps: told.append(("shown", picture.size, *steps)),
+        interruption=_HostStop,
+        cancelled=False,
     )
     denoiser = SimpleNamespace(make_room=lambda: told.append(("room",)))
     made = Drawn(denoiser, RunFolder.create(tmp_path / "run"), progress, 9)
@@ -62,6 +69,14 @@ def test_cancel_cuts_a_preview_short(previews, tmp_path: Path) -> None:
     previews.show(previews.state)
     assert previews.sheet() is None and previews.latest is None
     assert not previews.state.is_averaged and list((tmp_path / "run" / "samples").iterdir()) == []
+
+
+def test_cancel_raised_by_the_model_itself_cuts_a_preview_short_too(previews) -> None:
+    def raised(done: int, steps: int) -> None:
+        raise _HostStop
+
+    previews.ask = raised
+    assert previews.sheet() is None and previews._progress.cancelled
 
 
 def test_the_model_has_its_place_again_after_a_fault(previews) -> None:

@@ -133,6 +133,20 @@ def test_parts_go_through_the_queue_into_a_prompt(server, creatures):
     assert f"part='{first}', positions=" in text_of(outputs, "linked")
 
 
+def test_a_part_from_two_sources_is_said_on_the_block(server, creatures):
+    name, kind = named(creatures, 0, 0)
+    graph = base_graph()
+    graph["part"] = {
+        "class_type": "BestiaryPart",
+        "inputs": {"dictionary": ["load", 2], "part": name, "kind": kind, "weight": 1.0},
+    }
+    inputs = {"clip": ["load", 1], "text": f"a <{name}:{kind}> bird", "parts": ["part", 0]}
+    graph["prompt"] = {"class_type": "BestiaryPartPrompt", "inputs": inputs}
+    graph["shown"] = shown(["prompt", 1])
+    (notice,) = server.run(graph)["prompt"]["bestiary_notice"]
+    assert notice.startswith(f"part {name!r} is named twice, by link as <creatures.{name}:")
+
+
 def test_a_sampler_draws_the_same_from_a_part_prompt_and_from_core(server, creatures):
     name, kind = named(creatures, 0, 0)
     core = {

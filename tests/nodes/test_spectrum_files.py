@@ -39,7 +39,7 @@ def test_only_spectra_are_listed_and_checked_names_are_read(folder):
     assert sorted(spectrum_names()) == ["corgi.safetensors", "dogs/old teddy!.safetensors"]
     assert check_spectrum_file("corgi.safetensors") == folder / "corgi.safetensors"
     named = read_spectrum("dogs/old teddy!.safetensors")
-    assert named.name == "old_teddy"
+    assert named.name == "old teddy"
     assert torch.equal(named.spectrum.matrix(), spectrum().matrix())
     assert read_spectrum("corgi.safetensors", " my dog ").name == "my dog"
 

@@ -84,6 +84,20 @@ def test_masks_lie_on_the_latent_grid_as_the_command_line_cuts_them(prepare, dra
     assert made.fingerprint() != prepare().fingerprint() == prepare().fingerprint()
 
 
+def test_what_masks_cover_is_logged(prepare, caplog) -> None:
+    mask = torch.zeros(2, 128, 128)
+    mask[0, :64] = 1
+    mask[1, :32] = 1
+    with caplog.at_level("INFO", logger="bestiary"):
+        prepare(masks=[mask])
+    assert "2 masks cover 38% of their pictures on average, from 25% of picture 2 to 50% of picture 1" in caplog.text
+
+
+def test_a_mask_of_another_shape_is_refused_as_on_the_command_line(prepare) -> None:
+    with pytest.raises(BestiaryError, match="mask 1 has 128 x 64 pixels, its picture 128 x 128: resize it"):
+        prepare(masks=[torch.ones(2, 64, 128)])
+
+
 def test_what_cannot_be_learned_from_is_told(prepare, drawn_images) -> None:
     with pytest.raises(BestiaryError, match="images: connect at least one picture of the concept"):
         prepare([])

@@ -57,6 +57,21 @@ def test_settings_that_a_graph_cannot_follow(more: str) -> None:
         graph_settings({**CHOICES, "more_settings": more}, SimpleNamespace(image_size=128, flip=False))
 
 
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        ('images.cache = "/var/latents"', "more_settings: images.cache is decided by what is connected"),
+        ('run.out = "../../elsewhere"', "more_settings: run.out is decided by what is connected"),
+        ('run.name = "../../evil"', r"run\.name = '../../evil': it holds '/'"),
+    ],
+)
+def test_more_settings_name_no_place_on_this_machine(more: str, message: str) -> None:
+    from bestiary.nodes.training_job import graph_settings
+
+    with pytest.raises(BestiaryError, match=message):
+        graph_settings({**CHOICES, "more_settings": more}, SimpleNamespace(image_size=128, flip=False))
+
+
 def test_a_name_that_the_clip_knows_is_told_at_once(demo_model, training_set, outputs, monkeypatch) -> None:
     from bestiary.nodes import training_job
     from bestiary.nodes.graph_loop import GraphModel

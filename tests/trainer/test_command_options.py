@@ -1,8 +1,19 @@
 """Shared options: faults of typed values name the option, the value and the remedy."""
 
+from pathlib import Path
+
 import pytest
 from bestiary.concepts.errors import BestiaryError
-from bestiary.trainer.command_options import assignment, assignments, checked, existing
+from bestiary.trainer.__main__ import main
+from bestiary.trainer.command_options import (
+    _place,
+    assignment,
+    assignments,
+    checked,
+    existing,
+    result_file,
+    result_folder,
+)
 from pydantic import BaseModel, Field
 
 
@@ -57,3 +68,88 @@ def test_a_name_is_given_once():
     )
     with pytest.raises(BestiaryError, match="--mix names 'layout' twice, as 'a' and as 'b': give one of them"):
         assignments(["layout=a", "layout=b"], "--mix")
+
+
+def test_a_place_for_files_is_a_folder_or_ends_as_they_do(tmp_path):
+    folder = tmp_path / "there"
+    folder.mkdir()
+    default = "corgi.spectrum.safetensors"
+    assert result_file(None, default) == Path(default)
+    assert result_file(folder, default) == folder / default
+    assert result_file(tmp_path / "new.v2", default) == tmp_path / "new.v2" / default
+    assert result_file(tmp_path / "my corgi.safetensors", default) == tmp_path / "my corgi.safetensors"
+    (tmp_path / "file.txt").touch()
+    with pytest.raises(
+        BestiaryError, match=r"file\.txt is a file: give a folder, or a file that ends with \.safetensors"
+    ):
+        result_file(tmp_path / "file.txt", default)
+    with pytest.raises(BestiaryError, match="--out 'nul' is kept by Windows"):
+        result_file(tmp_path / "nul.safetensors", default)
+
+
+def test_what_is_there_is_never_replaced(tmp_path):
+    default = "corgi.spectrum.safetensors"
+    for name in (default, "corgi_2.spectrum.safetensors", "birds.parts.safetensors"):
+        (tmp_path / name).touch()
+    assert result_file(tmp_path, default) == tmp_path / "corgi_3.spectrum.safetensors"
+    # a second file beside it needs its own place too
+    assert result_file(tmp_path, "birds.safetensors", ".parts.safetensors") == tmp_path / "birds_2.safetensors"
+    assert result_file(tmp_path, "birds.safetensors") == tmp_path / "birds.safetensors"
+
+
+def test_a_place_for_folders_is_no_file(tmp_path):
+    (tmp_path / "file").touch()
+    assert result_folder(None, "pictures") == Path("pictures")
+    assert result_folder(tmp_path, "pictures") == tmp_path
+    assert result_folder(tmp_path / "v1.5", "pictures") == tmp_path / "v1.5"
+    with pytest.raises(BestiaryError, match="file is a file: give a folder, which need not exist yet"):
+        result_folder(tmp_path / "file", "pictures")
+    with pytest.raises(BestiaryError, match=r"ends like a file, but a folder is written: leave \.safetensors out"):
+        result_folder(tmp_path / "x.safetensors", "pictures")
+
+
+COMMANDS = {
+    "compose": ["compose", "{f}", "a <head:0>"],
+    "export": ["export", "{f}"],
+    "discover": ["discover", "{d}"],
+    "train parts": ["train", "parts", "--discovery", "{d}"],
+    "train spectrum": ["train", "spectrum", "{d}"],
+    "doctor": ["doctor", "--discovery", "{d}"],
+    "import xti": ["import", "xti", "{f}"],
+    "import partcraft": ["import", "partcraft", "{f}"],
+    "evaluate": ["evaluate", "parts", "{f}", "--discovery", "{d}"],
+    "demo": ["demo"],
+}
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize(
+    ("place", "cause"),
+    [
+        ("", "is empty: give a folder, or leave the option out"),
+        ("con/x", "has a name that Windows keeps for a device (con): add a letter"),
+        ("x.", "has a name that ends with a dot or a space ('x.')"),
+        ("y" * 300, "has a name of 300 bytes: at most 200 are taken"),
+        ("a\0b", "holds signs that no file name can: type it anew"),
+    ],
+)
+def test_every_command_refuses_the_same_places(command, place, cause, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "d").mkdir()
+    (tmp_path / "f").touch()
+    typed = [word.format(f=tmp_path / "f", d=tmp_path / "d") for word in COMMANDS[command]]
+    assert main([*typed, "--out", place]) == 2
+    error = capsys.readouterr().err
+    assert cause in error and error.count("\n") == 1 and "--out" in error
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["d", "f"]
+
+
+def test_the_working_folder_has_a_name(tmp_path, monkeypatch):
+    (tmp_path / "deep").mkdir()
+    monkeypatch.chdir(tmp_path / "deep")
+    assert [_place(text) for text in (".", "..", "./x", "../x")] == [
+        tmp_path / "deep",
+        tmp_path,
+        Path("x"),
+        Path("../x"),
+    ]

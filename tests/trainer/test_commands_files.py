@@ -92,3 +92,38 @@ def test_broken_files_are_one_line(content, tmp_path, capsys):
 def test_missing_files_say_what_is_there(dictionary, capsys):
     error = _fault(capsys, "export", dictionary.with_name("bird.safetensors"))
     assert "no file" in error and "birds.safetensors" in error
+
+
+def test_an_export_replaces_nothing_of_another(dictionary, tmp_path, capsys):
+    arguments = ["export", str(dictionary), "--out", str(tmp_path / "made")]
+    assert main(arguments) == 0
+    before = {path: path.read_bytes() for path in (tmp_path / "made").rglob("*") if path.is_file()}
+    # the same once more is the same, something else is refused as a whole
+    assert main(arguments) == 0
+    other = PartDictionary.load(dictionary)
+    PartDictionary("sd15", other.part_names, other.kind_names, None, other.rows, {"clip_l": torch.randn(2, 768)}).save(
+        tmp_path / "other.safetensors"
+    )
+    assert "is there already and is another file: choose another --out" in _fault(
+        capsys, "export", tmp_path / "other.safetensors", "--out", tmp_path / "made"
+    )
+    assert {path: path.read_bytes() for path in (tmp_path / "made").rglob("*") if path.is_file()} == before
+    assert not [path for path in (tmp_path / "made").iterdir() if path.name.startswith(".")]
+
+
+def test_an_export_is_named_like_its_concept(dictionary, tmp_path):
+    dictionary.rename(tmp_path / "my birds.v2.spectrum.safetensors")
+    assert main(["export", str(tmp_path / "my birds.v2.spectrum.safetensors")]) == 0
+    assert (tmp_path / "my birds.v2").is_dir()
+
+
+def test_an_import_never_replaces_its_source(tmp_path, capsys):
+    from safetensors.torch import save_file
+
+    source = tmp_path / "my.cat.v2.safetensors"
+    save_file({"emb_params": torch.ones(2, 768)}, source)
+    before = source.read_bytes()
+    assert main(["import", "textual-inversion", str(source), "--out", str(source)]) == 0
+    assert source.read_bytes() == before and (tmp_path / "my.cat.v2_2.safetensors").is_file()
+    assert main(["import", "textual-inversion", str(source), "--out", str(tmp_path / "new")]) == 0
+    assert [path.name for path in (tmp_path / "new").iterdir()] == ["my.cat.v2.spectrum.safetensors"]

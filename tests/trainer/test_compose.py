@@ -64,6 +64,61 @@ def test_earlier_pictures_are_never_overwritten(settings, tmp_path):
     assert first.read_bytes() == content
 
 
+def test_each_picture_is_written_when_it_is_made(settings, tmp_path, monkeypatch):
+    from bestiary.trainer import compose as module
+    from bestiary.trainer import picture_making
+
+    monkeypatch.setattr(picture_making, "pictures_at_once", lambda denoiser, size: 1)
+    present = []
+    sample = picture_making.sample_images
+
+    def stopped(*arguments, **options):
+        present.append(sorted(path.name for path in (tmp_path / "out").glob("*")))
+        if len(present) == 3:
+            raise KeyboardInterrupt
+        return sample(*arguments, **options)
+
+    monkeypatch.setattr(picture_making, "sample_images", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        module.compose_files(settings(count=4))
+    assert present == [[], ["0001.png"], ["0001.png", "0002.png"]]
+    # what was made is whole, and nothing else is there
+    assert [Image.open(path).size for path in sorted((tmp_path / "out").iterdir())] == [(64, 64)] * 2
+
+
+def test_a_kill_while_writing_leaves_no_empty_picture(tmp_path, monkeypatch):
+    import bestiary.trainer.compose as module
+
+    def killed(*_):
+        raise SystemExit
+
+    monkeypatch.setattr(module.os, "link", killed)
+    recipe = {"steps": 1, "sampler": "ddim", "guidance": 1}
+    with pytest.raises(SystemExit):
+        write_numbered(tmp_path, Image.new("RGB", (8, 8)), recipe, None)
+    assert list(tmp_path.iterdir()) == []
+    monkeypatch.undo()
+    assert write_numbered(tmp_path, Image.new("RGB", (8, 8)), recipe, None).name == "0001.png"
+
+
+@pytest.mark.parametrize("links", [True, False])
+def test_a_number_that_another_program_took_is_left_to_it(tmp_path, monkeypatch, links):
+    import bestiary.trainer.compose as module
+
+    def none(*_):
+        raise PermissionError(1, "no hard links here")
+
+    if not links:
+        monkeypatch.setattr(module.os, "link", none)
+    files = module.NumberedFiles(tmp_path)
+    (tmp_path / "0002.png").write_text("of another program")
+    recipe = {"steps": 1, "sampler": "ddim", "guidance": 1}
+    written = [files.write(Image.new("RGB", (8, 8)), recipe, None, place).name for place in (1, 0, 2)]
+    assert written == ["0003.png", "0001.png", "0004.png"]
+    assert (tmp_path / "0002.png").read_text() == "of another program"
+    assert not list(tmp_path.glob(".*"))
+
+
 def test_same_seed_same_picture_in_any_company(settings, birds, tiny_denoiser):
     denoiser = tiny_denoiser("sd15")
     dictionaries = load_dictionaries([birds])

@@ -14,6 +14,7 @@ from bestiary.trainer.__main__ import main
 from bestiary.trainer.demo_job import STAGES, DemoSettings, run_demo
 from bestiary.trainer.demo_pictures import read_composed
 from bestiary.trainer.picture_making import SamplingChoice
+from bestiary.trainer.run_folder import RunFolder
 
 SETTINGS = DemoSettings(seed=1, pictures=16, kinds=3, steps=2, judged=4, device="cpu", dtype="fp32", progress="off")
 
@@ -145,3 +146,25 @@ def test_values_out_of_range_name_the_option(option, value, tmp_path, capsys):
     error = capsys.readouterr().err
     assert option in error and value in error and error.count("\n") == 1
     assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize("left", ["state", "config"])
+def test_a_fault_of_a_started_training_deletes_nothing(tiny_world, tmp_path, monkeypatch, left):
+    """A full disk, say: what the training has is there at the next start, and is gone on with."""
+    job = demo_job.DemoJob(tmp_path / "out", SETTINGS)
+    run = RunFolder.create(job.out / "training")
+    run.write_config("[run]\n")
+    if left == "state":
+        run.save_state(1, {"w": torch.ones(2)}, {}, keep=2)
+    (run.path / "log.jsonl").write_text('{"step": 1}\n')
+    before = {path: path.read_bytes() for path in run.path.rglob("*") if path.is_file()}
+
+    def full(folder, **_options):
+        assert folder == run.path
+        raise BestiaryError("could not write: No space left on device")
+
+    monkeypatch.setattr(demo_job, "resume_training", full)
+    monkeypatch.setattr(demo_job, "train_parts", lambda *_given, **_options: pytest.fail("trained anew"))
+    with pytest.raises(BestiaryError, match="No space left"):
+        job.train()
+    assert {path: path.read_bytes() for path in run.path.rglob("*") if path.is_file()} == before

@@ -72,12 +72,28 @@ def test_without_text_encoders_prompts_are_refused(tiny_denoiser: Callable) -> N
 
 
 def test_empty_negative_prompts(tiny_denoiser: Callable) -> None:
+    """The same everywhere: in previews, and where a command or a graph encodes an empty text."""
     sdxl, sd15 = tiny_denoiser("sdxl"), tiny_denoiser("sd15")
-    empty = sdxl.empty_conditioning()
-    assert empty.context.shape == (1, 77, 96) and not empty.context.any() and not empty.pooled.any()
+    empty, nothing = sdxl.empty_conditioning(), sdxl.encode_prompts([sdxl.tokenize([PromptPiece("")])], None)
+    assert torch.equal(empty.context, nothing.context) and torch.equal(empty.pooled, nothing.pooled)
+    assert empty.context.shape == (1, 77, 96) and empty.context.any() and empty.pooled.any()
     encoded = sd15.empty_conditioning()
     assert torch.equal(encoded.context, sd15.encode_prompts([sd15.tokenize([])], None).context)
     assert encoded.context.any() and encoded.pooled is None
+
+
+def test_sizes_are_told_to_the_pixel_in_half_precision(tiny_denoiser: Callable) -> None:
+    """bfloat16 knows 1000 and 1004, but neither 1001 nor 1002."""
+    denoiser, told = tiny_denoiser("sdxl"), []
+    denoiser.unet.to(torch.bfloat16)
+    text = denoiser.encode_prompts([denoiser.tokenize([PromptPiece("a bird")])], None)
+    denoiser.unet.add_time_proj.register_forward_pre_hook(lambda _module, inputs: told.append(inputs[0].clone()))
+    sizes = torch.tensor([[1001.0, 1002.0, 3.0, 517.0, 1022.0, 1023.0]])
+    with torch.no_grad():
+        predicted = denoiser.predict(
+            torch.randn(1, 4, 8, 8), torch.tensor([300]), replace(text, sizes=sizes)
+        ).prediction
+    assert torch.equal(told[0], sizes.flatten()) and torch.isfinite(predicted).all()
 
 
 def test_sdxl_is_told_size_and_crop(tiny_denoiser: Callable) -> None:

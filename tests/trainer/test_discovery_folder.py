@@ -84,7 +84,7 @@ def test_a_wrong_number_of_pictures_leaves_no_file(tmp_path: Path) -> None:
 def test_damaged_maps_are_reported(tmp_path: Path) -> None:
     (tmp_path / "maps").write_bytes(b"nothing")
     for read in (read_maps, read_labels):
-        with pytest.raises(BestiaryError, match=r"maps cannot be read \(.*\): discover anew with --restart"):
+        with pytest.raises(BestiaryError, match=r"maps is damaged \(.*\): discover anew with --restart"):
             read(tmp_path / "maps")
 
 
@@ -145,7 +145,10 @@ def test_maps_and_codebook_of_two_discoveries(tmp_path: Path) -> None:
 def test_a_list_of_pictures_that_is_no_text(tmp_path: Path) -> None:
     folder = folder_with(tmp_path, ["a.png", "b.png"])
     (folder / "images.txt").write_bytes(b"a.png\n\xff\xfe.png\n")
-    with pytest.raises(BestiaryError, match=r"images.txt is damaged \(invalid start byte at byte 6\): discover anew"):
+    with pytest.raises(
+        BestiaryError,
+        match=r"images.txt is damaged \(it is no text in UTF-8: invalid start byte at byte 6\): discover anew",
+    ):
         Discovery.load(folder)
 
 
@@ -210,6 +213,37 @@ def test_an_edit_stopped_between_its_files_is_completed(
     finish_edit(tmp_path)
     assert [(tmp_path / name).read_text() for name in "ab"] == ["new", "new"]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "b"]
+
+
+def test_links_for_an_edit_move_nothing(tmp_path: Path) -> None:
+    theirs, folder = tmp_path / "theirs", tmp_path / "discovery"
+    theirs.mkdir()
+    folder.mkdir()
+    (theirs / "thesis.txt").write_text("mine")
+    (folder / ".edit-ready").symlink_to(theirs)
+    with pytest.raises(
+        BestiaryError, match=r"\.edit-ready is a link or no file, which an interrupted edit never leaves"
+    ):
+        finish_edit(folder)
+    assert (theirs / "thesis.txt").read_text() == "mine" and [path.name for path in folder.iterdir()] == [".edit-ready"]
+    # neither is a link within a folder that looks like an edit
+    (folder / ".edit-ready").unlink()
+    (folder / ".edit-ready").mkdir()
+    (folder / ".edit-ready" / "report.json").symlink_to(theirs / "thesis.txt")
+    (folder / "report.json").write_text("old")
+    with pytest.raises(BestiaryError, match=r"report\.json is a link or no file"):
+        finish_edit(folder)
+    assert (folder / "report.json").read_text() == "old"
+
+
+def test_an_edit_is_never_written_through_a_link(tmp_path: Path) -> None:
+    theirs, folder = tmp_path / "theirs", tmp_path / "discovery"
+    theirs.mkdir()
+    folder.mkdir()
+    (folder / f".edit.{os.getpid()}").symlink_to(theirs)
+    with editing(folder) as staging:
+        (staging / "a").write_text("new")
+    assert not list(theirs.iterdir()) and (folder / "a").read_text() == "new"
 
 
 def test_an_edit_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

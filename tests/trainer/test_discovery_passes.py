@@ -64,6 +64,35 @@ def codebook() -> PartCodebook:
     return PartCodebook({}, 6, (4, 4), ("a", "b", "background"), 2, foreground, parts)
 
 
+@pytest.mark.parametrize("how", ["folder", "pictures"])
+def test_a_folder_that_vanishes_is_no_finished_shard(
+    reader: PictureReader, codebook: PartCodebook, tmp_path: Path, how: str
+) -> None:
+    state, source = DiscoveryState(tmp_path / "state", 9, 9), Brightness()
+    hidden = tmp_path / "hidden"
+    hidden.mkdir()
+    pictures = PictureReader(tmp_path / "shown", reader.names, SIZE, threads=2)
+    pictures.root.mkdir()
+    for name in reader.names:
+        (tmp_path / name).rename((hidden if how == "pictures" else pictures.root) / name)
+    if how == "folder":
+        pictures.root.rename(tmp_path / "away")
+    with pytest.raises(
+        BestiaryError, match=r"shown has vanished while it was read \(.*\): bring it back and run the same"
+    ):
+        describe_shard(state, 0, pictures, source, codebook, 4)
+    with pytest.raises(BestiaryError, match=r"4 of 4 pictures are no longer there, first 0 a\.png"):
+        sample_shard(state, 0, [0, 1, 2, 4], pictures, source, 4)
+    assert not list(state.folder.glob("*.safetensors"))
+
+
+def test_a_single_picture_that_goes_is_left_out(reader: PictureReader, codebook: PartCodebook, tmp_path: Path) -> None:
+    state = DiscoveryState(tmp_path / "state", 9, 9)
+    (tmp_path / reader.names[1]).unlink()
+    describe_shard(state, 0, reader, Brightness(), codebook, 4)
+    assert ("1 a.png", "it is no longer there") in list(state.read_skipped())
+
+
 @pytest.mark.parametrize("batch_size", [1, 2, 4, 20])
 def test_pictures_come_in_order_and_broken_ones_apart(reader: PictureReader, batch_size: int) -> None:
     skipped: list[tuple[str, str]] = []

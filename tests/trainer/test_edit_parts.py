@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -226,3 +227,26 @@ def test_an_edit_works_where_the_pictures_are_gone(folder: Path) -> None:
     (folder / "report.json").write_text(json.dumps(report))
     drop_parts(folder, ["part1"])
     assert Discovery.load(folder, check_images=False).codebook.num_parts == 3
+
+
+def test_simultaneous_edits_all_count(folder: Path) -> None:
+    with ThreadPoolExecutor(3) as pool:
+        list(pool.map(lambda part: rename_part(folder, f"part{part}", f"new {part}"), range(3)))
+    assert assert_consistent(folder).codebook.part_names == ("new 0", "new 1", "new 2", "background")
+
+
+def test_left_overs_of_killed_edits_go(folder: Path) -> None:
+    (folder / ".edit.12345").mkdir()
+    (folder / ".edit.12345" / "report.json").touch()
+    rename_part(folder, "part0", "head")
+    assert_consistent(folder)
+
+
+@pytest.mark.parametrize("name", ["\u00b2", "\u2460", "x" * 300, "a\0b", "\udcff"])
+def test_names_that_are_none_are_one_clear_fault(folder: Path, original: Path, name: str) -> None:
+    with pytest.raises(BestiaryError, match="^unknown part '") as fault:
+        rename_part(folder, name, "head")
+    assert len(str(fault.value)) < 400 and str(fault.value).isprintable()
+    with pytest.raises(BestiaryError, match="cannot be a name in a prompt|at most 80 are read"):
+        rename_part(folder, "part0", name)
+    assert (folder / "report.json").read_bytes() == (original / "report.json").read_bytes()

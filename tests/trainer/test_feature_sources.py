@@ -52,7 +52,7 @@ def test_a_source_is_rebuilt_from_its_specification() -> None:
 def test_unknown_and_missing_things_are_named() -> None:
     with pytest.raises(BestiaryError) as fault:
         build_feature_source({"name": "sift"})
-    assert str(fault.value) == "unknown feature source 'sift': choose one of dinov2, diffusion, descriptor"
+    assert str(fault.value) == "unknown feature source 'sift': choose one of dinov2, imagenet, diffusion, descriptor"
     with pytest.raises(BestiaryError) as fault:
         build_feature_source({"name": "diffusion"})
     assert str(fault.value) == (

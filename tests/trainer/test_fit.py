@@ -201,3 +201,64 @@ def test_micro_steps_never_wait_for_the_device(tmp_path: Path) -> None:
             train(RunFolder.create(tmp_path / str(accumulation)), steps=3, accumulation=accumulation, log_every=100)
         counts.append(waits.count)
     assert counts[0] == counts[1] > 0
+
+
+class HostStop(BaseException):
+    """What a host raises out of a layer when its user stops."""
+
+
+@pytest.mark.parametrize("place", [0, 3, 7])
+def test_a_step_that_the_host_cuts_short_is_done_again(tmp_path: Path, place: int) -> None:
+    """Between the micro-steps of a step, whose first gradients are there already."""
+
+    class Cut(Line):
+        def forward(self, batch: Points) -> LossReport:
+            self.calls = getattr(self, "calls", 0) + 1
+            if self.calls == 2 * place + 2:
+                raise HostStop
+            return super().forward(batch)
+
+    def learn(model: Line, run: RunFolder, **options: object) -> TrainingState:
+        loop = LoopSettings(steps=12, accumulation=2, log_every=1, save_every=5, ema=0.9)
+        groups = [ParameterGroup("line", {"weight": model.weight}, 0.05)]
+        return fit(model, groups, LinePoints(), loop, run, **options)
+
+    whole, cut = RunFolder.create(tmp_path / "whole"), RunFolder.create(tmp_path / "cut")
+    theirs = learn(Line(), whole)
+    with pytest.raises(TrainingStopped, match=f"stopped at step {place}") as stopped:
+        learn(Cut(), cut, interruptions=(HostStop,))
+    assert stopped.value.state.parameters["line.weight"].grad is None
+    assert cut.newest_state().step == place
+    ours = learn(Line(), cut)
+    assert same(ours, theirs) and losses(cut) == losses(whole)
+
+
+def test_who_stops_before_the_first_step_waits_for_none(tmp_path: Path) -> None:
+    run, model = RunFolder.create(tmp_path / "run"), Line()
+    groups = [ParameterGroup("line", {"weight": model.weight}, 0.05)]
+    with pytest.raises(TrainingStopped, match="stopped at step 0"):
+        fit(model, groups, LinePoints(), LoopSettings(steps=3), run, should_stop=lambda: True)
+    assert run.newest_state().step == 0 and run.read_log() == []
+
+
+def test_a_run_that_died_before_its_first_state_logs_every_step_once(tmp_path: Path) -> None:
+    run = RunFolder.create(tmp_path / "run")
+    for step in (1, 2, 3):
+        run.log({"step": step, "loss": 9.0})
+    train(run)
+    assert [step for step, _ in losses(run)] == list(range(1, 13))
+
+
+def test_a_run_whose_only_state_is_damaged_is_not_begun_again_unseen(tmp_path: Path) -> None:
+    run = RunFolder.create(tmp_path / "run")
+    (run.states / "step-0000005.safetensors").write_bytes(b"half")
+    with pytest.raises(BestiaryError, match="no saved state of .* can be read, they are damaged"):
+        train(run)
+    assert run.read_log() == []
+
+
+def test_a_second_training_in_a_folder_is_refused(tmp_path: Path) -> None:
+    run = RunFolder.create(tmp_path / "run")
+    with run.locked(), pytest.raises(BestiaryError, match="another training is writing into"):
+        train(run)
+    train(run)

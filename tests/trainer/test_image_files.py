@@ -2,6 +2,7 @@
 
 import os
 import struct
+import sys
 import zlib
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from bestiary.trainer.image_files import (
     fit_square,
     image_to_tensor,
     list_images,
+    picture_size,
     read_image,
     scan_images,
 )
@@ -80,6 +82,60 @@ def test_names_that_no_list_can_hold_are_reported(tmp_path: Path) -> None:
         ("\\udcff.png", "its name is not valid Unicode: rename the file"),
         ("a\\nb.png", "its name holds a line break: rename the file"),
     ]
+
+
+def test_every_file_that_is_no_picture_is_kept_with_a_reason(tmp_path: Path) -> None:
+    for name in ("a.png", "notes.txt", "b.CR2", "README", "c.HEIC"):
+        (tmp_path / name).touch()
+    scan = scan_images(tmp_path)
+    assert scan.names == ["a.png", "c.HEIC"] and scan.other_files == {".cr2": 1, ".txt": 1, "no suffix": 1}
+    # pictures of kinds that are never read stand with those that cannot be
+    assert scan.unreadable == [("b.CR2", ".cr2 is no kind of picture that is read")]
+    assert scan.others == [
+        ("README", "a name without ending is no kind of picture that is read"),
+        ("notes.txt", ".txt is no kind of picture that is read"),
+    ]
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="there are no named pipes here")
+def test_a_pipe_among_pictures_is_passed_over(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.png")
+    two_halves().save(tmp_path / "a.png")
+    scan = scan_images(tmp_path)
+    assert scan.names == ["a.png"]
+    assert scan.unreadable == [("pipe.png", "it is a pipe, a socket or a device, not a file")]
+    # opening it would wait for ever
+    assert reason_of(tmp_path / "pipe.png") == "it is a pipe, a socket or a device, not a file"
+
+
+def test_heic_names_what_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pillow_heif", None)
+    (tmp_path / "a.heic").write_bytes(bytes(4) + b"ftypheic" + bytes(40))
+    assert reason_of(tmp_path / "a.heic") == (
+        "it is a HEIC picture: install pillow-heif (`pip install pillow-heif`), or save it as JPEG or PNG"
+    )
+    # telephones and mail programs rename: what is a JPEG is read as one
+    two_halves().save(tmp_path / "b.jpg", quality=95)
+    (tmp_path / "b.jpg").rename(tmp_path / "b.HEIC")
+    assert read_image(tmp_path / "b.HEIC").size == (40, 20)
+
+
+def test_heic_is_read_where_its_library_is(tmp_path: Path) -> None:
+    pillow_heif = pytest.importorskip("pillow_heif")
+    pillow_heif.from_pillow(two_halves(64, 32)).save(tmp_path / "a.heic", quality=95)
+    red, green, blue = read_image(tmp_path / "a.heic").getpixel((10, 10))
+    assert red > 220 and green < 40 and blue < 40 and picture_size(tmp_path / "a.heic") == (64, 32)
+
+
+def test_sizes_are_those_of_the_upright_picture(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    two_halves().save(tmp_path / "turned.jpg", exif=exif)
+    two_halves().save(tmp_path / "a.png")
+    assert picture_size(tmp_path / "turned.jpg") == (20, 40) == read_image(tmp_path / "turned.jpg").size
+    assert picture_size(tmp_path / "a.png") == (40, 20)
+    with pytest.raises(UnreadableImage, match="it is no longer there"):
+        picture_size(tmp_path / "none.png")
 
 
 @pytest.mark.parametrize(("name", "state"), [("missing", "does not exist"), ("file", "is a file")])

@@ -3,6 +3,7 @@
 import os
 import pickle
 import sys
+import time
 import types
 import zipfile
 from collections.abc import Callable
@@ -208,6 +209,18 @@ def test_xti_keys_sort_as_numbers(tmp_path: Path) -> None:
     spectrum = import_xti(tmp_path / "x.safetensors")
     assert spectrum.matrix().shape == (1, 16, 1, 768) and spectrum.layers == 16 and spectrum.backbone == "sd15"
     assert spectrum.matrix()[0, :, 0, 0].tolist() == list(range(16))
+
+
+def test_giant_layer_numbers_cost_nothing(tmp_path: Path) -> None:
+    names = [f"<owl-{layer}-{vector}>" for layer, vector in ((999_999, 0), (0, 999_999), (15, 999_999))]
+    save_file({name: torch.zeros(768) for name in names}, str(tmp_path / "x.safetensors"))
+    begin = time.process_time()
+    with pytest.raises(BestiaryError, match="1000000 layers of 1000000 vectors, widths \\[768\\]"):
+        import_xti(tmp_path / "x.safetensors")
+    assert time.process_time() - begin < 5
+    save_file({f"<owl-{'9' * 5000}-0>": torch.zeros(768)}, str(tmp_path / "y.safetensors"))
+    with pytest.raises(BestiaryError, match="is no XTI file"):
+        import_xti(tmp_path / "y.safetensors")
 
 
 def test_xti_with_several_vectors_and_with_missing_ones(tmp_path: Path) -> None:

@@ -1,13 +1,16 @@
 """Latent cache: encoded once, resumed where it stopped, crops equal to crop-then-encode, clear faults."""
 
 import errno
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from bestiary.concepts.errors import BestiaryError
+from bestiary.trainer import latent_cache
 from bestiary.trainer.image_files import fit_square, image_to_tensor, read_image
 from bestiary.trainer.latent_cache import MOMENTS_NAME, CacheSpec, open_cache, picture_stamps
 from PIL import Image
@@ -164,3 +167,44 @@ def test_an_encoder_of_another_shape_is_told(tmp_path: Path, pictures: list[Path
 
     with pytest.raises(BestiaryError, match=r"gave moments \(2, 3, 2, 2\), \(2, 3, 6, 6\) was expected"):
         open_cache(tmp_path, spec_of(pictures), pictures, lambda: wrong, batch_size=2)
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, 1e6])
+def test_latents_that_are_not_finite_are_never_kept(tmp_path: Path, pictures: list[Path], value: float) -> None:
+    """1e6 is finite, but not in the two bytes of a kept number."""
+
+    def overflow(images: Tensor) -> tuple[Tensor, Tensor]:
+        mean, log_variance = PoolEncoder()(images)
+        if len(images) == 2 and not seen:
+            mean[1, 0, 0, 0] = value
+        seen.append(len(images))
+        return mean, log_variance
+
+    seen: list[int] = []
+    spec = replace(spec_of(pictures), precision="float16")
+    with pytest.raises(
+        BestiaryError, match=r"not finite for 1.png, computed in float16; nothing .* Set run.dtype = .fp32"
+    ):
+        open_cache(tmp_path / "cache", spec, pictures, lambda: overflow, batch_size=2)
+    # whoever follows the advice starts with an empty cache, and so does who repairs the model
+    full = replace(spec, precision="float32")
+    assert full.fingerprint() != spec.fingerprint()
+    for again in (full, spec):
+        encoder = PoolEncoder()
+        cache = open_cache(tmp_path / "cache", again, pictures, lambda: encoder, batch_size=2)  # noqa: B023 - called at once
+        assert encoder.pictures == 5 and np.isfinite(cache.moments).all()
+
+
+@pytest.mark.parametrize("lack", ["no folder", "no room"])
+def test_without_shared_memory_pictures_are_decoded_here(
+    tmp_path: Path, pictures: list[Path], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, lack: str
+) -> None:
+    monkeypatch.setattr(latent_cache.sys, "platform", "linux")
+    if lack == "no folder":
+        monkeypatch.setattr(latent_cache, "SHARED_MEMORY", str(tmp_path / "shm"))
+    else:
+        full = SimpleNamespace(f_bavail=1, f_frsize=4096)
+        monkeypatch.setattr(latent_cache.os, "statvfs", lambda place: full, raising=False)
+    with caplog.at_level("INFO", logger="bestiary"):
+        open_cache(tmp_path / "cache", spec_of(pictures), pictures, PoolEncoder, batch_size=2, workers=2)
+    assert "no shared memory for 2 worker processes (/dev/shm): pictures are decoded in this one" in caplog.text

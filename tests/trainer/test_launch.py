@@ -1,5 +1,6 @@
 """Commands as child processes: lines arrive in order, exit codes are passed on, a stop is a clean one."""
 
+import signal
 import sys
 import textwrap
 import time
@@ -53,6 +54,78 @@ def test_a_stop_lets_the_command_save(program) -> None:
     started = time.monotonic()
     code = launch([], lines.append, should_stop=lambda: "started" in lines, poll_seconds=0.02)
     assert code == 130 and lines == ["started", "saved"] and time.monotonic() - started < 20
+
+
+def test_a_stop_is_heard_where_ctrl_c_is_switched_off(program) -> None:
+    """As under nohup, or behind & in a script: the child inherits it."""
+    program("import time; print('started', flush=True); time.sleep(60)")
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        lines: list[str] = []
+        started = time.monotonic()
+        code = launch([], lines.append, should_stop=lambda: "started" in lines, poll_seconds=0.02)
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert code != 0 and time.monotonic() - started < 30
+
+
+def test_a_training_where_ctrl_c_is_switched_off_saves(program) -> None:
+    program(
+        """
+        import sys, time
+        from bestiary.trainer.stop_signals import stop_signals
+        with stop_signals() as stopped:
+            print("started", flush=True)
+            for _ in range(3000):
+                if stopped():
+                    print("saved", flush=True)
+                    sys.exit(130)
+                time.sleep(0.01)
+        """
+    )
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        lines: list[str] = []
+        code = launch([], lines.append, should_stop=lambda: "started" in lines, poll_seconds=0.02)
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert code == 130 and lines == ["started", "saved"]
+
+
+@pytest.mark.parametrize("ignored", [False, True])
+def test_a_stop_by_word_lets_the_command_save(program, monkeypatch: pytest.MonkeyPatch, ignored: bool) -> None:
+    """The way of Windows, which has no signal for it."""
+    monkeypatch.setattr(launching, "_BY_PIPE", True)
+    program(
+        """
+        import os, sys, time
+        from bestiary.trainer.stop_signals import STOP_BY_INPUT, listen_for_stop
+        assert listen_for_stop() is not None and STOP_BY_INPUT not in os.environ and listen_for_stop() is None
+        print("started", flush=True)
+        try:
+            time.sleep(60)
+        except KeyboardInterrupt:
+            print("saved", flush=True)
+            sys.exit(130)
+        """
+    )
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN) if ignored else None
+    try:
+        lines: list[str] = []
+        started = time.monotonic()
+        code = launch([], lines.append, should_stop=lambda: "started" in lines, poll_seconds=0.02)
+    finally:
+        if before:
+            signal.signal(signal.SIGINT, before)
+    assert code == 130 and lines == ["started", "saved"] and time.monotonic() - started < 40
+
+
+def test_lines_are_in_utf8_whatever_the_machine_speaks(program, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHONIOENCODING", "cp1252")
+    monkeypatch.setenv("LC_ALL", "C")
+    program("print('\\u9ce5 \\u00e4 \\udcff', flush=True)")
+    lines: list[str] = []
+    assert launch([], lines.append) == 0 and lines[0].startswith("鳥 ä ")
 
 
 def test_a_fault_in_the_callback_does_not_leave_the_child_behind(program) -> None:

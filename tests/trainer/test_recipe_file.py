@@ -127,3 +127,22 @@ def test_what_is_no_toml_is_told(tmp_path: Path) -> None:
     (tmp_path / "b.toml").write_bytes(b"\xff\xfe")
     with pytest.raises(BestiaryError, match=r"b\.toml is no text in UTF-8: .* at byte 0"):
         load_recipe(tmp_path / "b.toml")
+
+
+def test_texts_that_look_like_numbers_stay_texts(tmp_path: Path) -> None:
+    flags = {
+        "run.name": "42",
+        "method.initial_words": "2024",
+        "base.path": "1.5",
+        "run.out": "1e3",
+        "images.cache": "7",
+    }
+    settings = load_spectrum_recipe(None, flags)
+    assert (settings.run.name, settings.method.initial_words, str(settings.run.out)) == ("42", "2024", "1e3")
+    assert str(settings.base.path) == "1.5" and settings.images.cache == Path("7")
+    assert load_recipe(None, {"run.name": "2024", "captions.noun": "true"}).captions.noun == "true"
+    # numbers stay numbers, quoted texts lose their quotes, and `none` still clears what can be left out
+    assert load_spectrum_recipe(None, {"optimizer.steps": "42", "run.name": '"a b"'}).optimizer.steps == 42
+    assert load_spectrum_recipe(None, {"run.name": '"a b"'}).run.name == "a b"
+    assert load_spectrum_recipe(None, {"images.cache": "none"}).images.cache is None
+    assert load_spectrum_recipe(None, {"method.initial_words": "none"}).method.initial_words == "none"

@@ -2,6 +2,9 @@
 
 import errno
 import os
+import subprocess
+import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -123,3 +126,69 @@ def test_settings_that_cannot_be_read_are_told(tmp_path: Path) -> None:
     (tmp_path / "strange.toml").write_bytes(b"\xff\xfe")
     with pytest.raises(BestiaryError, match=r"cannot read .*strange.toml"):
         run_kind(tmp_path / "strange.toml")
+
+
+def test_two_trainings_do_not_write_into_one_folder(tmp_path: Path) -> None:
+    run = RunFolder.create(tmp_path / "run")
+    with (
+        run.locked(),
+        pytest.raises(BestiaryError, match=r"another training is writing into .*run: wait for its end, stop it, or"),
+        RunFolder(run.path).locked(),
+    ):
+        pass
+    with RunFolder(run.path).locked():
+        pass
+
+
+def test_a_process_that_died_holds_no_folder(tmp_path: Path) -> None:
+    run = RunFolder.create(tmp_path / "run")
+    program = f"""
+import os, signal
+from pathlib import Path
+from bestiary.trainer.run_folder import RunFolder
+with RunFolder(Path({str(run.path)!r})).locked():
+    (Path({str(run.states)!r}) / f".step-0000001.safetensors.{{os.getpid()}}-0.part").touch()
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+    places = os.pathsep.join(str(Path(entry).resolve()) for entry in sys.path if entry)
+    subprocess.run([sys.executable, "-c", program], env={**os.environ, "PYTHONPATH": places}, check=False)
+    assert len(list(run.states.iterdir())) == 1
+    with run.locked():  # what it left half done goes
+        assert list(run.states.iterdir()) == []
+
+
+def test_of_two_runs_that_find_one_empty_folder_one_takes_it(tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    begun, made = threading.Barrier(6), []
+
+    def create() -> None:
+        begun.wait()
+        made.append(RunFolder.create(tmp_path / "run").path.name)
+
+    threads = [threading.Thread(target=create) for _ in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(made) == ["run", "run-2", "run-3", "run-4", "run-5", "run-6"]
+
+
+def test_a_reserved_folder_is_new_and_is_the_one_that_is_made(tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()  # of an earlier run that was stopped before it wrote
+    reserved = RunFolder.reserve(tmp_path / "run")
+    assert reserved == tmp_path / "run-2" and list(reserved.iterdir()) == []
+    assert RunFolder.create(reserved).path == reserved
+
+
+def test_damaged_states_are_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    run = RunFolder.create(tmp_path / "run")
+    assert run.state_to_resume() is None
+    (run.states / "step-0000020.safetensors").write_bytes(b"")
+    with pytest.raises(
+        BestiaryError, match=r"no saved state of .*run can be read, they are damaged: step-0000020.saf.*; start"
+    ):
+        run.state_to_resume()
+    run.save_state(10, WEIGHTS, {}, keep=2)
+    with caplog.at_level("WARNING", logger="bestiary"):
+        assert run.state_to_resume().step == 10
+    assert "step-0000020.safetensors is damaged and passed over: going on from step 10" in caplog.text

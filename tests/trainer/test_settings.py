@@ -1,9 +1,13 @@
 """Settings: every field says in one sentence what it is; defaults are the published method's."""
 
+import json
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
-from bestiary.trainer.settings import Section, TrainPartsSettings
+from bestiary.concepts.errors import BestiaryError
+from bestiary.trainer.settings import Section, TrainPartsSettings, load_recipe
+from bestiary.trainer.spectrum_settings import load_spectrum_recipe
 from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 
@@ -34,3 +38,34 @@ def test_defaults_are_the_published_method() -> None:
 def test_settings_cannot_be_changed_behind_a_run() -> None:
     with pytest.raises(ValidationError, match="frozen"):
         TrainPartsSettings().run.seed = 5
+
+
+@pytest.mark.parametrize("name", ["../evil", "/tmp/evil", "a\\b", "C:evil", "..", "  ", "line\nbreak", "long" * 60])
+def test_a_name_stays_in_the_folder_of_its_run(name: str, tmp_path: Path) -> None:
+    """Whether it comes as a flag, in a recipe, or in the settings of a run from elsewhere."""
+    for load in (load_recipe, load_spectrum_recipe):
+        with pytest.raises(BestiaryError, match=r"run\.name = "):
+            load(None, {"run": {"name": name}})
+        recipe = tmp_path / "recipe.toml"
+        recipe.write_text(f"[run]\nname = {json.dumps(name)}\n")
+        for of_run in (False, True):
+            with pytest.raises(BestiaryError, match=r"run\.name = "):
+                load(recipe, of_run=of_run)
+    assert load_recipe(None, {"run.name": "my parts (2).v1"}).run.name == "my parts (2).v1"
+
+
+@pytest.mark.parametrize(
+    "cache", ["/var/cache", "../beside", "a/../../b", "C:\\latents", "\\\\host\\share", "~/latents"]
+)
+def test_a_recipe_does_not_say_where_latents_go_outside_of_the_working_folder(cache: str, tmp_path: Path) -> None:
+    recipe = tmp_path / "recipe.toml"
+    recipe.write_text(f"[images]\ncache = {json.dumps(cache)}\n")
+    for load in (load_recipe, load_spectrum_recipe):
+        with pytest.raises(
+            BestiaryError, match=r"images\.cache = .* leads out of the working folder.*--set images\.cache="
+        ):
+            load(recipe)
+        # whoever types it may
+        assert load(None, {"images.cache": cache}).images.cache == Path(cache)
+    recipe.write_text('[images]\ncache = "kept/latents"\n')
+    assert load_recipe(recipe).images.cache == Path("kept/latents")

@@ -80,9 +80,12 @@ def test_imports_through_the_program(tmp_path: Path, capsys: pytest.CaptureFixtu
     layers = {f"<cat-{layer}-0>": torch.ones(768) for layer in range(16)}
     save_file(layers, tmp_path / "xti.safetensors")
     assert main(["import", "xti", str(tmp_path / "xti.safetensors"), "--out", str(target)]) == 0
+    # what was there stays, the new file has a number
+    assert not load_spectrum(target).layers
+    target = tmp_path / "out_2.safetensors"
     assert "sd15: 1 stages, 16 layers, 1 vectors each" in capsys.readouterr().out
     # vectors per layer are never applied wrongly in silence
-    assert main(["compose", str(target), "a <out>", "--base", "demo", "--out", str(tmp_path / "made")]) == 2
+    assert main(["compose", str(target), "a <out_2>", "--base", "demo", "--out", str(tmp_path / "made")]) == 2
     assert not (tmp_path / "made").exists()
 
 

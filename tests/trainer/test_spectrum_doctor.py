@@ -38,7 +38,7 @@ def settings(tiny_folder: Callable, tmp_path: Path) -> Callable[..., TrainSpectr
 
 def test_findings_name_material_work_and_cost(settings, tmp_path: Path) -> None:
     lines = list(examine_spectrum(settings(**{"method.vectors": 3, "images.margin": 0.25})))
-    assert lines[0] == f"pictures: 1 in {tmp_path}, 0 left out because they cannot be read"
+    assert lines[0] == f"pictures: 1 in {tmp_path}, 0 files left out"
     assert lines[1] == "sizes: trained at 64 px, cached at 80 px"
     assert lines[2] == "stages: 10 with 3 vectors each, 960 learned numbers, start from common words"
     assert lines[3] == "work: 30 steps of 4 pictures, 12.0 pictures for every stage"

@@ -60,6 +60,76 @@ def test_masks_are_cut_like_their_pictures(tmp_path: Path) -> None:
         square_mask(Image.new("RGB", (64, 64)), 8, "the mask of a")
 
 
+def _thing(edge: int, left: int, right: int) -> Image.Image:
+    picture = Image.new("L", (edge, edge), 0)
+    picture.paste(255, (left, 0, right, edge))
+    return picture
+
+
+def test_masks_belong_to_pictures_by_their_whole_path(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    pictures, masks = tmp_path / "pictures", tmp_path / "masks"
+    # names of one stem in different subfolders and with different endings
+    placed = {"a/b.jpg": (0, 20), "c/b.jpg": (20, 40), "c/b.png": (40, 80), "d.png": (0, 80)}
+    for name, (left, right) in placed.items():
+        (pictures / name).parent.mkdir(parents=True, exist_ok=True)
+        (masks / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (80, 80)).save(pictures / name)
+        _thing(80, left, right).save(masks / (f"{name}.png" if name != "a/b.jpg" else "a/b_mask.png"))
+    _thing(80, 0, 80).save(masks / "e.png")
+    found = find_pictures(pictures)
+    with caplog.at_level("INFO", logger="bestiary"):
+        cut = read_masks(masks, found, 8)
+    covered = {name: mask.mean() for name, mask in zip(found.names, cut, strict=True)}
+    assert covered == pytest.approx({name: (right - left) / 80 for name, (left, right) in placed.items()}, abs=0.02)
+    assert "4 masks cover 50% of their pictures on average, from 25% of a/b.jpg to 100% of d.png" in caplog.text
+    assert f"masks without a picture in {masks}: e.png" in caplog.text
+
+
+def test_transparency_is_a_mask_and_other_shapes_are_refused(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    Image.new("RGB", (80, 80)).save(tmp_path / "a.jpg")
+    cut_out = Image.new("RGBA", (80, 80), (255, 255, 255, 0))
+    cut_out.paste((255, 255, 255, 255), (0, 0, 40, 80))
+    cut_out.save(tmp_path / "a_mask.png")
+    # the mask lies beside its picture and is no picture itself
+    found = find_pictures(tmp_path, tmp_path)
+    assert found.names == ("a.jpg",) and found.skipped == ()
+    with caplog.at_level("INFO", logger="bestiary"):
+        (mask,) = read_masks(tmp_path, found, 8)
+    assert mask[:, :3].min() > 0.99 and mask[:, 5:].max() < 0.01 and "the mask covers 50% of a.jpg" in caplog.text
+    cut_out.resize((40, 40)).save(tmp_path / "a_mask.png")
+    with pytest.raises(BestiaryError, match="a_mask.png has 40 x 40 pixels, its picture 80 x 80: "):
+        read_masks(tmp_path, found, 8)
+    (tmp_path / "a_mask.png").unlink()
+    (tmp_path / "other").mkdir()
+    with pytest.raises(
+        BestiaryError, match=r"no mask for a\.jpg in .*: give every picture a mask \(a\.jpg\.png or a\.png\)"
+    ):
+        read_masks(tmp_path / "other", found, 8)
+
+
+def test_masks_in_a_subfolder_are_no_pictures_of_the_concept(tmp_path: Path) -> None:
+    (tmp_path / "masks").mkdir()
+    Image.new("RGB", (80, 80)).save(tmp_path / "a.png")
+    _thing(80, 0, 40).save(tmp_path / "masks" / "a.png")
+    assert find_pictures(tmp_path, tmp_path / "masks").names == ("a.png",)
+
+
+def test_every_file_left_out_is_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    Image.new("RGB", (80, 80)).save(tmp_path / "a.jpg")
+    for name in ("b.CR2", "notes.txt", "c.heic"):
+        (tmp_path / name).write_bytes(b"something else")
+    found = find_pictures(tmp_path)
+    assert [name for name, _ in found.skipped] == ["b.CR2", "c.heic", "notes.txt"] and found.names == ("a.jpg",)
+    assert "notes.txt is left out: .txt is no kind of picture that is read" in caplog.text
+    caplog.clear()
+    for number in range(30):
+        (tmp_path / f"{number:02}.txt").touch()
+    find_pictures(tmp_path)
+    assert caplog.text.count("is left out") == 20 and "13 more files are left out" in caplog.text
+    caplog.clear()
+    assert len(find_pictures(tmp_path, warn=False).skipped) == 33 and not caplog.text
+
+
 def test_every_stage_and_every_picture_has_its_turn() -> None:
     images = _images()
     drawn = [images.draw(step, 0) for step in range(12)]

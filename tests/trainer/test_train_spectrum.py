@@ -224,7 +224,7 @@ def test_what_the_doctor_says(tiny_folder: Callable, pictures: Path, tmp_path: P
     lines = "\n".join(
         examine_spectrum(_settings(tiny_folder("sd15"), pictures, tmp_path / "run", **{"run.estimate_memory": True}))
     )
-    assert "pictures: 3 in" in lines and "1 left out because they cannot be read" in lines
+    assert "pictures: 3 in" in lines and "1 files left out" in lines
     assert "stages: 10 with 1 vectors each, 320 learned numbers, start from red bird" in lines
     assert "work: 4 steps of 5 pictures, 2.0 pictures for every stage" in lines
     assert "memory: about" in lines and "first forward pass: loss" in lines

@@ -5,7 +5,7 @@ import { app } from "../../../scripts/app.js";
 import { addStyle, make, ownEvents, slider } from "./elements.mjs";
 import { HeatMaps, color, loadImage } from "./heat_maps.mjs";
 import { after } from "./linked.mjs";
-import { keepMounted } from "./mounting.mjs";
+import { keepMounted, showPicturesOnce } from "./mounting.mjs";
 import { loadStrings, t } from "./strings.mjs";
 
 const HEIGHT = 440;
@@ -174,6 +174,7 @@ app.registerExtension({
       const [facts] = output?.bestiary_attention ?? [];
       if (facts) viewer.show(facts);
     });
+    showPicturesOnce(node);
     keepMounted(node, viewer.element);
   },
 });

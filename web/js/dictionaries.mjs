@@ -2,6 +2,7 @@
 
 import { api } from "../../../scripts/api.js";
 import { nextPlain, plainName, unescaped } from "./mentions.mjs";
+import { naturalOrder } from "./part_order.mjs";
 
 const NUMBER = /^[+-]?\d{1,9}$/;
 const loaded = new Map();
@@ -86,7 +87,7 @@ export class Dictionary {
 export class DictionarySet {
   constructor(dictionaries) {
     this.all = dictionaries;
-    this.parts = dictionaries.flatMap((one) => one.parts);
+    this.parts = dictionaries.flatMap((one) => naturalOrder(one.parts));
   }
 
   /** How a mention calls a part: with its dictionary's name where there are several. */
@@ -114,8 +115,10 @@ function escapedTarget(name) {
 
 /** Name that a file gives a dictionary, as the loader does it. */
 export function nameOfFile(file) {
-  const stem = file.replaceAll("\\", "/").split("/").pop().replace(/\.safetensors$/, "");
-  return stem.replace(/[^\p{L}\p{N}_.-]+/gu, "_").replace(/^[_.-]+|[_.-]+$/g, "") || "dictionary";
+  const stem = file.replaceAll("\\", "/").split("/").pop().replace(/\.safetensors$/i, "").replace(/\.spectrum$/i, "");
+  const strange = /[^\p{L}\p{N}_ .-]+/gu;
+  const plain = stem.search(strange) < 0 ? stem : stem.replace(strange, "_").replace(/[ _]*_[ _]*/g, "_");
+  return plain.replace(/^[ _.-]+|[ _.-]+$/g, "") || "dictionary";
 }
 
 /** Files that may be dictionaries: [{name, called, bytes}]. */
@@ -147,26 +150,38 @@ async function fetchJson(route) {
   return content;
 }
 
-/** The names nearest to what was typed, at most `most`; those that begin or contain it come first. */
+const LEAST_ALIKE = 0.5;
+
+/** The names nearest to what was typed, at most `most`, as the server proposes them (concepts/name_search.py); none that is far. */
 export function nearest(typed, names, most = 1) {
   const wanted = plainName(typed);
-  return names
-    .map((name) => ({ name, far: distance(wanted, plainName(name)) }))
-    .sort((one, other) => one.far - other.far)
-    .slice(0, most)
-    .map((entry) => entry.name);
+  const plain = [...new Set(names.map(plainName))].map((name) => ({ name, like: likeness(wanted, name) }));
+  const close = plain.filter(({ like }) => like >= LEAST_ALIKE);
+  // of two that are as near, the one that comes later in the alphabet
+  close.sort((one, other) => other.like - one.like || (one.name < other.name ? 1 : -1));
+  return close.slice(0, most).map((entry) => names.find((name) => plainName(name) === entry.name));
 }
 
-function distance(wanted, name) {
-  if (wanted && name.startsWith(wanted)) return (name.length - wanted.length) / 1000;
-  if (wanted && name.includes(wanted)) return 0.2 + (name.length - wanted.length) / 1000;
-  let row = Array.from({ length: name.length + 1 }, (_, place) => place);
-  for (let i = 1; i <= wanted.length; i += 1) {
-    const next = [i];
-    for (let j = 1; j <= name.length; j += 1) {
-      next.push(Math.min(row[j] + 1, next[j - 1] + 1, row[j - 1] + (wanted[i - 1] === name[j - 1] ? 0 : 1)));
+/** Share of equal characters in equal order, 0 to 1: the ratio of Python's difflib.SequenceMatcher (Ratcliff and Obershelp). */
+function likeness(wanted, name) {
+  const [one, other] = [[...name], [...wanted]];
+  const length = one.length + other.length;
+  return length ? (2 * matching(one, 0, one.length, other, 0, other.length)) / length : 1;
+}
+
+function matching(one, start, end, other, from, to) {
+  let [best, here, there] = [0, start, from];
+  let before = new Map();
+  for (let i = start; i < end; i += 1) {
+    const row = new Map();
+    for (let j = from; j < to; j += 1) {
+      if (one[i] !== other[j]) continue;
+      const run = (before.get(j - 1) ?? 0) + 1;
+      row.set(j, run);
+      if (run > best) [best, here, there] = [run, i - run + 1, j - run + 1];
     }
-    row = next;
+    before = row;
   }
-  return row[name.length];
+  if (!best) return 0;
+  return best + matching(one, start, here, other, from, there) + matching(one, here + best, end, other, there + best, to);
 }

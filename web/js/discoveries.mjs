@@ -2,6 +2,7 @@
 
 import { api } from "../../../scripts/api.js";
 import { app } from "../../../scripts/app.js";
+import { executionIds } from "./links.mjs";
 import { t } from "./strings.mjs";
 
 /** Longer edits travel compressed: an address has about 8,000 characters at most. */
@@ -39,8 +40,9 @@ export async function describeDiscovery(key, text) {
 export async function newestDiscovery(node) {
   try {
     const root = node.graph?.rootGraph ?? app.graph;
-    // within other blocks only the last of the numbers is known here
-    const place = node.graph === root ? `${node.id}` : `:${node.id}`;
+    // of a subgraph that stands several times any of them will do
+    const places = executionIds(node);
+    const place = places.length === 1 ? places[0] : `:${node.id}`;
     const query = new URLSearchParams({ workflow: root?.id ?? "", client: api.clientId ?? "" });
     const answer = await fetched(`/bestiary/newest_discovery/${encodeURIComponent(place)}?${query}`);
     return (await answer.json()).key ?? null;

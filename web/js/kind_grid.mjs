@@ -127,7 +127,7 @@ export class KindGrid {
 
   spoken(kind, mark) {
     const facts = [kind.label];
-    if (mark) facts.push(t(`picker.${mark}`));
+    if (mark) facts.push(t(`picker.${mark === "linked" ? "linkedMark" : mark}`));
     if (this.favourites.has(kind)) facts.push(t("picker.favourite"));
     return facts.join(", ");
   }

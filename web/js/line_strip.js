@@ -6,13 +6,14 @@ import { addStyle, iconButton, make, ownEvents } from "./elements.mjs";
 import { Panel } from "./folding.mjs";
 import { after, debounced, linkedDictionaries } from "./linked.mjs";
 import { isFed } from "./links.mjs";
+import { safely } from "./safely.mjs";
 import { fetchSpectraAgain, linkedSpectra } from "./spectra.mjs";
 import { CellRow, ownerCells, presetChoice } from "./stage_cells.mjs";
 import { STAGED_FIELDS, repairStaged, stagedChoices, stagedFaults } from "./staged_texts.mjs";
 import { assignStages, readLines, writtenStages } from "./stages.mjs";
 import { StepRow } from "./step_row.mjs";
 import { loadStrings, t } from "./strings.mjs";
-import { findWidget, setWidget, watchWidget } from "./upstream.mjs";
+import { findWidget, ownWidget, setWidget, watchWidget } from "./upstream.mjs";
 
 /** Blocks, their fields of lines, and what a side is called. */
 const BLOCKS = {
@@ -189,7 +190,7 @@ class LineStrip {
 }
 
 const strips = new Set();
-const lookAgain = debounced(() => strips.forEach((strip) => strip.render()));
+const lookAgain = debounced(() => strips.forEach((strip) => safely(() => strip.render())));
 
 app.registerExtension({
   name: "Bestiary.LineStrip",
@@ -207,7 +208,7 @@ app.registerExtension({
     linkedSpectra(node).listeners.add(later);
     linkedDictionaries(node).listeners.add(later);
     for (const name of [...STAGED_FIELDS[node.comfyClass], "presets", "stages", "clock"]) {
-      const field = findWidget(node, name);
+      const field = ownWidget(node, name);
       if (!field) continue;
       watchWidget(field, later);
       field.element?.addEventListener("input", later);

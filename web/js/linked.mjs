@@ -3,6 +3,7 @@
 import { api } from "../../../scripts/api.js";
 import { DictionarySet, forgetDictionaries, listDictionaries, loadDictionary } from "./dictionaries.mjs";
 import { mergeDictionaries } from "./merging.mjs";
+import { safely } from "./safely.mjs";
 import { upstreamDictionaries } from "./upstream.mjs";
 
 const NOTHING = new DictionarySet([]);
@@ -40,7 +41,7 @@ class LinkedDictionaries {
         Object.assign(this, { fault: fault.message, set: NOTHING });
       }
     }
-    for (const listener of this.listeners) listener();
+    for (const listener of this.listeners) safely(listener);
   }
 
   get loading() {
@@ -73,7 +74,7 @@ export function after(node, method, work) {
   const before = node[method];
   node[method] = function (...facts) {
     const result = before?.apply(this, facts);
-    work(...facts);
+    safely(work, ...facts);
     return result;
   };
 }
@@ -86,14 +87,14 @@ export function debounced(work) {
     planned = true;
     setTimeout(() => {
       planned = false;
-      work();
+      safely(work);
     }, 30);
   };
 }
 
 /** Looks again for every node. */
 export const updateAll = debounced(() => {
-  for (const linked of known.values()) linked.update();
+  for (const linked of known.values()) safely(() => linked.update());
 });
 
 /** Files may have changed: everything is fetched again. */

@@ -6,15 +6,20 @@ import { after, debounced, linkedDictionaries } from "./linked.mjs";
 import { findMentions } from "./mentions.mjs";
 import { Mirror } from "./mirror.mjs";
 import { resolveMention } from "./picks.mjs";
+import { safely } from "./safely.mjs";
 import { linkedSpectra } from "./spectra.mjs";
 import { STAGED_FIELDS, stagedChoices, stagedFaults } from "./staged_texts.mjs";
 import { loadStrings, t } from "./strings.mjs";
 import { suggestions } from "./suggest.mjs";
-import { findWidget, watchWidget } from "./upstream.mjs";
+import { weighed } from "./weighing.mjs";
+import { bodyOf, findField, ownWidget, watchWidget } from "./upstream.mjs";
 
 /** Blocks whose prompts name parts, and the fields that hold them. */
 const PROMPTS = { BestiaryPartPrompt: ["text"], ...STAGED_FIELDS };
 const THUMB = 26;
+const STEPS = { ArrowUp: 1, ArrowDown: -1 };
+const STEP_SETTING = "Comfy.EditAttention.Delta";
+const USUAL_STEP = 0.05;
 const mirrors = new WeakMap();
 const nodes = new Set();
 
@@ -22,15 +27,13 @@ const isStaged = (node) => node.comfyClass in STAGED_FIELDS;
 
 /** The prompts of a node that are on the page, as [{node, name, textarea}], in both kinds of nodes. */
 function boxesOf(node) {
-  const boxes = (node.widgets ?? []).filter((widget) => widget.type === "customtext");
-  // only the graph that is open is drawn; another may have a block of the same number
-  const body = node.graph === app.canvas.graph ? document.querySelector(`[data-node-id="${CSS.escape(`${node.id}`)}"]`) : null;
-  const drawn = [...(body?.querySelectorAll("textarea") ?? [])];
   return PROMPTS[node.comfyClass].flatMap((name) => {
-    const widget = findWidget(node, name);
+    const { node: holder, widget } = findField(node, name);
     if (widget?.element?.isConnected) return [{ node, name, textarea: widget.element }];
     // Vue nodes draw boxes of their own, in the order of the fields
-    const textarea = drawn.length === boxes.length ? drawn[boxes.indexOf(widget)] : null;
+    const boxes = (holder.widgets ?? []).filter((one) => one.type === "customtext");
+    const drawn = [...(bodyOf(holder)?.querySelectorAll("textarea") ?? [])];
+    const textarea = drawn.length === boxes.length ? drawn[boxes.findIndex((one) => one.name === widget?.name)] : null;
     return textarea && textarea.value === `${widget.value}` ? [{ node, name, textarea }] : [];
   });
 }
@@ -39,7 +42,7 @@ function boxesOf(node) {
 function ownerOf(textarea) {
   if (textarea?.tagName !== "TEXTAREA") return null;
   for (const node of nodes) {
-    const box = node.graph && boxesOf(node).find((one) => one.textarea === textarea);
+    const box = node.graph && safely(() => boxesOf(node).find((one) => one.textarea === textarea));
     if (box) return box;
   }
   return null;
@@ -163,6 +166,23 @@ class Suggestions {
   }
 }
 
+/** Ctrl+Up and Ctrl+Down at a mention: ComfyUI's own would weigh a piece of it, or take its kind for a weight. */
+function weigh(event) {
+  if (!(event.ctrlKey || event.metaKey) || event.altKey || event.shiftKey || !(event.key in STEPS)) return;
+  const box = ownerOf(event.target);
+  if (!box) return;
+  const { textarea } = box;
+  const step = Number(app.extensionManager.setting.get(STEP_SETTING) ?? USUAL_STEP) || USUAL_STEP;
+  const change = weighed(textarea.value, textarea.selectionStart, textarea.selectionEnd, STEPS[event.key] * step, isStaged(box.node));
+  if (!change) return;
+  event.preventDefault();
+  event.stopImmediatePropagation();
+  const { from, to, insert, selected } = change;
+  textarea.setRangeText(insert, from, to);
+  textarea.setSelectionRange(...selected);
+  textarea.dispatchEvent(new InputEvent("input", { bubbles: true, inputType: "insertReplacementText" }));
+}
+
 function listen() {
   const list = new Suggestions();
   document.addEventListener("input", (event) => {
@@ -172,6 +192,8 @@ function listen() {
     if (document.activeElement === event.target) list.show(box);
   });
   document.addEventListener("keydown", (event) => list.keyed(event), { capture: true });
+  // before ComfyUI, which listens to the window
+  window.addEventListener("keydown", weigh, { capture: true });
   document.addEventListener("focusout", (event) => event.target === list.textarea && list.hide());
   document.addEventListener("focusin", (event) => {
     const box = ownerOf(event.target);
@@ -196,7 +218,7 @@ app.registerExtension({
     linkedDictionaries(node).listeners.add(again);
     if (isStaged(node)) linkedSpectra(node).listeners.add(again);
     for (const name of [...PROMPTS[node.comfyClass], "presets"]) {
-      const widget = findWidget(node, name);
+      const widget = ownWidget(node, name);
       if (widget) watchWidget(widget, again);
     }
     after(node, "onRemoved", () => nodes.delete(node));

@@ -6,23 +6,24 @@ import { describeDiscovery, newestDiscovery } from "./discoveries.mjs";
 import { addStyle, make, ownEvents, slider } from "./elements.mjs";
 import { Panel } from "./folding.mjs";
 import { after, debounced } from "./linked.mjs";
-import { isFed } from "./links.mjs";
-import { PartMap } from "./part_maps.mjs";
+import { executionIds, isFed } from "./links.mjs";
+import { PartMap, colorsOf } from "./part_maps.mjs";
+import { readableName } from "./part_order.mjs";
 import { PartTree } from "./part_tree.mjs";
+import { plainName } from "./mentions.mjs";
 import { loadStrings, t } from "./strings.mjs";
-import { findWidget, setWidget, watchWidget } from "./upstream.mjs";
+import { findWidget, ownWidget, setWidget, watchWidget } from "./upstream.mjs";
 
 const BLOCK = "BestiaryDiscoverParts";
 const HEIGHT = 560;
 const SIZE = [460, 900];
 const PAGE = 8;
-const TOOLS = ["rename", "merge", "drop", "undo", "reset"];
+const TOOLS = ["rename", "merge", "drop", "readable", "undo", "reset"];
 
 /** What one node shows. Edits are kept as the text of its field `edits`, the discovery they are shown for in its properties. */
 class PartEditor {
   constructor(node) {
     this.node = node;
-    this.widget = findWidget(node, "edits");
     Object.assign(this, { facts: null, maps: [], page: 0, only: null, shown: null, used: null, moves: 0 });
     /** Texts before and after what the page itself wrote, for undo and redo. */
     Object.assign(this, { past: [], future: [], written: null });
@@ -33,7 +34,11 @@ class PartEditor {
     this.head.prepend(this.panel.button);
     this.cover.show(this.opacity);
     this.follow = debounced(() => this.refresh());
-    watchWidget(this.widget, () => this.text !== this.shown && this.follow());
+    watchWidget(ownWidget(node, "edits"), () => this.text !== this.shown && this.follow());
+  }
+
+  get widget() {
+    return findWidget(this.node, "edits");
   }
 
   get opacity() {
@@ -153,6 +158,7 @@ class PartEditor {
     this.tools.rename.disabled = !free || !current;
     this.tools.drop.disabled = !free || !current || (current.kind === null && current.facts.background);
     this.tools.merge.disabled = !free || chosen.length < 2;
+    this.tools.readable.hidden = !free || !this.unreadable().length;
     this.tools.undo.disabled = !free || !(this.text.trim() || this.past.length);
     this.tools.reset.disabled = !free || !this.text.trim();
   }
@@ -182,7 +188,7 @@ class PartEditor {
 
   view(number) {
     const { parts, edited, codes } = this.facts ?? { parts: [], edited: [], codes: [] };
-    return { parts, codes: codes[number] ?? [], background: edited.findIndex((part) => part.background), only: this.only, opacity: this.opacity };
+    return { parts, colors: colorsOf({ parts, edited }), codes: codes[number] ?? [], background: edited.findIndex((part) => part.background), only: this.only, opacity: this.opacity };
   }
 
   paint() {
@@ -214,6 +220,25 @@ class PartEditor {
 
   renameRow(row, typed) {
     this.append([row], ([id]) => `rename ${id}, ${typed.replaceAll(/[\s,]+/g, " ")}`);
+  }
+
+  /** Parts whose names people would write otherwise, with the names they would give: [{part, name}]. */
+  unreadable() {
+    const { edited } = this.facts ?? { edited: [] };
+    const taken = new Set(edited.map(({ name }) => plainName(name)));
+    return edited.flatMap(({ name, background }, part) => {
+      const right = readableName(name);
+      if (background || right === name || (plainName(right) !== plainName(name) && taken.has(plainName(right)))) return [];
+      taken.add(plainName(right));
+      return [{ part, name: right }];
+    });
+  }
+
+  /** Gives all of them those names. */
+  readable() {
+    const wanted = this.unreadable();
+    if (!wanted.length) return;
+    this.append(wanted.map(({ part }) => ({ part, kind: null })), (ids) => ids.map((id, place) => `rename ${id}, ${wanted[place].name}`).join("\n"));
   }
 
   merge() {
@@ -336,8 +361,7 @@ app.registerExtension({
     const listeners = {
       // a run whose edits do not fit fails, but its parts were found
       execution_error: ({ detail }) => {
-        const id = `${detail?.node_id}`;
-        if (id === `${node.id}` || id.endsWith(`:${node.id}`)) editor.executed();
+        if (executionIds(node).includes(`${detail?.node_id}`)) editor.executed();
       },
       // a block that had nothing to do says nothing
       execution_success: () => !editor.facts && editor.executed(),

@@ -20,6 +20,14 @@ export function partColor(part) {
   return [5, 3, 1].map((shift) => Math.round(255 * VALUE * (1 - SATURATION * dark(shift))));
 }
 
+/** Number of the colour of every edited part: that of the first part it was made of, so that it keeps it while others come and go. */
+export function colorsOf({ parts, edited }) {
+  return edited.map((_, number) => {
+    const first = parts.indexOf(number);
+    return first < 0 ? number : first;
+  });
+}
+
 function loaded(address) {
   return new Promise((resolve, reject) => {
     const image = new Image();
@@ -83,7 +91,7 @@ export class PartMap {
     labels.forEach((_, cell) => {
       const part = this.partOf(cell, view);
       const shown = view.only === null ? part !== view.background : part === view.only;
-      const color = shown ? partColor(part) : [0, 0, 0];
+      const color = shown ? partColor(view.colors?.[part] ?? part) : [0, 0, 0];
       const share = shown ? STRENGTH : view.only === null ? 0 : DIM;
       cells.data.set([...color, Math.round(255 * share * view.opacity)], 4 * cell);
     });

@@ -3,11 +3,13 @@
 import { app } from "../../../scripts/app.js";
 import { addStyle } from "./elements.mjs";
 import { after, debounced, fetchAgain, linkedDictionaries, updateAll } from "./linked.mjs";
+import { canReplace, followTitle, linkedParts, replaceLinked } from "./linked_parts.mjs";
 import { keepMounted } from "./mounting.mjs";
 import { PickerView } from "./picker_view.mjs";
 import { FieldPicks, TextPicks } from "./picks.mjs";
 import { loadStrings, t } from "./strings.mjs";
-import { findWidget, watchWidget } from "./upstream.mjs";
+import { safely } from "./safely.mjs";
+import { findWidget, ownWidget, watchWidget } from "./upstream.mjs";
 
 const PROPERTY = "bestiary_picker";
 const FAVOURITES = "Bestiary.Favourites";
@@ -17,12 +19,14 @@ const SIZE = [470, 620];
 
 /** Blocks with a picker, and where each keeps what is picked. */
 const BLOCKS = {
-  BestiaryPartPrompt: (node) => new TextPicks(findWidget(node, "text")),
-  BestiaryPart: (node) => {
-    const [part, kind, weight, blend, amount] = ["part", "kind", "weight", "blend_with", "blend_amount"].map((name) => findWidget(node, name));
-    return new FieldPicks({ part, kind, weight, blend, amount });
-  },
+  BestiaryPartPrompt: (node) => new TextPicks(() => findWidget(node, "text")),
+  BestiaryPart: (node) =>
+    new FieldPicks(() => {
+      const [part, kind, weight, blend, amount] = FIELDS.map((name) => findWidget(node, name));
+      return { part, kind, weight, blend, amount };
+    }),
 };
+const FIELDS = ["part", "kind", "weight", "blend_with", "blend_amount"];
 const pickers = new Set();
 
 /** What a picker of one node knows and keeps; see PickerView. */
@@ -36,6 +40,7 @@ class PickerModel {
     this.view = new PickerView(this);
     this.linked.chosen = () => this.state.file ?? null;
     this.linked.listeners.add(() => this.view.refresh());
+    this.linked.listeners.add(() => this.follow());
   }
 
   get state() {
@@ -56,6 +61,36 @@ class PickerModel {
     return this.linked.set.parts.length ? this.picks.read(this.linked.set) : { picks: new Map(), faults: [] };
   }
 
+  /** Parts that come by link, see linked_parts.mjs. */
+  linkedParts() {
+    return this.single ? new Map() : linkedParts(this.node, this.linked.set);
+  }
+
+  canReplace(linked) {
+    return canReplace(linked);
+  }
+
+  /** Gives a linked part other kinds where it comes from; where that block has no field for it, here in its stead. */
+  replace(part, linked, kinds) {
+    if (!replaceLinked(linked, this.linked.set, part, kinds)) this.write(part, { part, kinds, weight: linked.weight });
+    this.view.refresh();
+  }
+
+  /** What the last run had to say of the prompt; gone as soon as the prompt is another. */
+  notice() {
+    return this.said?.text === this.picks.text ? this.said.words : null;
+  }
+
+  /** The title of a block for one part says what is picked. */
+  follow() {
+    if (!this.single || !this.linked.set.parts.length) return;
+    const [pick] = this.read().picks.values();
+    const kinds = pick?.kinds.map(({ kind }) => kind.label).join(" + ");
+    const title = pick ? t("picker.pieceTitle", { part: pick.part.name, kind: kinds }) : "";
+    followTitle(this.node, title, this.state.titled);
+    if (title !== (this.state.titled ?? "")) this.node.properties[PROPERTY] = { ...this.state, titled: title };
+  }
+
   write(part, pick) {
     this.together(() => this.picks.write(this.linked.set, part, pick));
   }
@@ -69,7 +104,9 @@ class PickerModel {
     this.quiet += 1;
     writes();
     this.quiet -= 1;
-    if (!this.quiet) this.view.refresh();
+    if (this.quiet) return;
+    this.view.refresh();
+    this.follow();
   }
 
   /** Shows only the tools, or everything again. */
@@ -109,7 +146,7 @@ class PickerModel {
     const names = new Set(readFavourites());
     if (!names.delete(favouriteName(kind))) names.add(favouriteName(kind));
     app.extensionManager.setting.set(FAVOURITES, JSON.stringify([...names].sort()));
-    for (const picker of pickers) picker.view.refresh();
+    for (const picker of pickers) safely(() => picker.view.refresh());
   }
 }
 
@@ -147,8 +184,17 @@ function addPicker(node) {
     if (saved?.size && saved.size[1] + 1 < node.computeSize()[1]) model.remember({ open: false });
   });
   node.setSize([Math.max(node.size[0], SIZE[0]), Math.max(node.size[1], SIZE[1])]);
-  const shown = debounced(() => model.quiet || model.view.refresh());
-  const watched = picks instanceof TextPicks ? [picks.widget] : Object.values(picks.widgets);
+  const shown = debounced(() => {
+    if (model.quiet) return;
+    model.view.refresh();
+    model.follow();
+  });
+  after(node, "onExecuted", (output) => {
+    const [words] = output?.bestiary_notice ?? [];
+    model.said = words ? { words, text: picks.text } : null;
+    model.view.refresh();
+  });
+  const watched = (model.single ? FIELDS : ["text"]).map((name) => ownWidget(node, name));
   for (const one of watched.filter(Boolean)) {
     watchWidget(one, shown);
     one.element?.addEventListener("input", shown);

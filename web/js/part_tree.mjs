@@ -1,7 +1,8 @@
 /** Rows of parts, and below an unfolded part its kinds: to be looked at, marked and renamed, by mouse and by keys. */
 
 import { make } from "./elements.mjs";
-import { partColor } from "./part_maps.mjs";
+import { colorsOf, partColor } from "./part_maps.mjs";
+import { naturalOrder } from "./part_order.mjs";
 import { t } from "./strings.mjs";
 
 const percent = (share) => `${Math.round(100 * share)} %`;
@@ -58,7 +59,9 @@ export class PartTree {
 
   list() {
     const held = this.element.contains(document.activeElement);
-    this.rows = this.facts ? this.facts.edited.flatMap((part, number) => this.rowsOf(part, number)) : [];
+    this.colors = this.facts ? colorsOf(this.facts) : [];
+    const numbered = (this.facts?.edited ?? []).map((part, number) => ({ ...part, part, number }));
+    this.rows = naturalOrder(numbered).flatMap(({ part, number }) => this.rowsOf(part, number));
     this.place = Math.max(0, Math.min(this.place, this.rows.length - 1));
     this.element.replaceChildren(...this.rows.map((row, place) => this.drawn(row, place)));
     if (held) this.focus();
@@ -94,7 +97,7 @@ export class PartTree {
     const isPart = kind === null;
     const open = this.unfolded.has(facts.name);
     const swatch = make("span", { className: "bst-dot", "aria-hidden": "true" });
-    swatch.style.background = facts.background ? "transparent" : `rgb(${partColor(part).join(" ")})`;
+    swatch.style.background = facts.background ? "transparent" : `rgb(${partColor(this.colors[part]).join(" ")})`;
     const ground = isPart && facts.background ? `${t("parts.ground")} · ` : "";
     const share = isPart ? `${ground}${percent(facts.share)} · ${counted("kinds", facts.kinds.length)}` : counted("count", facts.count);
     const box = make("input", { type: "checkbox", tabIndex: -1, checked: this.marked.has(id), "aria-label": t("parts.mark", { name: title }), onchange: () => this.mark(place) });

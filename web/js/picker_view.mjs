@@ -10,7 +10,8 @@ const THUMB = 30;
 
 /**
  * `model` keeps what is not on the screen: set() the dictionaries, read() and write(part, pick) the picks, state and remember(changes),
- * favourites() and favour(kind), chooser() the files to choose from or null, message() a fault to show or null.
+ * linkedParts() those that come from elsewhere, with canReplace(linked) and replace(part, linked, kinds), notice() words of the last
+ * run or null, favourites() and favour(kind), chooser() the files to choose from or null, message() a fault to show or null.
  */
 export class PickerView {
   constructor(model) {
@@ -75,6 +76,8 @@ export class PickerView {
     this.showChooser();
     const { picks, faults } = this.model.read();
     this.picks = picks;
+    this.linked = this.model.linkedParts();
+    if (this.asked && !this.linked.has(this.asked.part)) this.asked = null;
     const parts = this.parts();
     this.activePart = parts.find((part) => this.key(part) === this.model.state.part) ?? [...picks.keys()][0] ?? parts[0] ?? null;
     this.element.classList.toggle("bst-without", !parts.length);
@@ -122,7 +125,8 @@ export class PickerView {
   showParts(parts) {
     const picked = parts.map((part) => {
       const pick = this.picks.get(part);
-      return [this.key(part), pick?.weight, pick?.kinds.map(({ kind, factor }) => [kind.number, factor])];
+      const linked = this.linked.get(part);
+      return [this.key(part), pick?.weight, pick?.kinds.map(({ kind, factor }) => [kind.number, factor]), linked && [linked.kinds?.map(({ kind }) => kind.number), linked.source.title]];
     });
     const { mix, a, b } = this.state;
     const shown = JSON.stringify([picked, this.key(this.activePart ?? { owner: {} }), mix, a, b]);
@@ -139,9 +143,13 @@ export class PickerView {
     const active = part === this.activePart;
     const several = this.model.set().all.length > 1;
     const label = several ? `${part.owner.called}.${part.name}` : part.name;
-    const said = pick ? pick.kinds.map(({ kind }) => kind.label).join(" + ") : "–";
+    const linked = this.linked.get(part);
+    const named = (kinds) => kinds.map(({ kind }) => kind.label).join(" + ");
+    const byLink = linked && t("picker.byLink", { kind: linked.kinds ? named(linked.kinds) : "?" });
+    const said = [pick && named(pick.kinds), byLink].filter(Boolean).join(" & ") || "–";
     const weight = pick && pick.weight !== 1 ? make("span", { className: "bst-badge", textContent: `×${Number(pick.weight.toFixed(2))}` }) : null;
-    const thumbs = (pick?.kinds ?? []).slice(0, 2).map(({ kind }) => this.thumb(kind, THUMB / Math.min(2, pick.kinds.length), ""));
+    const kinds = [...(pick?.kinds ?? []), ...(linked?.kinds ?? [])].slice(0, 2);
+    const thumbs = kinds.map(({ kind }) => this.thumb(kind, THUMB / kinds.length, ""));
     const button = make(
       "button",
       {
@@ -149,7 +157,8 @@ export class PickerView {
         className: "bst-part",
         role: "radio",
         "aria-checked": `${active}`,
-        "aria-label": `${label}: ${pick ? said : t("picker.nothing")}`,
+        "aria-label": `${label}: ${pick || linked ? said : t("picker.nothing")}`,
+        title: linked ? t("picker.linkedFrom", { part: label, title: linked.source.title ?? "" }) : null,
         tabIndex: active ? 0 : -1,
         onclick: () => this.remember({ part: this.key(part) }),
       },
@@ -159,6 +168,8 @@ export class PickerView {
     );
     const row = make("div", { className: "bst-row" }, button);
     row.dataset.part = part.name;
+    row.classList.toggle("bst-linked", Boolean(linked));
+    row.classList.toggle("bst-double", Boolean(linked && pick));
     if (this.model.state.mix) row.append(...SLOTS.map((slot) => this.sourceButton(slot, part, label)));
     if (pick) row.append(iconButton("clear", t("picker.remove", { part: label }), () => this.model.write(part, null), { className: "bst-icon bst-remove" }));
     return row;
@@ -191,7 +202,8 @@ export class PickerView {
     const wanted = plainName(this.search);
     const fits = (kind) => !wanted || `${kind.number}` === wanted || plainName(kind.label).includes(wanted);
     const kinds = (part?.kinds ?? []).filter((kind) => fits(kind) && (!this.onlyFavourites || favourites.has(kind)));
-    const marks = new Map((this.picks.get(part)?.kinds ?? []).map(({ kind }, place) => [kind, place ? "second" : "first"]));
+    const marks = new Map((this.linked.get(part)?.kinds ?? []).map(({ kind }) => [kind, "linked"]));
+    (this.picks.get(part)?.kinds ?? []).forEach(({ kind }, place) => marks.set(kind, place ? "second" : "first"));
     const label = part ? t("picker.kindsOf", { part: part.name, count: kinds.length }) : t("picker.kinds");
     const emptyText = this.onlyFavourites ? t("picker.noFavourites") : t("picker.noMatch", { text: this.search });
     // the same list again keeps its place
@@ -218,6 +230,10 @@ export class PickerView {
   showStatus(faults) {
     const message = this.model.message();
     const lines = message ? [make("p", { className: "bst-fault", textContent: message })] : [];
+    const notice = this.model.notice();
+    if (this.asked) lines.push(this.question());
+    for (const [part, linked] of this.linked) if (this.picks.has(part)) lines.push(this.doubled(part, linked));
+    if (notice && lines.length === 0) lines.push(make("p", { className: "bst-notice", textContent: notice }));
     for (const fault of faults.slice(0, 4)) {
       const right = fault.nearest ?? null;
       const text = t(`fault.${fault.fault}`, { text: fault.wrong ?? fault.mention?.target ?? "" });
@@ -225,6 +241,36 @@ export class PickerView {
       lines.push(make("p", { className: "bst-fault" }, make("span", { textContent: text }), repair));
     }
     this.status.replaceChildren(...lines);
+  }
+
+  /** A linked part was picked: there, here as well, or not at all. */
+  question() {
+    const { part, kinds } = this.asked;
+    const linked = this.linked.get(part);
+    const answer = (key, done) =>
+      make("button", {
+        type: "button",
+        textContent: t(`picker.${key}`),
+        title: t(`picker.${key}Help`, { part: part.name, title: linked.source.title ?? "" }),
+        onclick: () => {
+          this.asked = null;
+          done?.();
+          this.refresh();
+        },
+      });
+    const replace = this.model.canReplace(linked) ? answer("replace", () => this.model.replace(part, linked, kinds)) : null;
+    const both = answer("both", () => this.model.write(part, { part, kinds, weight: 1 }));
+    const text = t("picker.linkedAsk", { part: part.name, title: linked.source.title ?? "" });
+    const line = make("p", { className: "bst-notice bst-question" }, make("span", { textContent: text }));
+    line.append(...[replace, both, answer("leave")].filter(Boolean));
+    return line;
+  }
+
+  /** A part that comes from the text and by link. */
+  doubled(part, linked) {
+    const text = t("picker.double", { part: part.name, title: linked.source.title ?? "" });
+    const keep = make("button", { type: "button", textContent: t("picker.keepLink"), onclick: () => this.model.write(part, null) });
+    return make("p", { className: "bst-notice bst-question" }, make("span", { textContent: text }), keep);
   }
 
   setSearch(text) {
@@ -258,6 +304,11 @@ export class PickerView {
 
   pick(kind) {
     const held = this.picks.get(kind.part);
+    if (!held && this.linked.has(kind.part)) {
+      this.asked = { part: kind.part, kinds: [{ kind, factor: 1 }] };
+      this.refresh();
+      return;
+    }
     const alone = held?.kinds.length === 1 && held.kinds[0].kind === kind;
     this.model.write(kind.part, alone ? null : { part: kind.part, kinds: [{ kind, factor: 1 }], weight: held?.weight ?? 1 });
   }
@@ -287,19 +338,21 @@ export class PickerView {
   }
 
   currentKinds() {
-    return new Map([...this.picks].map(([part, pick]) => [part, pick.kinds]));
+    const linked = [...this.linked].filter(([, { kinds }]) => kinds).map(([part, { kinds }]) => [part, kinds]);
+    return new Map([...linked, ...[...this.picks].map(([part, pick]) => [part, pick.kinds])]);
   }
 
-  /** One kind of every part but the background, which stays as it is. */
+  /** One kind of every part but the background, which stays as it is, as do parts that come by link. */
   randomKinds() {
-    const parts = this.parts().filter((part) => !part.background && part.kinds.length);
+    const parts = this.parts().filter((part) => !part.background && part.kinds.length && !this.linked.has(part));
     const chosen = this.model.single ? [this.activePart] : parts;
     return new Map(chosen.filter(Boolean).map((part) => [part, [{ kind: part.kinds[Math.floor(Math.random() * part.kinds.length)], factor: 1 }]]));
   }
 
   pickMany(kinds) {
     this.model.together(() => {
-      for (const [part, chosen] of kinds) this.model.write(part, { part, kinds: chosen, weight: this.picks.get(part)?.weight ?? 1 });
+      // what comes by link has its source already
+      for (const [part, chosen] of kinds) if (this.picks.has(part) || !this.linked.has(part)) this.model.write(part, { part, kinds: chosen, weight: this.picks.get(part)?.weight ?? 1 });
     });
   }
 

@@ -74,10 +74,14 @@ function escapedKind(name) {
 
 const writable = (kinds) => kinds.map(({ kind, factor }) => ({ written: kind.written, factor }));
 
-/** Picks as mentions in a prompt. */
+/** Picks as mentions in a prompt; `field()` gives the widget that holds it. */
 export class TextPicks {
-  constructor(widget) {
-    this.widget = widget;
+  constructor(field) {
+    this.field = field;
+  }
+
+  get widget() {
+    return this.field();
   }
 
   get text() {
@@ -91,7 +95,8 @@ export class TextPicks {
       const { part, kinds, fault, ...rest } = resolveMention(mention, set);
       if (fault) faults.push({ mention, fault, ...rest });
       // of two mentions of a part the picker moves the first
-      else if (!picks.has(part)) picks.set(part, { part, kinds, weight: mention.weight, mention });
+      else if (picks.has(part)) faults.push({ mention, fault: "repeated", wrong: part.name, part, nearest: null });
+      else picks.set(part, { part, kinds, weight: mention.weight, mention });
     }
     return { picks, faults };
   }
@@ -138,10 +143,14 @@ function place(text, set, picks, part) {
   return linked < 0 ? text.trimEnd().length : linked;
 }
 
-/** The pick of a block with fields of its own for part, kind, weight and a second kind. */
+/** The pick of a block with fields of its own for part, kind, weight and a second kind; `fields()` gives their widgets. */
 export class FieldPicks {
-  constructor(widgets) {
-    this.widgets = widgets;
+  constructor(fields) {
+    this.fields = fields;
+  }
+
+  get widgets() {
+    return this.fields();
   }
 
   get text() {

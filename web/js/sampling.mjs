@@ -1,11 +1,9 @@
 /** How what a node gives will be sampled: found by following its links to the samplers. */
 
 import { sourceOf, targetsOf } from "./links.mjs";
-import { findWidget } from "./upstream.mjs";
+import { findWidget, widgetValue } from "./upstream.mjs";
 
 const FOLLOWED = new Set(["CONDITIONING", "BESTIARY_SPECTRUM", "GUIDER", "*"]);
-/** Blocks whose value is that of their one widget. */
-const NUMBERS = /^Primitive/;
 /** Changes of a model's noise that the server does not know of. */
 const OTHER_NOISE = /^ModelSampling/;
 const MOST_FOLLOWED = 400;
@@ -21,7 +19,7 @@ export function samplingsOf(node) {
   while (waiting.length && seen.size < MOST_FOLLOWED) {
     const one = waiting.shift();
     (one.outputs ?? []).forEach(({ type }, slot) => {
-      if (!FOLLOWED.has(type) && kindOf(one) !== "Reroute") return;
+      if (!FOLLOWED.has(type)) return;
       for (const { node: target } of targetsOf(one, slot)) {
         if (seen.has(target)) continue;
         seen.add(target);
@@ -41,7 +39,7 @@ function walkOf(node) {
   const sigmas = inputSlot(node, "sigmas");
   const own = findWidget(node, "steps") && findWidget(node, "scheduler");
   if (sigmas < 0 && !own) return null;
-  const linked = sigmas >= 0 ? through(sourceOf(node, sigmas)) : null;
+  const linked = sigmas >= 0 ? sourceOf(node, sigmas) : null;
   const isSampler = own || (node.outputs ?? []).some(({ type }) => type === "LATENT");
   if (!isSampler) return null;
   const source = linked ?? (own ? node : null);
@@ -51,12 +49,12 @@ function walkOf(node) {
   // a scheduler of its own has the steps of any sampler that leaves none out
   const names = ["sampler_name", "sampler"].filter((name) => findWidget(source, name));
   const facts = {
-    sampler: names.length ? valueOf(source, names[0]) : "euler",
-    scheduler: valueOf(source, "scheduler"),
-    steps: valueOf(source, "steps"),
-    denoise: findWidget(source, "denoise") ? valueOf(source, "denoise") : 1,
-    first: findWidget(source, "start_at_step") ? valueOf(source, "start_at_step") : 0,
-    last: findWidget(source, "end_at_step") ? valueOf(source, "end_at_step") : 10000,
+    sampler: names.length ? widgetValue(source, names[0]) : "euler",
+    scheduler: widgetValue(source, "scheduler"),
+    steps: widgetValue(source, "steps"),
+    denoise: findWidget(source, "denoise") ? widgetValue(source, "denoise") : 1,
+    first: findWidget(source, "start_at_step") ? widgetValue(source, "start_at_step") : 0,
+    last: findWidget(source, "end_at_step") ? widgetValue(source, "end_at_step") : 10000,
   };
   return Object.values(facts).some((value) => value === undefined) ? { node, unknown: true } : { node, ...facts };
 }
@@ -65,28 +63,13 @@ function inputSlot(node, name) {
   return (node.inputs ?? []).findIndex((input) => input.name === name);
 }
 
-/** Past reroutes. */
-function through(node) {
-  let place = node;
-  for (let count = 0; place && kindOf(place) === "Reroute" && count < MOST_FOLLOWED; count += 1) place = sourceOf(place, 0);
-  return place;
-}
-
-/** What a field holds, or what the block linked to it gives; undefined where that is known only while the graph runs. */
-function valueOf(node, name) {
-  const slot = (node.inputs ?? []).findIndex((input) => input.widget?.name === name);
-  const source = slot < 0 ? null : through(sourceOf(node, slot));
-  if (!source) return findWidget(node, name)?.value;
-  return NUMBERS.test(kindOf(source)) ? source.widgets?.[0]?.value : undefined;
-}
-
 function hasOtherNoise(node) {
   const slot = inputSlot(node, "model");
-  let model = slot < 0 ? null : through(sourceOf(node, slot));
+  let model = slot < 0 ? null : sourceOf(node, slot);
   for (let count = 0; model && count < MOST_FOLLOWED; count += 1) {
     if (OTHER_NOISE.test(kindOf(model))) return true;
     const next = (model.inputs ?? []).findIndex((input) => input.type === "MODEL");
-    model = next < 0 ? null : through(sourceOf(model, next));
+    model = next < 0 ? null : sourceOf(model, next);
   }
   return false;
 }

@@ -5,9 +5,9 @@ import { nameOfFile } from "./dictionaries.mjs";
 import { after, debounced } from "./linked.mjs";
 import { sourceOf } from "./links.mjs";
 import { findMentions, plainName } from "./mentions.mjs";
-import { findWidget } from "./upstream.mjs";
+import { safely } from "./safely.mjs";
+import { widgetValue } from "./upstream.mjs";
 
-const MOST_FOLLOWED = 200;
 const fetched = new Map();
 const known = new Map();
 
@@ -16,20 +16,13 @@ export function upstreamSpectra(node) {
   const found = [];
   (node.inputs ?? []).forEach(({ type }, slot) => {
     if (type !== "BESTIARY_SPECTRUM") return;
-    const source = past(sourceOf(node, slot));
-    const name = `${findWidget(source ?? {}, "name")?.value ?? ""}`.trim();
-    const file = source?.comfyClass === "BestiaryLoadSpectrum" ? `${findWidget(source, "file")?.value ?? ""}` : "";
+    const source = sourceOf(node, slot);
+    const name = `${widgetValue(source ?? {}, "name") ?? ""}`.trim();
+    const file = source?.comfyClass === "BestiaryLoadSpectrum" ? `${widgetValue(source, "file") ?? ""}` : "";
     const called = name || (file ? nameOfFile(file) : "");
     if (called) found.push({ called, file: file || fileBehind(source) });
   });
   return found;
-}
-
-/** Past reroutes. */
-function past(node) {
-  let place = node;
-  for (let count = 0; place && (place.comfyClass ?? place.type) === "Reroute" && count < MOST_FOLLOWED; count += 1) place = sourceOf(place, 0);
-  return place;
 }
 
 /** A mixture has the stages and attributes of its first reference. */
@@ -64,7 +57,7 @@ class LinkedSpectra {
       if (asked !== this.asked) return;
       this.all = linked.map(({ called }, place) => ({ called, ...facts[place] }));
     }
-    for (const listener of this.listeners) listener();
+    for (const listener of this.listeners) safely(listener);
   }
 
   find(name) {
@@ -92,7 +85,7 @@ export function linkedSpectra(node) {
 }
 
 const updateAll = debounced(() => {
-  for (const linked of known.values()) linked.update();
+  for (const linked of known.values()) safely(() => linked.update());
 });
 
 /** Files may have changed: everything is fetched again. */

@@ -6,11 +6,12 @@ import { addStyle, make, ownEvents } from "./elements.mjs";
 import { after, debounced } from "./linked.mjs";
 import { isFed } from "./links.mjs";
 import { keepMounted } from "./mounting.mjs";
+import { safely } from "./safely.mjs";
 import { CellRow, ownerCells, presetChoice } from "./stage_cells.mjs";
 import { PRESETS, assignStages, readClaims, readPresets, readStages, writtenStages } from "./stages.mjs";
 import { StepRow } from "./step_row.mjs";
 import { loadStrings, t } from "./strings.mjs";
-import { findWidget, setWidget, watchWidget } from "./upstream.mjs";
+import { findWidget, ownWidget, setWidget, watchWidget } from "./upstream.mjs";
 
 const REFERENCES = [1, 2, 3, 4];
 const STAGES = 10;
@@ -106,7 +107,7 @@ class StageStrip {
 }
 
 const strips = new Set();
-const lookAgain = debounced(() => strips.forEach((strip) => strip.node.graph && strip.render()));
+const lookAgain = debounced(() => strips.forEach((strip) => strip.node.graph && safely(() => strip.render())));
 
 app.registerExtension({
   name: "Bestiary.StageStrip",
@@ -132,7 +133,7 @@ app.registerExtension({
     strips.add(strip);
     const later = debounced(() => strip.render());
     for (const name of [...REFERENCES.map((number) => `takes_${number}`), "presets"]) {
-      const field = findWidget(node, name);
+      const field = ownWidget(node, name);
       watchWidget(field, later);
       field.element?.addEventListener("input", later);
     }

@@ -5,9 +5,12 @@ import { app } from "../../../scripts/app.js";
 import { addStyle, iconButton, make, ownEvents, slider } from "./elements.mjs";
 import { Panel } from "./folding.mjs";
 import { after, debounced } from "./linked.mjs";
+import { executionIds } from "./links.mjs";
 import { LossChart, shortNumber } from "./loss_chart.mjs";
+import { showPicturesOnce } from "./mounting.mjs";
+import { safely } from "./safely.mjs";
 import { loadStrings, t } from "./strings.mjs";
-import { findWidget, watchWidget } from "./upstream.mjs";
+import { findWidget, ownWidget, watchWidget } from "./upstream.mjs";
 
 /** Blocks that train, and what. */
 const BLOCKS = { BestiaryTrainParts: "parts", BestiaryTrainInBackground: "parts", BestiaryTrainSpectrum: "spectrum" };
@@ -147,7 +150,10 @@ class TrainingPreview {
     this.bar.hidden = !facts?.total;
     if (facts?.total) this.bar.value = facts.step / facts.total;
     this.element.classList.toggle("bst-live", Boolean(live));
-    this.resting = this.fault ?? (listing ? t("training.read") : t("training.empty"));
+    const left = listing?.stopped && !live && !(listing.step >= listing.total) ? listing : null;
+    const rest = left && t("training.stopped", { step: left.step, file: left.stopped, run: left.run });
+    this.resting = this.fault ?? rest ?? (listing ? t("training.read") : t("training.empty"));
+    this.hint.classList.toggle("bst-notice", Boolean(rest) && !this.fault);
     this.tell("");
   }
 
@@ -248,7 +254,7 @@ const entry = (key) => Number(key.split("/").pop());
 
 /** The preview of the block that the server calls so; blocks within others have a path of numbers. */
 function previewOf(id) {
-  return [...shown].find(({ node }) => node.graph && (`${node.id}` === `${id}` || `${id}`.endsWith(`:${node.id}`)));
+  return [...shown].find(({ node }) => node.graph && executionIds(node).includes(`${id}`));
 }
 
 app.registerExtension({
@@ -258,17 +264,16 @@ app.registerExtension({
     await loadStrings();
     api.addEventListener(EVENT, ({ detail }) => previewOf(detail.node)?.hear(detail));
     for (const name of ["execution_interrupted", "execution_error", "execution_success"]) {
-      api.addEventListener(name, () => [...shown].filter(({ live }) => live).forEach((preview) => preview.rest()));
+      api.addEventListener(name, () => [...shown].filter(({ live }) => live).forEach((preview) => safely(() => preview.rest())));
     }
   },
   nodeCreated(node) {
     if (!(node.comfyClass in BLOCKS)) return;
     const preview = new TrainingPreview(node);
     shown.add(preview);
-    // the same sheet, which ComfyUI would show once more below
-    node.hideOutputImages = true;
+    showPicturesOnce(node);
     const again = debounced(() => preview.refresh());
-    watchWidget(findWidget(node, "name"), again);
+    watchWidget(ownWidget(node, "name"), again);
     after(node, "onConfigure", () => {
       preview.log.checked = Boolean(preview.panel.state.log);
       preview.smooth.show(preview.share);

@@ -2,10 +2,12 @@
 
 import { app } from "../../../scripts/app.js";
 import { nameOfFile } from "./dictionaries.mjs";
-import { sourceOf } from "./links.mjs";
+import { feedOf, sourceOf } from "./links.mjs";
+import { safely } from "./safely.mjs";
 
 const DICTIONARY = "BESTIARY_DICTIONARY";
-const MOST_FOLLOWED = 300;
+/** Blocks whose value is that of their one widget. */
+const NUMBERS = /^Primitive/;
 
 /**
  * The dictionaries behind a node's inputs, each name once; the nearest come first. One of a file is {file, called}, a merged one
@@ -25,16 +27,9 @@ function inputsOf(node) {
 
 const kindOf = (node) => node.comfyClass ?? node.type;
 
-/** Past reroutes. */
-function feeding(node, slot) {
-  let place = sourceOf(node, slot);
-  for (let count = 0; place && kindOf(place) === "Reroute" && count < MOST_FOLLOWED; count += 1) place = sourceOf(place, 0);
-  return place;
-}
-
 /** Dictionaries that come through an input: all that a CLIP knows, or the one of a dictionary's own socket. */
 function carried(node, slot, type, seen) {
-  const source = type === "CLIP" || type === DICTIONARY ? feeding(node, slot) : null;
+  const source = type === "CLIP" || type === DICTIONARY ? sourceOf(node, slot) : null;
   if (!source) return [];
   if (type === DICTIONARY) return [dictionaryOf(source, seen)].filter(Boolean);
   if (seen.has(source)) return [];
@@ -54,7 +49,7 @@ function dictionaryOf(node, seen) {
     return file ? { file: `${file}`, called: name || nameOfFile(`${file}`) } : null;
   }
   const given = inputsOf(node).filter(({ type }) => type === DICTIONARY);
-  const inputs = given.map(({ slot }) => feeding(node, slot)).map((source) => source && dictionaryOf(source, further));
+  const inputs = given.map(({ slot }) => sourceOf(node, slot)).map((source) => source && dictionaryOf(source, further));
   if (kindOf(node) === "BestiaryMergeDictionaries") return merged(inputs, name);
   if (!inputs[0]) return null;
   return kindOf(node) === "BestiaryApplyDictionary" && name ? { ...inputs[0], called: name } : inputs[0];
@@ -67,13 +62,28 @@ function merged([first, second], name) {
   return { merge: [first, second], called: name || joined };
 }
 
-/** Value of a widget of a node by its name, undefined without one. */
+/** What a field of a node holds, or what the block linked to it gives; undefined where that is known only while the graph runs. */
 export function widgetValue(node, name) {
-  return findWidget(node, name)?.value;
+  const slot = (node.inputs ?? []).findIndex((input) => input.widget?.name === name);
+  const source = slot < 0 ? null : sourceOf(node, slot);
+  if (!source) return findWidget(node, name)?.value;
+  return NUMBERS.test(kindOf(source)) ? source.widgets?.[0]?.value : undefined;
 }
 
-/** A widget of a node by its name. */
+/** The widget that holds a field of a node: its own, or that of the subgraph's block which offers the field instead. */
 export function findWidget(node, name) {
+  return findField(node, name).widget;
+}
+
+/** The same with the block on which it is drawn: {node, widget}; no widget where there is no such field. */
+export function findField(node, name) {
+  const slot = (node.inputs ?? []).findIndex((input) => input.widget?.name === name);
+  const feed = slot < 0 ? null : feedOf(node, slot);
+  return feed?.widget ? feed : { node, widget: ownWidget(node, name) };
+}
+
+/** A widget of a node itself by its name. */
+export function ownWidget(node, name) {
   return (node.widgets ?? []).find((widget) => widget.name === name);
 }
 
@@ -90,10 +100,15 @@ function showInBox(widget) {
   const boxes = (widget.node?.widgets ?? []).filter((one) => one.type === "customtext");
   // with several boxes it is not known which is whose
   if (boxes.length !== 1 || boxes[0] !== widget) return;
-  const box = document.querySelector(`[data-node-id="${CSS.escape(`${widget.node.id}`)}"] textarea`);
+  const box = bodyOf(widget.node)?.querySelector("textarea");
   if (!box || box.value === widget.value) return;
   box.value = widget.value;
   box.dispatchEvent(new InputEvent("input", { bubbles: true }));
+}
+
+/** Where Vue nodes draw a block, null elsewhere: only the graph that is open is drawn, and another may have a block of the same number. */
+export function bodyOf(node) {
+  return node.graph === app.canvas.graph ? document.querySelector(`[data-node-id="${CSS.escape(`${node.id}`)}"]`) : null;
 }
 
 /** Calls `changed` whenever a widget's value changes. */
@@ -101,7 +116,7 @@ export function watchWidget(widget, changed) {
   const before = widget.callback;
   widget.callback = function (...facts) {
     const result = before?.apply(this, facts);
-    changed();
+    safely(changed);
     return result;
   };
 }

@@ -74,3 +74,20 @@ def test_other_backbones_and_widths_cannot_be_merged() -> None:
     narrow = birds(embeddings={"clip_l": torch.zeros(3, 2)})
     with pytest.raises(BestiaryError, match="a sd15 dictionary .*4.* and a sd15 dictionary .*2.* cannot be merged"):
         birds().merged_with(narrow)
+
+
+def test_names_that_are_alike_stay_apart_where_one_dictionary_has_both() -> None:
+    rows, vectors = torch.tensor([(0, 0), (1, 0)]), {"clip_l": torch.arange(8.0).view(2, 4)}
+    both = birds(
+        part_names=("left wing", "left_wing"), kind_names=({}, {}), background=None, rows=rows, embeddings=vectors
+    )
+    merged, mapping = merge_dictionaries(both, both)
+    assert merged.part_names == ("left wing", "left_wing") and mapping == {(0, 0): (0, 1), (1, 0): (1, 1)}
+    # with one of them in the first dictionary the other is a new part
+    single = birds(part_names=("left_wing", "background"))
+    merged, mapping = merge_dictionaries(single, both)
+    assert merged.part_names == ("left_wing", "background", "left wing")
+    assert (mapping[0, 0][0], mapping[1, 0][0]) == (2, 0)
+    # alone, another spelling is the same part
+    other = birds(part_names=("Left-Wing", "background"))
+    assert merge_dictionaries(single, other)[0].part_names == ("left_wing", "background")

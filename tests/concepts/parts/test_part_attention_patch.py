@@ -106,6 +106,15 @@ def test_a_prompt_with_an_area_fills_its_piece_of_the_grid() -> None:
     assert torch.allclose(maps.mean()[0, 0, 0], torch.tensor([0.1, 0.1, 0.3, 0.3]))
 
 
+def test_two_sums_are_taken_together_as_if_they_were_one() -> None:
+    first, second, whole = (PartMapSum(1, 2, (2, 2), torch.device("cpu")) for _ in range(3))
+    for sums, value, held in ((first, 0.2, [True, False]), (second, 0.6, [True, True])):
+        for one in (sums, whole):
+            one.add(torch.full((1, 2, 4), value), (2, 2), held)
+    first.take_in(second)
+    assert torch.equal(first.mean(), whole.mean()) and torch.equal(first.held(), whole.held())
+
+
 def test_areas_at_the_edge_keep_at_least_one_cell() -> None:
     maps = PartMapSum(1, 1, (2, 2), torch.device("cpu"))
     maps.add(torch.ones(1, 1, 1), (1, 1), [True], area=(1, 1, 63, 63), latent=(64, 64))

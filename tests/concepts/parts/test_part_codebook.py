@@ -150,7 +150,7 @@ def test_incomplete_and_other_files_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "c.parts.safetensors"
     write_concept_file(path, {"kinds.0": torch.zeros(2, 2)}, {"kind": CODEBOOK_KIND, "width": 4})
     with pytest.raises(
-        BestiaryError, match=r"c.parts.safetensors is not a complete part codebook \(.*\): discover the parts"
+        BestiaryError, match=r"c.parts.safetensors is not a complete part codebook: .*; discover the parts"
     ):
         PartCodebook.load(path)
     write_concept_file(path, {}, {"kind": "part-dictionary"})

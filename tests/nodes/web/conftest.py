@@ -51,6 +51,10 @@ class Desk:
         self.faults: list[str] = []
         self.loaded: list[str] = []
         page.on("pageerror", lambda fault: self.faults.append(f"{fault} {fault.stack}"))
+        # what one widget's fault is told by, so that it stops no other
+        page.on(
+            "console", lambda line: self.faults.append(f"{OURS} {line.text}") if "[Bestiary]" in line.text else None
+        )
         page.on("response", lambda answer: self.loaded.append(answer.url) if OURS in answer.url else None)
         # before the page opens: nodes change over only with a fresh page
         settings = {"Comfy.VueNodes.Enabled": vue, "Comfy.TutorialCompleted": True, "Comfy.Workflow.Persist": False}
