@@ -181,7 +181,11 @@ class DinoFeatures:
         self.spec: SourceSpec = {"name": self.name, "image_size": image_size, "model": model}
         if weights is not None:
             self.spec["weights"] = str(weights)
-        self._device = device
+
+    @property
+    def network(self) -> torch.nn.Module:
+        """The vision transformer; whoever moves it to another device has it computed there."""
+        return self._model
 
     @torch.inference_mode()
     def __call__(self, images: Tensor) -> PatchGrid:
@@ -190,8 +194,9 @@ class DinoFeatures:
         # ImageNet's normalisation, and the last block's tokens alone
         mean, std = (torch.tensor(values).view(1, 3, 1, 1) for values in (_IMAGENET_MEAN, _IMAGENET_STD))
         last = len(self._model.blocks) - 1
+        device = next(self._model.parameters()).device
         found = self._model.forward_intermediates(
-            ((images.float() - mean) / std).to(self._device), indices=[last], norm=False, intermediates_only=True
+            ((images.float() - mean) / std).to(device), indices=[last], norm=False, intermediates_only=True
         )
         return PatchGrid(found[0].permute(0, 2, 3, 1).float().cpu().contiguous())  # (B, h, w, D)
 

@@ -15,6 +15,11 @@ if TYPE_CHECKING:
     from .attention_record import AttentionRecord
 
 
+def block_of(node: type[io.ComfyNode]) -> str | None:
+    """Id of the node that runs, for what it shall show later; None outside a graph."""
+    return getattr(node.hidden, "unique_id", None)
+
+
 class BestiaryAttentionMaps(io.ComfyNode):
     """Patches a MODEL so that its samplings record where part tokens look."""
 
@@ -24,6 +29,7 @@ class BestiaryAttentionMaps(io.ComfyNode):
             node_id="BestiaryAttentionMaps",
             display_name="Attention Maps",
             category="Bestiary/attention",
+            hidden=[io.Hidden.unique_id],
             description=(
                 "Records where each part token of the prompt looks while a sampler runs. The picture stays the same to "
                 "the last bit. Show the record with Show Attention."
@@ -60,7 +66,7 @@ class BestiaryAttentionMaps(io.ComfyNode):
         from .attention_record import AttentionRecord
         from .model_patching import record_attention
 
-        record = AttentionRecord(layers, include_negative)
+        record = AttentionRecord(layers, include_negative, block_of(cls))
         return io.NodeOutput(record_attention(model, record), record)
 
 
@@ -171,6 +177,7 @@ class BestiaryPartRegions(io.ComfyNode):
             node_id="BestiaryPartRegions",
             display_name="Part Regions",
             category="Bestiary/attention",
+            hidden=[io.Hidden.unique_id],
             description=(
                 "Keeps the tokens of one part inside a mask: elsewhere the picture does not listen to them. "
                 "Chain several for several parts."
@@ -245,7 +252,7 @@ class BestiaryPartRegions(io.ComfyNode):
         from .model_patching import confine_part
         from .part_regions import make_region
 
-        region = make_region(part, mask, strength, start_percent, end_percent, feather)
+        region = make_region(part, mask, strength, start_percent, end_percent, feather, block_of(cls))
         return io.NodeOutput(confine_part(model, region))
 
 

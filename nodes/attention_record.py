@@ -55,6 +55,8 @@ class RecordedSampling:
     latent_size: tuple[int, int]
     signature: Tensor = field(repr=False)
     """Of the latent that came out, see `signature_of`."""
+    notice: str = ""
+    """Why attention could not be seen, or not all of it."""
 
     def mean(self, first: int, last: int) -> tuple[Tensor, Tensor]:
         """Mean over steps `first`..`last`, counted from 1 and both included.
@@ -96,7 +98,7 @@ class Recording:
         self._totals[step] = mean if total is None else total + mean.to(total.device)
         self._counts[step] += held
 
-    def finished(self, latent: Tensor, latent_size: tuple[int, int]) -> RecordedSampling:
+    def finished(self, latent: Tensor, latent_size: tuple[int, int], notice: str = "") -> RecordedSampling:
         """The maps of all steps, steps that were skipped being 0; `latent` is what the sampler gave."""
         # several evaluations of one step are averaged, part by part
         counts = self._counts.clamp(min=1).view(len(self._totals), 1, -1, 1, 1)
@@ -105,14 +107,17 @@ class Recording:
         blank = torch.zeros(latent.shape[0], len(self.parts), 1, 1) if known is None else torch.zeros_like(known)
         known_or_blank = (blank if total is None else total for total in self._totals)
         stacked = torch.stack([total.to("cpu", torch.float32) for total in known_or_blank])  # (S, B, P, h, w)
-        return RecordedSampling(self.parts, stacked / counts, self._counts > 0, latent_size, signature_of(latent))
+        return RecordedSampling(
+            self.parts, stacked / counts, self._counts > 0, latent_size, signature_of(latent), notice
+        )
 
 
 class AttentionRecord:
     """What a BESTIARY_ATTENTION socket carries: settings of the patch and its latest samplings."""
 
-    def __init__(self, layers: LayerChoice = "auto", negative: bool = False) -> None:
-        """Record at these layers; `negative` records the negative prompt too."""
+    def __init__(self, layers: LayerChoice = "auto", negative: bool = False, block: str | None = None) -> None:
+        """Record at these layers; `negative` records the negative prompt too, `block` is the node that is told of faults."""
+        self.block = block
         self.layers: LayerChoice = layers
         self.negative = negative
         self.samplings: deque[RecordedSampling] = deque(maxlen=KEPT_SAMPLINGS)

@@ -100,7 +100,10 @@ class AttentionSampling:
             self.recordings.append((record, Recording(tuple(parts), max(1, len(sigmas) - 1))))
         self._owned: dict[tuple[int, object], tuple[PartSpan, ...]] = {}
         self._scores: dict[tuple, Tensor] = {}
-        self._warned: set[str] = set()
+        self._warned: dict[str, None] = {}
+        self.evaluations = self.marked = self.attended = 0
+        """Evaluations of the prompts, cross-attentions that were announced, and those that came through our override."""
+        self._lock = threading.Lock()
 
     def step(self, sigma: float) -> int:
         """Step, counted from 0, to which an evaluation at this noise level belongs."""
@@ -134,8 +137,39 @@ class AttentionSampling:
     def warn(self, text: str) -> None:
         """Say something once a sampling."""
         if text not in self._warned:
-            self._warned.add(text)
+            self._warned[text] = None
             log.warning(text)
+
+    def __deepcopy__(self, memo: dict) -> AttentionSampling:
+        """Itself: it is one sampling, whoever copies the options in which it travels."""
+        return self
+
+    def count(self, *, evaluations: int = 0, marked: int = 0, attended: int = 0) -> None:
+        """Add to what was seen, from any thread."""
+        with self._lock:
+            self.evaluations += evaluations
+            self.marked += marked
+            self.attended += attended
+
+    def unseen(self) -> str:
+        """Why part attention saw nothing, or not all, of this sampling; empty where it saw what there was."""
+        # the first hook that was not called tells who came between
+        if not self.evaluations:
+            self.warn(
+                "Bestiary: the sampler evaluates the prompts without ComfyUI's calc_cond_batch, so part attention was not asked: "
+                "use a sampler of ComfyUI"
+            )
+        elif not self.marked:
+            self.warn(
+                "Bestiary: the MODEL ran without asking the patches of its cross-attention, as compiled and converted models "
+                "do: put the node that replaced it behind this one, or leave it out"
+            )
+        elif self.attended < self.marked:
+            self.warn(
+                f"Bestiary: another pack put its own attention in place of {self.marked - self.attended} of the {self.marked} "
+                "cross-attentions, so part attention was not asked there: put its node in front of this one, or leave it out"
+            )
+        return "\n".join(self._warned)
 
 
 def _own_spans(conditioning: dict, context: Tensor) -> tuple[PartSpan, ...]:
@@ -160,6 +194,7 @@ class ModelEvaluation:
     ) -> None:
         """Know the entries by side and identity, the noise level, and the shape (B, C, h, w) of the latents."""
         self.sampling = sampling
+        sampling.count(evaluations=1)
         self.entries = entries
         self.regions = [timed.region for timed in sampling.regions if timed.acts_at(sigma)]
         self.step = sampling.step(sigma)
@@ -175,6 +210,7 @@ class ModelEvaluation:
 
     def mark(self, options: dict) -> None:
         """Note that the next attention of this block, in this thread, is its cross-attention."""
+        self.sampling.count(marked=1)
         self._marks[threading.get_ident()] = (options.get("uuids"), options.get("block"), options.get("block_index"))
 
     def take_mark(self, options: dict) -> bool:
@@ -199,6 +235,7 @@ class ModelEvaluation:
             args: the mask, if it was given by place.
             kw: whatever else ComfyUI gives; `transformer_options` says which rows these are.
         """
+        self.sampling.count(attended=1)
         # a run of the model holds rows of several prompts; what cannot be told apart is left alone
         options = kw["transformer_options"]
         rows = self._rows(options, q, k)

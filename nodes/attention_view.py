@@ -100,7 +100,7 @@ def _chosen(sampling: RecordedSampling, held: Tensor, names: str, first: int, la
     if silent or not chosen:
         raise BestiaryError(
             f"{NODE}: nothing recorded of {', '.join(silent) or 'any part'} in steps {first} to {last}; "
-            "take more steps, or a part whose prompt is active in them"
+            + (sampling.notice or "take more steps, or a part whose prompt is active in them")
         )
     return chosen
 
@@ -156,6 +156,8 @@ def _described(sampling: RecordedSampling, maps: Tensor, titles: list[str], step
                 f"{name}: {percent(float(part.max()))} of the attention at its peak, {percent(float(part.mean()))} on "
                 f"average, middle {100 * x:.0f} % from the left and {100 * y:.0f} % from the top"
             )
+    if sampling.notice:
+        lines.append(sampling.notice)
     return "\n".join(lines)
 
 

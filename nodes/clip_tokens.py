@@ -17,6 +17,7 @@ from torch import Tensor
 from ..concepts.errors import BestiaryError
 from ..concepts.name_search import choices_text, plain_name, shown_name
 from ..concepts.parts.part_dictionary import PartDictionary
+from ..concepts.parts.part_mention import LONGEST_NAME
 from .comfy_version import embedding_answer
 from .model_backbone import check_widths
 from .socket_types import SPANS_KEY, NamedDictionary, PartSpan
@@ -80,7 +81,7 @@ class PartEmbeddings:
         """Name of the dictionary a name begins with, and what follows its slash."""
         known = {plain_name(name): name for name in self.dictionaries}
         # Windows writes sub-folders with backslashes
-        slashes = [place for place, letter in enumerate(bare) if letter in "/\\"]
+        slashes = [place for place, letter in enumerate(bare[:LONGEST_NAME]) if letter in "/\\"]
         # the longest dictionary name wins: names may hold slashes themselves
         for place in reversed(slashes):
             if plain_name(bare[:place]) in known:
@@ -146,6 +147,11 @@ def marked(token: Tensor | FillerToken, mark: PartMark) -> Tensor | FillerToken:
     return token
 
 
+def tokenize_plainly(clip: object, text: str, *args: object, **options: object) -> object:
+    """Tokens of a text as ComfyUI makes them, whatever dictionaries the CLIP knows: mentions in it are plain text."""
+    return getattr(clip, "tokenize_plainly", clip.tokenize)(text, *args, **options)
+
+
 def part_spans(tokens: object) -> tuple[PartSpan, ...]:
     """Where marked tokens stand: from what `clip.tokenize` returned, in the order of the prompt.
 
@@ -208,6 +214,16 @@ def _recording_class(base: type) -> type:
             clone.__class__ = type(self)
             return clone
 
+        def tokenize(self, text: str, *args: object, **options: object) -> object:
+            """As ComfyUI does it, but for mentions of its parts, such as <head:cardinal>, in any node's text."""
+            from .part_encoding import tokenize_known_mentions
+
+            return tokenize_known_mentions(self, text, *args, **options)
+
+        def tokenize_plainly(self, text: str, *args: object, **options: object) -> object:
+            """As ComfyUI does it."""
+            return super().tokenize(text, *args, **options)
+
         def encode_from_tokens(self, tokens: object, *args: object, **options: object) -> object:
             """As ComfyUI does it; a returned dict gets the spans."""
             encoded = super().encode_from_tokens(tokens, *args, **options)
@@ -243,12 +259,12 @@ def _find_row(dictionary: PartDictionary, name: str, asked: str) -> tuple[tuple[
 
 
 def _row(dictionary: PartDictionary, asked: str) -> tuple[int, int]:
-    dots = [place for place, letter in enumerate(asked) if letter == "."]
-    trained = [label for part, label in enumerate(dictionary.part_names) if dictionary.kinds_of(part)]
+    dots = [place for place, letter in enumerate(asked[:LONGEST_NAME]) if letter == "."]
     if not dots:
+        trained = [label for part, label in enumerate(dictionary.part_names) if dictionary.kinds_of(part)]
         raise BestiaryError(f"write part.kind behind the slash; the parts are {choices_text(asked, trained)}")
     # names may hold dots themselves: the cut behind a known part wins
-    names = {plain_name(label) for label in trained}
-    cut = next((dot for dot in dots if plain_name(asked[:dot]) in names), dots[0])
+    named = (dot for dot in dots if dictionary.part_called(asked[:dot], by_number=False) is not None)
+    cut = next(named, dots[0])
     part = dictionary.find_part(asked[:cut])
     return part, dictionary.find_kind(part, asked[cut + 1 :])

@@ -146,5 +146,8 @@ def file_stamp(name: str) -> str:
     path = folder_paths.get_full_path(FOLDER, name) if name else None
     if path is None:
         return ""
-    facts = Path(path).stat()
+    try:
+        facts = Path(path).stat()
+    except OSError:
+        return ""  # it went meanwhile
     return f"{facts.st_mtime_ns}-{facts.st_size}"

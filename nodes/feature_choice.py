@@ -12,8 +12,10 @@ import folder_paths
 from ..concepts.errors import BestiaryError
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from ..concepts.denoiser import Denoiser
-    from ..concepts.patch_features import FeatureSource, SourceSpec
+    from ..concepts.patch_features import DinoFeatures, FeatureSource, PatchGrid, SourceSpec
 
 SOURCES = ("descriptor", "dinov2", "diffusion")
 """Choices of a discovery; diffusion needs a connected model."""
@@ -76,8 +78,6 @@ def _dino(settings: SourceSpec, allow_download: bool) -> FeatureSource:
             f"no weights of {model} on this machine: put them at {dino_folder() / (model + _DINO_SUFFIXES[0])}, "
             "or switch allow_download on, or choose descriptor"
         )
-    from comfy.model_management import get_torch_device
-
     from ..concepts.patch_features import DinoFeatures
 
     key = f"{model} {size} {weights}"
@@ -85,10 +85,33 @@ def _dino(settings: SourceSpec, allow_download: bool) -> FeatureSource:
         # one transformer is kept: reading it takes longer than looking at a picture
         if key not in _kept:
             _kept.clear()
-            _kept[key] = DinoFeatures(weights, image_size=size, model=model, device=str(get_torch_device()))
+            _kept[key] = ManagedFeatures(DinoFeatures(weights, image_size=size, model=model, device="cpu"))
             # a codebook goes to other machines, where this path means nothing
             _kept[key].spec.pop("weights", None)
         return _kept[key]
+
+
+class ManagedFeatures:
+    """A vision transformer that ComfyUI's memory manager brings to the graphics card and takes away again for others."""
+
+    def __init__(self, source: DinoFeatures) -> None:
+        """`source` lies on the processor."""
+        import torch
+        from comfy.model_management import get_torch_device
+        from comfy.model_patcher import ModelPatcher
+
+        self._source = source
+        self.name, self.spec = source.name, source.spec
+        self.image_size, self.width = source.image_size, source.width
+        self._patcher = ModelPatcher(source.network, get_torch_device(), torch.device("cpu"))
+
+    def __call__(self, images: Tensor) -> PatchGrid:
+        """Features of images `(B, 3, S, S)` in 0..1, S = `image_size`."""
+        from comfy.model_management import load_models_gpu
+
+        # whole: its layers are none of ComfyUI's, which alone can compute with weights that lie elsewhere
+        load_models_gpu([self._patcher], force_full_load=True)
+        return self._source(images)
 
 
 def _diffusion(settings: SourceSpec, model: Denoiser | None) -> FeatureSource:

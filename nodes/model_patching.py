@@ -9,6 +9,7 @@ there before. Several of our patches on one model share all this and act once.
 from __future__ import annotations
 
 import functools
+import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
@@ -31,6 +32,8 @@ REGIONS_KEY = "bestiary_regions"
 SAMPLING_KEY = "bestiary_sampling"
 EVALUATION_KEY = "bestiary_evaluation"
 OVERRIDE_KEY = "optimized_attention_override"
+_told: set[str] = set()
+"""Nodes that show a text of ours."""
 
 
 def record_attention(model: ModelPatcher, record: AttentionRecord) -> ModelPatcher:
@@ -142,9 +145,24 @@ def watch_sampling(
     )
     options[SAMPLING_KEY] = sampling
     samples = executor(noise, latent, sampler, sigmas, *args, **kw)
+    # told on every block that asked for something to be seen
+    is_asked = any(recording.parts for _, recording in sampling.recordings) or any(region.active for region in regions)
+    notice = sampling.unseen() if is_asked else ""
+    for block in dict.fromkeys(one.block for one in (*options.get(RECORDS_KEY, ()), *regions)):
+        tell_block(block, notice)
     for record, recording in sampling.recordings:
-        record.keep(recording.finished(samples, tuple(noise.shape[-2:])))
+        record.keep(recording.finished(samples, tuple(noise.shape[-2:]), notice))
     return samples
+
+
+def tell_block(block: str | None, text: str) -> None:
+    """Show a text on a node of the graph, empty to take an earlier one away; without a server or a node it stays in the log."""
+    server = sys.modules.get("server")
+    instance = getattr(getattr(server, "PromptServer", None), "instance", None)
+    if block is None or instance is None or (not text and block not in _told):
+        return
+    instance.send_progress_text(text, block)
+    (_told.add if text else _told.discard)(block)
 
 
 def watch_evaluation(

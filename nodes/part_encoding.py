@@ -9,6 +9,7 @@ Letters: C chunks, L positions of a chunk, D width of a vector, P mentions.
 from __future__ import annotations
 
 import copy
+import logging
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -22,10 +23,18 @@ from ..concepts.backbone import BACKBONES
 from ..concepts.errors import BestiaryError
 from ..concepts.parts.mention_writing import written_kinds
 from ..concepts.parts.part_dictionary import PartDictionary
-from ..concepts.parts.part_mention import PromptError, find_mentions, unescaped
-from ..concepts.parts.part_prompt import PartPrompt, resolve_prompt
+from ..concepts.parts.part_mention import (
+    PartMention,
+    PromptError,
+    find_mentions,
+    foreign_hint,
+    next_plain,
+    read_mention,
+    unescaped,
+)
+from ..concepts.parts.part_prompt import PartPrompt, check_brackets, names_part, resolve_prompt
 from .chosen_parts import MentionKey, key_of
-from .clip_tokens import FillerToken, PartMark, filler_tokens, marked, part_spans
+from .clip_tokens import FillerToken, PartMark, dictionaries_of, filler_tokens, marked, part_spans, tokenize_plainly
 from .comfy_version import embedding_answer
 from .model_backbone import text_widths
 from .socket_types import SPANS_KEY, ChosenPart
@@ -37,6 +46,8 @@ Tokens = dict[str, list[list[tuple]]]
 """What a CLIP's tokenizer gives: encoder -> C chunks of L entries, each an id or a vector with its weight."""
 Conditioning = list[list]
 """What ComfyUI's samplers take: pairs of a tensor `(1, C * L, E)` and its options."""
+
+log = logging.getLogger(__name__)
 
 _STAND_IN = "\ue000"
 """Begins the name of every stand-in; a character that no keyboard types."""
@@ -83,7 +94,7 @@ def encode_part_prompt(
         raise BestiaryError("the CLIP input is empty: this checkpoint holds no text encoder, load one beside it")
     mentions = find_learned_mentions(text, dictionaries, carried or {})
     if not mentions:
-        return clip.encode_from_tokens_scheduled(clip.tokenize(_plain(text)))
+        return clip.encode_from_tokens_scheduled(tokenize_plainly(clip, _plain(text)))
     tokens = tokenize_mentions(clip, text, mentions)
     return clip.encode_from_tokens_scheduled(tokens, add_dict={SPANS_KEY: part_spans(tokens)})
 
@@ -93,14 +104,26 @@ def find_learned_mentions(
 ) -> list[LearnedMention]:
     """Every mention of a text with its vector `(D,)`; for arguments and errors see `encode_part_prompt`."""
     found = find_mentions(text)
+    check_brackets(text, found)
     # carried vectors go before the dictionaries: only the other mentions are looked up
     unknown = [mention for _, mention in found.values() if key_of(mention) not in carried]
     if unknown and not dictionaries:
         raise PromptError(
             unknown[0].column,
-            f"<{unescaped(unknown[0].target)}:...> names a part, but no part dictionary is loaded: send the CLIP through "
+            foreign_hint(unknown[0].target)
+            or f"<{unescaped(unknown[0].target)}:...> names a part, but no part dictionary is loaded: send the CLIP through "
             "Load Part Dictionary, link a dictionary or parts here, or write \\< for a plain <",
         )
+    return _looked_up(found, dictionaries, carried)
+
+
+def _looked_up(
+    found: Mapping[int, tuple[int, PartMention]],
+    dictionaries: Mapping[str, PartDictionary],
+    carried: Mapping[MentionKey, ChosenPart],
+) -> list[LearnedMention]:
+    """Mentions of a text with their vectors `(D,)`."""
+    unknown = [mention for _, mention in found.values() if key_of(mention) not in carried]
     resolved = resolve_prompt(PartPrompt(tuple(unknown)), dictionaries)
     looked_up = iter(zip(resolved.mentions, resolved.vectors, strict=True))
     mentions = []
@@ -116,7 +139,47 @@ def find_learned_mentions(
     return mentions
 
 
-def tokenize_mentions(clip: CLIP, text: str, mentions: list[LearnedMention]) -> Tokens:
+def tokenize_known_mentions(clip: CLIP, text: str, *args: object, **options: object) -> Tokens:
+    """Tokens of a text typed into a node of ComfyUI or another pack: mentions of parts that the CLIP knows are understood.
+
+    Whatever else stands in angle brackets is plain text there, as without the dictionaries; `args` and `options` are those
+    of the CLIP's `tokenize`.
+
+    Raises:
+        PromptError: a mention of a known part is malformed, or names an unknown kind.
+    """
+    known = dictionaries_of(clip)
+    mentions = known_mentions(text, known) if isinstance(text, str) and "<" in text else {}
+    if not mentions:
+        return tokenize_plainly(clip, text, *args, **options)
+    return tokenize_mentions(clip, text, _looked_up(mentions, known, {}), *args, **options)
+
+
+def known_mentions(text: str, dictionaries: Mapping[str, PartDictionary]) -> dict[int, tuple[int, PartMention]]:
+    """Start of every mention of a part of these dictionaries -> its end and content; what names none of them is logged."""
+    found: dict[int, tuple[int, PartMention]] = {}
+    place = next_plain(text, "<", 0)
+    while place < len(text):
+        end = place + 1
+        colon = next_plain(text, ":<>", end)
+        target = text[end:colon] if text[colon : colon + 1] == ":" else ""
+        closing = next_plain(text, "<>", end)
+        # "I <3: ..." is text: nothing closes it
+        if not target[:1].strip() or text[closing : closing + 1] != ">":
+            pass
+        elif names_part(target, dictionaries):
+            found[place] = read_mention(text, place)
+            end = found[place][0]
+        else:
+            hint = foreign_hint(target) or "it names no part that this CLIP knows"
+            log.warning("Bestiary: <%s:...> is plain text here: %s", unescaped(target[:40]), hint)
+        place = next_plain(text, "<", end)
+    return found
+
+
+def tokenize_mentions(
+    clip: CLIP, text: str, mentions: list[LearnedMention], *args: object, **options: object
+) -> Tokens:
     """Tokens of a text with a vector `(D of the encoder,)`, marked with its mention, in place of every mention.
 
     Raises:
@@ -134,7 +197,8 @@ def tokenize_mentions(clip: CLIP, text: str, mentions: list[LearnedMention]) -> 
         )  # (1,) or (n, 1)
         slices += [split_for_encoders(row, widths, text[mention.start : mention.end]) for row in rows]
         marks += [PartMark(mention.label, mention.part)] * len(rows)
-    tokens = _stand_in_clip(clip, stand_ins).tokenize(_with_stand_ins(text, mentions, list(stand_ins)))
+    written = _with_stand_ins(text, mentions, list(stand_ins))
+    tokens = tokenize_plainly(_stand_in_clip(clip, stand_ins), written, *args, **options)
     fillers = filler_tokens(clip)
     filled, places = {}, {}
     for key, chunks in tokens.items():

@@ -29,6 +29,8 @@ class PartRegion:
     start: float
     """Begin and end of its time, shares of the sampling 0..1."""
     end: float
+    block: str | None = None
+    """The node that is told where it cannot act."""
 
     def __deepcopy__(self, memo: dict) -> PartRegion:
         """Itself: nothing of it changes, and models are cloned by deep copies of their options."""
@@ -44,7 +46,9 @@ class PartRegion:
         return plain_name(self.part) in (plain_name(span.part), plain_name(span.label))
 
 
-def make_region(part: str, mask: Tensor, strength: float, start: float, end: float, feather: float) -> PartRegion:
+def make_region(
+    part: str, mask: Tensor, strength: float, start: float, end: float, feather: float, block: str | None = None
+) -> PartRegion:
     """A checked region.
 
     Args:
@@ -53,6 +57,7 @@ def make_region(part: str, mask: Tensor, strength: float, start: float, end: flo
         strength: 0..1.
         start, end: shares of the sampling 0..1.
         feather: width of the soft edge in pixels of the mask.
+        block: id of the node that is told where the region cannot act.
 
     Raises:
         BestiaryError: no name, an empty or broken mask, a value out of its range.
@@ -67,7 +72,7 @@ def make_region(part: str, mask: Tensor, strength: float, start: float, end: flo
         raise BestiaryError(f"{NODE}: start_percent {start:g} is not before end_percent {end:g}")
     if not 0 <= feather < float("inf"):
         raise BestiaryError(f"{NODE}: feather is {feather:g}; it must be 0 pixels or more")
-    return PartRegion(part.strip(), feathered(_checked_mask(mask, part), feather), strength, start, end)
+    return PartRegion(part.strip(), feathered(_checked_mask(mask, part), feather), strength, start, end, block)
 
 
 def _checked_mask(mask: Tensor, part: str) -> Tensor:

@@ -53,8 +53,8 @@ def timing_inputs() -> list[io.Input]:
             "gap_filler",
             default=True,
             optional=True,
-            tooltip="Adds an entry that acts only where no stage does, at no cost. Switch it off in front of nodes that set a "
-            "mask, an area or a strength.",
+            tooltip="Adds an entry that acts only where no stage does, at no cost. It steps back where a node sets a mask, an "
+            "area or a strength.",
         ),
     ]
 

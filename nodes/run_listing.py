@@ -5,7 +5,9 @@ A name is always one of the folders below output/bestiary that hold settings of 
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 import re
 import zlib
 from pathlib import Path
@@ -58,7 +60,7 @@ def run_stamp(name: str) -> str:
     folder = runs_folder() / name
     previews = f"{file_stamp(folder / 'samples')}-{zlib.crc32((stopped_file(name) or '').encode()):08x}"
     # a name may hold letters that a header cannot
-    return f"{zlib.crc32(name.encode()):08x}-{file_stamp(folder / 'log.jsonl')}-{previews}"
+    return f"{zlib.crc32(os.fsencode(name)):08x}-{file_stamp(folder / 'log.jsonl')}-{previews}"
 
 
 def list_run(name: str) -> dict[str, object]:
@@ -89,8 +91,13 @@ def list_run(name: str) -> dict[str, object]:
 def stopped_file(name: str) -> str | None:
     """File below models/bestiary that a cancelled run left last, None where it left none."""
     own = re.compile(rf"{re.escape(name)}_stopped([-_ ]?\d+)?")
-    left = [file for file in concept_names() if own.fullmatch(Path(file).stem)]
-    return max(left, key=lambda file: concept_path(file).stat().st_mtime, default=None)
+    times: dict[str, float] = {}
+    for file in concept_names():
+        if own.fullmatch(Path(file).stem):
+            # a link that leads nowhere, or a file that went meanwhile, is none
+            with contextlib.suppress(OSError, BestiaryError):
+                times[file] = concept_path(file).stat().st_mtime
+    return max(times, key=times.__getitem__, default=None)
 
 
 def preview_picture(name: str, step: int, sheet: str) -> bytes:

@@ -131,7 +131,8 @@ def read_side(side: TypedSide, sources: PromptSources, options: PromptOptions) -
     bounds = StageBounds.equal(options.stages) if named is None else named.bounds
     presets = typed_presets(options.presets, bounds, DEFAULT_PRESETS if named is None else named.presets)
     overrides = stage_lines(side.stage_lines, bounds, presets)
-    sources = PromptSources(sources.spectra, sources.dictionaries, presets)
+    typed = presets if options.presets.strip() else {}
+    sources = PromptSources(sources.spectra, sources.dictionaries, presets, typed)
     prompt = resolve_staged_prompt(side.text, sources, overrides=overrides, bounds=bounds)
     timing = options.timing
     percents = stage_percents(prompt.bounds, timing.clock, timing.model, timing.sigmas)
@@ -163,21 +164,29 @@ def _vector_names(text: str, overrides: Mapping[int, Override], sources: PromptS
     """Labels of all vectors that the texts mention, which have been looked up before."""
     names: dict[bytes, tuple[str, str]] = {}
     spectra = {plain_name(name): (name, spectrum) for name, spectrum in sources.spectra.items()}
-    for one in [text, *(entry for entry in overrides.values() if isinstance(entry, str))]:
-        for _, mention in find_staged_mentions(one).values():
-            if isinstance(mention, PartMention):
-                label, part, vector = _part_label(mention, sources.dictionaries)
-                names[vector.numpy().tobytes()] = (label, part)
-            else:
-                name, spectrum = spectra[plain_name(mention.name)]
-                rows = with_strength(spectrum, mention.strength).matrix().flatten(0, -2)  # (S * [L *] V, D)
-                names |= {row.numpy().tobytes(): (name, name) for row in rows}
+    texts = dict.fromkeys([text, *(entry for entry in overrides.values() if isinstance(entry, str))])
+    mentions = [mention for one in texts for _, mention in find_staged_mentions(one).values()]
+    # each thing once, however often it stands there
+    parts = {(one.target, one.kinds): one for one in mentions if isinstance(one, PartMention)}
+    names |= _part_labels(list(parts.values()), sources.dictionaries)
+    for plain, strength in {
+        (plain_name(one.name), one.strength) for one in mentions if isinstance(one, SpectrumMention)
+    }:
+        name, spectrum = spectra[plain]
+        rows = with_strength(spectrum, strength).matrix().flatten(0, -2)  # (S * [L *] V, D)
+        names |= {row.numpy().tobytes(): (name, name) for row in rows}
     return names
 
 
-def _part_label(mention: PartMention, dictionaries: Mapping[str, PartDictionary]) -> tuple[str, str, Tensor]:
-    """Label, name and vector `(D,)` of a part."""
-    resolved = resolve_prompt(PartPrompt((mention,)), dictionaries)
-    numbers, owner = resolved.mentions[0], dictionaries[resolved.mentions[0].dictionary]
-    name = owner.part_names[numbers.part]
-    return f"{name}:{unescaped(written_kinds(owner, numbers.part, numbers.kinds))}", name, resolved.vectors[0]
+def _part_labels(
+    mentions: Sequence[PartMention], dictionaries: Mapping[str, PartDictionary]
+) -> dict[bytes, tuple[str, str]]:
+    """Label and name of parts by their vectors `(D,)`."""
+    resolved = resolve_prompt(PartPrompt(tuple(mentions)), dictionaries)
+    labels: dict[bytes, tuple[str, str]] = {}
+    for numbers, vector in zip(resolved.mentions, resolved.vectors, strict=True):
+        owner = dictionaries[numbers.dictionary]
+        name = owner.part_names[numbers.part]
+        label = f"{name}:{unescaped(written_kinds(owner, numbers.part, numbers.kinds))}"
+        labels[vector.numpy().tobytes()] = (label, name)
+    return labels

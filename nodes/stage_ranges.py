@@ -26,10 +26,30 @@ CLOCKS: tuple[StageClock, ...] = ("timesteps", "steps")
 """Stages share the timesteps of the model, as they were trained, or the steps of a sampler."""
 START, END, FILLER = "start_percent", "end_percent", "default"
 """Keys of a conditioning's options that ComfyUI reads."""
+LIMITS = ("area", "mask", "strength", "mask_strength")
+"""What nodes put into the options of an entry that shall act on a part of the picture, or less."""
 ABOVE_STEP = 0.0137
 """Where the boundary in front of a step lies between its noise level and the one before, in logarithms: so close that all
 evaluations of the step before, also those in between, keep their stage, and no fraction that samplers use."""
 _HALVINGS = 64
+
+
+class FillerOptions(dict):
+    """Options of an entry that acts where no other does: it steps back for good where a node limits or weighs its entry.
+
+    ComfyUI fills what other entries leave free of the whole picture, so outside of an area or a mask, or up to full
+    strength, such an entry would act everywhere, and with an area not fit the picture at all.
+    """
+
+    def copy(self) -> FillerOptions:
+        """Of the same class: nodes change copies."""
+        return FillerOptions(self)
+
+    def __setitem__(self, key: str, value: object) -> None:
+        super().__setitem__(key, value)
+        if key in LIMITS:
+            # from the picture back to the noise: no step lies there
+            super().update({START: 1.0, END: 0.0})
 
 
 def percent_clock(model: ModelPatcher | None) -> Clock:
@@ -122,7 +142,7 @@ def staged_entries(
     if filler:
         longest = max(range(len(ranges)), key=lambda stage: ranges[stage][1] - ranges[stage][0])
         cond, options = contents[longest]
-        entries.append([cond, {**options, FILLER: True}])
+        entries.append([cond, FillerOptions({**options, FILLER: True})])
     return entries
 
 
@@ -161,7 +181,7 @@ def intersect_range(
     stages = len([1 for _, options in conditioning if not options.get(FILLER)])
     report = f"{len(kept)} of {stages} stages act between {start:.4g} and {end:.4g} of the way."
     if outside:
-        kept += [[cond, {**options, FILLER: True}] for cond, options in outside]
+        kept += [[cond, FillerOptions({**options, FILLER: True})] for cond, options in outside]
         report += " Elsewhere the second conditioning acts."
     elif (start, end) != (0, 1):
         report += " Elsewhere nothing acts: combine this with a conditioning for the rest, or link one as outside."

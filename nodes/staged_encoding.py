@@ -19,11 +19,11 @@ from ..concepts.denoiser import PromptPiece
 from ..concepts.errors import BestiaryError
 from ..concepts.spectrum.staged_prompt import StagedPrompt, StagePrompt
 from .batched_encoding import EncodedPrompt, encode_together, last_norm
-from .clip_tokens import MARK, part_spans
+from .clip_tokens import MARK, part_spans, tokenize_plainly
 from .layer_prompts import CONTROLNET_KEY, PACKING_KEY, LayerPacking, pack_layers, packing_hooks
 from .part_encoding import Conditioning, LearnedMention, Tokens, tokenize_mentions
 from .socket_types import SPANS_KEY
-from .stage_ranges import END, FILLER, START, staged_entries
+from .stage_ranges import END, FILLER, START, FillerOptions, staged_entries
 
 if TYPE_CHECKING:
     from comfy.sd import CLIP
@@ -154,9 +154,9 @@ def _encode_contents(clip: CLIP, contents: list[_Content], names: VectorNames) -
 
 def _tokens(clip: CLIP, content: _Content, names: VectorNames) -> Tokens:
     if content.plain_text is not None:
-        return clip.tokenize(content.plain_text)
+        return tokenize_plainly(clip, content.plain_text)
     text, mentions = written_pieces(content.pieces, content.vectors, names)
-    return tokenize_mentions(clip, text, mentions) if mentions else clip.tokenize(plain_form(text))
+    return tokenize_mentions(clip, text, mentions) if mentions else tokenize_plainly(clip, plain_form(text))
 
 
 def written_pieces(
@@ -265,5 +265,6 @@ def _scheduled(clip: CLIP, side: StagedSide, *, filler: bool) -> Conditioning:
             own = {START: start, END: end} if is_staged else {}
             entries += clip.encode_from_tokens_scheduled(tokens, add_dict={**options, **own})
         if filler and is_staged and number == longest:
-            entries += clip.encode_from_tokens_scheduled(tokens, add_dict={**options, FILLER: True})
+            fillers = clip.encode_from_tokens_scheduled(tokens, add_dict={**options, FILLER: True})
+            entries += [[cond, FillerOptions(facts)] for cond, facts in fillers]
     return entries

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -38,8 +39,12 @@ def runs_folder() -> Path:
 
 def run_names(kind: str | None = None) -> list[str]:
     """Names of all runs, or of those that train `kind`, the one that was started last first."""
-    found = runs_folder().glob(f"*/{CONFIG}")
-    newest_first = sorted(found, key=lambda path: path.stat().st_mtime_ns, reverse=True)
+    times: dict[Path, int] = {}
+    for path in runs_folder().glob(f"*/{CONFIG}"):
+        # a run that is being removed must not take the others away
+        with contextlib.suppress(OSError):
+            times[path] = path.stat().st_mtime_ns
+    newest_first = sorted(times, key=times.__getitem__, reverse=True)
     return [path.parent.name for path in newest_first if kind is None or _kind_of(path) == kind]
 
 

@@ -136,9 +136,15 @@ class UnetHooks:
         if mask is not None:
             return original(x, context=context, value=value, mask=mask, **options)
         source = x if context is None else context
+        grid = self._capture.grids.get(name) if self._capture is not None else None
+        if grid is not None and (x.shape[0] != source.shape[0] or x.shape[1] != grid[0] * grid[1]):
+            raise BestiaryError(
+                f"another pack hands the cross-attention {name} its queries in pieces of {x.shape[1]} places instead of "
+                f"{grid[0]} x {grid[1]}, so that nobody can say where a part looks: train with the MODEL from before it"
+            )
         q = split_heads(layer.to_q(x), layer.heads)  # (B, H, N, d)
-        k = split_heads(layer.to_k(source), layer.heads)  # (B, H, L, d)
-        v = split_heads(layer.to_v(source if value is None else value), layer.heads)
+        k = split_heads(_rows_like(x, layer.to_k(source)), layer.heads)  # (B, H, L, d)
+        v = split_heads(_rows_like(x, layer.to_v(source if value is None else value)), layer.heads)
         mixed = attend(q, k, v, layer.dim_head**-0.5, name, self._capture)  # (B, H, N, d)
         b, heads, n, width = mixed.shape
         return layer.to_out(mixed.transpose(1, 2).reshape(b, n, heads * width))  # (B, N, D)
@@ -177,8 +183,10 @@ class UnetHooks:
             finally:
                 self._capture = before
 
-        # nothing in the denoiser draws random numbers, so their state need not be kept
-        return checkpoint(run, *args, use_reentrant=False, preserve_rng_state=False)
+        # nothing in the denoiser draws random numbers, but patches of other nodes may, as HyperTile does for its tiles
+        given = [value for value in (*args, *options.values()) if isinstance(value, dict)]
+        is_patched = any(value.get("patches") for value in given)
+        return checkpoint(run, *args, use_reentrant=False, preserve_rng_state=is_patched)
 
     def _recomputed_blocks(self) -> list[nn.Module]:
         """Transformer blocks and residual layers: the grain at which diffusers recomputes too."""
@@ -190,6 +198,11 @@ class UnetHooks:
             elif ".resnets." in name:
                 found.append(block)
         return found
+
+
+def _rows_like(x: Tensor, keys: Tensor) -> Tensor:
+    """Keys or values `(B, L, D)` in as many rows as the queries `(R, N, D)` have: ComfyUI's attention cuts them so for tiles."""
+    return keys if len(keys) == len(x) else keys.reshape(len(x), -1, keys.shape[-1])
 
 
 def _update(x: Tensor, layer: nn.Module, update: LowRankUpdate) -> Tensor:

@@ -9,17 +9,20 @@ from __future__ import annotations
 import asyncio
 import base64
 import binascii
+import contextlib
 import functools
 import hashlib
 import logging
+import os
+import re
 import secrets
 import zlib
 from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from ..concepts.errors import BestiaryError
-from .concept_folders import concept_names, concept_path, dictionary_names, file_stamp
+from .concept_folders import FOLDER, SHIPPED, concept_path, dictionary_names, file_stamp
 from .dictionary_loading import name_of_file
 
 if TYPE_CHECKING:
@@ -33,6 +36,8 @@ LONGEST_ADDRESS = 400
 """Characters of a name in an address."""
 _STARTED = secrets.token_hex(4)
 """Tells what this server said from what one before it said."""
+_WHOLE_PATH = re.compile(r"(?<![\w.:/\\])(?:/|[A-Za-z]:[\\/])(?:[^\s/\\'\"]+[/\\])+")
+"""Folders at the beginning of a path that starts at the root, but for those with spaces."""
 _log = logging.getLogger(__name__)
 
 Handler = Callable[["web.Request"], Awaitable["web.Response"]]
@@ -41,10 +46,11 @@ Handler = Callable[["web.Request"], Awaitable["web.Response"]]
 def listed_dictionaries() -> dict[str, object]:
     """Files that may be dictionaries, with their sizes in bytes; what they hold is looked at only when they are opened."""
     names = dictionary_names()
-    facts = [
-        {"name": name, "called": name_of_file(name), "bytes": concept_path(name).stat().st_size}
-        for name in names[:MOST_DICTIONARIES]
-    ]
+    facts = []
+    for name in names[:MOST_DICTIONARIES]:
+        # a link that leads nowhere, or a file that went meanwhile, must not take the others away
+        with contextlib.suppress(OSError, BestiaryError):
+            facts.append({"name": name, "called": name_of_file(name), "bytes": concept_path(name).stat().st_size})
     return {"dictionaries": facts, "more": max(0, len(names) - MOST_DICTIONARIES)}
 
 
@@ -78,7 +84,7 @@ def add_routes() -> bool:
 
 async def list_names(request: web.Request) -> web.Response:
     """GET /bestiary/dictionaries."""
-    return await _answer(request, "", listed_dictionaries)
+    return await _answer(request, _unstamped, listed_dictionaries)
 
 
 async def show_dictionary(request: web.Request) -> web.Response:
@@ -86,21 +92,24 @@ async def show_dictionary(request: web.Request) -> web.Response:
     from .dictionary_listing import list_dictionary
 
     name = request.match_info["name"]
-    return await _answer(request, file_stamp(name), lambda: list_dictionary(_known(name)))
+    return await _answer(request, lambda: file_stamp(name), lambda: list_dictionary(_known(name)))
 
 
 async def show_thumbnails(request: web.Request) -> web.Response:
     """GET /bestiary/thumbnails/NAME?page=0: one page of thumbnails, WebP."""
     name, asked = request.match_info["name"], request.query.get("page", "0")
-    stamp, pages = file_stamp(name), _pages()
 
     def page() -> bytes:
         path = _known(name)
         if not (asked.isdecimal() and len(asked) <= 6):
             raise BestiaryError(f"page {asked[:20]!r} is no number from 0 upwards")
-        return pages.page(path, stamp, int(asked))
+        return _pages().page(path, file_stamp(name), int(asked))
 
-    return await _answer(request, f"{stamp}-{asked[:6]}" if stamp else "", page)
+    def stamp() -> str:
+        own = file_stamp(name)
+        return f"{own}-{asked[:6]}" if own else ""
+
+    return await _answer(request, stamp, page)
 
 
 async def show_spectrum(request: web.Request) -> web.Response:
@@ -108,7 +117,7 @@ async def show_spectrum(request: web.Request) -> web.Response:
     from .spectrum_listing import list_spectrum
 
     name = request.match_info["name"]
-    return await _answer(request, file_stamp(name), lambda: list_spectrum(_known(name)))
+    return await _answer(request, lambda: file_stamp(name), lambda: list_spectrum(_known(name)))
 
 
 async def show_newest_run(request: web.Request) -> web.Response:
@@ -117,8 +126,8 @@ async def show_newest_run(request: web.Request) -> web.Response:
 
     run = await asyncio.to_thread(newest_run, request.match_info["name"], request.query.get("kind"))
     if run is None:
-        return await _answer(request, "", lambda: {"run": None})
-    return await _answer(request, run_stamp(run), lambda: list_run(run))
+        return await _answer(request, _unstamped, lambda: {"run": None})
+    return await _answer(request, lambda: run_stamp(run), lambda: list_run(run))
 
 
 async def show_run(request: web.Request) -> web.Response:
@@ -126,7 +135,7 @@ async def show_run(request: web.Request) -> web.Response:
     from .run_listing import list_run, run_stamp
 
     name = request.match_info["name"]
-    return await _answer(request, run_stamp(name), lambda: list_run(name))
+    return await _answer(request, lambda: run_stamp(name), lambda: list_run(name))
 
 
 async def show_run_picture(request: web.Request) -> web.Response:
@@ -142,15 +151,16 @@ async def show_run_picture(request: web.Request) -> web.Response:
             raise BestiaryError(f"step {asked[:20]!r} is no number from 0 upwards")
         return preview_picture(name, step, sheet)
 
-    stamp = "" if step is None else preview_stamp(name, step, sheet)
-    return await _answer(request, stamp, picture, "image/png")
+    return await _answer(
+        request, lambda: "" if step is None else preview_stamp(name, step, sheet), picture, "image/png"
+    )
 
 
 async def show_stage_steps(request: web.Request) -> web.Response:
     """GET /bestiary/stage_steps?scheduler=normal&steps=20&...: steps per stage, see `count_steps`."""
     from .stage_counts import count_steps, read_walk
 
-    return await _answer(request, "", lambda: count_steps(read_walk(dict(request.query))))
+    return await _answer(request, _unstamped, lambda: count_steps(read_walk(dict(request.query))))
 
 
 async def show_newest_discovery(request: web.Request) -> web.Response:
@@ -158,7 +168,7 @@ async def show_newest_discovery(request: web.Request) -> web.Response:
     from .found_parts import DISCOVERIES, BlockPlace
 
     place = BlockPlace(request.query.get("workflow", ""), request.match_info["node"], request.query.get("client", ""))
-    return await _answer(request, "", lambda: {"key": DISCOVERIES.newest_of(place)})
+    return await _answer(request, _unstamped, lambda: {"key": DISCOVERIES.newest_of(place)})
 
 
 async def show_discovery(request: web.Request) -> web.Response:
@@ -171,7 +181,7 @@ async def show_discovery(request: web.Request) -> web.Response:
         packed = request.query.get("packed")
         return describe_discovery(key, request.query.get("edits", "") if packed is None else unpack_text(packed))
 
-    return await _answer(request, _discovery_stamp(key, asked), described)
+    return await _answer(request, lambda: _discovery_stamp(key, asked), described)
 
 
 async def show_discovered_picture(request: web.Request) -> web.Response:
@@ -205,7 +215,9 @@ def unpack_text(packed: str) -> str:
         raise BestiaryError(f"packed edits of {len(packed)} characters cannot be read: {fault}") from fault
 
 
-def _discovered(request: web.Request, read: Callable[[str, int], bytes]) -> tuple[str, Callable[[], bytes]]:
+def _discovered(
+    request: web.Request, read: Callable[[str, int], bytes]
+) -> tuple[Callable[[], str], Callable[[], bytes]]:
     """Stamp and content of a picture of a discovery."""
     key, asked = request.match_info["key"], request.query.get("number", "")
 
@@ -214,14 +226,18 @@ def _discovered(request: web.Request, read: Callable[[str, int], bytes]) -> tupl
             raise BestiaryError(f"picture {asked[:20]!r} is no number from 0 upwards")
         return read(key, int(asked))
 
-    return _discovery_stamp(key, asked), content
+    return lambda: _discovery_stamp(key, asked), content
 
 
 def _discovery_stamp(key: str, asked: str) -> str:
     """What a key stands for never changes while the server runs; empty where it is not kept."""
     from .found_parts import DISCOVERIES
 
-    return f"{_STARTED}-{key}-{hashlib.sha256(asked.encode()).hexdigest()[:16]}" if DISCOVERIES.has(key) else ""
+    return (
+        f"{_STARTED}-{key}-{hashlib.sha256(asked.encode('utf-8', 'surrogatepass')).hexdigest()[:16]}"
+        if DISCOVERIES.has(key)
+        else ""
+    )
 
 
 @functools.cache
@@ -238,27 +254,51 @@ def _known(name: str) -> Path:
     return concept_path(name)
 
 
+def _unstamped() -> str:
+    """The stamp of what is always told anew."""
+    return ""
+
+
+class _Found(NamedTuple):
+    """What was found off the event loop."""
+
+    stamp: str
+    content: object = None
+    fault: str = ""
+
+
 async def _answer(
-    request: web.Request, stamp: str, content: Callable[[], object], kind: str = "image/webp"
+    request: web.Request, stamp: Callable[[], str], content: Callable[[], object], kind: str = "image/webp"
 ) -> web.Response:
-    """JSON, or a picture of this kind, or what is wrong as JSON; nothing but a header where the browser has it already."""
+    """JSON, or a picture of this kind, or what is wrong as JSON; nothing but a header where the browser has it already.
+
+    `stamp` changes with the content and is empty where there is none; it and `content` look at the disk and run in a thread.
+    """
     from aiohttp import web
 
+    found = await asyncio.to_thread(_look, request.path, request.headers.get("If-None-Match"), stamp, content)
     # revalidated each time: a dictionary that was trained further shows its new thumbnails at once
     headers = {"Cache-Control": "private, no-cache", "X-Content-Type-Options": "nosniff"}
-    if stamp:
-        headers["ETag"] = f'"{stamp}"'
-        if request.headers.get("If-None-Match") == headers["ETag"]:
-            return web.Response(status=304, headers=headers)
+    if found.fault:
+        return web.json_response({"error": found.fault}, status=422 if found.stamp else 404, headers=headers)
+    if found.stamp:
+        headers["ETag"] = f'"{found.stamp}"'
+    if found.content is None:
+        return web.Response(status=304, headers=headers)
+    if isinstance(found.content, bytes):
+        return web.Response(body=found.content, content_type=kind, headers=headers)
+    return web.json_response(found.content, headers=headers)
+
+
+def _look(path: str, known: str | None, stamp: Callable[[], str], content: Callable[[], object]) -> _Found:
+    """Stamp and content of an answer; no content where the browser knows this stamp already."""
+    own = ""
     try:
-        found = await asyncio.to_thread(content)
+        own = stamp()
+        return _Found(own) if own and known == f'"{own}"' else _Found(own, content())
     except (BestiaryError, OSError) as fault:
-        headers.pop("ETag", None)
-        _log.info("%s: %s", request.path, fault)
-        return web.json_response({"error": _plain_fault(fault)}, status=422 if stamp else 404, headers=headers)
-    if isinstance(found, bytes):
-        return web.Response(body=found, content_type=kind, headers=headers)
-    return web.json_response(found, headers=headers)
+        _log.info("%s: %s", path, fault)
+        return _Found(own, fault=_plain_fault(fault))
 
 
 def _plain_fault(fault: Exception) -> str:
@@ -268,8 +308,20 @@ def _plain_fault(fault: Exception) -> str:
     text = str(fault)
     for folder in _folders():
         text = text.replace(f"{folder}/", "").replace(f"{folder}\\", "")
-    return text
+    # and whatever else is a whole path: its last name says enough
+    return _WHOLE_PATH.sub("", text)
 
 
 def _folders() -> list[str]:
-    return sorted({str(concept_path(name).parent) for name in concept_names()}, key=len, reverse=True)
+    """Folders that a message may name, the longest first; they may hold spaces."""
+    import folder_paths
+
+    roots = [
+        folder_paths.base_path,
+        folder_paths.models_dir,
+        folder_paths.get_output_directory(),
+        str(SHIPPED),
+        str(Path.home()),
+    ]
+    roots += folder_paths.get_folder_paths(FOLDER)
+    return sorted({form for root in roots for form in (str(root), os.path.realpath(root))}, key=len, reverse=True)

@@ -200,3 +200,22 @@ def test_nothing_is_tied_to_cuda_or_to_the_libraries_of_the_reference() -> None:
     assert _calls_cuda(ast.parse("model.cuda()\ntorch.cuda.is_available()")) == [1]
     required = [*PROJECT["project"]["dependencies"], *sum(PROJECT["project"]["optional-dependencies"].values(), [])]
     assert not [line for line in required if re.match(r"[\w-]+", line).group() in REFUSED_LIBRARIES]
+
+
+def test_the_registrys_archive_leaves_out_tests_and_benchmarks_and_nothing_that_runs() -> None:
+    if shutil.which("git") is None or not (ROOT / ".git").exists():
+        pytest.skip("no repository here")
+    # git reads the same patterns as the registry's client does
+    listing = ["git", "ls-files", "--cached", "-z"]
+    files = [
+        set(subprocess.run([*listing, *more], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split("\0"))
+        for more in ([], ["--ignored", "--exclude-from=.comfyignore"])
+    ]
+    left_out, archived = files[1] - {""}, files[0] - files[1]
+    assert {name.split("/")[0] for name in left_out} >= {"tests", "benchmarks"}
+    assert not any(name.startswith(("tests/", "benchmarks/", ".ci/")) for name in archived)
+    served = ("__init__.py", "pyproject.toml", "requirements.txt", "README.md", "LICENSE", "CONTRIBUTING.md")
+    assert archived >= set(served)
+    folders = ("concepts", "demo", "example_workflows", "locales", "nodes", "scenes", "trainer", "web")
+    assert not any(name.startswith(tuple(f"{folder}/" for folder in folders)) for name in left_out)
+    assert not any(name.endswith((".png", ".webp", ".md")) for name in left_out if name.startswith("docs/"))

@@ -38,6 +38,7 @@ from .part_mention import (
 BRACKET_FACTOR = 1.1
 """What a pair of brackets without a number multiplies the weight by (ComfyUI)."""
 DEEPEST_BRACKETS = 64
+ROWS_AT_A_TIME = 4096
 
 _ESCAPED = re.compile(r"\\([()<>\\])")
 _BRACKETS = re.compile(r"\\.?|[()<]", re.DOTALL)
@@ -210,8 +211,9 @@ def resolve_prompt(prompt: PartPrompt, dictionaries: Mapping[str, PartDictionary
     for name, owner in dictionaries.items():
         own = [(place, one) for place, one in enumerate(mentions) if one.dictionary == name]
         terms = [(place, (one.part, kind), factor) for place, one in own for kind, factor in one.kinds]
-        if terms:
-            places, pairs, factors = zip(*terms, strict=True)
+        # a few thousand rows at a time: blends may name far more of them than the prompt has vectors
+        for begin in range(0, len(terms), ROWS_AT_A_TIME):
+            places, pairs, factors = zip(*terms[begin : begin + ROWS_AT_A_TIME], strict=True)
             # factors as typed, not normalised: 1 and 0 give the ends exactly, others may go beyond them
             scaled = owner.vectors(pairs) * torch.tensor(factors).unsqueeze(1)  # (terms, D)
             vectors.index_add_(0, torch.tensor(places), scaled)

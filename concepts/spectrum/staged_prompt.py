@@ -233,8 +233,6 @@ class _Named:
     """Like those of a spectrum."""
     chosen: frozenset[int] | None = None
     """Stages that the mention asks for, once they are known."""
-    places: tuple[int, ...] = ()
-    """Its own stage at every stage of the prompt, once they are known."""
 
     @property
     def varies(self) -> bool:
@@ -278,6 +276,8 @@ class _Reading:
         ]
         self._shown: dict[int, list[TextSegment | tuple[int, float]]] = {}
         self._built: dict[tuple[object, ...], StagePrompt] = {}
+        self._places: dict[StageBounds, tuple[int, ...]] = {}
+        self._presets: dict[int, Presets] = {}
 
     def _spectrum(self, mention: SpectrumMention) -> _Named:
         # the same spectrum at other stages shares its vectors
@@ -353,9 +353,10 @@ class _Reading:
         """The stage of a thing's own that is said at a stage of `finest`; -1 where the mention does not ask for it."""
         # stages of a spectrum count in its own bounds, those of parts in the prompt's
         own = bounds if named.spectrum is None else named.spectrum.bounds
-        # asked for the same bounds at every stage, so both are looked up once
-        named.places = named.places or own.stages_of_finer(finest)
-        place = named.places[stage]
+        # asked for the same bounds at every stage, so what depends on them is looked up once
+        if own not in self._places:
+            self._places[own] = own.stages_of_finer(finest)
+        place = self._places[own][stage]
         if named.mention.stages is None:
             return place
         if named.chosen is None:
@@ -371,9 +372,11 @@ class _Reading:
 
     def _presets_of(self, spectrum: PromptSpectrum) -> Presets:
         """The attributes of a spectrum, those typed for the prompt in place of its own of the same name."""
-        typed = {plain_name(name) for name in self.sources.typed}
-        own = {name: ranges for name, ranges in spectrum.presets.items() if plain_name(name) not in typed}
-        return {**self.sources.typed, **own}
+        if id(spectrum) not in self._presets:
+            typed = {plain_name(name) for name in self.sources.typed}
+            own = {name: ranges for name, ranges in spectrum.presets.items() if plain_name(name) not in typed}
+            self._presets[id(spectrum)] = {**self.sources.typed, **own}
+        return self._presets[id(spectrum)]
 
     def _stacked(self, vectors: list[Tensor], bypass: list[Tensor | None]) -> tuple[Tensor, Tensor | None]:
         """All vectors of a stage side by side, `(P, D)` or `(L, P, D)`."""

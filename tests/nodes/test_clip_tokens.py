@@ -353,3 +353,45 @@ def test_other_packs_search_is_asked_for_other_names(sd15_model):
     ours = encode(taught, "embedding:theirs embedding:birds/head.0")[0]
     theirs = encode(sd15_model.clip, f"{word_of(clip, 2390)} {word_of(clip, 3329)}")[0]
     assert gap(ours, theirs) == 0
+
+
+@pytest.mark.parametrize("pattern", ["a photo of {} , meadow", "({}:1.3) in a meadow", "{}", "a {} b"])
+def test_mentions_in_a_plain_text_encode_are_understood(clip, pattern):
+    taught = with_dictionary(clip, NamedDictionary("birds", birds(clip)))
+    (ours, facts), (theirs, _) = encode(taught, pattern.format("<head:cardinal>")), encode(clip, pattern.format("bird"))
+    assert gap(ours, theirs) < 1e-5
+    assert [span.label for span in facts[SPANS_KEY]] == ["head:cardinal"]
+    (ours, _) = encode(taught, pattern.format("<birds.head:0*0.5+blue jay*0.5>"))
+    assert gap(ours, theirs) > 1e-3
+
+
+def test_faults_in_mentions_of_known_parts_are_told_in_a_plain_text_encode(sd15_model):
+    taught = with_dictionary(sd15_model.clip, NamedDictionary("birds", birds(sd15_model.clip)))
+    with pytest.raises(BestiaryError, match="column 3: unknown kind 'robin' of part 'head': choose 'cardinal'"):
+        encode(taught, "a <head:robin>")
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("a <lora:x:0.8> bird", "<lora:...> is plain text here: <lora:...> is how other programs load"),
+        ("a <beak:red> bird", "<beak:...> is plain text here: it names no part that this CLIP knows"),
+        ("I <3: a bird", ""),
+        ("a < b : c > d", ""),
+        ("a \\<head:cardinal> bird", ""),
+    ],
+)
+def test_other_angle_brackets_stay_text_in_a_plain_text_encode(sd15_model, caplog, text, told):
+    clip = sd15_model.clip
+    taught = with_dictionary(clip, NamedDictionary("birds", birds(clip)))
+    assert gap(encode(taught, text)[0], encode(clip, text)[0]) == 0
+    assert told in caplog.text and bool(caplog.text) == bool(told)
+
+
+def test_part_prompt_writes_a_plain_bracket_on_a_clip_that_knows_parts(sd15_model):
+    from bestiary.nodes.part_encoding import encode_part_prompt
+
+    clip = sd15_model.clip
+    taught = with_dictionary(clip, NamedDictionary("birds", birds(clip)))
+    ((ours, _),) = encode_part_prompt(taught, "a \\<head:cardinal>", dictionaries_of(taught))
+    assert gap(ours, encode(clip, "a <head:cardinal>")[0]) == 0

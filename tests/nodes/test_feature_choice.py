@@ -62,10 +62,15 @@ class FakeDino:
     """Counts how often a vision transformer is read."""
 
     built: list = []
+    name, image_size, width = "dinov2", 224, 1
 
     def __init__(self, weights, *, image_size, model, device):
         self.built.append((weights, image_size, model))
         self.spec = {"name": "dinov2", "image_size": image_size, "model": model, "weights": str(weights)}
+        self.network, self.asked = torch.nn.Linear(1, 1), device
+
+    def __call__(self, images):
+        return self.network(images)
 
 
 @pytest.fixture
@@ -104,6 +109,24 @@ def test_a_transformer_is_read_once(fake_dino):
     assert open_source({"name": "dinov2", "weights": "/elsewhere.pth"}, allow_download=True) is first
     open_source({"name": "dinov2", "image_size": 448}, allow_download=True)
     assert [size for _, size, _ in fake_dino.built] == [224, 448]
+
+
+def test_comfyuis_manager_holds_the_transformer_and_lets_it_go(fake_dino):
+    import comfy.model_management as management
+
+    source = open_source({"name": "dinov2"}, allow_download=True)
+    network = source._source.network
+    assert source._source.asked == "cpu" and not any(
+        one.model.model is network for one in management.current_loaded_models
+    )
+    expected = network(torch.ones(2, 1))
+    for _ in range(2):
+        assert torch.equal(source(torch.ones(2, 1)), expected)
+        (held,) = [one for one in management.current_loaded_models if one.model.model is network]
+        assert held.model.load_device == management.get_torch_device()
+        assert held.model.offload_device == torch.device("cpu")
+        management.unload_all_models()
+        assert not any(one.model is held.model for one in management.current_loaded_models)
 
 
 def test_features_of_a_model_must_be_connected():

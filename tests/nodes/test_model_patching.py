@@ -480,3 +480,110 @@ def test_models_without_cross_attention_are_told(sd15):
         record_attention(other, AttentionRecord())
     with pytest.raises(BestiaryError, match="in which 'head' could be kept"):
         confine_part(other, make_region("head", torch.ones(1, 4, 4), 1.0, 0, 1, 0))
+
+
+# --- what is said where nothing can be seen --------------------------------------------------------------------------
+
+
+@pytest.fixture
+def told(monkeypatch) -> list[tuple[str, str]]:
+    """Texts shown on nodes: (node, text)."""
+    import sys
+    import types
+
+    from bestiary.nodes import model_patching
+
+    shown: list[tuple[str, str]] = []
+    instance = types.SimpleNamespace(send_progress_text=lambda text, node: shown.append((node, text)))
+    server = types.SimpleNamespace(PromptServer=types.SimpleNamespace(instance=instance))
+    monkeypatch.setitem(sys.modules, "server", server)
+    monkeypatch.setattr(model_patching, "_told", set())
+    return shown
+
+
+def watched(model: object) -> tuple[object, AttentionRecord]:
+    """A model with Attention Maps as node 5 and Part Regions as node 6."""
+    mask = torch.zeros(1, 16, 16)
+    mask[..., :8] = 1
+    record = AttentionRecord("all", block="5")
+    return confine_part(record_attention(model, record), make_region("head", mask, 1.0, 0.0, 1.0, 0.0, "6")), record
+
+
+def test_nothing_is_told_where_all_is_seen_and_an_old_text_goes_away(sd15, told):
+    from bestiary.nodes.model_patching import tell_block
+
+    patched, record = watched(sd15)
+    sample(patched)
+    assert told == [] and record.find().notice == ""
+    tell_block("5", "something")
+    sample(patched)
+    assert told == [("5", "something"), ("5", "")]
+
+
+def replaced_attention(model: object) -> object:
+    """All cross-attentions replaced, as by packs that bring their own."""
+    patched = model.clone()
+    for block, count in (("input", 12), ("middle", 1), ("output", 12)):
+        for number in range(count):
+            patched.set_model_attn2_replace(lambda q, k, v, facts: torch.zeros_like(q), block, number)
+    return patched
+
+
+def own_forward(model: object) -> object:
+    """A network that runs in another way, as compiled and converted ones."""
+    patched = model.clone()
+    patched.set_model_unet_function_wrapper(lambda apply, facts: torch.zeros_like(facts["input"]))
+    return patched
+
+
+@pytest.mark.parametrize(
+    ("other", "reason"),
+    [
+        (replaced_attention, "another pack put its own attention in place of {n} of the {n} cross-attentions"),
+        (own_forward, "the MODEL ran without asking the patches of its cross-attention"),
+    ],
+)
+def test_what_keeps_ours_from_seeing_is_told_on_both_blocks(sd15, told, other, reason):
+    from bestiary.nodes.attention_view import view_attention
+
+    patched, record = watched(other(sd15))
+    samples = sample(patched)
+    assert [node for node, _ in told] == ["5", "6"]
+    beginning, _, end = reason.partition("{n} of the {n}")
+    for _, text in told:
+        assert beginning in text and end in text
+    with pytest.raises(BestiaryError, match=f"nothing recorded of any part in steps 1 to .*; Bestiary: {beginning}"):
+        view_attention(record, samples, None, "", 1, 1000, 0.6, 0.0)
+
+
+def test_prompts_evaluated_by_another_pack_are_told(sd15, told):
+    from bestiary.nodes.model_patching import watch_sampling
+
+    patched, record = watched(sd15)
+
+    class Guider:
+        """Stands for the guider of another pack's sampler, which calls the model by itself."""
+
+        model_options = patched.model_options
+        model_patcher = patched
+        conds = {"positive": [{"uuid": "p", SPANS_KEY: (HEAD,)}]}
+
+    def executor(noise: Tensor, *_: object) -> Tensor:
+        return noise
+
+    executor.class_obj = Guider
+    watch_sampling(executor, torch.zeros(1, 4, 8, 8), torch.zeros(1, 4, 8, 8), None, torch.tensor([7.0, 0.0]))
+    assert [node for node, _ in told] == ["5", "6"]
+    assert "the sampler evaluates the prompts without ComfyUI's calc_cond_batch" in told[0][1]
+
+
+def test_hypertile_samples_with_our_attention(sd15):
+    from comfy_extras.nodes_hypertile import HyperTile
+
+    (tiled,) = tuple(getattr(answer := HyperTile.execute(sd15, 32, 1, 1, False), "args", answer))
+    size = {"size": (32, 32), "steps": 1}
+    assert not torch.equal(sample(tiled, **size), sample(sd15, **size)), "it cuts tiles"
+    picture, record = recorded(tiled, **size)
+    assert torch.equal(picture, sample(tiled, **size))
+    assert record.find().notice == "" and record.find().held.all()
+    assert record.find().maps.amax() > 0

@@ -70,6 +70,37 @@ def test_presets_put_the_concept_at_the_stages_of_the_reference(text, lines, lea
     assert all(torch.equal(vector, rows[stage, 0]) for stage, vector in found.items())
 
 
+def test_typed_presets_serve_the_spectra_too():
+    rows = spectrum().matrix()
+    side = read("a <corgi@layout|dog>", presets="layout: 4-5")
+    assert side.prompt.bounds.edges == (1000, 700, 600, 500, 0)
+    assert [vector is not None for vector in vectors_of(side)] == [False, True, True, False]
+    assert torch.equal(torch.stack([one for one in vectors_of(side) if one is not None]), rows[3:5, 0])
+    # names that the presets do not say stay those of the spectrum, new ones are understood
+    assert texts_of(read("<corgi@material|dog>", presets="layout: 4-5")) == ["dog", *["*"] * 5]
+    assert texts_of(read("<corgi@mood|dog>", presets="mood: 10")) == ["dog", "*"]
+    with pytest.raises(PromptError, match="unknown stages 'mood'"):
+        read("<corgi@mood|dog>", presets="layout: 4-5")
+
+
+@pytest.mark.parametrize("stages", [1, 4])
+def test_stage_lines_where_no_stage_lies(demo_model, stages):
+    from bestiary.nodes.spectrum_prompts import PromptOptions, encode_stage_lines
+
+    with pytest.raises(BestiaryError, match=f"line 1: no stage lies in 'layout': .* none of the {stages} stages"):
+        encode_stage_lines(demo_model.clip, "layout: a meadow", "a bird", PromptOptions(stages=stages), {})
+    with pytest.raises(BestiaryError, match="line 1: no stage lies in 'layout'"):
+        encode_stage_lines(demo_model.clip, "1: =layout", "a bird", PromptOptions(stages=stages), {})
+
+
+@pytest.mark.parametrize("text", ["a <lora:x:0.8>", "a <lora:a+b*c:1>", "a <LoRA:x>"])
+def test_tags_of_other_programs_say_where_loras_go(text):
+    with pytest.raises(PromptError, match="column 3: <lora:...> is how other programs load .* put the block Load LoRA"):
+        read(text.replace("LoRA", "lora"))
+    with pytest.raises(PromptError, match="put the block Hypernetwork Loader"):
+        read("a <hypernet:x:1>")
+
+
 def test_a_line_that_repeats_a_stage_gives_its_learned_vector_whatever_the_order():
     rows = spectrum().matrix()
     for lines in ("2: =9\n9: =2", "9: =2\n2: =9"):

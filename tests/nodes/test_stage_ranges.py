@@ -465,3 +465,41 @@ def test_the_step_clock_works_on_a_shifted_flow_schedule():
     levels = [model.sampling.percent_to_sigma(percent) for percent in percents]
     counts = [sum(not (s > a or s < b) for s in sigmas[:-1].tolist()) for a, b in itertools.pairwise(levels)]
     assert counts == [10, 10, 10]
+
+
+def limited(conditioning: list) -> dict[str, list]:
+    """What ComfyUI's own nodes make of a conditioning that shall act on a part of the picture, or less."""
+    import nodes
+
+    mask = torch.ones(1, 32, 32)
+    mask[..., 16:] = 0
+    return {
+        "area": nodes.ConditioningSetArea().append(conditioning, 16, 16, 8, 8, 1.0)[0],
+        "percents": nodes.ConditioningSetAreaPercentage().append(conditioning, 0.5, 0.5, 0.25, 0.25, 1.0)[0],
+        "strength": nodes.ConditioningSetAreaStrength().append(conditioning, 0.5)[0],
+        "mask": nodes.ConditioningSetMask().append(conditioning, mask, "default", 1.0)[0],
+    }
+
+
+@pytest.mark.parametrize("how", ["area", "percents", "strength", "mask"])
+def test_areas_masks_and_strengths_act_as_without_the_filler(sd15_model, how):
+    walk = (7, "euler", "normal")
+    pictures = []
+    for filler in (True, False):
+        entries = limited(staged(10, filler=filler))[how]
+        clone = sd15_model.model.clone()
+        clone.set_model_unet_function_wrapper(Counter())
+        # beside another prompt, as areas are used
+        pictures.append(sample(clone, walk, [*entries, *plain(0.5)], plain()))
+    assert torch.equal(*pictures)
+    assert pictures[0].isfinite().all()
+
+
+def test_a_filler_acts_again_where_nothing_limits_it(sd15_model):
+    from bestiary.nodes.stage_ranges import FILLER, START
+
+    (*_, (_, facts)) = staged(10)
+    assert facts[FILLER] and START not in facts.copy()
+    copied = facts.copy()
+    copied["area"] = (1, 1, 0, 0)
+    assert (copied[START], copied["end_percent"]) == (1.0, 0.0) and START not in facts

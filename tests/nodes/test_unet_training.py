@@ -140,3 +140,58 @@ def test_faults_are_told(hooked) -> None:
     tensors = {f"{kohya}.lora_down.weight": torch.ones(2, 9), f"{kohya}.lora_up.weight": torch.ones(64, 2)}
     with pytest.raises(BestiaryError, match=r"down \(2, 9\) and up \(64, 2\) do not fit a layer of shape \(64, 32\)"):
         hooks.load_lora(tensors, 1.0)
+
+
+def tiled_options(model: object) -> dict:
+    """What the UNet is called with by a MODEL behind ComfyUI's HyperTile, tiles of 4 x 4 of a latent of 8 x 8."""
+    from comfy_extras.nodes_hypertile import HyperTile
+
+    # the smallest tiles of its menu are 32 pixels
+    (tiled,) = tuple(getattr(answer := HyperTile.execute(model, 32, 2, 0, False), "args", answer))
+    patches = tiled.model_options["transformer_options"]["patches"]
+    return {"patches": {kind: list(own) for kind, own in patches.items()}, "original_shape": (1, 4, 8, 8)}
+
+
+def test_hypertile_trains_as_it_samples(hooked, sd15_model) -> None:
+    hooks, _ = hooked(on=False)
+    unet, seen = sd15_model.model.model.diffusion_model, []
+    generator = torch.Generator().manual_seed(1)
+    x, context = torch.randn(1, 4, 8, 8, generator=generator), torch.randn(1, 5, 32, generator=generator)
+
+    def run() -> Tensor:
+        torch.manual_seed(3)
+        options = tiled_options(sd15_model.model)
+        options["patches"]["attn1_patch"].append(lambda q, k, v, facts: (seen.append(len(q)), (q, k, v))[1])
+        return unet(x, torch.tensor([10.0]), context=context, transformer_options=options)
+
+    with torch.no_grad():
+        theirs = run()
+        hooks, plain = hooked()
+        torch.testing.assert_close(run(), theirs, atol=1e-5, rtol=1e-4)
+        assert not torch.allclose(plain(), theirs, atol=1e-4)
+    assert max(seen) > 1, "queries came in tiles"
+    losses = []
+    for recompute in (False, True):
+        hooks.unload_lora()
+        hooks.recompute = recompute
+        torch.manual_seed(0)
+        named = hooks.add_lora(LoraSpec(2, 2.0, True))
+        with torch.no_grad():
+            for name, parameter in named.items():
+                parameter.fill_(0.05 if "up" in name else 0.1)
+        run().square().mean().backward()
+        losses.append({name: parameter.grad.clone() for name, parameter in named.items()})
+    for name, grad in losses[0].items():
+        torch.testing.assert_close(losses[1][name], grad, atol=1e-7, rtol=1e-5)
+
+
+def test_cross_attention_in_pieces_cannot_be_read(hooked, sd15_model) -> None:
+    from bestiary.trainer.attention_capture import AttentionCapture
+
+    hooks, run = hooked()
+    name = next(name for name in hooks._layers.attention if name.endswith(".attn2"))
+    layer = hooks._layers.attention[name]
+    capture = AttentionCapture(torch.tensor([[1]]), {name: (8, 8)}, "lse")
+    halves, context = torch.zeros(2, 32, layer.to_q.in_features), torch.zeros(1, 5, 32)
+    with hooks.reading(capture), pytest.raises(BestiaryError, match="in pieces of 32 places instead of 8 x 8"):
+        layer(halves, context=context)

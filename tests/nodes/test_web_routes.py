@@ -1,11 +1,16 @@
 """Tests of the browser's routes against a running server: what they give, cache and refuse."""
 
+import asyncio
 import io
+import json
 import shutil
 import struct
+import threading
+from types import SimpleNamespace
 from urllib.parse import quote
 
 import pytest
+from bestiary.concepts.errors import BestiaryError
 from bestiary.nodes import web_routes
 from bestiary.nodes.concept_folders import SHIPPED
 from PIL import Image
@@ -137,3 +142,105 @@ def test_nothing_but_reading_is_offered(server):
 def test_without_a_server_no_route_is_offered(monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "server", None)
     assert web_routes.add_routes.__wrapped__() is False
+
+
+@pytest.fixture
+def odd_files(server):
+    """Links that lead nowhere and round in circles, beside what ComfyUI lists and beside runs."""
+    models, runs = server.folder / "models" / "bestiary", server.folder / "output" / "bestiary"
+    runs.mkdir(parents=True, exist_ok=True)
+    made = {
+        models / "dangling.safetensors": models / "nowhere.safetensors",
+        models / "circle.safetensors": models / "circle.safetensors",
+        models / "round": models,
+        runs / "gone": runs / "nowhere",
+        runs / "self": runs / "self",
+    }
+    for link, target in made.items():
+        link.symlink_to(target)
+    (runs / "half").mkdir()
+    (runs / "half" / "config.resolved.toml").symlink_to(runs / "nowhere.toml")
+    yield
+    for link in made:
+        link.unlink()
+    shutil.rmtree(runs / "half")
+
+
+def test_links_that_lead_nowhere_or_round_in_circles_are_passed_over(server, odd_files):
+    listed = server.get("/bestiary/dictionaries")
+    assert listed.ok and SHIPPED_NAME in {entry["name"] for entry in listed.json()["dictionaries"]}
+    for route in ("dictionary", "thumbnails", "spectrum"):
+        for name in ("dangling.safetensors", "circle.safetensors"):
+            assert server.get(f"/bestiary/{route}/{name}").status_code == 404
+    for name in ("gone", "self", "half"):
+        assert server.get(f"/bestiary/run/{name}").status_code == 404
+        assert server.get(f"/bestiary/newest_run/{name}").json() == {"run": None}
+        assert server.get(f"/bestiary/run_picture/{name}?step=1").status_code == 404
+
+
+@pytest.mark.parametrize("name", ["%ff", "%ed%a0%80", "a%00b", "%2e%2e%2f", "x" * 3000])
+def test_names_that_no_file_has_are_no_servers_fault(server, name):
+    for route in ("dictionary", "thumbnails", "spectrum", "run", "newest_run", "run_picture", "discovered"):
+        assert server.get(f"/bestiary/{route}/{name}").status_code in (200, 404)
+
+
+HANDLERS = {
+    "list_names": {},
+    "show_dictionary": {"name": SHIPPED_NAME},
+    "show_thumbnails": {"name": SHIPPED_NAME},
+    "show_spectrum": {"name": SHIPPED_NAME},
+    "show_newest_run": {"name": "seen"},
+    "show_run": {"name": "seen"},
+    "show_run_picture": {"name": "seen"},
+}
+
+
+def ask(handler: str, match: dict[str, str]) -> object:
+    """What a handler answers without a server."""
+    request = SimpleNamespace(match_info=match, query={"step": "1"}, headers={}, path=f"/{handler}")
+    return asyncio.run(getattr(web_routes, handler)(request))
+
+
+@pytest.mark.parametrize("handler", HANDLERS)
+def test_the_disk_is_looked_at_off_the_event_loop(handler, monkeypatch):
+    import os
+
+    threads: set[int] = set()
+    stat, scandir = os.stat, os.scandir
+
+    def noted(work):
+        def call(*given, **named):
+            threads.add(threading.get_ident())
+            return work(*given, **named)
+
+        return call
+
+    ask(handler, HANDLERS[handler])  # modules are read once
+    monkeypatch.setattr(os, "stat", noted(stat))
+    monkeypatch.setattr(os, "scandir", noted(scandir))
+    answer = ask(handler, HANDLERS[handler])
+    assert answer.status in (200, 404, 422)
+    assert threads and threading.get_ident() not in threads
+
+
+def test_a_file_that_vanishes_between_two_looks_is_told(monkeypatch):
+    monkeypatch.setattr(web_routes, "concept_path", lambda name: SHIPPED / "nowhere.safetensors")
+    assert ask("show_dictionary", {"name": SHIPPED_NAME}).status == 422
+    listed = ask("list_names", {})
+    assert listed.status == 200 and json.loads(listed.text)["dictionaries"] == []
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("cannot read /home/eva/my runs/x/config.toml: broken", "config.toml: broken"),
+        ("no file 'a/b' in models/bestiary", "no file 'a/b' in models/bestiary"),
+        ("D:\\models\\bestiary\\birds.safetensors is broken", "birds.safetensors is broken"),
+        ("see https://host/path/page for more", "see https://host/path/page for more"),
+        ("half of 1/2/3", "half of 1/2/3"),
+    ],
+)
+def test_messages_name_no_folder_of_the_machine(text, told, monkeypatch):
+    monkeypatch.setattr(web_routes, "_folders", lambda: ["/home/eva/my runs", "/home/eva"])
+    assert web_routes._plain_fault(BestiaryError(text)).endswith(told)
+    assert "/home" not in web_routes._plain_fault(BestiaryError(text))
