@@ -91,10 +91,16 @@ class PartCodebook:
             )
         return grid.features.float() if self.space is None else self.space(grid.features)
 
-    def label(self, grid: PatchGrid) -> Tensor:
-        """Part labels `(B, h, w)` uint8; every picture is treated by itself."""
+    def label(self, grid: PatchGrid, marked: Tensor | None = None) -> Tensor:
+        """Part labels `(B, h, w)` uint8; every picture is treated by itself.
+
+        Args:
+            marked: `(B, h, w)` 0..1, the foreground where it is known, NaN where it is not.
+        """
         features = self.embed(grid)  # (B, h, w, d)
         foreground = self.foreground.probability(features, grid.saliency)  # (B, h, w)
+        if marked is not None:
+            foreground = torch.where(marked.isnan(), foreground, marked.to(foreground))
         return self.parts.labels(features, foreground, self.background).to(torch.uint8)
 
     def part_means(self, grid: PatchGrid, labels: Tensor) -> tuple[Tensor, Tensor]:
