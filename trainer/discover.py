@@ -126,7 +126,7 @@ def discover(
     names = read_names(settings.names) if settings.names else NamesFile()
     scan = _scan(settings)
     spec = _source_spec(settings, denoiser)
-    masks = open_masks(settings.masks, settings.images, scan.names)
+    masks = open_masks(settings.masks, settings.images, scan.names, flipped=settings.flip_foreground)
     warnings = _source_warnings(settings, spec, scan)
     for warning in warnings:
         logger.warning("%s", warning)
@@ -206,7 +206,7 @@ def _fit_parts(settings: DiscoverSettings, state: DiscoveryState, source: Featur
         spec=source.spec,
         num_parts=settings.num_parts,
         seed=settings.seed,
-        flip_foreground=settings.flip_foreground,
+        flip_foreground=settings.flip_foreground and marked is None,
         foreground_masks=marked,
     )
     # a low margin means that something else than the thing was told apart, light from dark scenes for example

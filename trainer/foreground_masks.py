@@ -34,6 +34,8 @@ class ForegroundMasks:
     pictures: Path
     companions: CompanionFolder | None = None
     """None: only the transparency of the pictures themselves counts."""
+    flipped: bool = False
+    """The masks show the surroundings."""
 
     def on_grid(self, name: str, grid: tuple[int, int]) -> Tensor | None:
         """Share of the thing in every patch `(h, w)` of a picture given by its relative path; None where nobody says.
@@ -44,7 +46,8 @@ class ForegroundMasks:
         mask = self._mask(name)
         if mask is None:
             return None
-        return patch_shares(torch.from_numpy(mask), grid, seen_box(mask.shape[1], mask.shape[0]))
+        shares = patch_shares(torch.from_numpy(mask), grid, seen_box(mask.shape[1], mask.shape[0]))  # (h, w)
+        return 1 - shares if self.flipped else shares
 
     def _mask(self, name: str) -> np.ndarray | None:
         """The mask (H, W) in 0..1 of a picture."""
@@ -61,14 +64,17 @@ class ForegroundMasks:
             raise BestiaryError(f"the mask {file} of {name} cannot be read: {fault.reason}") from fault
 
 
-def open_masks(folder: Path | None, pictures: Path, names: Sequence[str]) -> ForegroundMasks:
+def open_masks(folder: Path | None, pictures: Path, names: Sequence[str], *, flipped: bool = False) -> ForegroundMasks:
     """The masks of pictures given by their relative paths; files of the folder that belong to none are logged.
+
+    Args:
+        flipped: the masks show the surroundings.
 
     Raises:
         BestiaryError: no such folder, no mask for any picture, or one that could belong to several.
     """
     if folder is None:
-        return ForegroundMasks(pictures)
+        return ForegroundMasks(pictures, flipped=flipped)
     companions = CompanionFolder(folder, names, pictures_folder=pictures)
     lacking = [name for name in names if companions.of(name) is None]
     if len(lacking) == len(names):
@@ -80,7 +86,7 @@ def open_masks(folder: Path | None, pictures: Path, names: Sequence[str]) -> For
         logger.warning("%d of %d pictures have no mask in %s: %s", len(lacking), len(names), folder, _listed(lacking))
     if unused := companions.unused():
         logger.warning("%d masks in %s belong to no picture: %s", len(unused), folder, _listed(unused))
-    return ForegroundMasks(pictures, companions)
+    return ForegroundMasks(pictures, companions, flipped)
 
 
 def own_transparency(path: Path) -> np.ndarray | None:
