@@ -31,8 +31,12 @@ BLOCKS = tuple(f"block{number}" for number in range(16))
 COLOUR = "colour"
 """Name of the colour of a patch among what details are made of."""
 DEEP_BLOCKS = ("block10", "block15")
-DETAIL_BLOCKS = ("block4", COLOUR)
+DETAIL_BLOCKS = ("block7", "block10", COLOUR)
 
+_FIRST_DILATED = 11
+_DILATED_OFFSET = 0.31
+"""Patches by which the dilated blocks' activations lie too far right, from pictures against their mirror images: such
+stages were trained on a padding that looks half a step ahead."""
 _STRIDE, _GRAIN = 16, 32
 """Pixels of a patch, and of the network's coarsest step: sizes of pictures are its multiples."""
 _MEAN, _SPREAD = 127 / 255, 128 / 255
@@ -58,6 +62,8 @@ class ImagenetFeatures:
         margin: pixels by which pictures are continued by their mirror image, a multiple of 32: a network that pads with
             zeros otherwise tells how far the border is.
         saliency: 1 adds the evidence of the classes that the network sees in a picture.
+        dilated: 1 computes blocks 11 to 15 at stride 16 with dilated convolutions instead of at stride 32: what they say
+            does not reach over the outline by a patch or two.
         weights_sha256: first digits of the hash that the weights must have, as `spec` gives them.
 
     Raises:
@@ -74,8 +80,9 @@ class ImagenetFeatures:
         image_size: int = 256,
         blocks: Sequence[str] | str = DEEP_BLOCKS,
         detail: Sequence[str] | str = DETAIL_BLOCKS,
-        margin: int = 0,
-        saliency: int = 0,
+        margin: int = 32,
+        saliency: int = 1,
+        dilated: int = 1,
         weights_sha256: str | None = None,
         model: str = MODEL,
         device: str = "cpu",
@@ -89,15 +96,16 @@ class ImagenetFeatures:
                 raise BestiaryError(f"{what} {pixels} px: the source imagenet takes multiples of {_GRAIN}")
         self.blocks = _named_blocks(blocks, BLOCKS)
         self.detail = _named_blocks(detail, (*BLOCKS, COLOUR))
-        self.image_size, self.margin, self._saliency, self._device = image_size, margin, bool(saliency), device
+        self.image_size, self.margin, self._saliency = image_size, margin, bool(saliency)
+        self._offset = _DILATED_OFFSET if dilated else 0.0
         file = weights_file(weights)
-        self._network, digest = read_network(file)
+        self.network, digest = read_network(file, dilated=bool(dilated))
         if weights_sha256 is not None and not digest.startswith(weights_sha256):
             raise BestiaryError(
                 f"the weights in {file} have the hash {digest[: len(weights_sha256)]}, these features were made with "
                 f"{weights_sha256}: give that file, or discover anew"
             )
-        self._network.to(device)
+        self.network.to(device)
         self.spec: SourceSpec = {
             "name": self.name,
             "model": model,
@@ -106,11 +114,17 @@ class ImagenetFeatures:
             "detail": ",".join(self.detail),
             "margin": margin,
             "saliency": int(self._saliency),
+            "dilated": int(bool(dilated)),
             "weights_sha256": digest[:_HASH_DIGITS],
         }
         if weights is not None:
             self.spec["weights"] = str(weights)
-        self.width = sum(self._network.widths[block] for block in self.blocks)
+        self.width = sum(self.network.widths[block] for block in self.blocks)
+
+    @property
+    def _device(self) -> torch.device:
+        """Where the network lies; whoever moves it to another device has it computed there."""
+        return next(self.network.parameters()).device
 
     @torch.inference_mode()
     def __call__(self, images: Tensor) -> PatchGrid:
@@ -125,7 +139,7 @@ class ImagenetFeatures:
                 f"with edges that are multiples of {_GRAIN} pixels"
             )
         # a picture at a time or two: the activations of the first blocks would not fit in a CPU's cache
-        at_once = _AT_ONCE if self._device == "cpu" else len(images)
+        at_once = _AT_ONCE if self._device.type == "cpu" else len(images)
         pieces = [self._described(some.float()) for some in images.split(max(at_once, 1))]
         features, detail, saliency = zip(*pieces, strict=True)
         evidence = torch.cat(saliency) if self._saliency else None
@@ -137,8 +151,11 @@ class ImagenetFeatures:
         continued = F.pad(images, (self.margin,) * 4, mode="reflect") if self.margin else images
         pixels = ((continued - _MEAN) / _SPREAD).to(self._device, memory_format=torch.channels_last)
         wanted = {name for name in (*self.blocks, *self.detail) if name != COLOUR}
-        found, evidence = self._network(pixels, wanted, self._saliency)
-        on_grid = {name: self._on_grid(maps, grid) for name, maps in found.items()}  # (B, C, h, w)
+        found, evidence = self.network(pixels, wanted, self._saliency)
+        deep = BLOCKS[_FIRST_DILATED:]
+        on_grid = {
+            name: self._on_grid(maps, grid, self._offset if name in deep else 0.0) for name, maps in found.items()
+        }  # (B, C, h, w)
         units = {name: F.normalize(maps, dim=1) for name, maps in on_grid.items()}
         if COLOUR in self.detail:
             units[COLOUR] = _patch_colour(images.to(self._device), grid)
@@ -146,17 +163,22 @@ class ImagenetFeatures:
             torch.cat([units[name] for name in names], dim=1).permute(0, 2, 3, 1).contiguous().cpu() if names else None
             for names in (self.blocks, self.detail)
         )
-        shown = None if evidence is None else self._on_grid(evidence.unsqueeze(1), grid)[:, 0].cpu()
+        shown = None if evidence is None else self._on_grid(evidence.unsqueeze(1), grid, self._offset)[:, 0].cpu()
         return features, detail, shown
 
-    def _on_grid(self, maps: Tensor, grid: tuple[int, int]) -> Tensor:
-        """Activations (B, C, h', w') of the continued pictures on the patches of the pictures themselves (B, C, h, w)."""
+    def _on_grid(self, maps: Tensor, grid: tuple[int, int], offset: float) -> Tensor:
+        """Activations (B, C, h', w') of the continued pictures on the patches of the pictures themselves (B, C, h, w).
+
+        `offset`: patches by which the activations lie too far down and to the right.
+        """
         edge = self.margin // _STRIDE
         size = (grid[0] + 2 * edge, grid[1] + 2 * edge)
         if maps.shape[2] > size[0]:
             maps = F.adaptive_avg_pool2d(maps, size)
         elif maps.shape[2] < size[0]:
             maps = F.interpolate(maps, size=size, mode="bilinear", align_corners=False)
+        if offset:
+            maps = _moved(maps, offset)
         return maps[:, :, edge : edge + grid[0], edge : edge + grid[1]]
 
 
@@ -220,8 +242,11 @@ def weights_installed() -> bool:
         return False
 
 
-def read_network(file: Path) -> tuple[LiteNetwork, str]:
+def read_network(file: Path, *, dilated: bool = False) -> tuple[LiteNetwork, str]:
     """The network with the weights of a file, and the hash of that file (SHA-256, hexadecimal).
+
+    Args:
+        dilated: the last stages at stride 16.
 
     Raises:
         BestiaryError: timm is missing, or the file is damaged or holds another network.
@@ -230,7 +255,9 @@ def read_network(file: Path) -> tuple[LiteNetwork, str]:
         import timm
     except ImportError as fault:
         raise BestiaryError("the source imagenet needs timm: pip install timm, or choose another source") from fault
-    network = timm.create_model(MODEL, pretrained=False).eval().requires_grad_(False)
+    network = (
+        timm.create_model(MODEL, pretrained=False, output_stride=16 if dilated else 32).eval().requires_grad_(False)
+    )
     network.load_state_dict(timm_weights(load_tensors(file), network.state_dict(), file))
     folded = LiteNetwork(network).to(memory_format=torch.channels_last)
     return folded.eval().requires_grad_(False), hashlib.sha256(file.read_bytes()).hexdigest()
@@ -287,6 +314,13 @@ def _named_blocks(names: Sequence[str] | str, known: Sequence[str]) -> tuple[str
     if unknown:
         raise BestiaryError(f"unknown block {unknown[0]!r} of {MODEL}: choose among {', '.join(known)}")
     return tuple(wanted)
+
+
+def _moved(maps: Tensor, offset: float) -> Tensor:
+    """Maps (B, C, h, w) read `offset` of a patch, 0..1, further down and to the right; the border repeats itself."""
+    padded = F.pad(maps, (0, 1, 0, 1), mode="replicate")  # (B, C, h + 1, w + 1)
+    rows = torch.lerp(padded[:, :, :-1], padded[:, :, 1:], offset)
+    return torch.lerp(rows[..., :-1], rows[..., 1:], offset)
 
 
 def _patch_colour(images: Tensor, grid: tuple[int, int]) -> Tensor:

@@ -6,6 +6,7 @@ Letters: B pictures, S edge in pixels, (h, w) or (g, g) patch grid, D channels.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,6 +20,7 @@ from .concept_file import read_header
 from .denoiser import Denoiser, TextConditioning
 from .errors import BestiaryError
 from .safe_pickle import load_inert
+from .vit_weights import DINO_MODEL
 
 SourceName = Literal["dinov2", "imagenet", "diffusion", "descriptor"]
 SourceSpec = dict[str, "str | int | float"]
@@ -26,6 +28,7 @@ SourceSpec = dict[str, "str | int | float"]
 _ORIENTATIONS = 8
 _PALETTE_LEVELS = ((20.0, 45.0, 70.0, 92.0), (-45.0, 0.0, 45.0), (-45.0, 0.0, 45.0))
 _PALETTE_WIDTH = 22.0
+_PATCHES = 16
 _IMAGENET_MEAN, _IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
@@ -159,7 +162,8 @@ class DinoFeatures:
 
     Args:
         weights: a checkpoint on disk; None lets timm download its own.
-        model: timm's name of a vision transformer.
+        image_size: edge of the pictures in pixels; None takes 16 patches.
+        model: timm's name of a vision transformer: DINOv2, with registers, DINOv3, or any other.
 
     Raises:
         BestiaryError: timm is not installed, or the weights can neither be read nor downloaded.
@@ -171,34 +175,37 @@ class DinoFeatures:
         self,
         weights: Path | str | None = None,
         *,
-        image_size: int = 224,
-        model: str = "vit_base_patch14_dinov2.lvd142m",
+        image_size: int | None = None,
+        model: str = DINO_MODEL,
         device: str = "cpu",
     ) -> None:
-        self._model = _load_vision_transformer(model, weights, image_size).to(device)
+        image_size = image_size or _PATCHES * _patch_edge(model)
+        # whoever moves the network to another device has it computed there
+        self.network = _load_vision_transformer(model, weights, image_size).to(device)
         self.image_size = image_size
-        self.width = int(self._model.num_features)
+        self.width = int(self.network.num_features)
         self.spec: SourceSpec = {"name": self.name, "image_size": image_size, "model": model}
         if weights is not None:
             self.spec["weights"] = str(weights)
 
-    @property
-    def network(self) -> torch.nn.Module:
-        """The vision transformer; whoever moves it to another device has it computed there."""
-        return self._model
-
     @torch.inference_mode()
     def __call__(self, images: Tensor) -> PatchGrid:
-        """Features `(B, S/14, S/14, 768)` of images `(B, 3, S, S)` in 0..1."""
+        """Features `(B, S/14, S/14, 768)` of images `(B, 3, S, S)` in 0..1; other models have other patches and widths."""
         _check_images(images, self.image_size)
         # ImageNet's normalisation, and the last block's tokens alone
         mean, std = (torch.tensor(values).view(1, 3, 1, 1) for values in (_IMAGENET_MEAN, _IMAGENET_STD))
-        last = len(self._model.blocks) - 1
-        device = next(self._model.parameters()).device
-        found = self._model.forward_intermediates(
+        last = len(self.network.blocks) - 1
+        device = next(self.network.parameters()).device
+        found = self.network.forward_intermediates(
             ((images.float() - mean) / std).to(device), indices=[last], norm=False, intermediates_only=True
         )
         return PatchGrid(found[0].permute(0, 2, 3, 1).float().cpu().contiguous())  # (B, h, w, D)
+
+
+def _patch_edge(model: str) -> int:
+    """Pixels of a patch, as timm's names of vision transformers say."""
+    found = re.search(r"patch(\d+)", model)
+    return int(found[1]) if found else 16
 
 
 def _load_vision_transformer(model: str, weights: Path | str | None, image_size: int) -> torch.nn.Module:
@@ -215,11 +222,13 @@ def _load_vision_transformer(model: str, weights: Path | str | None, image_size:
     place = {} if weights is None else {"pretrained_cfg_overlay": {"file": str(weights)}}
     try:
         built = timm.create_model(model, img_size=image_size, num_classes=0, pretrained=True, **place)
-    except (OSError, RuntimeError, ValueError) as fault:
+    except (OSError, RuntimeError, TypeError, ValueError) as fault:
         where = f"from {weights}" if weights is not None else "and timm could not download them"
         raise BestiaryError(
             f"no weights for {model} {where}: {fault}. Give a checkpoint on disk, or choose the source diffusion or descriptor"
         ) from fault
+    if not hasattr(built, "blocks") or not hasattr(built, "patch_embed"):
+        raise BestiaryError(f"{model} is no vision transformer: give one, for example {DINO_MODEL}")
     return built.eval().requires_grad_(False)
 
 

@@ -209,8 +209,8 @@ def discover_and_segment(graph: Graph, shipped: Shipped) -> list[Node]:
     graph.group("1  Pictures", "model")
     graph.note(
         "## Discover parts, then find them again\nParts and their kinds, without labels.\n\nFor a folder of your own, put "
-        "**Load Image Dataset from Folder** in the place of Demo Pictures, and choose **dinov2** for photographs. To keep the codebook, "
-        "switch Save Codebook on with Ctrl+M."
+        "**Load Image Dataset from Folder** in the place of Demo Pictures, and choose **imagenet** or **dinov2** for "
+        "photographs. To keep the codebook, switch Save Codebook on with Ctrl+M."
     )
     known = graph.add("BestiaryDemoPictures", title="Pictures to learn from", count=42, seed=1)
     new = graph.add("BestiaryDemoPictures", title="New pictures", count=4, seed=2)

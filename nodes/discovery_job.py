@@ -15,12 +15,16 @@ from ..concepts.parts.part_areas import patch_shares
 from ..concepts.parts.part_codebook import PartCodebook
 from ..concepts.parts.part_discovery import MOST_STAGES, discover_parts
 from ..concepts.parts.part_map import PartMaps
+from ..concepts.parts.sample_checks import area_doubts, plain_pictures, refuse_copies, refuse_few
 from ..concepts.patch_features import FeatureSource, PatchGrid
 from ..concepts.square_fit import SquareFit, seen_box
+from ..trainer.discovery_doubts import UsualPictures, doubt_text, most_doubtful, part_sureness
+from ..trainer.part_names import PartPlaces, propose_names
 from .graph_progress import GraphProgress
 from .part_pictures import checked_images
 from .part_sight import SeenParts, describe_images, joined_grids, seen_from_maps
 
+_FEWEST_COMPARED = 4
 _PICTURES_PER_STAGE = 4
 """A piece of the fit is shown as long as this many pictures."""
 
@@ -49,6 +53,8 @@ class FoundParts:
     """One per entry."""
     means: PartMeans | None = field(default=None, repr=False)
     """Of the parts in all pictures: what kinds of joined parts are fitted from."""
+    sure: Tensor | None = field(default=None, repr=False)
+    """`(N, M)` 0..1: how sure the labels of each part's patches are; None after edits that changed the parts."""
     origin: object = field(default=None, repr=False)
     """What these parts were made from, kept as long as they are."""
 
@@ -73,11 +79,14 @@ def find_parts(
         checked_images(entry, f" in entry {n} of the list" if several else "") for n, entry in enumerate(images, 1)
     ]
     marked = None if masks is None else _checked_masks(masks, checked)
+    _refuse_nothing(checked, source)
     total = sum(len(entry) for entry in checked)
     progress.begin(total + MOST_STAGES * _PICTURES_PER_STAGE)
     # fitting needs gradients, which the executor's inference mode would forbid
     with torch.inference_mode(False), torch.no_grad():
         grid = joined_grids([describe_images(entry, source, choice.fit, progress.add) for entry in checked])
+        if source.name != "descriptor":
+            refuse_copies(grid, "of the input images")
         shares = None if marked is None else _on_grid(marked, grid, choice.fit)
         codebook, maps = discover_parts(
             grid,
@@ -90,16 +99,71 @@ def find_parts(
             on_stage=lambda: progress.add(_PICTURES_PER_STAGE),
         )
         means, counts = codebook.part_means(grid, maps.labels)  # (N, M, d), (N, M)
+        sure = part_sureness(codebook.confidence(grid, maps.labels), maps.labels, codebook.num_parts)
+        codebook = codebook.with_names(_names_by_place(codebook, maps), codebook.kind_names)
     progress.finish()
     seen = seen_by_entry(codebook, maps, [(tuple(entry.shape[1:3]), len(entry)) for entry in checked], choice.fit)
-    return FoundParts(codebook, checked, seen, PartMeans(means.half(), counts))
+    return FoundParts(codebook, checked, seen, PartMeans(means.half(), counts), sure)
 
 
-def doubts(codebook: PartCodebook) -> str | None:
-    """A warning for the report where the foreground does not stand apart, else None."""
+def doubts(codebook: PartCodebook, seen: Sequence[SeenParts] = ()) -> str | None:
+    """Warnings for the report where the foreground does not stand apart or hardly anything was found, else None."""
+    shown = [entry.maps.labels != codebook.background for entry in seen]  # (B, h, w) each
+    areas = [share for some in shown for share in some.flatten(1).float().mean(1).tolist()]
+    found = area_doubts(areas)
     margin = codebook.statistics.get("foreground_margin", 1.0)
-    if margin >= LOW_MARGIN:
-        return None
+    if margin < LOW_MARGIN:
+        found.insert(0, _margin_text(margin))
+    return "\n".join(found) or None
+
+
+def unsure_pictures(found: FoundParts, most: int = 3) -> list[str]:
+    """The pictures that differ most from the others, in words, most unusual first; empty for a few pictures."""
+    codebook, sure = found.codebook, found.sure
+    if sure is None or len(sure) < _FEWEST_COMPARED:
+        return []
+    counts = _patch_counts(found)
+    usual = UsualPictures(codebook.num_parts, codebook.background)
+    usual.add(counts, sure)
+    odd = most_doubtful(usual.doubts(0, counts, sure), most)
+    return [f"picture {doubt.row + 1}: {doubt_text(doubt.part, doubt.what, codebook.part_names)}" for doubt in odd]
+
+
+def part_confidence(found: FoundParts) -> list[float]:
+    """How sure the labels of every part are, 0..1; empty where that is not known."""
+    if found.sure is None:
+        return []
+    usual = UsualPictures(found.codebook.num_parts, found.codebook.background)
+    usual.add(_patch_counts(found), found.sure)
+    return usual.confidence()
+
+
+def _patch_counts(found: FoundParts) -> Tensor:
+    """Patches of every part in every picture (N, M)."""
+    labels = torch.cat([entry.maps.labels for entry in found.seen]).flatten(1).long()  # (N, h * w)
+    return torch.stack([torch.bincount(row, minlength=found.codebook.num_parts) for row in labels])
+
+
+def _names_by_place(codebook: PartCodebook, maps: PartMaps) -> tuple[str, ...]:
+    places = PartPlaces(codebook.num_parts, codebook.background)
+    places.add(maps.labels)
+    return propose_names(places)
+
+
+def _refuse_nothing(images: Sequence[Tensor], source: FeatureSource) -> None:
+    """Raises BestiaryError where the pictures `(B, H, W, 3)` are too few for the source, or all plain."""
+    total = sum(len(entry) for entry in images)
+    plain = sum(int(plain_pictures(entry.permute(0, 3, 1, 2)).sum()) for entry in images)
+    if plain == total:
+        raise BestiaryError(
+            f"no foreground found: all {total} pictures are one plain colour; connect pictures that show something"
+        )
+    # colours alone have always taken any number of pictures
+    if source.name == "imagenet":
+        refuse_few(total, "in the input images")
+
+
+def _margin_text(margin: float) -> str:
     return (
         f"The foreground is doubtful: it covers the centre only {margin:.2f} more than the borders (at least "
         f"{LOW_MARGIN:.2f} expected). Look at the overlays; try flip_foreground, a foreground mask or another feature_source."

@@ -4,23 +4,25 @@ from __future__ import annotations
 
 import importlib.util
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import folder_paths
 
 from ..concepts.errors import BestiaryError
+from ..concepts.vit_weights import DINO_MODEL, cached_weights, fetch_weights
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from ..concepts.denoiser import Denoiser
+    from ..concepts.imagenet_features import ImagenetFeatures
     from ..concepts.patch_features import DinoFeatures, FeatureSource, PatchGrid, SourceSpec
 
-SOURCES = ("descriptor", "dinov2", "diffusion")
+SOURCES = ("descriptor", "dinov2", "diffusion", "imagenet")
 """Choices of a discovery; diffusion needs a connected model."""
-DINO_MODEL = "vit_base_patch14_dinov2.lvd142m"
-"""timm's name of the vision transformer of the source dinov2."""
+_DINO_SIZE = 224
 _DINO_SUFFIXES = (".safetensors", ".pth", ".bin")
 
 _lock = threading.Lock()
@@ -46,6 +48,8 @@ def open_source(spec: SourceSpec, model: Denoiser | None = None, *, allow_downlo
         return DescriptorFeatures(**settings)
     if name == "dinov2":
         return _dino(settings, allow_download)
+    if name == "imagenet":
+        return _imagenet(settings)
     if name == "diffusion":
         return _diffusion(settings, model)
     raise BestiaryError(f"unknown feature source {name!r}: choose {', '.join(SOURCES)}")
@@ -61,40 +65,51 @@ def find_dino_weights(model: str = DINO_MODEL) -> Path | None:
     places = [dino_folder() / f"{model}{suffix}" for suffix in _DINO_SUFFIXES]
     found = next((place for place in places if place.is_file()), None)
     if found is None and importlib.util.find_spec("huggingface_hub") is not None:
-        from huggingface_hub import try_to_load_from_cache
-
-        cached = try_to_load_from_cache(f"timm/{model}", "model.safetensors")
-        found = Path(cached) if isinstance(cached, str) else None
+        found = cached_weights(model)
     return found
 
 
 def _dino(settings: SourceSpec, allow_download: bool) -> FeatureSource:
     if importlib.util.find_spec("timm") is None:
         raise BestiaryError("the feature source dinov2 needs timm: pip install timm, or choose descriptor")
-    model, size = str(settings.get("model", DINO_MODEL)), int(settings.get("image_size", 224))
+    model, size = str(settings.get("model", DINO_MODEL)), int(settings.get("image_size", _DINO_SIZE))
     weights = find_dino_weights(model)
     if weights is None and not allow_download:
         raise BestiaryError(
             f"no weights of {model} on this machine: put them at {dino_folder() / (model + _DINO_SUFFIXES[0])}, "
-            "or switch allow_download on, or choose descriptor"
+            "or switch allow_download on, or choose imagenet"
         )
     from ..concepts.patch_features import DinoFeatures
 
-    key = f"{model} {size} {weights}"
+    if weights is None:
+        weights = fetch_weights(model, remedy="choose imagenet, which needs no network")
+    return _managed(f"{model} {size} {weights}", lambda: DinoFeatures(weights, image_size=size, model=model, device="cpu"))
+
+
+def _imagenet(settings: SourceSpec) -> FeatureSource:
+    from ..concepts.imagenet_features import ImagenetFeatures
+
+    # what a codebook says of another machine's files means nothing here
+    settings.pop("weights", None)
+    return _managed(f"imagenet {sorted(settings.items())}", lambda: ImagenetFeatures(**settings, device="cpu"))
+
+
+def _managed(key: str, build: Callable[[], DinoFeatures | ImagenetFeatures]) -> FeatureSource:
+    """The source of this key, built once on the processor and handed to ComfyUI's memory manager."""
     with _lock:
-        # one transformer is kept: reading it takes longer than looking at a picture
+        # one network is kept: reading it takes longer than looking at a picture
         if key not in _kept:
             _kept.clear()
-            _kept[key] = ManagedFeatures(DinoFeatures(weights, image_size=size, model=model, device="cpu"))
+            _kept[key] = ManagedFeatures(build())
             # a codebook goes to other machines, where this path means nothing
             _kept[key].spec.pop("weights", None)
         return _kept[key]
 
 
 class ManagedFeatures:
-    """A vision transformer that ComfyUI's memory manager brings to the graphics card and takes away again for others."""
+    """A network of features that ComfyUI's memory manager brings to the graphics card and takes away again for others."""
 
-    def __init__(self, source: DinoFeatures) -> None:
+    def __init__(self, source: DinoFeatures | ImagenetFeatures) -> None:
         """`source` lies on the processor."""
         import torch
         from comfy.model_management import get_torch_device

@@ -80,7 +80,7 @@ class KeptDiscovery:
 
     def __init__(self, found: FoundParts, choice: DiscoveryChoice) -> None:
         """The pictures of `found`, which may be large, are not kept."""
-        self._choice = choice
+        self._choice, self._sure = choice, found.sure
         self._entries = [(entry.size, len(entry.maps.labels)) for entry in found.seen]
         maps = PartMaps(
             torch.cat([entry.maps.labels for entry in found.seen]),
@@ -104,7 +104,9 @@ class KeptDiscovery:
         """What a node gives: the edited parts of these images `(B, H, W, 3)`. It holds this discovery."""
         edited = self.edited(text)
         seen = seen_by_entry(edited.codebook, edited.maps, self._entries, self._choice.fit)
-        return FoundParts(edited.codebook, images, seen, origin=self)
+        # what was sure of parts that were joined or dropped since says nothing of those there are now
+        same = edited.codebook.num_parts == self.found.codebook.num_parts
+        return FoundParts(edited.codebook, images, seen, sure=self._sure if same else None, origin=self)
 
 
 class Discoveries:

@@ -46,9 +46,10 @@ class BestiaryDiscoverParts(io.ComfyNode):
                 io.Combo.Input(
                     "feature_source",
                     options=list(SOURCES),
-                    default="descriptor",
-                    tooltip="What parts are recognised by. descriptor: colour and texture, needs nothing. dinov2: far better on "
-                    "photographs, needs timm and its weights. diffusion: activations of the model at the input features.",
+                    default="imagenet",
+                    tooltip="What parts are recognised by. imagenet: a network that learned photographs, needs nothing. dinov2: a "
+                    "larger one, needs its weights. diffusion: activations of the model at the input features. descriptor: "
+                    "colour and texture, for flat drawings.",
                 ),
                 io.Int.Input("num_parts", default=0, min=0, max=32, tooltip="Parts of the thing; 0 takes five."),
                 io.Int.Input(
@@ -112,7 +113,7 @@ class BestiaryDiscoverParts(io.ComfyNode):
         allow_download: list[bool] | None = None,
         edits: list[str] | None = None,
     ) -> io.NodeOutput:
-        from .discovery_job import DiscoveryChoice, doubts
+        from .discovery_job import DiscoveryChoice, doubts, part_confidence, unsure_pictures
         from .found_parts import AskedDiscovery, BlockPlace, discover_once
         from .part_drawing import found_overlays
         from .part_reports import discovery_text
@@ -127,7 +128,13 @@ class BestiaryDiscoverParts(io.ComfyNode):
             place = BlockPlace.of(cls.hidden.unique_id, cls.hidden.extra_pnginfo)
             text = edits[0] if edits else ""
             found, key = discover_once(asked, text, place)
-        report = discovery_text(found.codebook, found.seen, doubts(found.codebook))
+        report = discovery_text(
+            found.codebook,
+            found.seen,
+            doubts(found.codebook, found.seen),
+            confidence=part_confidence(found),
+            unsure=unsure_pictures(found),
+        )
         codebook = NamedCodebook("discovered", found.codebook, found.origin)
         shown = {**ui.PreviewText(report).as_dict(), "bestiary_discovered": ({"key": key, "edits": text},)}
         return io.NodeOutput(codebook, found.seen, found_overlays(found), report, ui=shown)

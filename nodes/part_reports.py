@@ -34,8 +34,20 @@ def source_text(codebook: PartCodebook) -> str:
     return f"{spec.get('name', 'unknown')}{f' of {model}' if model else ''}"
 
 
-def discovery_text(codebook: PartCodebook, seen: Sequence[SeenParts], warning: str | None) -> str:
-    """How many pictures show each part, how large it is there, and how many kinds it has."""
+def discovery_text(
+    codebook: PartCodebook,
+    seen: Sequence[SeenParts],
+    warning: str | None,
+    *,
+    confidence: Sequence[float] = (),
+    unsure: Sequence[str] = (),
+) -> str:
+    """How many pictures show each part, how large it is there, and how many kinds it has.
+
+    Args:
+        confidence: how sure every part's labels are, 0..1; empty leaves it out.
+        unsure: pictures to look at first, in words.
+    """
     pictures = sum(len(entry.maps.labels) for entry in seen)
     lines = [f"{pictures} pictures, features: {source_text(codebook)}"]
     for part, name in enumerate(codebook.part_names):
@@ -43,9 +55,12 @@ def discovery_text(codebook: PartCodebook, seen: Sequence[SeenParts], warning: s
         patches = sum(int((entry.maps.labels == part).sum()) for entry in seen)
         # the mean share of the picture where the part is shown
         area = patches / max(1, shown * seen[0].maps.labels[0].numel())
+        sure = f", {confidence[part]:.0%} confidence" if part < len(confidence) else ""
         lines.append(
-            f"{name}: shown by {shown} of {pictures}, {area:.0%} of the picture, {codebook.num_kinds[part]} kinds"
+            f"{name}: shown by {shown} of {pictures}, {area:.0%} of the picture, {codebook.num_kinds[part]} kinds{sure}"
         )
+    if unsure:
+        lines.append(f"Look first at {'; '.join(unsure)}.")
     return "\n".join([*lines, warning] if warning else lines)
 
 

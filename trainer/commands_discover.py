@@ -37,8 +37,12 @@ def discover(
     ],
     out: OutOption = None,
     source: Annotated[
-        Literal["auto", "dinov2", "diffusion", "descriptor"],
-        typer.Option("--source", help="What describes a patch; auto takes dinov2 where its weights are on disk."),
+        Literal["auto", "dinov2", "imagenet", "diffusion", "descriptor"],
+        typer.Option(
+            "--source",
+            help="What describes a patch; auto takes dinov2 where its weights are on disk, else imagenet, which needs "
+            "nothing; descriptor is for flat drawings.",
+        ),
     ] = "auto",
     base: BaseOption = None,
     num_parts: Annotated[int | None, typer.Option("--parts", help="Foreground parts; left out: chosen.")] = None,
@@ -57,12 +61,24 @@ def discover(
     sample_patches: Annotated[
         int | None, typer.Option("--sample-patches", help="Patches the parts are fitted on.")
     ] = None,
-    weights: Annotated[Path | None, typer.Option("--weights", help="DINOv2 checkpoint; left out: timm's own.")] = None,
+    weights: Annotated[
+        Path | None, typer.Option("--weights", help="Checkpoint of dinov2 or imagenet; left out: the published one.")
+    ] = None,
     restart: Annotated[bool, typer.Option("--restart", help="Forget what an earlier discovery left there.")] = False,
     seed: SeedOption = 0,
     device: DeviceOption = "auto",
     dtype: DtypeOption = "auto",
     progress: ProgressOption = "line",
+    model: Annotated[
+        str | None,
+        typer.Option("--model", help="timm's name of a vision transformer for dinov2: DINOv2, with registers, DINOv3."),
+    ] = None,
+    masks: Annotated[
+        Path | None,
+        typer.Option(
+            "--masks", help="Folder of masks called as their pictures, the thing in white; transparency counts too."
+        ),
+    ] = None,
 ) -> None:
     """Find the parts of things in a folder of pictures.
 
@@ -77,7 +93,7 @@ def discover(
     values = {"images": images, "out": folder, "source": source, "base": base, "num_parts": num_parts, "kinds": kinds}
     values |= {"names": names, "flip_foreground": flip_foreground, "batch_size": batch_size, "seed": seed}
     values |= {"sample_patches": sample_patches, "weights": weights, "min_margin": min_margin, "restart": restart}
-    values |= {"device": device, "dtype": dtype}
+    values |= {"device": device, "dtype": dtype, "model": model, "masks": masks}
     run_discovery(checked(DiscoverSettings, values), on_progress=progress_callback("discover", progress))
     typer.echo(f"open {folder / 'index.html'}")
 

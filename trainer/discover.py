@@ -9,24 +9,30 @@ part means, from which the kinds are fitted. Peak memory does not depend on the 
 import logging
 import math
 import time
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor
 
 from ..concepts.denoiser import Denoiser, ProgressCallback
 from ..concepts.errors import BestiaryError
 from ..concepts.parts.part_codebook import PartCodebook
 from ..concepts.parts.part_discovery import fit_parts
-from ..concepts.patch_features import FeatureSource
+from ..concepts.parts.sample_checks import refuse_copies, refuse_few
+from ..concepts.patch_features import FeatureSource, PatchGrid
+from .companion_files import masks_among
 from .discovery_folder import REPORT, Discovery, read_report
 from .discovery_passes import PictureReader, describe_shard, joined_sample, sample_shard
 from .discovery_result import PassesDone, finish_discovery
-from .discovery_state import DiscoveryState, files_digest, open_plan
+from .discovery_state import DiscoveryState, SampleShard, files_digest, open_plan
 from .feature_sources import SourceChoice, Spec, build_feature_source, choose_source
-from .image_files import ImageScan, scan_images
+from .foreground_masks import open_masks
+from .image_files import ImageScan, look_like_photographs, scan_images
 from .part_names import NamesFile, read_names
 from .work_group import WorkGroup, join_work_group
 
@@ -43,11 +49,15 @@ class DiscoverSettings(BaseModel):
     out: Path
     """Folder for the result; a stopped discovery there is continued."""
     source: SourceChoice = "auto"
-    """What describes a patch; `auto` takes dinov2 where its weights are on disk, else diffusion with a base model."""
+    """What describes a patch; `auto` takes dinov2 where its weights are on disk, else imagenet."""
     base: str | None = None
     """Base model for the source diffusion: a diffusers folder, or `demo`."""
     weights: Path | None = None
-    """DINOv2 checkpoint on disk for the source dinov2; None takes timm's own."""
+    """Checkpoint on disk for the source dinov2 or imagenet; None takes the published one."""
+    model: str | None = None
+    """timm's name of a vision transformer for the source dinov2; None takes DINOv2 ViT-B/14."""
+    masks: Path | None = None
+    """Folder of masks, the thing in white, called as their pictures; None takes the transparency of pictures that have it."""
     num_parts: int | None = Field(None, ge=2, le=64)
     """Foreground parts, 2 to 64; None chooses."""
     kinds: int | None = Field(None, ge=1, le=4096)
@@ -116,6 +126,10 @@ def discover(
     names = read_names(settings.names) if settings.names else NamesFile()
     scan = _scan(settings)
     spec = _source_spec(settings, denoiser)
+    masks = open_masks(settings.masks, settings.images, scan.names, flipped=settings.flip_foreground)
+    warnings = _source_warnings(settings, spec, scan)
+    for warning in warnings:
+        logger.warning("%s", warning)
     # one process writes or checks the plan; the others must not look into the folder before
     if group.is_first:
         open_plan(settings.out, _plan(settings, spec, scan), settings.restart)
@@ -123,10 +137,11 @@ def discover(
     if not (settings.out / REPORT).exists():
         source = _build_source(settings, spec, denoiser, group)
         state = DiscoveryState(settings.out / "state", len(scan.names), settings.shard_images)
-        reader = PictureReader(settings.images, scan.names, source.image_size)
-        _run_passes(settings, state, reader, source, group, on_progress)
+        reader = PictureReader(settings.images, scan.names, source.image_size, masks=masks)
+        watch = _Watch(started)
+        _run_passes(settings, state, reader, source, group, on_progress, watch)
         if group.is_first:
-            _finish(settings, state, scan, source, names, started)
+            _finish(settings, state, scan, source, names, watch, warnings)
     elif settings.names is not None:
         logger.warning("%s is finished: names are kept as they are, change them with `bestiary parts`", settings.out)
     group.meet()
@@ -140,6 +155,7 @@ def _run_passes(
     source: FeatureSource,
     group: WorkGroup,
     on_progress: ProgressCallback | None,
+    watch: "_Watch",
 ) -> None:
     """Both passes, this process's share of them; the first process fits in between."""
     sampled = _choose_sample(settings, state.num_images, source)
@@ -150,7 +166,8 @@ def _run_passes(
     for shard in shards:
         chosen = [index for index in state.images_of(shard) if index in sampled]
         if chosen and not state.sample_path(shard).exists():
-            sample_shard(state, shard, chosen, reader, source, settings.batch_size)
+            with watch.features():
+                sample_shard(state, shard, chosen, reader, source, settings.batch_size)
         done += len(chosen)
         _report(on_progress, group, done, total)
     # the first process fits what all of them need next
@@ -162,7 +179,9 @@ def _run_passes(
     codebook = PartCodebook.load(state.coarse_path)
     for shard in shards:
         if not state.part_path(shard).exists():
-            describe_shard(state, shard, reader, source, codebook, settings.batch_size)
+            with watch.features():
+                labelling = describe_shard(state, shard, reader, source, codebook, settings.batch_size)
+            watch.described -= labelling
         done += len(state.images_of(shard))
         _report(on_progress, group, done, total)
     group.meet()
@@ -177,17 +196,22 @@ def _fit_parts(settings: DiscoverSettings, state: DiscoveryState, source: Featur
         BestiaryError: no picture of the sample could be read, or no foreground stands out.
     """
     # features of the sample from all shards, in the order of the pictures
-    sample = joined_sample(state)
+    found = joined_sample(state)
+    where = f"of {settings.images}"
+    refuse_few(len(found.index), f"{where} could be read")
+    refuse_copies(found.grid, where)
+    sample, marked = _marked_sample(found, where)
     codebook = fit_parts(
         sample,
         spec=source.spec,
         num_parts=settings.num_parts,
         seed=settings.seed,
-        flip_foreground=settings.flip_foreground,
+        flip_foreground=settings.flip_foreground and marked is None,
+        foreground_masks=marked,
     )
     # a low margin means that something else than the thing was told apart, light from dark scenes for example
     margin = codebook.foreground.margin
-    if margin < settings.min_margin and not settings.flip_foreground:
+    if margin < settings.min_margin and not settings.flip_foreground and marked is None:
         raise BestiaryError(
             f"no foreground found in {settings.images}: what was found covers the centre of the pictures only {margin:.2f} "
             f"more than their borders (at least {settings.min_margin:.2f} is needed). Give pictures that show the whole "
@@ -196,13 +220,30 @@ def _fit_parts(settings: DiscoverSettings, state: DiscoveryState, source: Featur
     codebook.save(state.coarse_path)
 
 
+def _marked_sample(found: SampleShard, where: str) -> tuple[PatchGrid, Tensor | None]:
+    """The pictures to fit on and their masks `(n, h, w)`: where some are marked those alone, else all of them.
+
+    Raises:
+        BestiaryError: all masks are empty.
+    """
+    if found.marked is None:
+        return found.grid, None
+    known = ~found.marked.flatten(1).isnan().any(1)  # (N,)
+    marked = found.marked[known]
+    if not bool((marked > 0.5).any()):
+        raise BestiaryError(f"all {len(marked)} masks of pictures {where} are empty: mark the thing in white")
+    logger.info("the foreground is learned from the masks of %d of %d pictures", len(marked), len(known))
+    return found.grid.rows(known), marked
+
+
 def _finish(
     settings: DiscoverSettings,
     state: DiscoveryState,
     scan: ImageScan,
     source: FeatureSource,
     names: NamesFile,
-    started: float,
+    watch: "_Watch",
+    warnings: Sequence[str],
 ) -> None:
     """Kinds and result files."""
     # what the result depends on is kept in the report; where it ran is not
@@ -210,9 +251,43 @@ def _finish(
         mode="json", exclude={"images", "out", "restart", "names", "device", "batch_size"}, exclude_none=True
     )
     about = {"source": source.spec, "settings": kept, "other_files": scan.other_files}
-    about["seconds"] = round(time.monotonic() - started, 1)
-    done = PassesDone(settings.out, settings.images, scan.names, scan.unreadable, state, about)
+    about |= watch.seconds()
+    done = PassesDone(settings.out, settings.images, scan.names, scan.unreadable, state, about, warnings)
     finish_discovery(done, names, num_kinds=settings.kinds, kind_images=settings.kind_images, seed=settings.seed)
+
+
+@dataclass
+class _Watch:
+    """How long this run took, and how much of it went into features."""
+
+    started: float
+    described: float = 0.0
+
+    @contextmanager
+    def features(self) -> Iterator[None]:
+        """Counts the time within as spent on features."""
+        begun = time.monotonic()
+        yield
+        self.described += time.monotonic() - begun
+
+    def seconds(self) -> dict[str, object]:
+        """Entries of the report, in seconds."""
+        whole = time.monotonic() - self.started
+        parts = {"features": round(self.described, 1), "clustering": round(whole - self.described, 1)}
+        return {"seconds": round(whole, 1), "seconds_of": parts}
+
+
+def _source_warnings(settings: DiscoverSettings, spec: Spec, scan: ImageScan) -> list[str]:
+    """What a user may not know about the chosen source."""
+    warnings = []
+    if spec["name"] == "descriptor" and look_like_photographs(settings.images, scan.names):
+        warnings.append(
+            "The source descriptor sees colour and texture alone: on photographs like these its parts are areas of colour, "
+            "not parts of things. Use --source imagenet or dinov2."
+        )
+    if settings.base is not None and spec["name"] != "diffusion":
+        warnings.append(f"--base {settings.base} was not used: only --source diffusion reads a base model.")
+    return warnings
 
 
 def _report(on_progress: ProgressCallback | None, group: WorkGroup, done: int, total: int) -> None:
@@ -224,13 +299,19 @@ def _report(on_progress: ProgressCallback | None, group: WorkGroup, done: int, t
 def _scan(settings: DiscoverSettings) -> ImageScan:
     if settings.images.resolve() == settings.out.resolve():
         raise BestiaryError(f"--out {settings.out} is the folder of pictures itself: choose another folder")
-    scan = scan_images(settings.images, [settings.out])
+    together = settings.masks is not None and settings.masks.resolve() == settings.images.resolve()
+    others = [] if settings.masks is None or together else [settings.masks]
+    scan = scan_images(settings.images, [settings.out, *others])
+    if together:  # masks beside their pictures are no pictures of things
+        of_others = masks_among(scan.names)
+        scan = replace(scan, names=[name for name in scan.names if name not in of_others])
     # told at once, before any model is loaded
     if not scan.names:
         others = ", ".join(f"{count} x {suffix}" for suffix, count in scan.other_files.items()) or "nothing else"
         raise BestiaryError(
             f"no pictures in {settings.images} (found {others}): give a folder of jpg, png, webp, tif, bmp or gif files"
         )
+    refuse_few(len(scan.names), f"in {settings.images}")
     if settings.kinds is not None and settings.kinds > len(scan.names):
         raise BestiaryError(
             f"--kinds {settings.kinds} is more than the {len(scan.names)} pictures in {settings.images}: "
@@ -240,8 +321,7 @@ def _scan(settings: DiscoverSettings) -> ImageScan:
 
 
 def _source_spec(settings: DiscoverSettings, denoiser: Denoiser | None) -> Spec:
-    has_base = settings.base is not None or denoiser is not None
-    return choose_source(settings.source, has_base=has_base, weights=settings.weights)
+    return choose_source(settings.source, weights=settings.weights, model=settings.model)
 
 
 def _plan(settings: DiscoverSettings, spec: Spec, scan: ImageScan) -> dict[str, object]:
@@ -262,8 +342,9 @@ def _plan(settings: DiscoverSettings, spec: Spec, scan: ImageScan) -> dict[str, 
     # the base model counts only where it gives the features
     if spec["name"] == "diffusion":
         plan |= {"base": settings.base, "dtype": settings.dtype}
-    if "weights" in spec:
-        plan["weights"] = spec["weights"]
+    plan |= {name: spec[name] for name in ("weights", "model") if name in spec}
+    if settings.masks is not None:
+        plan["masks"] = str(settings.masks.resolve())
     return {**plan, "files": {"count": len(scan.names), "digest": files_digest(settings.images, scan.names)}}
 
 

@@ -11,6 +11,7 @@ from torch import Tensor
 from ..concepts.parts.part_codebook import PartCodebook
 from ..concepts.parts.part_overlay import part_color as part_color
 from .discovery_counts import PER_KIND, largest_kinds
+from .discovery_doubts import confidence_word, doubt_text
 from .discovery_folder import IMAGES, read_lines_at, read_skipped
 from .image_files import UnreadableImage, fit_square, read_image
 from .pages import (
@@ -41,6 +42,7 @@ _STYLE = """<style>
 .swatch { display: inline-block; width: .8em; height: .8em; border-radius: 3px; margin-right: .45em; }
 figure.kind figcaption { display: flex; justify-content: space-between; gap: .6em; }
 h3 small { font: 400 .85rem system-ui, sans-serif; color: var(--soft); margin-left: .6em; }
+.warning { border-left: 4px solid #c77700; padding: .4em .8em; background: rgb(199 119 0 / 10%); }
 .bar { height: 3px; background: var(--accent); opacity: .75; }
 </style>"""
 
@@ -103,7 +105,7 @@ def page_content(
 ) -> PageContent:
     """Gather what the page of the discovery in `folder` needs besides what is at hand, labels `(N, h, w)` among it."""
     # rows of the report, looked up in one reading of the list
-    shown = {row for _, _, _, rows in _shown_kinds(report) for row in rows} | set(report["examples"])
+    shown = {row for _, _, _, rows in _shown_kinds(report) for row in rows} | set(_shown_whole(report))
     return PageContent(
         images_folder, codebook, report, labels, read_lines_at(folder / IMAGES, shown), read_skipped(folder)
     )
@@ -119,6 +121,8 @@ def write_discovery_page(path: Path, content: PageContent) -> Path:
     body = [
         _STYLE,
         _summary(content),
+        _warnings(content.report),
+        _doubtful(content, pictures),
         _examples(content, pictures),
         *(_part_section(content, part, pictures) for part in _foreground_first(content.codebook)),
         section("Sizes", _size_table(content)),
@@ -135,7 +139,7 @@ def _read_pictures(content: PageContent) -> _Pictures:
     for part, kind, _, rows in _shown_kinds(content.report):
         for row in rows:
             wanted.setdefault(row, []).append((part, kind))
-    examples = set(content.report["examples"])
+    examples = set(_shown_whole(content.report))
     # examples and thumbnails of one picture are cut while it is open
     for row in sorted(examples | set(wanted)):
         try:
@@ -150,6 +154,12 @@ def _read_pictures(content: PageContent) -> _Pictures:
             if bool((labels == part).any()):
                 found.thumbnails[part, kind, row] = data_uri(crop_part(picture, labels, part, _THUMBNAIL), 80)
     return found
+
+
+def _shown_whole(report: Mapping[str, object]) -> list[int]:
+    """Rows of the pictures that are shown whole: the doubtful ones first."""
+    doubtful = [doubt["row"] for doubt in report.get("doubts", [])]
+    return [*doubtful, *(row for row in report["examples"] if row not in doubtful)]
 
 
 def _shown_kinds(report: Mapping[str, object]) -> Iterator[tuple[int, int, int, list[int]]]:
@@ -183,7 +193,7 @@ def _summary(content: PageContent) -> str:
     foreground = [part for part in report["parts"] if part["index"] != content.codebook.background]
     lead = (
         f"{report['images']} pictures taken apart without labels: {len(foreground)} parts of the things they show, "
-        "and the kinds in which each part comes."
+        f"and the kinds in which each part comes. Seen by {source_words(report['source'])}."
     )
     figures = [
         (report["images"], "pictures"),
@@ -191,14 +201,64 @@ def _summary(content: PageContent) -> str:
         (sum(len(part["kinds"]) for part in foreground), "kinds in all"),
         (report["skipped"], "files skipped"),
     ]
-    return paragraph(lead, "lead") + tiles(figures)
+    return paragraph(lead, "lead") + tiles(figures) + _times(report)
+
+
+def source_words(spec: Mapping[str, object]) -> str:
+    """A feature source in words a person understands."""
+    model = spec.get("model") or spec.get("backbone")
+    return {
+        "imagenet": "a network that learned ImageNet (EfficientNet-Lite0)",
+        "dinov2": f"a vision transformer ({model or 'DINOv2'})",
+        "diffusion": f"the base model's own features ({model or 'of the base model'})",
+        "descriptor": "colour and texture alone",
+    }.get(str(spec.get("name")), str(spec.get("name")))
+
+
+def _times(report: Mapping[str, object]) -> str:
+    times = report.get("seconds_of")
+    if not isinstance(times, Mapping):
+        return ""
+    text = (
+        f"{report['seconds']} s: {times['features']} s for reading the pictures and their features, {times['clustering']} s for "
+        "finding parts and kinds in them."
+    )
+    return f'<p class="note times">{escaped(text)}</p>'
+
+
+def _warnings(report: Mapping[str, object]) -> str:
+    return "".join(paragraph(str(text), "warning") for text in report.get("warnings", []))
+
+
+def _doubtful(content: PageContent, pictures: _Pictures) -> str:
+    """The pictures of which discovery is least sure, with the reason."""
+    names = content.codebook.part_names
+    figures = [
+        figure(
+            pictures.overlays[doubt["row"]],
+            doubt_text(doubt["part"], doubt["what"], names),
+            content.names[doubt["row"]],
+        )
+        for doubt in content.report.get("doubts", [])
+        if doubt["row"] in pictures.overlays
+    ]
+    if not figures:
+        return ""
+    hint = "The pictures whose parts differ most from those of the others: look at these before the rest."
+    return section("Where discovery is least sure", paragraph(hint, "note"), _color_key(content), gallery(figures, 300))
+
+
+def _color_key(content: PageContent) -> str:
+    names, background = content.codebook.part_names, content.codebook.background
+    return color_key([(name, part_color(part)) for part, name in enumerate(names) if part != background])
 
 
 def _examples(content: PageContent, pictures: _Pictures) -> str:
-    names, background = content.codebook.part_names, content.codebook.background
-    key = color_key([(name, part_color(part)) for part, name in enumerate(names) if part != background])
-    figures = [figure(uri, content.names[row]) for row, uri in pictures.overlays.items()]
+    doubtful = {doubt["row"] for doubt in content.report.get("doubts", [])}
+    shown = [row for row in pictures.overlays if row in content.report["examples"] and row not in doubtful]
+    figures = [figure(pictures.overlays[row], content.names[row]) for row in shown]
     hint = "Names are proposals from where the parts lie; `bestiary parts rename | merge | drop` edits parts and kinds."
+    key = _color_key(content)
     return section("Where the parts are", key, gallery(figures, tile=300), paragraph(hint, "note"))
 
 
@@ -212,12 +272,21 @@ def _part_section(content: PageContent, part: int, pictures: _Pictures) -> str:
     kinds = gallery(cards, tile=240) + (paragraph(f"and {rest} smaller kinds") if rest > 0 else "")
     share = entry["images"] / content.report["images"]
     facts = f"{len(entry['kinds'])} kinds, in {share:.0%} of the pictures, {entry['area']:.0%} of the picture there"
+    facts += _confidence(content.report, part)
     if part == codebook.background:
         return f"<h2>{escaped(name)}</h2><p>{facts}</p>" + details("show its kinds", kinds)
     red, green, blue = part_color(part)
     swatch = f'<span class="swatch" style="background: rgb({red}, {green}, {blue})"></span>'
     prompt = f" In prompts: {code(f'<{name}:{shown[0][1]}>')}" if shown else ""
     return f"<h2>{swatch}{escaped(name)}</h2><p>{facts}.{prompt}</p>{kinds}"
+
+
+def _confidence(report: Mapping[str, object], part: int) -> str:
+    known = report.get("confidence") or []
+    value = known[part] if part < len(known) else None
+    if value is None:
+        return ""
+    return f"; {confidence_word(value)} ({value:.0%} confidence)"
 
 
 def _kind_card(
@@ -241,16 +310,28 @@ def _size_table(content: PageContent) -> str:
         presence = f"{entry['images'] / content.report['images']:.1%}"
         # the median tells more than the mean where one kind is huge
         median = sizes[len(sizes) // 2] if sizes else 0
-        rows.append((part, entry["name"], presence, f"{entry['area']:.1%}", len(sizes), median))
-    return table(("index", "part", "in pictures", "area where shown", "kinds", "pictures of a kind, median"), rows)
+        known = content.report.get("confidence") or []
+        sure = f"{known[part]:.0%}" if part < len(known) and known[part] is not None else None
+        rows.append((part, entry["name"], presence, f"{entry['area']:.1%}", sure, len(sizes), median))
+    header = ("index", "part", "in pictures", "area where shown", "confidence")
+    return table((*header, "kinds", "pictures of a kind, median"), rows)
 
 
 def _skipped_section(content: PageContent) -> str:
     if not content.skipped:
-        return section("Skipped files", paragraph("None: every picture file could be read."))
+        return section("Skipped files", paragraph("None: every picture file could be read."), _other_files(content))
     more = len(content.skipped) - _SKIPPED_SHOWN
     note = paragraph(f"and {more} more in skipped.csv") if more > 0 else ""
-    return section("Skipped files", table(("file", "why"), content.skipped[:_SKIPPED_SHOWN]) + note)
+    return section(
+        "Skipped files", table(("file", "why"), content.skipped[:_SKIPPED_SHOWN]) + note, _other_files(content)
+    )
+
+
+def _other_files(content: PageContent) -> str:
+    """Files that are no pictures by their name, counted by their endings."""
+    others = content.report.get("other_files") or {}
+    listed = ", ".join(f"{count} x {suffix}" for suffix, count in others.items())
+    return paragraph(f"Other files in the folder, which are no pictures: {listed}.") if listed else ""
 
 
 def _provenance(report: Mapping[str, object]) -> str:

@@ -3,7 +3,9 @@
 Letters: n pictures, S edge in pixels, (h, w) patch grid, M parts, D channels.
 """
 
+import itertools
 import os
+import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -14,8 +16,11 @@ from torch import Tensor
 
 from ..concepts.errors import BestiaryError
 from ..concepts.parts.part_codebook import PartCodebook
+from ..concepts.parts.sample_checks import plain_pictures
 from ..concepts.patch_features import FeatureSource, PatchGrid
+from .discovery_doubts import part_sureness
 from .discovery_state import DiscoveryState, PartShard, SampleShard, Skipped
+from .foreground_masks import ForegroundMasks
 from .image_files import GONE, UnreadableImage, fit_square, image_to_tensor, read_image
 
 
@@ -28,6 +33,8 @@ class PictureReader:
     """Paths relative to the root."""
     size: int
     threads: int = field(default_factory=lambda: min(4, os.cpu_count() or 1))
+    masks: ForegroundMasks | None = None
+    """Where the thing is, as far as that is known; None: nothing is known."""
 
     def batches(self, indices: Sequence[int], batch_size: int, skipped: Skipped) -> Iterator[tuple[list[int], Tensor]]:
         """Batches of (places in the list, images `(n, 3, S, S)` in 0..1); unreadable files go to `skipped` instead."""
@@ -48,9 +55,23 @@ class PictureReader:
     def read(self, index: int) -> Tensor | str:
         """One picture `(3, S, S)` in 0..1, or the reason why there is none."""
         try:
-            return image_to_tensor(fit_square(read_image(self.root / self.names[index], at_least=self.size), self.size))
+            image = image_to_tensor(
+                fit_square(read_image(self.root / self.names[index], at_least=self.size), self.size)
+            )
         except UnreadableImage as fault:
             return fault.reason
+        if bool(plain_pictures(image.unsqueeze(0))[0]):
+            return "it is one plain colour: there is nothing to see in it"
+        return image
+
+    def marked(self, indices: Sequence[int], grid: tuple[int, int]) -> Tensor | None:
+        """Share of the thing in every patch `(n, h, w)` of pictures, NaN where nobody says; None where of none of them."""
+        if self.masks is None:
+            return None
+        found = [self.masks.on_grid(self.names[index], grid) for index in indices]
+        if all(mask is None for mask in found):
+            return None
+        return torch.stack([torch.full(grid, torch.nan) if mask is None else mask for mask in found])
 
 
 def sample_shard(
@@ -75,8 +96,8 @@ def describe_shard(
     source: FeatureSource,
     codebook: PartCodebook,
     batch_size: int,
-) -> None:
-    """Pass 2: store part labels and part means of every picture of a shard."""
+) -> float:
+    """Pass 2: store part labels and part means of every picture of a shard; returns the seconds that labels took."""
     skipped: Skipped = []
     sampled, unreadable = state.read_sample(shard)
     # what pass 1 has read, and what it could not read
@@ -85,14 +106,18 @@ def describe_shard(
     left = [index for index in state.images_of(shard) if reader.names[index] not in settled]
     # pictures of the sample are not described again; the order is mended when the pieces are joined
     pieces = [] if sampled is None else list(_in_batches(sampled, batch_size))
-    pieces = [_part_piece(piece, codebook) for piece in pieces]
-    pieces += [_part_piece(piece, codebook) for piece in _described(left, reader, source, batch_size, skipped)]
+    labelled, seconds = [], 0.0
+    for piece in itertools.chain(pieces, _described(left, reader, source, batch_size, skipped)):
+        begun = time.monotonic()
+        labelled.append(_part_piece(piece, codebook))
+        seconds += time.monotonic() - begun
     _check_still_there(reader, len(left), skipped)
-    state.write_parts(shard, _joined_parts(pieces) if pieces else None, sorted([*unreadable, *skipped]))
+    state.write_parts(shard, _joined_parts(labelled) if labelled else None, sorted([*unreadable, *skipped]))
+    return seconds
 
 
-def joined_sample(state: DiscoveryState) -> PatchGrid:
-    """All stored sample features, in the order of the pictures.
+def joined_sample(state: DiscoveryState) -> SampleShard:
+    """All stored samples, in the order of the pictures.
 
     Raises:
         BestiaryError: no chosen picture could be read; the message gives the first reasons.
@@ -106,7 +131,7 @@ def joined_sample(state: DiscoveryState) -> PatchGrid:
     if not pieces:
         reasons = "; ".join(f"{name}: {reason}" for name, reason in unreadable[:3])
         raise BestiaryError(f"none of {len(unreadable)} pictures could be read ({reasons}): give a folder of pictures")
-    return _joined_sample(pieces).grid
+    return _joined_sample(pieces)
 
 
 def check_features(grid: PatchGrid, names: Sequence[str]) -> None:
@@ -145,31 +170,43 @@ def _described(
         grid = source(images)
         check_features(grid, [reader.names[place] for place in places])
         # rounded as stored samples are, so that a picture gets the same labels whether it was sampled or not
-        yield SampleShard(torch.tensor(places), grid.rounded())
+        yield SampleShard(torch.tensor(places), grid.rounded(), reader.marked(places, tuple(grid.features.shape[1:3])))
 
 
 def _in_batches(sampled: SampleShard, batch_size: int) -> Iterator[SampleShard]:
     for start in range(0, len(sampled.index), batch_size):
         rows = slice(start, start + batch_size)
-        yield SampleShard(sampled.index[rows], sampled.grid.rows(rows))
+        marked = None if sampled.marked is None else sampled.marked[rows]
+        yield SampleShard(sampled.index[rows], sampled.grid.rows(rows), marked)
 
 
 def _part_piece(piece: SampleShard, codebook: PartCodebook) -> PartShard:
-    labels = codebook.label(piece.grid)  # (n, h, w)
+    labels = codebook.label(piece.grid, piece.marked)  # (n, h, w)
     means, counts = codebook.part_means(piece.grid, labels)  # (n, M, D), (n, M)
-    return PartShard(piece.index.int(), labels.cpu(), counts.int(), means.half())
+    confidence = codebook.confidence(piece.grid, labels)  # (n, h, w)
+    if piece.marked is not None:
+        confidence = torch.where(piece.marked.isnan(), confidence, torch.ones(()))  # masks leave no doubt
+    sure = part_sureness(confidence, labels, codebook.num_parts)  # (n, M)
+    return PartShard(piece.index.int(), labels.cpu(), counts.int(), means.half(), sure.half())
 
 
 def _joined_sample(pieces: Sequence[SampleShard]) -> SampleShard:
     grid = PatchGrid.joined([piece.grid for piece in pieces])
-    return SampleShard(torch.cat([piece.index for piece in pieces]), grid)
+    shapes = [piece.grid.features.shape[:3] for piece in pieces]
+    marked = None
+    if any(piece.marked is not None for piece in pieces):
+        unknown = (
+            torch.full(shape, torch.nan) if piece.marked is None else piece.marked
+            for piece, shape in zip(pieces, shapes, strict=True)
+        )  # fmt: skip
+        marked = torch.cat(list(unknown))  # (n, h, w)
+    return SampleShard(torch.cat([piece.index for piece in pieces]), grid, marked)
 
 
 def _joined_parts(pieces: Sequence[PartShard]) -> PartShard:
     """All pictures of a shard, labels `(n, h, w)` and means `(n, M, D)`, in the order of the list of files."""
     index = torch.cat([piece.index for piece in pieces])  # (n,)
     order = index.argsort()
-    labels, counts, means = (
-        torch.cat([getattr(piece, name) for piece in pieces]) for name in ("labels", "counts", "means")
-    )
-    return PartShard(index[order], labels[order], counts[order], means[order])
+    names = ("labels", "counts", "means", "sure")
+    labels, counts, means, sure = (torch.cat([getattr(piece, name) for piece in pieces])[order] for name in names)
+    return PartShard(index[order], labels, counts, means, sure)

@@ -4,7 +4,7 @@ Letters: N pictures, n pictures of a shard, (h, w) patch grid, M parts, d channe
 """
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,7 +15,9 @@ from ..concepts.parts.caption_file import format_caption
 from ..concepts.parts.part_codebook import PartCodebook
 from ..concepts.parts.part_discovery import fit_kinds
 from ..concepts.parts.part_map import PartMaps
+from ..concepts.parts.sample_checks import foreground_doubts
 from .discovery_counts import PartCounts, TypicalPictures
+from .discovery_doubts import Doubt, UsualPictures, most_doubtful
 from .discovery_folder import (
     CAPTIONS,
     CODEBOOK,
@@ -49,6 +51,8 @@ class PassesDone:
     state: DiscoveryState
     about: Mapping[str, object]
     """Settings, source and files, for the report."""
+    warnings: Sequence[str] = ()
+    """What a reader of the page shall know first."""
 
 
 def finish_discovery(
@@ -79,6 +83,7 @@ def finish_discovery(
     )
     skipped = sorted([*done.unreadable, *state.read_skipped()])
     write_skipped(folder / SKIPPED, skipped)
+    doubts, areas = _doubtful_pictures(state, stream.usual)
     report = {
         "format": REPORT_FORMAT,
         "images": total,
@@ -90,6 +95,9 @@ def finish_discovery(
         "bytes_per_image": stream.bytes_per_image,
         "parts": stream.counts.report(codebook.part_names),
         "part_of": list(range(codebook.num_parts)),
+        "confidence": [round(share, 4) for share in stream.usual.confidence()],
+        "warnings": [*done.warnings, *foreground_doubts(codebook.statistics, areas)],
+        "doubts": [{"row": doubt.row, "part": doubt.part, "what": doubt.what} for doubt in doubts],
         "examples": torch.linspace(0, total - 1, min(EXAMPLES, total)).round().int().tolist(),
         "typical": stream.typical.rows(),
     }
@@ -109,6 +117,7 @@ class _ResultStream:
         self.counts = PartCounts(codebook.num_parts)
         self.places = PartPlaces(codebook.num_parts, codebook.background)
         self.typical = TypicalPictures(codebook)
+        self.usual = UsualPictures(codebook.num_parts, codebook.background)
         self.bytes_per_image = 0.0
 
     def maps(self) -> Iterator[PartMaps]:
@@ -119,8 +128,25 @@ class _ResultStream:
             self.typical.add(self.counts.images, codes, shard.means)
             self.counts.add(piece)
             self.places.add(shard.labels)
+            self.usual.add(shard.counts, _sure(shard))
             self.bytes_per_image = max(self.bytes_per_image, shard.bytes_per_image)
             yield piece
+
+
+def _doubtful_pictures(state: DiscoveryState, usual: UsualPictures) -> tuple[list[Doubt], list[float]]:
+    """The pictures that differ most from the others, and the share of every picture that the thing covers."""
+    worst: list[Doubt] = []
+    areas: list[float] = []
+    for shard in state.read_parts():
+        worst = most_doubtful([*worst, *usual.doubts(len(areas), shard.counts, _sure(shard))])
+        shown = shard.labels != usual.background  # (n, h, w)
+        areas += shown.flatten(1).float().mean(1).tolist()
+    return worst, areas
+
+
+def _sure(shard: PartShard) -> Tensor:
+    """How sure the labels of every part are (n, M), 1 where an earlier version left nothing about it."""
+    return (shard.counts > 0).float() if shard.sure is None else shard.sure.float()
 
 
 def _coded(state: DiscoveryState, codebook: PartCodebook) -> Iterator[tuple[PartShard, Tensor]]:

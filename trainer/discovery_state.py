@@ -34,6 +34,8 @@ class SampleShard:
     """`(n,)` long: place of each picture in the list of files."""
     grid: PatchGrid
     """Features `(n, h, w, D)` and details, rounded to half precision."""
+    marked: Tensor | None = None
+    """`(n, h, w)` 0..1: share of the thing in every patch where masks say so, NaN in pictures without one."""
 
 
 @dataclass(frozen=True)
@@ -48,12 +50,15 @@ class PartShard:
     """`(n, M)` int32: patches per part."""
     means: Tensor
     """`(n, M, D)` float16: mean feature per part, 0 where absent."""
+    sure: Tensor | None = None
+    """`(n, M)` float16 0..1: how sure the labels of the part's patches are; None in files of earlier versions."""
 
     @property
     def bytes_per_image(self) -> float:
         """Bytes kept of one picture."""
-        tensors = (self.index, self.labels, self.counts, self.means)
-        return sum(tensor.numel() * tensor.element_size() for tensor in tensors) / max(len(self.index), 1)
+        tensors = (self.index, self.labels, self.counts, self.means, self.sure)
+        sizes = (tensor.numel() * tensor.element_size() for tensor in tensors if tensor is not None)
+        return sum(sizes) / max(len(self.index), 1)
 
 
 class DiscoveryState:
@@ -89,6 +94,8 @@ class DiscoveryState:
             tensors["saliency"] = found.grid.saliency.float()
         if found is not None and found.grid.detail is not None:
             tensors["detail"] = found.grid.detail.half()
+        if found is not None and found.marked is not None:
+            tensors["marked"] = found.marked.float()
         _write(self.sample_path(shard), tensors, skipped)
 
     def read_sample(self, shard: int) -> tuple[SampleShard | None, Skipped]:
@@ -103,13 +110,16 @@ class DiscoveryState:
             saliency = file.get_tensor("saliency") if "saliency" in names else None
             detail = file.get_tensor("detail").float() if "detail" in names else None
             grid = PatchGrid(file.get_tensor("features").float(), saliency, detail)
-            return SampleShard(file.get_tensor("index"), grid), skipped
+            marked = file.get_tensor("marked") if "marked" in names else None
+            return SampleShard(file.get_tensor("index"), grid, marked), skipped
 
     def write_parts(self, shard: int, found: PartShard | None, skipped: Skipped) -> None:
         """Store a shard's result once; None where none of its pictures could be read."""
         tensors = (
             {} if found is None else {name: getattr(found, name) for name in ("index", "labels", "counts", "means")}
         )
+        if found is not None and found.sure is not None:
+            tensors["sure"] = found.sure
         _write(self.part_path(shard), tensors, skipped)
 
     def count_parts(self) -> int:
@@ -124,8 +134,10 @@ class DiscoveryState:
         """All shards in order, one at a time; those without a readable picture are left out."""
         for shard in range(self.num_shards):
             with _opened(self.part_path(shard)) as file:
-                if "labels" in set(file.keys()):
-                    yield PartShard(*(file.get_tensor(name) for name in ("index", "labels", "counts", "means")))
+                names = set(file.keys())
+                if "labels" in names:
+                    fields = (file.get_tensor(name) for name in ("index", "labels", "counts", "means"))
+                    yield PartShard(*fields, file.get_tensor("sure") if "sure" in names else None)
 
     def read_skipped(self) -> Iterator[tuple[str, str]]:
         """Files that were passed over in pass 2, in order."""

@@ -130,7 +130,7 @@ def _edit_alone(folder: Path, change: Edit, refit: bool) -> None:
     codebook, codes = edit.codebook, _moved_codes(edit, old)
     # which first part became which: the stored part means still have the first numbers
     part_of = [edit.parts[part] for part in report["part_of"]]
-    report = {**report, "part_of": part_of, "typical": _typical(report, edit, codes)}
+    report = {**report, "part_of": part_of, "typical": _typical(report, edit, codes), **_kept_doubts(report, edit)}
     # parts that took in others, the background apart: it keeps the kinds it had
     joined = [new for new in set(edit.parts) if edit.parts.count(new) > 1 and new != codebook.background]
     if refit and joined and not any(codebook.kind_names[part] for part in joined):
@@ -169,6 +169,20 @@ def _replace_files(
         labels = read_labels(staging / PART_MAPS)
         content = page_content(folder, pictures_folder(folder, report), codebook, report, labels)
         write_discovery_page(staging / PAGE, content)
+
+
+def _kept_doubts(report: Mapping[str, object], edit: CodebookEdit) -> dict[str, object]:
+    """What is still true of doubts and confidence after an edit: that of joined parts is not known."""
+    confidence = report.get("confidence")
+    if not isinstance(confidence, list) or len(confidence) != len(edit.parts):
+        return {}
+    moved = [None] * edit.codebook.num_parts
+    for old, new in enumerate(edit.parts):
+        moved[new] = confidence[old] if edit.parts.count(new) == 1 else None
+    doubts = [
+        {**doubt, "part": edit.parts[doubt["part"]]} if doubt["part"] >= 0 else doubt for doubt in report["doubts"]
+    ]
+    return {"confidence": moved, "doubts": [doubt for doubt in doubts if doubt["part"] != edit.codebook.background]}
 
 
 def _moved_codes(edit: CodebookEdit, old: PartMaps) -> Tensor:

@@ -7,32 +7,39 @@ from ..concepts.denoiser import Denoiser
 from ..concepts.errors import BestiaryError
 from ..concepts.imagenet_features import ImagenetFeatures
 from ..concepts.patch_features import DescriptorFeatures, DiffusionFeatures, DinoFeatures, FeatureSource
+from ..concepts.vit_weights import DINO_MODEL as DINO_MODEL
+from ..concepts.vit_weights import cached_weights, fetch_weights
 
 SourceChoice = Literal["auto", "dinov2", "imagenet", "diffusion", "descriptor"]
 Spec = dict[str, "str | int | float"]
 
-DINO_MODEL = "vit_base_patch14_dinov2.lvd142m"
-"""timm's name of the vision transformer of the source `dinov2`."""
-_DINO_CACHE = ("timm/vit_base_patch14_dinov2.lvd142m", "model.safetensors")
 
-
-def choose_source(choice: SourceChoice, *, has_base: bool, weights: Path | None = None) -> Spec:
+def choose_source(choice: SourceChoice, *, weights: Path | None = None, model: str | None = None) -> Spec:
     """Specification of the source that a user's choice means; `auto` takes the best one that needs no download.
 
-    That is dinov2 where its weights are on disk, else diffusion where a base model is given, else descriptor.
+    That is dinov2 where its weights are on disk, else imagenet. Colours alone (`descriptor`) and a base model's own
+    features (`diffusion`) are taken only where they are asked for by name.
+
+    Raises:
+        BestiaryError: weights or a model for a source that has none.
     """
-    # a checkpoint given by hand says that dinov2 is meant
+    # a checkpoint or a model given by hand says that dinov2 is meant
     name = choice
-    if choice == "auto" and (weights is not None or dino_weights_on_disk()):
-        name = "dinov2"
-    elif choice == "auto":
-        name = "diffusion" if has_base else "descriptor"
-    return {"name": name, "weights": str(weights)} if name == "dinov2" and weights is not None else {"name": name}
+    if choice == "auto":
+        name = "dinov2" if weights is not None or model is not None or dino_weights_on_disk() else "imagenet"
+    if model is not None and name != "dinov2":
+        raise BestiaryError(f"--model {model} is for --source dinov2, not {name}: leave one of them out")
+    if weights is not None and name not in ("dinov2", "imagenet"):
+        raise BestiaryError(
+            f"--weights {weights} is for --source dinov2 or imagenet, not {name}: leave one of them out"
+        )
+    given = {"model": model, "weights": None if weights is None else str(weights)}
+    return {"name": name, **{setting: value for setting, value in given.items() if value is not None}}
 
 
-def default_source(denoiser: Denoiser | None = None) -> Spec:
-    """Specification of the best source that needs no download, given the denoiser that is loaded anyway."""
-    return choose_source("auto", has_base=denoiser is not None)
+def default_source() -> Spec:
+    """Specification of the best source that needs no download."""
+    return choose_source("auto")
 
 
 def build_feature_source(spec: Spec, denoiser: Denoiser | None = None, *, device: str = "cpu") -> FeatureSource:
@@ -52,7 +59,7 @@ def build_feature_source(spec: Spec, denoiser: Denoiser | None = None, *, device
     if name == "descriptor":
         return DescriptorFeatures(**settings)
     if name == "dinov2":
-        return DinoFeatures(settings.pop("weights", None), device=device, **settings)
+        return _dino_source(settings, device)
     if name == "imagenet":
         return ImagenetFeatures(settings.pop("weights", None), device=device, **settings)
     if name == "diffusion":
@@ -62,10 +69,19 @@ def build_feature_source(spec: Spec, denoiser: Denoiser | None = None, *, device
 
 def dino_weights_on_disk() -> bool:
     """True where timm would find its DINOv2 weights without a download."""
-    # a look into the cache folder: unlike timm it never asks the network
-    from huggingface_hub import try_to_load_from_cache
+    return cached_weights() is not None
 
-    return isinstance(try_to_load_from_cache(*_DINO_CACHE), str)
+
+def _dino_source(settings: Spec, device: str) -> DinoFeatures:
+    weights = settings.pop("weights", None)
+    if weights is not None:
+        return DinoFeatures(weights, device=device, **settings)
+    # timm would try for minutes where there is no network
+    remedy = "choose --source imagenet, which needs no network"
+    source = DinoFeatures(fetch_weights(settings.get("model", DINO_MODEL), remedy=remedy), device=device, **settings)
+    # a codebook goes to other machines, where this path means nothing
+    del source.spec["weights"]
+    return source
 
 
 def _diffusion_source(settings: Spec, denoiser: Denoiser | None) -> DiffusionFeatures:

@@ -10,7 +10,7 @@ import stat
 import struct
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -93,6 +93,7 @@ OTHER_PICTURES = frozenset(
 _JPEG_START = b"\xff\xd8\xff"
 _ORIENTATION_TAG = 0x0112
 _DRAFT_EDGE = 2048
+_FLAT_AREAS = 0.5  # of neighbouring pixels that are the same
 _SIDEWAYS = (
     Image.Transpose.TRANSPOSE,
     Image.Transpose.ROTATE_270,
@@ -231,6 +232,18 @@ def picture_size(path: Path) -> tuple[int, int]:
 def shown_path(name: str) -> str:
     """A path as it can be written anywhere: bytes that are no UTF-8 and line breaks are escaped."""
     return name if _name_fault(name) is None else ascii(name)[1:-1]
+
+
+def look_like_photographs(folder: Path, names: Sequence[str], most: int = 8) -> bool:
+    """Whether most of some pictures have no flat areas, as drawings have them."""
+    flat = []
+    for name in names[:: max(1, len(names) // most)][:most]:
+        try:
+            pixels = np.asarray(read_image(folder / name, at_least=256), dtype=np.int16)  # (H, W, 3)
+        except UnreadableImage:
+            continue
+        flat.append(float((pixels[:, 1:] == pixels[:, :-1]).all(axis=2).mean()))
+    return bool(flat) and float(np.median(flat)) < _FLAT_AREAS
 
 
 def image_to_tensor(image: Image.Image) -> Tensor:

@@ -73,7 +73,7 @@ class PartPlaces:
 
 
 def propose_names(places: PartPlaces) -> tuple[str, ...]:
-    """A unique name per part that may stand in a prompt: `top`, `upper_left`, `middle_small`, ..., `background`.
+    """A unique name per part that may stand in a prompt: `top`, `upper left`, `small middle`, ..., `background`.
 
     Heights are compared among the parts. A side is named only where the part keeps to it: things that face both ways
     have none.
@@ -82,7 +82,7 @@ def propose_names(places: PartPlaces) -> tuple[str, ...]:
     shown = [part for part in range(places.num_parts) if places.images[part] > 0 and part != places.background]
     # parts that no picture shows have no place: they keep their number as a name
     levels = _levels([mean[part][0] for part in shown])
-    stems = [f"part_{part}" for part in range(places.num_parts)]
+    stems = [f"part {part}" for part in range(places.num_parts)]
     for part, level in zip(shown, levels, strict=True):
         stems[part] = _stem(level, mean[part][1], spread[part][1])
     stems[places.background] = BACKGROUND_NAME
@@ -162,7 +162,7 @@ def _levels(heights: Sequence[float]) -> list[str]:
 def _stem(level: str, x: float, spread_x: float) -> str:
     # a side that the part does not keep to over pictures is none
     side = ("left" if x < 0 else "right") if abs(x) > max(_OFF_CENTRE, spread_x) else ""
-    return side if side and level == "middle" else f"{level}_{side}".rstrip("_")
+    return side if side and level == "middle" else f"{level} {side}".strip()
 
 
 def _tell_apart(stem: str, alike: Sequence[int], areas: Sequence[float], heights: Sequence[float]) -> list[str]:
@@ -171,6 +171,6 @@ def _tell_apart(stem: str, alike: Sequence[int], areas: Sequence[float], heights
     if len(alike) == 2:
         small, large = sorted(alike, key=lambda part: areas[part])
         if areas[large] >= 1.3 * areas[small]:
-            return [f"{stem}_{'large' if part == large else 'small'}" for part in alike]
+            return [f"{'large' if part == large else 'small'} {stem}" for part in alike]
     order = sorted(alike, key=lambda part: heights[part])
-    return [f"{stem}_{order.index(part) + 1}" for part in alike]
+    return [f"{stem} {order.index(part) + 1}" for part in alike]

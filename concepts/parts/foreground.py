@@ -141,7 +141,7 @@ def fit_foreground(
     cues = _with_saliency(features, saliency)
     rows = cues.flatten(0, 2)  # (N * h * w, D)
     # first labels: near the centre is foreground, whatever it looks like
-    place = _center_guess(h, w)
+    place = center_guess(h, w)
     labels = place.expand(len(features), h, w)
     # self-training: the answers of one round are the labels of the next
     for step in range(rounds):
@@ -248,7 +248,7 @@ def _with_saliency(features: Tensor, saliency: Tensor | None) -> Tensor:
     return torch.cat([features, 0.5 * scaled.unsqueeze(-1)], dim=-1)  # (N, h, w, D + 1)
 
 
-def _center_guess(h: int, w: int) -> Tensor:
+def center_guess(h: int, w: int) -> Tensor:
     """First guess of how often each place is covered `(h, w)`: a bell at the centre, almost nothing at the border."""
     y, x = torch.meshgrid(torch.linspace(-1, 1, h), torch.linspace(-1, 1, w), indexing="ij")
     guess = torch.exp(-(y.square() + x.square()) / (2 * _CENTER_WIDTH**2))  # (h, w)

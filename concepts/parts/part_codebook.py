@@ -1,7 +1,7 @@
 """PartCodebook: everything needed to find the parts of a picture again and to say which kind each part is.
 
-Letters: B pictures, (h, w) patch grid, D channels of the source, d channels of the codebook's own space, M parts, K_m
-kinds of part m.
+Letters: B pictures, (h, w) patch grid, D channels of the source, E of its details, d channels of the codebook's own
+spaces, M parts, K_m kinds of part m.
 """
 
 from __future__ import annotations
@@ -22,6 +22,8 @@ from ..kmeans import assign
 from ..name_search import shown_name
 from ..patch_features import PatchGrid, SourceSpec
 from .foreground import CentroidForeground, Foreground, foreground_from_file
+from .looks_foreground import LooksForeground
+from .looks_parts import LooksParts
 from .part_file_schemas import check_codebook
 from .part_map import ABSENT, PartMaps
 from .part_model import PartModel, part_model_from_file
@@ -60,7 +62,7 @@ class PartCodebook:
     """M names, the background's among them."""
     background: int
     """Index of the background, the last part of our own fits."""
-    foreground: Foreground
+    foreground: Foreground | LooksForeground
     parts: PartModel
     fine: tuple[Tensor, ...] = ()
     """Per part `(K_m, d)` centroids of its kinds; empty before kinds are fitted."""
@@ -70,6 +72,8 @@ class PartCodebook:
     """Per part the names given to kinds."""
     space: FeatureSpace | None = None
     """None: the source's own channels."""
+    detail_space: FeatureSpace | None = None
+    """Of the source's details, `(E,)` to `(d,)`, which tell foreground and kinds; None: its features tell these as well."""
     statistics: dict[str, float] = field(default_factory=dict)
     """Measured while fitting: foreground_margin, inertia, ..."""
 
@@ -97,11 +101,52 @@ class PartCodebook:
             )
         return grid.features.float() if self.space is None else self.space(grid.features)
 
-    def label(self, grid: PatchGrid) -> Tensor:
-        """Part labels `(B, h, w)` uint8; every picture is treated by itself."""
+    def label(self, grid: PatchGrid, marked: Tensor | None = None) -> Tensor:
+        """Part labels `(B, h, w)` uint8; every picture is treated by itself.
+
+        Args:
+            marked: `(B, h, w)` 0..1, the foreground where it is known, NaN where it is not.
+        """
         features = self.embed(grid)  # (B, h, w, d)
-        foreground = self.foreground.probability(features, grid.saliency)  # (B, h, w)
+        foreground = self.foreground_probability(grid)  # (B, h, w)
+        if marked is not None:
+            foreground = torch.where(marked.isnan(), foreground, marked.to(foreground))
         return self.parts.labels(features, foreground, self.background).to(torch.uint8)
+
+    def foreground_probability(self, grid: PatchGrid) -> Tensor:
+        """How likely every patch shows the thing, `(B, h, w)` 0..1, before parts are told apart."""
+        if isinstance(self.foreground, LooksForeground):
+            return self.foreground.probability(self.embed_details(grid))
+        return self.foreground.probability(self.embed(grid), grid.saliency)
+
+    def confidence(self, grid: PatchGrid, labels: Tensor) -> Tensor:
+        """How sure the label of every patch is, `(B, h, w)` 0..1, for labels `(B, h, w)` as `label` gives them.
+
+        That of being foreground or not, and inside it, where parts are told by looks, that of the part.
+        """
+        foreground = self.foreground_probability(grid)
+        inside = labels != self.background
+        if isinstance(self.parts, LooksParts):
+            shares = self.parts.shares(self.embed(grid), foreground)  # (B, h, w, C)
+            own = self.parts.owner == labels.long().unsqueeze(-1)
+            return torch.where(inside, foreground * (shares * own).sum(dim=-1), 1 - foreground)
+        return torch.where(inside, foreground, 1 - foreground)
+
+    def embed_details(self, grid: PatchGrid) -> Tensor:
+        """What tells foreground and kinds, in the codebook's own space `(B, h, w, d)`: details, or the features themselves.
+
+        Raises:
+            BestiaryError: the grid's channels are not those the codebook was fitted on.
+        """
+        if self.detail_space is None:
+            return self.embed(grid)
+        found = 0 if grid.detail is None else grid.detail.shape[-1]
+        if grid.detail is None or found != len(self.detail_space.mean):
+            raise BestiaryError(
+                f"patch details of {found} channels, this codebook was fitted on {len(self.detail_space.mean)} "
+                f"(source {self.feature_spec.get('name')!r}): use the feature source it names"
+            )
+        return self.detail_space(grid.detail)
 
     def part_means(self, grid: PatchGrid, labels: Tensor) -> tuple[Tensor, Tensor]:
         """Mean feature of every part, in the codebook's own space.
@@ -112,10 +157,10 @@ class PartCodebook:
         Returns:
             means `(B, M, d)` float, zero where a part is absent, and patch counts `(B, M)` long.
         """
-        features = self.embed(grid)
+        features = self.embed_details(grid)
         areas = F.one_hot(labels.long(), self.num_parts).flatten(1, 2).float()  # (B, h * w, M)
         if isinstance(self.foreground, CentroidForeground):  # PartCraft takes the complement of the foreground here
-            outside = self.foreground.probability(features, grid.saliency) <= 0.5
+            outside = self.foreground_probability(grid) <= 0.5
             areas[..., self.background] = outside.flatten(1).float()
         # one product sums the features under every part: (B, M, h * w) @ (B, h * w, d)
         counts = areas.sum(dim=1)  # (B, M)
@@ -199,6 +244,8 @@ class PartCodebook:
             tensors["kind_centers"] = self.kind_centers
         if self.space is not None:
             tensors |= {"space.mean": self.space.mean, "space.projection": self.space.projection}
+        if self.detail_space is not None:
+            tensors |= {"detail.mean": self.detail_space.mean, "detail.projection": self.detail_space.projection}
         compact = {name: _compact(tensor) for name, tensor in tensors.items()}
         write_concept_file(Path(path), compact, self._header())
 
@@ -246,7 +293,10 @@ def _fields_from_file(file: ConceptFile) -> dict[str, object]:
     header = file.metadata
     tensors = {name: tensor.float() for name, tensor in file.tensors.items()}
     # which levels a file holds shows in the names of its tensors
-    space = FeatureSpace(tensors["space.mean"], tensors["space.projection"]) if "space.mean" in tensors else None
+    space, detail_space = (
+        FeatureSpace(tensors[f"{name}.mean"], tensors[f"{name}.projection"]) if f"{name}.mean" in tensors else None
+        for name in ("space", "detail")
+    )
     # kinds.10 comes after kinds.9, not after kinds.1
     kinds = sorted((int(name[6:]), name) for name in tensors if name.startswith("kinds."))
     return {
@@ -255,14 +305,22 @@ def _fields_from_file(file: ConceptFile) -> dict[str, object]:
         "grid": tuple(header["grid"]),
         "part_names": tuple(header["part_names"]),
         "background": header["background"],
-        "foreground": foreground_from_file(_under("foreground.", tensors), header["foreground"]),
+        "foreground": _foreground_from_file(_under("foreground.", tensors), header["foreground"]),
         "parts": part_model_from_file(_under("parts.", tensors), header["parts"]),
         "fine": tuple(tensors[name] for _, name in kinds),
         "kind_centers": tensors.get("kind_centers"),
         "kind_names": tuple({int(kind): name for kind, name in names.items()} for names in header["kind_names"]),
         "space": space,
+        "detail_space": detail_space,
         "statistics": header["statistics"],
     }
+
+
+def _foreground_from_file(tensors: dict[str, Tensor], settings: dict[str, object]) -> Foreground | LooksForeground:
+    """The foreground model, of any of the three forms, of tensors as `tensors()` gave them."""
+    if settings.get("form") != "looks":
+        return foreground_from_file(tensors, settings)
+    return LooksForeground(**tensors, **{name: value for name, value in settings.items() if name != "form"})
 
 
 def _under(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:

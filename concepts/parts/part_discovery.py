@@ -1,5 +1,9 @@
 """Finds parts and their kinds in patch features without labels: foreground, then parts, then kinds of every part.
 
+Where a source gives details beside its features (`PatchGrid.detail`), its features name what a patch is in any picture:
+foreground and parts are then told by looks (`looks_foreground`, `looks_parts`), whatever the pose. Features of other
+sources cannot be compared between pictures that well: parts are then places of the framed thing (`part_model`).
+
 After PartCraft (arXiv 2407.04604, kamwoh/partcraft @ dfe64e1), with its manual steps automated: the foreground is learned
 instead of picked by eye, the background is never clustered with the parts but appended as the last one, absent parts
 never enter a clustering, and the number of kinds is measured.
@@ -19,8 +23,10 @@ from torch import Tensor
 from ..errors import BestiaryError
 from ..kmeans import fit_kmeans
 from ..patch_features import PatchGrid, SourceSpec
-from .foreground import FOREGROUND_ROUNDS, fit_foreground, foreground_from_masks, refit_foreground
+from .foreground import FOREGROUND_ROUNDS, LOW_MARGIN, fit_foreground, foreground_from_masks, refit_foreground
 from .kind_count import choose_kind_count
+from .looks_foreground import LooksForeground, fit_looks_foreground, looks_foreground_from_masks
+from .looks_parts import choose_part_count, fit_looks_parts
 from .part_codebook import FeatureSpace, PartCodebook
 from .part_map import PartMaps
 from .part_model import fit_learned_parts
@@ -52,7 +58,7 @@ def discover_parts(
     Args:
         grids: features `(N, h, w, D)`.
         spec: the feature source's own description, kept in the codebook.
-        num_parts: foreground parts; None chooses.
+        num_parts: foreground parts; None measures their number where parts are told by looks, else takes 5.
         num_kinds: kinds per part (one number, or one for every part and the background); None measures.
         flip_foreground: take the complement of the foreground that was found, or that was marked.
         foreground_masks: `(N, h, w)` 0..1, the foreground where it is known; None finds it.
@@ -97,6 +103,8 @@ def fit_parts(
     Raises:
         BestiaryError: no foreground was found, or it is too small for that many parts.
     """
+    if sample.detail is not None:
+        return _fit_by_looks(sample, spec, num_parts, seed, flip_foreground, foreground_masks, on_stage)
     # everything after this works in the codebook's own space
     space = fit_space(sample.features)
     features = space(sample.features)  # (N, h, w, d)
@@ -134,6 +142,62 @@ def fit_parts(
         space=space,
         statistics={"foreground_margin": foreground.margin, "foreground_share": share},
     )
+
+
+def _fit_by_looks(
+    sample: PatchGrid,
+    spec: SourceSpec | None,
+    num_parts: int | None,
+    seed: int,
+    flip: bool,
+    masks: Tensor | None,
+    on_stage: Callable[[], None],
+) -> PartCodebook:
+    """`fit_parts` for a source that gives details: no place of a picture has a say."""
+    space, detail_space = fit_space(sample.features), fit_space(sample.detail)
+    features, looks = space(sample.features), detail_space(sample.detail)  # (N, h, w, d) each
+    # foreground from the details, whose edges are sharper; marks are taken as they are
+    on_stage()
+    if masks is None:
+        foreground = fit_looks_foreground(looks, sample.saliency, flip=flip)
+        mask = foreground.probability(looks) > 0.5  # (N, h, w)
+    else:
+        marked = 1 - masks if flip else masks
+        foreground, mask = looks_foreground_from_masks(looks, marked), marked > 0.5
+    _warn_of_margin(foreground)
+    _check_foreground(mask, num_parts or 1)
+    # parts from the features, which say what a patch is
+    on_stage()
+    statistics = {"foreground_margin": foreground.margin, "foreground_share": float(mask.float().mean())}
+    if num_parts is None:
+        num_parts, stability = choose_part_count(features, mask, seed=seed)
+        statistics |= {f"stability_{number}": value for number, value in stability.items()}
+        _check_foreground(mask, num_parts)
+    on_stage()
+    parts = fit_looks_parts(features, mask, num_parts, seed=seed)
+    labels = parts.labels(features, mask.float(), num_parts)
+    return PartCodebook(
+        feature_spec=dict(spec or {}),
+        width=detail_space.projection.shape[1],
+        grid=tuple(features.shape[1:3]),
+        part_names=(*propose_names(labels, num_parts), "background"),
+        background=num_parts,
+        foreground=foreground,
+        parts=parts,
+        space=space,
+        detail_space=detail_space,
+        statistics=statistics,
+    )
+
+
+def _warn_of_margin(foreground: LooksForeground) -> None:
+    if foreground.margin < LOW_MARGIN:
+        log.warning(
+            "the foreground is doubtful: it covers the centre only %.2f more than the borders (at least %.2f expected); "
+            "look at the part maps, and give masks or try --flip-foreground",
+            foreground.margin,
+            LOW_MARGIN,
+        )
 
 
 def _check_foreground(mask: Tensor, parts: int) -> None:

@@ -1,4 +1,5 @@
-"""Which part a patch belongs to: learned from the places parts have, or by nearest centroid as in PartCraft's files.
+"""Which part a patch belongs to: by its looks (`looks_parts`), by the places parts have, or by nearest centroid as in
+PartCraft's files.
 
 Letters: B pictures, (h, w) patch grid, D channels, C components (a part is one or several of them), e place bins an edge.
 """
@@ -12,6 +13,7 @@ from torch import Tensor
 
 from ..kmeans import assign, fit_kmeans
 from .foreground import neighbour_affinity
+from .looks_parts import LooksParts
 from .object_frame import asymmetry, facing_of, fit_facing, places_in_frame
 from .picture_mixture import explain_pictures
 
@@ -99,12 +101,13 @@ class CentroidParts:
         return {"form": "centroids", "owner": self.owner.tolist(), "filled": self.filled}
 
 
-PartModel = LearnedParts | CentroidParts
+PartModel = LooksParts | LearnedParts | CentroidParts
+_FORMS = {"looks": LooksParts, "learned": LearnedParts, "centroids": CentroidParts}
 
 
 def part_model_from_file(tensors: Mapping[str, Tensor], settings: Mapping[str, object]) -> PartModel:
     """Rebuild a part model from what `tensors()` and `settings()` gave."""
-    form = CentroidParts if settings["form"] == "centroids" else LearnedParts
+    form = _FORMS.get(str(settings["form"]), LearnedParts)
     floats = {name: tensor.float() for name, tensor in tensors.items()}
     options = {name: value for name, value in settings.items() if name not in ("form", "owner")}
     return form(**floats, owner=torch.tensor(settings["owner"], dtype=torch.long), **options)

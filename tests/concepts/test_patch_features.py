@@ -223,7 +223,7 @@ def test_dino_weights_of_another_image_size_are_fitted(tmp_path: Path) -> None:
     torch.save(published.state_dict(), tmp_path / "vit.pth")
     source = DinoFeatures(tmp_path / "vit.pth", image_size=64, model=name)
     assert source(pictures(1, 64)).features.shape == (1, 4, 4, 192)
-    assert torch.equal(source._model.blocks[3].attn.qkv.weight, published.blocks[3].attn.qkv.weight)
+    assert torch.equal(source.network.blocks[3].attn.qkv.weight, published.blocks[3].attn.qkv.weight)
 
 
 def test_missing_dino_weights_are_named(tmp_path: Path) -> None:

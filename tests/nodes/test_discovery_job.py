@@ -1,12 +1,15 @@
 """Discovery in the graph: the same as the method called directly; every fault of pictures and masks told."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from bestiary.concepts.errors import BestiaryError
 from bestiary.concepts.parts.part_discovery import MOST_STAGES, discover_parts
 from bestiary.concepts.patch_features import DescriptorFeatures
-from bestiary.nodes.discovery_job import DiscoveryChoice, doubts, find_parts
+from bestiary.nodes.discovery_job import DiscoveryChoice, doubts, find_parts, part_confidence, unsure_pictures
 from bestiary.nodes.graph_progress import GraphProgress
+from bestiary.nodes.part_reports import discovery_text
 from bestiary.nodes.part_sight import describe_images
 
 SOURCE = DescriptorFeatures(image_size=64, grid=8)
@@ -29,7 +32,7 @@ def test_it_is_the_method_called_directly(drawn_images):
         found = find([drawn_images])
     assert torch.equal(found.seen[0].maps.labels, maps.labels) and torch.equal(found.seen[0].maps.codes, maps.codes)
     assert all(torch.equal(a, b) for a, b in zip(found.codebook.fine, codebook.fine, strict=True))
-    assert found.codebook.feature_spec == SOURCE.spec and found.codebook.part_names == codebook.part_names
+    assert found.codebook.feature_spec == SOURCE.spec
 
 
 def test_lists_of_different_sizes_keep_their_entries(drawn_images):
@@ -99,9 +102,52 @@ def test_fewer_pictures_than_kinds_are_told(drawn_images):
     assert "9 kinds of part" in str(fault.value) and "pictures show it: give more pictures" in str(fault.value)
 
 
-def test_no_foreground_is_told():
-    with pytest.raises(BestiaryError, match="no foreground found: .* of 128 patches, too few for 16 parts"):
+def test_plain_pictures_are_told():
+    with pytest.raises(BestiaryError) as fault:
         find([torch.full((2, 64, 64, 3), 0.5)], choice=DiscoveryChoice(num_parts=16))
+    assert str(fault.value) == (
+        "no foreground found: all 2 pictures are one plain colour; connect pictures that show something"
+    )
+
+
+class RealFeatures(DescriptorFeatures):
+    """Stands for the source imagenet."""
+
+    name = "imagenet"
+
+
+def test_features_of_photographs_need_three_different_pictures(drawn_images):
+    source = RealFeatures(image_size=64, grid=8)
+    with pytest.raises(BestiaryError, match="2 pictures in the input images: parts are what several pictures have in"):
+        find_parts([drawn_images[:2]], None, source, CHOICE, GraphProgress(None))
+    with pytest.raises(BestiaryError, match="all 4 pictures of the input images are alike"):
+        find_parts([drawn_images[:1].expand(4, -1, -1, -1)], None, source, CHOICE, GraphProgress(None))
+
+
+def test_parts_are_named_by_place_in_words(drawn_images):
+    names = find([drawn_images]).codebook.part_names
+    assert names[2] == "background"
+    assert set(" ".join(names[:2]).split()) <= {
+        *("top", "upper", "middle", "lower", "bottom", "left", "right", "large", "small", "1", "2")
+    }
+
+
+def test_hardly_anything_found_is_told(drawn_images):
+    found = find([drawn_images])
+    for entry in found.seen:
+        entry.maps.labels[:] = 2
+    assert "In 8 of 8 pictures no thing was found at all." in doubts(found.codebook, found.seen)
+
+
+def test_confidence_and_the_pictures_to_look_at_are_told(drawn_images):
+    found = find([drawn_images])
+    sure = part_confidence(found)
+    assert len(sure) == 3 and all(0 <= value <= 1 for value in sure)
+    unsure = unsure_pictures(found, 2)
+    assert len(unsure) == 2 and all(line.startswith("picture ") for line in unsure)
+    text = discovery_text(found.codebook, found.seen, None, confidence=sure, unsure=unsure)
+    assert f"{sure[0]:.0%} confidence" in text and f"Look first at {unsure[0]}; {unsure[1]}." in text
+    assert part_confidence(replace(found, sure=None)) == unsure_pictures(replace(found, sure=None)) == []
 
 
 def test_bad_entries_of_a_list_are_numbered(drawn_images):

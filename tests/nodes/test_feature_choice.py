@@ -34,7 +34,7 @@ def test_a_descriptor_is_built_as_the_codebook_says():
 def test_an_unknown_source_is_told():
     with pytest.raises(BestiaryError) as fault:
         open_source({"name": "sam"})
-    assert str(fault.value) == "unknown feature source 'sam': choose descriptor, dinov2, diffusion"
+    assert str(fault.value) == "unknown feature source 'sam': choose descriptor, dinov2, diffusion, imagenet"
 
 
 def test_without_timm_the_command_is_told(monkeypatch):
@@ -54,7 +54,7 @@ def test_without_weights_their_place_is_told_and_nothing_is_fetched(monkeypatch,
     place = tmp_path / "models" / "dinov2" / "vit_base_patch14_dinov2.lvd142m.safetensors"
     assert str(fault.value) == (
         f"no weights of vit_base_patch14_dinov2.lvd142m on this machine: put them at {place}, "
-        "or switch allow_download on, or choose descriptor"
+        "or switch allow_download on, or choose imagenet"
     )
 
 
@@ -80,9 +80,41 @@ def fake_dino(monkeypatch) -> type[FakeDino]:
     return FakeDino
 
 
-def test_a_download_happens_only_when_asked_for(fake_dino):
+@pytest.fixture
+def fetched(monkeypatch) -> list[str]:
+    """Models that were fetched."""
+    models: list[str] = []
+    monkeypatch.setattr(
+        feature_choice, "fetch_weights", lambda model, remedy: models.append(model) or Path("/cache/model.safetensors")
+    )
+    return models
+
+
+def test_a_download_happens_only_when_asked_for(fake_dino, fetched):
     open_source({"name": "dinov2"}, allow_download=True)
-    assert fake_dino.built == [(None, 224, "vit_base_patch14_dinov2.lvd142m")]
+    assert fetched == ["vit_base_patch14_dinov2.lvd142m"]
+    assert fake_dino.built == [(Path("/cache/model.safetensors"), 224, "vit_base_patch14_dinov2.lvd142m")]
+
+
+def test_imagenet_needs_nothing_and_is_read_once(monkeypatch):
+    from bestiary.concepts import imagenet_features
+
+    read = imagenet_features.read_network
+    reads = []
+    monkeypatch.setattr(imagenet_features, "read_network", lambda *given: reads.append(given) or read(*given))
+    source = open_source({"name": "imagenet"})
+    images = torch.rand(2, 3, source.image_size, source.image_size)
+    again = open_source(source.spec | {"weights": "/of/another/machine.pth"})
+    assert torch.equal(source(images).features, again(images).features)
+    assert again.spec == source.spec and "weights" not in source.spec
+    assert open_source({"name": "imagenet"}) is not None and len(reads) <= 3
+
+
+def test_a_codebook_of_other_weights_is_refused():
+    with pytest.raises(
+        BestiaryError, match="these features were made with 0123456789abcdef: give that file, or discover"
+    ):
+        open_source({"name": "imagenet", "weights_sha256": "0123456789abcdef"})
 
 
 @pytest.mark.parametrize("suffix", [".safetensors", ".pth"])
@@ -104,7 +136,7 @@ def test_the_cache_of_timm_is_looked_into(monkeypatch):
     assert asked == [("timm/vit_base_patch14_dinov2.lvd142m", "model.safetensors")]
 
 
-def test_a_transformer_is_read_once(fake_dino):
+def test_a_transformer_is_read_once(fake_dino, fetched):
     first = open_source({"name": "dinov2"}, allow_download=True)
     assert open_source({"name": "dinov2", "weights": "/elsewhere.pth"}, allow_download=True) is first
     open_source({"name": "dinov2", "image_size": 448}, allow_download=True)

@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -83,12 +84,18 @@ def finished(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Discov
 
 
 def without_times(report: dict[str, object]) -> dict[str, object]:
-    return {name: value for name, value in report.items() if name not in ("seconds", "images_folder_relative")}
+    left_out = ("seconds", "seconds_of", "images_folder_relative")
+    return {name: value for name, value in report.items() if name not in left_out}
+
+
+def content_of(path: Path) -> bytes:
+    """A file's content, without the line of a page that tells how long it took."""
+    return re.sub(rb'<p class="note times">.*?</p>', b"", path.read_bytes())
 
 
 def assert_same_result(ours: Path, theirs: Path) -> None:
     for name in RESULTS:
-        assert (ours / name).read_bytes() == (theirs / name).read_bytes(), name
+        assert content_of(ours / name) == content_of(theirs / name), name
     ours_codebook, theirs_codebook = (
         read_concept_file(folder / "codebook.parts.safetensors", "parts") for folder in (ours, theirs)
     )
@@ -314,6 +321,168 @@ def test_fewer_pictures_than_kinds(pictures: Path, tmp_path: Path) -> None:
     )
     with pytest.raises(BestiaryError, match="only .* pictures show it: give more pictures or ask for fewer kinds"):
         discover(settings_for(pictures, tmp_path / "parts", kinds=PICTURES + 1))
+
+
+def folder_of(root: Path, *images: Image.Image) -> Path:
+    root.mkdir()
+    for number, image in enumerate(images):
+        image.save(root / f"{number}.png")
+    return root
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_one_or_two_pictures_are_too_few(count: int, tmp_path: Path) -> None:
+    folder = folder_of(tmp_path / "few", *[draw_thing(number) for number in range(count)])
+    with pytest.raises(BestiaryError) as fault:
+        discover(settings_for(folder, tmp_path / "parts"))
+    assert str(fault.value) == (
+        f"{count} picture{'s' if count > 1 else ''} in {folder}: parts are what several pictures have in common; "
+        "give at least 3, better some dozens"
+    )
+    assert not (tmp_path / "parts").exists()
+
+
+def test_black_pictures_show_nothing(tmp_path: Path) -> None:
+    folder = folder_of(tmp_path / "black", *[Image.new("RGB", (64, 64)) for _ in range(4)])
+    with pytest.raises(BestiaryError) as fault:
+        discover(settings_for(folder, tmp_path / "parts"))
+    reason = "it is one plain colour: there is nothing to see in it"
+    assert str(fault.value) == (
+        f"none of 4 pictures could be read (0.png: {reason}; 1.png: {reason}; 2.png: {reason}): give a folder of pictures"
+    )
+
+
+def test_a_black_picture_among_others_is_named_as_left_out(tmp_path: Path) -> None:
+    drawn = [draw_thing(number) for number in range(6)]
+    folder = folder_of(tmp_path / "mixed", Image.new("RGB", (64, 64)), *drawn)
+    found = discover(settings_for(folder, tmp_path / "parts"))
+    assert (found.images, found.skipped) == (6, 1)
+    assert "0.png,it is one plain colour" in (tmp_path / "parts" / "skipped.csv").read_text()
+
+
+@pytest.mark.parametrize("source", ["descriptor", "imagenet"])
+def test_copies_of_one_picture_are_told(source: str, tmp_path: Path) -> None:
+    folder = folder_of(tmp_path / "copies", *[draw_thing(1)] * 5)
+    with pytest.raises(BestiaryError) as fault:
+        discover(settings_for(folder, tmp_path / "parts", source=source))
+    assert str(fault.value) == (
+        f"all 5 pictures of {folder} are alike: parts are told by how pictures of one sort of thing differ; "
+        "give different pictures"
+    )
+
+
+def noisy(seed: int) -> Image.Image:
+    """A drawn thing with the grain of a photograph."""
+    pixels = np.asarray(draw_thing(seed)).astype(np.int16)
+    grain = np.random.default_rng(seed).integers(-12, 13, pixels.shape)
+    return Image.fromarray((pixels + grain).clip(0, 255).astype(np.uint8))
+
+
+def test_colours_alone_on_photographs_are_warned_of(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    folder = folder_of(tmp_path / "photos", *[noisy(number) for number in range(6)])
+    report = discover(settings_for(folder, tmp_path / "parts")).report
+    assert any("The source descriptor sees colour and texture alone" in text for text in report["warnings"])
+    assert "Use --source imagenet or dinov2." in caplog.text
+    page = (tmp_path / "parts" / "index.html").read_text(encoding="utf-8")
+    assert "on photographs like these its parts are areas of colour" in page
+
+
+def test_drawings_by_colours_alone_are_not_warned_of(finished: DiscoveryResult) -> None:
+    assert not any("descriptor" in text for text in finished.report["warnings"])
+
+
+def masks_of(root: Path, count: int, size: int = 96) -> Path:
+    """White boxes around the left half of each thing."""
+    root.mkdir()
+    for number in range(count):
+        mask = Image.new("L", (size, size))
+        ImageDraw.Draw(mask).rectangle((size // 4, size // 8, size // 2, size - size // 8), fill=255)
+        mask.save(root / f"{number}.png")
+    return root
+
+
+def test_masks_say_where_the_thing_is(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    folder = folder_of(tmp_path / "pictures", *[draw_thing(number) for number in range(8)])
+    masks = masks_of(tmp_path / "masks", 6)
+    Image.new("L", (5, 5)).save(masks / "other.png")
+    found = discover(settings_for(folder, tmp_path / "parts", masks=masks, num_parts=2)).load()
+    shown = found.maps.labels[:6] != found.codebook.background
+    assert bool(shown[:, 2:14, 4:8].all()) and not bool(shown[:, :, 9:].any())
+    assert "2 of 8 pictures have no mask" in caplog.text and "6.png, 7.png" in caplog.text
+    assert "1 masks in" in caplog.text and "other.png" in caplog.text
+
+
+def test_transparency_is_a_mask(tmp_path: Path) -> None:
+    drawn = []
+    for number in range(5):
+        cut = draw_thing(number).convert("RGBA")
+        opacity = Image.new("L", cut.size)
+        ImageDraw.Draw(opacity).rectangle((24, 12, 48, 84), fill=255)
+        cut.putalpha(opacity)
+        drawn.append(cut)
+    folder = folder_of(tmp_path / "cut-outs", *drawn)
+    found = discover(settings_for(folder, tmp_path / "parts", num_parts=2)).load()
+    shown = found.maps.labels != found.codebook.background
+    assert bool(shown[:, 2:14, 4:8].all()) and not bool(shown[:, :, 9:].any())
+
+
+def test_masks_that_do_not_fit_are_told(tmp_path: Path) -> None:
+    folder = folder_of(tmp_path / "pictures", *[draw_thing(number) for number in range(4)])
+    small = masks_of(tmp_path / "small", 4, size=48)
+    with pytest.raises(BestiaryError) as fault:
+        discover(settings_for(folder, tmp_path / "parts", masks=small))
+    assert str(fault.value) == (
+        f"the mask {small / '0.png'} has 48 x 48 pixels, its picture 96 x 96: give a mask of the picture's own size"
+    )
+    (tmp_path / "none").mkdir()
+    Image.new("L", (96, 96)).save(tmp_path / "none" / "bird.png")
+    with pytest.raises(BestiaryError) as fault:
+        discover(settings_for(folder, tmp_path / "parts2", masks=tmp_path / "none"))
+    assert str(fault.value) == (
+        f"no mask in {tmp_path / 'none'} belongs to any of 4 pictures: call the mask of 0.png 0.png.png or 0.png"
+    )
+    (tmp_path / "black").mkdir()
+    for number in range(4):
+        Image.new("L", (96, 96)).save(tmp_path / "black" / f"{number}.png")
+    with pytest.raises(BestiaryError) as fault:
+        discover(settings_for(folder, tmp_path / "parts3", masks=tmp_path / "black"))
+    assert str(fault.value) == f"all 4 masks of pictures of {folder} are empty: mark the thing in white"
+    # a mask that is damaged
+    for number in range(4):
+        (tmp_path / "black" / f"{number}.png").write_bytes(b"no picture")
+    with pytest.raises(BestiaryError, match=r"the mask .*0.png of 0.png cannot be read: it is not a picture"):
+        discover(settings_for(folder, tmp_path / "parts4", masks=tmp_path / "black"))
+
+
+def test_masks_may_lie_beside_their_pictures(tmp_path: Path) -> None:
+    folder = folder_of(tmp_path / "pictures", *[draw_thing(number) for number in range(4)])
+    for number in range(4):
+        Image.open(masks_of(tmp_path / f"m{number}", 1) / "0.png").save(folder / f"{number}_mask.png")
+    found = discover(settings_for(folder, tmp_path / "parts", masks=folder, num_parts=2))
+    assert found.images == 4
+    assert not bool((found.load().maps.labels[:, :, 9:] != 2).any())
+
+
+def test_the_page_says_what_was_found_and_where_it_is_unsure(finished: DiscoveryResult) -> None:
+    report = finished.report
+    page = (finished.folder / "index.html").read_text(encoding="utf-8")
+    assert "Seen by colour and texture alone." in page
+    assert len(report["confidence"]) == 4 and all(0 <= value <= 1 for value in report["confidence"])
+    assert len(report["doubts"]) == 8 and "Where discovery is least sure" in page
+    assert page.index("Where discovery is least sure") < page.index("Where the parts are")
+    assert re.search(r"(sure|unsure) \(\d+% confidence\)", page)
+    assert "1 x .csv" in page
+    times = report["seconds_of"]
+    assert times["features"] > 0 and times["clustering"] > 0
+    assert abs(times["features"] + times["clustering"] - report["seconds"]) < 0.3
+    assert f"{times['features']} s for reading the pictures and their features" in page
+
+
+def test_a_base_model_that_is_not_read_is_told(
+    pictures: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    discover(settings_for(pictures, tmp_path / "parts", base="demo"))
+    assert "--base demo was not used: only --source diffusion reads a base model." in caplog.text
 
 
 def test_features_that_are_no_numbers(pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -141,7 +141,7 @@ def test_the_sample_comes_back_in_the_order_of_the_pictures(reader: PictureReade
     state, source = DiscoveryState(tmp_path / "state", 9, 4), Brightness()
     for shard, chosen in ((1, [4, 7]), (0, [0, 2])):
         sample_shard(state, shard, chosen, reader, source, 2)
-    grid = joined_sample(state)
+    grid = joined_sample(state).grid
     assert grid.features.shape == (4, 4, 4, 6) and grid.saliency.shape == (4, 4, 4)
     assert (grid.features[:, 0, 3, 0] * 255).round().tolist() == [60, 100, 140, 200]
 

@@ -11,26 +11,60 @@ from bestiary.trainer.feature_sources import build_feature_source, choose_source
 
 
 @pytest.mark.parametrize(
-    ("on_disk", "has_base", "weights", "expected"),
+    ("on_disk", "weights", "model", "expected"),
     [
-        (True, True, None, {"name": "dinov2"}),
-        (False, True, None, {"name": "diffusion"}),
-        (False, False, None, {"name": "descriptor"}),
-        (False, True, Path("w.safetensors"), {"name": "dinov2", "weights": "w.safetensors"}),
+        (True, None, None, {"name": "dinov2"}),
+        (False, None, None, {"name": "imagenet"}),
+        (False, Path("w.safetensors"), None, {"name": "dinov2", "weights": "w.safetensors"}),
+        (False, None, "vit_small_patch14_dinov2", {"name": "dinov2", "model": "vit_small_patch14_dinov2"}),
     ],
 )
 def test_auto_takes_the_best_that_needs_no_download(
-    monkeypatch: pytest.MonkeyPatch, on_disk: bool, has_base: bool, weights: Path | None, expected: dict[str, str]
+    monkeypatch: pytest.MonkeyPatch, on_disk: bool, weights: Path | None, model: str | None, expected: dict[str, str]
 ) -> None:
     monkeypatch.setattr(feature_sources, "dino_weights_on_disk", lambda: on_disk)
-    assert choose_source("auto", has_base=has_base, weights=weights) == expected
+    assert choose_source("auto", weights=weights, model=model) == expected
 
 
 def test_a_named_source_is_taken_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(feature_sources, "dino_weights_on_disk", lambda: True)
-    assert choose_source("descriptor", has_base=True) == {"name": "descriptor"}
-    assert choose_source("diffusion", has_base=False) == {"name": "diffusion"}
-    assert default_source(None) == {"name": "dinov2"}
+    assert choose_source("descriptor") == {"name": "descriptor"}
+    assert choose_source("diffusion") == {"name": "diffusion"}
+    assert choose_source("imagenet", weights=Path("w.pth")) == {"name": "imagenet", "weights": "w.pth"}
+    assert default_source() == {"name": "dinov2"}
+
+
+def test_settings_of_another_source_are_told() -> None:
+    with pytest.raises(
+        BestiaryError, match="--model vit_b is for --source dinov2, not imagenet: leave one of them out"
+    ):
+        choose_source("imagenet", model="vit_b")
+    with pytest.raises(BestiaryError, match="--weights w.pth is for --source dinov2 or imagenet, not descriptor"):
+        choose_source("descriptor", weights=Path("w.pth"))
+
+
+def test_imagenet_is_rebuilt_from_its_specification() -> None:
+    theirs = build_feature_source({"name": "imagenet", "image_size": 64, "blocks": "block8"})
+    ours = build_feature_source(theirs.spec)
+    images = torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    assert ours.spec == theirs.spec
+    assert torch.equal(ours(images).features, theirs(images).features)
+
+
+def test_a_transformer_is_fetched_by_its_name(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """With registers, and the newer kind with patches of 16 pixels; the path of the cache stays out of the specification."""
+    import timm
+
+    for name, size in (("vit_small_patch14_reg4_dinov2", 224), ("vit_small_patch16_dinov3", 256)):
+        torch.save(timm.create_model(name, num_classes=0, img_size=size).state_dict(), tmp_path / "vit.pth")
+        fetched = []
+        monkeypatch.setattr(
+            feature_sources, "fetch_weights", lambda model, remedy, to=fetched: to.append(model) or tmp_path / "vit.pth"
+        )
+        source = build_feature_source({"name": "dinov2", "model": name})
+        assert fetched == [name]
+        assert source(torch.rand(1, 3, size, size)).features.shape == (1, 16, 16, 384)
+        assert source.spec == {"name": "dinov2", "image_size": size, "model": name}
 
 
 def test_weights_are_looked_for_without_the_network(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

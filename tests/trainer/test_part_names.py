@@ -40,7 +40,7 @@ def test_places_become_words_wherever_the_thing_stands() -> None:
 
 def test_things_that_face_both_ways_have_no_sides() -> None:
     rows = ["00....", "111111", "....22"]
-    assert names_of(thing(rows))[:3] == ("top_left", "middle", "bottom_right")
+    assert names_of(thing(rows))[:3] == ("top left", "middle", "bottom right")
     both = names_of(thing(rows), thing(rows, flipped=True))
     assert both[:3] == ("top", "middle", "bottom")
 
@@ -54,11 +54,11 @@ def test_five_levels_are_told_apart_by_height_alone() -> None:
 
 def test_parts_that_lie_alike_are_told_apart() -> None:
     nested = names_of(thing(["0000", "0110", "0110", "0000"]))
-    assert nested[:2] == ("middle_large", "middle_small")
+    assert nested[:2] == ("large middle", "small middle")
     alike = names_of(thing(["0123", "0123", "3210", "3210"]))
-    assert sorted(alike[:4]) == ["middle_1", "middle_2", "middle_3", "middle_4"]
+    assert sorted(alike[:4]) == ["middle 1", "middle 2", "middle 3", "middle 4"]
     stacked = names_of(thing(["0000", "1111", "2222", ".33.", "....", "....", "....", "....", "4444", "4444"]))
-    assert stacked[:2] == ("top_1", "top_2") and stacked[4] == "bottom"
+    assert stacked[:2] == ("top 1", "top 2") and stacked[4] == "bottom"
 
 
 def test_a_part_never_shown_still_has_a_name_of_its_own() -> None:
