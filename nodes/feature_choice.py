@@ -83,7 +83,9 @@ def _dino(settings: SourceSpec, allow_download: bool) -> FeatureSource:
 
     if weights is None:
         weights = fetch_weights(model, remedy="choose imagenet, which needs no network")
-    return _managed(f"{model} {size} {weights}", lambda: DinoFeatures(weights, image_size=size, model=model, device="cpu"))
+    return _managed(
+        f"{model} {size} {weights}", lambda: DinoFeatures(weights, image_size=size, model=model, device="cpu")
+    )
 
 
 def _imagenet(settings: SourceSpec) -> FeatureSource:
