@@ -105,6 +105,14 @@ def unpatched_models() -> Iterator[None]:
         management.unload_all_models()
 
 
+@pytest.fixture(autouse=True)
+def unthrottled_progress(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Progress bars tell every step: newer ComfyUIs leave out what comes within a moment of the last."""
+    if loaded := sys.modules.get("comfy.utils"):
+        for limit in ("PROGRESS_THROTTLE_MIN_INTERVAL", "PROGRESS_THROTTLE_MIN_PERCENT"):
+            monkeypatch.setattr(loaded, limit, 0, raising=False)
+
+
 @dataclass
 class ComfyServer:
     """A running ComfyUI and the folders it uses."""
@@ -150,6 +158,15 @@ class ComfyServer:
         entry = self.wait(self.submit(graph), seconds)
         assert entry["status"]["status_str"] == "error", entry["outputs"]
         return error_message(entry)
+
+    def refuse(self, graph: dict, ours: str) -> None:
+        """The graph is refused: in our words while it runs, or before that by a ComfyUI that looks at menus itself."""
+        try:
+            said = self.fail(graph)
+        except RuntimeError as refused:
+            assert "value_not_in_list" in str(refused), refused
+            return
+        assert ours in said, said
 
 
 def error_message(entry: dict) -> str:

@@ -134,7 +134,7 @@ def test_faults_name_the_value_and_the_queue_goes_on(server, mentions):
     assert "is empty, so the part could be nowhere" in server.fail(empty)
     wrong = graph(mentions)
     wrong["maps"]["inputs"]["layers"] = "../../evil"
-    assert "no cross-attention at layers '../../evil'; choose auto, all, full" in server.fail(wrong)
+    server.refuse(wrong, "no cross-attention at layers '../../evil'; choose auto, all, full")
     assert "no part 'antenna' was recorded" in server.fail(graph(mentions, parts="antenna"))
     assert lines_of(server.run(graph(mentions, seed=41)))[0] == "steps 1 to 2 of 2"
 
