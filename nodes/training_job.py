@@ -70,7 +70,9 @@ def run_graph_training(
     size = ComfyDenoiser(loaded.model, loaded.clip, loaded.vae).backbone.image_size
     training_set = at_size(training_set, size, loaded.vae, GraphProgress(node_id))
     settings = graph_settings({**choices, "name": name}, training_set)
-    run = open_run(name, str(choices.get("resume", "")), settings, training_set.fingerprint())
+    run = open_run(
+        name, str(choices.get("resume", "")), settings, training_set.fingerprint(), training_set.earlier_fingerprint()
+    )
     learned = train_in_graph(loaded, training_set, settings, run, node_id)
     text = _summary(learned, run.path.name)
     logger.info("%s", text)

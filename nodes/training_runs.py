@@ -97,12 +97,14 @@ def checked_name(name: str) -> str:
 
 
 def open_run(
-    name: str, resume: str, settings: TrainPartsSettings | TrainSpectrumSettings, fingerprint: str
+    name: str, resume: str, settings: TrainPartsSettings | TrainSpectrumSettings, fingerprint: str, *earlier: str
 ) -> RunFolder:
     """The folder of a new run called `name`, or of the earlier one that `resume` names.
 
+    `fingerprint` is the training set's; `earlier` are those that earlier versions gave the same set.
+
     Raises:
-        BestiaryError: no such run, one of another kind, or it learned from other pictures (`fingerprint` is the training set's).
+        BestiaryError: no such run, one of another kind, or it learned from other pictures.
     """
     from ..concepts.atomic_file import remove_leftovers
     from ..trainer.recipe_file import format_toml
@@ -118,7 +120,7 @@ def open_run(
     kind = str(getattr(settings, "kind", "parts"))
     run = RunFolder.open(runs_folder() / run_to_resume(resume, kind))
     first_line = run.config.read_text(encoding="utf-8").split("\n", 1)[0]
-    if first_line != f"# training set {fingerprint}":
+    if first_line not in {f"# training set {known}" for known in (fingerprint, *earlier)}:
         told, same = _SOURCES[kind]
         raise BestiaryError(
             f"run {run.path.name} learned from {told}: connect the same {same} as then, or choose {ANEW!r}"

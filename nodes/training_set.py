@@ -71,8 +71,15 @@ class TrainingSet:
     def fingerprint(self) -> str:
         """Sixteen hex digits that change with pictures, parts or kinds, and with what these are called."""
         kinds = [sorted(names.items()) for names in self.kinds.kind_names]
-        named = [self.kinds.part_names, kinds, self.kinds.background, self.classes]
-        digest = hashlib.sha256(json.dumps(named).encode())
+        named = [self.kinds.part_names, kinds, self.kinds.background, self.classes, self.image_size]
+        return self._digest(json.dumps(named).encode())
+
+    def earlier_fingerprint(self) -> str:
+        """What `fingerprint` was before names counted; a run of then is gone on with."""
+        return self._digest(b"")
+
+    def _digest(self, start: bytes) -> str:
+        digest = hashlib.sha256(start)
         for array in (self.moments, self.kinds.labels, self.kinds.codes):
             digest.update(str(array.shape).encode() + np.ascontiguousarray(array).tobytes())
         return digest.hexdigest()[:16]

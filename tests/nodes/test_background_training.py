@@ -153,6 +153,7 @@ def test_renamed_parts_kinds_and_classes_are_another_training_set(made) -> None:
     ]
     assert len({one.fingerprint() for one in (made, *others)}) == 4
     assert replace(made).fingerprint() == made.fingerprint()
+    assert {one.earlier_fingerprint() for one in (made, *others)} == {made.earlier_fingerprint()}
 
 
 def test_renamed_parts_train_under_their_new_names(made) -> None:

@@ -157,3 +157,10 @@ def test_half_files_of_ended_processes_go_when_a_training_begins(
     (half.parent / "birds.safetensors").touch()
     open_run("birds", ANEW, settings["parts"], "12ab")
     assert [path.name for path in half.parent.iterdir()] == ["birds.safetensors"]
+
+
+def test_a_run_of_an_earlier_version_is_gone_on_with(started, settings) -> None:
+    from bestiary.nodes.training_runs import open_run
+
+    started("old", "parts", 10)
+    assert open_run("unused", "old", settings["parts"], "new fingerprint", "12ab").path.name == "old"

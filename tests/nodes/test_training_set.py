@@ -137,7 +137,8 @@ def test_a_set_without_a_size_is_trained_at_the_size_of_the_model(build, sd15_mo
     # a size that was asked for stays
     assert at_size(asked, 64, sd15_model.vae, GraphProgress(None)) is asked
     # a training that encodes by itself needs the squares alone
-    assert at_size(made, 96, None, GraphProgress(None)).squares.shape[1] == 96
+    bare = at_size(made, 96, None, GraphProgress(None))
+    assert bare.squares.shape[1] == 96 and bare.fingerprint() != made.fingerprint()
 
 
 @pytest.mark.parametrize("kind", ["graph", "own process"])
