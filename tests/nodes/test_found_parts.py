@@ -373,3 +373,9 @@ def test_long_edits_travel_packed(server, shown):
 def test_packed_edits_that_cannot_be_read_are_refused(server, shown, text, words):
     answer = server.get(f"/bestiary/discovered/{shown['key']}", params={"packed": text})
     assert answer.status_code == 422 and words in answer.json()["error"]
+
+
+def test_heights_of_parts_in_their_thing():
+    # a thing of three rows above a row of background, and a picture that shows nothing
+    labels = torch.tensor([[[0, 0], [1, 1], [1, 1], [2, 2]], [[2, 2], [2, 2], [2, 2], [2, 2]]])
+    assert [found_parts._height(labels, part, 2) for part in (0, 1, 3)] == [-1.0, 0.5, None]

@@ -71,6 +71,29 @@ def test_a_run_is_listed_with_its_curves_names_and_previews(runs):
     assert list_run("birds")["step"] == 0
 
 
+def test_the_file_of_a_cancelled_run_is_named(runs, monkeypatch, tmp_path):
+    from bestiary.nodes import run_listing
+
+    runs("birds")
+    files = [
+        "birds_stopped.safetensors",
+        "birds_stopped_2.safetensors",
+        "birds-2_stopped.safetensors",
+        "birds.safetensors",
+    ]
+    for age, name in enumerate(files):
+        (tmp_path / name).write_bytes(b"")
+        os.utime(tmp_path / name, (1e9 + age, 1e9 + age))
+    listed: list[str] = []
+    monkeypatch.setattr(run_listing, "concept_names", lambda: listed)
+    monkeypatch.setattr(run_listing, "concept_path", lambda name: tmp_path / name)
+    before = run_listing.run_stamp("birds")
+    assert run_listing.list_run("birds")["stopped"] is None
+    listed.extend(files)
+    assert run_listing.list_run("birds")["stopped"] == "birds_stopped_2.safetensors"
+    assert run_listing.run_stamp("birds") != before
+
+
 @pytest.mark.parametrize("content", ["", "null", "[]", '{"a": 3}', "{" * 50_000, "\ud800"])
 def test_broken_files_of_a_run_leave_the_rest(runs, content):
     from bestiary.nodes.run_listing import list_run

@@ -64,9 +64,9 @@ class Desk:
 
     def ready(self) -> None:
         self.page.wait_for_function(
-            "Boolean(window.app?.graph && window.app.extensionManager && app.canvas?.graph)", timeout=60_000
+            "Boolean(window.app?.graph && window.app.extensionManager && app.canvas?.graph)", timeout=150_000
         )
-        self.page.wait_for_function("Boolean(LiteGraph.registered_node_types.BestiaryPartPrompt)", timeout=60_000)
+        self.page.wait_for_function("Boolean(LiteGraph.registered_node_types.BestiaryPartPrompt)", timeout=150_000)
         self.page.wait_for_timeout(1000)
         self.page.keyboard.press("Escape")
 
