@@ -93,6 +93,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     for noisy in ("httpx", "PIL", "timm"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
+    # a console that cannot show a letter shows its number: no message, and no work, is lost over it
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
     try:
         result = app(args=None if arguments is None else list(arguments), prog_name="bestiary", standalone_mode=False)
     # newer versions of typer turn Ctrl-C into the exit code 130, older ones raise

@@ -101,12 +101,15 @@ def import_neti(
 def import_textual_inversion(
     file: Annotated[Path, typer.Argument(metavar="FILE", help="An embedding of diffusers, A1111 or kohya.")],
     out: OutOption = None,
+    name: Annotated[
+        str | None, typer.Option("--name", help="Which embedding, where the file holds several or is a LoRA.")
+    ] = None,
 ) -> None:
     """Turn a textual inversion into a spectrum of one stage, to be mixed with others."""
     source = existing(file, "file")
     from .import_spectrum import import_textual_inversion as convert
 
-    _write_spectrum(convert(source), source, out)
+    _write_spectrum(convert(source, name), source, out)
 
 
 def _write_spectrum(spectrum: "PromptSpectrum", source: Path, out: Path | None) -> None:

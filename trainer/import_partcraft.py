@@ -5,7 +5,6 @@ as kinds (the background with k-means numbers). Rows that were never trained hol
 """
 
 import logging
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,12 +24,8 @@ from ..concepts.parts.part_codebook import PartCodebook
 from ..concepts.parts.part_dictionary import PartDictionary
 from ..concepts.parts.part_model import CentroidParts, background_centroid
 from ..concepts.parts.token_projector import TokenProjector
+from ..concepts.text_file import LARGEST_TOML, parse_toml, read_text
 from .partcraft_files import COARSE, FINE, FOREGROUND, PartCraftFile, PartCraftKind, read_partcraft_file
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
 
 log = logging.getLogger(__name__)
 
@@ -158,11 +153,11 @@ def _layout(names: str | Path | None, files: Sequence[Path]) -> PartLayout:
     if str(names) in LAYOUTS:
         return LAYOUTS[str(names)]
     try:
-        return PartLayout(**tomllib.loads(Path(names).read_text(encoding="utf-8")))
+        return PartLayout.model_validate(parse_toml(read_text(names, LARGEST_TOML)))
     except ValidationError as fault:
         reasons = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in fault.errors())
         raise BestiaryError(f"{names} does not describe the parts: {reasons}") from fault
-    except (OSError, ValueError) as fault:
+    except BestiaryError as fault:
         raise BestiaryError(f"{names!s} is neither cub, dogs nor a readable TOML file ({fault})") from fault
 
 
@@ -250,7 +245,7 @@ def _trained_rows(layout: PartLayout, kinds: int) -> Tensor:
 
 def _rows_in_captions(path: Path, parts: int, kinds: int) -> Tensor:
     """(part, kind) of all pairs in a caption file `(R, 2)`."""
-    codes = parse_captions(_read_text(path), parts)  # (N, M)
+    codes = parse_captions(read_text(path), parts)  # (N, M)
     pairs = sorted({(part, kind) for row in codes.tolist() for part, kind in enumerate(row) if kind >= 0})
     if not pairs or max(kind for _, kind in pairs) >= kinds:
         raise BestiaryError(
@@ -260,17 +255,10 @@ def _rows_in_captions(path: Path, parts: int, kinds: int) -> Tensor:
 
 
 def _read_class_names(path: Path, classes: int) -> list[str]:
-    names = [line.strip() for line in _read_text(path).splitlines() if line.strip()]
+    names = [line.strip() for line in read_text(path).splitlines() if line.strip()]
     if len(names) != classes:
         raise BestiaryError(f"{path} has {len(names)} names, the checkpoint has {classes} classes: one name per line")
     return names
-
-
-def _read_text(path: Path) -> str:
-    try:
-        return Path(path).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as fault:
-        raise BestiaryError(f"could not read {path} as text: {fault}") from fault
 
 
 def _codebook(kmeans: PartCraftFile, layout: PartLayout, foreground_cluster: int) -> PartCodebook:

@@ -20,6 +20,7 @@ from ..concepts.spectrum.neti_mapper import LAYERS, NetiMapper
 from ..concepts.spectrum.prompt_spectrum import PromptSpectrum
 from ..concepts.spectrum.stage_bounds import StageBounds
 from ..concepts.spectrum.stage_table import ProspectNetwork
+from .embedding_file import chosen, read_embeddings
 from .partcraft_files import holds_safetensors
 
 PROSPECT_SHELLS = (
@@ -31,7 +32,7 @@ PROSPECT_SHELLS = (
 """Classes in ProSpect's `embeddings.pt` (zyxElsa/ProSpect @ 31314f1)."""
 NETI_SHELLS = ("models.positional_encoding.NeTIPositionalEncoding", "models.positional_encoding.BasicEncoder")
 """Classes in NeTI's `mapper-steps-N.pt`."""
-_LAYER_KEY = re.compile(r"<?(.*?)-(\d{1,6})-(\d{1,6})>?")
+LAYER_KEY = re.compile(r"<?(.*?)-(\d{1,6})-(\d{1,6})>?")
 _DEEPEST = 8
 _MOST_NUMBERS = 1 << 28
 _MOST_XTI_VECTORS = 1 << 16
@@ -80,7 +81,7 @@ def import_xti(path: Path) -> PromptSpectrum:
     tensors = _flat_tensors(path)
     rows: dict[tuple[int, int], Tensor] = {}
     for name, tensor in tensors.items():
-        if match := _LAYER_KEY.fullmatch(name):
+        if match := LAYER_KEY.fullmatch(name):
             rows[int(match[2]), int(match[3])] = tensor.flatten().float()
     if not rows:
         raise BestiaryError(
@@ -146,18 +147,21 @@ def import_neti(path: Path, *, stages: int = 10, truncation: int | None = None) 
     )
 
 
-def import_textual_inversion(path: Path) -> PromptSpectrum:
-    """Textual inversion of diffusers, AUTOMATIC1111 or kohya: the same vectors `(1, V, D)` at every stage.
+def import_textual_inversion(path: Path, name: str | None = None) -> PromptSpectrum:
+    """Textual inversion of any form of embedding_file.py: the same vectors `(1, V, D)` at every stage.
+
+    Args:
+        path: an embedding, or a LoRA that carries embeddings.
+        name: which of several embeddings; None takes the only one.
 
     Raises:
-        BestiaryError: no embedding of a known width is in the file.
+        BestiaryError: no embedding of a known width is in the file, or several and none was named.
     """
-    tensors = _flat_tensors(path)
-    rows = {name: t.float().reshape(-1, t.shape[-1]) for name, t in tensors.items() if t.ndim in (1, 2) and t.numel()}
-    if {"clip_l", "clip_g"} <= rows.keys():
+    own, rows = chosen(read_embeddings(path), name, path)
+    if len(rows) > 1:
         # SDXL: two encoders side by side, with as many vectors in each
         backbone = BACKBONES["sdxl"]
-        parts = [rows[encoder.name] for encoder in backbone.text_encoders]
+        parts = [rows[encoder.name].float() for encoder in backbone.text_encoders]
         widths = [part.shape[-1] for part in parts]
         if widths != [encoder.width for encoder in backbone.text_encoders] or len({len(part) for part in parts}) > 1:
             raise BestiaryError(
@@ -165,15 +169,10 @@ def import_textual_inversion(path: Path) -> PromptSpectrum:
             )
         matrix = torch.cat(parts, dim=-1)  # (V, D)
     else:
-        if len(rows) != 1:
-            raise BestiaryError(
-                f"{path} holds {len(rows)} embeddings ({', '.join(sorted(tensors)[:4])}); a textual inversion file holds one"
-            )
-        matrix = next(iter(rows.values()))
+        matrix = next(iter(rows.values())).float()
         backbone = _backbone_of_width(matrix.shape[-1], path)
-    return PromptSpectrum.from_matrix(
-        backbone, matrix.unsqueeze(0), StageBounds.equal(1), provenance=_provenance("textual inversion", path)
-    )
+    about = _provenance("textual inversion", path) | ({"name": own} if name is not None else {})
+    return PromptSpectrum.from_matrix(backbone, matrix.unsqueeze(0), StageBounds.equal(1), provenance=about)
 
 
 def module_tensors(module: object, prefix: str = "", depth: int = _DEEPEST) -> dict[str, Tensor]:
@@ -216,14 +215,12 @@ def _target_norm(config: object) -> float | None:
 
 
 def _flat_tensors(path: Path) -> dict[str, Tensor]:
-    """Tensors of any shape of an embedding file by name: safetensors, or a pickle of them, AUTOMATIC1111's included."""
+    """Tensors of any shape of a file by name: safetensors, or a pickle of them."""
     if holds_safetensors(path):
         read_header(path)
         tensors = read_tensors(path)
     else:
         content = load_inert(path)
-        if isinstance(content, Mapping) and isinstance(content.get("string_to_param"), Mapping | Shell):
-            content = content["string_to_param"]
         tensors = (
             {str(n): t for n, t in content.items() if isinstance(t, Tensor)} if isinstance(content, Mapping) else {}
         )
@@ -233,7 +230,7 @@ def _flat_tensors(path: Path) -> dict[str, Tensor]:
         if t.is_floating_point() and t.ndim and t.numel() < _MOST_NUMBERS
     }
     if not sound:
-        raise BestiaryError(f"{path} holds no embedding: no tensor of numbers in it")
+        raise BestiaryError(f"{path} holds no vectors: no tensor of numbers in it")
     return sound
 
 

@@ -1,16 +1,26 @@
 """What a file holds: ours in detail, the common files of others by their tensor names, all without running anything."""
 
 import json
+import math
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
-from ..concepts.concept_file import Header, TensorEntry, read_header
+from ..concepts.concept_file import Header, TensorEntry, read_header, read_tensors
+from ..concepts.errors import BestiaryError
 from ..concepts.file_kinds import CODEBOOK_KIND, DICTIONARY_KIND, SPECTRUM_KIND
-from ..concepts.lora_names import ALPHA, DOWN, kohya_name
+from ..concepts.inert_pickle import Shell
+from ..concepts.lora_names import (
+    ALPHA,
+    BUNDLED,
+    DOWN,
+    check_forms,
+    kohya_name,
+    lora_layers,
+    with_told_alphas,
+)
 from ..concepts.name_search import number_ranges
 from ..concepts.parts.part_codebook import PartCodebook
 from ..concepts.parts.part_dictionary import PartDictionary
@@ -19,7 +29,8 @@ from ..concepts.safe_pickle import load_inert, tensors_in
 from ..concepts.spectrum.attribute_presets import stages_in_ranges, stages_text
 from ..concepts.spectrum.prompt_spectrum import PromptSpectrum
 from ..concepts.spectrum.spectrum_file import load_spectrum
-from .import_spectrum import NETI_SHELLS, PROSPECT_SHELLS
+from .embedding_file import Embedding, embeddings_of
+from .import_spectrum import LAYER_KEY, NETI_SHELLS, PROSPECT_SHELLS
 from .partcraft_files import COARSE, holds_safetensors, read_partcraft_file
 
 Description = dict[str, object]
@@ -27,6 +38,7 @@ Description = dict[str, object]
 _SHOWN_TENSORS = 12
 _SHOWN_NAMES = 8
 _LONGEST_TEXT = 300
+_MOST_EMBEDDED = 1 << 22
 _EMBEDDING_WIDTHS = {
     768: "SD1.5 (or CLIP-L of SDXL)",
     1024: "SD2",
@@ -75,7 +87,7 @@ def _describe_safetensors(path: Path) -> Description:
     if header.kind is not None:
         settings = {name: _short(value) for name, value in header.concept.items() if name not in ("kind", "format")}
         return {"what": f"Bestiary {_short(header.kind)}", **settings, **_tensors(header.entries)}
-    return _describe_foreign(header)
+    return _describe_foreign(header, path)
 
 
 def _describe_dictionary(dictionary: PartDictionary) -> Description:
@@ -155,10 +167,18 @@ def _describe_spectrum(spectrum: PromptSpectrum) -> Description:
     return {**told, "provenance": {_short(name): _short(value) for name, value in spectrum.provenance.items()}}
 
 
-def _describe_foreign(header: Header) -> Description:
+def _describe_foreign(header: Header, path: Path) -> Description:
     """Somebody else's safetensors file, by the names and shapes of its tensors."""
     entries, metadata = header.entries, {_short(name): _short(text) for name, text in header.metadata.items()}
     told = _recognised({name: entry.shape for name, entry in entries.items()})
+    # small ones may be embeddings, and LoRA files may carry some
+    bundled = any(name.startswith(BUNDLED) for name in entries)
+    if bundled or (not told and sum(math.prod(entry.shape) for entry in entries.values()) <= _MOST_EMBEDDED):
+        found = embeddings_of(read_tensors(path), path.name.split(".")[0])
+        shown = _describe_embeddings(found, "textual inversion embedding")
+        told = told | {"embeddings": shown.get("tokens", []), "remedy": shown.get("remedy", "")} if told else shown
+    if told.get("what") == "LoRA":
+        told |= _scale_and_form(entries, header.metadata)
     if not told:
         return {"what": "safetensors file of an unknown kind", "metadata": metadata, **_tensors(entries)}
     # training logs run to megabytes; what names the model is kept
@@ -170,6 +190,12 @@ def _recognised(shapes: Mapping[str, tuple[int, ...]]) -> Description:
     """A common kind of file, told by tensor names and shapes such as `(n, width)`; empty if none fits."""
     if any((kohya_name(name) or "").endswith(DOWN) for name in shapes):
         return _describe_lora(shapes)
+    if shapes and all(LAYER_KEY.fullmatch(name) for name in shapes):
+        return {
+            "what": "XTI (P+) embedding",
+            "vectors": len(shapes),
+            "remedy": "bestiary import xti turns it into a spectrum",
+        }
     if COARSE in shapes:
         return {"what": "PartCraft k-means", "parts": shapes[COARSE][0], "channels": shapes[COARSE][1]}
     if {"embedding.weight", "pe"} <= set(shapes):
@@ -177,20 +203,20 @@ def _recognised(shapes: Mapping[str, tuple[int, ...]]) -> Description:
         shape = infer_shape({name: torch.empty(size, device="meta") for name, size in shapes.items()})
         counts = {"parts": shape.num_parts, "kinds": shape.num_kinds, "width": shape.width, "depth": shape.depth}
         return {"what": "PartCraft mapper", **counts, "remedy": "bestiary import partcraft turns it into a dictionary"}
-    embeddings = {
-        name: shape for name, shape in shapes.items() if 1 <= len(shape) <= 2 and shape[-1] in _EMBEDDING_WIDTHS
-    }
-    # names differ from program to program; the width of the rows is what marks an embedding
-    few = len(shapes) == 1 or set(shapes) == {"clip_l", "clip_g"}
-    if few and len(embeddings) == len(shapes):
-        return {
-            "what": "textual inversion embedding",
-            "tokens": [
-                f"{_short(name)}: {shape[0] if len(shape) == 2 else 1} of width {shape[-1]}, {_EMBEDDING_WIDTHS[shape[-1]]}"
-                for name, shape in shapes.items()
-            ],
-        }
     return {}
+
+
+def _describe_embeddings(found: Mapping[str, Embedding], what: str) -> Description:
+    """Embeddings, tensors `(n, W)`, of a known width; empty where one is of another."""
+    rows = [(name, encoder, tensor) for name, pair in found.items() for encoder, tensor in pair.items()]
+    if not rows or any(tensor.shape[-1] not in _EMBEDDING_WIDTHS for _, _, tensor in rows):
+        return {}
+    tokens = [
+        f"{_short(encoder or name)}: {len(tensor)} of width {tensor.shape[-1]}, {_EMBEDDING_WIDTHS[tensor.shape[-1]]}"
+        for name, encoder, tensor in rows
+    ]
+    remedy = f"bestiary import textual-inversion turns {'one' if len(found) > 1 else 'it'} into a spectrum"
+    return {"what": what, "tokens": tokens, "remedy": remedy + (", chosen with --name" if len(found) > 1 else "")}
 
 
 def _describe_lora(shapes: Mapping[str, tuple[int, ...]]) -> Description:
@@ -208,6 +234,25 @@ def _describe_lora(shapes: Mapping[str, tuple[int, ...]]) -> Description:
         else "not stored: scale 1",
         "example": _short(next(iter(downs))),
     }
+
+
+def _scale_and_form(names: Mapping[str, TensorEntry], metadata: Mapping[str, str]) -> Description:
+    """What only the header says of a LoRA's scale, and whether it holds more than plain pairs `(r, in)`, `(out, r)`."""
+    told: Description = {}
+    downs = {
+        name: torch.empty(1).expand(entry.shape)
+        for name, entry in names.items()
+        if entry.shape and 0 not in entry.shape
+    }
+    try:
+        with_alphas = with_told_alphas(downs, metadata)
+        if with_alphas.keys() - downs.keys():
+            scales = sorted({round(layer.scale, 4) for layer in lora_layers(with_alphas).values()})
+            told["alpha"] = f"in the header: scale {', '.join(map(str, scales[:4]))}"
+        check_forms(names)
+    except BestiaryError as fault:
+        told["beware"] = str(fault)
+    return told
 
 
 def _naming(name: str) -> str:
@@ -228,9 +273,9 @@ def _describe_pickle(path: Path) -> Description:
     if isinstance(content, Mapping) and {"state_dict", "encoder"} <= content.keys():
         return {"what": "NeTI mapper", "remedy": "bestiary import neti bakes it", **_tensors(_entries(content))}
     # shapes of the one table that matters
-    if isinstance(content, Mapping) and isinstance(content.get("string_to_param"), Mapping):
-        shapes = {str(name): tuple(t.shape) for name, t in content["string_to_param"].items() if isinstance(t, Tensor)}
-        told = {f"{_short(name)}": list(shape) for name, shape in shapes.items()}
+    if isinstance(content, Mapping) and isinstance(content.get("string_to_param"), Mapping | Shell):
+        found = tensors_in(content["string_to_param"])
+        told = {f"{_short(name.rpartition('.')[2])}": list(t.shape) for name, t in found}
         return {
             "what": "textual inversion embedding (AUTOMATIC1111)",
             "name": _short(content.get("name")),
@@ -241,6 +286,9 @@ def _describe_pickle(path: Path) -> Description:
     # nobody's file that we know: what its tensors look like may still say something
     tensors = _entries(content)
     told = _recognised({name: entry.shape for name, entry in tensors.items()})
+    if told.get("what") == "LoRA":
+        told |= _scale_and_form(tensors, {})
+    told = told or _describe_embeddings(embeddings_of(content, path.name.split(".")[0]), "textual inversion embedding")
     return told or {"what": f"torch file of an unknown kind ({type(content).__name__})", **_tensors(tensors)}
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from ..concepts.backbone import BACKBONES, Backbone, BackboneName, TextEncoderSpec, get_backbone
 from ..concepts.errors import BestiaryError
+from ..concepts.wrong_download import wrong_download
 
 CHECKPOINT_SUFFIXES = (".safetensors", ".ckpt", ".pt", ".pth", ".bin")
 WEIGHT_SUFFIXES = (".safetensors", ".bin")
@@ -83,16 +84,31 @@ def _read_json(path: Path) -> dict[str, object]:
             f"{path.name} is missing; download the whole Stable Diffusion folder (SD 1.5, 2 or XL) again"
         )
     # a download that was cut off often leaves half a file
+    _refuse_wrong_download(path)
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as fault:
+        content = json.loads(path.read_text(encoding="utf-8-sig"))
+    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as fault:
         raise BestiaryError(f"{path} is not readable JSON ({fault}): download the model folder again") from fault
     if not isinstance(content, dict):
         raise BestiaryError(f"{path} holds a {type(content).__name__}, not settings: download the model folder again")
     return content
 
 
+def _refuse_wrong_download(path: Path) -> None:
+    """Raises BestiaryError where a pointer of Git LFS, a web page or nothing lies in the place of a file."""
+    try:
+        with path.open("rb") as stream:
+            told = wrong_download(stream.read(512))
+    except OSError as fault:
+        raise BestiaryError(f"could not read {path}: {fault.strerror or fault}") from fault
+    if told is not None:
+        raise BestiaryError(f"{path} {told}")
+
+
 def _check_has_weights(folder: Path) -> None:
+    for entry in sorted(folder.iterdir()):
+        if entry.suffix in WEIGHT_SUFFIXES and entry.is_file() and entry.stat().st_size:
+            _refuse_wrong_download(entry)
     if any(entry.suffix in WEIGHT_SUFFIXES and entry.stat().st_size > 0 for entry in folder.iterdir()):
         return
     found = ", ".join(sorted(entry.name for entry in folder.iterdir())) or "nothing"

@@ -1,6 +1,5 @@
 """Names of parts: proposed from where and how large the parts are, or read from a small TOML file."""
 
-import sys
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -13,11 +12,7 @@ from torch import Tensor
 from ..concepts.errors import BestiaryError
 from ..concepts.parts.codebook_edits import rename
 from ..concepts.parts.part_codebook import PartCodebook
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
+from ..concepts.text_file import LARGEST_TOML, parse_toml, read_text
 
 BACKGROUND_NAME = "background"
 _OFF_CENTRE = 0.3  # of half the thing's width
@@ -111,12 +106,13 @@ def read_names(path: Path) -> NamesFile:
     Raises:
         BestiaryError: the file is missing, is not TOML, or holds something else than names.
     """
+    text = read_text(path, LARGEST_TOML)
     try:
-        return NamesFile.model_validate(tomllib.loads(Path(path).read_text(encoding="utf-8")))
-    except OSError as fault:
-        raise BestiaryError(f"names file {path} cannot be read: {fault.strerror}") from fault
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as fault:
+        tree = parse_toml(text)
+    except BestiaryError as fault:
         raise BestiaryError(f"names file {path} is not TOML: {fault}") from fault
+    try:
+        return NamesFile.model_validate(tree)
     except ValidationError as fault:
         # the first fault is enough: names are few
         first = fault.errors()[0]

@@ -2,7 +2,6 @@
 
 import difflib
 import json
-import sys
 from collections.abc import Mapping
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any, TypeVar, get_args
@@ -10,11 +9,8 @@ from typing import Any, TypeVar, get_args
 from pydantic import BaseModel, ValidationError
 
 from ..concepts.errors import BestiaryError
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
+from ..concepts.text_file import LARGEST_TOML, read_text
+from ..concepts.text_file import parse_toml as parse_toml_text
 
 Settings = TypeVar("Settings", bound=BaseModel)
 RECIPE_FOLDER = Path(__file__).parent / "recipes"
@@ -83,8 +79,8 @@ def parse_value(text: str) -> Any:
     if text.lower() == "none":
         return None
     try:
-        return tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
+        return parse_toml_text(f"value = {text}")["value"]
+    except BestiaryError:
         return text
 
 
@@ -107,8 +103,8 @@ def parse_toml(text: str, source: str) -> dict[str, Any]:
         BestiaryError: it is no TOML.
     """
     try:
-        return tomllib.loads(text)
-    except tomllib.TOMLDecodeError as fault:
+        return parse_toml_text(text)
+    except BestiaryError as fault:
         raise BestiaryError(f"{source} is no valid TOML: {fault}") from fault
 
 
@@ -118,10 +114,7 @@ def format_toml(settings: BaseModel) -> str:
 
 
 def _read_toml(path: Path) -> dict[str, Any]:
-    try:
-        return parse_toml(path.read_text(encoding="utf-8"), str(path))
-    except UnicodeDecodeError as fault:
-        raise BestiaryError(f"{path} is no text in UTF-8: {fault.reason} at byte {fault.start}") from fault
+    return parse_toml(read_text(path, LARGEST_TOML), str(path))
 
 
 def _check_kind(tree: Mapping[str, Any], model: type[BaseModel], path: Path | str | None) -> None:

@@ -18,6 +18,7 @@ from ..concepts.spectrum.stage_algebra import merge_by_attribute
 from ..concepts.spectrum.stage_bounds import StageBounds
 from ..concepts.spectrum.staged_conditioning import encode_staged
 from ..concepts.spectrum.staged_prompt import Override, PromptSources, StagedPrompt, resolve_staged_prompt
+from ..concepts.text_file import read_text
 from .picture_making import Picture, PictureOrder, SamplingChoice, check_backbone
 from .sampling import SamplingDenoiser, build_sampler, pictures_at_once, sample_images
 
@@ -173,8 +174,8 @@ def read_presets(path: Path | None) -> Presets:
     if path is None:
         return DEFAULT_PRESETS
     try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as fault:
+        text = read_text(path)
+    except BestiaryError as fault:
         raise BestiaryError(f"cannot read the presets in {path}: {fault}") from fault
     try:
         return parse_presets(text)

@@ -103,3 +103,27 @@ def test_the_embedded_model_is_the_demo_backbone() -> None:
     folder = read_model_folder(demo_model_path())
     assert folder.backbone.name == "bestiary-demo"
     assert folder.backbone.vector_width == 128 and folder.backbone.image_size == 128
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:57\nsize 3192\n", "is a pointer of Git LFS"),
+        (b"<!DOCTYPE html><html>", "is a web page, not a model"),
+    ],
+)
+@pytest.mark.parametrize("place", ["unet/diffusion_pytorch_model.safetensors", "vae/config.json", "model_index.json"])
+def test_what_is_no_model_inside_a_folder(
+    copied: Callable[[str], Path], place: str, content: bytes, message: str
+) -> None:
+    folder = copied("sd15")
+    (folder / place).write_bytes(content)
+    with pytest.raises(BestiaryError, match=f"{Path(place).name} {message}"):
+        read_model_folder(folder)
+
+
+def test_settings_saved_by_windows_editors_read_alike(copied: Callable[[str], Path]) -> None:
+    folder = copied("sd15")
+    path = folder / "unet" / "config.json"
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
+    assert read_model_folder(folder).backbone.name == "sd15"

@@ -114,7 +114,7 @@ def test_faults_of_a_names_file(tmp_path: Path, text: str, message: str) -> None
 def test_a_missing_names_file(tmp_path: Path) -> None:
     with pytest.raises(BestiaryError) as fault:
         read_names(tmp_path / "none.toml")
-    assert str(fault.value) == f"names file {tmp_path / 'none.toml'} cannot be read: No such file or directory"
+    assert str(fault.value) == f"could not read {str(tmp_path / 'none.toml')!r}: No such file or directory"
 
 
 def codebook() -> PartCodebook:
