@@ -255,7 +255,7 @@ def _read_class_names(path: Path, classes: int) -> list[str]:
 
 def _read_text(path: Path) -> str:
     try:
-        return Path(path).read_text(encoding="utf-8")
+        return Path(path).read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as fault:
         raise BestiaryError(f"could not read {path} as text: {fault}") from fault
 

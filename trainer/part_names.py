@@ -112,7 +112,7 @@ def read_names(path: Path) -> NamesFile:
         BestiaryError: the file is missing, is not TOML, or holds something else than names.
     """
     try:
-        return NamesFile.model_validate(tomllib.loads(Path(path).read_text(encoding="utf-8")))
+        return NamesFile.model_validate(tomllib.loads(Path(path).read_text(encoding="utf-8-sig")))
     except OSError as fault:
         raise BestiaryError(f"names file {path} cannot be read: {fault.strerror}") from fault
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as fault:

@@ -111,7 +111,7 @@ def format_toml(settings: BaseModel) -> str:
 
 def _read_toml(path: Path) -> dict[str, Any]:
     try:
-        return parse_toml(path.read_text(encoding="utf-8"), str(path))
+        return parse_toml(path.read_text(encoding="utf-8-sig"), str(path))
     except UnicodeDecodeError as fault:
         raise BestiaryError(f"{path} is no text in UTF-8: {fault.reason} at byte {fault.start}") from fault
 

@@ -173,7 +173,7 @@ def read_presets(path: Path | None) -> Presets:
     if path is None:
         return DEFAULT_PRESETS
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as fault:
         raise BestiaryError(f"cannot read the presets in {path}: {fault}") from fault
     try:
