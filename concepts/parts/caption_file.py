@@ -40,7 +40,7 @@ def parse_captions(text: str, num_parts: int | None = None) -> Tensor:
     Raises:
         BestiaryError: a word is not `part:kind`, a part occurs twice in a line, or a part is not below `num_parts`.
     """
-    lines = [_parse_line(line, number) for number, line in enumerate(text.splitlines(), start=1)]
+    lines = [_parse_line(line, number) for number, line in enumerate(_lines(text), start=1)]
     largest = max((part for line in lines for part in line), default=-1)
     # the widest line decides unless the caller knows better
     width = largest + 1 if num_parts is None else num_parts
@@ -73,13 +73,18 @@ def parse_image_list(text: str) -> list[ListedImage]:
     Raises:
         BestiaryError: a row of several labels is not one-hot.
     """
-    lines = ((number, line.strip()) for number, line in enumerate(text.splitlines(), start=1))
+    lines = ((number, line.strip()) for number, line in enumerate(_lines(text), start=1))
     return [_parse_listed(line, number) for number, line in lines if line]
 
 
 def format_image_list(images: Sequence[ListedImage]) -> str:
     """Image list with one `relative/path label` line per image."""
     return "".join(f"{image.path}{'' if image.label is None else f' {image.label}'}\n" for image in images)
+
+
+def _lines(text: str) -> list[str]:
+    """Lines of a file's text; the mark that editors on Windows put before it belongs to none of them."""
+    return text.removeprefix("\ufeff").splitlines()
 
 
 def _parse_line(line: str, number: int) -> dict[int, int]:

@@ -265,7 +265,7 @@ def prepared(
 
     def export() -> tuple[list[object], Path]:
         (tmp_path / "exported").mkdir()
-        (tmp_path / "exported" / "README.txt").write_text("mine")
+        (tmp_path / "exported" / "notes.txt").write_text("mine")
         return ["export", birds, "--out", tmp_path / "exported"], tmp_path / "exported"
 
     def convert() -> tuple[list[object], Path]:
@@ -352,6 +352,7 @@ def test_writes_interrupted_by_the_user(fault, prepared, monkeypatch, name: str,
 
     with monkeypatch.context() as patch:
         patch.setattr(os, "replace", interrupt)
+        patch.setattr(os, "link", interrupt)
         assert "stopped" in fault(*command, code=130)
     after = snapshot(place)
     assert {path: after.get(path) for path in before} == before

@@ -62,10 +62,18 @@ def test_silent_stages_and_words_have_no_file(tmp_path: Path) -> None:
 def test_layers_are_averaged(tmp_path: Path) -> None:
     layered = PromptSpectrum("sd15", {"clip_l": torch.randn(2, 16, 1, 768)}, StageBounds.equal(2))
     written = export_spectrum(layered, tmp_path, "é")
-    assert written[0].name == "e.safetensors"
+    assert written[0].name == "é.safetensors"
     assert torch.allclose(read_tensors(written[1])["emb_params"], layered.embeddings["clip_l"][0].mean(0))
 
 
 def test_the_guide_says_how_and_where(tmp_path: Path) -> None:
     guide = export_spectrum(_spectrum(), tmp_path, "corgi")[-1].read_text()
     assert "embedding:corgi" in guide and "Stages begin at these shares of the way: 0, 0.333, 0.666" in guide
+
+
+@pytest.mark.parametrize(
+    ("name", "file"),
+    [("corgi.v2", "corgi.v2"), ("Blue Jay_3", "blue-jay-3"), ("\u9ce5", "\u9ce5"), ("con", "con-spectrum")],
+)
+def test_exports_are_called_as_prompts_call_them(name: str, file: str, tmp_path: Path) -> None:
+    assert export_spectrum(_spectrum(), tmp_path, name)[0].name == f"{file}.safetensors"

@@ -111,6 +111,13 @@ def test_faults_of_a_names_file(tmp_path: Path, text: str, message: str) -> None
     assert str(fault.value).startswith(f"names file {path}") and message in str(fault.value)
 
 
+def test_a_names_file_of_a_windows_editor_reads_alike(tmp_path: Path) -> None:
+    text = b'[parts]\r\n1 = "head"\r\n'
+    for name, content in (("plain.toml", text), ("mark.toml", b"\xef\xbb\xbf" + text)):
+        (tmp_path / name).write_bytes(content)
+    assert read_names(tmp_path / "mark.toml") == read_names(tmp_path / "plain.toml") != NamesFile()
+
+
 def test_a_missing_names_file(tmp_path: Path) -> None:
     with pytest.raises(BestiaryError) as fault:
         read_names(tmp_path / "none.toml")

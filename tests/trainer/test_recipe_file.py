@@ -146,3 +146,8 @@ def test_texts_that_look_like_numbers_stay_texts(tmp_path: Path) -> None:
     assert load_spectrum_recipe(None, {"run.name": '"a b"'}).run.name == "a b"
     assert load_spectrum_recipe(None, {"images.cache": "none"}).images.cache is None
     assert load_spectrum_recipe(None, {"method.initial_words": "none"}).method.initial_words == "none"
+
+
+def test_files_saved_by_windows_editors_read_alike(tmp_path: Path) -> None:
+    (tmp_path / "r.toml").write_bytes(b"\xef\xbb\xbf[optimizer]\r\nsteps = 7\r\n")
+    assert load_recipe(tmp_path / "r.toml").optimizer.steps == 7

@@ -114,6 +114,9 @@ def test_mixing_by_name() -> None:
 def test_presets_from_a_file(tmp_path: Path) -> None:
     (tmp_path / "p.txt").write_text("pose: 1-2\n")
     assert read_presets(tmp_path / "p.txt") == {"pose": ((0.0, 0.19999999999999996),)}
+    # as editors on Windows save it
+    (tmp_path / "mark.txt").write_bytes(b"\xef\xbb\xbfpose: 1-2\r\n")
+    assert read_presets(tmp_path / "mark.txt") == read_presets(tmp_path / "p.txt")
     (tmp_path / "bad.txt").write_text("pose 1-2\n")
     with pytest.raises(BestiaryError, match=r"bad.txt: line 1 of the presets"):
         read_presets(tmp_path / "bad.txt")

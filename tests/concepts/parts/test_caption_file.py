@@ -115,3 +115,8 @@ def test_published_dogs_have_the_counted_parts_and_kinds() -> None:
     assert (images[4], images[6]) == (11990, 11998)
     assert [len(codes[codes[:, part] >= 0, part].unique()) for part in range(8)] == DOGS_KINDS
     assert format_captions(codes).split() == text.split()
+
+
+def test_the_mark_of_windows_editors_belongs_to_no_line() -> None:
+    assert torch.equal(parse_captions("\ufeff0:1 1:2\r\n0:3\r\n"), parse_captions("0:1 1:2\n0:3\n"))
+    assert parse_image_list("\ufeffa b/c.jpg 4\r\n") == parse_image_list("a b/c.jpg 4\n")
