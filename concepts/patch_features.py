@@ -15,10 +15,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .concept_file import read_header
 from .denoiser import Denoiser, TextConditioning
+from .dino_weights import read_dino_weights
 from .errors import BestiaryError
-from .safe_pickle import load_inert
 
 SourceName = Literal["dinov2", "diffusion", "descriptor"]
 SourceSpec = dict[str, "str | int | float"]
@@ -150,7 +149,8 @@ class DinoFeatures:
         model: str = "vit_base_patch14_dinov2.lvd142m",
         device: str = "cpu",
     ) -> None:
-        self._model = _load_vision_transformer(model, weights, image_size).to(device)
+        built, model = _load_vision_transformer(model, weights, image_size)
+        self._model = built.to(device)
         self.image_size = image_size
         self.width = int(self._model.num_features)
         self.spec: SourceSpec = {"name": self.name, "image_size": image_size, "model": model}
@@ -171,7 +171,8 @@ class DinoFeatures:
         return PatchGrid(found[0].permute(0, 2, 3, 1).float().cpu().contiguous())  # (B, h, w, D)
 
 
-def _load_vision_transformer(model: str, weights: Path | str | None, image_size: int) -> torch.nn.Module:
+def _load_vision_transformer(model: str, weights: Path | str | None, image_size: int) -> tuple[torch.nn.Module, str]:
+    """The transformer and its name: a DINOv2 file of another size says so itself."""
     try:
         import timm
     except ImportError as fault:
@@ -179,10 +180,11 @@ def _load_vision_transformer(model: str, weights: Path | str | None, image_size:
             "the source dinov2 needs timm: pip install timm, or choose the source descriptor"
         ) from fault
     # only now: without timm a checkpoint is of no use
+    place = {}
     if weights is not None:
-        _refuse_programs(Path(weights))
-    # as pretrained weights, whose position embeddings timm fits to the image size
-    place = {} if weights is None else {"pretrained_cfg_overlay": {"file": str(weights)}}
+        model, state = read_dino_weights(Path(weights), model)
+        # as pretrained weights, whose position embeddings timm fits to the image size
+        place = {"pretrained_cfg_overlay": {"state_dict": state}}
     try:
         built = timm.create_model(model, img_size=image_size, num_classes=0, pretrained=True, **place)
     except (OSError, RuntimeError, ValueError) as fault:
@@ -190,19 +192,7 @@ def _load_vision_transformer(model: str, weights: Path | str | None, image_size:
         raise BestiaryError(
             f"no weights for {model} {where}: {fault}. Give a checkpoint on disk, or choose the source diffusion or descriptor"
         ) from fault
-    return built.eval().requires_grad_(False)
-
-
-def _refuse_programs(weights: Path) -> None:
-    """Make sure that a checkpoint holds data alone: older versions of timm unpickle whatever a file names.
-
-    Raises:
-        BestiaryError: it is missing, broken, or asks for more than tensors.
-    """
-    if weights.suffix == ".safetensors":
-        read_header(weights)
-    else:
-        load_inert(weights)
+    return built.eval().requires_grad_(False), model
 
 
 class DiffusionFeatures:
