@@ -16,10 +16,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .concept_file import read_header
 from .denoiser import Denoiser, TextConditioning
+from .dino_weights import read_dino_weights
 from .errors import BestiaryError
-from .safe_pickle import load_inert
 from .vit_weights import DINO_MODEL
 
 SourceName = Literal["dinov2", "imagenet", "diffusion", "descriptor"]
@@ -180,8 +179,9 @@ class DinoFeatures:
         device: str = "cpu",
     ) -> None:
         image_size = image_size or _PATCHES * _patch_edge(model)
+        built, model = _load_vision_transformer(model, weights, image_size)
         # whoever moves the network to another device has it computed there
-        self.network = _load_vision_transformer(model, weights, image_size).to(device)
+        self.network = built.to(device)
         self.image_size = image_size
         self.width = int(self.network.num_features)
         self.spec: SourceSpec = {"name": self.name, "image_size": image_size, "model": model}
@@ -208,7 +208,8 @@ def _patch_edge(model: str) -> int:
     return int(found[1]) if found else 16
 
 
-def _load_vision_transformer(model: str, weights: Path | str | None, image_size: int) -> torch.nn.Module:
+def _load_vision_transformer(model: str, weights: Path | str | None, image_size: int) -> tuple[torch.nn.Module, str]:
+    """The transformer and its name: a DINOv2 file of another size says so itself."""
     try:
         import timm
     except ImportError as fault:
@@ -216,10 +217,11 @@ def _load_vision_transformer(model: str, weights: Path | str | None, image_size:
             "the source dinov2 needs timm: pip install timm, or choose the source descriptor"
         ) from fault
     # only now: without timm a checkpoint is of no use
+    place = {}
     if weights is not None:
-        _refuse_programs(Path(weights))
-    # as pretrained weights, whose position embeddings timm fits to the image size
-    place = {} if weights is None else {"pretrained_cfg_overlay": {"file": str(weights)}}
+        model, state = read_dino_weights(Path(weights), model)
+        # as pretrained weights, whose position embeddings timm fits to the image size
+        place = {"pretrained_cfg_overlay": {"state_dict": state}}
     try:
         built = timm.create_model(model, img_size=image_size, num_classes=0, pretrained=True, **place)
     except (OSError, RuntimeError, TypeError, ValueError) as fault:
@@ -229,19 +231,7 @@ def _load_vision_transformer(model: str, weights: Path | str | None, image_size:
         ) from fault
     if not hasattr(built, "blocks") or not hasattr(built, "patch_embed"):
         raise BestiaryError(f"{model} is no vision transformer: give one, for example {DINO_MODEL}")
-    return built.eval().requires_grad_(False)
-
-
-def _refuse_programs(weights: Path) -> None:
-    """Make sure that a checkpoint holds data alone: older versions of timm unpickle whatever a file names.
-
-    Raises:
-        BestiaryError: it is missing, broken, or asks for more than tensors.
-    """
-    if weights.suffix == ".safetensors":
-        read_header(weights)
-    else:
-        load_inert(weights)
+    return built.eval().requires_grad_(False), model
 
 
 class DiffusionFeatures:
