@@ -24,9 +24,13 @@ class BestiaryDemoModel(io.ComfyNode):
             search_aliases=["bestiary base model", "tiny checkpoint", "load checkpoint"],
             inputs=[],
             outputs=[
-                io.Model.Output("model", display_name="MODEL"),
-                io.Clip.Output("clip", display_name="CLIP"),
-                io.Vae.Output("vae", display_name="VAE"),
+                io.Model.Output(
+                    "model", display_name="MODEL", tooltip="The network, for a sampler or for nodes that patch it."
+                ),
+                io.Clip.Output(
+                    "clip", display_name="CLIP", tooltip="Its text encoder, for Load Part Dictionary or a text node."
+                ),
+                io.Vae.Output("vae", display_name="VAE", tooltip="Its autoencoder, for VAE Decode."),
             ],
         )
 
@@ -56,7 +60,9 @@ class BestiaryDemoPictures(io.ComfyNode):
                 io.Int.Input("seed", default=0, min=0, max=2**31 - 1, tooltip="The same seed draws the same pictures."),
             ],
             outputs=[
-                io.Image.Output("images", display_name="images", is_output_list=True),
+                io.Image.Output(
+                    "images", display_name="images", is_output_list=True, tooltip="The drawings, one by one."
+                ),
                 io.String.Output(
                     "captions",
                     display_name="captions",

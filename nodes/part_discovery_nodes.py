@@ -90,10 +90,24 @@ class BestiaryDiscoverParts(io.ComfyNode):
                 ),
             ],
             outputs=[
-                CodebookSocket.Output("codebook", display_name="codebook"),
-                PartMapsSocket.Output("part_maps", display_name="part maps", is_output_list=True),
-                io.Image.Output("overlays", display_name="overlays", is_output_list=True),
-                io.String.Output("report", display_name="report"),
+                CodebookSocket.Output(
+                    "codebook",
+                    display_name="codebook",
+                    tooltip="The parts and their kinds, for Segment Parts and others.",
+                ),
+                PartMapsSocket.Output(
+                    "part_maps",
+                    display_name="part maps",
+                    is_output_list=True,
+                    tooltip="Which part each patch of a picture shows, picture by picture.",
+                ),
+                io.Image.Output(
+                    "overlays",
+                    display_name="overlays",
+                    is_output_list=True,
+                    tooltip="Every picture with its parts in colour.",
+                ),
+                io.String.Output("report", display_name="report", tooltip="What was found, and what to look at."),
             ],
             hidden=[io.Hidden.unique_id, io.Hidden.extra_pnginfo],
         )
@@ -156,7 +170,13 @@ class BestiaryDiffusionFeatures(io.ComfyNode):
                 io.Clip.Input("clip", tooltip="Its text encoder, without a dictionary."),
                 io.Vae.Input("vae", tooltip="Its autoencoder."),
             ],
-            outputs=[FeaturesSocket.Output("features", display_name="features")],
+            outputs=[
+                FeaturesSocket.Output(
+                    "features",
+                    display_name="features",
+                    tooltip="For the input features of Discover Parts and Segment Parts.",
+                )
+            ],
         )
 
     @classmethod
@@ -185,11 +205,27 @@ class BestiarySegmentParts(io.ComfyNode):
                 fit_input(),
             ],
             outputs=[
-                io.Mask.Output("masks", display_name="masks (one per part)", is_output_list=True),
-                io.String.Output("part_names", display_name="names of the parts", is_output_list=True),
-                io.Image.Output("overlay", display_name="overlay"),
-                io.String.Output("codes", display_name="codes"),
-                PartMapsSocket.Output("part_maps", display_name="part maps"),
+                io.Mask.Output(
+                    "masks",
+                    display_name="masks (one per part)",
+                    is_output_list=True,
+                    tooltip="White where the part is; a mask for every part.",
+                ),
+                io.String.Output(
+                    "part_names",
+                    display_name="names of the parts",
+                    is_output_list=True,
+                    tooltip="In the order of the masks.",
+                ),
+                io.Image.Output("overlay", display_name="overlay", tooltip="The pictures with their parts in colour."),
+                io.String.Output(
+                    "codes",
+                    display_name="codes",
+                    tooltip="The kind of every part of every picture, as prompts write it.",
+                ),
+                PartMapsSocket.Output(
+                    "part_maps", display_name="part maps", tooltip="Which part each patch shows, for Part Mask."
+                ),
             ],
             hidden=[io.Hidden.unique_id],
         )
@@ -246,7 +282,7 @@ class BestiaryPartMask(io.ComfyNode):
                     tooltip="Softness of the edge in pixels; after growing.",
                 ),
             ],
-            outputs=[io.Mask.Output("mask", display_name="mask")],
+            outputs=[io.Mask.Output("mask", display_name="mask", tooltip="White where the part is.")],
         )
 
     @classmethod
@@ -277,8 +313,12 @@ class BestiaryLoadCodebook(io.ComfyNode):
                 )
             ],
             outputs=[
-                CodebookSocket.Output("codebook", display_name="codebook"),
-                io.String.Output("summary", display_name="summary"),
+                CodebookSocket.Output(
+                    "codebook",
+                    display_name="codebook",
+                    tooltip="The parts and their kinds, for Segment Parts and others.",
+                ),
+                io.String.Output("summary", display_name="summary", tooltip="Its parts, kinds and feature source."),
             ],
         )
 
@@ -313,7 +353,11 @@ class BestiarySaveCodebook(io.ComfyNode):
                     "filename", default="my_parts", tooltip=f"Name without {CODEBOOK_SUFFIX}; may name a sub-folder."
                 ),
             ],
-            outputs=[io.String.Output("saved_name", display_name="saved as")],
+            outputs=[
+                io.String.Output(
+                    "saved_name", display_name="saved as", tooltip="Name of the file as Load Codebook lists it."
+                )
+            ],
         )
 
     @classmethod

@@ -52,8 +52,14 @@ class BestiaryEvaluateParts(io.ComfyNode):
                 io.Float.Output(
                     "cosim", display_name="CoSim", tooltip="Mean similarity of seen and asked kinds, -1 to 1."
                 ),
-                io.String.Output("report", display_name="report"),
-                io.Image.Output("overlay", display_name="overlay"),
+                io.String.Output(
+                    "report",
+                    display_name="report",
+                    tooltip="Every part that was asked for, and what the pictures show.",
+                ),
+                io.Image.Output(
+                    "overlay", display_name="overlay", tooltip="The pictures with the parts that were seen, in colour."
+                ),
             ],
             hidden=[io.Hidden.unique_id],
         )

@@ -74,7 +74,9 @@ class TrainingImages(io.ComfyNode):
                 features_input(),
             ],
             outputs=[
-                TrainingSetSocket.Output("training_set", display_name="training set"),
+                TrainingSetSocket.Output(
+                    "training_set", display_name="training set", tooltip="For Train Parts and Train in Background."
+                ),
                 io.String.Output(
                     "captions", display_name="captions", tooltip="part:kind of every picture, one per line."
                 ),

@@ -62,6 +62,11 @@ def test_every_input_has_a_tooltip(schemas):
     assert faults(schemas, bare) == []
 
 
+def test_every_output_has_a_tooltip(schemas):
+    bare = lambda schema: [str(one.id) for one in schema.outputs or [] if not (one.tooltip or "").strip()]  # noqa: E731
+    assert faults(schemas, bare) == []
+
+
 def test_every_output_has_a_display_name(schemas):
     bare = lambda schema: [str(one.id) for one in schema.outputs or [] if not one.display_name]  # noqa: E731
     assert faults(schemas, bare) == []
