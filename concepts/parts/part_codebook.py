@@ -105,7 +105,9 @@ class PartCodebook:
         foreground = self.foreground_probability(grid)  # (B, h, w)
         if marked is not None:
             foreground = torch.where(marked.isnan(), foreground, marked.to(foreground))
-        return self.parts.labels(features, foreground, self.background).to(torch.uint8)
+        labels = self.parts.labels(features, foreground, self.background).to(torch.uint8)
+        # part models may move edges a little: never out of what is marked
+        return labels if marked is None else labels.masked_fill(marked < 0.5, self.background)
 
     def foreground_probability(self, grid: PatchGrid) -> Tensor:
         """How likely every patch shows the thing, `(B, h, w)` 0..1, before parts are told apart."""
