@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .errors import BestiaryError
-from .patch_features import PatchGrid, SourceName, SourceSpec, rgb_to_lab
+from .patch_features import PatchGrid, SourceName, SourceSpec, patch_colour
 from .safe_pickle import load_tensors
 
 MODEL = "tf_efficientnet_lite0"
@@ -148,7 +148,9 @@ class ImagenetFeatures:
     def _described(self, images: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None]:
         """Features (B, h, w, D), details (B, h, w, E) and evidence (B, h, w) of some images (B, 3, H, W)."""
         grid = (images.shape[2] // _STRIDE, images.shape[3] // _STRIDE)
-        continued = F.pad(images, (self.margin,) * 4, mode="reflect") if self.margin else images
+        # a picture no larger than the margin has too little to mirror
+        mode = "reflect" if min(images.shape[2:]) > self.margin else "replicate"
+        continued = F.pad(images, (self.margin,) * 4, mode=mode) if self.margin else images
         pixels = ((continued - _MEAN) / _SPREAD).to(self._device, memory_format=torch.channels_last)
         wanted = {name for name in (*self.blocks, *self.detail) if name != COLOUR}
         found, evidence = self.network(pixels, wanted, self._saliency)
@@ -158,7 +160,7 @@ class ImagenetFeatures:
         }  # (B, C, h, w)
         units = {name: F.normalize(maps, dim=1) for name, maps in on_grid.items()}
         if COLOUR in self.detail:
-            units[COLOUR] = _patch_colour(images.to(self._device), grid)
+            units[COLOUR] = patch_colour(images.to(self._device), grid)
         features, detail = (
             torch.cat([units[name] for name in names], dim=1).permute(0, 2, 3, 1).contiguous().cpu() if names else None
             for names in (self.blocks, self.detail)
@@ -321,14 +323,6 @@ def _moved(maps: Tensor, offset: float) -> Tensor:
     padded = F.pad(maps, (0, 1, 0, 1), mode="replicate")  # (B, C, h + 1, w + 1)
     rows = torch.lerp(padded[:, :, :-1], padded[:, :, 1:], offset)
     return torch.lerp(rows[..., :-1], rows[..., 1:], offset)
-
-
-def _patch_colour(images: Tensor, grid: tuple[int, int]) -> Tensor:
-    """Mean and spread of CIELAB over every patch (B, 6, h, w), in units of 100: about as long as a block's unit vector."""
-    lab = rgb_to_lab(images) / 100  # (B, 3, H, W)
-    mean = F.adaptive_avg_pool2d(lab, grid)
-    spread = (F.adaptive_avg_pool2d(lab.square(), grid) - mean.square()).clamp_min(0).sqrt()
-    return torch.cat([mean, spread], dim=1)
 
 
 def _folded(conv: nn.Conv2d, norm: nn.BatchNorm2d) -> nn.Conv2d:

@@ -190,16 +190,24 @@ class DinoFeatures:
 
     @torch.inference_mode()
     def __call__(self, images: Tensor) -> PatchGrid:
-        """Features `(B, S/14, S/14, 768)` of images `(B, 3, S, S)` in 0..1; other models have other patches and widths."""
+        """Features `(B, S/14, S/14, 768)` of images `(B, 3, S, S)` in 0..1; other models have other patches and widths.
+
+        Details are the tokens of the block at a third of the depth, as unit vectors, and colour.
+        """
         _check_images(images, self.image_size)
         # ImageNet's normalisation, and the last block's tokens alone
         mean, std = (torch.tensor(values).view(1, 3, 1, 1) for values in (_IMAGENET_MEAN, _IMAGENET_STD))
         last = len(self.network.blocks) - 1
         device = next(self.network.parameters()).device
         found = self.network.forward_intermediates(
-            ((images.float() - mean) / std).to(device), indices=[last], norm=False, intermediates_only=True
+            ((images.float() - mean) / std).to(device),
+            indices=[last // 3, last],
+            norm=False,
+            intermediates_only=True,
         )
-        return PatchGrid(found[0].permute(0, 2, 3, 1).float().cpu().contiguous())  # (B, h, w, D)
+        early, deep = (tokens.permute(0, 2, 3, 1).float().cpu().contiguous() for tokens in found)  # (B, h, w, D)
+        colour = patch_colour(images.float(), tuple(deep.shape[1:3])).permute(0, 2, 3, 1)  # (B, h, w, 6)
+        return PatchGrid(deep, detail=torch.cat([F.normalize(early, dim=-1), colour.cpu()], dim=-1))
 
 
 def _patch_edge(model: str) -> int:
@@ -366,6 +374,14 @@ def rgb_to_lab(images: Tensor) -> Tensor:
     root = torch.where(xyz > 0.008856, xyz.clamp_min(1e-6) ** (1 / 3), 7.787 * xyz + 16 / 116)
     x, y, z = root.unbind(dim=1)  # (B, H, W) each
     return torch.stack([116 * y - 16, 500 * (x - y), 200 * (y - z)], dim=1)
+
+
+def patch_colour(images: Tensor, grid: tuple[int, int]) -> Tensor:
+    """Mean and spread of CIELAB over every patch `(B, 6, h, w)` of images `(B, 3, H, W)` in 0..1, in units of 100."""
+    lab = rgb_to_lab(images) / 100  # (B, 3, H, W)
+    mean = F.adaptive_avg_pool2d(lab, grid)
+    spread = (F.adaptive_avg_pool2d(lab.square(), grid) - mean.square()).clamp_min(0).sqrt()
+    return torch.cat([mean, spread], dim=1)
 
 
 def _repeat_text(text: TextConditioning, count: int) -> TextConditioning:

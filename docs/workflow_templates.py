@@ -29,6 +29,9 @@ DEMO_TRAINING |= {
 }
 """Settings of Train Parts that suit the miniature model: those of the command line's recipe `demo`, fewer steps."""
 
+_FOR_DRAWINGS = "descriptor"
+"""Drawn creatures are told apart by colour and texture; photographs by imagenet, the block's own choice."""
+
 
 def mix_four_species(graph: Graph, shipped: Shipped) -> list[Node]:
     loaded = demo_model(
@@ -215,7 +218,9 @@ def discover_and_segment(graph: Graph, shipped: Shipped) -> list[Node]:
     known = graph.add("BestiaryDemoPictures", title="Pictures to learn from", count=42, seed=1)
     new = graph.add("BestiaryDemoPictures", title="New pictures", count=4, seed=2)
     graph.group("2  Discover", "parts")
-    found = graph.add("BestiaryDiscoverParts", images=known["images"], num_parts=5, num_kinds=14)
+    found = graph.add(
+        "BestiaryDiscoverParts", images=known["images"], feature_source=_FOR_DRAWINGS, num_parts=5, num_kinds=14
+    )
     graph.add("PreviewAny", title="Report", source=found["report"])
     graph.add(
         "BestiarySaveCodebook",
@@ -278,7 +283,9 @@ def train_parts(graph: Graph, shipped: Shipped) -> list[Node]:
     model = graph.add("BestiaryDemoModel")
     pictures = graph.add("BestiaryDemoPictures", count=56, seed=1)
     graph.group("2  Discover", "parts")
-    found = graph.add("BestiaryDiscoverParts", images=pictures["images"], num_parts=5, num_kinds=14)
+    found = graph.add(
+        "BestiaryDiscoverParts", images=pictures["images"], feature_source=_FOR_DRAWINGS, num_parts=5, num_kinds=14
+    )
     maps = {"codebook": found["codebook"], "part_maps": found["part maps"]}
     prepared = graph.add("BestiaryTrainingImages", images=pictures["images"], vae=model["VAE"], **maps)
     graph.group("3  Learn", "prompt")

@@ -51,7 +51,13 @@ class BestiaryDiscoverParts(io.ComfyNode):
                     "larger one, needs its weights. diffusion: activations of the model at the input features. descriptor: "
                     "colour and texture, for flat drawings.",
                 ),
-                io.Int.Input("num_parts", default=0, min=0, max=32, tooltip="Parts of the thing; 0 takes five."),
+                io.Int.Input(
+                    "num_parts",
+                    default=0,
+                    min=0,
+                    max=32,
+                    tooltip="Parts of the thing; 0 measures how many, 3 to 12; five for descriptor and diffusion.",
+                ),
                 io.Int.Input(
                     "num_kinds",
                     default=0,

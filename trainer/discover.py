@@ -21,6 +21,7 @@ from torch import Tensor
 
 from ..concepts.denoiser import Denoiser, ProgressCallback
 from ..concepts.errors import BestiaryError
+from ..concepts.parts.looks_foreground import LooksForeground
 from ..concepts.parts.part_codebook import PartCodebook
 from ..concepts.parts.part_discovery import fit_parts
 from ..concepts.parts.sample_checks import refuse_copies, refuse_few
@@ -59,7 +60,7 @@ class DiscoverSettings(BaseModel):
     masks: Path | None = None
     """Folder of masks, the thing in white, called as their pictures; None takes the transparency of pictures that have it."""
     num_parts: int | None = Field(None, ge=2, le=64)
-    """Foreground parts, 2 to 64; None chooses."""
+    """Foreground parts, 2 to 64; None measures how many where the source gives details, else takes five."""
     kinds: int | None = Field(None, ge=1, le=4096)
     """Kinds of each part, 1 to 4096; None takes a quarter of the pictures, at most 256."""
     names: Path | None = None
@@ -211,7 +212,9 @@ def _fit_parts(settings: DiscoverSettings, state: DiscoveryState, source: Featur
     )
     # a low margin means that something else than the thing was told apart, light from dark scenes for example
     margin = codebook.foreground.margin
-    if margin < settings.min_margin and not settings.flip_foreground and marked is None:
+    # where looks alone tell the thing, it may fill the picture: then a low margin is a doubt that the page tells
+    bound = "min_margin" in settings.model_fields_set or not isinstance(codebook.foreground, LooksForeground)
+    if bound and margin < settings.min_margin and not settings.flip_foreground and marked is None:
         raise BestiaryError(
             f"no foreground found in {settings.images}: what was found covers the centre of the pictures only {margin:.2f} "
             f"more than their borders (at least {settings.min_margin:.2f} is needed). Give pictures that show the whole "

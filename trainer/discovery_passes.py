@@ -23,6 +23,8 @@ from .discovery_state import DiscoveryState, PartShard, SampleShard, Skipped
 from .foreground_masks import ForegroundMasks
 from .image_files import GONE, UnreadableImage, fit_square, image_to_tensor, read_image
 
+_PLAIN = "it is one plain colour: there is nothing to see in it"
+
 
 @dataclass(frozen=True)
 class PictureReader:
@@ -61,7 +63,7 @@ class PictureReader:
         except UnreadableImage as fault:
             return fault.reason
         if bool(plain_pictures(image.unsqueeze(0))[0]):
-            return "it is one plain colour: there is nothing to see in it"
+            return _PLAIN
         return image
 
     def marked(self, indices: Sequence[int], grid: tuple[int, int]) -> Tensor | None:
@@ -129,6 +131,10 @@ def joined_sample(state: DiscoveryState) -> SampleShard:
         unreadable += skipped
     # without a single picture there is nothing to fit: the first reasons tell why
     if not pieces:
+        if all(reason == _PLAIN for _, reason in unreadable):
+            raise BestiaryError(
+                f"no foreground found: all {len(unreadable)} pictures are one plain colour; give pictures that show something"
+            )
         reasons = "; ".join(f"{name}: {reason}" for name, reason in unreadable[:3])
         raise BestiaryError(f"none of {len(unreadable)} pictures could be read ({reasons}): give a folder of pictures")
     return _joined_sample(pieces)

@@ -111,7 +111,8 @@ class PartCodebook:
         foreground = self.foreground_probability(grid)  # (B, h, w)
         if marked is not None:
             foreground = torch.where(marked.isnan(), foreground, marked.to(foreground))
-        return self.parts.labels(features, foreground, self.background).to(torch.uint8)
+        labels = self.parts.labels(features, foreground, self.background).to(torch.uint8)
+        return labels if marked is None else _within_marks(labels, marked, self.background)
 
     def foreground_probability(self, grid: PatchGrid) -> Tensor:
         """How likely every patch shows the thing, `(B, h, w)` 0..1, before parts are told apart."""
@@ -281,6 +282,21 @@ class PartCodebook:
     def with_names(self, part_names: tuple[str, ...], kind_names: tuple[dict[int, str], ...]) -> PartCodebook:
         """The same codebook under other names."""
         return replace(self, part_names=part_names, kind_names=kind_names)
+
+
+def _within_marks(labels: Tensor, marked: Tensor, background: int) -> Tensor:
+    """Labels `(B, h, w)` that cover exactly what is marked `(B, h, w)`: part models follow the picture's own edges.
+
+    Nothing outside keeps a part, and what is left open inside gets that of the nearest patch which has one.
+    """
+    labels = labels.masked_fill(marked < 0.5, background)
+    for picture, marks in zip(labels, marked, strict=True):  # views: filled in place
+        known, empty = picture != background, (picture == background) & (marks >= 0.5)
+        if bool(known.any()) and bool(empty.any()):
+            places = known.nonzero()  # (patches, 2)
+            nearest = torch.cdist(empty.nonzero().float(), places.float()).argmin(dim=1)
+            picture[empty] = picture[places[nearest, 0], places[nearest, 1]]
+    return labels
 
 
 def _compact(tensor: Tensor) -> Tensor:

@@ -42,7 +42,7 @@ def test_every_block_computes_what_the_module_of_the_weights_computes(size: int)
 
 
 def test_features_are_unit_vectors_of_every_block_on_one_grid() -> None:
-    source = ImagenetFeatures(image_size=96, blocks="block3,block10,block15", detail="block1,colour")
+    source = ImagenetFeatures(image_size=96, blocks="block3,block10,block15", detail="block1,colour", saliency=0)
     grid = source(pictures(2, 96))
     assert grid.features.shape == (2, 6, 6, 40 + 112 + 320) == (2, 6, 6, source.width)
     assert grid.detail.shape == (2, 6, 6, 24 + 6)
@@ -80,7 +80,7 @@ def test_a_picture_has_the_same_features_in_any_batch() -> None:
 
 def test_a_margin_continues_the_picture_and_is_cut_off_again() -> None:
     plain, continued = (
-        ImagenetFeatures(image_size=128, blocks="block4"),
+        ImagenetFeatures(image_size=128, blocks="block4", margin=0),
         ImagenetFeatures(image_size=128, blocks="block4", margin=64),
     )
     images = pictures(1, 128)
@@ -89,6 +89,21 @@ def test_a_margin_continues_the_picture_and_is_cut_off_again() -> None:
     # far from the border both see the same, at the border the zeros around the picture are gone
     assert torch.allclose(a[:, 3:5, 3:5], b[:, 3:5, 3:5], atol=1e-4)
     assert float((a[:, 0] - b[:, 0]).abs().max()) > 1e-2
+
+
+def test_dilation_computes_the_deep_blocks_alone_on_the_finer_grid() -> None:
+    plain, dilated = (
+        ImagenetFeatures(image_size=128, blocks="block10,block15", detail="", dilated=number) for number in (0, 1)
+    )
+    images = pictures(1, 128)
+    a, b = plain(images).features, dilated(images).features
+    assert a.shape == b.shape == (1, 8, 8, 112 + 320)
+    assert torch.allclose(a[..., :112], b[..., :112], atol=1e-5)
+    # the plain block 15 is a 4 x 4 grid made larger: neighbours are mixtures of the same few vectors
+    assert plain.spec["dilated"] == 0 and dilated.spec["dilated"] == 1
+    assert float((b[:, 1:, :, 112:] - b[:, :-1, :, 112:]).norm(dim=-1).mean()) > float(
+        (a[:, 1:, :, 112:] - a[:, :-1, :, 112:]).norm(dim=-1).mean()
+    )
 
 
 def test_class_evidence_is_where_the_seen_class_is() -> None:

@@ -211,6 +211,9 @@ def test_dino_features_are_the_last_blocks_before_the_norm(tmp_path: Path) -> No
         reference((images - mean) / std)
     theirs = seen["tokens"][:, 1:].unflatten(1, (4, 4))
     assert torch.allclose(source(images).features, theirs, atol=1e-4)
+    details = source(images).detail
+    assert details.shape == (2, 4, 4, 192 + 6)
+    assert torch.allclose(details[..., :192].norm(dim=-1), torch.ones(2, 4, 4), atol=1e-4)
     assert source.spec["weights"] == str(tmp_path / "vit.pth")
 
 

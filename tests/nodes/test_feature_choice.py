@@ -101,7 +101,9 @@ def test_imagenet_needs_nothing_and_is_read_once(monkeypatch):
 
     read = imagenet_features.read_network
     reads = []
-    monkeypatch.setattr(imagenet_features, "read_network", lambda *given: reads.append(given) or read(*given))
+    monkeypatch.setattr(
+        imagenet_features, "read_network", lambda *given, **more: reads.append(given) or read(*given, **more)
+    )
     source = open_source({"name": "imagenet"})
     images = torch.rand(2, 3, source.image_size, source.image_size)
     again = open_source(source.spec | {"weights": "/of/another/machine.pth"})

@@ -346,9 +346,8 @@ def test_black_pictures_show_nothing(tmp_path: Path) -> None:
     folder = folder_of(tmp_path / "black", *[Image.new("RGB", (64, 64)) for _ in range(4)])
     with pytest.raises(BestiaryError) as fault:
         discover(settings_for(folder, tmp_path / "parts"))
-    reason = "it is one plain colour: there is nothing to see in it"
     assert str(fault.value) == (
-        f"none of 4 pictures could be read (0.png: {reason}; 1.png: {reason}; 2.png: {reason}): give a folder of pictures"
+        "no foreground found: all 4 pictures are one plain colour; give pictures that show something"
     )
 
 

@@ -51,6 +51,35 @@ def test_imagenet_is_rebuilt_from_its_specification() -> None:
     assert torch.equal(ours(images).features, theirs(images).features)
 
 
+@pytest.mark.parametrize(
+    "spec",
+    [
+        {"name": "descriptor", "image_size": 128, "grid": 16, "position": 0.0},
+        {"name": "dinov2", "image_size": 224, "model": "vit_base_patch14_dinov2.lvd142m"},
+        {"name": "dinov2", "image_size": 448, "model": "vit_small_patch14_dinov2.lvd142m", "weights": "/mine/vit.pth"},
+    ],
+)
+def test_specifications_of_earlier_codebooks_build_what_they_built(
+    spec: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    built = []
+
+    class Transformer:
+        def __init__(self, weights: object, **settings: object) -> None:
+            built.append((str(weights), settings))
+            self.spec = {"name": "dinov2", **settings, "weights": weights}
+
+    monkeypatch.setattr(feature_sources, "DinoFeatures", Transformer)
+    monkeypatch.setattr(feature_sources, "fetch_weights", lambda model, remedy: Path(f"/cache/{model}"))
+    source = build_feature_source(spec)
+    if spec["name"] == "descriptor":
+        assert source.spec == spec
+    else:
+        weights = spec.get("weights", f"/cache/{spec['model']}")
+        settings = {"image_size": spec["image_size"], "model": spec["model"], "device": "cpu"}
+        assert built == [(weights, settings)]
+
+
 def test_a_transformer_is_fetched_by_its_name(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """With registers, and the newer kind with patches of 16 pixels; the path of the cache stays out of the specification."""
     import timm

@@ -10,7 +10,7 @@ from bestiary.concepts.concept_file import write_concept_file
 from bestiary.concepts.errors import BestiaryError
 from bestiary.concepts.file_kinds import CODEBOOK_KIND
 from bestiary.concepts.parts.foreground import CentroidForeground
-from bestiary.concepts.parts.part_codebook import FeatureSpace, PartCodebook
+from bestiary.concepts.parts.part_codebook import FeatureSpace, PartCodebook, _within_marks
 from bestiary.concepts.parts.part_map import ABSENT
 from bestiary.concepts.parts.part_model import CentroidParts
 from bestiary.concepts.patch_features import PatchGrid
@@ -164,3 +164,10 @@ def test_other_names_change_nothing_else() -> None:
     theirs = codebook()
     ours = theirs.with_names(("a", "b", "c"), ({}, {}, {}))
     assert ours == replace(theirs, part_names=("a", "b", "c"), kind_names=({}, {}, {}))
+
+
+def test_labels_cover_what_is_marked_and_nothing_else() -> None:
+    labels = torch.tensor([[[0, 2, 2], [2, 2, 1]], [[0, 0, 1], [2, 2, 2]]], dtype=torch.uint8)
+    marked = torch.tensor([[[1.0, 1.0, 0.0], [0.9, 0.0, 1.0]], [[torch.nan] * 3] * 2])
+    assert _within_marks(labels, marked, 2).tolist() == [[[0, 0, 2], [0, 2, 1]], [[0, 0, 1], [2, 2, 2]]]
+    assert _within_marks(labels, torch.zeros(2, 2, 3), 2).unique().tolist() == [2]

@@ -173,3 +173,65 @@ def test_names_say_where_a_part_lies() -> None:
     labels = torch.full((2, 9, 4), 4)
     labels[:, 0], labels[:, 1], labels[:, 4], labels[:, 8] = 0, 1, 2, 3
     assert propose_names(labels, 4) == ("top", "top2", "middle", "bottom")
+
+
+def looks_of_things(count: int, seed: int = 0) -> tuple[PatchGrid, Tensor]:
+    """Things of three parts that lie anywhere, before surroundings: a grid with evidence and details, and the truth."""
+    generator = torch.Generator().manual_seed(seed)
+    meaning, style = (
+        torch.randn(4, 12, generator=torch.Generator().manual_seed(7)),
+        torch.randn(2, 3, 12, generator=torch.Generator().manual_seed(8)),
+    )
+    truth = torch.full((count, 12, 12), 3)
+    kinds = torch.randint(3, (count,), generator=generator)
+    for index in range(count):
+        order = torch.randperm(3, generator=generator).tolist()
+        row, column = torch.randint(5, (2,), generator=generator).tolist()
+        for place, part in enumerate(order):
+            truth[index, row + place * 2 : row + place * 2 + 2, column : column + 7] = part
+    noise = 0.2 * torch.randn(2, count, 12, 12, 12, generator=generator)
+    inside = (truth < 3).unsqueeze(-1)
+    look = style[:, kinds].view(2, count, 1, 1, 12)
+    features, detail = (meaning[truth] + look[number] * inside + noise[number] for number in (0, 1))
+    evidence = (truth < 3).float() * (1 - 0.5 * (truth == 2)) + 0.2 * torch.rand(count, 12, 12, generator=generator)
+    return PatchGrid(features, evidence, detail), truth
+
+
+def test_a_source_with_details_is_told_by_looks_and_saved_whole(tmp_path: Path) -> None:
+    grid, truth = looks_of_things(40)
+    codebook, maps = discover_parts(grid, num_parts=3, num_kinds=[3, 3, 3, 1], seed=0)
+    assert codebook.parts.settings()["form"] == codebook.foreground.settings()["form"] == "looks"
+    # every part of the truth has a label of its own, whatever its place
+    ours = maps.labels.long()
+    assert float(((ours < 3) == (truth < 3)).float().mean()) > 0.85
+    assert sorted(int(ours[truth == part].mode().values) for part in range(3)) == [0, 1, 2]
+    assert all(
+        float((ours[truth == part] == ours[truth == part].mode().values).float().mean()) > 0.85 for part in range(3)
+    )
+    # the file holds all of it
+    codebook.save(tmp_path / "codebook.safetensors")
+    again = PartCodebook.load(tmp_path / "codebook.safetensors")
+    assert torch.equal(again.label(grid), maps.labels)
+    assert torch.equal(again.segment(grid.at(5)).codes[0], maps.codes[5])
+    sure = again.confidence(grid, maps.labels)
+    assert float(sure.min()) >= 0 and float(sure.max()) <= 1
+    assert float(sure[ours == truth.clamp_max(3)].mean()) > 0.5
+
+
+def test_the_number_of_parts_is_measured_where_they_are_told_by_looks() -> None:
+    codebook = fit_parts(looks_of_things(50)[0], seed=0)
+    assert codebook.background in (3, 4)
+    assert codebook.statistics["stability_3"] > codebook.statistics["stability_9"]
+
+
+def test_marks_take_the_place_of_evidence() -> None:
+    grid, truth = looks_of_things(40)
+    codebook = fit_parts(PatchGrid(grid.features, None, grid.detail), num_parts=3, foreground_masks=(truth < 3).float())
+    assert float(((codebook.label(grid) < 3) == (truth < 3)).float().mean()) > 0.95
+
+
+def test_a_codebook_of_details_refuses_a_grid_without_them() -> None:
+    grid, _ = looks_of_things(40)
+    codebook = fit_parts(grid, num_parts=3, seed=0)
+    with pytest.raises(BestiaryError, match="patch details of 0 channels, this codebook was fitted on 12"):
+        codebook.label(PatchGrid(grid.features, grid.saliency))
