@@ -152,3 +152,27 @@ def test_this_comfyui_gets_what_it_knows():
     assert made.node_id == "BestiaryX" and not hasattr(made, "never_known")
     assert hasattr(made, "search_aliases") == ("search_aliases" in known)
     assert socket(io.Int.Input, "steps", default=3, never_known=1).default == 3
+
+
+@pytest.mark.parametrize("moves", [False, True])
+def test_a_clip_of_ours_stays_in_one_place_where_others_would_move(monkeypatch, moves):
+    """Set CLIP Hooks reloads moving ones from the file that ComfyUI remembers, which ours has not."""
+    import comfy.sd
+    from bestiary.nodes.comfy_version import fixed_clip_options
+
+    def older(target: object, model_options: object = None) -> None: ...
+
+    def newer(target: object, model_options: object = None, disable_dynamic: bool = False) -> None: ...
+
+    monkeypatch.setattr(comfy.sd, "CLIP", newer if moves else older)
+    assert fixed_clip_options() == ({"disable_dynamic": True} if moves else {})
+
+
+def test_text_encoders_are_told_their_device_where_comfyui_tells_them():
+    from bestiary.nodes.comfy_version import name_device
+
+    told: list[dict] = []
+    knowing = types.SimpleNamespace(execution_device="cpu", set_clip_options=told.append)
+    name_device(knowing)
+    name_device(types.SimpleNamespace(set_clip_options=told.append))
+    assert told == [{"execution_device": "cpu"}]
