@@ -33,7 +33,7 @@ LIGHT_TRAINER_MODULES = (
     *("preview_sheets", "contact_sheet"),
     *("heat_maps", "attention_capture", "progress_report", "prompt_encoding", "spectrum_settings"),
     *("spectrum_objective", "spectrum_objective_setup", "spectrum_images", "spectrum_sheet", "model_folder"),
-    *("mask_files", "companion_files"),
+    *("mask_files", "companion_files", "discovery_doubts", "part_names"),
 )
 """What the graph shares with the command line: none of them, nor what they import, loads a library that holds models."""
 
