@@ -22,7 +22,7 @@ from bestiary.concepts.parts.part_dictionary import PartDictionary
 from bestiary.demo.species import PARTS
 from template_pieces import SPECIES, Shipped
 from workflow_graph import Graph, Node
-from workflow_pictures import Server, as_jpeg, drawn_layout, gallery, preview
+from workflow_pictures import Server, as_jpeg, drawn_layout, gallery, preview, two_rows
 from workflow_templates import EXAMPLES
 
 ROOT = Path(__file__).parent.parent
@@ -78,13 +78,17 @@ def make(name: str, server: Server, object_info: Mapping[str, dict], shipped: Sh
     if pictures and example.runs:
         outputs = server.run(twin)
         places = [place for node in shown for place in outputs[str(node.id)]["images"]]
-        shown_pictures = gallery([server.picture(place) for place in places], example.columns)
+        pictures_of_run = [server.picture(place) for place in places]
+        shown_pictures = gallery(pictures_of_run, example.columns)
     elif pictures:
         shown_pictures = drawn_layout(workflow)
     write_text(WORKFLOWS / f"{name}.json", as_text(workflow))
     write_text(TWINS / f"{name}.api.json", as_text(twin))
     if pictures:
-        write_bytes(WORKFLOWS / f"{name}.jpg", as_jpeg(preview(shown_pictures)))
+        write_bytes(
+            WORKFLOWS / f"{name}.jpg",
+            as_jpeg(preview(two_rows(pictures_of_run, example.columns) if example.runs else shown_pictures)),
+        )
     if pictures and example.in_help:
         write_bytes(HELP / f"{name}.jpg", as_jpeg(shown_pictures, LARGEST_IN_HELP))
     for kind in example.blocks_in_help if pictures else ():

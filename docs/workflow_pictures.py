@@ -81,18 +81,14 @@ def gallery(pictures: Sequence[Image.Image], columns: int) -> Image.Image:
     return sheet.crop((0, 0, _WIDTH, min(sheet.height, _TALLEST)))
 
 
-def preview(picture: Image.Image) -> Image.Image:
-    """A picture of any shape as large as it fits into the one shape of all previews, in its middle.
+def two_rows(pictures: Sequence[Image.Image], columns: int) -> Image.Image:
+    """A gallery of `columns`, but a single row of an even number of pictures is broken into two."""
+    single = len(pictures) <= columns and len(pictures) % 2 == 0
+    return gallery(pictures, len(pictures) // 2 if single else columns)
 
-    A picture much wider than that shape is cut into the halves of its length, one below the other, as often as that
-    shows it larger.
-    """
-    while picture.width > 2 * picture.height * PREVIEW_SIZE[0] / PREVIEW_SIZE[1]:
-        half = picture.width // 2
-        stacked = Image.new("RGB", (half, 2 * picture.height), _PAPER)
-        stacked.paste(picture.crop((0, 0, half, picture.height)), (0, 0))
-        stacked.paste(picture.crop((picture.width - half, 0, picture.width, picture.height)), (0, picture.height))
-        picture = stacked
+
+def preview(picture: Image.Image) -> Image.Image:
+    """A picture of any shape as large as it fits into the one shape of all previews, in its middle."""
     fitted = ImageOps.contain(picture, PREVIEW_SIZE, Image.Resampling.LANCZOS)
     sheet = Image.new("RGB", PREVIEW_SIZE, _PAPER)
     sheet.paste(fitted, ((PREVIEW_SIZE[0] - fitted.width) // 2, (PREVIEW_SIZE[1] - fitted.height) // 2))
