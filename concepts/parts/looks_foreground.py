@@ -3,8 +3,8 @@
 For sources that say how patches look (`PatchGrid.detail`). Seeds are the source's own evidence of things where it has
 any (class activation maps, Zhou et al. 2016), else the pictures' centres. They cover only what is most telling of a
 thing, a face for example, so a linear classifier learns from them as from positive and unlabelled examples (Elkan and
-Noto 2008): its threshold lies half-way between the surest patches and the least likely ones. Edges come from the picture itself, by a
-small discriminant of its own thing against its own surroundings.
+Noto 2008): its threshold lies between the surest patches and the least likely ones. Edges come from the picture itself:
+patches that look alike are the same, thing or surroundings.
 
 Letters: N pictures, (h, w) patch grid, d channels.
 """
@@ -21,10 +21,12 @@ _GAIN = 3.0
 """Embedded looks are of about unit length over all channels: this brings single channels to about 0.4."""
 _ROUNDS = 4
 _SURE_SHARE = 0.1  # of the answers, at either end, that counts as sure
-_MOST_CERTAIN = 4.0  # log-odds beyond which the classifier does not overrule the picture's own edges any further
-_OWN_EDGES = 4.0  # log-odds of a patch that looks quite like its own picture's thing
-_OWN_ROUNDS = 2
-_OWN_RIDGE = 0.3  # of the mean variance: a picture has few patches for as many channels
+_THRESHOLD = 0.4  # of the way from the least likely answers to the surest
+_MOST_CERTAIN = 3.0  # log-odds beyond which the classifier does not overrule the picture's own edges any further
+_OWN_EDGES = 1.5  # how much patches of the picture that look alike count, beside the classifier's log-odds
+_OWN_ROUNDS = 3
+_ALIKE = 0.25  # of the root mean square distance between a picture's patches
+_LEAST_SHARE = 0.02
 _SMOOTHING = 2.0
 _CHUNK_PICTURES = 64
 
@@ -68,12 +70,16 @@ def fit_looks_foreground(looks: Tensor, saliency: Tensor | None, *, flip: bool =
     for _ in range(_ROUNDS):
         weight, bias = fit_logistic(rows, labels)
         answer = torch.sigmoid(rows @ weight + bias)
-        # seeds miss much of the thing: what is half as likely as the surest patches is the thing too
+        # seeds miss much of the thing: what is about half as likely as the surest patches is the thing too
         ordered = answer.sort().values
         tenth = max(1, int(_SURE_SHARE * len(ordered)))
-        threshold = torch.logit(((ordered[:tenth].mean() + ordered[-tenth:].mean()) / 2).clamp(1e-3, 1 - 1e-3))
-        labels = (answer > torch.sigmoid(threshold)).float()
-    return _judged(LooksForeground(_half(weight), _half(bias - threshold), flipped=flip), looks)
+        level = (1 - _THRESHOLD) * ordered[:tenth].mean() + _THRESHOLD * ordered[-tenth:].mean()
+        bias = bias - torch.logit(level.clamp(1e-3, 1 - 1e-3))
+        # classifier and edges in turns: it does not learn a seam around the thing
+        odds = (rows @ weight + bias).view(looks.shape[:3])
+        chunks = zip(odds.split(_CHUNK_PICTURES), looks.split(_CHUNK_PICTURES), strict=True)
+        labels = torch.cat([with_own_edges(*chunk) > 0 for chunk in chunks]).flatten().float()
+    return _judged(LooksForeground(_half(weight), _half(bias), flipped=flip), looks)
 
 
 def looks_foreground_from_masks(looks: Tensor, masks: Tensor) -> LooksForeground:
@@ -83,33 +89,22 @@ def looks_foreground_from_masks(looks: Tensor, masks: Tensor) -> LooksForeground
 
 
 def with_own_edges(odds: Tensor, looks: Tensor) -> Tensor:
-    """Log-odds `(N, h, w)` moved by how alike a patch is to its own picture's thing, and to its own surroundings.
+    """Log-odds `(N, h, w)` moved towards what the patches of the same picture that look alike are, wherever they lie.
 
-    A ridge discriminant of each picture's looks `(N, h, w, d)`, learned from the picture's own answers.
+    Looks are `(N, h, w, d)`; near the outline this tells the thing from surroundings that the rest of the picture shows.
     """
     rows = looks.flatten(1, 2)  # (N, n, d)
+    distance = torch.cdist(rows, rows).square()  # (N, n, n)
+    scale = distance.mean(dim=(1, 2), keepdim=True).clamp_min(1e-12)
+    alike = torch.exp(-distance / (2 * _ALIKE**2 * scale))
+    alike = alike * (1 - torch.eye(rows.shape[1]).to(rows))  # no patch has a say in what it is itself
+    alike = alike / alike.sum(dim=2, keepdim=True).clamp_min(1e-9)
     prior = odds.flatten(1).clamp(-_MOST_CERTAIN, _MOST_CERTAIN)  # (N, n)
     moved = prior
     for _ in range(_OWN_ROUNDS):
-        moved = prior + _OWN_EDGES * _own_discriminant(rows, torch.sigmoid(moved))
+        others = (alike @ torch.sigmoid(moved).unsqueeze(2)).squeeze(2)  # (N, n)
+        moved = prior + _OWN_EDGES * torch.logit(others.clamp(_LEAST_SHARE, 1 - _LEAST_SHARE))
     return moved.unflatten(1, odds.shape[1:])
-
-
-def _own_discriminant(rows: Tensor, answer: Tensor) -> Tensor:
-    """Ridge regression of 1 for the thing and -1 for its surroundings on rows (N, n, d), as it answers (N, n)."""
-    target = 2 * answer - 1
-    share = answer.mean(dim=1, keepdim=True)
-    weight = answer * (1 - share) + (1 - answer) * share + 1e-6  # both sides count alike
-    weight = weight / weight.sum(dim=1, keepdim=True)  # (N, n)
-    middle = weight.unsqueeze(1) @ rows  # (N, 1, d)
-    level = (weight * target).sum(dim=1, keepdim=True)  # (N, 1)
-    centered = rows - middle
-    weighted = centered * weight.unsqueeze(2)
-    spread = weighted.transpose(1, 2) @ centered  # (N, d, d)
-    ridge = _OWN_RIDGE * spread.diagonal(dim1=1, dim2=2).mean(dim=1).clamp_min(1e-9)  # (N,)
-    spread = spread + ridge.view(-1, 1, 1) * torch.eye(rows.shape[2]).to(rows)
-    towards = weighted.transpose(1, 2) @ (target - level).unsqueeze(2)  # (N, d, 1)
-    return (centered @ torch.linalg.solve(spread, towards)).squeeze(2) + level
 
 
 def _seeds(looks: Tensor, saliency: Tensor | None) -> Tensor:

@@ -79,11 +79,18 @@ def discover_parts(
     )
     on_stage()
     # in memory the sample is the whole set: label it, then cluster the means of its parts
-    labels = codebook.label(grids)
+    labels = codebook.label(grids, _marks_that_bind(grids, foreground_masks, flip_foreground))
     means, counts = codebook.part_means(grids, labels)  # (N, M, d), (N, M)
     on_stage()
     codebook = fit_kinds(codebook, means, counts, num_kinds=num_kinds, seed=seed)
     return codebook, PartMaps(labels, codebook.kind_of(means, counts))
+
+
+def _marks_that_bind(grids: PatchGrid, masks: Tensor | None, flip: bool) -> Tensor | None:
+    """Marks `(N, h, w)` that labels must follow; parts told by place follow the edges that were learned from them."""
+    if masks is None or grids.detail is None:
+        return None
+    return 1 - masks if flip else masks
 
 
 def fit_parts(

@@ -1,6 +1,6 @@
 """What codebooks, dictionaries and projectors must hold: checked as a whole before anything is built from them.
 
-Letters: M parts, K kinds, C components, D channels of the source, d of the codebook's own space, H hidden units, (h, w) patch
+Letters: M parts, K kinds, C components, D channels of the source, E of its details, d and f of the codebook's own spaces, H hidden units, (h, w) patch
 grid, e places, F entries of a facing template, R rows, W width of a text encoder.
 """
 
@@ -26,6 +26,8 @@ from ..file_schema import (
 )
 from ..lora_names import to_kohya
 from .foreground import CentroidForeground, LearnedForeground
+from .looks_foreground import LooksForeground
+from .looks_parts import LooksParts
 from .object_frame import asymmetry
 from .part_model import CentroidParts, LearnedParts
 
@@ -66,8 +68,13 @@ def check_codebook(file: ConceptFile) -> None:
     _check_parts(tensors, checked_table(header["parts"], "parts"), sizes)
     _check_kinds(tensors, header["kind_names"], sizes)
     if "space.mean" in tensors or "space.projection" in tensors:
+        # parts told by looks may be compared in fewer or more channels than foreground and kinds
+        ours = "D f" if header["parts"].get("form") == "looks" else "D d"
         checked_tensor(tensors, "space.mean", "D", sizes)
-        checked_tensor(tensors, "space.projection", "D d", sizes)
+        checked_tensor(tensors, "space.projection", ours, sizes)
+    if "detail.mean" in tensors or "detail.projection" in tensors:
+        checked_tensor(tensors, "detail.mean", "E", sizes)
+        checked_tensor(tensors, "detail.projection", "E d", sizes)
 
 
 def _settings(settings: dict, entry: str, forms: Mapping[str, type], tensors: Mapping[str, Tensor]) -> str:
@@ -96,8 +103,13 @@ def _settings(settings: dict, entry: str, forms: Mapping[str, type], tensors: Ma
 
 
 def _check_foreground(tensors: Mapping[str, Tensor], settings: dict, sizes: dict[str, int]) -> None:
-    forms = {"learned": LearnedForeground, "centroids": CentroidForeground}
-    if _settings(settings, "foreground", forms, tensors) == "centroids":
+    forms = {"learned": LearnedForeground, "centroids": CentroidForeground, "looks": LooksForeground}
+    form = _settings(settings, "foreground", forms, tensors)
+    if form == "looks":
+        checked_tensor(tensors, "foreground.weight", "d", sizes)
+        checked_tensor(tensors, "foreground.bias", "", sizes)
+        return
+    if form == "centroids":
         checked_whole(settings.get("index"), "foreground.index", 0, 1)
         checked_tensor(tensors, "foreground.centroids", "2 d", sizes)
         return
@@ -111,13 +123,18 @@ def _check_foreground(tensors: Mapping[str, Tensor], settings: dict, sizes: dict
 
 
 def _check_parts(tensors: Mapping[str, Tensor], settings: dict, sizes: dict[str, int]) -> None:
-    form = _settings(settings, "parts", {"learned": LearnedParts, "centroids": CentroidParts}, tensors)
+    forms = {"learned": LearnedParts, "centroids": CentroidParts, "looks": LooksParts}
+    form = _settings(settings, "parts", forms, tensors)
     owner = checked_list(settings.get("owner"), "parts.owner", 1, MOST_CHANNELS)
     for part in owner:
         checked_whole(part, "a part in parts.owner", 0, sizes["M"] - 1)
     sizes["C"] = len(owner)
     if form == "centroids":
         checked_tensor(tensors, "parts.centroids", "C d", sizes)
+        return
+    if form == "looks":
+        checked_tensor(tensors, "parts.weight", "f C", sizes)
+        checked_tensor(tensors, "parts.bias", "C", sizes)
         return
     places = checked_tensor(tensors, "parts.place_share", "C+1 e e", {**sizes, "C+1": len(owner) + 1})
     if (places < 0).any():

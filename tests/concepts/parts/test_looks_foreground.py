@@ -80,6 +80,14 @@ def test_edges_follow_the_picture_where_the_classifier_is_unsure() -> None:
     assert iou(with_own_edges(odds, looks) > 0, truth) > 0.95
 
 
+def test_a_seam_around_the_thing_goes_to_the_surroundings_it_looks_like() -> None:
+    looks, _, truth = scenes(10)
+    # a classifier whose patches see further than the patch: sure of a rim around the thing as well
+    near = torch.nn.functional.max_pool2d(truth.float()[:, None], 3, 1, 1)[:, 0] > 0
+    assert iou(near, truth) < 0.7
+    assert iou(with_own_edges(torch.where(near, 2.0, -2.0), looks) > 0, truth) > 0.9
+
+
 @pytest.mark.parametrize("looks", [torch.zeros(4, 8, 8, 5), torch.zeros(1, 4, 4, 5)])
 def test_pictures_without_any_difference_give_finite_numbers(looks: Tensor) -> None:
     model = fit_looks_foreground(looks, torch.zeros(looks.shape[:3]))

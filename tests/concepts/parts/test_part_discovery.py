@@ -3,7 +3,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from bestiary.concepts.concept_file import read_concept_file, write_concept_file
 from bestiary.concepts.errors import BestiaryError
+from bestiary.concepts.file_kinds import CODEBOOK_KIND
 from bestiary.concepts.parts.part_codebook import PartCodebook
 from bestiary.concepts.parts.part_discovery import (
     MOST_STAGES,
@@ -218,6 +220,17 @@ def test_a_source_with_details_is_told_by_looks_and_saved_whole(tmp_path: Path) 
     assert float(sure[ours == truth.clamp_max(3)].mean()) > 0.5
 
 
+@pytest.mark.parametrize("entry", ["foreground.weight", "space.projection", "parts.bias", "detail.projection"])
+def test_a_damaged_file_of_parts_told_by_looks_is_refused_by_its_entry(entry: str, tmp_path: Path) -> None:
+    codebook = fit_parts(looks_of_things(30)[0], num_parts=3, seed=0)
+    codebook.save(tmp_path / "codebook.safetensors")
+    file = read_concept_file(tmp_path / "codebook.safetensors", CODEBOOK_KIND)
+    header = {name: value for name, value in file.metadata.items() if name not in ("format", "version")}
+    write_concept_file(tmp_path / "cut.safetensors", file.tensors | {entry: file.tensors[entry][:-1].clone()}, header)
+    with pytest.raises(BestiaryError, match=rf"complete part codebook: the tensor '{entry}'"):
+        PartCodebook.load(tmp_path / "cut.safetensors")
+
+
 def test_the_number_of_parts_is_measured_where_they_are_told_by_looks() -> None:
     codebook = fit_parts(looks_of_things(50)[0], seed=0)
     assert codebook.background in (3, 4)
@@ -228,6 +241,18 @@ def test_marks_take_the_place_of_evidence() -> None:
     grid, truth = looks_of_things(40)
     codebook = fit_parts(PatchGrid(grid.features, None, grid.detail), num_parts=3, foreground_masks=(truth < 3).float())
     assert float(((codebook.label(grid) < 3) == (truth < 3)).float().mean()) > 0.95
+
+
+def test_labels_follow_the_marks_of_things_told_by_looks() -> None:
+    grid, truth = looks_of_things(40)
+    marked = (truth < 3).float()
+    marked[:, :2] = 1  # two rows of surroundings that no look tells from the rest
+    _, maps = discover_parts(grid, num_parts=3, num_kinds=2, seed=0, foreground_masks=marked)
+    assert torch.equal(maps.labels < 3, marked > 0.5)
+    _, flipped = discover_parts(
+        grid, num_parts=3, num_kinds=2, seed=0, foreground_masks=1 - marked, flip_foreground=True
+    )
+    assert torch.equal(flipped.labels, maps.labels)
 
 
 def test_a_codebook_of_details_refuses_a_grid_without_them() -> None:
