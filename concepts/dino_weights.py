@@ -56,7 +56,9 @@ def read_dino_weights(path: Path, model: str) -> tuple[str, dict[str, Tensor]]:
     if patch is None or tuple(patch.shape[-2:]) != (14, 14):
         shown = "none" if patch is None else "x".join(map(str, patch.shape[-2:]))
         raise BestiaryError(f"{path} is a vision transformer with patches of {shown} pixels; DINOv2 has 14x14")
-    return f"vit_{size}_patch14_{'reg4_' if registers is not None else ''}dinov2.lvd142m", weights
+    found = f"vit_{size}_patch14_{'reg4_' if registers is not None else ''}dinov2"
+    # a name that already means this transformer keeps its tag
+    return model if model.split(".")[0] == found else f"{found}.lvd142m", weights
 
 
 def plain_weights(content: object) -> dict[str, Tensor]:

@@ -4,7 +4,8 @@ import difflib
 import json
 from collections.abc import Mapping
 from pathlib import Path, PurePosixPath, PureWindowsPath
-from typing import Any, TypeVar, get_args
+from types import UnionType
+from typing import Any, TypeVar, Union, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 
@@ -89,7 +90,9 @@ def _typed(text: str, key: str, model: type[BaseModel]) -> Any:
     value = parse_value(text)
     *tables, last = key.split(".")
     field = _section_at(model, tables).model_fields.get(last)
-    takes = set() if field is None else {field.annotation, *get_args(field.annotation)}
+    # a text alone, or one of several types; a list of texts is none
+    kinds = () if field is None else (field.annotation,)
+    takes = {kind for one in kinds for kind in (get_args(one) if get_origin(one) in (Union, UnionType) else (one,))}
     # `none` and texts in quotes mean what they say, where the setting can be left out or is a text
     if value is None:
         return None if type(None) in takes or not takes & {str, Path} else text

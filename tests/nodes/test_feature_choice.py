@@ -145,7 +145,7 @@ def test_a_transformer_is_read_once(fake_dino, fetched):
     assert [size for _, size, _ in fake_dino.built] == [224, 448]
 
 
-def test_comfyuis_manager_holds_the_transformer_and_lets_it_go(fake_dino):
+def test_comfyuis_manager_holds_the_transformer_and_lets_it_go(fake_dino, fetched):
     import comfy.model_management as management
 
     source = open_source({"name": "dinov2"}, allow_download=True)

@@ -64,6 +64,7 @@ def _progress(stop_at: int | None = None) -> object:
         step=lambda done, total: told.append((done, total)),
         should_stop=lambda: stop_at is not None and len(told) >= stop_at,
         cancelled=False,
+        interruption=KeyboardInterrupt,
     )
 
 
@@ -114,8 +115,11 @@ def test_the_end_after_cancel_names_the_file(caplog: pytest.LogCaptureFixture) -
     from bestiary.nodes.graph_loop import end_cancelled
 
     stopped: list[bool] = []
+    told: list[str] = []
     with caplog.at_level(logging.INFO, logger="bestiary"):
-        end_cancelled(SimpleNamespace(stop=lambda: stopped.append(True)), 3, "moth_stopped.safetensors")
-    assert (
-        stopped and "stopped at step 3; what was learned is in models/bestiary/moth_stopped.safetensors" in caplog.text
-    )
+        progress = SimpleNamespace(
+            stop=lambda: stopped.append(True), tell=told.append, run="moth", interruption=KeyboardInterrupt
+        )
+        end_cancelled(progress, 3, lambda: "moth_stopped.safetensors")
+    assert stopped and "stopped at step 3; what was learned is in models/bestiary/moth_stopped.safetensors" in told[0]
+    assert told[0].endswith("choose moth at resume to go on") and told[0] in caplog.text

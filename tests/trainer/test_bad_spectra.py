@@ -97,9 +97,9 @@ def test_files_of_another_width(fault, corgi, tmp_path, tiny_folder) -> None:
     [
         ([1000, 500, 500, 0], "stage edges (1000, 500, 500, 0) must fall"),
         ([1000, 400, 600, 0], "stage edges (1000, 400, 600, 0) must fall"),
-        ([1000, 600, 300], "must fall"),
-        ([], "two stages overlap, one is empty, or the last does not end at 0"),
-        ([1000, 500, 0], "a spectrum of 2 stages needs vectors"),
+        ([1000, 600, 300, 100], "must fall"),
+        ([], "edges is [], expected a list of 2 to 251 entries"),
+        ([1000, 500, 0], "is a tensor of float32 [3, 1, 32], expected floats (2, V, W)"),
     ],
     ids=["empty", "overlapping", "ending early", "none", "one missing"],
 )

@@ -172,7 +172,7 @@ def test_refusals(tiny_denoiser: Callable) -> None:
     denoiser = tiny_denoiser("sd15")
     with pytest.raises(BestiaryError, match="none of the 1 LoRA layers belongs to this model"):
         denoiser.load_lora(
-            {"lora_unet_nose.lora_down.weight": torch.zeros(1), "lora_unet_nose.lora_up.weight": torch.zeros(1)}
+            {"lora_unet_nose.lora_down.weight": torch.zeros(4, 8), "lora_unet_nose.lora_up.weight": torch.zeros(8, 4)}
         )
     wide = {name: torch.zeros(4, 768) if "lora_down" in name else torch.zeros(320, 4) for name in _pair()}
     with pytest.raises(
