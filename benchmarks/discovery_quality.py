@@ -29,6 +29,7 @@ import typer
 from bestiary.concepts.parts.part_codebook import PartCodebook
 from bestiary.concepts.parts.part_discovery import fit_kinds, fit_parts
 from bestiary.concepts.parts.part_map import PartMaps
+from bestiary.concepts.parts.sample_views import look_again, viewed_pictures
 from bestiary.concepts.patch_features import FeatureSource, PatchGrid
 from bestiary.demo.creatures import PARTS, held_out_set
 from bestiary.trainer.backbones import load_denoiser
@@ -105,7 +106,10 @@ def discover(
     grid = PatchGrid.joined(pieces)
     chosen = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed))[:SAMPLE]
     sample = grid.rows(chosen)
-    codebook = fit_parts(sample, spec=source.spec, num_parts=parts, seed=seed)
+    views = None
+    if sample.detail is not None:
+        views = look_again([(row, images[chosen[row]]) for row in viewed_pictures(len(chosen))], source, seed=seed)
+    codebook = fit_parts(sample, spec=source.spec, num_parts=parts, seed=seed, views=views)
     labels = codebook.label(grid)
     means, counts = codebook.part_means(grid, labels)
     codebook = fit_kinds(codebook, means, counts, num_kinds=kinds, seed=seed)

@@ -16,12 +16,13 @@ from ..concepts.parts.part_codebook import PartCodebook
 from ..concepts.parts.part_discovery import MOST_STAGES, discover_parts
 from ..concepts.parts.part_map import PartMaps
 from ..concepts.parts.sample_checks import area_doubts, plain_pictures, refuse_copies, refuse_few
+from ..concepts.parts.sample_views import SampleViews, look_again, viewed_pictures
 from ..concepts.patch_features import FeatureSource, PatchGrid
 from ..concepts.square_fit import SquareFit, seen_box
 from ..trainer.discovery_doubts import UsualPictures, doubt_text, most_doubtful, part_sureness
 from ..trainer.part_names import PartPlaces, propose_names
 from .graph_progress import GraphProgress
-from .part_pictures import checked_images
+from .part_pictures import as_squares, checked_images
 from .part_sight import SeenParts, describe_images, joined_grids, seen_from_maps
 
 _FEWEST_COMPARED = 4
@@ -96,6 +97,7 @@ def find_parts(
             seed=choice.seed,
             flip_foreground=choice.flip_foreground,
             foreground_masks=shares,
+            views=None if grid.detail is None else _views(checked, source, choice),
             on_stage=lambda: progress.add(_PICTURES_PER_STAGE),
         )
         means, counts = codebook.part_means(grid, maps.labels)  # (N, M, d), (N, M)
@@ -104,6 +106,15 @@ def find_parts(
     progress.finish()
     seen = seen_by_entry(codebook, maps, [(tuple(entry.shape[1:3]), len(entry)) for entry in checked], choice.fit)
     return FoundParts(codebook, checked, seen, PartMeans(means.half(), counts), sure)
+
+
+def _views(images: Sequence[Tensor], source: FeatureSource, choice: DiscoveryChoice) -> SampleViews | None:
+    """Some of the pictures of images `(B, H, W, 3)` seen a second time."""
+    single = [image for entry in images for image in entry]
+    chosen = (
+        (row, as_squares(single[row][None], source.image_size, choice.fit)[0]) for row in viewed_pictures(len(single))
+    )
+    return look_again(chosen, source, seed=choice.seed)
 
 
 def doubts(codebook: PartCodebook, seen: Sequence[SeenParts] = ()) -> str | None:

@@ -28,7 +28,7 @@ from ..concepts.parts.sample_checks import refuse_copies, refuse_few
 from ..concepts.patch_features import FeatureSource, PatchGrid
 from .companion_files import masks_among
 from .discovery_folder import REPORT, Discovery, read_report
-from .discovery_passes import PictureReader, describe_shard, joined_sample, sample_shard
+from .discovery_passes import PictureReader, describe_shard, joined_sample, sample_shard, views_of_sample
 from .discovery_result import PassesDone, finish_discovery
 from .discovery_state import DiscoveryState, SampleShard, files_digest, open_plan
 from .feature_sources import SourceChoice, Spec, build_feature_source, choose_source
@@ -174,7 +174,7 @@ def _run_passes(
     # the first process fits what all of them need next
     group.meet()
     if group.is_first and not state.coarse_path.exists():
-        _fit_parts(settings, state, source)
+        _fit_parts(settings, state, source, reader, watch)
     group.meet()
     # pass 2: labels and part means of every picture
     codebook = PartCodebook.load(state.coarse_path)
@@ -190,7 +190,9 @@ def _run_passes(
         on_progress(total, total)
 
 
-def _fit_parts(settings: DiscoverSettings, state: DiscoveryState, source: FeatureSource) -> None:
+def _fit_parts(
+    settings: DiscoverSettings, state: DiscoveryState, source: FeatureSource, reader: PictureReader, watch: "_Watch"
+) -> None:
     """Foreground and parts from the stored sample.
 
     Raises:
@@ -202,6 +204,10 @@ def _fit_parts(settings: DiscoverSettings, state: DiscoveryState, source: Featur
     refuse_few(len(found.index), f"{where} could be read")
     refuse_copies(found.grid, where)
     sample, marked = _marked_sample(found, where)
+    views = None
+    if sample.detail is not None:
+        with watch.features():
+            views = views_of_sample(found, reader, source, settings.seed)
     codebook = fit_parts(
         sample,
         spec=source.spec,
@@ -209,6 +215,7 @@ def _fit_parts(settings: DiscoverSettings, state: DiscoveryState, source: Featur
         seed=settings.seed,
         flip_foreground=settings.flip_foreground and marked is None,
         foreground_masks=marked,
+        views=views,
     )
     # a low margin means that something else than the thing was told apart, light from dark scenes for example
     margin = codebook.foreground.margin

@@ -17,6 +17,7 @@ from torch import Tensor
 from ..concepts.errors import BestiaryError
 from ..concepts.parts.part_codebook import PartCodebook
 from ..concepts.parts.sample_checks import plain_pictures
+from ..concepts.parts.sample_views import SampleViews, look_again, viewed_pictures
 from ..concepts.patch_features import FeatureSource, PatchGrid
 from .discovery_doubts import part_sureness
 from .discovery_state import DiscoveryState, PartShard, SampleShard, Skipped
@@ -89,6 +90,14 @@ def sample_shard(
     found = list(_described(chosen, reader, source, batch_size, skipped))
     _check_still_there(reader, len(chosen), skipped)
     state.write_sample(shard, _joined_sample(found) if found else None, skipped)
+
+
+def views_of_sample(found: SampleShard, reader: PictureReader, source: FeatureSource, seed: int) -> SampleViews | None:
+    """Some pictures of a sample seen a second time; where some are marked, of those alone and counted among them."""
+    index = found.index if found.marked is None else found.index[~found.marked.flatten(1).isnan().any(1)]
+    read = ((row, reader.read(int(index[row]))) for row in viewed_pictures(len(index)))
+    # what can no longer be read is told by the second pass
+    return look_again(((row, image) for row, image in read if isinstance(image, Tensor)), source, seed=seed)
 
 
 def describe_shard(

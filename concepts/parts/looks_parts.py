@@ -17,11 +17,16 @@ from torch import Tensor
 from ..kmeans import fit_kmeans
 from ..linear_classifiers import fit_discriminant
 from .foreground import average_over_neighbours, neighbour_affinity
+from .sample_views import SampleViews
 
 FEWEST_PARTS, MOST_PARTS = 3, 12
-_NEAR_BEST = 0.97
-_STABILITY_ROWS = 8192
+_NEAR_BEST, _NEAR_BEST_CONFIRMED = 0.9, 0.8
+"""Of the best stability: halves alone must agree better than halves of a set whose views have a say as well."""
+_VIEWS_CONFIRM = 0.85
+_HALVINGS = 3
+_STABILITY_ROWS = 4096
 _ROUNDS = 4
+_VIEW_ROUNDS = 3
 _CREDIT = 4.0
 """Patches that look like the mean of their part, which every picture is credited with when its own look is estimated."""
 _AGREEMENT = 3.0
@@ -72,10 +77,47 @@ class LooksParts:
         return {"form": "looks", "owner": self.owner.tolist()}
 
 
-def fit_looks_parts(features: Tensor, mask: Tensor, num_parts: int, *, seed: int) -> LooksParts:
-    """Learn `num_parts` parts from features `(N, h, w, d)` of the patches inside masks `(N, h, w)`."""
+@dataclass(frozen=True)
+class SecondLooks:
+    """Embedded views of the pictures that parts are learned from."""
+
+    views: SampleViews
+    features: Tensor
+    """`(V, h, w, d)`."""
+    mask: Tensor
+    """`(V, h, w)`."""
+
+
+def fit_looks_parts(
+    features: Tensor, mask: Tensor, num_parts: int, *, seed: int, again: SecondLooks | None = None
+) -> LooksParts:
+    """Learn `num_parts` parts from features `(N, h, w, d)` of the patches inside masks `(N, h, w)`.
+
+    Where views are given a patch is taught the same part in its view, whatever the view has moved and mirrored.
+    """
     rows, picture = foreground_rows(features, mask)
     labels = part_clusters(rows, picture, num_parts, seed=seed)
+    model = _discriminant_parts(rows, labels, num_parts)
+    for _ in range(_VIEW_ROUNDS if again is not None else 0):
+        own = model.labels(features, mask.float(), num_parts)  # (N, h, w), neighbours agree
+        shown = again.views.carried(own)  # (V, h, w)
+        both = (shown < num_parts) & again.mask
+        model = _discriminant_parts(
+            torch.cat([features[mask], again.features[both]]), torch.cat([own[mask], shown[both]]), num_parts
+        )
+    return model
+
+
+def agreement_of_views(model: LooksParts, features: Tensor, mask: Tensor, again: SecondLooks) -> float:
+    """Share of the views' patches, foreground in picture and view, that have the part which the picture gives them."""
+    background = len(model.bias)
+    shown = again.views.carried(model.labels(features, mask.float(), background))  # (V, h, w)
+    seen = model.labels(again.features, again.mask.float(), background)
+    both = (shown < background) & (seen < background)
+    return float((shown == seen)[both].float().mean()) if bool(both.any()) else 0.0
+
+
+def _discriminant_parts(rows: Tensor, labels: Tensor, num_parts: int) -> LooksParts:
     weight, bias = fit_discriminant(rows, labels, num_parts)
     return LooksParts(weight.half().float(), bias.half().float(), torch.arange(num_parts))
 
@@ -102,36 +144,55 @@ def part_clusters(rows: Tensor, picture: Tensor, num_parts: int, *, seed: int) -
     return labels
 
 
-def choose_part_count(features: Tensor, mask: Tensor, *, seed: int) -> tuple[int, dict[int, float]]:
-    """The largest number of parts, 3 to 12, that two halves of the pictures agree on about as well as on any.
+def choose_part_count(
+    features: Tensor, mask: Tensor, *, seed: int, again: SecondLooks | None = None
+) -> tuple[int, dict[int, float]]:
+    """The largest number of parts, 3 to 12, that halves of the pictures agree on nearly as well as on any, and that
+    views confirm.
 
     Parts are found in either half by itself; the share of patches on which the two agree once matched one to one, above
-    what chance gives, is the stability of their number.
+    what chance gives, is the stability of their number, the mean of several ways to halve the set. Where views are given,
+    their patches must mostly keep their part (`agreement_of_views`): the number ends before the first that fails.
 
     Args:
         features: `(N, h, w, d)`.
         mask: `(N, h, w)`, the foreground.
+        again: views of some of the pictures.
 
     Returns:
         the number, and the stability of each that was tried.
     """
     rows, picture = foreground_rows(features, mask)
     generator = torch.Generator().manual_seed(seed)
-    if len(rows) > _STABILITY_ROWS:
+    halvings = []
+    for _ in range(_HALVINGS):
         kept = torch.randperm(len(rows), generator=generator)[:_STABILITY_ROWS].sort().values
-        rows, picture = rows[kept], picture[kept]
-    side = torch.randint(2, (len(mask),), generator=generator)[picture].bool()  # (n,)
-    fewest = int(min(side.sum(), (~side).sum()))
+        side = torch.randint(2, (len(mask),), generator=generator)[picture[kept]].bool()  # (n,)
+        halvings.append((rows[kept], picture[kept], side))
+    fewest = min(int(min(side.sum(), (~side).sum())) for _, _, side in halvings)
     stability: dict[int, float] = {}
     for number in range(FEWEST_PARTS, MOST_PARTS + 1):
         if fewest < 4 * number:
             break
-        answers = [_answers_of(rows, picture, half, number, seed) for half in (side, ~side)]
-        stability[number] = matched_agreement(*answers, number)
+        found = [
+            matched_agreement(*(_answers_of(some, own, half, number, seed) for half in (side, ~side)), number)
+            for some, own, side in halvings
+        ]
+        stability[number] = sum(found) / len(found)
     if not stability:
         return FEWEST_PARTS, {}
     best = max(stability.values())
-    return max(number for number, value in stability.items() if value >= _NEAR_BEST * best), stability
+    enough = best * (_NEAR_BEST if again is None else _NEAR_BEST_CONFIRMED)
+    stable = [number for number, value in stability.items() if value >= enough]
+    if again is None:
+        return stable[-1], stability
+    chosen = stable[0]
+    for number in stable[1:]:
+        model = fit_looks_parts(features, mask, number, seed=seed, again=again)
+        if agreement_of_views(model, features, mask, again) < _VIEWS_CONFIRM:
+            break  # more parts keep their patches less
+        chosen = number
+    return chosen, stability
 
 
 def matched_agreement(first: Tensor, second: Tensor, number: int) -> float:

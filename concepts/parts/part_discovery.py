@@ -26,10 +26,11 @@ from ..patch_features import PatchGrid, SourceSpec
 from .foreground import FOREGROUND_ROUNDS, LOW_MARGIN, fit_foreground, foreground_from_masks, refit_foreground
 from .kind_count import choose_kind_count
 from .looks_foreground import LooksForeground, fit_looks_foreground, looks_foreground_from_masks
-from .looks_parts import choose_part_count, fit_looks_parts
+from .looks_parts import SecondLooks, choose_part_count, fit_looks_parts
 from .part_codebook import FeatureSpace, PartCodebook
 from .part_map import PartMaps
 from .part_model import fit_learned_parts
+from .sample_views import SampleViews
 
 log = logging.getLogger(__name__)
 
@@ -51,6 +52,7 @@ def discover_parts(
     seed: int = 0,
     flip_foreground: bool = False,
     foreground_masks: Tensor | None = None,
+    views: SampleViews | None = None,
     on_stage: Callable[[], None] = lambda: None,
 ) -> tuple[PartCodebook, PartMaps]:
     """Find parts and kinds of N pictures whose features fit in memory.
@@ -62,6 +64,7 @@ def discover_parts(
         num_kinds: kinds per part (one number, or one for every part and the background); None measures.
         flip_foreground: take the complement of the foreground that was found, or that was marked.
         foreground_masks: `(N, h, w)` 0..1, the foreground where it is known; None finds it.
+        views: some of the pictures seen a second time, where parts are told by looks; None learns from the grids alone.
         on_stage: called before every piece of work, up to `MOST_STAGES` times; what it raises ends the discovery.
 
     Raises:
@@ -75,6 +78,7 @@ def discover_parts(
         seed=seed,
         flip_foreground=flip_foreground,
         foreground_masks=foreground_masks,
+        views=views,
         on_stage=on_stage,
     )
     on_stage()
@@ -101,6 +105,7 @@ def fit_parts(
     seed: int = 0,
     flip_foreground: bool = False,
     foreground_masks: Tensor | None = None,
+    views: SampleViews | None = None,
     on_stage: Callable[[], None] = lambda: None,
 ) -> PartCodebook:
     """Foreground and parts from a sample of pictures; the codebook that comes back has no kinds yet.
@@ -111,7 +116,7 @@ def fit_parts(
         BestiaryError: no foreground was found, or it is too small for that many parts.
     """
     if sample.detail is not None:
-        return _fit_by_looks(sample, spec, num_parts, seed, flip_foreground, foreground_masks, on_stage)
+        return _fit_by_looks(sample, spec, num_parts, seed, flip_foreground, foreground_masks, views, on_stage)
     # everything after this works in the codebook's own space
     space = fit_space(sample.features)
     features = space(sample.features)  # (N, h, w, d)
@@ -158,6 +163,7 @@ def _fit_by_looks(
     seed: int,
     flip: bool,
     masks: Tensor | None,
+    views: SampleViews | None,
     on_stage: Callable[[], None],
 ) -> PartCodebook:
     """`fit_parts` for a source that gives details: no place of a picture has a say."""
@@ -175,13 +181,17 @@ def _fit_by_looks(
     _check_foreground(mask, num_parts or 1)
     # parts from the features, which say what a patch is
     on_stage()
+    again = None
+    if views is not None:
+        seen = foreground.probability(detail_space(views.grid.detail)) > 0.5 if masks is None else views.carried(mask)
+        again = SecondLooks(views, space(views.grid.features), seen)
     statistics = {"foreground_margin": foreground.margin, "foreground_share": float(mask.float().mean())}
     if num_parts is None:
-        num_parts, stability = choose_part_count(features, mask, seed=seed)
+        num_parts, stability = choose_part_count(features, mask, seed=seed, again=again)
         statistics |= {f"stability_{number}": value for number, value in stability.items()}
         _check_foreground(mask, num_parts)
     on_stage()
-    parts = fit_looks_parts(features, mask, num_parts, seed=seed)
+    parts = fit_looks_parts(features, mask, num_parts, seed=seed, again=again)
     labels = parts.labels(features, mask.float(), num_parts)
     return PartCodebook(
         feature_spec=dict(spec or {}),

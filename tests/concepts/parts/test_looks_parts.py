@@ -1,13 +1,19 @@
+from dataclasses import replace
+
 import pytest
 import torch
 from bestiary.concepts.kmeans import fit_kmeans
 from bestiary.concepts.parts.looks_parts import (
     LooksParts,
+    SecondLooks,
+    agreement_of_views,
     choose_part_count,
     fit_looks_parts,
     matched_agreement,
     part_clusters,
 )
+from bestiary.concepts.parts.sample_views import SampleViews
+from bestiary.concepts.patch_features import PatchGrid
 from torch import Tensor
 
 PARTS, GRID, WIDTH = 4, 12, 16
@@ -103,3 +109,33 @@ def test_too_few_patches_to_measure_give_the_fewest_parts() -> None:
 @pytest.mark.parametrize(("second", "expected"), [([1, 1, 0, 0], 1.0), ([0, 1, 0, 1], 0.0)])
 def test_agreement_of_labellings_is_up_to_names_and_above_chance(second: list[int], expected: float) -> None:
     assert matched_agreement(torch.tensor([0, 0, 1, 1]), torch.tensor(second), 2) == pytest.approx(expected, abs=1e-6)
+
+
+def second_looks(features: Tensor, mask: Tensor, *, flip_sign: bool) -> SecondLooks:
+    """Mirror images of all pictures; `flip_sign`: their features tell which way a thing faces."""
+    n, h, w = mask.shape
+    place = torch.arange(h * w).view(h, w).flip(1).expand(n, h, w)
+    seen = features.flip(2).clone()
+    if flip_sign:
+        seen[..., -1] *= -1
+    return SecondLooks(SampleViews(PatchGrid(seen), torch.arange(n), place), seen, mask.flip(2))
+
+
+def test_parts_that_a_mirror_swaps_are_taught_to_be_seen_alike() -> None:
+    features, mask, _ = things(60, kind_spread=0.3)
+    # one channel says which side of the thing a patch is on, and louder than everything else
+    side = (torch.arange(mask.shape[2]) - (mask.shape[2] - 1) / 2).sign().view(1, 1, -1, 1).expand(*mask.shape, 1)
+    features = torch.cat([features, 3 * features.std() * side], dim=-1)
+    again = second_looks(features, mask, flip_sign=True)
+    alone = fit_looks_parts(features, mask, 2 * PARTS, seed=0)
+    taught = fit_looks_parts(features, mask, 2 * PARTS, seed=0, again=again)
+    before, after = (agreement_of_views(model, features, mask, again) for model in (alone, taught))
+    assert after > before + 0.1
+
+
+def test_views_that_disagree_end_the_number_of_parts() -> None:
+    features, mask, _ = things(120, kind_spread=0.5, noise=0.3)
+    agreeing = second_looks(features, mask, flip_sign=False)
+    assert choose_part_count(features, mask, seed=0, again=agreeing)[0] in (PARTS, PARTS + 1)
+    elsewhere = SampleViews(agreeing.views.grid, agreeing.views.picture, agreeing.views.place.flip(1))
+    assert choose_part_count(features, mask, seed=0, again=replace(agreeing, views=elsewhere))[0] == 3
