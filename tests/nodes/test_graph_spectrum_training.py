@@ -215,8 +215,8 @@ def test_cancel_in_the_middle_of_a_preview_ends_it(prepared, untouched, outputs,
         patch.setattr(ComfyDenoiser, "predict", cancel_in_the_first_preview)
         with pytest.raises(comfy.model_management.InterruptProcessingException):
             _train(loaded, pictures, settings, run)
-    # two steps, then one step of the sampler with and without the prompt
-    assert calls == [True, True, False, False]
+    # two steps, then one step of the sampler with and without the prompt; newer ComfyUIs end inside the first of these
+    assert calls in ([True, True, False, False], [True, True, False])
     assert list(run.samples.iterdir()) == [] and run.newest_state().step == 2
 
 
