@@ -154,8 +154,11 @@ def test_layers_of_text_encoders_reach_the_clip(sd15_model, sd15_reference):
 def test_a_lora_of_another_model_is_refused(model, unet):
     strange = {"lora_unet_double_blocks_0_img_attn_qkv" + DOWN: torch.ones(2, 8)}
     strange["lora_unet_double_blocks_0_img_attn_qkv" + UP] = torch.ones(8, 2)
-    with pytest.raises(BestiaryError, match=r"none of the 1 LoRA layers belongs .*'lora_unet_double_blocks.*to_q"):
+    with pytest.raises(BestiaryError, match=r"for a transformer model such as Flux or SD3 \('lora_unet_double_blocks"):
         apply_lora(model, strange, 1.0)
+    elsewhere = {"lora_unet_nose" + DOWN: torch.ones(2, 8), "lora_unet_nose" + UP: torch.ones(8, 2)}
+    with pytest.raises(BestiaryError, match=r"none of the 1 LoRA layers belongs .*'lora_unet_nose.*to_q"):
+        apply_lora(model, elsewhere, 1.0)
     with pytest.raises(BestiaryError, match="no LoRA layer among 1 tensors"):
         apply_lora(model, {"weights": torch.ones(2)}, 1.0)
 
