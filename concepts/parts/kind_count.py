@@ -9,13 +9,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..kmeans import fit_kmeans
+from ..kmeans import assign, fit_kmeans
+from .looks_parts import matched_agreement
 
 MOST_KINDS = 256
 _MEASURED_ROWS = 2048
 _GROWTH = 1.2
 _CLEAR = 0.15
 _NEAR_BEST = 0.97
+_NEAR_BEST_STABLE = 0.9
+_HALVINGS = 2
 
 
 def most_kinds(images: int) -> int:
@@ -44,6 +47,28 @@ def choose_kind_count(means: Tensor, *, seed: int = 0) -> int:
     if best < _CLEAR:
         return limit
     return max(k for k, value in quality.items() if value >= _NEAR_BEST * best)
+
+
+def stable_kind_count(means: Tensor, *, seed: int = 0) -> int:
+    """Number of kinds in part means `(n, d)`: the largest that halves of the rows agree on nearly as well as on any.
+
+    For looks of a network, whose kinds lie in groups: silhouettes are then best for the two largest groups.
+    """
+    limit = most_kinds(len(means))
+    if limit <= 2 or len(means) < 8:
+        return limit
+    generator = torch.Generator().manual_seed(seed)
+    rows = means[torch.randperm(len(means), generator=generator)[:_MEASURED_ROWS].to(means.device)].float()
+    halves = [torch.randperm(len(rows), generator=generator) < len(rows) // 2 for _ in range(_HALVINGS)]
+    stability: dict[int, float] = {}
+    for k in _candidates(limit, len(rows) // 2):
+        found = []
+        for half in halves:
+            first, second = (assign(rows, fit_kmeans(rows[side], k, seed=seed).centroids)[0] for side in (half, ~half))
+            found.append(matched_agreement(first.cpu(), second.cpu(), k))
+        stability[k] = sum(found) / len(found)
+    best = max(stability.values())
+    return max(k for k, value in stability.items() if value >= _NEAR_BEST_STABLE * best)
 
 
 def mean_silhouette(unit: Tensor, labels: Tensor, k: int) -> float:

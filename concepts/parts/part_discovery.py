@@ -24,7 +24,7 @@ from ..errors import BestiaryError
 from ..kmeans import fit_kmeans
 from ..patch_features import PatchGrid, SourceSpec
 from .foreground import FOREGROUND_ROUNDS, LOW_MARGIN, fit_foreground, foreground_from_masks, refit_foreground
-from .kind_count import choose_kind_count
+from .kind_count import choose_kind_count, stable_kind_count
 from .looks_foreground import LooksForeground, fit_looks_foreground, looks_foreground_from_masks
 from .looks_parts import SecondLooks, choose_part_count, fit_looks_parts
 from .part_codebook import FeatureSpace, PartCodebook
@@ -278,7 +278,8 @@ def fit_kinds(
         # kinds are directions around the part's mean: what all pictures share says nothing about them
         centers[part] = _half(shown.mean(dim=0))
         around = shown - centers[part]  # (n, d)
-        number = number or choose_kind_count(around, seed=seed)
+        measure = choose_kind_count if codebook.detail_space is None else stable_kind_count
+        number = number or measure(around, seed=seed)
         fine.append(_half(fit_kmeans(around, number, seed=seed).centroids))
     return replace(codebook, fine=tuple(fine), kind_centers=centers, kind_names=tuple({} for _ in fine))
 

@@ -1,7 +1,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from bestiary.concepts.parts.kind_count import choose_kind_count, mean_silhouette, most_kinds
+from bestiary.concepts.parts.kind_count import choose_kind_count, mean_silhouette, most_kinds, stable_kind_count
 from sklearn.metrics import silhouette_score
 from torch import Tensor
 
@@ -44,3 +44,17 @@ def test_most_kinds(images: int, most: int) -> None:
 
 def test_few_pictures_get_two_kinds() -> None:
     assert choose_kind_count(looks(4, 2, 0.1)) == 2
+
+
+def test_kinds_in_two_groups_are_counted_and_not_the_groups() -> None:
+    generator = torch.Generator().manual_seed(3)
+    centers = 0.45 * torch.randn(5, 24, generator=generator)
+    centers[:, 0] += torch.tensor([2.5, 2.5, 2.5, -2.5, -2.5])
+    rows = centers.repeat_interleave(60, dim=0) + 0.25 * torch.randn(300, 24, generator=generator)
+    assert choose_kind_count(rows) == 2
+    assert stable_kind_count(rows) == 5
+
+
+@pytest.mark.parametrize("count", [1, 2, 5, 9])
+def test_few_rows_have_no_more_kinds_than_a_quarter_of_them_at_least_two(count: int) -> None:
+    assert stable_kind_count(torch.randn(count, 6, generator=torch.Generator().manual_seed(1))) == min(2, count)
