@@ -29,7 +29,7 @@ def test_from_pictures_to_new_pictures(tmp_path: Path) -> None:
     for setting in ("optimizer.batch_size=1", 'method.part_words=""', "run.tensorboard=false"):
         train += ["--set", setting]
     assert main([*train, *quiet]) == 0
-    written = next(run.glob("*parts.safetensors"))
+    written = next(run.glob("*.safetensors"))
     dictionary = PartDictionary.load(written)
     assert dictionary.part_names[0] == "head" and dictionary.provenance["steps"] == 300
     order = ["compose", str(written), "a photo of a <head:crested> creature", "--out", str(made), "--steps", "2"]
