@@ -321,8 +321,9 @@ def broken_promises(before: dict, info: dict) -> list[str]:
     for name, held in then.items():
         spec = now.get(name, [None])
         found = ["COMBO" if isinstance(spec[0], list) else spec[0], spec[1].get("default") if len(spec) > 1 else None]
-        # a saved workflow holds a value for every required input: what new blocks begin with may change
-        same = found[0] == held[0] if name in before["required"] else found == held
+        # a saved workflow holds a value for every required menu: what new blocks begin with may change
+        menu = name in before["required"] and held[0] == "COMBO"
+        same = found[0] == held[0] if menu else found == held
         broken += [] if same else [f"{name} was {held}, is {found}"]
     for field, kept in (("output", before["outputs"]), ("output_is_list", before["lists"])):
         broken += [f"{field} {kept} became {info[field]}"] if info[field][: len(kept)] != kept else []
