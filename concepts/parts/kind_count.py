@@ -19,6 +19,8 @@ _CLEAR = 0.15
 _NEAR_BEST = 0.97
 _NEAR_BEST_STABLE = 0.9
 _HALVINGS = 2
+_FEWEST_IN_HALF = 4
+"""Rows of a kind that every half shows on the average: halves of fewer agree on what each of them made up."""
 
 
 def most_kinds(images: int) -> int:
@@ -61,7 +63,7 @@ def stable_kind_count(means: Tensor, *, seed: int = 0) -> int:
     rows = means[torch.randperm(len(means), generator=generator)[:_MEASURED_ROWS].to(means.device)].float()
     halves = [torch.randperm(len(rows), generator=generator) < len(rows) // 2 for _ in range(_HALVINGS)]
     stability: dict[int, float] = {}
-    for k in _candidates(limit, len(rows) // 2):
+    for k in _candidates(min(limit, max(2, len(rows) // (2 * _FEWEST_IN_HALF))), len(rows) // 2):
         found = []
         for half in halves:
             first, second = (assign(rows, fit_kmeans(rows[side], k, seed=seed).centroids)[0] for side in (half, ~half))

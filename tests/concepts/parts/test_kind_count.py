@@ -58,3 +58,8 @@ def test_kinds_in_two_groups_are_counted_and_not_the_groups() -> None:
 @pytest.mark.parametrize("count", [1, 2, 5, 9])
 def test_few_rows_have_no_more_kinds_than_a_quarter_of_them_at_least_two(count: int) -> None:
     assert stable_kind_count(torch.randn(count, 6, generator=torch.Generator().manual_seed(1))) == min(2, count)
+
+
+def test_halves_of_few_rows_do_not_make_up_kinds() -> None:
+    rows = torch.randn(64, 6, generator=torch.Generator().manual_seed(2))
+    assert stable_kind_count(rows) <= 8
