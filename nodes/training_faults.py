@@ -14,6 +14,9 @@ from ..trainer.spectrum_settings import TrainSpectrumSettings
 
 _WORDS = ("out of memory", "can't allocate memory", "not enough memory")
 
+_TRAINING_FLAG = "in_training"
+"""Of newer ComfyUIs' model management; by name, since older ones have none."""
+
 
 @contextmanager
 def memory_told(settings: TrainPartsSettings | TrainSpectrumSettings, image_size: int) -> Iterator[None]:
@@ -59,17 +62,17 @@ def _advice(settings: TrainPartsSettings | TrainSpectrumSettings, image_size: in
 @contextmanager
 def host_in_training() -> Iterator[None]:
     """Tells a ComfyUI that wants to know it that a training runs: some of its layers then keep to what gradients can pass."""
-    import comfy.model_management
+    import comfy.model_management as host
 
-    if not hasattr(comfy.model_management, "in_training"):
+    if not hasattr(host, _TRAINING_FLAG):
         yield
         return
-    before = comfy.model_management.in_training
-    comfy.model_management.in_training = True
+    before = getattr(host, _TRAINING_FLAG)
+    setattr(host, _TRAINING_FLAG, True)
     try:
         yield
     finally:
-        comfy.model_management.in_training = before
+        setattr(host, _TRAINING_FLAG, before)
 
 
 @contextmanager
