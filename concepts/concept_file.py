@@ -19,6 +19,7 @@ from torch import Tensor
 
 from .atomic_file import replacing
 from .errors import BestiaryError
+from .name_search import LONGEST_SHOWN
 from .wrong_download import wrong_download
 
 FORMAT = 1
@@ -159,7 +160,8 @@ def read_concept_file(path: Path, kind: str | None = None) -> ConceptFile:
     if not isinstance(version, int) or not 1 <= version <= FORMAT:
         raise BestiaryError(f"{path} has format {version!r}, this program reads up to {FORMAT}: update Bestiary")
     if kind is not None and found != kind:
-        raise BestiaryError(f"{path} is a {found} file, a {kind} file is needed here")
+        shown = found if len(found) <= LONGEST_SHOWN else f"{found[:LONGEST_SHOWN]}…"
+        raise BestiaryError(f"{path} is a {shown} file, a {kind} file is needed here")
     return ConceptFile(read_tensors(path), header.concept)
 
 

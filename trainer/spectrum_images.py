@@ -72,7 +72,7 @@ def find_pictures(source: Path, masks: Path | None = None, *, warn: bool = True)
         _warn_of(skipped)
     if not names:
         reason = (
-            f"{len(skipped)} files are left out, first {skipped[0][0]}: {skipped[0][1]}" if skipped else "it holds none"
+            f"files left out: {len(skipped)}, first {skipped[0][0]}: {skipped[0][1]}" if skipped else "it holds none"
         )
         raise BestiaryError(f"no picture to learn from in {source} ({reason}); one readable picture is enough")
     return ConceptPictures(source, tuple(names), tuple(skipped))

@@ -205,3 +205,11 @@ def test_long_tables_travel_as_tensors() -> None:
     assert from_text_tensor(to_text_tensor(table)) == table
     with pytest.raises(BestiaryError, match="a table of 3 bytes is no readable text"):
         from_text_tensor(torch.tensor([255, 254, 0], dtype=torch.uint8))
+
+
+def test_a_kind_of_thousands_of_letters_is_shown_short(tmp_path) -> None:
+    path = tmp_path / "long.safetensors"
+    write_concept_file(path, {"a": torch.zeros(1)}, {"kind": "y" * 5000})
+    with pytest.raises(BestiaryError) as fault:
+        read_concept_file(path, "part codebook")
+    assert str(fault.value).endswith(f"is a {'y' * 60}… file, a part codebook file is needed here")

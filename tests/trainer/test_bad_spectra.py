@@ -163,7 +163,7 @@ def test_presets_that_cannot_be(fault, corgi, tmp_path, tiny_folder, lines, mess
         ("empty folder", "no picture to learn from in"),
         ("text", "it is not a picture, or of a kind that cannot be read here"),
         ("cut short", "it is cut short"),
-        ("only broken", "1 files are left out, first a.png"),
+        ("only broken", "files left out: 1, first a.png"),
     ],
 )
 def test_pictures_that_give_nothing_to_learn(fault, train, picture, tmp_path, kind, message) -> None:
