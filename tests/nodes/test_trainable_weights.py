@@ -78,7 +78,10 @@ def _in_inference_mode(loaded: object) -> tuple[object, object]:
 
     device = torch.device("cpu")
     with torch.inference_mode():
-        model, stage = copy.deepcopy(loaded.model.model), copy.deepcopy(loaded.clip.cond_stage_model)
+        # a configuration is shared: newer ComfyUIs' cannot be copied
+        shared = loaded.model.model.model_config
+        model = copy.deepcopy(loaded.model.model, {id(shared): shared})
+        stage = copy.deepcopy(loaded.clip.cond_stage_model)
         for module in (model, stage):
             for owner in module.modules():
                 for name, parameter in list(owner._parameters.items()):
