@@ -72,15 +72,18 @@ def test_cast_layers_keep_no_copy_of_their_weights(kind: str) -> None:
     torch.testing.assert_close(grad, x2.grad)
 
 
+def _copied(model: nn.Module) -> nn.Module:
+    """A copy that shares its configuration: that of newer ComfyUIs cannot be copied."""
+    return copy.deepcopy(model, {id(model.model_config): model.model_config})
+
+
 def _in_inference_mode(loaded: object) -> tuple[object, object]:
     """Copies of MODEL and CLIP as loader nodes make them: every weight an inference tensor."""
     from comfy.model_patcher import ModelPatcher
 
     device = torch.device("cpu")
     with torch.inference_mode():
-        # a configuration is shared: newer ComfyUIs' cannot be copied
-        shared = loaded.model.model.model_config
-        model = copy.deepcopy(loaded.model.model, {id(shared): shared})
+        model = _copied(loaded.model.model)
         stage = copy.deepcopy(loaded.clip.cond_stage_model)
         for module in (model, stage):
             for owner in module.modules():
@@ -129,7 +132,7 @@ def test_half_precision_weights_with_float32_arithmetic(sd15_model, sd15_referen
         if isinstance(module, comfy.ops.CastWeightBiasOp):
             module.comfy_cast_weights = True
     rounded = sd15_model.model.clone()
-    plain = copy.deepcopy(rounded.model)
+    plain = _copied(rounded.model)
     for parameter in plain.diffusion_model.parameters():
         parameter.data = parameter.data.half().float()
     rounded.model = plain
