@@ -50,7 +50,9 @@ def test_parts_are_seen_compared_and_scrubbed(desk, dictionary_facts):
     # once: ComfyUI draws no second picture of the same below
     assert desk.page.evaluate("[W.imgs ?? null, Boolean(app.nodeOutputs[W.id]?.images?.length)]") == [None, True]
     block = f'[data-node-id="{desk.page.evaluate("W.id")}"]'
-    assert desk.page.locator(f"{block} img").count() == 0
+    # Vue nodes of the older frontend draw a node's outputs whatever the node says
+    older = desk.vue and desk.page.evaluate("window.__COMFYUI_FRONTEND_VERSION__").startswith("1.27")
+    assert desk.page.locator(f"{block} img").count() == int(older)
     desk.shot(f"attention_{desk.label}")
     chips.first.hover()
     assert viewer.locator("canvas").count() == 1
