@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import os
 import re
 import shutil
@@ -134,7 +135,12 @@ class ComfyServer:
         answer = self.post("/prompt", json={"prompt": graph, "client_id": "tests"})
         if answer.status_code != 200:
             raise RuntimeError(answer.text)
-        return answer.json()["prompt_id"]
+        queued = answer.json()
+        # one output that is refused keeps the server from no other
+        if queued.get("node_errors"):
+            self.wait(queued["prompt_id"])
+            raise RuntimeError(json.dumps(queued["node_errors"]))
+        return queued["prompt_id"]
 
     def wait(self, prompt_id: str, seconds: float = 120) -> dict:
         """History entry of a queued graph once it ended, well or badly."""

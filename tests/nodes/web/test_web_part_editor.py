@@ -179,6 +179,8 @@ def test_kinds_are_edited_and_typed_text_is_followed(plain_desk):
     type_edits(desk, desk.value("P", "edits") + "\n# a remark")
     desk.page.wait_for_timeout(500)
     rows.nth(0).focus()
+    name = "() => document.activeElement.querySelector('.bst-tree-name')?.textContent"
+    in_focus = desk.page.evaluate(name)
     desk.page.keyboard.press("Control+z")
     desk.page.wait_for_function("document.querySelectorAll('.bst-tree-kind').length === 2")
     assert desk.value("P", "edits") == f"rename {found[0]}:0, cardinal"
@@ -186,7 +188,8 @@ def test_kinds_are_edited_and_typed_text_is_followed(plain_desk):
     desk.page.wait_for_timeout(1200)
     assert desk.page.evaluate("app.graph.nodes.includes(P)")
     assert desk.value("P", "edits") == f"rename {found[0]}:0, cardinal"
-    assert rows.nth(0).evaluate("(row) => row === document.activeElement")
+    # a part that covers other pictures may stand at another height among the rows: the focus goes with it
+    assert in_focus and desk.page.evaluate(name) == in_focus
 
     type_edits(desk, f"rename {found[1]}, wing")
     becomes(desk, editor, [found[0], "wing", *found[2:]])
