@@ -81,6 +81,8 @@ class Desk:
         self.page.evaluate(
             """([nodes, links]) => {
                 app.graph.clear();
+                // newer frontends give a workflow that has no number another one whenever it is loaded
+                app.graph.id = window.workflow ??= crypto.randomUUID();
                 Object.entries(nodes).forEach(([name, kind], place) => {
                     const node = LiteGraph.createNode(kind);
                     node.pos = [40 + 520 * (place % 3), 80 + 700 * Math.floor(place / 3)];

@@ -191,8 +191,8 @@ def test_kinds_are_edited_and_typed_text_is_followed(plain_desk):
     # a part that covers other pictures may stand at another height among the rows: the focus goes with it
     assert in_focus and desk.page.evaluate(name) == in_focus
 
-    type_edits(desk, f"rename {found[1]}, wing")
-    becomes(desk, editor, [found[0], "wing", *found[2:]])
+    type_edits(desk, f"rename {found[1]}, speckled")
+    becomes(desk, editor, [found[0], "speckled", *found[2:]])
 
 
 def slow_answers(desk, seconds):
