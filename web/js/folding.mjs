@@ -12,7 +12,8 @@ export class Panel {
   constructor(node, { name, property, element, height, size }) {
     Object.assign(this, { node, property, element, height });
     this.button = iconButton("fold", t("panel.fold"), () => this.fold(this.open), { className: "bst-icon bst-fold" });
-    const widget = node.addDOMWidget(name, `BESTIARY_${name.toUpperCase()}`, element, {
+    // Vue nodes draw one widget of a name: it must not be called as an input of the node is
+    const widget = node.addDOMWidget(`bestiary_${name}`, `BESTIARY_${name.toUpperCase()}`, element, {
       serialize: false,
       hideOnZoom: false,
       getValue: () => "",

@@ -120,7 +120,7 @@ app.registerExtension({
   nodeCreated(node) {
     if (node.comfyClass !== "BestiaryMixAttributes") return;
     const strip = new StageStrip(node);
-    const widget = node.addDOMWidget("stages", "BESTIARY_STAGE_STRIP", strip.element, {
+    const widget = node.addDOMWidget("bestiary_stages", "BESTIARY_STAGE_STRIP", strip.element, {
       serialize: false,
       hideOnZoom: false,
       getValue: () => "",
