@@ -17,6 +17,8 @@ FRONTENDS = ["installed", "other"] if OTHER_FRONTEND else ["installed"]
 SHOTS = os.environ.get("BESTIARY_SCREENSHOTS")
 """Folder for screenshots to be looked at; none are kept without it."""
 OURS = "/extensions/ComfyUI-Bestiary/"
+PLAIN = {"Comfy.ColorPalette": "dark", "Bestiary.Favourites": "[]"}
+"""Settings that tests change, as every test finds them."""
 
 
 @pytest.fixture(scope="session")
@@ -48,6 +50,7 @@ class Desk:
 
     def __init__(self, page: object, server: object, vue: bool) -> None:
         self.page, self.server, self.vue = page, server, vue
+        self.failed = False
         self.faults: list[str] = []
         self.loaded: list[str] = []
         page.on("pageerror", lambda fault: self.faults.append(f"{fault} {fault.stack}"))
@@ -57,10 +60,32 @@ class Desk:
         )
         page.on("response", lambda answer: self.loaded.append(answer.url) if OURS in answer.url else None)
         # before the page opens: nodes change over only with a fresh page
-        settings = {"Comfy.VueNodes.Enabled": vue, "Comfy.TutorialCompleted": True, "Comfy.Workflow.Persist": False}
-        server.post("/settings", json={**settings, "Comfy.ColorPalette": "dark", "Bestiary.Favourites": "[]"})
+        self.choose_nodes()
         page.goto(server.address)
         self.ready()
+
+    def choose_nodes(self) -> None:
+        """Settings of this page as the server gives them to pages that are opened or loaded anew."""
+        settings = {
+            "Comfy.VueNodes.Enabled": self.vue,
+            "Comfy.TutorialCompleted": True,
+            "Comfy.Workflow.Persist": False,
+        }
+        self.server.post("/settings", json={**settings, **PLAIN})
+
+    def clear(self) -> None:
+        """What an earlier test has left on the page goes."""
+        self.choose_nodes()
+        self.page.unroute_all()
+        self.page.keyboard.press("Escape")
+        self.page.mouse.move(5, 500)
+        # settings last: dictionaries and spectra are read anew with an empty graph
+        self.page.evaluate("() => { app.canvas.setGraph(app.graph.rootGraph ?? app.graph); app.graph.clear() }")
+        self.page.evaluate("() => document.activeElement?.blur()")
+        self.set(**PLAIN)
+        self.page.wait_for_timeout(200)
+        self.faults.clear()
+        self.loaded.clear()
 
     def ready(self) -> None:
         self.page.wait_for_function(
@@ -126,29 +151,57 @@ class Desk:
         return [fault for fault in self.faults if OURS in fault]
 
 
+@pytest.fixture(scope="module")
+def pages(browser: object) -> Iterator[dict]:
+    """Open pages of a module by server and kind of node: opening one takes longer than most tests."""
+    desks: dict[tuple[str, bool], Desk] = {}
+    yield desks
+    for desk in desks.values():
+        desk.page.context.close()
+
+
+def _desk(pages: dict, browser: object, server: object, vue: bool) -> Iterator[Desk]:
+    """A page without a graph, the one of the test before if that went well; none of our scripts may fail on it."""
+    desk = pages.pop((server.address, vue), None)
+    if desk:
+        desk.clear()
+    else:
+        context = browser.new_context(viewport={"width": 1500, "height": 1000})
+        desk = Desk(context.new_page(), server, vue)
+    yield desk
+    if desk.failed or desk.own_faults():
+        desk.page.context.close()
+    else:
+        pages[server.address, vue] = desk
+    assert desk.own_faults() == []
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Iterator[None]:
+    """A page on which a test failed is not used again."""
+    report = yield
+    for value in getattr(item, "funcargs", {}).values():
+        if isinstance(value, Desk) and report.failed:
+            value.failed = True
+    return report
+
+
 @pytest.fixture(
     params=[(f, v) for f in FRONTENDS for v in (False, True)], ids=lambda p: f"{p[0]}-{'vue' if p[1] else 'classic'}"
 )
-def desk(request: pytest.FixtureRequest, browser: object, server: object) -> Iterator[Desk]:
-    """The editor in every frontend, with canvas nodes and with Vue nodes; none of our scripts may fail on it."""
+def desk(request: pytest.FixtureRequest, browser: object, server: object, pages: dict) -> Iterator[Desk]:
+    """The editor in every frontend, with canvas nodes and with Vue nodes."""
     frontend, vue = request.param
     where = server if frontend == "installed" else request.getfixturevalue("other_server")
-    context = browser.new_context(viewport={"width": 1500, "height": 1000})
-    desk = Desk(context.new_page(), where, vue)
-    desk.label = f"{frontend}_{'vue' if vue else 'classic'}"
-    yield desk
-    context.close()
-    assert desk.own_faults() == []
+    for desk in _desk(pages, browser, where, vue):
+        desk.label = f"{frontend}_{'vue' if vue else 'classic'}"
+        yield desk
 
 
 @pytest.fixture
-def plain_desk(browser: object, server: object) -> Iterator[Desk]:
+def plain_desk(browser: object, server: object, pages: dict) -> Iterator[Desk]:
     """The editor in the installed frontend with canvas nodes, for what is the same everywhere."""
-    context = browser.new_context(viewport={"width": 1500, "height": 1000})
-    desk = Desk(context.new_page(), server, False)
-    yield desk
-    context.close()
-    assert desk.own_faults() == []
+    yield from _desk(pages, browser, server, False)
 
 
 @pytest.fixture(scope="session")
