@@ -50,6 +50,7 @@ class Desk:
 
     def __init__(self, page: object, server: object, vue: bool) -> None:
         self.page, self.server, self.vue = page, server, vue
+        page.set_default_timeout(60_000)  # two suites at once on a machine of two cores
         self.failed = False
         self.faults: list[str] = []
         self.loaded: list[str] = []
@@ -160,8 +161,12 @@ def pages(browser: object) -> Iterator[dict]:
         desk.page.context.close()
 
 
-def _desk(pages: dict, browser: object, server: object, vue: bool) -> Iterator[Desk]:
-    """A page without a graph, the one of the test before if that went well; none of our scripts may fail on it."""
+def _desk(request: pytest.FixtureRequest, browser: object, server: object, vue: bool) -> Iterator[Desk]:
+    """A page without a graph; none of our scripts may fail on it.
+
+    It is the page of the test before if that went well, unless the module sets `OWN_PAGES`.
+    """
+    pages = request.getfixturevalue("pages")
     desk = pages.pop((server.address, vue), None)
     if desk:
         desk.clear()
@@ -169,7 +174,7 @@ def _desk(pages: dict, browser: object, server: object, vue: bool) -> Iterator[D
         context = browser.new_context(viewport={"width": 1500, "height": 1000})
         desk = Desk(context.new_page(), server, vue)
     yield desk
-    if desk.failed or desk.own_faults():
+    if desk.failed or desk.own_faults() or getattr(request.module, "OWN_PAGES", False):
         desk.page.context.close()
     else:
         pages[server.address, vue] = desk
@@ -189,19 +194,19 @@ def pytest_runtest_makereport(item: pytest.Item) -> Iterator[None]:
 @pytest.fixture(
     params=[(f, v) for f in FRONTENDS for v in (False, True)], ids=lambda p: f"{p[0]}-{'vue' if p[1] else 'classic'}"
 )
-def desk(request: pytest.FixtureRequest, browser: object, server: object, pages: dict) -> Iterator[Desk]:
+def desk(request: pytest.FixtureRequest, browser: object, server: object) -> Iterator[Desk]:
     """The editor in every frontend, with canvas nodes and with Vue nodes."""
     frontend, vue = request.param
     where = server if frontend == "installed" else request.getfixturevalue("other_server")
-    for desk in _desk(pages, browser, where, vue):
+    for desk in _desk(request, browser, where, vue):
         desk.label = f"{frontend}_{'vue' if vue else 'classic'}"
         yield desk
 
 
 @pytest.fixture
-def plain_desk(browser: object, server: object, pages: dict) -> Iterator[Desk]:
+def plain_desk(request: pytest.FixtureRequest, browser: object, server: object) -> Iterator[Desk]:
     """The editor in the installed frontend with canvas nodes, for what is the same everywhere."""
-    yield from _desk(pages, browser, server, False)
+    yield from _desk(request, browser, server, False)
 
 
 @pytest.fixture(scope="session")

@@ -38,7 +38,7 @@ def queue(desk, status="success"):
     """Runs the graph and waits for its end."""
     before = set(desk.server.get("/history").json())
     desk.page.evaluate("app.queuePrompt(0)")
-    until = time.monotonic() + 60
+    until = time.monotonic() + 180
     while time.monotonic() < until:
         ended = {key: entry for key, entry in desk.server.get("/history").json().items() if key not in before}
         if ended:

@@ -1,5 +1,8 @@
 """Tests of the widgets inside subgraphs: links are followed through the boundary both ways, and past what merely passes them on."""
 
+OWN_PAGES = (
+    True  # what stays of subgraphs, of nodes that others bring and of widgets broken on purpose disturbs later tests
+)
 IMPORTS = """
     const { linkedDictionaries } = await import("/extensions/ComfyUI-Bestiary/js/linked.mjs");
     const { executionIds, isFed, sourceOf, targetsOf } = await import("/extensions/ComfyUI-Bestiary/js/links.mjs");
