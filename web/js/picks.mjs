@@ -6,7 +6,7 @@
  */
 
 import { nearest } from "./dictionaries.mjs";
-import { findMentions, plainName, readKinds, unescaped, writtenKinds, writtenMention } from "./mentions.mjs";
+import { findMentions, readKinds, unescaped, writtenKinds, writtenMention } from "./mentions.mjs";
 import { readStages } from "./stages.mjs";
 import { setWidget } from "./upstream.mjs";
 
@@ -163,7 +163,7 @@ export class FieldPicks {
 
   read(set) {
     const { part: partField, kind: kindField, weight, blend, amount } = this.widgets;
-    const part = set.parts.find((one) => plainName(one.name) === plainName(`${partField.value}`)) ?? set.part(`${partField.value}`);
+    const part = set.named(`${partField.value}`);
     const typed = `${kindField.value ?? ""}`;
     if (!typed.trim()) return { picks: new Map(), faults: [] };
     if (!part) {
