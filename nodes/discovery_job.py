@@ -182,12 +182,19 @@ def _margin_text(margin: float) -> str:
 
 
 def seen_by_entry(
-    codebook: PartCodebook, maps: PartMaps, entries: Sequence[tuple[tuple[int, int], int]], fit: SquareFit
+    codebook: PartCodebook,
+    maps: PartMaps,
+    entries: Sequence[tuple[tuple[int, int], int]],
+    fit: SquareFit,
+    color_numbers: tuple[int, ...] = (),
 ) -> list[SeenParts]:
     """Maps of all N pictures as one record per entry; an entry is the size (H, W) of its pictures and how many they are."""
     counts = [count for _, count in entries]
     pieces = zip(entries, maps.labels.split(counts), maps.codes.split(counts), strict=True)
-    return [seen_from_maps(codebook, PartMaps(labels, codes), size, fit) for (size, _), labels, codes in pieces]
+    return [
+        seen_from_maps(codebook, PartMaps(labels, codes), size, fit, color_numbers)
+        for (size, _), labels, codes in pieces
+    ]
 
 
 def _checked_masks(masks: Sequence[Tensor], images: Sequence[Tensor]) -> list[Tensor]:

@@ -103,7 +103,7 @@ class KeptDiscovery:
     def found_parts(self, images: list[Tensor], text: str) -> FoundParts:
         """What a node gives: the edited parts of these images `(B, H, W, 3)`. It holds this discovery."""
         edited = self.edited(text)
-        seen = seen_by_entry(edited.codebook, edited.maps, self._entries, self._choice.fit)
+        seen = seen_by_entry(edited.codebook, edited.maps, self._entries, self._choice.fit, edited.colors())
         # what was sure of parts that were joined or dropped since says nothing of those there are now
         same = edited.codebook.num_parts == self.found.codebook.num_parts
         return FoundParts(edited.codebook, images, seen, sure=self._sure if same else None, origin=self)

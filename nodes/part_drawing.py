@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ..concepts.parts.part_codebook import PartCodebook
 from ..concepts.parts.part_map import ABSENT
-from ..concepts.parts.part_overlay import LegendEntry, add_legend, draw_parts, enlarged, part_color
+from ..concepts.parts.part_overlay import LegendEntry, add_legend, draw_parts, enlarged
 from .discovery_job import FoundParts
 from .part_pictures import as_images, as_pictures
 from .part_sight import SeenParts
@@ -23,7 +23,7 @@ def draw_overlays(images: Tensor, seen: SeenParts, text: LegendText) -> Tensor:
     for number, picture in enumerate(as_pictures(images)):
         large = enlarged(picture)
         areas = seen.areas(number, (large.height, large.width))  # (M, H', W')
-        drawn.append(draw_parts(large, areas, seen.background))
+        drawn.append(draw_parts(large, areas, seen.background, seen.colors()))
     # legends are drawn together: all results have one size
     legends = [legend(seen, number, text) for number in range(len(drawn))]
     return as_images(add_legend(drawn, legends))
@@ -41,7 +41,8 @@ def legend(seen: SeenParts, picture: int, text: LegendText) -> list[LegendEntry]
     """Legend of one picture: all parts but the background, those that it does not show faint."""
     codes = seen.maps.codes[picture]  # (M,)
     shown = [part for part in range(len(seen.part_names)) if part != seen.background]
-    return [LegendEntry(part_color(part), text(picture, part), bool(codes[part] == ABSENT)) for part in shown]
+    colors = seen.colors()
+    return [LegendEntry(colors[part], text(picture, part), bool(codes[part] == ABSENT)) for part in shown]
 
 
 def kind_text(codebook: PartCodebook, seen: SeenParts) -> LegendText:

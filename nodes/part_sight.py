@@ -16,6 +16,7 @@ from ..concepts.name_search import choices_text, plain_name, shown_name
 from ..concepts.parts.part_areas import part_areas
 from ..concepts.parts.part_codebook import PartCodebook
 from ..concepts.parts.part_map import PartMaps
+from ..concepts.parts.part_overlay import Color, part_color
 from ..concepts.patch_features import FeatureSource, PatchGrid
 from ..concepts.square_fit import SquareFit, seen_box
 from .part_pictures import as_squares
@@ -38,12 +39,18 @@ class SeenParts:
     """(H, W) of the pictures."""
     fit: SquareFit
     """Which area of the pictures the labels cover."""
+    color_numbers: tuple[int, ...] = ()
+    """Which part's colour each of the M parts has; empty, its own."""
 
     def areas(self, picture: int, size: tuple[int, int] | None = None) -> Tensor:
         """Share of every part in every pixel `(M, H, W)` of one picture, at its own or another size."""
         height, width = size or self.size
         box = seen_box(width, height, self.fit)
         return part_areas(self.maps.labels[picture], len(self.part_names), self.background, (height, width), box)
+
+    def colors(self) -> list[Color]:
+        """Red, green and blue of every part, 0..255."""
+        return [part_color(number) for number in self.color_numbers or range(len(self.part_names))]
 
     def find_parts(self, text: str) -> list[int]:
         """Indices of parts named or numbered, joined by commas; `foreground` is all but the background.
@@ -107,6 +114,8 @@ def see_parts(codebook: PartCodebook, grid: PatchGrid, size: tuple[int, int], fi
     return seen_from_maps(codebook, codebook.segment(grid), size, fit)
 
 
-def seen_from_maps(codebook: PartCodebook, maps: PartMaps, size: tuple[int, int], fit: SquareFit) -> SeenParts:
+def seen_from_maps(
+    codebook: PartCodebook, maps: PartMaps, size: tuple[int, int], fit: SquareFit, color_numbers: tuple[int, ...] = ()
+) -> SeenParts:
     """The record of maps that a codebook made."""
-    return SeenParts(codebook.part_names, codebook.background, maps, size, fit)
+    return SeenParts(codebook.part_names, codebook.background, maps, size, fit, color_numbers)

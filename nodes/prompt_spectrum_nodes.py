@@ -14,6 +14,7 @@ from .concept_folders import file_stamp
 from .dictionary_loading import prompt_name
 from .linked_names import check_file_input
 from .part_pictures import named_faults
+from .running_graph import linked_nodes, running_graphs
 from .socket_types import DictionarySocket, NamedDictionary, NamedSpectrum, SpectrumSocket
 from .spectrum_files import check_spectrum_file, describe_spectrum, read_spectrum, spectrum_names, write_spectrum
 from .stage_ranges import CLOCKS
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 
 CATEGORY = "Bestiary/spectrum"
 SLOTS = 4
+SPECTRUM_PROMPT = "BestiarySpectrumPrompt"
 MODEL_OUTPUT = 3
 """Number of Spectrum Prompt's output for the MODEL."""
 MOST_STAGES = 250
@@ -135,7 +137,7 @@ class BestiarySpectrumPrompt(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
         return schema(
-            node_id="BestiarySpectrumPrompt",
+            node_id=SPECTRUM_PROMPT,
             display_name="Spectrum Prompt",
             category=CATEGORY,
             description="Encodes a prompt whose words change on the way from noise to picture: <name> puts in what a "
@@ -188,6 +190,12 @@ class BestiarySpectrumPrompt(io.ComfyNode):
                 ),
             ],
         )
+
+    @classmethod
+    def fingerprint_inputs(cls, **inputs: object) -> str:
+        # ComfyUI keeps results as long as inputs stay; these also depend on whether the MODEL that comes out is linked
+        graphs = running_graphs()
+        return " ".join(number for graph in graphs for number in linked_nodes(graph, SPECTRUM_PROMPT, MODEL_OUTPUT))
 
     @classmethod
     def execute(

@@ -52,6 +52,11 @@ class EditedParts:
         """New index of every part that was found."""
         return self.part_of or tuple(range(self.codebook.num_parts))
 
+    def colors(self) -> tuple[int, ...]:
+        """Number of every part's colour: that of the first found part that it was made of, so that it keeps it while others go."""
+        parts = self.parts()
+        return tuple(parts.index(part) if part in parts else part for part in range(self.codebook.num_parts))
+
     def after(self, step: CodebookEdit) -> "EditedParts":
         """These after one more edit."""
         part_of = tuple(step.parts[part] for part in self.parts())

@@ -50,15 +50,18 @@ def part_color(part: int) -> Color:
     return round(255 * red), round(255 * green), round(255 * blue)
 
 
-def draw_parts(picture: Image.Image, areas: Tensor, background: int) -> Image.Image:
-    """A picture (H, W) with the areas `(M, H, W)` of its parts in colour over its grey copy."""
+def draw_parts(
+    picture: Image.Image, areas: Tensor, background: int, colors: Sequence[Color] | None = None
+) -> Image.Image:
+    """A picture (H, W) with the areas `(M, H, W)` of its parts in colour over its grey copy; without M colours, in their own."""
     # in grey: the picture's colours would mix with those of the parts
     light = np.asarray(picture.convert("L"), dtype=np.float32)  # (H, W)
     shares = areas.cpu().numpy()  # (M, H, W)
     # parts are 0.45 of the grey and 0.55 of their colour, the background 0.35 and 0.65 of a pale tone
-    colors = np.array([part_color(part) for part in range(len(shares))], np.float32) * 0.55  # (M, 3)
-    colors[background] = 0.65 * _PALE
-    tint = shares.reshape(len(shares), -1).T @ colors  # (H * W, 3)
+    own = [part_color(part) for part in range(len(shares))] if colors is None else colors
+    tones = np.array(own, np.float32) * 0.55  # (M, 3)
+    tones[background] = 0.65 * _PALE
+    tint = shares.reshape(len(shares), -1).T @ tones  # (H * W, 3)
     shown = (light * (0.45 - 0.1 * shares[background]))[..., None] + tint.reshape(*light.shape, 3)
     # a thin pale seam where no part owns the pixel
     seam = np.clip(2.2 - 2.2 * shares.max(axis=0), 0, 1)[..., None] * np.float32(0.55)  # (H, W, 1)

@@ -14,6 +14,7 @@ import torch
 from bestiary.concepts.errors import BestiaryError
 from bestiary.concepts.parts.part_dictionary import PartDictionary
 from bestiary.concepts.parts.part_map import ABSENT
+from bestiary.concepts.parts.part_overlay import part_color
 from bestiary.concepts.patch_features import DescriptorFeatures
 from bestiary.nodes import found_parts
 from bestiary.nodes.discovery_job import DiscoveryChoice
@@ -29,6 +30,7 @@ from bestiary.nodes.found_parts import (
     labels_of,
     picture_of,
 )
+from bestiary.nodes.part_drawing import found_overlays, legend
 from bestiary.nodes.socket_types import NamedCodebook
 from PIL import Image
 
@@ -72,6 +74,22 @@ def test_edits_repeat_no_discovery(drawn_images, runs):
     assert torch.equal(edited.seen[0].maps.labels[kept != 0], plain.seen[0].maps.labels[kept != 0])
     assert edited.seen[0].part_names == edited.codebook.part_names
     assert torch.equal(again.images[0], plain.images[0])
+
+
+def test_overlays_keep_the_colours_of_the_parts_that_stay(drawn_images):
+    plain, key = discover_once(asked(drawn_images), "", HERE)
+    first, second = (name for part, name in enumerate(plain.codebook.part_names) if part != plain.codebook.background)
+    number = plain.codebook.part_names.index(second)
+    edited, _ = discover_once(asked(drawn_images), f"drop {first}", HERE)
+    (entry,) = legend(edited.seen[0], 0, lambda picture, part: edited.codebook.part_names[part])
+    assert (entry.text, entry.color) == (second, part_color(number))
+    # in the picture, too: the patches of the part look as before
+    before, after = (found_overlays(found)[0][0] for found in (plain, edited))  # (H', W', 3)
+    shown = plain.seen[0].areas(0, (512, 512))[number] == 1  # (H, W)
+    assert shown.any() and torch.equal(before[:512][shown], after[:512][shown])
+    # as the editor colours them
+    described = describe_discovery(key, f"drop {first}")
+    assert described["parts"].index(described["parts"][number]) == number
 
 
 def test_pictures_of_several_sizes_keep_their_maps(drawn_images, runs):

@@ -219,6 +219,34 @@ def test_a_spectrum_for_other_layers_stops_the_sampling(server, folder):
     server.run(graph(prompt=prompt("a bird"), **sampling("after", ["prompt", 0], ["prompt", 1])))
 
 
+def test_unlinking_the_model_output_alone_encodes_again(server, folder):
+    def nodes(prefix: str, *, through: bool, seed: int = 3) -> dict:
+        made = sampling(prefix, ["prompt", 0], ["prompt", 1])
+        made["sample"]["inputs"] |= {"model": ["prompt", 3] if through else ["demo", 0], "seed": seed}
+        own = prompt("a <told>", spectrum_2=["l", 0], model=["demo", 0])
+        return graph(l=load("told.safetensors"), prompt=own, **made)
+
+    save_spectrum(spectrum(4, layers=7), folder / "told.safetensors")
+    layers = int(re.search(r"this MODEL has (\d+)", server.fail(nodes("told", through=False)))[1])
+    save_spectrum(spectrum(4, layers=layers), folder / "told.safetensors")
+    for number, through in enumerate((True, False, True)):
+        server.run(nodes(f"told{number}", through=through))
+    first, second, third = (latent(server, f"told{number}") for number in range(3))
+    assert torch.equal(first, second) and torch.equal(first, third) and first.std() > 0.1
+    # what stays linked as it was is not encoded again
+    assert "prompt" in cached_nodes(server, nodes("told3", through=True, seed=4))
+    # as a graph in which it was never linked
+    server.post("/free", json={"free_memory": True, "unload_models": False})
+    server.run(nodes("told4", through=False))
+    assert torch.equal(first, latent(server, "told4"))
+
+
+def cached_nodes(server: object, nodes: dict) -> list[str]:
+    """The nodes of a graph that a run takes from the results of earlier ones."""
+    entry = server.wait(server.submit(nodes))
+    return next(facts["nodes"] for kind, facts in entry["status"]["messages"] if kind == "execution_cached")
+
+
 def test_strength_and_soft_boundaries_of_a_loaded_spectrum(monkeypatch):
     from bestiary.nodes import prompt_spectrum_nodes
     from bestiary.nodes.socket_types import NamedSpectrum

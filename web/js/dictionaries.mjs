@@ -57,10 +57,15 @@ export class Dictionary {
     this.atlasFault = facts.atlas_fault;
   }
 
+  /** The part whose name is spelt so, else the first that is called so in another spelling, or null. */
+  named(text) {
+    const name = text.trim();
+    return this.parts.find((part) => part.name === name) ?? this.parts.find((part) => plainName(part.name) === plainName(name)) ?? null;
+  }
+
   find(text) {
     const name = text.trim();
-    const named = this.parts.find((part) => plainName(part.name) === plainName(name));
-    return named ?? (/^\d{1,6}$/.test(name) ? this.parts.find((part) => part.number === Number(name)) : null) ?? null;
+    return this.named(name) ?? (/^\d{1,6}$/.test(name) ? this.parts.find((part) => part.number === Number(name)) : null) ?? null;
   }
 
   /** Address of a page of thumbnails. */
@@ -93,6 +98,12 @@ export class DictionarySet {
   /** How a mention calls a part: with its dictionary's name where there are several. */
   target(part) {
     return this.all.length > 1 ? `${escapedTarget(part.owner.called)}.${part.written}` : part.written;
+  }
+
+  /** The part that a field of its own names, dots and all, or null. */
+  named(text) {
+    const found = this.all.map((one) => one.named(text)).filter(Boolean);
+    return found.find((part) => part.name === text.trim()) ?? found[0] ?? this.part(text);
   }
 
   /** The part that a mention's target means, or null. */

@@ -48,7 +48,7 @@ function madeBy(maker, set) {
     const drawn = set.parts.filter((part) => !part.background && part.kinds.length);
     return drawn.map((part) => ({ part, kinds: null, weight }));
   }
-  const part = set.parts.find((one) => plainName(one.name) === plainName(name)) ?? set.part(name);
+  const part = set.named(name);
   return part ? [{ part, kinds: null, weight }] : [];
 }
 

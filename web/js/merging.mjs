@@ -28,11 +28,18 @@ export function mergeDictionaries(first, second, called) {
 function mergedFacts(first, second) {
   const names = [...first.facts.part_names];
   const base = first.facts.id_base;
-  const known = new Map(names.map((name, number) => [plainName(name), number]));
+  const exact = new Map(names.map((name, number) => [name, number]));
+  // of names that are alike the first
+  const known = new Map(names.map((name, number) => [plainName(name), number]).reverse());
+  // "left wing" and "left_wing" are one part in two dictionaries, and two parts where one dictionary has both
+  const spokenFor = new Set(second.facts.part_names.map((name) => exact.get(name)));
   const places = second.facts.part_names.map((name, number) => {
     const bothBackgrounds = number === second.facts.background && first.facts.background !== null;
-    const place = bothBackgrounds ? first.facts.background : known.get(plainName(name));
-    return place ?? names.push(name) - 1;
+    const place = bothBackgrounds ? first.facts.background : exact.get(name);
+    const alike = known.get(plainName(name));
+    if (place !== undefined || alike === undefined || spokenFor.has(alike)) return place ?? names.push(name) - 1;
+    spokenFor.add(alike);
+    return alike;
   });
   const background = first.facts.background ?? (second.facts.background === null ? null : places[second.facts.background]);
   const kinds = new Map();

@@ -6,6 +6,7 @@ import { after, debounced, linkedDictionaries } from "./linked.mjs";
 import { findMentions } from "./mentions.mjs";
 import { Mirror } from "./mirror.mjs";
 import { resolveMention } from "./picks.mjs";
+import { BoxNote, plainFaults, plainFields } from "./plain_boxes.mjs";
 import { safely } from "./safely.mjs";
 import { linkedSpectra } from "./spectra.mjs";
 import { STAGED_FIELDS, stagedChoices, stagedFaults } from "./staged_texts.mjs";
@@ -21,13 +22,16 @@ const STEPS = { ArrowUp: 1, ArrowDown: -1 };
 const STEP_SETTING = "Comfy.EditAttention.Delta";
 const USUAL_STEP = 0.05;
 const mirrors = new WeakMap();
+const notes = new WeakMap();
 const nodes = new Set();
 
 const isStaged = (node) => node.comfyClass in STAGED_FIELDS;
+const isPlain = (node) => !(node.comfyClass in PROMPTS);
+const fieldsOf = (node) => PROMPTS[node.comfyClass] ?? plainFields(node);
 
 /** The prompts of a node that are on the page, as [{node, name, textarea}], in both kinds of nodes. */
 function boxesOf(node) {
-  return PROMPTS[node.comfyClass].flatMap((name) => {
+  return fieldsOf(node).flatMap((name) => {
     const { node: holder, widget } = findField(node, name);
     if (widget?.element?.isConnected) return [{ node, name, textarea: widget.element }];
     // Vue nodes draw boxes of their own, in the order of the fields
@@ -42,6 +46,8 @@ function boxesOf(node) {
 function ownerOf(textarea) {
   if (textarea?.tagName !== "TEXTAREA") return null;
   for (const node of nodes) {
+    // without parts a box of ComfyUI is none of ours
+    if (isPlain(node) && !linkedDictionaries(node).set.parts.length) continue;
     const box = node.graph && safely(() => boxesOf(node).find((one) => one.textarea === textarea));
     if (box) return box;
   }
@@ -56,8 +62,17 @@ function mirrorOf(textarea) {
   return mirror;
 }
 
+function noteOf(textarea) {
+  const known = notes.get(textarea);
+  if (known?.element.isConnected) return known;
+  const note = new BoxNote(textarea);
+  notes.set(textarea, note);
+  return note;
+}
+
 /** Mentions of a prompt that name something in vain. */
 function faultsOf({ node, name, textarea }) {
+  if (isPlain(node)) return plainFaults(node, textarea.value).map((fault) => ({ ...fault.mention, malformed: fault.mention.fault, told: fault }));
   if (isStaged(node)) return stagedFaults(node, name, textarea.value).map(({ mention, fault }) => ({ ...mention, malformed: mention.fault, fault }));
   const { set } = linkedDictionaries(node);
   const wrong = (mention) => mention.fault || (set.parts.length > 0 && resolveMention(mention, set).fault);
@@ -66,7 +81,7 @@ function faultsOf({ node, name, textarea }) {
 
 /** Underlines what a prompt names in vain. */
 function underline(box) {
-  const { textarea } = box;
+  const { node, name, textarea } = box;
   // what is being typed is not wrong yet
   const cursor = document.activeElement === textarea ? textarea.selectionEnd : -1;
   const typing = ({ start, end, malformed }) => malformed && start < cursor && cursor <= end;
@@ -74,6 +89,9 @@ function underline(box) {
   if (!faults.length && !mirrors.has(textarea)) return;
   mirrorOf(textarea).mark(textarea.value, faults);
   textarea.setAttribute("aria-invalid", `${faults.length > 0}`);
+  // blocks of ours tell it beside the box
+  if (isPlain(node)) noteOf(textarea).show(node, name, faults.map(({ told }) => told));
+  if (isPlain(node)) mirrorOf(textarea).place();
 }
 
 /** The list under the cursor; there is one for the whole page. */
@@ -212,12 +230,13 @@ app.registerExtension({
     listen();
   },
   nodeCreated(node) {
-    if (!(node.comfyClass in PROMPTS)) return;
+    const fields = fieldsOf(node);
+    if (!fields.length) return;
     nodes.add(node);
     const again = debounced(() => boxesOf(node).forEach(underline));
     linkedDictionaries(node).listeners.add(again);
     if (isStaged(node)) linkedSpectra(node).listeners.add(again);
-    for (const name of [...PROMPTS[node.comfyClass], "presets"]) {
+    for (const name of [...fields, "presets"]) {
       const widget = ownWidget(node, name);
       if (widget) watchWidget(widget, again);
     }

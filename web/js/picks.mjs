@@ -6,16 +6,19 @@
  */
 
 import { nearest } from "./dictionaries.mjs";
-import { findMentions, plainName, readKinds, writtenKinds, writtenMention } from "./mentions.mjs";
+import { findMentions, readKinds, unescaped, writtenKinds, writtenMention } from "./mentions.mjs";
 import { readStages } from "./stages.mjs";
 import { setWidget } from "./upstream.mjs";
 
 const PLACE = "{parts}";
+/** What other programs write into prompts to load files, as concepts/parts/part_mention.py knows it. */
+const FOREIGN = /^(lora|lyco|locon|loha|lokr|hypernet|hypernetwork)$/i;
 
 /** What a mention means: {part, kinds} or {fault, nearest: a mention's text or null}. */
 export function resolveMention(mention, set) {
   if (mention.fault) return { fault: mention.fault, nearest: null };
   const part = set.part(mention.target);
+  if (!part && FOREIGN.test(unescaped(mention.target).trim())) return { fault: "foreign", wrong: mention.target, nearest: null };
   if (!part) {
     const [close] = nearest(mention.target, set.parts.map((one) => set.target(one)));
     return { fault: "unknownPart", wrong: mention.target, nearest: close ? swapTarget(mention, close) : null };
@@ -160,7 +163,7 @@ export class FieldPicks {
 
   read(set) {
     const { part: partField, kind: kindField, weight, blend, amount } = this.widgets;
-    const part = set.parts.find((one) => plainName(one.name) === plainName(`${partField.value}`)) ?? set.part(`${partField.value}`);
+    const part = set.named(`${partField.value}`);
     const typed = `${kindField.value ?? ""}`;
     if (!typed.trim()) return { picks: new Map(), faults: [] };
     if (!part) {

@@ -6,6 +6,8 @@ import { feedOf, sourceOf } from "./links.mjs";
 import { safely } from "./safely.mjs";
 
 const DICTIONARY = "BESTIARY_DICTIONARY";
+/** Blocks whose CLIP has learned a dictionary. */
+const TEACHERS = new Set(["BestiaryLoadDictionary", "BestiaryApplyDictionary", "BestiaryTrainParts"]);
 /** Blocks whose value is that of their one widget. */
 const NUMBERS = /^Primitive/;
 
@@ -15,10 +17,19 @@ const NUMBERS = /^Primitive/;
  */
 export function upstreamDictionaries(node) {
   const found = new Map();
-  for (const entry of inputsOf(node).flatMap(({ type, slot }) => carried(node, slot, type, new Set()))) {
+  for (const entry of everyCarried(node).filter(Boolean)) {
     if (!found.has(entry.called)) found.set(entry.called, entry);
   }
   return [...found.values()];
+}
+
+/** Whether a node can also name parts of a dictionary that only the graph's run knows, such as one that is trained there. */
+export function hasUnknownDictionary(node) {
+  return everyCarried(node).includes(null);
+}
+
+function everyCarried(node) {
+  return inputsOf(node).flatMap(({ type, slot }) => carried(node, slot, type, new Set()));
 }
 
 function inputsOf(node) {
@@ -27,16 +38,16 @@ function inputsOf(node) {
 
 const kindOf = (node) => node.comfyClass ?? node.type;
 
-/** Dictionaries that come through an input: all that a CLIP knows, or the one of a dictionary's own socket. */
+/** Dictionaries that come through an input, null for one not known yet: all that a CLIP knows, or the one of a dictionary's own socket. */
 function carried(node, slot, type, seen) {
   const source = type === "CLIP" || type === DICTIONARY ? sourceOf(node, slot) : null;
   if (!source) return [];
-  if (type === DICTIONARY) return [dictionaryOf(source, seen)].filter(Boolean);
+  if (type === DICTIONARY) return [dictionaryOf(source, seen)];
   if (seen.has(source)) return [];
   const further = new Set(seen).add(source);
-  const own = kindOf(source) === "BestiaryLoadDictionary" || kindOf(source) === "BestiaryApplyDictionary" ? dictionaryOf(source, seen) : null;
+  const own = TEACHERS.has(kindOf(source)) ? [dictionaryOf(source, seen)] : [];
   const before = inputsOf(source).filter((input) => input.type === "CLIP").flatMap((input) => carried(source, input.slot, "CLIP", further));
-  return own ? [own, ...before] : before;
+  return [...own, ...before];
 }
 
 /** The dictionary that a node gives; null where only the graph's run can tell. */

@@ -48,6 +48,15 @@ def same(ours: PartCodebook, theirs: PartCodebook) -> bool:
     return names and all(torch.equal(a, b) for a, b in zip(ours.fine, theirs.fine, strict=True))
 
 
+def test_colours_stay_with_the_part_they_came_from():
+    assert edited("").colors() == (0, 1, 2, 3)
+    assert edited("rename body, trunk").colors() == (0, 1, 2, 3)
+    assert edited("drop head").colors()[:2] == (1, 2)
+    assert edited("merge neck, head").colors() == (0, 2, 3)
+    # what is joined keeps the colour of the first of them
+    assert edited("drop head\nmerge neck, body").colors()[0] == 1
+
+
 @pytest.mark.parametrize(
     ("line", "theirs"),
     [

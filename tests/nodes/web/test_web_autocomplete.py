@@ -64,6 +64,39 @@ def test_unknown_names_are_underlined_and_the_nearest_is_offered(desk, first_par
     assert lines.count() == 0
 
 
+def test_a_prompt_of_comfyui_tells_what_its_taught_clip_does_not_know(desk, first_part):
+    nodes = {"L": "BestiaryDemoModel", "D": "BestiaryLoadDictionary", "R": "Reroute", "P": "CLIPTextEncode"}
+    desk.build(
+        {**nodes, "Q": "CLIPTextEncode", "T": "BestiaryTrainParts"},
+        [("L", 0, "D", 0), ("L", 1, "D", 1), ("D", 1, "R", 0), ("R", 0, "P", 0), ("L", 1, "Q", 0)],
+    )
+    desk.page.wait_for_timeout(500)
+    name, kind = first_part["written"], first_part["kinds"]["written"][0]
+    box, lines = desk.page.locator("textarea").first, desk.page.locator(".bst-mirror u")
+    notes = desk.page.locator(".bst-box-note .bst-fault")
+    understood = f"I <3 you, a < b, <{name}> <{name}:{kind}> and ({name}:1.2)"
+    box.fill(f"<{name}x:{kind}> {understood} <lora:x:0.8>")
+    notes.nth(1).wait_for()
+    assert lines.all_text_contents() == [f"<{name}x:{kind}>", "<lora:x:0.8>"]
+    assert notes.first.inner_text().startswith(f"There is no part “{name}x”.")
+    assert "Load LoRA" in notes.nth(1).inner_text() and notes.nth(1).get_by_role("button").count() == 0
+    desk.shot(f"plain_prompt_{desk.label}")
+    notes.first.get_by_role("button", name=f"Use <{name}:{kind}>").click()
+    desk.page.wait_for_function("document.querySelectorAll('.bst-box-note .bst-fault').length === 1")
+    assert desk.value("P", "text") == f"<{name}:{kind}> {understood} <lora:x:0.8>"
+    box.fill(understood)
+    desk.page.wait_for_function("!document.querySelector('.bst-box-note .bst-fault')")
+    assert lines.count() == 0 and box.get_attribute("aria-invalid") == "false"
+    # what a training will teach is known only then, and a CLIP that learned nothing knows of no parts
+    box.fill(f"<{name}x:{kind}>")
+    notes.first.wait_for()
+    desk.page.evaluate("() => { D.connect(1, T, 1); T.connect(2, P, 0) }")
+    desk.page.wait_for_function("!document.querySelector('.bst-box-note .bst-fault')")
+    desk.page.evaluate("L.connect(1, P, 0)")
+    desk.page.wait_for_timeout(300)
+    assert notes.count() == 0 and lines.count() == 0
+
+
 MENTIONS = [
     "<head:17>",
     "<a.b\\.c:blue jay*0.25+x\\+y*.75>",

@@ -543,6 +543,37 @@ def test_the_page_proposes_the_names_that_the_server_proposes(plain_desk):
     assert ours == theirs
 
 
+def test_names_that_are_alike_are_told_apart_as_on_the_server(plain_desk, tmp_path):
+    from bestiary.concepts.parts.dictionary_merge import merge_dictionaries
+    from bestiary.concepts.parts.part_dictionary import PartDictionary
+    from bestiary.nodes.dictionary_listing import list_dictionary
+
+    def made(*names: str) -> PartDictionary:
+        rows, vectors = torch.tensor([(part, 0) for part in range(len(names))]), torch.ones(len(names), 128)
+        return PartDictionary("bestiary-demo", names, ({},) * len(names), None, rows, {"clip_l": vectors})
+
+    def facts(dictionary: PartDictionary) -> dict:
+        dictionary.save(tmp_path / "made.safetensors")
+        return list_dictionary(tmp_path / "made.safetensors")
+
+    both, one, other = made("left wing", "left_wing", "head"), made("left_wing"), made("Left-Wing", "tail")
+    typed = ["left wing", "left_wing", " left_wing ", "Left-Wing", "HEAD", "1"]
+    pairs = [(both, both), (one, both), (one, other), (other, both), (both, other)]
+    found, fields, merged = plain_desk.page.evaluate(
+        """async ([facts, typed, pairs]) => {
+            const { Dictionary, DictionarySet } = await import("/extensions/ComfyUI-Bestiary/js/dictionaries.mjs");
+            const { mergeDictionaries } = await import("/extensions/ComfyUI-Bestiary/js/merging.mjs");
+            const set = new DictionarySet([new Dictionary("made", "made", facts)]);
+            const names = ([first, second]) =>
+                mergeDictionaries(new Dictionary("a", "a", first), new Dictionary("b", "b", second), "m").facts.part_names;
+            return [typed.map((text) => set.part(text).number), typed.map((text) => set.named(text).number), pairs.map(names)];
+        }""",
+        [facts(both), typed, [[facts(first), facts(second)] for first, second in pairs]],
+    )
+    assert found == fields == [both.find_part(text) for text in typed] == [0, 1, 1, 0, 2, 1]
+    assert merged == [list(merge_dictionaries(first, second)[0].part_names) for first, second in pairs]
+
+
 def test_parts_are_listed_from_the_head_on_and_by_height(plain_desk):
     listed = plain_desk.page.evaluate(
         """async () => {
