@@ -11,10 +11,11 @@ from ..concepts.concept_file import read_header
 from ..concepts.concept_names import checked_file_name
 from ..concepts.errors import BestiaryError
 from ..concepts.file_kinds import CODEBOOK_SUFFIX, DICTIONARY_KIND
+from ..concepts.files.pack import ROOT
 from ..concepts.name_search import choices_text, shown_name
 
 FOLDER = "bestiary"
-SHIPPED = Path(__file__).parent.parent / "demo" / "concepts"
+SHIPPED = ROOT / "demo" / "concepts"
 """Concept files of the embedded model, listed after the user's own."""
 
 

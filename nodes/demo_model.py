@@ -27,10 +27,11 @@ from torch.nn import functional
 
 from ..concepts.concept_file import read_tensors
 from ..concepts.errors import BestiaryError
+from ..concepts.files.pack import ROOT
 from ..demo.creatures import held_out_set
 from .comfy_version import fixed_clip_options
 
-BASE_MODEL = Path(__file__).parent.parent / "demo" / "base_model"
+BASE_MODEL = ROOT / "demo" / "base_model"
 PREVIEW_DRAWINGS = 6
 """Drawings off which the colours of previews are read."""
 

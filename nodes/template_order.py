@@ -8,13 +8,14 @@ from __future__ import annotations
 import functools
 import json
 from collections.abc import Awaitable, Callable
-from pathlib import Path
 from typing import TYPE_CHECKING
+
+from ..concepts.files.pack import ROOT
 
 if TYPE_CHECKING:
     from aiohttp import web
 
-PACK = Path(__file__).parent.parent.name
+PACK = ROOT.name
 """Folder of the pack, under which ComfyUI lists its templates."""
 FIRST_TEMPLATE = "mix_four_species"
 _LISTS = frozenset({"/workflow_templates", "/api/workflow_templates"})

@@ -20,6 +20,7 @@ from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokeniz
 
 from ..concepts.denoiser import NoiseSchedule
 from ..concepts.errors import BestiaryError
+from ..concepts.files.pack import ROOT
 from .diffusers_denoiser import DenoiserParts, DiffusersDenoiser
 from .hardware import cpu_has_fast_bf16
 from .model_folder import ModelFolder, read_model_folder
@@ -37,7 +38,7 @@ HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 def demo_model_path() -> Path:
     """Folder of the embedded miniature model."""
-    return Path(__file__).parent.parent / "demo" / "base_model"
+    return ROOT / "demo" / "base_model"
 
 
 def load_denoiser(path: Path | str, *, device: str = "auto", dtype: str = "auto") -> DiffusersDenoiser:

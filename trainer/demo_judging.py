@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ..concepts.atomic_file import write_text
+from ..concepts.files.pack import ROOT
 from ..concepts.parts.part_dictionary import PartDictionary
 from ..demo.attribute_judge import ATTRIBUTES, AttributeJudge, species_classes
 from ..demo.creatures import PARTS
@@ -19,7 +20,7 @@ from .evaluate import PartsEvaluator, reencoded
 from .evaluation_cases import TestCase
 from .picture_making import SamplingChoice
 
-STORED_EVALUATION = Path(__file__).parent.parent / "demo" / "stored_evaluation.json"
+STORED_EVALUATION = ROOT / "demo" / "stored_evaluation.json"
 JUDGED = "judged.json"
 CHOICE = SamplingChoice(steps=20, guidance=4.0)
 """How the demo samples."""

@@ -11,13 +11,13 @@ import sys
 import threading
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from pathlib import Path
 from typing import Any
 
 from ..concepts.errors import BestiaryError
+from ..concepts.files.pack import ROOT
 from .stop_signals import STOP_BY_INPUT, STOP_WORD
 
-PACK = Path(__file__).resolve().parent.parent
+PACK = ROOT.resolve()
 SECONDS_TO_SAVE = 60.0
 """Time a stopped command has to save its state before it is ended."""
 _BY_PIPE = os.name == "nt"

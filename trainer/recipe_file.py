@@ -10,11 +10,12 @@ from typing import Any, TypeVar, Union, get_args, get_origin
 from pydantic import BaseModel, ValidationError
 
 from ..concepts.errors import BestiaryError
+from ..concepts.files.pack import ROOT
 from ..concepts.text_file import LARGEST_TOML, read_text
 from ..concepts.text_file import parse_toml as parse_toml_text
 
 Settings = TypeVar("Settings", bound=BaseModel)
-RECIPE_FOLDER = Path(__file__).parent / "recipes"
+RECIPE_FOLDER = ROOT / "trainer" / "recipes"
 PARTS = "parts"
 """What a recipe that does not say its `kind` trains, unless it is asked for by another training."""
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from bestiary.concepts.errors import BestiaryError
+from bestiary.concepts.files.pack import ROOT
 from bestiary.trainer import launch as launching
 from bestiary.trainer.launch import command_line, environment, launch, read_progress
 
@@ -147,7 +148,7 @@ def test_a_missing_interpreter_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_the_command_runs_the_pack_as_a_module_from_any_folder(monkeypatch: pytest.MonkeyPatch) -> None:
-    root = Path(launching.__file__).parents[1]
+    root = ROOT.resolve()
     *command, module, argument = command_line(["x"])
     assert command[:2] == [sys.executable, "-c"] and (module, argument) == (f"{root.name}.trainer", "x")
     assert environment()["PYTHONPATH"].startswith(str(root.parent))
