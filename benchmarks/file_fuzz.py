@@ -30,6 +30,7 @@ if __name__ == "__main__":
 
 import torch
 from bestiary.concepts.errors import BestiaryError
+from bestiary.concepts.parts.dictionary_merge import merge_dictionaries
 from bestiary.concepts.parts.foreground import CentroidForeground, LearnedForeground
 from bestiary.concepts.parts.object_frame import asymmetry
 from bestiary.concepts.parts.part_codebook import FeatureSpace, PartCodebook
@@ -183,7 +184,7 @@ def use_dictionary(path: Path) -> Iterator[Callable[[], object]]:
     yield lambda: token_names(found)
     if found.thumbnails is not None:
         yield lambda: [found.thumbnails.tile(*pair) for pair in found.thumbnails.index]
-    yield lambda: found.merged_with(found)
+    yield lambda: merge_dictionaries(found, found)
     yield lambda: found.save(path.with_name("again"))
 
 

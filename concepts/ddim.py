@@ -4,7 +4,7 @@ Song, Meng and Ermon 2021, arXiv 2010.02502, equation 12 with eta 0. Letters: N 
 latent grid, T timesteps.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import torch
@@ -12,13 +12,12 @@ from torch import Tensor
 
 from .denoiser import Denoiser, NoiseSchedule, ProgressCallback, TextConditioning
 from .errors import BestiaryError
-from .spectrum.staged_conditioning import StagedConditioning
 
 
 @torch.no_grad()
 def sample_ddim(
     denoiser: Denoiser,
-    positive: TextConditioning | StagedConditioning,
+    positive: TextConditioning | Callable[[int], TextConditioning],
     negative: TextConditioning,
     *,
     seeds: Sequence[int],
@@ -30,7 +29,7 @@ def sample_ddim(
     """One picture per seed, `(N, 3, size, size)` float32 in 0..1 on the CPU; the noise of each is drawn there from its seed.
 
     Args:
-        positive: conditioning of N prompts; staged ones say at every step what their stage says, at no further cost.
+        positive: conditioning of N prompts, or what gives it for a timestep, such as `StagedConditioning.at`.
         negative: of one prompt, from which guidance leads away; unused at guidance 1.
         steps: denoising steps, 1 to T.
         size: edge in pixels, a multiple of the latent factor.
@@ -48,7 +47,7 @@ def sample_ddim(
     empty = _expanded(negative, len(seeds))
     for number, time in enumerate(times):
         step = torch.full((len(seeds),), time, dtype=torch.long, device=latents.device)  # (N,)
-        told = positive.at(time) if isinstance(positive, StagedConditioning) else positive
+        told = positive(time) if callable(positive) else positive
         predicted = denoiser.predict(latents, step, told).prediction  # (N, C, h, w)
         # classifier-free guidance: further along the line from the plain prediction to the prompted one
         if guidance != 1:

@@ -147,7 +147,7 @@ class SpectrumNodePreviews(NodePreviews):
             made.append(
                 sample_ddim(
                     self.denoiser,
-                    told.pictures(rows),
+                    told.pictures(rows).at,
                     self.denoiser.empty_conditioning(),
                     seeds=seeds[rows],
                     steps=settings.run.preview_steps,

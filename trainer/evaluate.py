@@ -10,7 +10,6 @@ import logging
 import re
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -30,10 +29,12 @@ from .compose import add_adapters, base_of
 from .diffusers_denoiser import DiffusersDenoiser
 from .discovery_folder import Discovery
 from .evaluation_cases import TestCase, mix_cases, reconstruction_cases
+from .evaluation_page import write_evaluation_page
+from .evaluation_results import Evaluation, TestResult
 from .evaluation_scores import score_pictures
 from .feature_sources import build_feature_source
 from .picture_judge import PictureJudge, Sight
-from .picture_making import Picture, PictureOrder, SamplingChoice, check_backbone, make_pictures
+from .picture_making import PictureOrder, SamplingChoice, check_backbone, make_pictures
 from .training_kinds import class_kinds, discovered_kinds, read_classes
 
 logger = logging.getLogger(__name__)
@@ -76,35 +77,6 @@ class EvaluateSettings(BaseModel):
     """Where to run."""
     dtype: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     """Precision."""
-
-
-@dataclass(frozen=True)
-class TestResult:
-    """One test of one dictionary."""
-
-    __test__ = False  # not a test class, whatever pytest thinks of its name
-
-    cases: list[TestCase]
-    pictures: list[Picture]
-    sight: Sight
-    scores: dict[str, Any]
-
-
-@dataclass
-class Evaluation:
-    """All tests of all dictionaries, and what real pictures score."""
-
-    discovery: Discovery
-    ceiling: dict[str, Any]
-    results: dict[str, dict[str, TestResult]] = field(default_factory=dict)
-    """Dictionary -> test (`reconstruction`, `mix1`, `mix2`, ...) -> result."""
-
-    def figures(self) -> dict[str, Any]:
-        """Every figure, as it goes into evaluation.json."""
-        methods = {
-            name: {test: result.scores for test, result in tests.items()} for name, tests in self.results.items()
-        }
-        return {"ceiling": self.ceiling, "methods": methods}
 
 
 class PartsEvaluator:
@@ -204,7 +176,6 @@ def evaluate_files(settings: EvaluateSettings, report: StageReport) -> Path:
     Raises:
         BestiaryError: files that do not belong together, or a folder that cannot be written to.
     """
-    from .evaluation_page import write_evaluation_page
 
     # everything is loaded and checked before the first picture
     started = time.monotonic()

@@ -9,8 +9,8 @@ from PIL import Image
 
 from . import pages
 from .discovery_folder import Discovery
-from .evaluate import Evaluation, TestResult
 from .evaluation_cases import TestCase
+from .evaluation_results import Evaluation, TestResult
 from .image_files import fit_square, read_image
 
 _EXAMPLES = 6

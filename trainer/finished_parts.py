@@ -1,11 +1,10 @@
-"""From a finished training to its part dictionary: trained rows only, names, thumbnails, adapters, where it came from."""
+"""From what a training has learned to its part dictionary: trained rows only, names, thumbnails, adapters."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -13,23 +12,12 @@ from PIL import Image
 
 from ..concepts.parts.part_dictionary import PartDictionary
 from ..concepts.thumbnail_atlas import ThumbnailAtlas
-from .image_files import fit_square, read_image
 from .part_objective import PartObjective
 from .training_kinds import TrainingKinds
-
-if TYPE_CHECKING:
-    from .training_setup import TrainingPictures, TrainingSetup
 
 logger = logging.getLogger("bestiary")
 THUMBNAIL_EDGE = 96
 """Pixels."""
-FORMAT_VERSION = 1
-
-
-def build_dictionary(setup: TrainingSetup, steps: int) -> PartDictionary:
-    """The dictionary of a training's present weights."""
-    tiles = thumbnails(setup.pictures)
-    return learned_dictionary(setup.objective, setup.pictures.kinds, tiles, _provenance(setup, steps))
 
 
 @torch.no_grad()
@@ -61,18 +49,11 @@ def learned_dictionary(
     )
 
 
-def thumbnails(pictures: TrainingPictures) -> dict[tuple[int, int], Image.Image]:
-    """For every (part, kind) the part cut from the picture that shows most of it; whole pictures for the background."""
-
-    def square(row: int) -> Image.Image:
-        picture = read_image(pictures.paths[row], 4 * THUMBNAIL_EDGE)
-        return fit_square(picture, min(512, max(4 * THUMBNAIL_EDGE, min(picture.size))))
-
-    return cut_thumbnails(pictures.kinds, square)
-
-
 def cut_thumbnails(kinds: TrainingKinds, square: Callable[[int], Image.Image]) -> dict[tuple[int, int], Image.Image]:
-    """Like `thumbnails`; `square` gives the square picture of a row of `kinds`."""
+    """For every (part, kind) the part cut from the picture that shows most of it; whole pictures for the background.
+
+    `square` gives the square picture of a row of `kinds`.
+    """
     chosen = {pair: _best_picture(kinds, *pair) for pair in kinds.rows()}
     cut: dict[tuple[int, int], Image.Image] = {}
     # every picture is read once, for all thumbnails that it gives
@@ -105,26 +86,6 @@ def _part_box(kinds: TrainingKinds, row: int, part: int, edge: int) -> tuple[int
     # moved inside the picture where it would leave it
     top, left = (float(np.clip(centre - half, 0, edge - 2 * half)) for centre in middle)
     return (round(left), round(top), round(left + 2 * half), round(top + 2 * half))
-
-
-def _provenance(setup: TrainingSetup, steps: int) -> dict[str, object]:
-    settings = setup.settings
-    # what another training would need to be compared with this one
-    return {
-        "made_by": f"bestiary train parts, dictionary format {FORMAT_VERSION}",
-        "base": settings.base.path,
-        "prediction": setup.denoiser.schedule.prediction,
-        "autoencoder": setup.spec.model,
-        "method": settings.method.kind,
-        "steps": steps,
-        "pictures": len(setup.pictures.names),
-        "image_size": setup.image_size,
-        "batch": setup.batches.plan.step_size,
-        "seed": settings.run.seed,
-        "attention_loss": settings.attention_loss.weight,
-        "lora_rank": settings.lora.rank,
-        **setup.pictures.kinds.notes,
-    }
 
 
 def write_dictionary(dictionary: PartDictionary, path: Path) -> Path:

@@ -19,8 +19,7 @@ from .concept_images import BatchPlan, ConceptImages
 from .fit import LoopSettings, Parallel, SingleProcess
 from .latent_cache import LatentCache
 from .part_objective import AttentionLoss, PartObjective
-from .settings import TrainPartsSettings
-from .spectrum_settings import TrainSpectrumSettings
+from .settings import OptimizerSettings, RunSettings, TrainPartsSettings
 from .token_start import choose_words, common_start, fit_of_words, word_spread
 from .training_kinds import TrainingKinds
 from .training_state import ParameterGroup
@@ -35,6 +34,18 @@ class TrainableDenoiser(Denoiser, Protocol):
 
     def set_gradient_checkpointing(self, enabled: bool) -> None:
         """Recompute activations in the backward pass, or keep them."""
+
+
+class LoopedSettings(Protocol):
+    """What the loop reads in the settings of any training."""
+
+    @property
+    def optimizer(self) -> OptimizerSettings:
+        """Steps, schedule and what keeps them steady; another section with these fields does as well."""
+
+    @property
+    def run(self) -> RunSettings:
+        """How often the run is logged, saved and shown."""
 
 
 def training_size(settings: TrainPartsSettings, denoiser: Denoiser) -> int:
@@ -181,7 +192,7 @@ def _attention_loss(settings: TrainPartsSettings, denoiser: Denoiser) -> Attenti
     return AttentionLoss(asked.weight, asked.form, layers, asked.columns)
 
 
-def loop_settings(settings: TrainPartsSettings | TrainSpectrumSettings, denoiser: Denoiser) -> LoopSettings:
+def loop_settings(settings: LoopedSettings, denoiser: Denoiser) -> LoopSettings:
     """The part of the settings that the loop knows."""
     optimizer, run = settings.optimizer, settings.run
     # scaling of the loss is for fp16 on CUDA alone

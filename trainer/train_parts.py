@@ -12,7 +12,8 @@ from ..concepts.denoiser import ProgressCallback
 from ..concepts.parts.part_dictionary import PartDictionary
 from .doctor import examine_setup
 from .export_parts import export_dictionary
-from .finished_parts import build_dictionary, write_dictionary
+from .finished_dictionary import build_dictionary
+from .finished_parts import write_dictionary
 from .fit import Parallel, fit
 from .objective_setup import loop_settings
 from .part_objective import curve_labels

@@ -218,13 +218,6 @@ class PartDictionary:
         # channels are drawn independently: with few kinds a full covariance would only repeat them
         return mean + spread * std * noise
 
-    def merged_with(self, other: "PartDictionary", strengths: tuple[float, float] = (1.0, 1.0)) -> "PartDictionary":
-        """Both dictionaries in one; see dictionary_merge.merge_dictionaries."""
-        # inside the method, because the merge itself needs this class
-        from .dictionary_merge import merge_dictionaries
-
-        return merge_dictionaries(self, other, strengths)[0]
-
     def save(self, path: Path, dtype: torch.dtype = torch.float16) -> None:
         """Write one safetensors file, whole or not at all; vectors `(R, width)` and LoRA in `dtype` (float16 or float32).
 

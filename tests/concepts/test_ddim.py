@@ -68,12 +68,12 @@ def test_staged_prompts_are_told_stage_by_stage() -> None:
         _text(1.0, 2.0, 3.0), torch.tensor([[0, 2], [1, 1]]), StageBounds.from_fractions([0.5], 100)
     )
     options = {"seeds": [3, 4], "steps": 4, "guidance": 1, "size": 32}
-    made = sample_ddim(Listening("epsilon"), staged, _text(0.0), **options)
+    made = sample_ddim(Listening("epsilon"), staged.at, _text(0.0), **options)
     assert told == [(99, [1.0, 2.0]), (74, [1.0, 2.0]), (49, [3.0, 2.0]), (24, [3.0, 2.0])]
     torch.testing.assert_close(made, torch.cat([3 * TARGET, 2 * TARGET]), atol=1e-3, rtol=1e-3)
     same = StagedConditioning(_text(2.0), torch.zeros(2, 3, dtype=torch.long), StageBounds.equal(3, 100))
     plain = sample_ddim(KnowingDenoiser("epsilon"), _text(2.0, 2.0), _text(0.0), **options)
-    assert torch.equal(sample_ddim(KnowingDenoiser("epsilon"), same, _text(0.0), **options), plain)
+    assert torch.equal(sample_ddim(KnowingDenoiser("epsilon"), same.at, _text(0.0), **options), plain)
 
 
 def test_a_picture_has_its_own_noise_and_every_step_is_told() -> None:

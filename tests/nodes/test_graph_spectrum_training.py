@@ -289,7 +289,7 @@ def test_preview_pictures_are_those_of_the_other_denoiser(prepared, monkeypatch)
     denoiser, stages = load_denoiser("demo", device="cpu", dtype="fp32"), range(4)
     told = encode_staged(denoiser, sheet_prompts(learned.spectrum, "a photo of a {}", 2, stages))
     options = {"steps": 4, "guidance": settings.run.preview_guidance, "size": 128, "seeds": sheet_seeds(2, stages)}
-    theirs = sample_ddim(denoiser, told, denoiser.empty_conditioning(), **options)
+    theirs = sample_ddim(denoiser, told.at, denoiser.empty_conditioning(), **options)
     assert made[0].shape == theirs.shape == (6, 3, 128, 128)
     assert (made[0] - theirs).abs().max() < 1e-3
     # one seed, one stage after another: each says something of its own

@@ -11,9 +11,10 @@ from bestiary.trainer.__main__ import main
 from bestiary.trainer.discover import DiscoverSettings, discover
 from bestiary.trainer.discovery_folder import Discovery
 from bestiary.trainer.drawn_truth import draw_pictures
-from bestiary.trainer.evaluate import Evaluation, PartsEvaluator, check_same_discovery, mention, plan_tests, prompt_of
+from bestiary.trainer.evaluate import PartsEvaluator, check_same_discovery, mention, plan_tests, prompt_of
 from bestiary.trainer.evaluation_cases import TestCase
 from bestiary.trainer.evaluation_page import write_evaluation_page
+from bestiary.trainer.evaluation_results import Evaluation
 from bestiary.trainer.picture_making import SamplingChoice
 
 

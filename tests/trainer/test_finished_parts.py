@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 from bestiary.concepts.parts.part_dictionary import PartDictionary
-from bestiary.trainer.finished_parts import build_dictionary, thumbnails, write_dictionary
+from bestiary.trainer.finished_dictionary import build_dictionary, thumbnails
+from bestiary.trainer.finished_parts import write_dictionary
 from bestiary.trainer.image_files import read_image
 from bestiary.trainer.settings import load_recipe
 from bestiary.trainer.training_setup import TrainingSetup, prepare

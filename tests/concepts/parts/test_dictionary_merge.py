@@ -48,13 +48,13 @@ def test_the_first_keeps_its_numbers_and_the_second_finds_free_ones() -> None:
 
 
 def test_the_background_of_the_second_is_kept_where_the_first_has_none() -> None:
-    merged = birds(background=None).merged_with(dogs())
+    merged = merge_dictionaries(birds(background=None), dogs())[0]
     assert merged.part_names == ("head", "background", "scene", "nose")
     assert merged.background == 2
 
 
 def test_provenance_stays_flat_over_many_merges() -> None:
-    thrice = birds().merged_with(dogs()).merged_with(dogs())
+    thrice = merge_dictionaries(merge_dictionaries(birds(), dogs())[0], dogs())[0]
     assert thrice.provenance == {"base": "a", "seed": 1, "merged_with": [{"base": "b"}, {"base": "b"}]}
 
 
@@ -67,13 +67,13 @@ def test_lora_and_thumbnails_come_along() -> None:
     assert merged.thumbnails.index == ((0, 1), (0, 3))
     assert merged.thumbnails.tile(0, 1).getpixel((9, 9))[0] > 200
     assert merged.thumbnails.tile(0, 3).getpixel((9, 9))[2] > 200
-    assert birds().merged_with(birds()).thumbnails is None
+    assert merge_dictionaries(birds(), birds())[0].thumbnails is None
 
 
 def test_other_backbones_and_widths_cannot_be_merged() -> None:
     narrow = birds(embeddings={"clip_l": torch.zeros(3, 2)})
     with pytest.raises(BestiaryError, match="a sd15 dictionary .*4.* and a sd15 dictionary .*2.* cannot be merged"):
-        birds().merged_with(narrow)
+        merge_dictionaries(birds(), narrow)
 
 
 def test_names_that_are_alike_stay_apart_where_one_dictionary_has_both() -> None:
