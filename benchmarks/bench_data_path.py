@@ -31,8 +31,8 @@ except ModuleNotFoundError:
     sys.modules["bestiary"] = _pack = importlib.util.module_from_spec(_spec)
     _spec.loader.exec_module(_pack)
 
-from bestiary.concepts.denoiser import PromptPiece, PromptTokens
-from bestiary.concepts.parts.part_captions import CaptionStyle
+from bestiary.concepts.denoiser.denoiser import PromptPiece, PromptTokens
+from bestiary.concepts.part_prompt.part_captions import CaptionStyle
 from bestiary.trainer.concept_images import BatchPlan, ConceptImages
 from bestiary.trainer.image_files import fit_square, image_to_tensor
 from bestiary.trainer.latent_cache import LatentCache

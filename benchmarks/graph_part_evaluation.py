@@ -17,8 +17,8 @@ import numpy as np
 import torch
 import typer
 from bench_attention_capture import import_comfyui
-from bestiary.concepts.atomic_file import write_text
-from bestiary.concepts.parts.part_dictionary import PartDictionary
+from bestiary.concepts.files.atomic_file import write_text
+from bestiary.concepts.part_dictionary.part_dictionary import PartDictionary
 from bestiary.trainer.backbones import load_denoiser
 from bestiary.trainer.demo_judging import CHOICE, STORED_EVALUATION
 from bestiary.trainer.discover import DiscoverSettings, discover

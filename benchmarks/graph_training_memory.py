@@ -19,8 +19,8 @@ from types import SimpleNamespace
 import numpy as np
 import torch
 from bench_attention_capture import import_comfyui
-from bestiary.concepts.backbone import get_backbone
-from bestiary.concepts.denoiser import NoiseSchedule
+from bestiary.concepts.denoiser.backbone import get_backbone
+from bestiary.concepts.denoiser.denoiser import NoiseSchedule
 from bestiary.trainer.fit import fit
 from bestiary.trainer.latent_cache import LatentCache
 from bestiary.trainer.objective_setup import build_batches, build_objective, loop_settings, parameter_groups

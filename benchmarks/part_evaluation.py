@@ -23,8 +23,8 @@ from typing import Any
 
 import torch
 import typer
-from bestiary.concepts.atomic_file import write_text
-from bestiary.concepts.parts.part_dictionary import PartDictionary
+from bestiary.concepts.files.atomic_file import write_text
+from bestiary.concepts.part_dictionary.part_dictionary import PartDictionary
 from bestiary.demo.attribute_judge import AttributeJudge
 from bestiary.trainer.backbones import load_denoiser
 from bestiary.trainer.demo_judging import (

@@ -27,7 +27,7 @@ from typing import Any
 import torch
 import typer
 from attribute_references import ATTRIBUTES, EXPECTED, ROLES, Reference, ReferenceJudge, draw_references, write_drawings
-from bestiary.concepts.atomic_file import replacing, write_text
+from bestiary.concepts.files.atomic_file import replacing, write_text
 from bestiary.concepts.spectrum.attribute_presets import format_presets
 from bestiary.concepts.spectrum.prompt_spectrum import PromptSpectrum
 from bestiary.concepts.spectrum.spectrum_file import load_spectrum

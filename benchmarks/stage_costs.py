@@ -25,7 +25,7 @@ from pathlib import Path
 import torch
 import typer
 from bench_attention_capture import import_comfyui
-from bestiary.concepts.atomic_file import write_text
+from bestiary.concepts.files.atomic_file import write_text
 from bestiary.concepts.spectrum.stage_bounds import StageBounds
 from torch import Tensor, nn
 

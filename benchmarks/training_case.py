@@ -5,9 +5,9 @@ from dataclasses import dataclass, replace
 from types import SimpleNamespace
 
 import torch
-from bestiary.concepts.backbone import BACKBONES
-from bestiary.concepts.denoiser import AttentionMethod, LoraSpec, NoiseSchedule, PromptTokens
-from bestiary.concepts.parts.token_projector import TokenProjector
+from bestiary.concepts.denoiser.backbone import BACKBONES
+from bestiary.concepts.denoiser.denoiser import AttentionMethod, LoraSpec, NoiseSchedule, PromptTokens
+from bestiary.concepts.part_dictionary.token_projector import TokenProjector
 from bestiary.trainer.diffusers_denoiser import DenoiserParts, DiffusersDenoiser
 from bestiary.trainer.part_objective import AttentionLoss, PartBatch, PartObjective
 from bestiary.trainer.text_conditioning import TextEncoders

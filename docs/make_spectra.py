@@ -14,7 +14,7 @@ import tempfile
 from pathlib import Path
 
 import numpy as np
-from bestiary.concepts.atomic_file import replacing
+from bestiary.concepts.files.atomic_file import replacing
 from bestiary.concepts.spectrum.spectrum_file import load_spectrum, save_spectrum
 from bestiary.demo.creatures import PARTS, PartLook, Scene, Species, draw_creature
 from bestiary.trainer.spectrum_settings import load_spectrum_recipe

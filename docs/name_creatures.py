@@ -12,7 +12,7 @@ from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
-from bestiary.concepts.parts.part_dictionary import PartDictionary
+from bestiary.concepts.part_dictionary.part_dictionary import PartDictionary
 from bestiary.trainer.demo_judging import score_drawn_discovery
 from bestiary.trainer.discovery_folder import Discovery
 from bestiary.trainer.drawn_truth import load_truth

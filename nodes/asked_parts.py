@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 from ..concepts.errors import BestiaryError
 from ..concepts.name_search import choices_text, number_ranges, plain_name, same_names, shown_name
-from ..concepts.parts.part_codebook import PartCodebook
-from ..concepts.parts.part_dictionary import PartDictionary
-from ..concepts.parts.part_prompt import ResolvedMention, parse_part_prompt, resolve_prompt
+from ..concepts.part_dictionary.part_dictionary import PartDictionary
+from ..concepts.part_map.part_codebook import PartCodebook
+from ..concepts.part_prompt.part_prompt import ResolvedMention, parse_part_prompt, resolve_prompt
 from .chosen_parts import written_parts
 from .part_drawing import kind_name
 from .socket_types import ChosenParts, NamedDictionary

@@ -10,7 +10,7 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 from torch.nn import functional
 
-from ..concepts.color_scale import scale_colors
+from ..concepts.pictures.color_scale import scale_colors
 
 LEAST_EDGE = 448
 """Small pictures are enlarged to this shorter edge, so that names can be read."""

@@ -19,7 +19,7 @@ from torch.nn import functional
 from ..concepts.errors import BestiaryError
 
 if TYPE_CHECKING:
-    from ..concepts.parts.part_attention_patch import PartMapSum
+    from ..concepts.denoiser.part_attention_patch import PartMapSum
     from .attention_layers import LayerChoice
 
 KEPT_SAMPLINGS = 4

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..concepts.parts.part_attention_patch import (
+from ..concepts.denoiser.part_attention_patch import (
     Area,
     PartMapSum,
     full_mask,

@@ -16,9 +16,9 @@ from pathlib import Path
 
 from PIL import Image
 
-from ..concepts.atomic_file import replacing, write_text
 from ..concepts.errors import BestiaryError
-from ..concepts.parts.part_dictionary import PartDictionary
+from ..concepts.files.atomic_file import replacing, write_text
+from ..concepts.part_dictionary.part_dictionary import PartDictionary
 from ..trainer.discovery_folder import CODEBOOK, IMAGES, PART_MAPS, REPORT, write_lines, write_maps, write_report
 from ..trainer.launch import launch, read_progress
 from ..trainer.recipe_file import format_toml

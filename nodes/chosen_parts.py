@@ -9,9 +9,9 @@ import torch
 
 from ..concepts.errors import BestiaryError
 from ..concepts.name_search import plain_name, shown_name
-from ..concepts.parts.mention_writing import KindBlend, blended_vector, written_kinds, written_mention
-from ..concepts.parts.new_kinds import random_kinds, with_new_kinds
-from ..concepts.parts.part_mention import PartMention, find_mentions, unescaped
+from ..concepts.part_dictionary.new_kinds import random_kinds, with_new_kinds
+from ..concepts.part_prompt.mention_writing import KindBlend, blended_vector, written_kinds, written_mention
+from ..concepts.part_prompt.part_mention import PartMention, find_mentions, unescaped
 from .reserved_words import ALL_PARTS, PARTS_PLACE
 from .socket_types import ChosenPart, ChosenParts, NamedDictionary
 

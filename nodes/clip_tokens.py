@@ -16,8 +16,8 @@ from torch import Tensor
 
 from ..concepts.errors import BestiaryError
 from ..concepts.name_search import choices_text, plain_name, shown_name
-from ..concepts.parts.part_dictionary import PartDictionary
-from ..concepts.parts.part_mention import LONGEST_NAME
+from ..concepts.part_dictionary.part_dictionary import PartDictionary
+from ..concepts.part_prompt.part_mention import LONGEST_NAME
 from .comfy_version import embedding_answer
 from .model_backbone import check_widths
 from .socket_types import SPANS_KEY, NamedDictionary, PartSpan

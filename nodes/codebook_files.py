@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from ..concepts.errors import BestiaryError
-from ..concepts.file_kinds import CODEBOOK_SUFFIX
+from ..concepts.files.file_kinds import CODEBOOK_SUFFIX
 from ..concepts.name_search import choices_text, shown_name
-from ..concepts.parts.part_codebook import PartCodebook
+from ..concepts.part_map.part_codebook import PartCodebook
 from .concept_folders import concept_names, concept_path, free_concept_path, own_folder
 from .socket_types import NamedCodebook
 

@@ -2,7 +2,7 @@
 
 Layers are called by diffusers' names, so that specs, LoRA files and settings mean the same here and on the command line.
 What a call needs besides ComfyUI's own code (attention whose columns can be read, adapters, recomputed blocks) hangs on
-the modules only while it lasts, or while a training lasts. Letters as in `concepts.denoiser`.
+the modules only while it lasts, or while a training lasts. Letters as in `concepts.denoiser.denoiser`.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from ..concepts.denoiser import (
+from ..concepts.denoiser.denoiser import (
     AttentionRequest,
     DenoiserOutput,
     LoraSpec,
@@ -37,7 +37,7 @@ from .unet_training import UnetHooks
 
 
 class ComfyDenoiser:
-    """A latent diffusion model over ComfyUI's objects; see `concepts.denoiser.Denoiser` for the protocol."""
+    """A latent diffusion model over ComfyUI's objects; see `concepts.denoiser.denoiser.Denoiser` for the protocol."""
 
     def __init__(self, model: object, clip: object, vae: object | None = None) -> None:
         """`model` ModelPatcher, `clip` CLIP and `vae` VAE; the MODEL's own patches (LoRA and so on) stay in force.

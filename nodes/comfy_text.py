@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..concepts.backbone import TextEncoderSpec
+from ..concepts.denoiser.backbone import TextEncoderSpec
 from ..concepts.errors import BestiaryError
 from ..trainer.prompt_encoding import ClipStates
 from .comfy_version import name_device

@@ -7,10 +7,10 @@ from pathlib import Path, PureWindowsPath
 
 import folder_paths
 
-from ..concepts.concept_file import read_header
-from ..concepts.concept_names import checked_file_name
 from ..concepts.errors import BestiaryError
-from ..concepts.file_kinds import CODEBOOK_SUFFIX, DICTIONARY_KIND
+from ..concepts.files.concept_file import read_header
+from ..concepts.files.concept_names import checked_file_name
+from ..concepts.files.file_kinds import CODEBOOK_SUFFIX, DICTIONARY_KIND
 from ..concepts.files.pack import ROOT
 from ..concepts.name_search import choices_text, shown_name
 

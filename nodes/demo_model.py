@@ -25,8 +25,8 @@ from comfy.sd1_clip import SD1ClipModel, SD1Tokenizer, SDClipModel, SDTokenizer
 from torch import Tensor
 from torch.nn import functional
 
-from ..concepts.concept_file import read_tensors
 from ..concepts.errors import BestiaryError
+from ..concepts.files.concept_file import read_tensors
 from ..concepts.files.pack import ROOT
 from ..demo.creatures import held_out_set
 from .comfy_version import fixed_clip_options

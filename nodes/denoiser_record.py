@@ -8,8 +8,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 
-from ..concepts.backbone import Backbone, get_backbone
-from ..concepts.denoiser import NoiseSchedule
+from ..concepts.denoiser.backbone import Backbone, get_backbone
+from ..concepts.denoiser.denoiser import NoiseSchedule
 from ..concepts.errors import BestiaryError
 
 

@@ -18,12 +18,12 @@ from PIL import Image
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from ..concepts.concept_file import LARGEST_HEADER, Header, from_text_tensor, read_header
 from ..concepts.errors import BestiaryError
-from ..concepts.file_kinds import DICTIONARY_KIND
+from ..concepts.files.concept_file import LARGEST_HEADER, Header, from_text_tensor, read_header
+from ..concepts.files.file_kinds import DICTIONARY_KIND
+from ..concepts.files.thumbnail_atlas import ThumbnailAtlas
 from ..concepts.name_search import plain_name
-from ..concepts.parts.part_dictionary import THUMBNAIL_PREFIX
-from ..concepts.thumbnail_atlas import ThumbnailAtlas
+from ..concepts.part_dictionary.part_dictionary import THUMBNAIL_PREFIX
 
 LARGEST_TENSORS = {"names": 8 << 20, "rows": 4 << 20, "picture": 24 << 20, "index": 4 << 20, "shape": 64}
 """Bytes of each table that is read."""
@@ -36,7 +36,7 @@ KEPT_PAGES = 4
 """Dictionaries whose cut pages stay in memory, about 3 MB for 5,000 kinds."""
 _NUMBER = re.compile(r"[+-]?\d{1,9}")
 _SPECIAL_IN_PART, _SPECIAL_IN_KIND = re.compile(r"[\\.:<>]"), re.compile(r"[\\:*+@<>]")
-"""What a mention reads as its own unless a backslash stands before it (concepts/parts/mention_writing.py)."""
+"""What a mention reads as its own unless a backslash stands before it (concepts/part_prompt/mention_writing.py)."""
 
 
 @dataclass(frozen=True)

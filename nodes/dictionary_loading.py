@@ -6,16 +6,16 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..concepts.concept_names import checked_file_name
-from ..concepts.concept_names import name_of_file as name_of_file
 from ..concepts.errors import BestiaryError
-from ..concepts.file_kinds import CODEBOOK_SUFFIX
+from ..concepts.files.concept_names import checked_file_name
+from ..concepts.files.concept_names import name_of_file as name_of_file
+from ..concepts.files.file_kinds import CODEBOOK_SUFFIX
 from ..concepts.name_search import choices_text, shown_name
 from .concept_folders import concept_path, dictionary_names, free_concept_path, own_folder
 from .socket_types import NamedDictionary
 
 if TYPE_CHECKING:
-    from ..concepts.parts.part_dictionary import PartDictionary
+    from ..concepts.part_dictionary.part_dictionary import PartDictionary
 
 SUFFIX = ".safetensors"
 _NAME = re.compile(r"[\w](?:[\w .-]*[\w])?")
@@ -40,7 +40,7 @@ def read_dictionary(file: str, name: str = "") -> NamedDictionary:
     Raises:
         BestiaryError: there is no such file, it is no dictionary, or the name cannot stand in a prompt.
     """
-    from ..concepts.parts.part_dictionary import PartDictionary
+    from ..concepts.part_dictionary.part_dictionary import PartDictionary
 
     path = check_dictionary_file(file)
     return renamed(NamedDictionary(name_of_file(file), PartDictionary.load(path)), name)
@@ -72,7 +72,7 @@ def merge(
     Raises:
         BestiaryError: they belong to different models, or the name cannot stand in a prompt.
     """
-    from ..concepts.parts.dictionary_merge import merge_dictionaries
+    from ..concepts.part_dictionary.dictionary_merge import merge_dictionaries
 
     merged, _ = merge_dictionaries(first.dictionary, second.dictionary, strengths)
     joined = first.name if first.name == second.name else f"{first.name}_{second.name}"

@@ -9,9 +9,9 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from ..concepts.backbone import get_backbone
+from ..concepts.denoiser.backbone import get_backbone
 from ..concepts.name_search import number_ranges
-from ..concepts.parts.part_dictionary import PartDictionary
+from ..concepts.part_dictionary.part_dictionary import PartDictionary
 
 COLUMNS = 8
 MOST_TILES = 400

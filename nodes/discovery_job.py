@@ -9,16 +9,16 @@ import torch
 from torch import Tensor
 
 from ..concepts.errors import BestiaryError
-from ..concepts.parts.foreground import LOW_MARGIN
-from ..concepts.parts.joined_kinds import PartMeans
-from ..concepts.parts.part_areas import patch_shares
-from ..concepts.parts.part_codebook import PartCodebook
-from ..concepts.parts.part_discovery import MOST_STAGES, discover_parts
-from ..concepts.parts.part_map import PartMaps
-from ..concepts.parts.sample_checks import area_doubts, plain_pictures, refuse_copies, refuse_few
-from ..concepts.parts.sample_views import SampleViews, look_again, viewed_pictures
-from ..concepts.patch_features import FeatureSource, PatchGrid
-from ..concepts.square_fit import SquareFit, seen_box
+from ..concepts.features.patch_features import FeatureSource, PatchGrid
+from ..concepts.part_map.foreground import LOW_MARGIN
+from ..concepts.part_map.joined_kinds import PartMeans
+from ..concepts.part_map.part_areas import patch_shares
+from ..concepts.part_map.part_codebook import PartCodebook
+from ..concepts.part_map.part_discovery import MOST_STAGES, discover_parts
+from ..concepts.part_map.part_map import PartMaps
+from ..concepts.part_map.sample_checks import area_doubts, plain_pictures, refuse_copies, refuse_few
+from ..concepts.part_map.sample_views import SampleViews, look_again, viewed_pictures
+from ..concepts.pictures.square_fit import SquareFit, seen_box
 from ..trainer.discovery_doubts import UsualPictures, doubt_text, most_doubtful, part_sureness
 from ..trainer.part_names import PartPlaces, propose_names
 from .graph_progress import GraphProgress

@@ -11,14 +11,14 @@ from typing import TYPE_CHECKING
 import folder_paths
 
 from ..concepts.errors import BestiaryError
-from ..concepts.vit_weights import DINO_MODEL, cached_weights, fetch_weights
+from ..concepts.features.vit_weights import DINO_MODEL, cached_weights, fetch_weights
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from ..concepts.denoiser import Denoiser
-    from ..concepts.imagenet_features import ImagenetFeatures
-    from ..concepts.patch_features import DinoFeatures, FeatureSource, PatchGrid, SourceSpec
+    from ..concepts.denoiser.denoiser import Denoiser
+    from ..concepts.features.imagenet_features import ImagenetFeatures
+    from ..concepts.features.patch_features import DinoFeatures, FeatureSource, PatchGrid, SourceSpec
 
 SOURCES = ("descriptor", "dinov2", "diffusion", "imagenet")
 """Choices of a discovery; diffusion needs a connected model."""
@@ -43,7 +43,7 @@ def open_source(spec: SourceSpec, model: Denoiser | None = None, *, allow_downlo
     settings = dict(spec)
     name = settings.pop("name", None)
     if name == "descriptor":
-        from ..concepts.patch_features import DescriptorFeatures
+        from ..concepts.features.patch_features import DescriptorFeatures
 
         return DescriptorFeatures(**settings)
     if name == "dinov2":
@@ -79,7 +79,7 @@ def _dino(settings: SourceSpec, allow_download: bool) -> FeatureSource:
             f"no weights of {model} on this machine: put them at {dino_folder() / (model + _DINO_SUFFIXES[0])}, "
             "or switch allow_download on, or choose imagenet"
         )
-    from ..concepts.patch_features import DinoFeatures
+    from ..concepts.features.patch_features import DinoFeatures
 
     if weights is None:
         weights = fetch_weights(model, remedy="choose imagenet, which needs no network")
@@ -89,7 +89,7 @@ def _dino(settings: SourceSpec, allow_download: bool) -> FeatureSource:
 
 
 def _imagenet(settings: SourceSpec) -> FeatureSource:
-    from ..concepts.imagenet_features import ImagenetFeatures
+    from ..concepts.features.imagenet_features import ImagenetFeatures
 
     # what a codebook says of another machine's files means nothing here
     settings.pop("weights", None)
@@ -143,7 +143,7 @@ def _diffusion(settings: SourceSpec, model: Denoiser | None) -> FeatureSource:
             f"this codebook reads features of a {wanted} model, the connected one is {model.backbone.name}: "
             "connect Diffusion Features of such a model"
         )
-    from ..concepts.patch_features import DiffusionFeatures
+    from ..concepts.features.patch_features import DiffusionFeatures
 
     # specifications are flat, so the names of blocks stand in one text
     blocks = str(settings.pop("blocks", ""))

@@ -21,10 +21,10 @@ from PIL import Image
 from torch import Tensor
 
 from ..concepts.errors import BestiaryError
-from ..concepts.parts.edit_script import EditedParts, EditFault, EditHistory
-from ..concepts.parts.part_codebook import PartCodebook
-from ..concepts.parts.part_map import PartMaps
-from ..concepts.patch_features import FeatureSource
+from ..concepts.features.patch_features import FeatureSource
+from ..concepts.part_map.edit_script import EditedParts, EditFault, EditHistory
+from ..concepts.part_map.part_codebook import PartCodebook
+from ..concepts.part_map.part_map import PartMaps
 from .discovery_job import DiscoveryChoice, FoundParts, find_parts, seen_by_entry
 from .graph_progress import GraphProgress
 from .part_pictures import as_squares

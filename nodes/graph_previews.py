@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ..concepts.ddim import sample_ddim
+from ..concepts.denoiser.ddim import sample_ddim
 from ..trainer.concept_images import ConceptImages
 from ..trainer.contact_sheet import contact_sheet
 from ..trainer.part_objective import PartObjective

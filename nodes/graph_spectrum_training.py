@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ..concepts.ddim import sample_ddim
+from ..concepts.denoiser.ddim import sample_ddim
 from ..concepts.errors import BestiaryError
 from ..concepts.spectrum.prompt_spectrum import PromptSpectrum
 from ..concepts.spectrum.spectrum_file import save_spectrum

@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from ..concepts.errors import BestiaryError
-from ..concepts.parts.part_dictionary import PartDictionary
+from ..concepts.part_dictionary.part_dictionary import PartDictionary
 from ..trainer.concept_images import ConceptImages
 from ..trainer.finished_parts import cut_thumbnails, learned_dictionary, write_dictionary
 from ..trainer.latent_cache import LatentCache

@@ -1,7 +1,7 @@
 """LoRA tensors of any common naming in a clone of a MODEL, with every layer accounted for.
 
 ComfyUI drops layers whose names it does not know and, when it samples, layers whose shapes do not fit, both without an
-error. Here names become kohya's first (concepts/lora_names.py), and what reaches nothing is told.
+error. Here names become kohya's first (concepts/denoiser/lora_names.py), and what reaches nothing is told.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from typing import NamedTuple
 
 from torch import Tensor, nn
 
+from ..concepts.denoiser.lora_names import DOWN, UP, to_kohya
 from ..concepts.errors import BestiaryError
-from ..concepts.lora_names import DOWN, UP, to_kohya
 
 logger = logging.getLogger(__name__)
 
@@ -38,7 +38,7 @@ def apply_lora(
 
     Args:
         model: a ModelPatcher.
-        tensors: a LoRA in any naming of concepts/lora_names.py, down `(r, in, ...)` and up `(out, r, ...)`.
+        tensors: a LoRA in any naming of concepts/denoiser/lora_names.py, down `(r, in, ...)` and up `(out, r, ...)`.
         strength: factor of the whole update; 0 adds nothing.
         clip: takes the layers of text encoders, if there are any.
         alpha: scale alpha / rank of layers that name none (PEFT keeps it outside the file).

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from ..concepts.backbone import BACKBONES, get_backbone
+from ..concepts.denoiser.backbone import BACKBONES, get_backbone
 from ..concepts.errors import BestiaryError
 from ..concepts.name_search import shown_name
-from ..concepts.parts.part_dictionary import PartDictionary
+from ..concepts.part_dictionary.part_dictionary import PartDictionary
 
 PREDICTIONS = {"EPS": "epsilon", "V_PREDICTION": "v_prediction"}
 """ComfyUI's words for what a denoiser predicts, in ours."""

@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ..concepts.atomic_file import replacing
+from ..concepts.files.atomic_file import replacing
 from ..trainer.contact_sheet import PAPER
 from ..trainer.run_folder import RunFolder
 from ..trainer.training_state import TrainingState

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 from comfy_api.latest import io, ui
 from torch import Tensor
 
-from ..concepts.file_kinds import CODEBOOK_SUFFIX
-from ..concepts.square_fit import SQUARE_FITS
+from ..concepts.files.file_kinds import CODEBOOK_SUFFIX
+from ..concepts.pictures.square_fit import SQUARE_FITS
 from .comfy_version import schema, socket
 from .concept_folders import concept_names, file_stamp
 from .feature_choice import SOURCES, open_source
@@ -18,7 +18,7 @@ from .part_pictures import checked_fit, named_faults
 from .socket_types import CodebookSocket, NamedCodebook, PartMapsSocket
 
 if TYPE_CHECKING:
-    from ..concepts.denoiser import Denoiser
+    from ..concepts.denoiser.denoiser import Denoiser
     from .part_sight import SeenParts
 
 CATEGORY = "Bestiary/discover"

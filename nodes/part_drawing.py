@@ -6,9 +6,9 @@ from collections.abc import Callable
 
 from torch import Tensor
 
-from ..concepts.parts.part_codebook import PartCodebook
-from ..concepts.parts.part_map import ABSENT
-from ..concepts.parts.part_overlay import LegendEntry, add_legend, draw_parts, enlarged, part_color
+from ..concepts.part_map.part_codebook import PartCodebook
+from ..concepts.part_map.part_map import ABSENT
+from ..concepts.pictures.part_overlay import LegendEntry, add_legend, draw_parts, enlarged, part_color
 from .discovery_job import FoundParts
 from .part_pictures import as_images, as_pictures
 from .part_sight import SeenParts

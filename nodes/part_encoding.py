@@ -19,11 +19,11 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from ..concepts.backbone import BACKBONES
+from ..concepts.denoiser.backbone import BACKBONES
 from ..concepts.errors import BestiaryError
-from ..concepts.parts.mention_writing import written_kinds
-from ..concepts.parts.part_dictionary import PartDictionary
-from ..concepts.parts.part_mention import (
+from ..concepts.part_dictionary.part_dictionary import PartDictionary
+from ..concepts.part_prompt.mention_writing import written_kinds
+from ..concepts.part_prompt.part_mention import (
     PartMention,
     PromptError,
     find_mentions,
@@ -32,7 +32,7 @@ from ..concepts.parts.part_mention import (
     read_mention,
     unescaped,
 )
-from ..concepts.parts.part_prompt import PartPrompt, check_brackets, names_part, resolve_prompt
+from ..concepts.part_prompt.part_prompt import PartPrompt, check_brackets, names_part, resolve_prompt
 from .chosen_parts import MentionKey, key_of
 from .clip_tokens import FillerToken, PartMark, dictionaries_of, filler_tokens, marked, part_spans, tokenize_plainly
 from .comfy_version import embedding_answer
@@ -79,7 +79,7 @@ def encode_part_prompt(
 
     Args:
         clip: any CLIP of ComfyUI; it is left as it is.
-        text: the grammar of concepts/parts/part_prompt.py.
+        text: the grammar of concepts/part_prompt/part_prompt.py.
         dictionaries: name -> dictionary, for mentions that are looked up.
         carried: mentions that bring their own vector; they go before the dictionaries.
 

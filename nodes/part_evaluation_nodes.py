@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from comfy_api.latest import io, ui
 from torch import Tensor
 
-from ..concepts.square_fit import SQUARE_FITS
+from ..concepts.pictures.square_fit import SQUARE_FITS
 from .comfy_version import schema
 from .graph_progress import GraphProgress
 from .part_inputs import features_input, fit_input, segment
@@ -15,7 +15,7 @@ from .part_pictures import named_faults
 from .socket_types import ChosenParts, CodebookSocket, DictionarySocket, NamedCodebook, NamedDictionary, PartSocket
 
 if TYPE_CHECKING:
-    from ..concepts.denoiser import Denoiser
+    from ..concepts.denoiser.denoiser import Denoiser
 
 
 class BestiaryEvaluateParts(io.ComfyNode):

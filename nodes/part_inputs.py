@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING
 from comfy_api.latest import io
 from torch import Tensor
 
-from ..concepts.square_fit import SQUARE_FITS
+from ..concepts.pictures.square_fit import SQUARE_FITS
 from .comfy_version import socket
 from .part_pictures import checked_fit, checked_images
 
 if TYPE_CHECKING:
-    from ..concepts.denoiser import Denoiser
+    from ..concepts.denoiser.denoiser import Denoiser
     from .graph_progress import GraphProgress
     from .part_sight import SeenParts
     from .socket_types import NamedCodebook

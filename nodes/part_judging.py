@@ -11,9 +11,9 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from ..concepts.parts.part_codebook import PartCodebook
-from ..concepts.parts.part_map import ABSENT
-from ..concepts.parts.part_metrics import absent_rate, exact_match_rate, similarities
+from ..concepts.part_map.part_codebook import PartCodebook
+from ..concepts.part_map.part_map import ABSENT
+from ..concepts.part_map.part_metrics import absent_rate, exact_match_rate, similarities
 from .asked_parts import AskedPart, asked_text
 from .part_drawing import LegendText, kind_name, kind_text
 from .part_sight import SeenParts

@@ -45,7 +45,7 @@ class BestiaryBlendKinds(io.ComfyNode):
         amount: float,
         weight: float = 1.0,
     ) -> io.NodeOutput:
-        from ..concepts.parts.mention_writing import blend_kinds, find_kinds
+        from ..concepts.part_prompt.mention_writing import blend_kinds, find_kinds
         from .chosen_parts import choose_kinds, written_parts
 
         owner = dictionary.dictionary

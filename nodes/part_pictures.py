@@ -14,7 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from ..concepts.errors import BestiaryError
-from ..concepts.square_fit import SQUARE_FITS, SquareFit, fit_square
+from ..concepts.pictures.square_fit import SQUARE_FITS, SquareFit, fit_square
 
 MIN_EDGE = 16
 """A picture whose shorter edge has fewer pixels shows no parts."""

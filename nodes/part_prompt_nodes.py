@@ -75,7 +75,7 @@ class BestiaryPart(io.ComfyNode):
         blend_with: str = "",
         blend_amount: float = 0.5,
     ) -> io.NodeOutput:
-        from ..concepts.parts.mention_writing import blend_kinds, find_kinds
+        from ..concepts.part_prompt.mention_writing import blend_kinds, find_kinds
         from .chosen_parts import choose_kinds, written_parts
 
         owner = dictionary.dictionary

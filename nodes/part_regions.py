@@ -9,9 +9,9 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from ..concepts.denoiser.part_attention_patch import feathered
 from ..concepts.errors import BestiaryError
 from ..concepts.name_search import choices_text, plain_name, shown_name
-from ..concepts.parts.part_attention_patch import feathered
 from .socket_types import PartSpan
 
 NODE = "Part Regions"

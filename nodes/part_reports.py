@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ..concepts.parts.caption_file import format_captions
-from ..concepts.parts.part_codebook import PartCodebook
-from ..concepts.parts.part_map import ABSENT
+from ..concepts.part_map.part_codebook import PartCodebook
+from ..concepts.part_map.part_map import ABSENT
+from ..concepts.part_prompt.caption_file import format_captions
 from .part_drawing import kind_name
 from .part_sight import SeenParts
 

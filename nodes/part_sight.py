@@ -12,12 +12,12 @@ import torch
 from torch import Tensor
 
 from ..concepts.errors import BestiaryError
+from ..concepts.features.patch_features import FeatureSource, PatchGrid
 from ..concepts.name_search import choices_text, plain_name, shown_name
-from ..concepts.parts.part_areas import part_areas
-from ..concepts.parts.part_codebook import PartCodebook
-from ..concepts.parts.part_map import PartMaps
-from ..concepts.patch_features import FeatureSource, PatchGrid
-from ..concepts.square_fit import SquareFit, seen_box
+from ..concepts.part_map.part_areas import part_areas
+from ..concepts.part_map.part_codebook import PartCodebook
+from ..concepts.part_map.part_map import PartMaps
+from ..concepts.pictures.square_fit import SquareFit, seen_box
 from .part_pictures import as_squares
 
 FOREGROUND = "foreground"

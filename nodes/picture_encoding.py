@@ -13,7 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from ..concepts.errors import BestiaryError
-from ..concepts.square_fit import SQUARE_FITS, fit_square
+from ..concepts.pictures.square_fit import SQUARE_FITS, fit_square
 from .comfy_autoencoder import ComfyAutoencoder
 from .graph_progress import GraphProgress
 from .part_pictures import as_pictures, checked_images

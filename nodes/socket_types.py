@@ -9,8 +9,8 @@ from comfy_api.latest import io
 from torch import Tensor
 
 if TYPE_CHECKING:
-    from ..concepts.parts.part_codebook import PartCodebook
-    from ..concepts.parts.part_dictionary import PartDictionary
+    from ..concepts.part_dictionary.part_dictionary import PartDictionary
+    from ..concepts.part_map.part_codebook import PartCodebook
     from ..concepts.spectrum.prompt_spectrum import PromptSpectrum
 
 DictionarySocket = io.Custom("BESTIARY_DICTIONARY")

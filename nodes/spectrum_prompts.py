@@ -10,10 +10,10 @@ from torch import Tensor
 
 from ..concepts.errors import BestiaryError
 from ..concepts.name_search import plain_name, shown_name
-from ..concepts.parts.mention_writing import written_kinds
-from ..concepts.parts.part_dictionary import PartDictionary
-from ..concepts.parts.part_mention import PartMention, unescaped
-from ..concepts.parts.part_prompt import PartPrompt, resolve_prompt
+from ..concepts.part_dictionary.part_dictionary import PartDictionary
+from ..concepts.part_prompt.mention_writing import written_kinds
+from ..concepts.part_prompt.part_mention import PartMention, unescaped
+from ..concepts.part_prompt.part_prompt import PartPrompt, resolve_prompt
 from ..concepts.spectrum.attribute_presets import DEFAULT_PRESETS
 from ..concepts.spectrum.prompt_spectrum import PromptSpectrum
 from ..concepts.spectrum.stage_algebra import with_strength

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from ..concepts.denoiser import PromptPiece
+from ..concepts.denoiser.denoiser import PromptPiece
 from ..concepts.errors import BestiaryError
 from ..concepts.spectrum.staged_prompt import StagedPrompt, StagePrompt
 from .batched_encoding import EncodedPrompt, encode_together, last_norm

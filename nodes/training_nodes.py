@@ -15,7 +15,7 @@ from .socket_types import CodebookSocket, DictionarySocket, NamedCodebook, PartM
 from .training_runs import ANEW, resume_choices
 
 if TYPE_CHECKING:
-    from ..concepts.patch_features import FeatureSource
+    from ..concepts.features.patch_features import FeatureSource
     from .part_sight import SeenParts
     from .training_set import TrainingSet
 

@@ -106,7 +106,7 @@ def open_run(
     Raises:
         BestiaryError: no such run, one of another kind, or it learned from other pictures.
     """
-    from ..concepts.atomic_file import remove_leftovers
+    from ..concepts.files.atomic_file import remove_leftovers
     from ..trainer.recipe_file import format_toml
     from ..trainer.run_folder import RunFolder
 

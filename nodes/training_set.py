@@ -16,12 +16,12 @@ from PIL import Image
 from torch import Tensor
 
 from ..concepts.errors import BestiaryError
-from ..concepts.parts.caption_file import format_captions
-from ..concepts.parts.part_areas import patch_shares
-from ..concepts.parts.part_codebook import PartCodebook
-from ..concepts.parts.part_map import ABSENT, PartMaps
-from ..concepts.patch_features import FeatureSource
-from ..concepts.square_fit import seen_box
+from ..concepts.features.patch_features import FeatureSource
+from ..concepts.part_map.part_areas import patch_shares
+from ..concepts.part_map.part_codebook import PartCodebook
+from ..concepts.part_map.part_map import ABSENT, PartMaps
+from ..concepts.part_prompt.caption_file import format_captions
+from ..concepts.pictures.square_fit import seen_box
 from ..trainer.training_kinds import TrainingKinds, class_kinds, discovered_kinds
 from .comfy_autoencoder import ComfyAutoencoder
 from .feature_choice import open_source

@@ -15,10 +15,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from ..concepts.denoiser import LoraSpec
+from ..concepts.denoiser.denoiser import LoraSpec
+from ..concepts.denoiser.lora_names import ALPHA, DOWN, UNET_PREFIX, UP, resolve_lora
+from ..concepts.denoiser.low_rank import LowRankUpdate, fresh_update, low_rank_linear
 from ..concepts.errors import BestiaryError
-from ..concepts.lora_names import ALPHA, DOWN, UNET_PREFIX, UP, resolve_lora
-from ..concepts.low_rank import LowRankUpdate, fresh_update, low_rank_linear
 from ..trainer.attention_capture import AttentionCapture, attend, split_heads
 from .forward_overrides import Forward, ForwardOverrides
 from .trainable_weights import cast_layer, needs_cast

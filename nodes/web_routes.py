@@ -204,7 +204,7 @@ def unpack_text(packed: str) -> str:
     Raises:
         BestiaryError: it is no such thing, or longer than edits may be.
     """
-    from ..concepts.parts.edit_script import LONGEST_SCRIPT
+    from ..concepts.part_map.edit_script import LONGEST_SCRIPT
 
     inflate = zlib.decompressobj(-zlib.MAX_WBITS)
     try:

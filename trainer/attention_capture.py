@@ -12,8 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..concepts.attention_maps import attend_with_columns
-from ..concepts.denoiser import AttentionMethod
+from ..concepts.denoiser.attention_maps import attend_with_columns
+from ..concepts.denoiser.denoiser import AttentionMethod
 from ..concepts.errors import BestiaryError
 
 

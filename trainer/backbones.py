@@ -18,7 +18,7 @@ from safetensors import SafetensorError
 from torch import nn
 from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer, PreTrainedTokenizerFast
 
-from ..concepts.denoiser import NoiseSchedule
+from ..concepts.denoiser.denoiser import NoiseSchedule
 from ..concepts.errors import BestiaryError
 from ..concepts.files.pack import ROOT
 from .diffusers_denoiser import DenoiserParts, DiffusersDenoiser

@@ -13,7 +13,7 @@ from diffusers import AutoencoderTiny
 from torch import Tensor
 from torch.nn import functional
 
-from ..concepts.atomic_file import replacing
+from ..concepts.files.atomic_file import replacing
 from ..demo.creatures import IMAGE_SIZE, Drawing, draw_creature, random_species
 from .base_model_parts import LATENT_CHANNELS, LATENT_NOISE
 from .base_training_state import RunLog, StagePlan, StageState, rate_share, step_generator

@@ -15,9 +15,9 @@ from PIL import Image
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from ..concepts.atomic_file import replacing
-from ..concepts.backbone import BACKBONES
+from ..concepts.denoiser.backbone import BACKBONES
 from ..concepts.errors import BestiaryError
+from ..concepts.files.atomic_file import replacing
 from ..demo.captions import caption_of
 from ..demo.species import PARTS, Scene, Species, random_scene, random_species
 from .base_autoencoder import SHARD, draw_training_picture

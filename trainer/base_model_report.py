@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..concepts.atomic_file import write_text
+from ..concepts.files.atomic_file import write_text
 from ..demo.attribute_judge import AttributeJudge, AttributeScores
 from ..demo.captions import caption_of
 from ..demo.creatures import draw_creature

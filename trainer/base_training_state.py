@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from ..concepts.atomic_file import replacing
+from ..concepts.files.atomic_file import replacing
 
 
 @dataclass(frozen=True)

@@ -10,9 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..concepts.parts.part_codebook import PartCodebook
-from ..concepts.parts.part_map import ABSENT, PartMaps
-from ..concepts.parts.part_metrics import nearest_classes
+from ..concepts.part_map.part_codebook import PartCodebook
+from ..concepts.part_map.part_map import ABSENT, PartMaps
+from ..concepts.part_map.part_metrics import nearest_classes
 from .evaluation_cases import TestCase
 from .picture_judge import Sight
 

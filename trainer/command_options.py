@@ -9,8 +9,8 @@ from typing import Annotated, Any, Literal, TypeVar
 import typer
 from pydantic import BaseModel, ValidationError
 
-from ..concepts.concept_names import RESERVED_NAMES, checked_file_name
 from ..concepts.errors import BestiaryError
+from ..concepts.files.concept_names import RESERVED_NAMES, checked_file_name
 from ..concepts.name_search import shown_name
 
 Device = Literal["auto", "cpu", "cuda", "mps"]

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ..concepts.concept_names import name_of_file
-from ..concepts.file_kinds import CODEBOOK_SUFFIX
+from ..concepts.files.concept_names import name_of_file
+from ..concepts.files.file_kinds import CODEBOOK_SUFFIX
 from .command_options import OutOption, existing, result_file, result_folder
 
 if TYPE_CHECKING:
@@ -135,8 +135,8 @@ def export(
     ComfyUI, A1111 and diffusers load them; each file is loaded back before it is reported.
     """
     source = existing(concept, "file")
-    from ..concepts.concept_file import read_header
-    from ..concepts.file_kinds import SPECTRUM_KIND
+    from ..concepts.files.concept_file import read_header
+    from ..concepts.files.file_kinds import SPECTRUM_KIND
     from ..concepts.spectrum.spectrum_file import load_spectrum
     from .new_files import added_together
 
@@ -149,7 +149,7 @@ def export(
 
             written = export_spectrum(load_spectrum(source), staging, name)
         else:
-            from ..concepts.parts.part_dictionary import PartDictionary
+            from ..concepts.part_dictionary.part_dictionary import PartDictionary
             from .export_parts import export_dictionary
 
             written = export_dictionary(PartDictionary.load(source), staging)

@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
-from ..concepts.concept_names import checked_file_name
+from ..concepts.files.concept_names import checked_file_name
 from .command_options import (
     BaseOption,
     DeviceOption,

@@ -15,11 +15,11 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 from pydantic import BaseModel, ConfigDict, Field
 
-from ..concepts.atomic_file import check_writable, replacing
-from ..concepts.concept_names import name_of_file
 from ..concepts.errors import BestiaryError
+from ..concepts.files.atomic_file import check_writable, replacing
+from ..concepts.files.concept_names import name_of_file
 from ..concepts.name_search import plain_name
-from ..concepts.parts.part_dictionary import PartDictionary
+from ..concepts.part_dictionary.part_dictionary import PartDictionary
 from ..concepts.spectrum.prompt_spectrum import PromptSpectrum
 from ..concepts.spectrum.stage_bounds import DEFAULT_STAGES, StageBounds
 from ..concepts.spectrum.stage_claims import stage_lines

@@ -14,8 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..concepts.denoiser import PromptPiece, PromptTokens
-from ..concepts.parts.part_captions import CaptionStyle, PartCaption, build_part_caption
+from ..concepts.denoiser.denoiser import PromptPiece, PromptTokens
+from ..concepts.part_prompt.part_captions import CaptionStyle, PartCaption, build_part_caption
 from .latent_cache import LatentCache
 from .part_objective import PartBatch
 from .training_kinds import TrainingKinds

@@ -15,9 +15,9 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from ..concepts.atomic_file import remove_leftovers, write_bytes, write_text
 from ..concepts.errors import BestiaryError
-from ..concepts.parts.part_dictionary import PartDictionary
+from ..concepts.files.atomic_file import remove_leftovers, write_bytes, write_text
+from ..concepts.part_dictionary.part_dictionary import PartDictionary
 from . import demo_pictures
 from .backbones import load_denoiser
 from .demo_judging import judge_demo

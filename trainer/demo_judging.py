@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..concepts.atomic_file import write_text
+from ..concepts.files.atomic_file import write_text
 from ..concepts.files.pack import ROOT
-from ..concepts.parts.part_dictionary import PartDictionary
+from ..concepts.part_dictionary.part_dictionary import PartDictionary
 from ..demo.attribute_judge import ATTRIBUTES, AttributeJudge, species_classes
 from ..demo.creatures import PARTS
 from .diffusers_denoiser import DiffusersDenoiser

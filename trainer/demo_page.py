@@ -6,7 +6,7 @@ from typing import Any
 
 from PIL import Image
 
-from ..concepts.parts.part_dictionary import PartDictionary
+from ..concepts.part_dictionary.part_dictionary import PartDictionary
 from . import pages
 from .demo_pictures import COMPOSED, DemoPicture, read_composed
 from .discovery_folder import Discovery

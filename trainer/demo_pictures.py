@@ -7,8 +7,8 @@ from pathlib import Path
 
 from PIL import Image
 
-from ..concepts.atomic_file import replacing, write_text
-from ..concepts.parts.part_dictionary import PartDictionary
+from ..concepts.files.atomic_file import replacing, write_text
+from ..concepts.part_dictionary.part_dictionary import PartDictionary
 from .compose import add_adapters
 from .demo_judging import CHOICE
 from .diffusers_denoiser import DiffusersDenoiser

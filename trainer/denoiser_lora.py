@@ -10,10 +10,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..concepts.denoiser import LoraSpec
+from ..concepts.denoiser.denoiser import LoraSpec
+from ..concepts.denoiser.lora_names import ALPHA, DOWN, UNET_PREFIX, UP, LoraLayer, resolve_lora
+from ..concepts.denoiser.low_rank import LowRankUpdate, fresh_update, low_rank_linear
 from ..concepts.errors import BestiaryError
-from ..concepts.lora_names import ALPHA, DOWN, UNET_PREFIX, UP, LoraLayer, resolve_lora
-from ..concepts.low_rank import LowRankUpdate, fresh_update, low_rank_linear
 
 
 class AdaptedLayer(nn.Module):

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from ..concepts.backbone import Backbone
-from ..concepts.denoiser import (
+from ..concepts.denoiser.backbone import Backbone
+from ..concepts.denoiser.denoiser import (
     AttentionRequest,
     DenoiserOutput,
     LoraSpec,
@@ -51,7 +51,7 @@ class DenoiserParts:
 
 
 class DiffusersDenoiser:
-    """A latent diffusion model over diffusers modules; see `bestiary.concepts.denoiser.Denoiser` for the protocol.
+    """A latent diffusion model over diffusers modules; see `bestiary.concepts.denoiser.denoiser.Denoiser` for the protocol.
 
     All weights are frozen. Predictions come back in float32. Adapters are float32 parameters.
     """

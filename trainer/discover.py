@@ -19,13 +19,13 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
-from ..concepts.denoiser import Denoiser, ProgressCallback
+from ..concepts.denoiser.denoiser import Denoiser, ProgressCallback
 from ..concepts.errors import BestiaryError
-from ..concepts.parts.looks_foreground import LooksForeground
-from ..concepts.parts.part_codebook import PartCodebook
-from ..concepts.parts.part_discovery import fit_parts
-from ..concepts.parts.sample_checks import refuse_copies, refuse_few
-from ..concepts.patch_features import FeatureSource, PatchGrid
+from ..concepts.features.patch_features import FeatureSource, PatchGrid
+from ..concepts.part_map.looks_foreground import LooksForeground
+from ..concepts.part_map.part_codebook import PartCodebook
+from ..concepts.part_map.part_discovery import fit_parts
+from ..concepts.part_map.sample_checks import refuse_copies, refuse_few
 from .companion_files import masks_among
 from .discovery_folder import REPORT, Discovery, read_report
 from .discovery_passes import PictureReader, describe_shard, joined_sample, sample_shard, views_of_sample

@@ -12,8 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..concepts.parts.part_codebook import PartCodebook
-from ..concepts.parts.part_map import PartMaps
+from ..concepts.part_map.part_codebook import PartCodebook
+from ..concepts.part_map.part_map import PartMaps
 
 PER_KIND = 4
 """Typical pictures remembered of a kind."""

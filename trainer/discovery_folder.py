@@ -19,11 +19,11 @@ import numpy as np
 from safetensors import safe_open
 from torch import Tensor
 
-from ..concepts.atomic_file import replacing, write_text
-from ..concepts.concept_file import read_header, read_tensors
 from ..concepts.errors import BestiaryError
-from ..concepts.parts.part_codebook import PartCodebook
-from ..concepts.parts.part_map import PartMaps
+from ..concepts.files.atomic_file import replacing, write_text
+from ..concepts.files.concept_file import read_header, read_tensors
+from ..concepts.part_map.part_codebook import PartCodebook
+from ..concepts.part_map.part_map import PartMaps
 from .discovery_schema import (
     check_count,
     check_maps,

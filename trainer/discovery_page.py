@@ -8,8 +8,8 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
-from ..concepts.parts.part_codebook import PartCodebook
-from ..concepts.parts.part_overlay import part_color as part_color
+from ..concepts.part_map.part_codebook import PartCodebook
+from ..concepts.pictures.part_overlay import part_color as part_color
 from .discovery_counts import PER_KIND, largest_kinds
 from .discovery_doubts import confidence_word, doubt_text
 from .discovery_folder import IMAGES, read_lines_at, read_skipped

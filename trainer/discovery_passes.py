@@ -15,10 +15,10 @@ import torch
 from torch import Tensor
 
 from ..concepts.errors import BestiaryError
-from ..concepts.parts.part_codebook import PartCodebook
-from ..concepts.parts.sample_checks import plain_pictures
-from ..concepts.parts.sample_views import SampleViews, look_again, viewed_pictures
-from ..concepts.patch_features import FeatureSource, PatchGrid
+from ..concepts.features.patch_features import FeatureSource, PatchGrid
+from ..concepts.part_map.part_codebook import PartCodebook
+from ..concepts.part_map.sample_checks import plain_pictures
+from ..concepts.part_map.sample_views import SampleViews, look_again, viewed_pictures
 from .discovery_doubts import part_sureness
 from .discovery_state import DiscoveryState, PartShard, SampleShard, Skipped
 from .foreground_masks import ForegroundMasks

@@ -11,11 +11,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ..concepts.parts.caption_file import format_caption
-from ..concepts.parts.part_codebook import PartCodebook
-from ..concepts.parts.part_discovery import fit_kinds
-from ..concepts.parts.part_map import PartMaps
-from ..concepts.parts.sample_checks import foreground_doubts
+from ..concepts.part_map.part_codebook import PartCodebook
+from ..concepts.part_map.part_discovery import fit_kinds
+from ..concepts.part_map.part_map import PartMaps
+from ..concepts.part_map.sample_checks import foreground_doubts
+from ..concepts.part_prompt.caption_file import format_caption
 from .discovery_counts import PartCounts, TypicalPictures
 from .discovery_doubts import Doubt, UsualPictures, most_doubtful
 from .discovery_folder import (

@@ -10,9 +10,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
-from ..concepts.concept_file import Header
 from ..concepts.errors import BestiaryError
-from ..concepts.file_schema import (
+from ..concepts.files.concept_file import Header
+from ..concepts.files.file_schema import (
     broken,
     checked_json,
     checked_list,
@@ -22,8 +22,8 @@ from ..concepts.file_schema import (
     checked_text,
     checked_whole,
 )
-from ..concepts.parts.part_codebook import PartCodebook
-from ..concepts.parts.part_map import PartMaps
+from ..concepts.part_map.part_codebook import PartCodebook
+from ..concepts.part_map.part_map import PartMaps
 
 LARGEST_LIST = 1 << 30
 """Bytes of a list of pictures, or of a report."""

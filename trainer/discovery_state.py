@@ -17,9 +17,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from ..concepts.atomic_file import replacing, write_text
 from ..concepts.errors import BestiaryError
-from ..concepts.patch_features import PatchGrid
+from ..concepts.features.patch_features import PatchGrid
+from ..concepts.files.atomic_file import replacing, write_text
 
 Skipped = list[tuple[str, str]]
 """Relative path and reason of files that were passed over."""

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from ..concepts.atomic_file import replacing, write_text
+from ..concepts.files.atomic_file import replacing, write_text
 from ..demo.creatures import HELD_OUT_SPECIES, PARTS, Species, held_out_set
 
 PICTURES = "pictures"

@@ -12,13 +12,13 @@ import torch
 from torch import Tensor
 
 from ..concepts.errors import BestiaryError
-from ..concepts.parts import codebook_edits
-from ..concepts.parts.caption_file import format_caption
-from ..concepts.parts.codebook_edits import CodebookEdit
-from ..concepts.parts.joined_kinds import PartMeans, refit_kinds
-from ..concepts.parts.named_edits import merge_named, rename_named, split_name
-from ..concepts.parts.part_codebook import PartCodebook
-from ..concepts.parts.part_map import ABSENT, PartMaps
+from ..concepts.part_map import codebook_edits
+from ..concepts.part_map.codebook_edits import CodebookEdit
+from ..concepts.part_map.joined_kinds import PartMeans, refit_kinds
+from ..concepts.part_map.named_edits import merge_named, rename_named, split_name
+from ..concepts.part_map.part_codebook import PartCodebook
+from ..concepts.part_map.part_map import ABSENT, PartMaps
+from ..concepts.part_prompt.caption_file import format_caption
 from .discovery_counts import PER_KIND, PartCounts, TypicalPictures
 from .discovery_folder import (
     CAPTIONS,

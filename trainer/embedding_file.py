@@ -18,11 +18,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ..concepts.concept_file import read_header, read_tensors
+from ..concepts.denoiser.lora_names import BUNDLED, kohya_name
 from ..concepts.errors import BestiaryError
-from ..concepts.inert_pickle import Shell
-from ..concepts.lora_names import BUNDLED, kohya_name
-from ..concepts.safe_pickle import load_inert, tensors_in
+from ..concepts.files.concept_file import read_header, read_tensors
+from ..concepts.files.inert_pickle import Shell
+from ..concepts.files.safe_pickle import load_inert, tensors_in
 from .partcraft_files import holds_safetensors
 
 MOST_VECTORS = 150

@@ -16,13 +16,13 @@ from typing import Any, Literal
 import torch
 from pydantic import BaseModel, ConfigDict, Field
 
-from ..concepts.atomic_file import check_writable, write_text
-from ..concepts.concept_names import name_of_file
-from ..concepts.denoiser import ProgressCallback
+from ..concepts.denoiser.denoiser import ProgressCallback
 from ..concepts.errors import BestiaryError
-from ..concepts.parts.part_codebook import PartCodebook
-from ..concepts.parts.part_dictionary import PartDictionary
-from ..concepts.parts.part_map import ABSENT
+from ..concepts.files.atomic_file import check_writable, write_text
+from ..concepts.files.concept_names import name_of_file
+from ..concepts.part_dictionary.part_dictionary import PartDictionary
+from ..concepts.part_map.part_codebook import PartCodebook
+from ..concepts.part_map.part_map import ABSENT
 from .backbones import load_denoiser
 from .class_reading import ClassReading
 from .compose import add_adapters, base_of

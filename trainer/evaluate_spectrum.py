@@ -15,9 +15,9 @@ from PIL import Image
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 from torch import Tensor, nn
 
-from ..concepts.atomic_file import write_text
-from ..concepts.concept_names import name_of_file
 from ..concepts.errors import BestiaryError
+from ..concepts.files.atomic_file import write_text
+from ..concepts.files.concept_names import name_of_file
 from ..concepts.spectrum.prompt_spectrum import PromptSpectrum, check_spectrum_backbone
 from ..concepts.spectrum.spectrum_file import load_spectrum
 from ..concepts.spectrum.stage_mention import find_staged_mentions

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ..concepts.errors import BestiaryError
-from ..concepts.parts.part_map import ABSENT
+from ..concepts.part_map.part_map import ABSENT
 
 _DEALS = 24
 """Ways of dealing out the parts that are tried, to find one in which every picture shows what it shall give."""

@@ -7,9 +7,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..concepts.parts.part_attention_loss import attention_iou
-from ..concepts.parts.part_map import ABSENT
-from ..concepts.parts.part_metrics import absent_rate, code_similarity, exact_match_by_picture, exact_match_rate
+from ..concepts.denoiser.part_attention_loss import attention_iou
+from ..concepts.part_map.part_map import ABSENT
+from ..concepts.part_map.part_metrics import absent_rate, code_similarity, exact_match_by_picture, exact_match_rate
 from .evaluation_cases import TestCase
 from .picture_judge import Sight
 from .picture_making import Picture

@@ -13,12 +13,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ..concepts.atomic_file import write_text
-from ..concepts.backbone import get_backbone
-from ..concepts.concept_file import read_tensors, write_tensors
+from ..concepts.denoiser.backbone import get_backbone
+from ..concepts.denoiser.lora_names import lora_layers
 from ..concepts.errors import BestiaryError
-from ..concepts.lora_names import lora_layers
-from ..concepts.parts.part_dictionary import PartDictionary
+from ..concepts.files.atomic_file import write_text
+from ..concepts.files.concept_file import read_tensors, write_tensors
+from ..concepts.part_dictionary.part_dictionary import PartDictionary
 
 EMBEDDINGS_FOLDER = "embeddings"
 LORA_FILE = "parts_lora.safetensors"

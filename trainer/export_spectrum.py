@@ -11,10 +11,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ..concepts.atomic_file import write_text
-from ..concepts.concept_file import read_tensors, write_tensors
-from ..concepts.concept_names import RESERVED_NAMES
 from ..concepts.errors import BestiaryError
+from ..concepts.files.atomic_file import write_text
+from ..concepts.files.concept_file import read_tensors, write_tensors
+from ..concepts.files.concept_names import RESERVED_NAMES
 from ..concepts.spectrum.prompt_spectrum import PromptSpectrum
 from .export_parts import (
     EMBEDDINGS_FOLDER,

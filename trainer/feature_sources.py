@@ -3,12 +3,12 @@
 from pathlib import Path
 from typing import Literal
 
-from ..concepts.denoiser import Denoiser
+from ..concepts.denoiser.denoiser import Denoiser
 from ..concepts.errors import BestiaryError
-from ..concepts.imagenet_features import ImagenetFeatures
-from ..concepts.patch_features import DescriptorFeatures, DiffusionFeatures, DinoFeatures, FeatureSource
-from ..concepts.vit_weights import DINO_MODEL as DINO_MODEL
-from ..concepts.vit_weights import cached_weights, fetch_weights
+from ..concepts.features.imagenet_features import ImagenetFeatures
+from ..concepts.features.patch_features import DescriptorFeatures, DiffusionFeatures, DinoFeatures, FeatureSource
+from ..concepts.features.vit_weights import DINO_MODEL as DINO_MODEL
+from ..concepts.features.vit_weights import cached_weights, fetch_weights
 
 SourceChoice = Literal["auto", "dinov2", "imagenet", "diffusion", "descriptor"]
 Spec = dict[str, "str | int | float"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from PIL import Image
 
-from ..concepts.parts.part_dictionary import PartDictionary
+from ..concepts.part_dictionary.part_dictionary import PartDictionary
 from .finished_parts import THUMBNAIL_EDGE, cut_thumbnails, learned_dictionary
 from .image_files import fit_square, read_image
 from .training_setup import TrainingPictures, TrainingSetup

@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from PIL import Image
 
-from ..concepts.parts.part_dictionary import PartDictionary
-from ..concepts.thumbnail_atlas import ThumbnailAtlas
+from ..concepts.files.thumbnail_atlas import ThumbnailAtlas
+from ..concepts.part_dictionary.part_dictionary import PartDictionary
 from .part_objective import PartObjective
 from .training_kinds import TrainingKinds
 

@@ -14,7 +14,7 @@ from typing import Any, Literal, NoReturn, Protocol
 import torch
 from torch import Tensor, nn
 
-from ..concepts.denoiser import ProgressCallback
+from ..concepts.denoiser.denoiser import ProgressCallback
 from ..concepts.errors import BestiaryError
 from .learning_curves import CurveMeter, CurveWriter
 from .run_folder import RunFolder

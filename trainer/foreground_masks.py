@@ -14,8 +14,8 @@ from PIL import Image
 from torch import Tensor
 
 from ..concepts.errors import BestiaryError
-from ..concepts.parts.part_areas import patch_shares
-from ..concepts.square_fit import seen_box
+from ..concepts.part_map.part_areas import patch_shares
+from ..concepts.pictures.square_fit import seen_box
 from .companion_files import CompanionFolder
 from .image_files import UnreadableImage, decoded, picture_size
 from .mask_files import read_mask

@@ -4,7 +4,7 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
-from ..concepts.color_scale import scale_colors
+from ..concepts.pictures.color_scale import scale_colors
 
 _STOPS = np.array([[12, 10, 30], [92, 24, 92], [200, 62, 60], [248, 160, 54], [254, 244, 190]], dtype=np.float32)
 """From dark violet to pale yellow."""

@@ -22,7 +22,7 @@ from PIL import Image, JpegImagePlugin
 from torch import Tensor
 
 from ..concepts.errors import BestiaryError
-from ..concepts.square_fit import fit_square as fit_square
+from ..concepts.pictures.square_fit import fit_square as fit_square
 
 HEIC_SUFFIXES = frozenset([".heic", ".heif", ".hif"])
 """Suffixes of pictures that only pillow-heif reads."""

@@ -14,17 +14,17 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import Tensor
 
-from ..concepts.backbone import BACKBONES, get_backbone
+from ..concepts.denoiser.backbone import BACKBONES, get_backbone
+from ..concepts.denoiser.lora_names import BUNDLED, check_family, to_kohya
 from ..concepts.errors import BestiaryError
-from ..concepts.file_kinds import CODEBOOK_SUFFIX
-from ..concepts.lora_names import BUNDLED, check_family, to_kohya
-from ..concepts.parts.caption_file import parse_captions
-from ..concepts.parts.foreground import CentroidForeground
-from ..concepts.parts.part_codebook import PartCodebook
-from ..concepts.parts.part_dictionary import PartDictionary
-from ..concepts.parts.part_model import CentroidParts, background_centroid
-from ..concepts.parts.token_projector import TokenProjector
-from ..concepts.text_file import LARGEST_TOML, parse_toml, read_text
+from ..concepts.files.file_kinds import CODEBOOK_SUFFIX
+from ..concepts.files.text_file import LARGEST_TOML, parse_toml, read_text
+from ..concepts.part_dictionary.part_dictionary import PartDictionary
+from ..concepts.part_dictionary.token_projector import TokenProjector
+from ..concepts.part_map.foreground import CentroidForeground
+from ..concepts.part_map.part_codebook import PartCodebook
+from ..concepts.part_map.part_model import CentroidParts, background_centroid
+from ..concepts.part_prompt.caption_file import parse_captions
 from .partcraft_files import COARSE, FINE, FOREGROUND, PartCraftFile, PartCraftKind, read_partcraft_file
 
 log = logging.getLogger(__name__)

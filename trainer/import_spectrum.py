@@ -1,6 +1,6 @@
 """Published files of stage-, layer- and time-wise inversion become prompt spectra: ProSpect, XTI (P+), NeTI, textual inversion.
 
-Pickles are read through the allow-list of concepts/safe_pickle.py alone: nothing in them runs, and none of the libraries they
+Pickles are read through the allow-list of concepts/files/safe_pickle.py alone: nothing in them runs, and none of the libraries they
 name is imported. Networks are baked into vectors in evaluation mode. Letters: S stages, L layers, V vectors, D width.
 """
 
@@ -12,10 +12,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ..concepts.backbone import BACKBONES, Backbone
-from ..concepts.concept_file import read_header, read_tensors
+from ..concepts.denoiser.backbone import BACKBONES, Backbone
 from ..concepts.errors import BestiaryError
-from ..concepts.safe_pickle import Shell, load_inert
+from ..concepts.files.concept_file import read_header, read_tensors
+from ..concepts.files.safe_pickle import Shell, load_inert
 from ..concepts.spectrum.neti_mapper import LAYERS, NetiMapper
 from ..concepts.spectrum.prompt_spectrum import PromptSpectrum
 from ..concepts.spectrum.stage_bounds import StageBounds

@@ -8,11 +8,7 @@ from pathlib import Path
 
 import torch
 
-from ..concepts.concept_file import Header, TensorEntry, read_header, read_tensors
-from ..concepts.errors import BestiaryError
-from ..concepts.file_kinds import CODEBOOK_KIND, DICTIONARY_KIND, SPECTRUM_KIND
-from ..concepts.inert_pickle import Shell
-from ..concepts.lora_names import (
+from ..concepts.denoiser.lora_names import (
     ALPHA,
     BUNDLED,
     DOWN,
@@ -21,11 +17,15 @@ from ..concepts.lora_names import (
     lora_layers,
     with_told_alphas,
 )
+from ..concepts.errors import BestiaryError
+from ..concepts.files.concept_file import Header, TensorEntry, read_header, read_tensors
+from ..concepts.files.file_kinds import CODEBOOK_KIND, DICTIONARY_KIND, SPECTRUM_KIND
+from ..concepts.files.inert_pickle import Shell
+from ..concepts.files.safe_pickle import load_inert, tensors_in
 from ..concepts.name_search import number_ranges
-from ..concepts.parts.part_codebook import PartCodebook
-from ..concepts.parts.part_dictionary import PartDictionary
-from ..concepts.parts.token_projector import infer_shape
-from ..concepts.safe_pickle import load_inert, tensors_in
+from ..concepts.part_dictionary.part_dictionary import PartDictionary
+from ..concepts.part_dictionary.token_projector import infer_shape
+from ..concepts.part_map.part_codebook import PartCodebook
 from ..concepts.spectrum.attribute_presets import stages_in_ranges, stages_text
 from ..concepts.spectrum.prompt_spectrum import PromptSpectrum
 from ..concepts.spectrum.spectrum_file import load_spectrum

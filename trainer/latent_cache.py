@@ -19,9 +19,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from ..concepts.atomic_file import remove_leftovers, write_text
-from ..concepts.denoiser import ProgressCallback
+from ..concepts.denoiser.denoiser import ProgressCallback
 from ..concepts.errors import BestiaryError
+from ..concepts.files.atomic_file import remove_leftovers, write_text
 from .fit import Parallel, SingleProcess
 from .image_files import fit_square, image_to_tensor, read_image
 

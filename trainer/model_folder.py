@@ -5,9 +5,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from ..concepts.backbone import BACKBONES, Backbone, BackboneName, TextEncoderSpec, get_backbone
+from ..concepts.denoiser.backbone import BACKBONES, Backbone, BackboneName, TextEncoderSpec, get_backbone
 from ..concepts.errors import BestiaryError
-from ..concepts.wrong_download import wrong_download
+from ..concepts.files.wrong_download import wrong_download
 
 CHECKPOINT_SUFFIXES = (".safetensors", ".ckpt", ".pt", ".pth", ".bin")
 WEIGHT_SUFFIXES = (".safetensors", ".bin")

@@ -11,10 +11,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..concepts.denoiser import Denoiser, LoraSpec, PromptPiece, PromptTokens
+from ..concepts.denoiser.denoiser import Denoiser, LoraSpec, PromptPiece, PromptTokens
 from ..concepts.errors import BestiaryError
-from ..concepts.parts.part_captions import CaptionStyle
-from ..concepts.parts.token_projector import TokenProjector
+from ..concepts.part_dictionary.token_projector import TokenProjector
+from ..concepts.part_prompt.part_captions import CaptionStyle
 from .concept_images import BatchPlan, ConceptImages
 from .fit import LoopSettings, Parallel, SingleProcess
 from .latent_cache import LatentCache

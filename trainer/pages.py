@@ -8,7 +8,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from ..concepts.atomic_file import write_text
+from ..concepts.files.atomic_file import write_text
 from .page_style import STYLE
 
 

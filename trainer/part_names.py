@@ -10,9 +10,9 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from torch import Tensor
 
 from ..concepts.errors import BestiaryError
-from ..concepts.parts.codebook_edits import rename
-from ..concepts.parts.part_codebook import PartCodebook
-from ..concepts.text_file import LARGEST_TOML, parse_toml, read_text
+from ..concepts.files.text_file import LARGEST_TOML, parse_toml, read_text
+from ..concepts.part_map.codebook_edits import rename
+from ..concepts.part_map.part_codebook import PartCodebook
 
 BACKGROUND_NAME = "background"
 _OFF_CENTRE = 0.3  # of half the thing's width

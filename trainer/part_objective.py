@@ -12,11 +12,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..concepts.attention_maps import average_maps
-from ..concepts.denoiser import AttentionMethod, AttentionRequest, Denoiser, DenoiserOutput, PromptTokens
-from ..concepts.min_snr import min_snr_weights
-from ..concepts.parts.part_attention_loss import FLOOR, attention_iou, per_part_attention_loss
-from ..concepts.parts.token_projector import TokenProjector
+from ..concepts.denoiser.attention_maps import average_maps
+from ..concepts.denoiser.denoiser import AttentionMethod, AttentionRequest, Denoiser, DenoiserOutput, PromptTokens
+from ..concepts.denoiser.min_snr import min_snr_weights
+from ..concepts.denoiser.part_attention_loss import FLOOR, attention_iou, per_part_attention_loss
+from ..concepts.part_dictionary.token_projector import TokenProjector
 from .fit import LossReport
 
 PART_CURVES = ("part_attention_loss", "attention_iou")

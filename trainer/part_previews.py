@@ -6,8 +6,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ..concepts.atomic_file import replacing
-from ..concepts.denoiser import TextConditioning
+from ..concepts.denoiser.denoiser import TextConditioning
+from ..concepts.files.atomic_file import replacing
 from .contact_sheet import contact_sheet
 from .image_files import fit_square, read_image
 from .part_objective import PartBatch

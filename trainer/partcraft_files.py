@@ -14,10 +14,10 @@ from typing import Literal, TypeVar
 import torch
 from torch import Tensor
 
-from ..concepts.concept_file import read_header, read_tensors
+from ..concepts.denoiser.lora_names import check_forms, kohya_name, with_told_alphas
 from ..concepts.errors import BestiaryError
-from ..concepts.lora_names import check_forms, kohya_name, with_told_alphas
-from ..concepts.safe_pickle import load_inert, load_tensors, tensors_in
+from ..concepts.files.concept_file import read_header, read_tensors
+from ..concepts.files.safe_pickle import load_inert, load_tensors, tensors_in
 
 Found = TypeVar("Found")
 PartCraftKind = Literal["mapper", "lora", "kmeans"]

@@ -8,9 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..concepts.parts.part_codebook import PartCodebook
-from ..concepts.parts.part_map import PartMaps
-from ..concepts.patch_features import FeatureSource
+from ..concepts.features.patch_features import FeatureSource
+from ..concepts.part_map.part_codebook import PartCodebook
+from ..concepts.part_map.part_map import PartMaps
 from .image_files import fit_square, image_to_tensor, read_image
 
 _AT_ONCE = 16

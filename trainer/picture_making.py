@@ -7,10 +7,10 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ..concepts.denoiser import AttentionRequest, TextConditioning
+from ..concepts.denoiser.denoiser import AttentionRequest, TextConditioning
 from ..concepts.errors import BestiaryError
-from ..concepts.parts.part_dictionary import PartDictionary
-from ..concepts.parts.part_prompt import ResolvedMention, ResolvedPrompt, parse_part_prompt, resolve_prompt
+from ..concepts.part_dictionary.part_dictionary import PartDictionary
+from ..concepts.part_prompt.part_prompt import ResolvedMention, ResolvedPrompt, parse_part_prompt, resolve_prompt
 from .sampling import Sampler, SamplingDenoiser, pictures_at_once, sample_images
 
 

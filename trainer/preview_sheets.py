@@ -10,8 +10,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ..concepts.attention_maps import average_maps
-from ..concepts.denoiser import PromptPiece, TextConditioning
+from ..concepts.denoiser.attention_maps import average_maps
+from ..concepts.denoiser.denoiser import PromptPiece, TextConditioning
 from .contact_sheet import contact_sheet
 from .heat_maps import heat_map
 from .part_objective import PartBatch, PartObjective

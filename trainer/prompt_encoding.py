@@ -13,10 +13,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..concepts.backbone import Backbone, TextEncoderSpec
-from ..concepts.denoiser import PromptPiece, PromptTokens, TextConditioning
+from ..concepts.denoiser.backbone import Backbone, TextEncoderSpec
+from ..concepts.denoiser.denoiser import PromptPiece, PromptTokens, TextConditioning
+from ..concepts.denoiser.token_insertion import insert_vectors, lay_out_tokens
 from ..concepts.errors import BestiaryError
-from ..concepts.token_insertion import insert_vectors, lay_out_tokens
 
 CACHED_PROMPTS = 64
 """Encodings of prompts without learned vectors that are kept."""

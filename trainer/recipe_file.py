@@ -11,8 +11,8 @@ from pydantic import BaseModel, ValidationError
 
 from ..concepts.errors import BestiaryError
 from ..concepts.files.pack import ROOT
-from ..concepts.text_file import LARGEST_TOML, read_text
-from ..concepts.text_file import parse_toml as parse_toml_text
+from ..concepts.files.text_file import LARGEST_TOML, read_text
+from ..concepts.files.text_file import parse_toml as parse_toml_text
 
 Settings = TypeVar("Settings", bound=BaseModel)
 RECIPE_FOLDER = ROOT / "trainer" / "recipes"

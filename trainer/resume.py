@@ -6,8 +6,8 @@ import logging
 from collections.abc import Sequence
 from pathlib import Path
 
-from ..concepts.atomic_file import write_text
 from ..concepts.errors import BestiaryError
+from ..concepts.files.atomic_file import write_text
 from .latent_cache import SPEC_NAME
 from .run_folder import CONFIG_NAME, RunFolder
 from .settings import GRAPH, BaseSettings

@@ -15,8 +15,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as to_bytes
 from torch import Tensor
 
-from ..concepts.atomic_file import remove_leftovers, write_bytes, write_text
 from ..concepts.errors import BestiaryError
+from ..concepts.files.atomic_file import remove_leftovers, write_bytes, write_text
 
 logger = logging.getLogger("bestiary")
 CONFIG_NAME = "config.resolved.toml"

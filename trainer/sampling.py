@@ -13,8 +13,8 @@ import torch
 from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, EulerDiscreteScheduler, PNDMScheduler
 from torch import Tensor
 
-from ..concepts.attention_maps import average_maps
-from ..concepts.denoiser import AttentionRequest, Denoiser, ProgressCallback, TextConditioning
+from ..concepts.denoiser.attention_maps import average_maps
+from ..concepts.denoiser.denoiser import AttentionRequest, Denoiser, ProgressCallback, TextConditioning
 from ..concepts.errors import BestiaryError
 from ..concepts.spectrum.staged_conditioning import StagedConditioning
 

@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ..concepts.denoiser import PromptTokens
+from ..concepts.denoiser.denoiser import PromptTokens
 from ..concepts.errors import BestiaryError
 from ..concepts.spectrum.stage_bounds import StageBounds
 from .companion_files import CompanionFolder, masks_among

@@ -10,8 +10,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
-from ..concepts.denoiser import Denoiser, PromptPiece, PromptTokens, TextConditioning
-from ..concepts.min_snr import min_snr_weights
+from ..concepts.denoiser.denoiser import Denoiser, PromptPiece, PromptTokens, TextConditioning
+from ..concepts.denoiser.min_snr import min_snr_weights
 from ..concepts.spectrum.stage_table import ProspectNetwork, StageTable
 from .fit import LossReport
 

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..concepts.denoiser import Denoiser
+from ..concepts.denoiser.denoiser import Denoiser
 from ..concepts.errors import BestiaryError
 from ..concepts.name_search import shown_name
 from ..concepts.spectrum.prompt_spectrum import PromptSpectrum

@@ -4,7 +4,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ..concepts.atomic_file import replacing
+from ..concepts.files.atomic_file import replacing
 from ..concepts.spectrum.prompt_spectrum import PromptSpectrum
 from ..concepts.spectrum.staged_conditioning import encode_staged
 from .image_files import fit_square, read_image

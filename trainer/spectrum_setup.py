@@ -6,7 +6,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from ..concepts.denoiser import Denoiser, ProgressCallback
+from ..concepts.denoiser.denoiser import Denoiser, ProgressCallback
 from ..concepts.errors import BestiaryError
 from .backbones import load_denoiser
 from .latent_cache import CacheSpec, LatentCache, open_cache, picture_stamps

@@ -6,10 +6,11 @@ from pathlib import Path
 
 import torch
 
-from ..concepts.concept_file import read_header
-from ..concepts.concept_names import name_of_file
 from ..concepts.errors import BestiaryError
-from ..concepts.file_kinds import SPECTRUM_KIND
+from ..concepts.files.concept_file import read_header
+from ..concepts.files.concept_names import name_of_file
+from ..concepts.files.file_kinds import SPECTRUM_KIND
+from ..concepts.files.text_file import read_text
 from ..concepts.name_search import choices_text, plain_name, shown_name
 from ..concepts.spectrum.attribute_presets import DEFAULT_PRESETS, Presets, parse_presets, stages_text
 from ..concepts.spectrum.prompt_spectrum import PromptSpectrum, check_spectrum_backbone
@@ -18,7 +19,6 @@ from ..concepts.spectrum.stage_algebra import merge_by_attribute
 from ..concepts.spectrum.stage_bounds import StageBounds
 from ..concepts.spectrum.staged_conditioning import encode_staged
 from ..concepts.spectrum.staged_prompt import Override, PromptSources, StagedPrompt, resolve_staged_prompt
-from ..concepts.text_file import read_text
 from .picture_making import Picture, PictureOrder, SamplingChoice, check_backbone
 from .sampling import SamplingDenoiser, build_sampler, pictures_at_once, sample_images
 

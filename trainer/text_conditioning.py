@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..concepts.backbone import Backbone, TextEncoderSpec
+from ..concepts.denoiser.backbone import Backbone, TextEncoderSpec
 from .prompt_encoding import ClipStates, PromptEncoding
 
 

@@ -11,8 +11,8 @@ import torch
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
-from ..concepts.attention_maps import average_maps
-from ..concepts.denoiser import AttentionRequest, Denoiser, PromptPiece
+from ..concepts.denoiser.attention_maps import average_maps
+from ..concepts.denoiser.denoiser import AttentionRequest, Denoiser, PromptPiece
 from .part_objective import PartBatch
 
 COMMON_WORDS = "photo picture animal bird object thing large small bright dark red orange green blue white black"

@@ -18,8 +18,8 @@ import torch
 from pydantic import BaseModel as Settings
 from pydantic import ConfigDict, Field, ValidationError
 
-from ..concepts.atomic_file import write_text
 from ..concepts.errors import BestiaryError
+from ..concepts.files.atomic_file import write_text
 from ..demo.captions import caption_of
 from ..demo.species import HELD_OUT_SPECIES, random_scene, random_species
 from .base_autoencoder import SHARD, cache_latents, draw_pictures, fit_autoencoder, latent_scale

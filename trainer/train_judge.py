@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn import functional
 
-from ..concepts.atomic_file import replacing
+from ..concepts.files.atomic_file import replacing
 from ..demo.attribute_judge import ATTRIBUTES, JUDGE_FILE, AttributeJudge, species_classes
 from ..demo.creatures import draw_creature
 from ..demo.species import COLORS, PARTS, PATTERNS, SHAPES, PartLook, Species

@@ -8,8 +8,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..concepts.denoiser import ProgressCallback
-from ..concepts.parts.part_dictionary import PartDictionary
+from ..concepts.denoiser.denoiser import ProgressCallback
+from ..concepts.part_dictionary.part_dictionary import PartDictionary
 from .doctor import examine_setup
 from .export_parts import export_dictionary
 from .finished_dictionary import build_dictionary

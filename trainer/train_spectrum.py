@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..concepts.denoiser import ProgressCallback
+from ..concepts.denoiser.denoiser import ProgressCallback
 from ..concepts.spectrum.spectrum_file import load_spectrum, save_spectrum
 from .export_spectrum import export_spectrum
 from .fit import fit

@@ -11,9 +11,9 @@ import torch
 import torch.nn.functional as F
 
 from ..concepts.errors import BestiaryError
-from ..concepts.kmeans import fit_kmeans
-from ..concepts.parts.part_codebook import PartCodebook
-from ..concepts.parts.part_map import ABSENT, PartMaps
+from ..concepts.part_map.kmeans import fit_kmeans
+from ..concepts.part_map.part_codebook import PartCodebook
+from ..concepts.part_map.part_map import ABSENT, PartMaps
 
 PICTURE_COLUMNS = ("path", "file", "filename", "image")
 """Column names under which a table of classes may name its pictures."""

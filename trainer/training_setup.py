@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..concepts.denoiser import Denoiser, ProgressCallback
+from ..concepts.denoiser.denoiser import Denoiser, ProgressCallback
 from ..concepts.errors import BestiaryError
 from .backbones import demo_model_path, load_denoiser
 from .concept_images import ConceptImages

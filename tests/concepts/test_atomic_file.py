@@ -8,8 +8,9 @@ import threading
 from pathlib import Path
 
 import pytest
-from bestiary.concepts import atomic_file
-from bestiary.concepts.atomic_file import (
+from bestiary.concepts.errors import BestiaryError
+from bestiary.concepts.files import atomic_file
+from bestiary.concepts.files.atomic_file import (
     check_writable,
     is_running,
     remove_leftovers,
@@ -17,7 +18,6 @@ from bestiary.concepts.atomic_file import (
     write_bytes,
     write_text,
 )
-from bestiary.concepts.errors import BestiaryError
 
 
 def test_content_and_missing_folders_are_made(tmp_path: Path) -> None:
@@ -157,7 +157,7 @@ def test_a_killed_writer_leaves_what_is_removed_later(tmp_path: Path) -> None:
     program = f"""
 import os, signal
 from pathlib import Path
-from bestiary.concepts.atomic_file import replacing
+from bestiary.concepts.files.atomic_file import replacing
 with replacing(Path({str(tmp_path / "file")!r})) as temporary:
     temporary.write_text("half")
     os.kill(os.getpid(), signal.SIGKILL)

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from bestiary.concepts.attention_maps import attend_with_columns, attention_columns, average_maps
+from bestiary.concepts.denoiser.attention_maps import attend_with_columns, attention_columns, average_maps
 from bestiary.concepts.errors import BestiaryError
 from torch import Tensor
 from torch.nn import functional

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from bestiary.concepts.backbone import BACKBONES, get_backbone
+from bestiary.concepts.denoiser.backbone import BACKBONES, get_backbone
 from bestiary.concepts.errors import BestiaryError
 
 

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from bestiary.concepts.color_scale import scale_colors
+from bestiary.concepts.pictures.color_scale import scale_colors
 
 STOPS = np.array([[0, 0, 0], [100, 20, 40], [255, 220, 140]], dtype=np.float32)
 

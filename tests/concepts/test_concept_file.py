@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from bestiary.concepts.concept_file import (
+from bestiary.concepts.errors import BestiaryError
+from bestiary.concepts.files.concept_file import (
     from_text_tensor,
     read_concept_file,
     read_header,
@@ -18,7 +19,6 @@ from bestiary.concepts.concept_file import (
     write_concept_file,
     write_tensors,
 )
-from bestiary.concepts.errors import BestiaryError
 from safetensors import safe_open
 from safetensors.torch import save_file
 

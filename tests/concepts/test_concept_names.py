@@ -1,8 +1,8 @@
 """Names of concepts: one rule from files to prompts, and names that are no file everywhere are refused."""
 
 import pytest
-from bestiary.concepts.concept_names import checked_file_name, name_of_file
 from bestiary.concepts.errors import BestiaryError
+from bestiary.concepts.files.concept_names import checked_file_name, name_of_file
 
 
 @pytest.mark.parametrize(

@@ -4,9 +4,9 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from bestiary.concepts.backbone import get_backbone
-from bestiary.concepts.ddim import ddim_timesteps, sample_ddim
-from bestiary.concepts.denoiser import DenoiserOutput, NoiseSchedule, TextConditioning
+from bestiary.concepts.denoiser.backbone import get_backbone
+from bestiary.concepts.denoiser.ddim import ddim_timesteps, sample_ddim
+from bestiary.concepts.denoiser.denoiser import DenoiserOutput, NoiseSchedule, TextConditioning
 from bestiary.concepts.errors import BestiaryError
 from bestiary.concepts.spectrum.stage_bounds import StageBounds
 from bestiary.concepts.spectrum.staged_conditioning import StagedConditioning

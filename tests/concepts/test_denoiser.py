@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from bestiary.concepts.denoiser import NoiseSchedule
+from bestiary.concepts.denoiser.denoiser import NoiseSchedule
 
 BETAS = torch.linspace(0.00085**0.5, 0.012**0.5, 1000) ** 2
 ALPHAS = (1 - BETAS).cumprod(0)

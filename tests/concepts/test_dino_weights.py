@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from bestiary.concepts.dino_weights import read_dino_weights
 from bestiary.concepts.errors import BestiaryError
+from bestiary.concepts.features.dino_weights import read_dino_weights
 from safetensors.torch import save_file
 
 BASE = "vit_base_patch14_dinov2.lvd142m"

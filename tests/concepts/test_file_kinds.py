@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
-from bestiary.concepts.concept_file import read_header
-from bestiary.concepts.file_kinds import CODEBOOK_KIND, CODEBOOK_SUFFIX, DICTIONARY_KIND, SPECTRUM_KIND
+from bestiary.concepts.files.concept_file import read_header
+from bestiary.concepts.files.file_kinds import CODEBOOK_KIND, CODEBOOK_SUFFIX, DICTIONARY_KIND, SPECTRUM_KIND
 
 SHIPPED = Path(__file__).parent.parent.parent / "demo" / "concepts"
 

@@ -6,9 +6,15 @@ from pathlib import Path
 
 import pytest
 import torch
-from bestiary.concepts import imagenet_features
 from bestiary.concepts.errors import BestiaryError
-from bestiary.concepts.imagenet_features import BLOCKS, ImagenetFeatures, read_network, weights_file, weights_installed
+from bestiary.concepts.features import imagenet_features
+from bestiary.concepts.features.imagenet_features import (
+    BLOCKS,
+    ImagenetFeatures,
+    read_network,
+    weights_file,
+    weights_installed,
+)
 from torch import Tensor
 
 

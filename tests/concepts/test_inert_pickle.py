@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 from bestiary.concepts.errors import BestiaryError
-from bestiary.concepts.safe_pickle import Shell, load_inert, load_tensors, tensors_in
+from bestiary.concepts.files.safe_pickle import Shell, load_inert, load_tensors, tensors_in
 from bestiary.trainer.import_spectrum import PROSPECT_SHELLS
 
 MARK, STOP = b"(", b"."

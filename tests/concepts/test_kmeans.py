@@ -2,7 +2,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from bestiary.concepts.errors import BestiaryError
-from bestiary.concepts.kmeans import assign, fit_kmeans, lloyd
+from bestiary.concepts.part_map.kmeans import assign, fit_kmeans, lloyd
 from sklearn.cluster import KMeans
 from torch import Tensor
 
@@ -101,7 +101,7 @@ def test_same_seed_same_result() -> None:
 def test_labels_in_chunks_equal_labels_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     x, _ = blobs(5, 40, 16, 0.4, seed=6)
     whole = lloyd(x, x[:5])
-    monkeypatch.setattr("bestiary.concepts.kmeans.CHUNK_ROWS", 7)
+    monkeypatch.setattr("bestiary.concepts.part_map.kmeans.CHUNK_ROWS", 7)
     pieces = lloyd(x, x[:5])
     assert torch.equal(whole.labels, pieces.labels)
     assert whole.inertia == pytest.approx(pieces.inertia, abs=1e-5)

@@ -1,5 +1,5 @@
 import torch
-from bestiary.concepts.linear_classifiers import fit_discriminant, fit_logistic
+from bestiary.concepts.part_map.linear_classifiers import fit_discriminant, fit_logistic
 
 
 def test_logistic_regression_finds_the_direction_that_labels_follow_and_its_odds() -> None:

@@ -2,8 +2,7 @@
 
 import pytest
 import torch
-from bestiary.concepts.errors import BestiaryError
-from bestiary.concepts.lora_names import (
+from bestiary.concepts.denoiser.lora_names import (
     check_family,
     from_kohya,
     kohya_name,
@@ -13,6 +12,7 @@ from bestiary.concepts.lora_names import (
     to_kohya,
     with_told_alphas,
 )
+from bestiary.concepts.errors import BestiaryError
 from torch import Tensor
 
 BLOCK = "down_blocks.1.attentions.0.transformer_blocks.0"

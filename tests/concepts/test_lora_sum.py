@@ -2,8 +2,8 @@
 
 import pytest
 import torch
+from bestiary.concepts.denoiser.lora_sum import sum_loras
 from bestiary.concepts.errors import BestiaryError
-from bestiary.concepts.lora_sum import sum_loras
 from torch import Tensor
 
 

@@ -2,9 +2,9 @@
 
 import pytest
 import torch
-from bestiary.concepts.denoiser import NoiseSchedule
+from bestiary.concepts.denoiser.denoiser import NoiseSchedule
+from bestiary.concepts.denoiser.min_snr import min_snr_weights
 from bestiary.concepts.errors import BestiaryError
-from bestiary.concepts.min_snr import min_snr_weights
 
 SNR = torch.tensor([0.01, 1.0, 5.0, 20.0, 1e4])
 

@@ -4,10 +4,10 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from bestiary.concepts.backbone import BACKBONES
-from bestiary.concepts.denoiser import DenoiserOutput, NoiseSchedule, TextConditioning
+from bestiary.concepts.denoiser.backbone import BACKBONES
+from bestiary.concepts.denoiser.denoiser import DenoiserOutput, NoiseSchedule, TextConditioning
 from bestiary.concepts.errors import BestiaryError
-from bestiary.concepts.patch_features import (
+from bestiary.concepts.features.patch_features import (
     DescriptorFeatures,
     DiffusionFeatures,
     DinoFeatures,

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from bestiary.concepts.errors import BestiaryError
-from bestiary.concepts.safe_pickle import Shell, load_inert, load_tensors, tensors_in
+from bestiary.concepts.files.safe_pickle import Shell, load_inert, load_tensors, tensors_in
 
 
 class Bomb:
@@ -145,7 +145,7 @@ def test_programs_folders_and_giants_are_refused(tmp_path: Path, monkeypatch: py
         load_tensors(tmp_path / "gone")
     with pytest.raises(BestiaryError, match="could not read"):
         load_inert(tmp_path)
-    monkeypatch.setattr("bestiary.concepts.safe_pickle.LARGEST_FILE", 10)
+    monkeypatch.setattr("bestiary.concepts.files.safe_pickle.LARGEST_FILE", 10)
     torch.save({"a": torch.zeros(1)}, tmp_path / "big.bin")
     with pytest.raises(BestiaryError, match="bytes; pickles beyond 10 are refused"):
         load_tensors(tmp_path / "big.bin")

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from bestiary.concepts.square_fit import SQUARE_FITS, fit_square, seen_box
+from bestiary.concepts.pictures.square_fit import SQUARE_FITS, fit_square, seen_box
 from PIL import Image
 
 

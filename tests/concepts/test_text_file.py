@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 from bestiary.concepts.errors import BestiaryError
-from bestiary.concepts.text_file import LARGEST_TOML, parse_toml, read_text
+from bestiary.concepts.files.text_file import LARGEST_TOML, parse_toml, read_text
 from bestiary.trainer.part_names import read_names
 from bestiary.trainer.recipe_file import parse_value, read_recipe
 from bestiary.trainer.settings import TrainPartsSettings

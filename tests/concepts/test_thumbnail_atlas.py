@@ -5,7 +5,7 @@ import io
 import pytest
 import torch
 from bestiary.concepts.errors import BestiaryError
-from bestiary.concepts.thumbnail_atlas import ThumbnailAtlas
+from bestiary.concepts.files.thumbnail_atlas import ThumbnailAtlas
 from PIL import Image
 
 COLOURS = {(0, 3): (250, 10, 10), (0, 7): (10, 250, 10), (2, 1): (10, 10, 250)}
@@ -33,7 +33,7 @@ def test_pictures_keep_their_shape_on_black() -> None:
 
 
 def test_many_tiles_shrink_to_the_largest_picture(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("bestiary.concepts.thumbnail_atlas.LARGEST_EDGE", 100)
+    monkeypatch.setattr("bestiary.concepts.files.thumbnail_atlas.LARGEST_EDGE", 100)
     images = {(0, kind): Image.new("RGB", (8, 8)) for kind in range(90)}
     atlas = ThumbnailAtlas.from_images(images, 32)
     assert atlas.tile_size == 10

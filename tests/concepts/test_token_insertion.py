@@ -2,9 +2,9 @@
 
 import pytest
 import torch
-from bestiary.concepts.denoiser import PromptPiece
+from bestiary.concepts.denoiser.denoiser import PromptPiece
+from bestiary.concepts.denoiser.token_insertion import insert_vectors, lay_out_tokens
 from bestiary.concepts.errors import BestiaryError
-from bestiary.concepts.token_insertion import insert_vectors, lay_out_tokens
 from torch.utils._python_dispatch import TorchDispatchMode
 
 START, END, FILLER = 98, 99, 50

@@ -5,9 +5,9 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from bestiary.concepts import vit_weights
 from bestiary.concepts.errors import BestiaryError
-from bestiary.concepts.vit_weights import DINO_MODEL, cached_weights, fetch_weights, hub_name
+from bestiary.concepts.features import vit_weights
+from bestiary.concepts.features.vit_weights import DINO_MODEL, cached_weights, fetch_weights, hub_name
 
 
 @pytest.fixture(autouse=True)

@@ -4,10 +4,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from bestiary.concepts.concept_file import read_header
 from bestiary.concepts.errors import BestiaryError
-from bestiary.concepts.safe_pickle import load_inert
-from bestiary.concepts.wrong_download import wrong_download
+from bestiary.concepts.files.concept_file import read_header
+from bestiary.concepts.files.safe_pickle import load_inert
+from bestiary.concepts.files.wrong_download import wrong_download
 
 POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:57\nsize 3192\n"
 

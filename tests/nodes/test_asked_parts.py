@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 from bestiary.concepts.errors import BestiaryError
-from bestiary.concepts.parts.part_dictionary import PartDictionary
+from bestiary.concepts.part_dictionary.part_dictionary import PartDictionary
 from bestiary.nodes.asked_parts import AskedPart, asked_text, match_dictionary, read_asked_parts
 from bestiary.nodes.socket_types import ChosenPart, ChosenParts, NamedDictionary
 

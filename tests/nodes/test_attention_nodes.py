@@ -4,7 +4,7 @@ import io
 
 import numpy as np
 import pytest
-from bestiary.concepts.parts.part_dictionary import PartDictionary
+from bestiary.concepts.part_dictionary.part_dictionary import PartDictionary
 from PIL import Image
 
 DICTIONARY = "creatures.safetensors"

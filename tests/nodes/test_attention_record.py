@@ -4,8 +4,8 @@ import copy
 
 import pytest
 import torch
+from bestiary.concepts.denoiser.part_attention_patch import PartMapSum
 from bestiary.concepts.errors import BestiaryError
-from bestiary.concepts.parts.part_attention_patch import PartMapSum
 from bestiary.nodes.attention_record import (
     KEPT_SAMPLINGS,
     AttentionRecord,

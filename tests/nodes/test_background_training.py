@@ -123,7 +123,7 @@ def test_only_runs_that_exist_are_gone_on_with(made, monkeypatch, tmp_path) -> N
 
 
 def test_the_dictionary_is_kept_under_models(made, monkeypatch, tmp_path) -> None:
-    from bestiary.concepts.parts.part_dictionary import PartDictionary
+    from bestiary.concepts.part_dictionary.part_dictionary import PartDictionary
 
     rows = torch.tensor([[0, 0]])
     own = PartDictionary(

@@ -3,8 +3,8 @@
 import pytest
 import torch
 from bestiary.concepts.errors import BestiaryError
-from bestiary.concepts.parts.part_dictionary import PartDictionary
-from bestiary.concepts.parts.part_prompt import parse_part_prompt, resolve_prompt
+from bestiary.concepts.part_dictionary.part_dictionary import PartDictionary
+from bestiary.concepts.part_prompt.part_prompt import parse_part_prompt, resolve_prompt
 from bestiary.nodes.socket_types import ChosenPart, ChosenParts, NamedDictionary
 
 ROWS = [(0, 0), (0, 1), (1, 3), (2, 0), (2, 5)]
@@ -131,7 +131,7 @@ def test_templates(template, linked, prompt):
 
 
 def test_parts_with_a_vector_are_found_by_their_mention():
-    from bestiary.concepts.parts.part_mention import find_mentions
+    from bestiary.concepts.part_prompt.part_mention import find_mentions
     from bestiary.nodes.chosen_parts import key_of, parts_by_mention
 
     with_vector = ChosenPart("my.birds", "head", "random 7", 1.3, torch.ones(6))

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 import torch
-from bestiary.concepts.denoiser import AttentionRequest, LoraSpec, PromptPiece, TextConditioning
+from bestiary.concepts.denoiser.denoiser import AttentionRequest, LoraSpec, PromptPiece, TextConditioning
 from bestiary.concepts.errors import BestiaryError
 from torch import Tensor
 
@@ -258,7 +258,7 @@ def test_nothing_stays_on_the_modules(sd15_model) -> None:
 
 
 def test_diffusion_features_of_graph_and_command_line_are_the_same(pair) -> None:
-    from bestiary.concepts.patch_features import DiffusionFeatures
+    from bestiary.concepts.features.patch_features import DiffusionFeatures
 
     ours, theirs = pair("demo")
     images = torch.rand(2, 3, 128, 128)

@@ -4,7 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from bestiary.concepts.denoiser import PromptPiece
+from bestiary.concepts.denoiser.denoiser import PromptPiece
 from bestiary.concepts.errors import BestiaryError
 from torch import nn
 

@@ -7,11 +7,11 @@ import struct
 
 import pytest
 import torch
-from bestiary.concepts.concept_file import to_text_tensor, write_concept_file
 from bestiary.concepts.errors import BestiaryError
-from bestiary.concepts.parts.mention_writing import written_kinds
-from bestiary.concepts.parts.part_dictionary import PartDictionary
-from bestiary.concepts.thumbnail_atlas import ThumbnailAtlas
+from bestiary.concepts.files.concept_file import to_text_tensor, write_concept_file
+from bestiary.concepts.files.thumbnail_atlas import ThumbnailAtlas
+from bestiary.concepts.part_dictionary.part_dictionary import PartDictionary
+from bestiary.concepts.part_prompt.mention_writing import written_kinds
 from bestiary.nodes.dictionary_listing import ThumbnailPages, cut_pages, list_dictionary
 from PIL import Image
 

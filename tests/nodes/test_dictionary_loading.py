@@ -3,9 +3,9 @@
 import folder_paths
 import pytest
 import torch
+from bestiary.concepts.denoiser.lora_names import DOWN, UP
 from bestiary.concepts.errors import BestiaryError
-from bestiary.concepts.lora_names import DOWN, UP
-from bestiary.concepts.parts.part_dictionary import PartDictionary
+from bestiary.concepts.part_dictionary.part_dictionary import PartDictionary
 from bestiary.nodes import dictionary_loading
 from bestiary.nodes.clip_tokens import dictionaries_of
 from bestiary.nodes.dictionary_loading import (

@@ -2,8 +2,8 @@
 
 import pytest
 import torch
-from bestiary.concepts.parts.part_dictionary import PartDictionary
-from bestiary.concepts.thumbnail_atlas import ThumbnailAtlas
+from bestiary.concepts.files.thumbnail_atlas import ThumbnailAtlas
+from bestiary.concepts.part_dictionary.part_dictionary import PartDictionary
 from bestiary.nodes import dictionary_report
 from bestiary.nodes.dictionary_report import COLUMNS, LABEL_HEIGHT, describe_dictionary, thumbnail_sheet
 from PIL import Image

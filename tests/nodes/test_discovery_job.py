@@ -5,8 +5,8 @@ from dataclasses import replace
 import pytest
 import torch
 from bestiary.concepts.errors import BestiaryError
-from bestiary.concepts.parts.part_discovery import MOST_STAGES, discover_parts
-from bestiary.concepts.patch_features import DescriptorFeatures
+from bestiary.concepts.features.patch_features import DescriptorFeatures
+from bestiary.concepts.part_map.part_discovery import MOST_STAGES, discover_parts
 from bestiary.nodes.discovery_job import DiscoveryChoice, doubts, find_parts, part_confidence, unsure_pictures
 from bestiary.nodes.graph_progress import GraphProgress
 from bestiary.nodes.part_reports import discovery_text
@@ -18,7 +18,7 @@ CHOICE = DiscoveryChoice(num_parts=2, num_kinds=2, seed=4)
 
 @pytest.fixture(autouse=True)
 def short_training(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("bestiary.concepts.parts.foreground._TRAINING_STEPS", 30)
+    monkeypatch.setattr("bestiary.concepts.part_map.foreground._TRAINING_STEPS", 30)
 
 
 def find(images, masks=None, choice=CHOICE, progress=None):

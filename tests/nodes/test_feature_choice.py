@@ -7,9 +7,9 @@ from pathlib import Path
 import folder_paths
 import pytest
 import torch
-from bestiary.concepts import patch_features
 from bestiary.concepts.errors import BestiaryError
-from bestiary.concepts.patch_features import DescriptorFeatures
+from bestiary.concepts.features import patch_features
+from bestiary.concepts.features.patch_features import DescriptorFeatures
 from bestiary.nodes import feature_choice
 from bestiary.nodes.comfy_denoiser import ComfyDenoiser
 from bestiary.nodes.feature_choice import find_dino_weights, open_source
@@ -97,7 +97,7 @@ def test_a_download_happens_only_when_asked_for(fake_dino, fetched):
 
 
 def test_imagenet_needs_nothing_and_is_read_once(monkeypatch):
-    from bestiary.concepts import imagenet_features
+    from bestiary.concepts.features import imagenet_features
 
     read = imagenet_features.read_network
     reads = []

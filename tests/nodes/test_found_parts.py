@@ -12,9 +12,9 @@ from types import SimpleNamespace
 import pytest
 import torch
 from bestiary.concepts.errors import BestiaryError
-from bestiary.concepts.parts.part_dictionary import PartDictionary
-from bestiary.concepts.parts.part_map import ABSENT
-from bestiary.concepts.patch_features import DescriptorFeatures
+from bestiary.concepts.features.patch_features import DescriptorFeatures
+from bestiary.concepts.part_dictionary.part_dictionary import PartDictionary
+from bestiary.concepts.part_map.part_map import ABSENT
 from bestiary.nodes import found_parts
 from bestiary.nodes.discovery_job import DiscoveryChoice
 from bestiary.nodes.found_parts import (
@@ -37,7 +37,7 @@ CHOICE = DiscoveryChoice(num_parts=2, num_kinds=2, seed=4)
 
 @pytest.fixture(autouse=True)
 def short_training(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("bestiary.concepts.parts.foreground._TRAINING_STEPS", 30)
+    monkeypatch.setattr("bestiary.concepts.part_map.foreground._TRAINING_STEPS", 30)
 
 
 @pytest.fixture(autouse=True)

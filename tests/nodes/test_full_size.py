@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from bestiary.concepts.lora_names import DOWN, UP
-from bestiary.concepts.parts.part_dictionary import PartDictionary
+from bestiary.concepts.denoiser.lora_names import DOWN, UP
+from bestiary.concepts.part_dictionary.part_dictionary import PartDictionary
 from PIL import Image
 
 pytestmark = pytest.mark.slow

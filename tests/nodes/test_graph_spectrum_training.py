@@ -269,7 +269,7 @@ def test_previews_show_the_concept_and_every_stage(prepared, outputs, monkeypatc
 
 def test_preview_pictures_are_those_of_the_other_denoiser(prepared, monkeypatch) -> None:
     """From the same vectors and noise, however many are made at once."""
-    from bestiary.concepts.ddim import sample_ddim
+    from bestiary.concepts.denoiser.ddim import sample_ddim
     from bestiary.concepts.spectrum.staged_conditioning import encode_staged
     from bestiary.nodes import graph_spectrum_training
     from bestiary.trainer.backbones import load_denoiser

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from bestiary.concepts.errors import BestiaryError
-from bestiary.concepts.parts.part_dictionary import PartDictionary
+from bestiary.concepts.part_dictionary.part_dictionary import PartDictionary
 
 KINDS = ("demo", "sd15", "sdxl")
 STEPS = 20

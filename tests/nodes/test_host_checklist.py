@@ -14,8 +14,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from bestiary.concepts.concept_file import read_header
-from bestiary.concepts.parts.part_dictionary import PartDictionary
+from bestiary.concepts.files.concept_file import read_header
+from bestiary.concepts.part_dictionary.part_dictionary import PartDictionary
 from bestiary.nodes.concept_folders import SHIPPED
 
 ROOT = Path(__file__).parent.parent.parent

@@ -4,8 +4,8 @@ import copy
 
 import pytest
 import torch
+from bestiary.concepts.denoiser.lora_names import ALPHA, DOWN, UP, from_kohya
 from bestiary.concepts.errors import BestiaryError
-from bestiary.concepts.lora_names import ALPHA, DOWN, UP, from_kohya
 from bestiary.nodes.lora_loading import apply_lora
 
 NAMINGS = ["kohya", "partcraft", "partcraft-sdxl", "diffusers", "lora_layer", "peft", "peft-plain", "diffengine"]

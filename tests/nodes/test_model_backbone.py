@@ -3,7 +3,7 @@
 import pytest
 import torch
 from bestiary.concepts.errors import BestiaryError
-from bestiary.concepts.parts.part_dictionary import PartDictionary
+from bestiary.concepts.part_dictionary.part_dictionary import PartDictionary
 from bestiary.nodes.model_backbone import backbone_of, check_backbone, prediction_of, text_widths
 
 

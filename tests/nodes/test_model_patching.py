@@ -8,7 +8,7 @@ import comfy.model_management
 import comfy.sample
 import pytest
 import torch
-from bestiary.concepts.attention_maps import average_maps
+from bestiary.concepts.denoiser.attention_maps import average_maps
 from bestiary.concepts.errors import BestiaryError
 from bestiary.nodes.attention_record import AttentionRecord
 from bestiary.nodes.model_patching import attention_factors, confine_part, record_attention

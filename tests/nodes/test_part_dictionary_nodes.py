@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from bestiary.concepts.concept_file import write_concept_file
-from bestiary.concepts.parts.part_dictionary import PartDictionary
+from bestiary.concepts.files.concept_file import write_concept_file
+from bestiary.concepts.part_dictionary.part_dictionary import PartDictionary
 from PIL import Image
 
 SHIPPED = Path(__file__).parent.parent.parent / "demo" / "concepts" / "creatures.safetensors"

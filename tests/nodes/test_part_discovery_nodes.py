@@ -9,10 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from bestiary.concepts.parts.caption_file import format_captions
-from bestiary.concepts.parts.part_codebook import PartCodebook
-from bestiary.concepts.parts.part_discovery import discover_parts
-from bestiary.concepts.patch_features import DescriptorFeatures
+from bestiary.concepts.features.patch_features import DescriptorFeatures
+from bestiary.concepts.part_map.part_codebook import PartCodebook
+from bestiary.concepts.part_map.part_discovery import discover_parts
+from bestiary.concepts.part_prompt.caption_file import format_captions
 from bestiary.nodes.graph_progress import GraphProgress
 from bestiary.nodes.part_inputs import segment
 from bestiary.nodes.part_mask import mask_of_parts, part_masks

@@ -1,8 +1,8 @@
 """Overlays in the graph: one batch of one size, legends that say what is seen."""
 
 import torch
-from bestiary.concepts.parts.part_map import ABSENT, PartMaps
-from bestiary.concepts.parts.part_overlay import add_legend, draw_parts, enlarged, part_color
+from bestiary.concepts.part_map.part_map import ABSENT, PartMaps
+from bestiary.concepts.pictures.part_overlay import add_legend, draw_parts, enlarged, part_color
 from bestiary.nodes.discovery_job import FoundParts
 from bestiary.nodes.part_drawing import draw_overlays, found_overlays, kind_name, kind_text, legend
 from bestiary.nodes.part_pictures import as_images, as_pictures

@@ -5,9 +5,9 @@ from collections.abc import Sequence
 
 import pytest
 import torch
-from bestiary.concepts.concept_file import write_tensors
 from bestiary.concepts.errors import BestiaryError
-from bestiary.concepts.parts.part_dictionary import PartDictionary
+from bestiary.concepts.files.concept_file import write_tensors
+from bestiary.concepts.part_dictionary.part_dictionary import PartDictionary
 from bestiary.nodes.socket_types import SPANS_KEY, ChosenPart, ChosenParts, NamedDictionary, PartSpan
 
 MODELS = ["demo_model", "sd15_model", "sdxl_model"]
@@ -180,7 +180,7 @@ def test_embedding_files_stay_understood_beside_mentions(sd15_model, tmp_path):
     ],
 )
 def test_the_trainer_encodes_alike(demo_model, text):
-    from bestiary.concepts.parts.part_prompt import parse_part_prompt, resolve_prompt
+    from bestiary.concepts.part_prompt.part_prompt import parse_part_prompt, resolve_prompt
     from bestiary.trainer.backbones import load_denoiser
 
     denoiser = load_denoiser("demo", device="cpu", dtype="fp32")

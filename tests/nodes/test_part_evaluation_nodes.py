@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from bestiary.concepts.parts.part_dictionary import PartDictionary
-from bestiary.concepts.parts.part_map import ABSENT
-from bestiary.concepts.parts.part_metrics import code_similarity, exact_match_rate
+from bestiary.concepts.part_dictionary.part_dictionary import PartDictionary
+from bestiary.concepts.part_map.part_map import ABSENT
+from bestiary.concepts.part_map.part_metrics import code_similarity, exact_match_rate
 from bestiary.nodes.graph_progress import GraphProgress
 from bestiary.nodes.part_inputs import segment
 from bestiary.nodes.part_pictures import as_pictures

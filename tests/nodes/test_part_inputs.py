@@ -3,7 +3,7 @@
 import pytest
 import torch
 from bestiary.concepts.errors import BestiaryError
-from bestiary.concepts.patch_features import DescriptorFeatures
+from bestiary.concepts.features.patch_features import DescriptorFeatures
 from bestiary.nodes.graph_progress import GraphProgress
 from bestiary.nodes.part_inputs import features_input, fit_input, segment
 from bestiary.nodes.part_pictures import as_pictures, as_squares
@@ -55,7 +55,7 @@ def test_a_codebook_of_the_command_line_sees_in_the_graph_what_it_saw_there(draw
     from bestiary.trainer.discover import DiscoverSettings, discover
     from bestiary.trainer.discovery_folder import Discovery
 
-    monkeypatch.setattr("bestiary.concepts.parts.foreground._TRAINING_STEPS", 30)
+    monkeypatch.setattr("bestiary.concepts.part_map.foreground._TRAINING_STEPS", 30)
     wide = torch.nn.functional.pad(drawn_images[4:], (0, 0, 31, 42))
     (tmp_path / "pictures").mkdir()
     for number, picture in enumerate([*as_pictures(drawn_images[:4]), *as_pictures(wide)]):

@@ -2,8 +2,8 @@
 
 import pytest
 import torch
-from bestiary.concepts.parts.part_map import ABSENT, PartMaps
-from bestiary.concepts.parts.part_metrics import absent_rate, code_similarity, exact_match_rate
+from bestiary.concepts.part_map.part_map import ABSENT, PartMaps
+from bestiary.concepts.part_map.part_metrics import absent_rate, code_similarity, exact_match_rate
 from bestiary.nodes.asked_parts import AskedPart
 from bestiary.nodes.part_judging import judged_text, score_parts, scores_text
 from bestiary.nodes.part_sight import SeenParts

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from bestiary.concepts.parts.mention_writing import written_kinds
-from bestiary.concepts.parts.part_dictionary import PartDictionary
+from bestiary.concepts.part_dictionary.part_dictionary import PartDictionary
+from bestiary.concepts.part_prompt.mention_writing import written_kinds
 from bestiary.nodes.socket_types import NamedDictionary
 
 DEMO = Path(__file__).parent.parent.parent / "demo" / "concepts" / "creatures.safetensors"

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from bestiary.concepts.parts.mention_writing import written_kinds
-from bestiary.concepts.parts.part_dictionary import PartDictionary
+from bestiary.concepts.part_dictionary.part_dictionary import PartDictionary
+from bestiary.concepts.part_prompt.mention_writing import written_kinds
 from safetensors.torch import load_file
 
 DEMO = Path(__file__).parent.parent.parent / "demo" / "concepts" / "creatures.safetensors"

@@ -3,8 +3,8 @@
 import pytest
 import torch
 from bestiary.concepts.errors import BestiaryError
-from bestiary.concepts.parts.part_map import PartMaps
-from bestiary.concepts.patch_features import DescriptorFeatures, PatchGrid
+from bestiary.concepts.features.patch_features import DescriptorFeatures, PatchGrid
+from bestiary.concepts.part_map.part_map import PartMaps
 from bestiary.nodes.part_pictures import as_squares
 from bestiary.nodes.part_sight import SeenParts, describe_images, joined_grids, see_parts
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from bestiary.concepts.concept_file import read_tensors
+from bestiary.concepts.files.concept_file import read_tensors
 from bestiary.concepts.spectrum.prompt_spectrum import PromptSpectrum
 from bestiary.concepts.spectrum.spectrum_file import load_spectrum, save_spectrum
 from bestiary.concepts.spectrum.stage_bounds import StageBounds

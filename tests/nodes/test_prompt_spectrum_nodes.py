@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from bestiary.concepts.backbone import get_backbone
+from bestiary.concepts.denoiser.backbone import get_backbone
 from bestiary.concepts.spectrum.prompt_spectrum import PromptSpectrum
 from bestiary.concepts.spectrum.spectrum_file import load_spectrum, save_spectrum
 from bestiary.concepts.spectrum.stage_bounds import StageBounds

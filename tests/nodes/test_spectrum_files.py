@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from bestiary.concepts.concept_file import write_tensors
 from bestiary.concepts.errors import BestiaryError
+from bestiary.concepts.files.concept_file import write_tensors
 from bestiary.concepts.spectrum.prompt_spectrum import PromptSpectrum
 from bestiary.concepts.spectrum.spectrum_file import load_spectrum, save_spectrum
 from bestiary.concepts.spectrum.stage_bounds import StageBounds

@@ -1,9 +1,9 @@
 """What the browser gets of a spectrum: stages and attributes out of the header, and a clear word where there are none."""
 
 import pytest
-from bestiary.concepts.concept_file import write_concept_file
 from bestiary.concepts.errors import BestiaryError
-from bestiary.concepts.file_kinds import SPECTRUM_KIND
+from bestiary.concepts.files.concept_file import write_concept_file
+from bestiary.concepts.files.file_kinds import SPECTRUM_KIND
 from bestiary.concepts.spectrum.spectrum_file import load_spectrum
 from bestiary.nodes.concept_folders import SHIPPED
 from bestiary.nodes.spectrum_listing import MOST_PRESETS, list_spectrum

@@ -6,9 +6,9 @@ from contextlib import contextmanager
 
 import pytest
 import torch
-from bestiary.concepts.denoiser import PromptPiece
+from bestiary.concepts.denoiser.denoiser import PromptPiece
 from bestiary.concepts.errors import BestiaryError
-from bestiary.concepts.parts.part_dictionary import PartDictionary
+from bestiary.concepts.part_dictionary.part_dictionary import PartDictionary
 from bestiary.concepts.spectrum.prompt_spectrum import PromptSpectrum
 from bestiary.concepts.spectrum.stage_bounds import StageBounds
 from bestiary.concepts.spectrum.staged_prompt import PromptSources

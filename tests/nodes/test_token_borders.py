@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from bestiary.concepts.concept_file import write_tensors
-from bestiary.concepts.denoiser import PromptPiece
-from bestiary.concepts.token_insertion import lay_out_tokens
+from bestiary.concepts.denoiser.denoiser import PromptPiece
+from bestiary.concepts.denoiser.token_insertion import lay_out_tokens
+from bestiary.concepts.files.concept_file import write_tensors
 from bestiary.nodes.socket_types import SPANS_KEY
 
 MOST = 150

@@ -97,7 +97,7 @@ def _in_inference_mode(loaded: object) -> tuple[object, object]:
 
 @pytest.mark.parametrize("recompute", [False, True])
 def test_models_of_loader_nodes_are_trained(sd15_model, recompute: bool) -> None:
-    from bestiary.concepts.denoiser import AttentionRequest, LoraSpec, PromptPiece
+    from bestiary.concepts.denoiser.denoiser import AttentionRequest, LoraSpec, PromptPiece
     from bestiary.nodes.comfy_denoiser import ComfyDenoiser
 
     model, clip = _in_inference_mode(sd15_model)
@@ -121,7 +121,7 @@ def test_models_of_loader_nodes_are_trained(sd15_model, recompute: bool) -> None
 def test_half_precision_weights_with_float32_arithmetic(sd15_model, sd15_reference) -> None:
     """ComfyUI's manual cast: every layer casts its weights, and gradients are those of the cast model."""
     import comfy.ops
-    from bestiary.concepts.denoiser import LoraSpec, TextConditioning
+    from bestiary.concepts.denoiser.denoiser import LoraSpec, TextConditioning
     from bestiary.nodes.comfy_denoiser import ComfyDenoiser
 
     model, clip = _in_inference_mode(sd15_model)

@@ -5,7 +5,7 @@ import time
 
 import numpy as np
 import pytest
-from bestiary.concepts.parts.part_dictionary import PartDictionary
+from bestiary.concepts.part_dictionary.part_dictionary import PartDictionary
 
 CHEAP = {"steps": 3, "batch_size": 2, "accumulation": 1, "token_lr": 0.1, "lora_lr": 1e-3, "attention_loss": "bce"}
 CHEAP |= {"attention_weight": 0.2, "rank": 2, "seed": 1, "preview_every": 0, "recompute": False, "resume": "start anew"}

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from bestiary.concepts.errors import BestiaryError
-from bestiary.concepts.parts.part_map import PartMaps
+from bestiary.concepts.part_map.part_map import PartMaps
 from torch import Tensor
 
 
@@ -109,7 +109,7 @@ def test_classes_become_kinds(build) -> None:
 
 
 def test_captions_are_in_the_published_form(build) -> None:
-    from bestiary.concepts.parts.caption_file import parse_captions
+    from bestiary.concepts.part_prompt.caption_file import parse_captions
     from bestiary.nodes.training_set import captions_of
 
     made = build()

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 import torch
-from bestiary.concepts.denoiser import LoraSpec
+from bestiary.concepts.denoiser.denoiser import LoraSpec
 from bestiary.concepts.errors import BestiaryError
 from torch import Tensor
 

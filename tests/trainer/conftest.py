@@ -211,10 +211,10 @@ def make_discovery() -> Callable[..., Path]:
 
 def _write_discovery(folder: Path, count: int = 6, size: int = 64) -> Path:
     import numpy as np
-    from bestiary.concepts.parts.foreground import CentroidForeground
-    from bestiary.concepts.parts.part_codebook import PartCodebook
-    from bestiary.concepts.parts.part_map import PartMaps
-    from bestiary.concepts.parts.part_model import CentroidParts
+    from bestiary.concepts.part_map.foreground import CentroidForeground
+    from bestiary.concepts.part_map.part_codebook import PartCodebook
+    from bestiary.concepts.part_map.part_map import PartMaps
+    from bestiary.concepts.part_map.part_model import CentroidParts
     from bestiary.trainer.discovery_folder import write_lines, write_maps, write_report
     from PIL import Image
 

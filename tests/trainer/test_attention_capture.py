@@ -5,7 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
-from bestiary.concepts.denoiser import AttentionRequest, TextConditioning
+from bestiary.concepts.denoiser.denoiser import AttentionRequest, TextConditioning
 from bestiary.concepts.errors import BestiaryError
 from bestiary.trainer.attention_capture import halved, install_fused_attention
 from torch import Tensor

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from bestiary.concepts.parts import foreground
-from bestiary.concepts.parts.part_dictionary import PartDictionary
+from bestiary.concepts.part_dictionary.part_dictionary import PartDictionary
+from bestiary.concepts.part_map import foreground
 from bestiary.trainer.__main__ import main
 from bestiary.trainer.discovery_folder import Discovery
 from bestiary.trainer.drawn_truth import draw_pictures

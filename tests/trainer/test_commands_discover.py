@@ -4,7 +4,7 @@ import json
 import shutil
 
 import pytest
-from bestiary.concepts.parts import foreground
+from bestiary.concepts.part_map import foreground
 from bestiary.trainer.__main__ import main
 from bestiary.trainer.discovery_folder import Discovery
 from bestiary.trainer.drawn_truth import draw_pictures

@@ -6,7 +6,7 @@ import struct
 
 import pytest
 import torch
-from bestiary.concepts.parts.part_dictionary import PartDictionary
+from bestiary.concepts.part_dictionary.part_dictionary import PartDictionary
 from bestiary.trainer.__main__ import main
 
 

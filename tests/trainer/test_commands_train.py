@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from bestiary.concepts.parts.part_dictionary import PartDictionary
+from bestiary.concepts.part_dictionary.part_dictionary import PartDictionary
 from bestiary.trainer.__main__ import main
 from bestiary.trainer.drawn_truth import draw_pictures
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from bestiary.concepts.errors import BestiaryError
-from bestiary.concepts.parts.part_dictionary import PartDictionary
+from bestiary.concepts.part_dictionary.part_dictionary import PartDictionary
 from bestiary.trainer.__main__ import main
 from bestiary.trainer.compose import ComposeSettings, base_of, compose_files, load_dictionaries, write_numbered
 from bestiary.trainer.picture_making import PictureOrder, SamplingChoice, check_backbone, make_pictures

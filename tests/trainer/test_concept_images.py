@@ -6,8 +6,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from bestiary.concepts.denoiser import PromptPiece, PromptTokens
-from bestiary.concepts.parts.part_captions import CaptionStyle
+from bestiary.concepts.denoiser.denoiser import PromptPiece, PromptTokens
+from bestiary.concepts.part_prompt.part_captions import CaptionStyle
 from bestiary.trainer.concept_images import BatchPlan, ConceptImages
 from bestiary.trainer.latent_cache import LatentCache
 from bestiary.trainer.training_kinds import TrainingKinds

@@ -7,7 +7,7 @@ import shutil
 import pytest
 import torch
 from bestiary.concepts.errors import BestiaryError
-from bestiary.concepts.parts.part_dictionary import PartDictionary
+from bestiary.concepts.part_dictionary.part_dictionary import PartDictionary
 from bestiary.demo.attribute_judge import AttributeJudge
 from bestiary.trainer import backbones, demo_job, demo_judging
 from bestiary.trainer.__main__ import main

@@ -4,9 +4,9 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from bestiary.concepts.denoiser import LoraSpec, TextConditioning
+from bestiary.concepts.denoiser.denoiser import LoraSpec, TextConditioning
+from bestiary.concepts.denoiser.lora_names import from_kohya
 from bestiary.concepts.errors import BestiaryError
-from bestiary.concepts.lora_names import from_kohya
 from bestiary.trainer.denoiser_lora import AdaptedLayer, LowRankUpdate
 from torch import Tensor, nn
 
@@ -42,7 +42,7 @@ def test_every_attention_projection_gets_an_adapter(tiny_denoiser: Callable) -> 
 
 @pytest.mark.parametrize("rank", [1, 4, 16])
 def test_adapters_start_as_those_of_peft(rank: int) -> None:
-    from bestiary.concepts.low_rank import fresh_update
+    from bestiary.concepts.denoiser.low_rank import fresh_update
     from peft import LoraConfig, get_peft_model
 
     model = nn.Sequential(nn.Linear(2000, 8))

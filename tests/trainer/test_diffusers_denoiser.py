@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from bestiary.concepts.denoiser import AttentionRequest, LoraSpec, PromptPiece, TextConditioning
+from bestiary.concepts.denoiser.denoiser import AttentionRequest, LoraSpec, PromptPiece, TextConditioning
 from bestiary.concepts.errors import BestiaryError
 from bestiary.trainer.backbones import load_denoiser
 from bestiary.trainer.diffusers_denoiser import NO_SPREAD, DenoiserParts, DiffusersDenoiser

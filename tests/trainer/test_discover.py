@@ -12,11 +12,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from bestiary.concepts.concept_file import read_concept_file
 from bestiary.concepts.errors import BestiaryError
-from bestiary.concepts.parts import foreground
-from bestiary.concepts.parts.caption_file import parse_captions
-from bestiary.concepts.patch_features import DescriptorFeatures, PatchGrid
+from bestiary.concepts.features.patch_features import DescriptorFeatures, PatchGrid
+from bestiary.concepts.files.concept_file import read_concept_file
+from bestiary.concepts.part_map import foreground
+from bestiary.concepts.part_prompt.caption_file import parse_captions
 from bestiary.trainer import discover as discover_module
 from bestiary.trainer import discovery_passes
 from bestiary.trainer.discover import DiscoverSettings, DiscoveryResult, discover
@@ -553,7 +553,7 @@ import sys
 from pathlib import Path
 sys.path.insert(0, sys.argv[1])
 import conftest
-from bestiary.concepts.parts import foreground
+from bestiary.concepts.part_map import foreground
 from bestiary.trainer.discover import DiscoverSettings, discover
 foreground._TRAINING_STEPS = 40
 discover(DiscoverSettings(images=Path(sys.argv[2]), out=Path(sys.argv[3]), source="descriptor", num_parts=3,

@@ -2,10 +2,10 @@
 
 import torch
 import torch.nn.functional as F
-from bestiary.concepts.parts.foreground import CentroidForeground
-from bestiary.concepts.parts.part_codebook import PartCodebook
-from bestiary.concepts.parts.part_map import ABSENT, PartMaps
-from bestiary.concepts.parts.part_model import CentroidParts
+from bestiary.concepts.part_map.foreground import CentroidForeground
+from bestiary.concepts.part_map.part_codebook import PartCodebook
+from bestiary.concepts.part_map.part_map import ABSENT, PartMaps
+from bestiary.concepts.part_map.part_model import CentroidParts
 from bestiary.trainer.discovery_counts import PER_KIND, PartCounts, TypicalPictures, largest_kinds
 
 

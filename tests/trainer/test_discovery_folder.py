@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 import torch
 from bestiary.concepts.errors import BestiaryError
-from bestiary.concepts.parts.foreground import CentroidForeground
-from bestiary.concepts.parts.part_codebook import PartCodebook
-from bestiary.concepts.parts.part_map import PartMaps
-from bestiary.concepts.parts.part_model import CentroidParts
+from bestiary.concepts.part_map.foreground import CentroidForeground
+from bestiary.concepts.part_map.part_codebook import PartCodebook
+from bestiary.concepts.part_map.part_map import PartMaps
+from bestiary.concepts.part_map.part_model import CentroidParts
 from bestiary.trainer.discovery_folder import (
     Discovery,
     editing,

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import torch
 from bestiary.concepts.errors import BestiaryError
-from bestiary.concepts.parts.foreground import CentroidForeground
-from bestiary.concepts.parts.part_codebook import PartCodebook
-from bestiary.concepts.parts.part_model import CentroidParts
-from bestiary.concepts.patch_features import PatchGrid
+from bestiary.concepts.features.patch_features import PatchGrid
+from bestiary.concepts.part_map.foreground import CentroidForeground
+from bestiary.concepts.part_map.part_codebook import PartCodebook
+from bestiary.concepts.part_map.part_model import CentroidParts
 from bestiary.trainer.discovery_passes import (
     PictureReader,
     check_features,

@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 import torch
 from bestiary.concepts.errors import BestiaryError
-from bestiary.concepts.parts.foreground import CentroidForeground
-from bestiary.concepts.parts.part_codebook import PartCodebook
-from bestiary.concepts.parts.part_model import CentroidParts
+from bestiary.concepts.part_map.foreground import CentroidForeground
+from bestiary.concepts.part_map.part_codebook import PartCodebook
+from bestiary.concepts.part_map.part_model import CentroidParts
 from bestiary.trainer.discovery_folder import Discovery
 from bestiary.trainer.discovery_result import PassesDone, finish_discovery
 from bestiary.trainer.discovery_state import DiscoveryState, PartShard

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from bestiary.concepts.errors import BestiaryError
-from bestiary.concepts.patch_features import PatchGrid
+from bestiary.concepts.features.patch_features import PatchGrid
 from bestiary.trainer.discovery_state import (
     DiscoveryState,
     PartShard,

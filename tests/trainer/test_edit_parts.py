@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 import torch
 from bestiary.concepts.errors import BestiaryError
-from bestiary.concepts.parts import foreground
-from bestiary.concepts.parts.caption_file import parse_captions
-from bestiary.concepts.parts.part_map import ABSENT
+from bestiary.concepts.part_map import foreground
+from bestiary.concepts.part_map.part_map import ABSENT
+from bestiary.concepts.part_prompt.caption_file import parse_captions
 from bestiary.trainer.discover import DiscoverSettings, discover
 from bestiary.trainer.discovery_folder import Discovery
 from bestiary.trainer.discovery_state import DiscoveryState

@@ -5,8 +5,8 @@ import json
 import pytest
 import torch
 from bestiary.concepts.errors import BestiaryError
-from bestiary.concepts.parts.part_dictionary import PartDictionary
-from bestiary.concepts.parts.part_map import ABSENT
+from bestiary.concepts.part_dictionary.part_dictionary import PartDictionary
+from bestiary.concepts.part_map.part_map import ABSENT
 from bestiary.trainer.__main__ import main
 from bestiary.trainer.discover import DiscoverSettings, discover
 from bestiary.trainer.discovery_folder import Discovery

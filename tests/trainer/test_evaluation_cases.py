@@ -3,7 +3,7 @@
 import pytest
 import torch
 from bestiary.concepts.errors import BestiaryError
-from bestiary.concepts.parts.part_map import ABSENT
+from bestiary.concepts.part_map.part_map import ABSENT
 from bestiary.trainer.evaluation_cases import mix_cases, reconstruction_cases
 
 BACKGROUND = 4

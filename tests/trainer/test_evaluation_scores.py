@@ -4,8 +4,8 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from bestiary.concepts.parts.part_codebook import PartCodebook
-from bestiary.concepts.parts.part_map import ABSENT, PartMaps
+from bestiary.concepts.part_map.part_codebook import PartCodebook
+from bestiary.concepts.part_map.part_map import ABSENT, PartMaps
 from bestiary.trainer.evaluation_cases import TestCase
 from bestiary.trainer.evaluation_scores import score_pictures
 from bestiary.trainer.picture_judge import Sight

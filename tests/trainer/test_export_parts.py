@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from bestiary.concepts.concept_file import read_header
+from bestiary.concepts.denoiser.lora_names import lora_layers
 from bestiary.concepts.errors import BestiaryError
-from bestiary.concepts.lora_names import lora_layers
-from bestiary.concepts.parts.part_dictionary import PartDictionary
+from bestiary.concepts.files.concept_file import read_header
+from bestiary.concepts.part_dictionary.part_dictionary import PartDictionary
 from bestiary.trainer import export_parts
 from bestiary.trainer.export_parts import embedding_for_a1111, embedding_for_comfyui, export_dictionary, token_names
 from safetensors.torch import load_file

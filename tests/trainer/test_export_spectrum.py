@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from bestiary.concepts.concept_file import read_tensors
+from bestiary.concepts.files.concept_file import read_tensors
 from bestiary.concepts.spectrum.prompt_spectrum import PromptSpectrum
 from bestiary.concepts.spectrum.stage_bounds import StageBounds
 from bestiary.trainer.export_parts import embedding_for_a1111, embedding_for_comfyui

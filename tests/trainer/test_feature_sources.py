@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 from bestiary.concepts.errors import BestiaryError
-from bestiary.concepts.patch_features import DescriptorFeatures
+from bestiary.concepts.features.patch_features import DescriptorFeatures
 from bestiary.trainer import feature_sources
 from bestiary.trainer.feature_sources import build_feature_source, choose_source, default_source
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from bestiary.concepts.parts.part_dictionary import PartDictionary
+from bestiary.concepts.part_dictionary.part_dictionary import PartDictionary
 from bestiary.trainer.finished_dictionary import build_dictionary, thumbnails
 from bestiary.trainer.finished_parts import write_dictionary
 from bestiary.trainer.image_files import read_image

@@ -5,12 +5,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from bestiary.concepts.denoiser.lora_names import lora_layers
 from bestiary.concepts.errors import BestiaryError
-from bestiary.concepts.lora_names import lora_layers
-from bestiary.concepts.parts.part_codebook import PartCodebook
-from bestiary.concepts.parts.part_dictionary import PartDictionary
-from bestiary.concepts.parts.part_prompt import parse_part_prompt, resolve_prompt
-from bestiary.concepts.parts.token_projector import TokenProjector
+from bestiary.concepts.part_dictionary.part_dictionary import PartDictionary
+from bestiary.concepts.part_dictionary.token_projector import TokenProjector
+from bestiary.concepts.part_map.part_codebook import PartCodebook
+from bestiary.concepts.part_prompt.part_prompt import parse_part_prompt, resolve_prompt
 from bestiary.trainer.import_partcraft import LAYOUTS, import_partcraft
 from safetensors.torch import save_file
 from torch import Tensor

@@ -6,13 +6,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from bestiary.concepts.concept_file import write_concept_file
 from bestiary.concepts.errors import BestiaryError
-from bestiary.concepts.parts.foreground import CentroidForeground
-from bestiary.concepts.parts.part_codebook import PartCodebook
-from bestiary.concepts.parts.part_dictionary import PartDictionary
-from bestiary.concepts.parts.part_model import CentroidParts
-from bestiary.concepts.thumbnail_atlas import ThumbnailAtlas
+from bestiary.concepts.files.concept_file import write_concept_file
+from bestiary.concepts.files.thumbnail_atlas import ThumbnailAtlas
+from bestiary.concepts.part_dictionary.part_dictionary import PartDictionary
+from bestiary.concepts.part_map.foreground import CentroidForeground
+from bestiary.concepts.part_map.part_codebook import PartCodebook
+from bestiary.concepts.part_map.part_model import CentroidParts
 from bestiary.trainer.inspect_file import describe_file, description_text
 from PIL import Image
 from safetensors.torch import save_file

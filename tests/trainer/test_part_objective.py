@@ -5,9 +5,9 @@ from dataclasses import replace
 
 import pytest
 import torch
-from bestiary.concepts.denoiser import LoraSpec, PromptPiece
-from bestiary.concepts.min_snr import min_snr_weights
-from bestiary.concepts.parts.token_projector import TokenProjector
+from bestiary.concepts.denoiser.denoiser import LoraSpec, PromptPiece
+from bestiary.concepts.denoiser.min_snr import min_snr_weights
+from bestiary.concepts.part_dictionary.token_projector import TokenProjector
 from bestiary.trainer.part_objective import AttentionLoss, PartBatch, PartObjective
 from torch import Tensor
 

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import pytest
-from bestiary.concepts.parts.part_dictionary import PartDictionary
+from bestiary.concepts.part_dictionary.part_dictionary import PartDictionary
 from bestiary.trainer.__main__ import main
 from bestiary.trainer.discovery_folder import Discovery
 from bestiary.trainer.drawn_truth import draw_pictures

@@ -4,10 +4,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from bestiary.concepts.parts import foreground
-from bestiary.concepts.parts.part_codebook import PartCodebook
-from bestiary.concepts.parts.part_discovery import discover_parts
-from bestiary.concepts.patch_features import DescriptorFeatures
+from bestiary.concepts.features.patch_features import DescriptorFeatures
+from bestiary.concepts.part_map import foreground
+from bestiary.concepts.part_map.part_codebook import PartCodebook
+from bestiary.concepts.part_map.part_discovery import discover_parts
 from bestiary.trainer.picture_judge import PictureJudge, Sight
 from PIL import Image
 

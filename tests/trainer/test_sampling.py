@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from bestiary.concepts.denoiser import AttentionRequest, PromptPiece, TextConditioning
+from bestiary.concepts.denoiser.denoiser import AttentionRequest, PromptPiece, TextConditioning
 from bestiary.concepts.errors import BestiaryError
 from bestiary.trainer.sampling import SAMPLERS, build_sampler, draw_noise, sample_images
 from torch import Tensor

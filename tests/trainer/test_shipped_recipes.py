@@ -5,7 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from bestiary.concepts.parts.part_dictionary import PartDictionary
+from bestiary.concepts.part_dictionary.part_dictionary import PartDictionary
 from bestiary.concepts.spectrum.spectrum_file import load_spectrum
 from bestiary.trainer.recipe_file import RECIPE_FOLDER
 from bestiary.trainer.settings import load_recipe

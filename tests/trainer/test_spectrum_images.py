@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from bestiary.concepts.denoiser import PromptTokens
+from bestiary.concepts.denoiser.denoiser import PromptTokens
 from bestiary.concepts.errors import BestiaryError
 from bestiary.concepts.spectrum.stage_bounds import StageBounds
 from bestiary.trainer.latent_cache import LatentCache

@@ -4,7 +4,13 @@ from dataclasses import replace
 
 import pytest
 import torch
-from bestiary.concepts.denoiser import DenoiserOutput, NoiseSchedule, PromptPiece, PromptTokens, TextConditioning
+from bestiary.concepts.denoiser.denoiser import (
+    DenoiserOutput,
+    NoiseSchedule,
+    PromptPiece,
+    PromptTokens,
+    TextConditioning,
+)
 from bestiary.concepts.spectrum.stage_table import StageTable
 from bestiary.trainer.spectrum_objective import SpectrumBatch, SpectrumObjective, curve_labels, pieces_of
 from torch import Tensor

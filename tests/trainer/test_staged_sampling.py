@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from bestiary.concepts.denoiser import AttentionRequest, PromptPiece, TextConditioning
+from bestiary.concepts.denoiser.denoiser import AttentionRequest, PromptPiece, TextConditioning
 from bestiary.concepts.errors import BestiaryError
 from bestiary.concepts.spectrum.prompt_spectrum import PromptSpectrum
 from bestiary.concepts.spectrum.stage_bounds import StageBounds

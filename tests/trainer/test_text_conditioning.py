@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 
 import pytest
 import torch
-from bestiary.concepts.denoiser import PromptPiece, PromptTokens
+from bestiary.concepts.denoiser.denoiser import PromptPiece, PromptTokens
 from bestiary.concepts.errors import BestiaryError
 from bestiary.trainer import text_conditioning
 from torch import Tensor

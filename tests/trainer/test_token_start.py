@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from bestiary.concepts.denoiser import DenoiserOutput, NoiseSchedule, PromptTokens, TextConditioning
+from bestiary.concepts.denoiser.denoiser import DenoiserOutput, NoiseSchedule, PromptTokens, TextConditioning
 from bestiary.trainer.part_objective import PartBatch
 from bestiary.trainer.token_start import choose_words, common_start, fit_of_words, word_spread
 

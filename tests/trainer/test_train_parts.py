@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from bestiary.concepts.errors import BestiaryError
-from bestiary.concepts.parts.part_dictionary import PartDictionary
+from bestiary.concepts.part_dictionary.part_dictionary import PartDictionary
 from bestiary.trainer.fit import TrainingStopped
 from bestiary.trainer.settings import TrainPartsSettings, load_recipe
 from bestiary.trainer.train_parts import resume_training, train_parts

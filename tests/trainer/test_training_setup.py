@@ -110,7 +110,7 @@ def test_a_folder_of_other_pictures_is_told(prepare_with, tmp_path) -> None:
 
 
 def test_a_discovery_without_parts_is_told(prepare_with, found) -> None:
-    from bestiary.concepts.parts.part_map import PartMaps
+    from bestiary.concepts.part_map.part_map import PartMaps
 
     maps = PartMaps(torch.full((6, 8, 8), 2, dtype=torch.uint8), torch.full((6, 3), -1))
     write_maps(found / "part_maps.safetensors", [maps], 6, (8, 8), 3)

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from bestiary.concepts.errors import BestiaryError
-from bestiary.concepts.parts.caption_file import (
+from bestiary.concepts.part_prompt.caption_file import (
     ListedImage,
     format_caption,
     format_captions,

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from bestiary.concepts.kmeans import fit_kmeans, lloyd
+from bestiary.concepts.part_map.kmeans import fit_kmeans, lloyd
 from torch import Tensor
 
 

@@ -3,9 +3,9 @@
 import pytest
 import torch
 from bestiary.concepts.errors import BestiaryError
-from bestiary.concepts.parts.dictionary_merge import merge_dictionaries
-from bestiary.concepts.parts.part_dictionary import PartDictionary
-from bestiary.concepts.thumbnail_atlas import ThumbnailAtlas
+from bestiary.concepts.files.thumbnail_atlas import ThumbnailAtlas
+from bestiary.concepts.part_dictionary.dictionary_merge import merge_dictionaries
+from bestiary.concepts.part_dictionary.part_dictionary import PartDictionary
 from PIL import Image
 
 

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from bestiary.concepts.parts.part_codebook import PartCodebook
-from bestiary.concepts.patch_features import PatchGrid
+from bestiary.concepts.features.patch_features import PatchGrid
+from bestiary.concepts.part_map.part_codebook import PartCodebook
 from safetensors.torch import load_file
 
 FOLDER = Path(__file__).parent / "earlier_codebooks"

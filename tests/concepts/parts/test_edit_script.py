@@ -4,14 +4,14 @@ import pytest
 import torch
 import torch.nn.functional as F
 from bestiary.concepts.errors import BestiaryError
-from bestiary.concepts.parts import edit_script
-from bestiary.concepts.parts.codebook_edits import drop_part, merge_kinds, merge_parts, rename
-from bestiary.concepts.parts.edit_script import LONGEST_SCRIPT, EditedParts, EditFault, EditHistory
-from bestiary.concepts.parts.foreground import CentroidForeground
-from bestiary.concepts.parts.joined_kinds import PartMeans, refit_kinds
-from bestiary.concepts.parts.part_codebook import PartCodebook
-from bestiary.concepts.parts.part_map import ABSENT, PartMaps
-from bestiary.concepts.parts.part_model import CentroidParts
+from bestiary.concepts.part_map import edit_script
+from bestiary.concepts.part_map.codebook_edits import drop_part, merge_kinds, merge_parts, rename
+from bestiary.concepts.part_map.edit_script import LONGEST_SCRIPT, EditedParts, EditFault, EditHistory
+from bestiary.concepts.part_map.foreground import CentroidForeground
+from bestiary.concepts.part_map.joined_kinds import PartMeans, refit_kinds
+from bestiary.concepts.part_map.part_codebook import PartCodebook
+from bestiary.concepts.part_map.part_map import ABSENT, PartMaps
+from bestiary.concepts.part_map.part_model import CentroidParts
 
 WIDTH = 4
 

@@ -3,7 +3,7 @@ import logging
 import pytest
 import torch
 from bestiary.concepts.errors import BestiaryError
-from bestiary.concepts.parts.foreground import (
+from bestiary.concepts.part_map.foreground import (
     CentroidForeground,
     border_patches,
     choose_foreground_cluster,
@@ -18,8 +18,8 @@ from torch import Tensor
 
 @pytest.fixture(autouse=True)
 def short_training(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("bestiary.concepts.parts.foreground._TRAINING_STEPS", 100)
-    monkeypatch.setattr("bestiary.concepts.parts.foreground._BATCH_ROWS", 512)
+    monkeypatch.setattr("bestiary.concepts.part_map.foreground._TRAINING_STEPS", 100)
+    monkeypatch.setattr("bestiary.concepts.part_map.foreground._BATCH_ROWS", 512)
 
 
 def scenes(count: int, seed: int = 0) -> tuple[Tensor, Tensor]:

@@ -2,8 +2,8 @@
 
 import pytest
 import torch
-from bestiary.concepts.parts.part_dictionary import PartDictionary
-from bestiary.concepts.parts.part_prompt import PromptError, ResolvedPrompt, parse_part_prompt, resolve_prompt
+from bestiary.concepts.part_dictionary.part_dictionary import PartDictionary
+from bestiary.concepts.part_prompt.part_prompt import PromptError, ResolvedPrompt, parse_part_prompt, resolve_prompt
 
 
 def published(

@@ -4,11 +4,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 from bestiary.concepts.errors import BestiaryError
-from bestiary.concepts.parts.foreground import CentroidForeground
-from bestiary.concepts.parts.joined_kinds import PartMeans, refit_kinds
-from bestiary.concepts.parts.part_codebook import PartCodebook
-from bestiary.concepts.parts.part_map import ABSENT
-from bestiary.concepts.parts.part_model import CentroidParts
+from bestiary.concepts.part_map.foreground import CentroidForeground
+from bestiary.concepts.part_map.joined_kinds import PartMeans, refit_kinds
+from bestiary.concepts.part_map.part_codebook import PartCodebook
+from bestiary.concepts.part_map.part_map import ABSENT
+from bestiary.concepts.part_map.part_model import CentroidParts
 
 WIDTH = 3
 

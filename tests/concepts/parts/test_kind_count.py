@@ -1,7 +1,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from bestiary.concepts.parts.kind_count import choose_kind_count, mean_silhouette, most_kinds, stable_kind_count
+from bestiary.concepts.part_map.kind_count import choose_kind_count, mean_silhouette, most_kinds, stable_kind_count
 from sklearn.metrics import silhouette_score
 from torch import Tensor
 

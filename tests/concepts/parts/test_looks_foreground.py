@@ -1,6 +1,6 @@
 import pytest
 import torch
-from bestiary.concepts.parts.looks_foreground import (
+from bestiary.concepts.part_map.looks_foreground import (
     LooksForeground,
     fit_looks_foreground,
     looks_foreground_from_masks,

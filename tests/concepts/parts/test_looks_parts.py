@@ -2,8 +2,9 @@ from dataclasses import replace
 
 import pytest
 import torch
-from bestiary.concepts.kmeans import fit_kmeans
-from bestiary.concepts.parts.looks_parts import (
+from bestiary.concepts.features.patch_features import PatchGrid
+from bestiary.concepts.part_map.kmeans import fit_kmeans
+from bestiary.concepts.part_map.looks_parts import (
     LooksParts,
     SecondLooks,
     agreement_of_views,
@@ -12,8 +13,7 @@ from bestiary.concepts.parts.looks_parts import (
     matched_agreement,
     part_clusters,
 )
-from bestiary.concepts.parts.sample_views import SampleViews
-from bestiary.concepts.patch_features import PatchGrid
+from bestiary.concepts.part_map.sample_views import SampleViews
 from torch import Tensor
 
 PARTS, GRID, WIDTH = 4, 12, 16

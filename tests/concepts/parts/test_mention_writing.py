@@ -3,7 +3,8 @@
 import pytest
 import torch
 from bestiary.concepts.errors import BestiaryError
-from bestiary.concepts.parts.mention_writing import (
+from bestiary.concepts.part_dictionary.part_dictionary import PartDictionary
+from bestiary.concepts.part_prompt.mention_writing import (
     blend_kinds,
     blended_vector,
     find_kinds,
@@ -11,8 +12,7 @@ from bestiary.concepts.parts.mention_writing import (
     written_mention,
     written_number,
 )
-from bestiary.concepts.parts.part_dictionary import PartDictionary
-from bestiary.concepts.parts.part_prompt import parse_part_prompt, resolve_prompt
+from bestiary.concepts.part_prompt.part_prompt import parse_part_prompt, resolve_prompt
 
 HARD_NAMES = [
     "cardinal",

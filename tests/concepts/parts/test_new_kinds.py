@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 import torch
 from bestiary.concepts.errors import BestiaryError
-from bestiary.concepts.parts.new_kinds import NewKind, random_kinds, with_new_kinds
-from bestiary.concepts.parts.part_dictionary import PartDictionary
+from bestiary.concepts.part_dictionary.new_kinds import NewKind, random_kinds, with_new_kinds
+from bestiary.concepts.part_dictionary.part_dictionary import PartDictionary
 
 ROWS = [(0, 0), (0, 4), (2, 4), (2, 255)]
 

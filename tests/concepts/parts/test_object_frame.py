@@ -1,6 +1,6 @@
 import pytest
 import torch
-from bestiary.concepts.parts.object_frame import asymmetry, facing_of, fit_facing, object_frame, places_in_frame
+from bestiary.concepts.part_map.object_frame import asymmetry, facing_of, fit_facing, object_frame, places_in_frame
 from torch import Tensor
 
 

@@ -3,8 +3,8 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from bestiary.concepts.parts.part_areas import part_areas, patch_shares
-from bestiary.concepts.square_fit import seen_box
+from bestiary.concepts.part_map.part_areas import part_areas, patch_shares
+from bestiary.concepts.pictures.square_fit import seen_box
 
 
 def quarters() -> torch.Tensor:

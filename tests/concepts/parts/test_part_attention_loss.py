@@ -2,8 +2,8 @@
 
 import pytest
 import torch
+from bestiary.concepts.denoiser.part_attention_loss import attention_iou, part_attention_loss, per_part_attention_loss
 from bestiary.concepts.errors import BestiaryError
-from bestiary.concepts.parts.part_attention_loss import attention_iou, part_attention_loss, per_part_attention_loss
 from torch import Tensor
 from torch.nn import functional
 from torch.utils._python_dispatch import TorchDispatchMode

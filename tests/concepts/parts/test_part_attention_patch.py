@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from bestiary.concepts.parts.part_attention_patch import (
+from bestiary.concepts.denoiser.part_attention_patch import (
     PartMapSum,
     feathered,
     full_mask,

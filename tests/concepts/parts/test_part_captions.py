@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 from bestiary.concepts.errors import BestiaryError
-from bestiary.concepts.parts.part_captions import CaptionStyle, build_part_caption, supervised_codes
-from bestiary.concepts.prompt_templates import PHOTO_TEMPLATES
+from bestiary.concepts.part_prompt.part_captions import CaptionStyle, build_part_caption, supervised_codes
+from bestiary.concepts.part_prompt.prompt_templates import PHOTO_TEMPLATES
 
 CODES = torch.tensor([65, 185, 246, -1, 101, -1, 192, 211])
 

@@ -6,14 +6,14 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
-from bestiary.concepts.concept_file import write_concept_file
 from bestiary.concepts.errors import BestiaryError
-from bestiary.concepts.file_kinds import CODEBOOK_KIND
-from bestiary.concepts.parts.foreground import CentroidForeground
-from bestiary.concepts.parts.part_codebook import FeatureSpace, PartCodebook, _within_marks
-from bestiary.concepts.parts.part_map import ABSENT
-from bestiary.concepts.parts.part_model import CentroidParts
-from bestiary.concepts.patch_features import PatchGrid
+from bestiary.concepts.features.patch_features import PatchGrid
+from bestiary.concepts.files.concept_file import write_concept_file
+from bestiary.concepts.files.file_kinds import CODEBOOK_KIND
+from bestiary.concepts.part_map.foreground import CentroidForeground
+from bestiary.concepts.part_map.part_codebook import FeatureSpace, PartCodebook, _within_marks
+from bestiary.concepts.part_map.part_map import ABSENT
+from bestiary.concepts.part_map.part_model import CentroidParts
 
 WIDTH = 4
 

@@ -4,10 +4,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from bestiary.concepts.concept_file import read_header, write_concept_file
 from bestiary.concepts.errors import BestiaryError
-from bestiary.concepts.parts.part_dictionary import PartDictionary
-from bestiary.concepts.thumbnail_atlas import ThumbnailAtlas
+from bestiary.concepts.files.concept_file import read_header, write_concept_file
+from bestiary.concepts.files.thumbnail_atlas import ThumbnailAtlas
+from bestiary.concepts.part_dictionary.part_dictionary import PartDictionary
 from PIL import Image
 from safetensors.torch import load_file, save_file
 

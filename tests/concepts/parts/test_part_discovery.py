@@ -3,11 +3,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from bestiary.concepts.concept_file import read_concept_file, write_concept_file
 from bestiary.concepts.errors import BestiaryError
-from bestiary.concepts.file_kinds import CODEBOOK_KIND
-from bestiary.concepts.parts.part_codebook import PartCodebook
-from bestiary.concepts.parts.part_discovery import (
+from bestiary.concepts.features.patch_features import DescriptorFeatures, PatchGrid
+from bestiary.concepts.files.concept_file import read_concept_file, write_concept_file
+from bestiary.concepts.files.file_kinds import CODEBOOK_KIND
+from bestiary.concepts.part_map.part_codebook import PartCodebook
+from bestiary.concepts.part_map.part_discovery import (
     MOST_STAGES,
     discover_parts,
     fit_kinds,
@@ -15,8 +16,7 @@ from bestiary.concepts.parts.part_discovery import (
     fit_space,
     propose_names,
 )
-from bestiary.concepts.parts.part_map import ABSENT
-from bestiary.concepts.patch_features import DescriptorFeatures, PatchGrid
+from bestiary.concepts.part_map.part_map import ABSENT
 from bestiary.demo.creatures import held_out_set
 from torch import Tensor
 
@@ -26,8 +26,8 @@ DRAWINGS = 48
 @pytest.fixture(scope="module", autouse=True)
 def short_training() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("bestiary.concepts.parts.foreground._TRAINING_STEPS", 120)
-        patch.setattr("bestiary.concepts.parts.foreground._BATCH_ROWS", 1024)
+        patch.setattr("bestiary.concepts.part_map.foreground._TRAINING_STEPS", 120)
+        patch.setattr("bestiary.concepts.part_map.foreground._BATCH_ROWS", 1024)
         yield
 
 

@@ -1,7 +1,7 @@
 """Part maps: one-hot masks of the labels."""
 
 import torch
-from bestiary.concepts.parts.part_map import ABSENT, PartMaps
+from bestiary.concepts.part_map.part_map import ABSENT, PartMaps
 
 
 def test_masks_are_the_labels_part_by_part() -> None:

@@ -1,7 +1,7 @@
 """Finding mentions and taking them apart."""
 
 import pytest
-from bestiary.concepts.parts.part_mention import PromptError, find_mentions, last_plain, next_plain, unescaped
+from bestiary.concepts.part_prompt.part_mention import PromptError, find_mentions, last_plain, next_plain, unescaped
 
 
 def only(text: str) -> tuple[str, tuple]:

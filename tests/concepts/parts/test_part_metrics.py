@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 from bestiary.concepts.errors import BestiaryError
-from bestiary.concepts.parts.part_metrics import (
+from bestiary.concepts.part_map.part_metrics import (
     absent_rate,
     absent_rate_by_part,
     code_similarity,

@@ -1,5 +1,5 @@
 import torch
-from bestiary.concepts.parts.part_model import (
+from bestiary.concepts.part_map.part_model import (
     CentroidParts,
     LearnedParts,
     background_centroid,

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from bestiary.concepts.parts.part_overlay import LegendEntry, add_legend, draw_parts, enlarged, part_color
+from bestiary.concepts.pictures.part_overlay import LegendEntry, add_legend, draw_parts, enlarged, part_color
 from PIL import Image
 
 

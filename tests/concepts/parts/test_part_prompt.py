@@ -6,10 +6,10 @@ from contextlib import suppress
 
 import pytest
 import torch
-from bestiary.concepts.denoiser import PromptPiece
+from bestiary.concepts.denoiser.denoiser import PromptPiece
 from bestiary.concepts.errors import BestiaryError
-from bestiary.concepts.parts.part_dictionary import PartDictionary
-from bestiary.concepts.parts.part_prompt import (
+from bestiary.concepts.part_dictionary.part_dictionary import PartDictionary
+from bestiary.concepts.part_prompt.part_prompt import (
     PartMention,
     PartPrompt,
     PromptError,

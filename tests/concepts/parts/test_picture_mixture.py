@@ -1,6 +1,6 @@
 import torch
-from bestiary.concepts.parts.foreground import average_over_neighbours, neighbour_affinity
-from bestiary.concepts.parts.picture_mixture import BACKGROUND_BANDS, _bands, explain_pictures
+from bestiary.concepts.part_map.foreground import average_over_neighbours, neighbour_affinity
+from bestiary.concepts.part_map.picture_mixture import BACKGROUND_BANDS, _bands, explain_pictures
 from torch import Tensor
 
 

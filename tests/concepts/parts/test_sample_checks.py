@@ -3,14 +3,14 @@
 import pytest
 import torch
 from bestiary.concepts.errors import BestiaryError
-from bestiary.concepts.parts.sample_checks import (
+from bestiary.concepts.features.patch_features import PatchGrid
+from bestiary.concepts.part_map.sample_checks import (
     area_doubts,
     foreground_doubts,
     plain_pictures,
     refuse_copies,
     refuse_few,
 )
-from bestiary.concepts.patch_features import PatchGrid
 
 
 def test_plain_pictures_are_told_from_pictures() -> None:

@@ -1,6 +1,6 @@
 import torch
-from bestiary.concepts.parts.sample_views import MOST_VIEWS, look_again, viewed_pictures
-from bestiary.concepts.patch_features import PatchGrid
+from bestiary.concepts.features.patch_features import PatchGrid
+from bestiary.concepts.part_map.sample_views import MOST_VIEWS, look_again, viewed_pictures
 from torch import Tensor
 
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 from bestiary.concepts.errors import BestiaryError
-from bestiary.concepts.parts.token_projector import ProjectorShape, TokenProjector, infer_shape
+from bestiary.concepts.part_dictionary.token_projector import ProjectorShape, TokenProjector, infer_shape
 from torch import Tensor
 
 
