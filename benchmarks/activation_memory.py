@@ -24,7 +24,7 @@ from bestiary.concepts.denoiser.denoiser import (
     TextConditioning,
 )
 from bestiary.concepts.denoiser.part_attention_loss import part_attention_loss
-from bestiary.trainer.diffusers_denoiser import DenoiserParts, DiffusersDenoiser
+from bestiary.trainer.model.diffusers_denoiser import DenoiserParts, DiffusersDenoiser
 from diffusers import UNet2DConditionModel
 from memory_meter import MemoryMeter
 from reference.partcraft_step import prepare_denoiser

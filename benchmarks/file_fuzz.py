@@ -43,8 +43,11 @@ from bestiary.concepts.part_map.part_model import CentroidParts, LearnedParts
 from bestiary.concepts.spectrum.prompt_spectrum import PromptSpectrum
 from bestiary.concepts.spectrum.spectrum_file import load_spectrum, save_spectrum
 from bestiary.concepts.spectrum.stage_bounds import StageBounds
-from bestiary.trainer import edit_parts
-from bestiary.trainer.discovery_folder import (
+from bestiary.trainer.discovery import edit_parts
+from bestiary.trainer.exchange.export_parts import token_names
+from bestiary.trainer.exchange.inspect_file import describe_file, description_text
+from bestiary.trainer.exchange.partcraft_files import read_partcraft_file
+from bestiary.trainer.learning.discovery.discovery_folder import (
     Discovery,
     read_skipped,
     write_lines,
@@ -52,9 +55,6 @@ from bestiary.trainer.discovery_folder import (
     write_report,
     write_skipped,
 )
-from bestiary.trainer.export_parts import token_names
-from bestiary.trainer.inspect_file import describe_file, description_text
-from bestiary.trainer.partcraft_files import read_partcraft_file
 from PIL import Image
 from safetensors.torch import save_file
 

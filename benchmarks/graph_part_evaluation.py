@@ -19,15 +19,15 @@ import typer
 from bench_attention_capture import import_comfyui
 from bestiary.concepts.files.atomic_file import write_text
 from bestiary.concepts.part_dictionary.part_dictionary import PartDictionary
-from bestiary.trainer.backbones import load_denoiser
-from bestiary.trainer.demo_judging import CHOICE, STORED_EVALUATION
-from bestiary.trainer.discover import DiscoverSettings, discover
-from bestiary.trainer.discovery_folder import Discovery
-from bestiary.trainer.drawn_truth import PICTURES, draw_pictures
-from bestiary.trainer.evaluate import PartsEvaluator
-from bestiary.trainer.progress_report import progress_callback
-from bestiary.trainer.run_folder import RunFolder
-from bestiary.trainer.settings import load_recipe
+from bestiary.trainer.demo.drawn_masks import PICTURES, draw_pictures
+from bestiary.trainer.demo.judging import CHOICE, STORED_EVALUATION
+from bestiary.trainer.discovery.discover import DiscoverSettings, discover
+from bestiary.trainer.evaluation.evaluate import PartsEvaluator
+from bestiary.trainer.learning.discovery.discovery_folder import Discovery
+from bestiary.trainer.learning.parts.settings import load_recipe
+from bestiary.trainer.learning.run.progress_report import progress_callback
+from bestiary.trainer.learning.run.run_folder import RunFolder
+from bestiary.trainer.model.backbones import load_denoiser
 from part_evaluation import train_method
 from PIL import Image
 

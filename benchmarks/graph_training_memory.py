@@ -21,14 +21,19 @@ import torch
 from bench_attention_capture import import_comfyui
 from bestiary.concepts.denoiser.backbone import get_backbone
 from bestiary.concepts.denoiser.denoiser import NoiseSchedule
-from bestiary.trainer.fit import fit
-from bestiary.trainer.latent_cache import LatentCache
-from bestiary.trainer.objective_setup import build_batches, build_objective, loop_settings, parameter_groups
-from bestiary.trainer.run_folder import RunFolder
-from bestiary.trainer.settings import TrainPartsSettings, load_recipe
-from bestiary.trainer.spectrum_objective_setup import set_up_spectrum
-from bestiary.trainer.spectrum_settings import TrainSpectrumSettings, load_spectrum_recipe
-from bestiary.trainer.training_kinds import TrainingKinds
+from bestiary.trainer.learning.parts.objective_setup import (
+    build_batches,
+    build_objective,
+    loop_settings,
+    parameter_groups,
+)
+from bestiary.trainer.learning.parts.settings import TrainPartsSettings, load_recipe
+from bestiary.trainer.learning.parts.training_kinds import TrainingKinds
+from bestiary.trainer.learning.pictures.latent_cache import LatentCache
+from bestiary.trainer.learning.run.fit import fit
+from bestiary.trainer.learning.run.run_folder import RunFolder
+from bestiary.trainer.learning.spectrum.spectrum_objective_setup import set_up_spectrum
+from bestiary.trainer.learning.spectrum.spectrum_settings import TrainSpectrumSettings, load_spectrum_recipe
 from memory_meter import MemoryMeter
 from torch import nn
 
@@ -150,9 +155,9 @@ def sd15_modules(width: int) -> SimpleNamespace:
 
 def standalone_denoiser(reference: SimpleNamespace | None) -> object:
     """The denoiser of the command line."""
-    from bestiary.trainer.backbones import load_denoiser
-    from bestiary.trainer.diffusers_denoiser import DenoiserParts, DiffusersDenoiser
-    from bestiary.trainer.text_conditioning import TextEncoders
+    from bestiary.trainer.model.backbones import load_denoiser
+    from bestiary.trainer.model.diffusers_denoiser import DenoiserParts, DiffusersDenoiser
+    from bestiary.trainer.model.text_conditioning import TextEncoders
 
     if reference is None:
         return load_denoiser("demo", device="cpu", dtype="fp32")

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from bestiary.concepts.part_map.part_areas import part_areas
 from bestiary.concepts.pictures.part_overlay import draw_parts
-from bestiary.trainer.discovery_folder import Discovery
+from bestiary.trainer.learning.discovery.discovery_folder import Discovery
 from PIL import Image
 
 COLUMNS, TILE, GAP = 8, 128, 4

@@ -19,11 +19,19 @@ from PIL import Image
 from ..concepts.errors import BestiaryError
 from ..concepts.files.atomic_file import replacing, write_text
 from ..concepts.part_dictionary.part_dictionary import PartDictionary
-from ..trainer.discovery_folder import CODEBOOK, IMAGES, PART_MAPS, REPORT, write_lines, write_maps, write_report
-from ..trainer.launch import launch, read_progress
-from ..trainer.recipe_file import format_toml
-from ..trainer.run_folder import RunFolder
-from ..trainer.settings import GRAPH, TrainPartsSettings, load_recipe
+from ..trainer.learning.discovery.discovery_folder import (
+    CODEBOOK,
+    IMAGES,
+    PART_MAPS,
+    REPORT,
+    write_lines,
+    write_maps,
+    write_report,
+)
+from ..trainer.learning.parts.settings import GRAPH, TrainPartsSettings, load_recipe
+from ..trainer.learning.run.launch import launch, read_progress
+from ..trainer.learning.run.recipe_file import format_toml
+from ..trainer.learning.run.run_folder import RunFolder
 from .dictionary_loading import save_dictionary
 from .training_progress import TrainingProgress
 from .training_runs import ANEW, run_to_resume, runs_folder

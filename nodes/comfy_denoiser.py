@@ -24,8 +24,8 @@ from ..concepts.denoiser.denoiser import (
     TextConditioning,
 )
 from ..concepts.errors import BestiaryError
-from ..trainer.attention_capture import AttentionCapture, halved
-from ..trainer.prompt_encoding import PromptEncoding
+from ..trainer.learning.denoiser.attention_capture import AttentionCapture, halved
+from ..trainer.learning.denoiser.prompt_encoding import PromptEncoding
 from .comfy_autoencoder import ComfyAutoencoder
 from .comfy_text import text_encoders
 from .denoiser_record import detect_backbone, noise_schedule

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from ..concepts.denoiser.backbone import TextEncoderSpec
 from ..concepts.errors import BestiaryError
-from ..trainer.prompt_encoding import ClipStates
+from ..trainer.learning.denoiser.prompt_encoding import ClipStates
 from .comfy_version import name_device
 
 

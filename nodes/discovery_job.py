@@ -19,8 +19,8 @@ from ..concepts.part_map.part_map import PartMaps
 from ..concepts.part_map.sample_checks import area_doubts, plain_pictures, refuse_copies, refuse_few
 from ..concepts.part_map.sample_views import SampleViews, look_again, viewed_pictures
 from ..concepts.pictures.square_fit import SquareFit, seen_box
-from ..trainer.discovery_doubts import UsualPictures, doubt_text, most_doubtful, part_sureness
-from ..trainer.part_names import PartPlaces, propose_names
+from ..trainer.learning.discovery.discovery_doubts import UsualPictures, doubt_text, most_doubtful, part_sureness
+from ..trainer.learning.discovery.part_names import PartPlaces, propose_names
 from .graph_progress import GraphProgress
 from .part_pictures import as_squares, checked_images
 from .part_sight import SeenParts, describe_images, joined_grids, seen_from_maps

@@ -10,9 +10,9 @@ from typing import TypeVar
 from PIL import Image
 from torch import nn
 
-from ..trainer.fit import Batches, LoopSettings, TrainingStopped, fit
-from ..trainer.run_folder import RunFolder
-from ..trainer.training_state import ParameterGroup, TrainingState
+from ..trainer.learning.run.fit import Batches, LoopSettings, TrainingStopped, fit
+from ..trainer.learning.run.run_folder import RunFolder
+from ..trainer.learning.run.training_state import ParameterGroup, TrainingState
 from .node_previews import NodePreviews
 from .training_progress import TrainingProgress
 

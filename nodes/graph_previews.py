@@ -11,12 +11,12 @@ from PIL import Image
 from torch import Tensor
 
 from ..concepts.denoiser.ddim import sample_ddim
-from ..trainer.concept_images import ConceptImages
-from ..trainer.contact_sheet import contact_sheet
-from ..trainer.part_objective import PartObjective
-from ..trainer.preview_sheets import TILE, attention_sheet, preview_prompts, to_image, varied_rows
-from ..trainer.run_folder import RunFolder
-from ..trainer.settings import TrainPartsSettings
+from ..trainer.learning.parts.concept_images import ConceptImages
+from ..trainer.learning.parts.part_objective import PartObjective
+from ..trainer.learning.parts.preview_sheets import TILE, attention_sheet, preview_prompts, to_image, varied_rows
+from ..trainer.learning.parts.settings import TrainPartsSettings
+from ..trainer.learning.pictures.contact_sheet import contact_sheet
+from ..trainer.learning.run.run_folder import RunFolder
 from .node_previews import NodePreviews
 from .training_progress import TrainingProgress
 from .training_set import TrainingSet

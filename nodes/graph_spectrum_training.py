@@ -16,13 +16,13 @@ from ..concepts.errors import BestiaryError
 from ..concepts.spectrum.prompt_spectrum import PromptSpectrum
 from ..concepts.spectrum.spectrum_file import save_spectrum
 from ..concepts.spectrum.staged_conditioning import encode_staged
-from ..trainer.latent_cache import LatentCache
-from ..trainer.objective_setup import loop_settings
-from ..trainer.run_folder import RunFolder
-from ..trainer.spectrum_objective import curve_labels
-from ..trainer.spectrum_objective_setup import SpectrumTraining, build_spectrum, set_up_spectrum
-from ..trainer.spectrum_settings import TrainSpectrumSettings
-from ..trainer.spectrum_sheet import sheet_prompts, sheet_seeds, shown_stages, spectrum_sheet
+from ..trainer.learning.parts.objective_setup import loop_settings
+from ..trainer.learning.pictures.latent_cache import LatentCache
+from ..trainer.learning.run.run_folder import RunFolder
+from ..trainer.learning.spectrum.spectrum_objective import curve_labels
+from ..trainer.learning.spectrum.spectrum_objective_setup import SpectrumTraining, build_spectrum, set_up_spectrum
+from ..trainer.learning.spectrum.spectrum_settings import TrainSpectrumSettings
+from ..trainer.learning.spectrum.spectrum_sheet import sheet_prompts, sheet_seeds, shown_stages, spectrum_sheet
 from .comfy_denoiser import ComfyDenoiser
 from .graph_loop import (
     GraphModel,

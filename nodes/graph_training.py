@@ -9,14 +9,20 @@ from PIL import Image
 
 from ..concepts.errors import BestiaryError
 from ..concepts.part_dictionary.part_dictionary import PartDictionary
-from ..trainer.concept_images import ConceptImages
-from ..trainer.finished_parts import cut_thumbnails, learned_dictionary, write_dictionary
-from ..trainer.latent_cache import LatentCache
-from ..trainer.objective_setup import build_batches, build_objective, check_layers, loop_settings, parameter_groups
-from ..trainer.part_objective import PartObjective, curve_labels
-from ..trainer.run_folder import RunFolder
-from ..trainer.settings import TrainPartsSettings
-from ..trainer.training_state import ParameterGroup, TrainingState
+from ..trainer.learning.parts.concept_images import ConceptImages
+from ..trainer.learning.parts.finished_parts import cut_thumbnails, learned_dictionary, write_dictionary
+from ..trainer.learning.parts.objective_setup import (
+    build_batches,
+    build_objective,
+    check_layers,
+    loop_settings,
+    parameter_groups,
+)
+from ..trainer.learning.parts.part_objective import PartObjective, curve_labels
+from ..trainer.learning.parts.settings import TrainPartsSettings
+from ..trainer.learning.pictures.latent_cache import LatentCache
+from ..trainer.learning.run.run_folder import RunFolder
+from ..trainer.learning.run.training_state import ParameterGroup, TrainingState
 from .comfy_autoencoder import ComfyAutoencoder
 from .comfy_denoiser import ComfyDenoiser
 from .dictionary_loading import save_dictionary

@@ -9,9 +9,9 @@ from PIL import Image
 from torch import Tensor
 
 from ..concepts.files.atomic_file import replacing
-from ..trainer.contact_sheet import PAPER
-from ..trainer.run_folder import RunFolder
-from ..trainer.training_state import TrainingState
+from ..trainer.learning.pictures.contact_sheet import PAPER
+from ..trainer.learning.run.run_folder import RunFolder
+from ..trainer.learning.run.training_state import TrainingState
 from .comfy_denoiser import ComfyDenoiser
 from .training_progress import TrainingProgress
 

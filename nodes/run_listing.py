@@ -141,7 +141,7 @@ def _previews(folder: Path) -> dict[str, list[int]]:
 
 
 def _total_steps(folder: Path) -> int | None:
-    from ..trainer.recipe_file import parse_toml
+    from ..trainer.learning.run.recipe_file import parse_toml
 
     try:
         tree = parse_toml(_small_text(folder / CONFIG), CONFIG)
@@ -154,7 +154,7 @@ def _total_steps(folder: Path) -> int | None:
 
 def _labels(folder: Path) -> dict[str, list[str]]:
     """Names of the entries of curves that are lists, by curve; those of other programs are none."""
-    from ..trainer.run_folder import CURVE_LABELS_NAME
+    from ..trainer.learning.run.run_folder import CURVE_LABELS_NAME
 
     try:
         table = json.loads(_small_text(folder / CURVE_LABELS_NAME))

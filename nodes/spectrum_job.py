@@ -10,10 +10,10 @@ from typing import NamedTuple
 from torch import Tensor
 
 from ..concepts.errors import BestiaryError
-from ..trainer.run_folder import RunFolder
-from ..trainer.settings import GRAPH
-from ..trainer.spectrum_objective_setup import cached_size, word_start
-from ..trainer.spectrum_settings import TrainSpectrumSettings, load_spectrum_recipe
+from ..trainer.learning.parts.settings import GRAPH
+from ..trainer.learning.run.run_folder import RunFolder
+from ..trainer.learning.spectrum.spectrum_objective_setup import cached_size, word_start
+from ..trainer.learning.spectrum.spectrum_settings import TrainSpectrumSettings, load_spectrum_recipe
 from .comfy_denoiser import ComfyDenoiser
 from .dictionary_loading import prompt_name
 from .graph_loop import GraphModel

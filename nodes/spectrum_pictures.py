@@ -17,8 +17,8 @@ from PIL import Image
 from torch import Tensor
 
 from ..concepts.errors import BestiaryError
-from ..trainer.mask_files import coverage, coverage_text
-from ..trainer.spectrum_images import square_mask
+from ..trainer.learning.pictures.mask_files import coverage, coverage_text
+from ..trainer.learning.spectrum.spectrum_images import square_mask
 from .comfy_autoencoder import ComfyAutoencoder
 from .graph_progress import GraphProgress
 from .picture_encoding import (

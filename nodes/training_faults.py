@@ -9,8 +9,8 @@ import numpy as np
 import torch
 
 from ..concepts.errors import BestiaryError
-from ..trainer.settings import TrainPartsSettings
-from ..trainer.spectrum_settings import TrainSpectrumSettings
+from ..trainer.learning.parts.settings import TrainPartsSettings
+from ..trainer.learning.spectrum.spectrum_settings import TrainSpectrumSettings
 
 _WORDS = ("out of memory", "can't allocate memory", "not enough memory")
 

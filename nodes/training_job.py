@@ -10,8 +10,8 @@ from typing import NamedTuple
 from torch import Tensor
 
 from ..concepts.errors import BestiaryError
-from ..trainer.model_folder import read_model_folder
-from ..trainer.settings import TrainPartsSettings
+from ..trainer.learning.denoiser.model_folder import read_model_folder
+from ..trainer.learning.parts.settings import TrainPartsSettings
 from .background_training import train_in_background
 from .clip_tokens import dictionaries_of
 from .comfy_denoiser import ComfyDenoiser

@@ -13,7 +13,7 @@ import time
 
 from PIL import Image
 
-from ..trainer.progress_report import duration
+from ..trainer.learning.run.progress_report import duration
 
 logger = logging.getLogger("bestiary")
 SECONDS_BETWEEN_LINES = 10.0

@@ -15,9 +15,9 @@ from ..concepts.name_search import choices_text, shown_name
 from .concept_folders import own_folder
 
 if TYPE_CHECKING:
-    from ..trainer.run_folder import RunFolder
-    from ..trainer.settings import TrainPartsSettings
-    from ..trainer.spectrum_settings import TrainSpectrumSettings
+    from ..trainer.learning.parts.settings import TrainPartsSettings
+    from ..trainer.learning.run.run_folder import RunFolder
+    from ..trainer.learning.spectrum.spectrum_settings import TrainSpectrumSettings
 
 ANEW, NEWEST = "start anew", "go on with the newest"
 """Choices besides the names of runs."""
@@ -49,7 +49,7 @@ def run_names(kind: str | None = None) -> list[str]:
 
 
 def _kind_of(config: Path) -> str | None:
-    from ..trainer.run_folder import run_kind
+    from ..trainer.learning.run.run_folder import run_kind
 
     try:
         return run_kind(config)
@@ -107,8 +107,8 @@ def open_run(
         BestiaryError: no such run, one of another kind, or it learned from other pictures.
     """
     from ..concepts.files.atomic_file import remove_leftovers
-    from ..trainer.recipe_file import format_toml
-    from ..trainer.run_folder import RunFolder
+    from ..trainer.learning.run.recipe_file import format_toml
+    from ..trainer.learning.run.run_folder import RunFolder
 
     # where this training will write, half files of ended processes are nobody's any more
     for folder in (own_folder(), runs_folder()):
@@ -134,7 +134,7 @@ def settings_from(choices: Mapping[str, object], more: str = "") -> TrainPartsSe
     Raises:
         BestiaryError: lines that are no TOML; misspelt keys and values out of range, all of them in one message.
     """
-    from ..trainer.settings import load_recipe
+    from ..trainer.learning.parts.settings import load_recipe
 
     return load_recipe(None, {**choices, **more_choices(more)})
 
@@ -145,7 +145,7 @@ def more_choices(more: str) -> dict[str, object]:
     Raises:
         BestiaryError: they are no TOML.
     """
-    from ..trainer.recipe_file import parse_toml
+    from ..trainer.learning.run.recipe_file import parse_toml
 
     return _flat(parse_toml(more, "more_settings"))
 

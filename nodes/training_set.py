@@ -22,7 +22,7 @@ from ..concepts.part_map.part_codebook import PartCodebook
 from ..concepts.part_map.part_map import ABSENT, PartMaps
 from ..concepts.part_prompt.caption_file import format_captions
 from ..concepts.pictures.square_fit import seen_box
-from ..trainer.training_kinds import TrainingKinds, class_kinds, discovered_kinds
+from ..trainer.learning.parts.training_kinds import TrainingKinds, class_kinds, discovered_kinds
 from .comfy_autoencoder import ComfyAutoencoder
 from .feature_choice import open_source
 from .graph_progress import GraphProgress

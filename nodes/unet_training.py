@@ -19,7 +19,7 @@ from ..concepts.denoiser.denoiser import LoraSpec
 from ..concepts.denoiser.lora_names import ALPHA, DOWN, UNET_PREFIX, UP, resolve_lora
 from ..concepts.denoiser.low_rank import LowRankUpdate, fresh_update, low_rank_linear
 from ..concepts.errors import BestiaryError
-from ..trainer.attention_capture import AttentionCapture, attend, split_heads
+from ..trainer.learning.denoiser.attention_capture import AttentionCapture, attend, split_heads
 from .forward_overrides import Forward, ForwardOverrides
 from .trainable_weights import cast_layer, needs_cast
 from .unet_layers import UnetLayers

@@ -16,7 +16,7 @@ import pytest
 import torch
 from bestiary.concepts.errors import BestiaryError
 from bestiary.concepts.files.safe_pickle import Shell, load_inert, load_tensors, tensors_in
-from bestiary.trainer.import_spectrum import PROSPECT_SHELLS
+from bestiary.trainer.exchange.import_spectrum import PROSPECT_SHELLS
 
 MARK, STOP = b"(", b"."
 

@@ -46,6 +46,6 @@ def test_square_pictures_look_the_same_in_both_ways():
 
 
 def test_the_command_line_fits_pictures_by_the_same_function():
-    from bestiary.trainer import image_files
+    from bestiary.trainer.learning.pictures import image_files
 
     assert image_files.fit_square is fit_square

@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 from bestiary.concepts.errors import BestiaryError
 from bestiary.concepts.files.text_file import LARGEST_TOML, parse_toml, read_text
-from bestiary.trainer.part_names import read_names
-from bestiary.trainer.recipe_file import parse_value, read_recipe
-from bestiary.trainer.settings import TrainPartsSettings
-from bestiary.trainer.staged_pictures import read_presets
+from bestiary.trainer.composing.staged_pictures import read_presets
+from bestiary.trainer.learning.discovery.part_names import read_names
+from bestiary.trainer.learning.parts.settings import TrainPartsSettings
+from bestiary.trainer.learning.run.recipe_file import parse_value, read_recipe
 
 MARK = b"\xef\xbb\xbf"
 

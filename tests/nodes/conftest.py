@@ -448,9 +448,9 @@ def diffusers_denoiser(
     import comfy.sd1_clip
     from bestiary.concepts.denoiser.backbone import get_backbone
     from bestiary.concepts.denoiser.denoiser import NoiseSchedule
-    from bestiary.trainer.backbones import load_denoiser
-    from bestiary.trainer.diffusers_denoiser import DenoiserParts, DiffusersDenoiser
-    from bestiary.trainer.text_conditioning import TextEncoders
+    from bestiary.trainer.model.backbones import load_denoiser
+    from bestiary.trainer.model.diffusers_denoiser import DenoiserParts, DiffusersDenoiser
+    from bestiary.trainer.model.text_conditioning import TextEncoders
     from diffusers import DDIMScheduler
     from transformers import CLIPTokenizer
 

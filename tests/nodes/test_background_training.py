@@ -27,9 +27,9 @@ def made(sd15_model, drawn_images, small_codebook, tmp_path, monkeypatch) -> obj
 
 def test_the_command_line_reads_the_same_pictures_parts_and_kinds(made) -> None:
     from bestiary.nodes.background_training import write_training_set
-    from bestiary.trainer.image_files import fit_square, read_image
-    from bestiary.trainer.settings import load_recipe
-    from bestiary.trainer.training_setup import load_pictures
+    from bestiary.trainer.learning.parts.settings import load_recipe
+    from bestiary.trainer.learning.pictures.image_files import fit_square, read_image
+    from bestiary.trainer.training.training_setup import load_pictures
 
     found = write_training_set(made)
     flags = {"discovery.folder": found, "method.ids": "class", "images.labels": found.parent / "classes.csv"}
@@ -67,7 +67,7 @@ def _run(
 
 
 def test_the_child_gets_a_recipe_with_the_inputs(made, monkeypatch, tmp_path) -> None:
-    from bestiary.trainer.settings import load_recipe
+    from bestiary.trainer.learning.parts.settings import load_recipe
 
     with pytest.raises(BestiaryError, match="the training program ended with code 0: it said nothing"):
         _run(made, monkeypatch, [], 0)
@@ -160,7 +160,7 @@ def test_renamed_parts_train_under_their_new_names(made) -> None:
     from dataclasses import replace
 
     from bestiary.nodes.background_training import write_training_set
-    from bestiary.trainer.discovery_folder import Discovery
+    from bestiary.trainer.learning.discovery.discovery_folder import Discovery
 
     write_training_set(made)
     names = ("Kopf", *made.codebook.part_names[1:])
@@ -173,8 +173,8 @@ def test_a_resumed_child_gets_the_inputs_of_the_node(made, monkeypatch, tmp_path
     from dataclasses import replace
 
     from bestiary.nodes.background_training import _arguments
-    from bestiary.trainer.run_folder import RunFolder
-    from bestiary.trainer.settings import load_recipe
+    from bestiary.trainer.learning.parts.settings import load_recipe
+    from bestiary.trainer.learning.run.run_folder import RunFolder
 
     (_, recipe), reserved = (_arguments(made, "demo", _settings(made), "apart", "start anew")[0][1:], None)
     run = RunFolder.create(tmp_path / "output" / "bestiary" / "apart")

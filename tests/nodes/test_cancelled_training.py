@@ -123,7 +123,7 @@ def _cancel_everywhere(train: Callable[..., torch.Tensor], loaded: object, count
     """Trains once for every moment; where each lay and how it ended."""
     import comfy.model_management
     from bestiary.nodes.training_runs import run_names, runs_folder
-    from bestiary.trainer.run_folder import RunFolder
+    from bestiary.trainer.learning.run.run_folder import RunFolder
 
     weights, random_state = _weights(loaded), torch.get_rng_state()
     with CancelAt(None) as counted:

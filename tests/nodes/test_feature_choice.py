@@ -183,8 +183,8 @@ def test_the_connected_model_must_be_of_the_codebooks_kind(demo_model):
 
 
 def test_a_connected_model_is_read_as_the_codebook_says(demo_model, drawn_images):
-    from bestiary.trainer.backbones import load_denoiser
-    from bestiary.trainer.feature_sources import build_feature_source
+    from bestiary.trainer.discovery.feature_sources import build_feature_source
+    from bestiary.trainer.model.backbones import load_denoiser
 
     spec = {"name": "diffusion", "backbone": "bestiary-demo", "timestep": 40, "margin": 2, "blocks": "mid_block"}
     squares = drawn_images[:2].permute(0, 3, 1, 2)

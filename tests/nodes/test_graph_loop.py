@@ -17,7 +17,7 @@ class _Objective(nn.Module):
         self.weight = nn.Parameter(torch.ones(1))
 
     def forward(self, batch: object) -> object:
-        from bestiary.trainer.fit import LossReport
+        from bestiary.trainer.learning.run.fit import LossReport
 
         loss = self.weight.square().sum()
         return LossReport(loss, {"loss": loss.detach()})
@@ -40,15 +40,15 @@ class _Previews:
 
 @pytest.fixture
 def run(tmp_path: Path) -> object:
-    from bestiary.trainer.run_folder import RunFolder
+    from bestiary.trainer.learning.run.run_folder import RunFolder
 
     return RunFolder.create(tmp_path / "moth")
 
 
 def _fit(run: object, progress: object, previews: object, **changes: object) -> object:
     from bestiary.nodes.graph_loop import fit_in_graph
-    from bestiary.trainer.fit import LoopSettings
-    from bestiary.trainer.training_state import ParameterGroup
+    from bestiary.trainer.learning.run.fit import LoopSettings
+    from bestiary.trainer.learning.run.training_state import ParameterGroup
 
     objective = _Objective()
     batches = SimpleNamespace(draw=lambda step, micro: SimpleNamespace(names=("a",)))
@@ -101,7 +101,7 @@ def test_progress_begins_where_the_run_stopped(run, monkeypatch) -> None:
 )
 def test_the_last_preview(cancelled: bool, every: int, latest: bool, width: int | None) -> None:
     from bestiary.nodes.graph_loop import last_sheet
-    from bestiary.trainer.fit import LoopSettings
+    from bestiary.trainer.learning.run.fit import LoopSettings
 
     previews = _Previews()
     previews.latest = Image.new("RGB", (1, 1)) if latest else None

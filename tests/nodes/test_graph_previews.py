@@ -31,7 +31,7 @@ def previews(prepared, tmp_path: Path) -> object:
     from types import SimpleNamespace
 
     from bestiary.nodes.graph_previews import GraphPreviews
-    from bestiary.trainer.run_folder import RunFolder
+    from bestiary.trainer.learning.run.run_folder import RunFolder
 
     made, settings, setup = prepared
     progress = SimpleNamespace(should_stop=lambda: False)
@@ -55,7 +55,7 @@ def test_pictures_and_heat_maps_are_two_sheets(previews, prepared) -> None:
 
 
 def test_real_pictures_stand_above_those_that_are_made(previews, prepared) -> None:
-    from bestiary.trainer.preview_sheets import varied_rows
+    from bestiary.trainer.learning.parts.preview_sheets import varied_rows
 
     made, settings, _ = prepared
     first = varied_rows(made.kinds.codes, settings.run.preview_count)[0]

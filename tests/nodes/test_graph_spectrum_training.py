@@ -63,11 +63,11 @@ def _train(loaded: object, pictures: object, settings: object, run: object) -> o
 
 def _command_line_losses(denoiser: object, pictures: object, settings: object, folder: Path) -> list[float]:
     """The standalone trainer's loop over its own denoiser, from the same pictures and seed."""
-    from bestiary.trainer.fit import fit
-    from bestiary.trainer.latent_cache import LatentCache
-    from bestiary.trainer.objective_setup import loop_settings
-    from bestiary.trainer.run_folder import RunFolder
-    from bestiary.trainer.spectrum_objective_setup import set_up_spectrum
+    from bestiary.trainer.learning.parts.objective_setup import loop_settings
+    from bestiary.trainer.learning.pictures.latent_cache import LatentCache
+    from bestiary.trainer.learning.run.fit import fit
+    from bestiary.trainer.learning.run.run_folder import RunFolder
+    from bestiary.trainer.learning.spectrum.spectrum_objective_setup import set_up_spectrum
 
     with torch.random.fork_rng():
         setup = set_up_spectrum(settings, denoiser, pictures.names, LatentCache(pictures.moments))
@@ -272,8 +272,8 @@ def test_preview_pictures_are_those_of_the_other_denoiser(prepared, monkeypatch)
     from bestiary.concepts.denoiser.ddim import sample_ddim
     from bestiary.concepts.spectrum.staged_conditioning import encode_staged
     from bestiary.nodes import graph_spectrum_training
-    from bestiary.trainer.backbones import load_denoiser
-    from bestiary.trainer.spectrum_sheet import sheet_prompts, sheet_seeds
+    from bestiary.trainer.learning.spectrum.spectrum_sheet import sheet_prompts, sheet_seeds
+    from bestiary.trainer.model.backbones import load_denoiser
 
     made = []
     sheet = graph_spectrum_training.spectrum_sheet

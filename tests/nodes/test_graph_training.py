@@ -74,10 +74,15 @@ def _train(loaded: object, made: object, settings: object, run: object) -> objec
 
 def _command_line_losses(denoiser: object, made: object, settings: object, folder: Path) -> list[float]:
     """The standalone trainer's loop over its own denoiser, from the same pictures and seed."""
-    from bestiary.trainer.fit import fit
-    from bestiary.trainer.latent_cache import LatentCache
-    from bestiary.trainer.objective_setup import build_batches, build_objective, loop_settings, parameter_groups
-    from bestiary.trainer.run_folder import RunFolder
+    from bestiary.trainer.learning.parts.objective_setup import (
+        build_batches,
+        build_objective,
+        loop_settings,
+        parameter_groups,
+    )
+    from bestiary.trainer.learning.pictures.latent_cache import LatentCache
+    from bestiary.trainer.learning.run.fit import fit
+    from bestiary.trainer.learning.run.run_folder import RunFolder
 
     with torch.random.fork_rng():
         torch.manual_seed(settings.run.seed)

@@ -156,7 +156,7 @@ def test_files_say_what_they_are(server, small_codebook, tmp_path):
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory) -> tuple[Path, PartDictionary, list[str]]:
     """The shipped dictionary in files for other programs: folder, dictionary, names of the embeddings."""
-    from bestiary.trainer.export_parts import export_dictionary, token_names
+    from bestiary.trainer.exchange.export_parts import export_dictionary, token_names
 
     folder, owner = tmp_path_factory.mktemp("export"), PartDictionary.load(SHIPPED_DICTIONARY)
     export_dictionary(owner, folder)

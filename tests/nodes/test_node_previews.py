@@ -30,7 +30,7 @@ class _State:
 def previews(tmp_path: Path) -> object:
     """Previews of two sheets, whose `told` are the calls."""
     from bestiary.nodes.node_previews import NodePreviews
-    from bestiary.trainer.run_folder import RunFolder
+    from bestiary.trainer.learning.run.run_folder import RunFolder
 
     class Drawn(NodePreviews):
         def draw(self) -> tuple[Image.Image, ...]:

@@ -254,8 +254,8 @@ def test_an_unknown_part_is_told(server, names, codebook_name):
 
 
 def test_the_shipped_codebook_sees_through_the_demo_model(server, names, drawn_images):
-    from bestiary.trainer.backbones import load_denoiser
-    from bestiary.trainer.feature_sources import build_feature_source
+    from bestiary.trainer.discovery.feature_sources import build_feature_source
+    from bestiary.trainer.model.backbones import load_denoiser
 
     graph = {
         **segmented(server, "creatures.parts.safetensors", names[0], features=["eyes", 0]),

@@ -181,7 +181,7 @@ def test_embedding_files_stay_understood_beside_mentions(sd15_model, tmp_path):
 )
 def test_the_trainer_encodes_alike(demo_model, text):
     from bestiary.concepts.part_prompt.part_prompt import parse_part_prompt, resolve_prompt
-    from bestiary.trainer.backbones import load_denoiser
+    from bestiary.trainer.model.backbones import load_denoiser
 
     denoiser = load_denoiser("demo", device="cpu", dtype="fp32")
     dictionary = random_dictionary(word_dictionary(demo_model.clip, "bestiary-demo"))

@@ -20,7 +20,7 @@ def test_pictures_and_images_turn_into_each_other_exactly():
 
 @pytest.mark.parametrize("size", [(128, 128), (96, 200), (201, 100)])
 def test_squares_are_those_of_the_command_line(size, tmp_path):
-    from bestiary.trainer.image_files import fit_square, image_to_tensor, read_image
+    from bestiary.trainer.learning.pictures.image_files import fit_square, image_to_tensor, read_image
 
     images = noise(2, *size, 3)
     for number, picture in enumerate(as_pictures(images)):

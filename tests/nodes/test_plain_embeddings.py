@@ -9,8 +9,8 @@ from bestiary.concepts.spectrum.prompt_spectrum import PromptSpectrum
 from bestiary.concepts.spectrum.spectrum_file import load_spectrum, save_spectrum
 from bestiary.concepts.spectrum.stage_bounds import StageBounds
 from bestiary.concepts.spectrum.staged_prompt import PromptSources
-from bestiary.trainer.export_spectrum import export_spectrum
-from bestiary.trainer.import_spectrum import import_textual_inversion
+from bestiary.trainer.exchange.export_spectrum import export_spectrum
+from bestiary.trainer.exchange.import_spectrum import import_textual_inversion
 from safetensors.torch import save_file
 from torch import nn
 
@@ -104,7 +104,7 @@ def test_both_encoders_of_sdxl_find_their_own_mean(folder):
 
 
 def test_initial_words_are_whole_words_of_the_real_tokenizer(diffusers_denoiser):
-    from bestiary.trainer.spectrum_objective_setup import word_start
+    from bestiary.trainer.learning.spectrum.spectrum_objective_setup import word_start
 
     denoiser = diffusers_denoiser("sd15")
     table = denoiser.text.models["clip_l"].get_input_embeddings().weight

@@ -54,7 +54,7 @@ def test_inputs_become_the_settings_they_are() -> None:
 def test_the_defaults_of_the_node_are_those_of_the_command_line() -> None:
     from bestiary.nodes.spectrum_job import KEYS, spectrum_settings
     from bestiary.nodes.spectrum_training_nodes import TrainSpectrum
-    from bestiary.trainer.spectrum_settings import TrainSpectrumSettings
+    from bestiary.trainer.learning.spectrum.spectrum_settings import TrainSpectrumSettings
 
     shown = {one.id: one.default for one in TrainSpectrum.define_schema().inputs if hasattr(one, "default")}
     ours, theirs = spectrum_settings(shown), TrainSpectrumSettings()
@@ -65,8 +65,8 @@ def test_the_defaults_of_the_node_are_those_of_the_command_line() -> None:
 def test_what_the_help_says_for_the_demo_model_is_its_recipe() -> None:
     from bestiary.nodes.spectrum_job import KEYS
     from bestiary.nodes.spectrum_training_nodes import TrainSpectrum
-    from bestiary.trainer.recipe_file import find_recipe, parse_toml
-    from bestiary.trainer.spectrum_settings import TrainSpectrumSettings
+    from bestiary.trainer.learning.run.recipe_file import find_recipe, parse_toml
+    from bestiary.trainer.learning.spectrum.spectrum_settings import TrainSpectrumSettings
 
     page = (Path(__file__).parents[2] / "web" / "docs" / "BestiaryTrainSpectrum.md").read_text()
     told = page.split("For the demo model:")[1].split("\n\n")[0]

@@ -71,7 +71,7 @@ def test_another_autoencoder_encodes_anew(prepare, demo_model, drawn_images, enc
 
 
 def test_masks_lie_on_the_latent_grid_as_the_command_line_cuts_them(prepare, drawn_images, tmp_path) -> None:
-    from bestiary.trainer.spectrum_images import ConceptPictures, read_masks
+    from bestiary.trainer.learning.spectrum.spectrum_images import ConceptPictures, read_masks
     from PIL import Image
 
     mask = torch.zeros(2, 128, 128)

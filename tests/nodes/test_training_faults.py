@@ -10,8 +10,8 @@ CPU = "[enforce fail at alloc_cpu.cpp:117] DefaultCPUAllocator: can't allocate m
 
 
 def _settings(kind: str, **changes: object) -> object:
-    from bestiary.trainer.settings import load_recipe
-    from bestiary.trainer.spectrum_settings import load_spectrum_recipe
+    from bestiary.trainer.learning.parts.settings import load_recipe
+    from bestiary.trainer.learning.spectrum.spectrum_settings import load_spectrum_recipe
 
     return {"parts": load_recipe, "spectrum": load_spectrum_recipe}[kind](None, changes)
 

@@ -20,8 +20,8 @@ def outputs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 @pytest.fixture
 def settings() -> dict[str, object]:
     """By kind of training."""
-    from bestiary.trainer.settings import load_recipe
-    from bestiary.trainer.spectrum_settings import load_spectrum_recipe
+    from bestiary.trainer.learning.parts.settings import load_recipe
+    from bestiary.trainer.learning.spectrum.spectrum_settings import load_spectrum_recipe
 
     return {"parts": load_recipe(None, {}), "spectrum": load_spectrum_recipe(None, {})}
 

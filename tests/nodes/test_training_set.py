@@ -39,7 +39,7 @@ def test_pictures_become_squares_moments_and_codes(build, small_codebook) -> Non
 
 
 def test_squares_are_what_the_command_line_reads(build, drawn_images: Tensor, tmp_path) -> None:
-    from bestiary.trainer.image_files import fit_square, read_image
+    from bestiary.trainer.learning.pictures.image_files import fit_square, read_image
     from PIL import Image
 
     wide = torch.cat([drawn_images[:1], drawn_images[:1]], dim=2)[:, :, 20:210]

@@ -120,7 +120,7 @@ def test_blocks_that_are_recomputed_are_those_of_diffusers(hooked, sd15_referenc
 
 
 def test_a_capture_is_closed_whatever_happens(hooked) -> None:
-    from bestiary.trainer.attention_capture import AttentionCapture
+    from bestiary.trainer.learning.denoiser.attention_capture import AttentionCapture
 
     hooks, _ = hooked()
     capture = AttentionCapture(torch.zeros(1, 1, dtype=torch.long), {}, "lse")
@@ -186,7 +186,7 @@ def test_hypertile_trains_as_it_samples(hooked, sd15_model) -> None:
 
 
 def test_cross_attention_in_pieces_cannot_be_read(hooked, sd15_model) -> None:
-    from bestiary.trainer.attention_capture import AttentionCapture
+    from bestiary.trainer.learning.denoiser.attention_capture import AttentionCapture
 
     hooks, run = hooked()
     name = next(name for name in hooks._layers.attention if name.endswith(".attn2"))

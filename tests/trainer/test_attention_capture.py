@@ -7,7 +7,7 @@ import pytest
 import torch
 from bestiary.concepts.denoiser.denoiser import AttentionRequest, TextConditioning
 from bestiary.concepts.errors import BestiaryError
-from bestiary.trainer.attention_capture import halved, install_fused_attention
+from bestiary.trainer.learning.denoiser.attention_capture import halved, install_fused_attention
 from torch import Tensor
 
 POSITIONS = torch.tensor([[2, 5, -1], [7, 1, 3]])

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from bestiary.concepts.errors import BestiaryError
-from bestiary.trainer.backbones import choose_device, choose_dtype, find_model, load_denoiser, noise_schedule
+from bestiary.trainer.model.backbones import choose_device, choose_dtype, find_model, load_denoiser, noise_schedule
 
 EXPECTED = {
     "sd15": ("epsilon", {"clip_l": 32}, "final", 4),

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from bestiary.trainer.base_autoencoder import (
+from bestiary.trainer.base_model.autoencoder import (
     SHARD,
     cache_latents,
     draw_pictures,
@@ -15,8 +15,8 @@ from bestiary.trainer.base_autoencoder import (
     reconstruction_psnr,
     to_tensor,
 )
-from bestiary.trainer.base_model_parts import LATENT_CHANNELS, LATENT_NOISE, build_autoencoder
-from bestiary.trainer.base_training_state import RunLog, StagePlan, StageState
+from bestiary.trainer.base_model.model_parts import LATENT_CHANNELS, LATENT_NOISE, build_autoencoder
+from bestiary.trainer.base_model.training_state import RunLog, StagePlan, StageState
 
 
 def _plan(**changes) -> StagePlan:

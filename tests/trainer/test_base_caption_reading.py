@@ -4,8 +4,8 @@ import pytest
 import torch
 from bestiary.demo.captions import caption_of
 from bestiary.demo.species import HELD_OUT_SPECIES, PARTS, Scene
-from bestiary.trainer.base_caption_reading import ATTRIBUTE_WORDS, ReadingLoss, slot_embeddings
-from bestiary.trainer.base_model_parts import build_base_model, encode_captions
+from bestiary.trainer.base_model.caption_reading import ATTRIBUTE_WORDS, ReadingLoss, slot_embeddings
+from bestiary.trainer.base_model.model_parts import build_base_model, encode_captions
 
 
 @pytest.fixture(scope="module")

@@ -6,9 +6,9 @@ import torch
 from bestiary.concepts.errors import BestiaryError
 from bestiary.demo.creatures import draw_creature
 from bestiary.demo.species import random_species
-from bestiary.trainer.base_autoencoder import draw_training_picture
-from bestiary.trainer.base_caption_reading import ReadingLoss
-from bestiary.trainer.base_denoiser import (
+from bestiary.trainer.base_model.autoencoder import draw_training_picture
+from bestiary.trainer.base_model.caption_reading import ReadingLoss
+from bestiary.trainer.base_model.denoiser import (
     LatentSet,
     QuickAttention,
     add_noise,
@@ -24,14 +24,14 @@ from bestiary.trainer.base_denoiser import (
     save_sheet,
     snr_weights,
 )
-from bestiary.trainer.base_model_parts import (
+from bestiary.trainer.base_model.model_parts import (
     LATENT_CHANNELS,
     LATENT_NOISE,
     build_base_model,
     build_scheduler,
     encode_captions,
 )
-from bestiary.trainer.base_training_state import RunLog, StagePlan, StageState
+from bestiary.trainer.base_model.training_state import RunLog, StagePlan, StageState
 from PIL import Image
 
 

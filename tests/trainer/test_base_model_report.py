@@ -8,9 +8,9 @@ import pytest
 import torch
 from bestiary.demo.attribute_judge import AttributeJudge
 from bestiary.demo.species import HELD_OUT_SPECIES, PARTS
-from bestiary.trainer import base_model_report
-from bestiary.trainer.base_model_parts import build_base_model, export_base_model
-from bestiary.trainer.base_model_report import (
+from bestiary.trainer.base_model import report as base_model_report
+from bestiary.trainer.base_model.model_parts import build_base_model, export_base_model
+from bestiary.trainer.base_model.report import (
     BaseModelFigures,
     fresh_drawings,
     generated_scores,
@@ -19,7 +19,7 @@ from bestiary.trainer.base_model_report import (
     model_card,
     training_facts,
 )
-from bestiary.trainer.train_base import TrainBaseSettings
+from bestiary.trainer.base_model.train_base import TrainBaseSettings
 
 SHARES = {"color": 0.91, "pattern": 0.82, "shape": 0.73, "all_three": 0.64}
 FIGURES = BaseModelFigures(120, 27.5, 0.0625, {"random": SHARES, "held_out": SHARES}, SHARES, {"wing": SHARES})

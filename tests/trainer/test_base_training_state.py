@@ -5,7 +5,7 @@ import time
 
 import pytest
 import torch
-from bestiary.trainer.base_training_state import (
+from bestiary.trainer.base_model.training_state import (
     RunLog,
     StagePlan,
     StageState,

@@ -5,10 +5,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from bestiary.trainer import feature_sources, training_setup
-from bestiary.trainer.diffusers_denoiser import DiffusersDenoiser
-from bestiary.trainer.settings import TrainPartsSettings, load_recipe
-from bestiary.trainer.train_parts import train_parts
+from bestiary.trainer.discovery import feature_sources
+from bestiary.trainer.learning.parts.settings import TrainPartsSettings, load_recipe
+from bestiary.trainer.model.diffusers_denoiser import DiffusersDenoiser
+from bestiary.trainer.training import training_setup
+from bestiary.trainer.training.train_parts import train_parts
 
 
 @pytest.fixture

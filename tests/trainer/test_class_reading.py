@@ -4,10 +4,10 @@ import pytest
 import torch
 from bestiary.concepts.part_map.part_codebook import PartCodebook
 from bestiary.concepts.part_map.part_map import ABSENT, PartMaps
-from bestiary.trainer.class_reading import ClassReading
-from bestiary.trainer.evaluation_cases import TestCase
-from bestiary.trainer.evaluation_scores import score_pictures
-from bestiary.trainer.picture_judge import Sight
+from bestiary.trainer.evaluation.cases import TestCase
+from bestiary.trainer.evaluation.class_reading import ClassReading
+from bestiary.trainer.evaluation.picture_judge import Sight
+from bestiary.trainer.evaluation.scores import score_pictures
 
 CLASSES = [0, 0, 1, 1]
 CODES = torch.tensor([[0, 0, 0], [0, 0, 1], [1, ABSENT, 0], [1, 1, 2]])

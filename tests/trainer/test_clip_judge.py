@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from bestiary.concepts.errors import BestiaryError
-from bestiary.trainer.clip_judge import USUAL_CLIP, ClipJudge, find_clip
+from bestiary.trainer.evaluation.clip_judge import USUAL_CLIP, ClipJudge, find_clip
 from PIL import Image
 
 

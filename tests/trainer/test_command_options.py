@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from bestiary.concepts.errors import BestiaryError
 from bestiary.trainer.__main__ import main
-from bestiary.trainer.command_options import (
+from bestiary.trainer.commands.options import (
     _place,
     assignment,
     assignments,

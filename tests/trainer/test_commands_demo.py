@@ -1,8 +1,8 @@
 """`bestiary demo train-base` as typed; the demo itself is in test_demo_job.py."""
 
 import pytest
-from bestiary.trainer import train_base
 from bestiary.trainer.__main__ import main
+from bestiary.trainer.base_model import train_base
 
 
 @pytest.fixture

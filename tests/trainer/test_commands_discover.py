@@ -6,8 +6,8 @@ import shutil
 import pytest
 from bestiary.concepts.part_map import foreground
 from bestiary.trainer.__main__ import main
-from bestiary.trainer.discovery_folder import Discovery
-from bestiary.trainer.drawn_truth import draw_pictures
+from bestiary.trainer.demo.drawn_masks import draw_pictures
+from bestiary.trainer.learning.discovery.discovery_folder import Discovery
 from PIL import Image
 
 

@@ -5,7 +5,7 @@ import json
 import pytest
 from bestiary.concepts.part_dictionary.part_dictionary import PartDictionary
 from bestiary.trainer.__main__ import main
-from bestiary.trainer.drawn_truth import draw_pictures
+from bestiary.trainer.demo.drawn_masks import draw_pictures
 
 pytestmark = pytest.mark.train
 

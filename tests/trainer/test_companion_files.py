@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 from bestiary.concepts.errors import BestiaryError
-from bestiary.trainer.companion_files import CompanionFolder, companion_of, masks_among
+from bestiary.trainer.learning.pictures.companion_files import CompanionFolder, companion_of, masks_among
 
 
 def _made(folder: Path, *names: str) -> Path:

@@ -10,8 +10,14 @@ import torch
 from bestiary.concepts.errors import BestiaryError
 from bestiary.concepts.part_dictionary.part_dictionary import PartDictionary
 from bestiary.trainer.__main__ import main
-from bestiary.trainer.compose import ComposeSettings, base_of, compose_files, load_dictionaries, write_numbered
-from bestiary.trainer.picture_making import PictureOrder, SamplingChoice, check_backbone, make_pictures
+from bestiary.trainer.composing.compose import (
+    ComposeSettings,
+    base_of,
+    compose_files,
+    load_dictionaries,
+    write_numbered,
+)
+from bestiary.trainer.composing.picture_making import PictureOrder, SamplingChoice, check_backbone, make_pictures
 from PIL import Image
 
 PROMPT = "a bird of <head:cardinal> <wing:1>, red"
@@ -65,8 +71,8 @@ def test_earlier_pictures_are_never_overwritten(settings, tmp_path):
 
 
 def test_each_picture_is_written_when_it_is_made(settings, tmp_path, monkeypatch):
-    from bestiary.trainer import compose as module
-    from bestiary.trainer import picture_making
+    from bestiary.trainer.composing import compose as module
+    from bestiary.trainer.composing import picture_making
 
     monkeypatch.setattr(picture_making, "pictures_at_once", lambda denoiser, size: 1)
     present = []
@@ -87,7 +93,7 @@ def test_each_picture_is_written_when_it_is_made(settings, tmp_path, monkeypatch
 
 
 def test_a_kill_while_writing_leaves_no_empty_picture(tmp_path, monkeypatch):
-    import bestiary.trainer.compose as module
+    import bestiary.trainer.composing.compose as module
 
     def killed(*_):
         raise SystemExit
@@ -103,7 +109,7 @@ def test_a_kill_while_writing_leaves_no_empty_picture(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("links", [True, False])
 def test_a_number_that_another_program_took_is_left_to_it(tmp_path, monkeypatch, links):
-    import bestiary.trainer.compose as module
+    import bestiary.trainer.composing.compose as module
 
     def none(*_):
         raise PermissionError(1, "no hard links here")

@@ -8,9 +8,9 @@ import pytest
 import torch
 from bestiary.concepts.denoiser.denoiser import PromptPiece, PromptTokens
 from bestiary.concepts.part_prompt.part_captions import CaptionStyle
-from bestiary.trainer.concept_images import BatchPlan, ConceptImages
-from bestiary.trainer.latent_cache import LatentCache
-from bestiary.trainer.training_kinds import TrainingKinds
+from bestiary.trainer.learning.parts.concept_images import BatchPlan, ConceptImages
+from bestiary.trainer.learning.parts.training_kinds import TrainingKinds
+from bestiary.trainer.learning.pictures.latent_cache import LatentCache
 
 COUNT, CELLS = 7, 8
 PLAN = BatchPlan(

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 from bestiary.concepts.errors import BestiaryError
-from bestiary.trainer.contact_sheet import PAPER, contact_sheet, wrap_text
+from bestiary.trainer.learning.pictures.contact_sheet import PAPER, contact_sheet, wrap_text
 from PIL import Image, ImageFont
 
 COLORS = [(200, 30, 30), (30, 160, 60), (40, 60, 200), (220, 200, 40), (120, 40, 160)]

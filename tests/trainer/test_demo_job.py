@@ -9,12 +9,14 @@ import torch
 from bestiary.concepts.errors import BestiaryError
 from bestiary.concepts.part_dictionary.part_dictionary import PartDictionary
 from bestiary.demo.attribute_judge import AttributeJudge
-from bestiary.trainer import backbones, demo_job, demo_judging
 from bestiary.trainer.__main__ import main
-from bestiary.trainer.demo_job import STAGES, DemoSettings, run_demo
-from bestiary.trainer.demo_pictures import read_composed
-from bestiary.trainer.picture_making import SamplingChoice
-from bestiary.trainer.run_folder import RunFolder
+from bestiary.trainer.composing.picture_making import SamplingChoice
+from bestiary.trainer.demo import job as demo_job
+from bestiary.trainer.demo import judging as demo_judging
+from bestiary.trainer.demo.job import STAGES, DemoSettings, run_demo
+from bestiary.trainer.demo.pictures import read_composed
+from bestiary.trainer.learning.run.run_folder import RunFolder
+from bestiary.trainer.model import backbones
 
 SETTINGS = DemoSettings(seed=1, pictures=16, kinds=3, steps=2, judged=4, device="cpu", dtype="fp32", progress="off")
 

@@ -7,10 +7,10 @@ import pytest
 import torch
 from bestiary.demo.attribute_judge import AttributeJudge, species_classes
 from bestiary.demo.creatures import HELD_OUT_SPECIES, PARTS
-from bestiary.trainer import demo_judging
-from bestiary.trainer.demo_judging import STORED_EVALUATION, judge_looks, stored_figures
-from bestiary.trainer.drawn_truth import DiscoveryScore, DrawnTruth
-from bestiary.trainer.evaluation_cases import TestCase
+from bestiary.trainer.demo import judging as demo_judging
+from bestiary.trainer.demo.drawn_masks import DiscoveryScore, DrawnTruth
+from bestiary.trainer.demo.judging import STORED_EVALUATION, judge_looks, stored_figures
+from bestiary.trainer.evaluation.cases import TestCase
 
 SPECIES = HELD_OUT_SPECIES[:3]
 TRUTH = DrawnTruth(("0.png", "1.png", "2.png"), tuple(SPECIES), None)

@@ -7,7 +7,7 @@ import torch
 from bestiary.concepts.denoiser.denoiser import LoraSpec, TextConditioning
 from bestiary.concepts.denoiser.lora_names import from_kohya
 from bestiary.concepts.errors import BestiaryError
-from bestiary.trainer.denoiser_lora import AdaptedLayer, LowRankUpdate
+from bestiary.trainer.model.denoiser_lora import AdaptedLayer, LowRankUpdate
 from torch import Tensor, nn
 
 

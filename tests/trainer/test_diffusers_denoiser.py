@@ -7,8 +7,8 @@ import pytest
 import torch
 from bestiary.concepts.denoiser.denoiser import AttentionRequest, LoraSpec, PromptPiece, TextConditioning
 from bestiary.concepts.errors import BestiaryError
-from bestiary.trainer.backbones import load_denoiser
-from bestiary.trainer.diffusers_denoiser import NO_SPREAD, DenoiserParts, DiffusersDenoiser
+from bestiary.trainer.model.backbones import load_denoiser
+from bestiary.trainer.model.diffusers_denoiser import NO_SPREAD, DenoiserParts, DiffusersDenoiser
 
 
 def test_moments_equal_the_autoencoder_of_diffusers(tiny_denoiser: Callable) -> None:

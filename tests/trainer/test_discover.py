@@ -17,10 +17,10 @@ from bestiary.concepts.features.patch_features import DescriptorFeatures, PatchG
 from bestiary.concepts.files.concept_file import read_concept_file
 from bestiary.concepts.part_map import foreground
 from bestiary.concepts.part_prompt.caption_file import parse_captions
-from bestiary.trainer import discover as discover_module
-from bestiary.trainer import discovery_passes
-from bestiary.trainer.discover import DiscoverSettings, DiscoveryResult, discover
-from bestiary.trainer.discovery_folder import Discovery
+from bestiary.trainer.discovery import discover as discover_module
+from bestiary.trainer.discovery import passes as discovery_passes
+from bestiary.trainer.discovery.discover import DiscoverSettings, DiscoveryResult, discover
+from bestiary.trainer.learning.discovery.discovery_folder import Discovery
 from PIL import Image, ImageDraw
 from pydantic import ValidationError
 
@@ -220,7 +220,7 @@ def test_a_run_killed_while_writing_results_goes_on(
         raise Killed
 
     with monkeypatch.context() as patch, pytest.raises(Killed):
-        patch.setattr(f"bestiary.trainer.discovery_result.{step}", die)
+        patch.setattr(f"bestiary.trainer.discovery.result.{step}", die)
         discover(settings_for(pictures, tmp_path / "parts"))
     monkeypatch.setattr(discovery_passes, "describe_shard", die)
     discover(settings_for(pictures, tmp_path / "parts"))
@@ -554,7 +554,7 @@ from pathlib import Path
 sys.path.insert(0, sys.argv[1])
 import conftest
 from bestiary.concepts.part_map import foreground
-from bestiary.trainer.discover import DiscoverSettings, discover
+from bestiary.trainer.discovery.discover import DiscoverSettings, discover
 foreground._TRAINING_STEPS = 40
 discover(DiscoverSettings(images=Path(sys.argv[2]), out=Path(sys.argv[3]), source="descriptor", num_parts=3,
                           shard_images=5, batch_size=2, sample_patches=12 * 256))

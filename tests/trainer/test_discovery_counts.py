@@ -6,7 +6,7 @@ from bestiary.concepts.part_map.foreground import CentroidForeground
 from bestiary.concepts.part_map.part_codebook import PartCodebook
 from bestiary.concepts.part_map.part_map import ABSENT, PartMaps
 from bestiary.concepts.part_map.part_model import CentroidParts
-from bestiary.trainer.discovery_counts import PER_KIND, PartCounts, TypicalPictures, largest_kinds
+from bestiary.trainer.discovery.counts import PER_KIND, PartCounts, TypicalPictures, largest_kinds
 
 
 def test_hand_counted_sizes() -> None:

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from bestiary.trainer.discovery_doubts import (
+from bestiary.trainer.learning.discovery.discovery_doubts import (
     Doubt,
     UsualPictures,
     confidence_word,

@@ -11,7 +11,7 @@ from bestiary.concepts.part_map.foreground import CentroidForeground
 from bestiary.concepts.part_map.part_codebook import PartCodebook
 from bestiary.concepts.part_map.part_map import PartMaps
 from bestiary.concepts.part_map.part_model import CentroidParts
-from bestiary.trainer.discovery_folder import (
+from bestiary.trainer.learning.discovery.discovery_folder import (
     Discovery,
     editing,
     finish_edit,

@@ -12,7 +12,7 @@ import torch
 from bestiary.concepts.part_map.foreground import CentroidForeground
 from bestiary.concepts.part_map.part_codebook import PartCodebook
 from bestiary.concepts.part_map.part_model import CentroidParts
-from bestiary.trainer.discovery_page import (
+from bestiary.trainer.discovery.page import (
     KINDS_SHOWN,
     PageContent,
     color_parts,

@@ -10,14 +10,14 @@ from bestiary.concepts.features.patch_features import PatchGrid
 from bestiary.concepts.part_map.foreground import CentroidForeground
 from bestiary.concepts.part_map.part_codebook import PartCodebook
 from bestiary.concepts.part_map.part_model import CentroidParts
-from bestiary.trainer.discovery_passes import (
+from bestiary.trainer.discovery.passes import (
     PictureReader,
     check_features,
     describe_shard,
     joined_sample,
     sample_shard,
 )
-from bestiary.trainer.discovery_state import DiscoveryState
+from bestiary.trainer.discovery.state import DiscoveryState
 from PIL import Image
 
 SIZE = 16

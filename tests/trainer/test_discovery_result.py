@@ -8,10 +8,10 @@ from bestiary.concepts.errors import BestiaryError
 from bestiary.concepts.part_map.foreground import CentroidForeground
 from bestiary.concepts.part_map.part_codebook import PartCodebook
 from bestiary.concepts.part_map.part_model import CentroidParts
-from bestiary.trainer.discovery_folder import Discovery
-from bestiary.trainer.discovery_result import PassesDone, finish_discovery
-from bestiary.trainer.discovery_state import DiscoveryState, PartShard
-from bestiary.trainer.part_names import NamesFile
+from bestiary.trainer.discovery.result import PassesDone, finish_discovery
+from bestiary.trainer.discovery.state import DiscoveryState, PartShard
+from bestiary.trainer.learning.discovery.discovery_folder import Discovery
+from bestiary.trainer.learning.discovery.part_names import NamesFile
 from PIL import Image
 
 PICTURES, WIDTH = 12, 4

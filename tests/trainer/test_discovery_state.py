@@ -7,7 +7,7 @@ import pytest
 import torch
 from bestiary.concepts.errors import BestiaryError
 from bestiary.concepts.features.patch_features import PatchGrid
-from bestiary.trainer.discovery_state import (
+from bestiary.trainer.discovery.state import (
     DiscoveryState,
     PartShard,
     SampleShard,

@@ -6,9 +6,9 @@ from collections import namedtuple
 import pytest
 import torch
 from bestiary.concepts.errors import BestiaryError
-from bestiary.trainer.doctor import examine, examine_setup, state_bytes
-from bestiary.trainer.settings import TrainPartsSettings, load_recipe
-from bestiary.trainer.training_setup import prepare
+from bestiary.trainer.learning.parts.settings import TrainPartsSettings, load_recipe
+from bestiary.trainer.training.doctor import examine, examine_setup, state_bytes
+from bestiary.trainer.training.training_setup import prepare
 
 
 @pytest.fixture(scope="module")

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 from bestiary.demo.creatures import PARTS
-from bestiary.trainer.drawn_truth import draw_pictures, load_truth, patch_majority, score_discovery
+from bestiary.trainer.demo.drawn_masks import draw_pictures, load_truth, patch_majority, score_discovery
 
 
 @pytest.fixture(scope="module")

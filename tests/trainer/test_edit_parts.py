@@ -13,10 +13,10 @@ from bestiary.concepts.errors import BestiaryError
 from bestiary.concepts.part_map import foreground
 from bestiary.concepts.part_map.part_map import ABSENT
 from bestiary.concepts.part_prompt.caption_file import parse_captions
-from bestiary.trainer.discover import DiscoverSettings, discover
-from bestiary.trainer.discovery_folder import Discovery
-from bestiary.trainer.discovery_state import DiscoveryState
-from bestiary.trainer.edit_parts import drop_parts, merge_parts, rename_part
+from bestiary.trainer.discovery.discover import DiscoverSettings, discover
+from bestiary.trainer.discovery.edit_parts import drop_parts, merge_parts, rename_part
+from bestiary.trainer.discovery.state import DiscoveryState
+from bestiary.trainer.learning.discovery.discovery_folder import Discovery
 from PIL import Image, ImageDraw
 
 PICTURES = 20

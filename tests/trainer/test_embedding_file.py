@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 from bestiary.concepts.errors import BestiaryError
-from bestiary.trainer.embedding_file import chosen, read_embeddings
-from bestiary.trainer.import_spectrum import import_textual_inversion
-from bestiary.trainer.inspect_file import describe_file
+from bestiary.trainer.exchange.embedding_file import chosen, read_embeddings
+from bestiary.trainer.exchange.import_spectrum import import_textual_inversion
+from bestiary.trainer.exchange.inspect_file import describe_file
 from safetensors.torch import save_file
 
 VECTORS = torch.linspace(-1, 1, 2 * 768).reshape(2, 768)

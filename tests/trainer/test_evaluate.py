@@ -8,14 +8,14 @@ from bestiary.concepts.errors import BestiaryError
 from bestiary.concepts.part_dictionary.part_dictionary import PartDictionary
 from bestiary.concepts.part_map.part_map import ABSENT
 from bestiary.trainer.__main__ import main
-from bestiary.trainer.discover import DiscoverSettings, discover
-from bestiary.trainer.discovery_folder import Discovery
-from bestiary.trainer.drawn_truth import draw_pictures
-from bestiary.trainer.evaluate import PartsEvaluator, check_same_discovery, mention, plan_tests, prompt_of
-from bestiary.trainer.evaluation_cases import TestCase
-from bestiary.trainer.evaluation_page import write_evaluation_page
-from bestiary.trainer.evaluation_results import Evaluation
-from bestiary.trainer.picture_making import SamplingChoice
+from bestiary.trainer.composing.picture_making import SamplingChoice
+from bestiary.trainer.demo.drawn_masks import draw_pictures
+from bestiary.trainer.discovery.discover import DiscoverSettings, discover
+from bestiary.trainer.evaluation.cases import TestCase
+from bestiary.trainer.evaluation.evaluate import PartsEvaluator, check_same_discovery, mention, plan_tests, prompt_of
+from bestiary.trainer.evaluation.page import write_evaluation_page
+from bestiary.trainer.evaluation.results import Evaluation
+from bestiary.trainer.learning.discovery.discovery_folder import Discovery
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +47,7 @@ def make_dictionary(discovery: Discovery, **provenance: object) -> PartDictionar
 
 @pytest.fixture(scope="module")
 def evaluator(discovery, tiny_folder) -> PartsEvaluator:
-    from bestiary.trainer.backbones import load_denoiser
+    from bestiary.trainer.model.backbones import load_denoiser
 
     denoiser = load_denoiser(tiny_folder("bestiary-demo"), device="cpu", dtype="fp32")
     choice = SamplingChoice(steps=1, guidance=1, size=64)

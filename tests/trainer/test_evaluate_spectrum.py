@@ -12,7 +12,7 @@ from bestiary.concepts.errors import BestiaryError
 from bestiary.concepts.spectrum.prompt_spectrum import PromptSpectrum
 from bestiary.concepts.spectrum.spectrum_file import save_spectrum
 from bestiary.concepts.spectrum.stage_bounds import StageBounds
-from bestiary.trainer.evaluate_spectrum import EvaluateSpectrumSettings, evaluate_spectrum
+from bestiary.trainer.evaluation.evaluate_spectrum import EvaluateSpectrumSettings, evaluate_spectrum
 from PIL import Image
 
 

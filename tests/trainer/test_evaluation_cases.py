@@ -4,7 +4,7 @@ import pytest
 import torch
 from bestiary.concepts.errors import BestiaryError
 from bestiary.concepts.part_map.part_map import ABSENT
-from bestiary.trainer.evaluation_cases import mix_cases, reconstruction_cases
+from bestiary.trainer.evaluation.cases import mix_cases, reconstruction_cases
 
 BACKGROUND = 4
 

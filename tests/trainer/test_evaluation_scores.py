@@ -6,9 +6,9 @@ import pytest
 import torch
 from bestiary.concepts.part_map.part_codebook import PartCodebook
 from bestiary.concepts.part_map.part_map import ABSENT, PartMaps
-from bestiary.trainer.evaluation_cases import TestCase
-from bestiary.trainer.evaluation_scores import score_pictures
-from bestiary.trainer.picture_judge import Sight
+from bestiary.trainer.evaluation.cases import TestCase
+from bestiary.trainer.evaluation.picture_judge import Sight
+from bestiary.trainer.evaluation.scores import score_pictures
 
 NAMES = ("head", "wing", "background")
 CODES = torch.tensor([[0, 1, 0], [1, 2, 1], [2, 0, 0]])

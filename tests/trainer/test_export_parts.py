@@ -9,8 +9,13 @@ from bestiary.concepts.denoiser.lora_names import lora_layers
 from bestiary.concepts.errors import BestiaryError
 from bestiary.concepts.files.concept_file import read_header
 from bestiary.concepts.part_dictionary.part_dictionary import PartDictionary
-from bestiary.trainer import export_parts
-from bestiary.trainer.export_parts import embedding_for_a1111, embedding_for_comfyui, export_dictionary, token_names
+from bestiary.trainer.exchange import export_parts
+from bestiary.trainer.exchange.export_parts import (
+    embedding_for_a1111,
+    embedding_for_comfyui,
+    export_dictionary,
+    token_names,
+)
 from safetensors.torch import load_file
 
 LAYER = "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn2_to_k"

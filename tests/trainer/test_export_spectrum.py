@@ -9,9 +9,9 @@ import torch
 from bestiary.concepts.files.concept_file import read_tensors
 from bestiary.concepts.spectrum.prompt_spectrum import PromptSpectrum
 from bestiary.concepts.spectrum.stage_bounds import StageBounds
-from bestiary.trainer.export_parts import embedding_for_a1111, embedding_for_comfyui
-from bestiary.trainer.export_spectrum import export_spectrum
-from bestiary.trainer.import_spectrum import import_textual_inversion
+from bestiary.trainer.exchange.export_parts import embedding_for_a1111, embedding_for_comfyui
+from bestiary.trainer.exchange.export_spectrum import export_spectrum
+from bestiary.trainer.exchange.import_spectrum import import_textual_inversion
 
 
 def _spectrum(backbone: str = "sd15", stages: int = 3, vectors: int = 2, **widths: int) -> PromptSpectrum:

@@ -6,8 +6,8 @@ import pytest
 import torch
 from bestiary.concepts.errors import BestiaryError
 from bestiary.concepts.features.patch_features import DescriptorFeatures
-from bestiary.trainer import feature_sources
-from bestiary.trainer.feature_sources import build_feature_source, choose_source, default_source
+from bestiary.trainer.discovery import feature_sources
+from bestiary.trainer.discovery.feature_sources import build_feature_source, choose_source, default_source
 
 
 @pytest.mark.parametrize(

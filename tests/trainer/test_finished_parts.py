@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 import torch
 from bestiary.concepts.part_dictionary.part_dictionary import PartDictionary
-from bestiary.trainer.finished_dictionary import build_dictionary, thumbnails
-from bestiary.trainer.finished_parts import write_dictionary
-from bestiary.trainer.image_files import read_image
-from bestiary.trainer.settings import load_recipe
-from bestiary.trainer.training_setup import TrainingSetup, prepare
+from bestiary.trainer.learning.parts.finished_parts import write_dictionary
+from bestiary.trainer.learning.parts.settings import load_recipe
+from bestiary.trainer.learning.pictures.image_files import read_image
+from bestiary.trainer.training.finished_dictionary import build_dictionary, thumbnails
+from bestiary.trainer.training.training_setup import TrainingSetup, prepare
 
 
 @pytest.fixture(scope="module")

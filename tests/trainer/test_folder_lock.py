@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from bestiary.concepts.errors import BestiaryError
-from bestiary.trainer.folder_lock import alone_in
+from bestiary.trainer.discovery.folder_lock import alone_in
 
 HOLD = """
 import fcntl, os, sys, time

@@ -2,8 +2,8 @@
 
 import pytest
 import torch
-from bestiary.trainer.backbones import choose_dtype
-from bestiary.trainer.hardware import cpu_has_fast_bf16, hardware_in_words
+from bestiary.trainer.model.backbones import choose_dtype
+from bestiary.trainer.model.hardware import cpu_has_fast_bf16, hardware_in_words
 
 AMX, AVX512 = "_is_amx_tile_supported", "_is_avx512_bf16_supported"
 

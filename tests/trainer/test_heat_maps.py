@@ -2,7 +2,7 @@
 
 import numpy as np
 import torch
-from bestiary.trainer.heat_maps import heat_map
+from bestiary.trainer.learning.pictures.heat_maps import heat_map
 from PIL import Image
 
 

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 import torch
 from bestiary.concepts.errors import BestiaryError
-from bestiary.trainer import image_files
-from bestiary.trainer.image_files import (
+from bestiary.trainer.learning.pictures import image_files
+from bestiary.trainer.learning.pictures.image_files import (
     UnreadableImage,
     fit_square,
     image_to_tensor,

@@ -11,7 +11,7 @@ from bestiary.concepts.part_dictionary.part_dictionary import PartDictionary
 from bestiary.concepts.part_dictionary.token_projector import TokenProjector
 from bestiary.concepts.part_map.part_codebook import PartCodebook
 from bestiary.concepts.part_prompt.part_prompt import parse_part_prompt, resolve_prompt
-from bestiary.trainer.import_partcraft import LAYOUTS, import_partcraft
+from bestiary.trainer.exchange.import_partcraft import LAYOUTS, import_partcraft
 from safetensors.torch import save_file
 from torch import Tensor
 

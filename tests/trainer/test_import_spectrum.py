@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 from bestiary.concepts.errors import BestiaryError
-from bestiary.trainer.import_spectrum import import_neti, import_prospect, import_textual_inversion, import_xti
+from bestiary.trainer.exchange.import_spectrum import import_neti, import_prospect, import_textual_inversion, import_xti
 from safetensors.torch import save_file
 from torch import nn
 

@@ -13,7 +13,7 @@ from bestiary.concepts.part_dictionary.part_dictionary import PartDictionary
 from bestiary.concepts.part_map.foreground import CentroidForeground
 from bestiary.concepts.part_map.part_codebook import PartCodebook
 from bestiary.concepts.part_map.part_model import CentroidParts
-from bestiary.trainer.inspect_file import describe_file, description_text
+from bestiary.trainer.exchange.inspect_file import describe_file, description_text
 from PIL import Image
 from safetensors.torch import save_file
 

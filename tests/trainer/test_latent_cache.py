@@ -10,9 +10,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 from bestiary.concepts.errors import BestiaryError
-from bestiary.trainer import latent_cache
-from bestiary.trainer.image_files import fit_square, image_to_tensor, read_image
-from bestiary.trainer.latent_cache import MOMENTS_NAME, CacheSpec, open_cache, picture_stamps
+from bestiary.trainer.learning.pictures import latent_cache
+from bestiary.trainer.learning.pictures.image_files import fit_square, image_to_tensor, read_image
+from bestiary.trainer.learning.pictures.latent_cache import MOMENTS_NAME, CacheSpec, open_cache, picture_stamps
 from PIL import Image
 from torch import Tensor
 

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from bestiary.concepts.errors import BestiaryError
 from bestiary.concepts.files.pack import ROOT
-from bestiary.trainer import launch as launching
-from bestiary.trainer.launch import command_line, environment, launch, read_progress
+from bestiary.trainer.learning.run import launch as launching
+from bestiary.trainer.learning.run.launch import command_line, environment, launch, read_progress
 
 
 @pytest.fixture
@@ -74,7 +74,7 @@ def test_a_training_where_ctrl_c_is_switched_off_saves(program) -> None:
     program(
         """
         import sys, time
-        from bestiary.trainer.stop_signals import stop_signals
+        from bestiary.trainer.learning.run.stop_signals import stop_signals
         with stop_signals() as stopped:
             print("started", flush=True)
             for _ in range(3000):
@@ -100,7 +100,7 @@ def test_a_stop_by_word_lets_the_command_save(program, monkeypatch: pytest.Monke
     program(
         """
         import os, sys, time
-        from bestiary.trainer.stop_signals import STOP_BY_INPUT, listen_for_stop
+        from bestiary.trainer.learning.run.stop_signals import STOP_BY_INPUT, listen_for_stop
         assert listen_for_stop() is not None and STOP_BY_INPUT not in os.environ and listen_for_stop() is None
         print("started", flush=True)
         try:

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from bestiary.trainer.learning_curves import CurveMeter, CurveWriter
-from bestiary.trainer.run_folder import RunFolder
+from bestiary.trainer.learning.run.learning_curves import CurveMeter, CurveWriter
+from bestiary.trainer.learning.run.run_folder import RunFolder
 
 
 def test_means_leave_out_nan() -> None:

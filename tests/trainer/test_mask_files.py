@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from bestiary.concepts.errors import BestiaryError
-from bestiary.trainer.mask_files import coverage, coverage_text, read_mask
+from bestiary.trainer.learning.pictures.mask_files import coverage, coverage_text, read_mask
 from PIL import Image
 
 SIZE = (40, 24)

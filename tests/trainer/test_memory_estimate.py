@@ -2,9 +2,9 @@
 
 import pytest
 import torch
-from bestiary.trainer.memory_estimate import StorageHighWater, estimate_memory, measure_memory
-from bestiary.trainer.settings import load_recipe
-from bestiary.trainer.training_setup import TrainingSetup, prepare
+from bestiary.trainer.learning.parts.settings import load_recipe
+from bestiary.trainer.training.memory_estimate import StorageHighWater, estimate_memory, measure_memory
+from bestiary.trainer.training.training_setup import TrainingSetup, prepare
 
 
 @pytest.fixture(scope="module")

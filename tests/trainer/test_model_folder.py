@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 from bestiary.concepts.errors import BestiaryError
-from bestiary.trainer.backbones import demo_model_path
-from bestiary.trainer.model_folder import read_model_folder
+from bestiary.trainer.learning.denoiser.model_folder import read_model_folder
+from bestiary.trainer.model.backbones import demo_model_path
 
 
 @pytest.fixture

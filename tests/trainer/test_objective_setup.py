@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 import torch
 from bestiary.concepts.errors import BestiaryError
-from bestiary.trainer.objective_setup import build_batches, check_layers, loop_settings, training_size
-from bestiary.trainer.settings import load_recipe
-from bestiary.trainer.training_setup import prepare
+from bestiary.trainer.learning.parts.objective_setup import build_batches, check_layers, loop_settings, training_size
+from bestiary.trainer.learning.parts.settings import load_recipe
+from bestiary.trainer.training.training_setup import prepare
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ import re
 
 import pytest
 from bestiary.concepts.errors import BestiaryError
-from bestiary.trainer.pages import (
+from bestiary.trainer.pages.pages import (
     code,
     color_key,
     data_uri,

@@ -8,7 +8,7 @@ from bestiary.concepts.errors import BestiaryError
 from bestiary.concepts.part_map.foreground import CentroidForeground
 from bestiary.concepts.part_map.part_codebook import PartCodebook
 from bestiary.concepts.part_map.part_model import CentroidParts
-from bestiary.trainer.part_names import NamesFile, PartPlaces, apply_names, propose_names, read_names
+from bestiary.trainer.learning.discovery.part_names import NamesFile, PartPlaces, apply_names, propose_names, read_names
 
 BACKGROUND = 9
 

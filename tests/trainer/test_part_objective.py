@@ -8,7 +8,7 @@ import torch
 from bestiary.concepts.denoiser.denoiser import LoraSpec, PromptPiece
 from bestiary.concepts.denoiser.min_snr import min_snr_weights
 from bestiary.concepts.part_dictionary.token_projector import TokenProjector
-from bestiary.trainer.part_objective import AttentionLoss, PartBatch, PartObjective
+from bestiary.trainer.learning.parts.part_objective import AttentionLoss, PartBatch, PartObjective
 from torch import Tensor
 
 PARTS, KINDS = 3, 4

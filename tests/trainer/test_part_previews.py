@@ -5,11 +5,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from bestiary.trainer.part_previews import PartPreviews
-from bestiary.trainer.preview_sheets import TILE, varied_rows
-from bestiary.trainer.run_folder import RunFolder
-from bestiary.trainer.settings import load_recipe
-from bestiary.trainer.training_setup import TrainingSetup, prepare
+from bestiary.trainer.learning.parts.preview_sheets import TILE, varied_rows
+from bestiary.trainer.learning.parts.settings import load_recipe
+from bestiary.trainer.learning.run.run_folder import RunFolder
+from bestiary.trainer.training.part_previews import PartPreviews
+from bestiary.trainer.training.training_setup import TrainingSetup, prepare
 from PIL import Image
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from bestiary.concepts.errors import BestiaryError
-from bestiary.trainer.partcraft_files import holds_safetensors, read_partcraft_file
+from bestiary.trainer.exchange.partcraft_files import holds_safetensors, read_partcraft_file
 from safetensors.torch import save_file
 
 

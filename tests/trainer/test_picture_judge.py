@@ -8,7 +8,7 @@ from bestiary.concepts.features.patch_features import DescriptorFeatures
 from bestiary.concepts.part_map import foreground
 from bestiary.concepts.part_map.part_codebook import PartCodebook
 from bestiary.concepts.part_map.part_discovery import discover_parts
-from bestiary.trainer.picture_judge import PictureJudge, Sight
+from bestiary.trainer.evaluation.picture_judge import PictureJudge, Sight
 from PIL import Image
 
 COUNT = 10

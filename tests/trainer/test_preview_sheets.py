@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from bestiary.trainer.preview_sheets import TILE, attention_sheet, preview_prompts, to_image
-from bestiary.trainer.settings import load_recipe
-from bestiary.trainer.training_setup import TrainingSetup, prepare
+from bestiary.trainer.learning.parts.preview_sheets import TILE, attention_sheet, preview_prompts, to_image
+from bestiary.trainer.learning.parts.settings import load_recipe
+from bestiary.trainer.training.training_setup import TrainingSetup, prepare
 from PIL import Image
 
 

@@ -4,7 +4,7 @@ import io
 import json
 
 import pytest
-from bestiary.trainer.progress_report import duration, progress_callback
+from bestiary.trainer.learning.run.progress_report import duration, progress_callback
 
 
 class _Terminal(io.StringIO):

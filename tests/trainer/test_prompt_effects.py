@@ -3,7 +3,7 @@
 import pytest
 import torch
 from bestiary.concepts.part_dictionary.part_dictionary import PartDictionary
-from bestiary.trainer.picture_making import PictureOrder, SamplingChoice, make_pictures
+from bestiary.trainer.composing.picture_making import PictureOrder, SamplingChoice, make_pictures
 from torch import Tensor
 
 

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 from bestiary.concepts.errors import BestiaryError
-from bestiary.trainer.recipe_file import RECIPE_FOLDER, find_recipe, format_toml, parse_value
-from bestiary.trainer.settings import TrainPartsSettings, load_recipe
-from bestiary.trainer.spectrum_settings import load_spectrum_recipe
+from bestiary.trainer.learning.parts.settings import TrainPartsSettings, load_recipe
+from bestiary.trainer.learning.run.recipe_file import RECIPE_FOLDER, find_recipe, format_toml, parse_value
+from bestiary.trainer.learning.spectrum.spectrum_settings import load_spectrum_recipe
 
 if sys.version_info >= (3, 11):
     import tomllib

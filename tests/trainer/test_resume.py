@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 from bestiary.concepts.errors import BestiaryError
-from bestiary.trainer.resume import check_resumable, find_run
-from bestiary.trainer.run_folder import RunFolder
+from bestiary.trainer.learning.run.run_folder import RunFolder
+from bestiary.trainer.training.resume import check_resumable, find_run
 
 
 def test_a_run_folder_is_taken_as_it_is(tmp_path: Path) -> None:
@@ -34,11 +34,11 @@ def test_a_folder_without_runs_is_told(tmp_path: Path) -> None:
 
 
 def test_a_run_of_a_graph_is_gone_on_with_there(tmp_path: Path) -> None:
-    from bestiary.trainer.recipe_file import format_toml
-    from bestiary.trainer.settings import load_recipe
-    from bestiary.trainer.spectrum_settings import load_spectrum_recipe
-    from bestiary.trainer.train_parts import resume_training
-    from bestiary.trainer.train_spectrum import resume_spectrum
+    from bestiary.trainer.learning.parts.settings import load_recipe
+    from bestiary.trainer.learning.run.recipe_file import format_toml
+    from bestiary.trainer.learning.spectrum.spectrum_settings import load_spectrum_recipe
+    from bestiary.trainer.training.train_parts import resume_training
+    from bestiary.trainer.training.train_spectrum import resume_spectrum
 
     for name, load, go_on in (("birds", load_recipe, resume_training), ("moth", load_spectrum_recipe, resume_spectrum)):
         run = RunFolder.create(tmp_path / name)
@@ -51,8 +51,8 @@ def test_a_run_of_a_graph_is_gone_on_with_there(tmp_path: Path) -> None:
 
 
 def test_a_run_from_elsewhere_makes_no_folder_that_is_not_its_own(tmp_path: Path) -> None:
-    from bestiary.trainer.settings import load_recipe
-    from bestiary.trainer.train_parts import resume_training
+    from bestiary.trainer.learning.parts.settings import load_recipe
+    from bestiary.trainer.training.train_parts import resume_training
 
     run = RunFolder.create(tmp_path / "runs" / "got")
     outside, base = tmp_path / "elsewhere", load_recipe(None, {}).base
@@ -68,7 +68,7 @@ def test_a_run_from_elsewhere_makes_no_folder_that_is_not_its_own(tmp_path: Path
 
 
 def test_replaced_pictures_are_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    from bestiary.trainer.resume import tell_changed_pictures
+    from bestiary.trainer.training.resume import tell_changed_pictures
 
     run, names = RunFolder.create(tmp_path / "run"), ["a.png", "deep/b.png", "c.png"]
     (tmp_path / "pictures" / "deep").mkdir(parents=True)

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from bestiary.concepts.errors import BestiaryError
-from bestiary.trainer.run_folder import RunFolder, run_kind
+from bestiary.trainer.learning.run.run_folder import RunFolder, run_kind
 
 WEIGHTS = {"w": torch.arange(6.0).view(2, 3)}
 
@@ -145,7 +145,7 @@ def test_a_process_that_died_holds_no_folder(tmp_path: Path) -> None:
     program = f"""
 import os, signal
 from pathlib import Path
-from bestiary.trainer.run_folder import RunFolder
+from bestiary.trainer.learning.run.run_folder import RunFolder
 with RunFolder(Path({str(run.path)!r})).locked():
     (Path({str(run.states)!r}) / f".step-0000001.safetensors.{{os.getpid()}}-0.part").touch()
     os.kill(os.getpid(), signal.SIGKILL)

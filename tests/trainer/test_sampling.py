@@ -7,7 +7,7 @@ import pytest
 import torch
 from bestiary.concepts.denoiser.denoiser import AttentionRequest, PromptPiece, TextConditioning
 from bestiary.concepts.errors import BestiaryError
-from bestiary.trainer.sampling import SAMPLERS, build_sampler, draw_noise, sample_images
+from bestiary.trainer.model.sampling import SAMPLERS, build_sampler, draw_noise, sample_images
 from torch import Tensor
 
 SETTINGS = {"steps": 3, "size": 64, "guidance": 1.5}

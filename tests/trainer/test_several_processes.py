@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from bestiary.trainer.fit import SingleProcess
-from bestiary.trainer.several_processes import join_processes, shared_text
+from bestiary.trainer.learning.run.fit import SingleProcess
+from bestiary.trainer.training.several_processes import join_processes, shared_text
 from safetensors.torch import load_file
 
 ROOT = Path(__file__).parents[2]

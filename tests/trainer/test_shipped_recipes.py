@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 from bestiary.concepts.part_dictionary.part_dictionary import PartDictionary
 from bestiary.concepts.spectrum.spectrum_file import load_spectrum
-from bestiary.trainer.recipe_file import RECIPE_FOLDER
-from bestiary.trainer.settings import load_recipe
-from bestiary.trainer.spectrum_settings import load_spectrum_recipe
-from bestiary.trainer.train_parts import train_parts
-from bestiary.trainer.train_spectrum import train_spectrum
+from bestiary.trainer.learning.parts.settings import load_recipe
+from bestiary.trainer.learning.run.recipe_file import RECIPE_FOLDER
+from bestiary.trainer.learning.spectrum.spectrum_settings import load_spectrum_recipe
+from bestiary.trainer.training.train_parts import train_parts
+from bestiary.trainer.training.train_spectrum import train_spectrum
 from PIL import Image
 
 RECIPES = sorted(path.stem for path in RECIPE_FOLDER.glob("*.toml"))

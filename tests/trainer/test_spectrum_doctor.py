@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 import torch
 from bestiary.concepts.errors import BestiaryError
-from bestiary.trainer.run_folder import RunFolder
-from bestiary.trainer.spectrum_doctor import examine_spectrum, examine_spectrum_setup
-from bestiary.trainer.spectrum_settings import TrainSpectrumSettings, load_spectrum_recipe
-from bestiary.trainer.spectrum_setup import prepare_spectrum
+from bestiary.trainer.learning.run.run_folder import RunFolder
+from bestiary.trainer.learning.spectrum.spectrum_settings import TrainSpectrumSettings, load_spectrum_recipe
+from bestiary.trainer.training.spectrum_doctor import examine_spectrum, examine_spectrum_setup
+from bestiary.trainer.training.spectrum_setup import prepare_spectrum
 from PIL import Image
 
 

@@ -9,8 +9,14 @@ import torch
 from bestiary.concepts.denoiser.denoiser import PromptTokens
 from bestiary.concepts.errors import BestiaryError
 from bestiary.concepts.spectrum.stage_bounds import StageBounds
-from bestiary.trainer.latent_cache import LatentCache
-from bestiary.trainer.spectrum_images import SpectrumImages, SpectrumPlan, find_pictures, read_masks, square_mask
+from bestiary.trainer.learning.pictures.latent_cache import LatentCache
+from bestiary.trainer.learning.spectrum.spectrum_images import (
+    SpectrumImages,
+    SpectrumPlan,
+    find_pictures,
+    read_masks,
+    square_mask,
+)
 from PIL import Image
 
 PROMPTS = tuple(PromptTokens({"clip_l": torch.full((1, 3), n)}, torch.zeros(1), torch.ones(1, 3)) for n in range(2))

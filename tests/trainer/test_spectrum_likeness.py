@@ -8,8 +8,8 @@ import torch
 from bestiary.concepts.errors import BestiaryError
 from bestiary.concepts.spectrum.prompt_spectrum import PromptSpectrum
 from bestiary.concepts.spectrum.stage_bounds import StageBounds
-from bestiary.trainer.picture_making import SamplingChoice
-from bestiary.trainer.spectrum_likeness import LikenessOrder, judge_likeness, text_without_mentions
+from bestiary.trainer.composing.picture_making import SamplingChoice
+from bestiary.trainer.evaluation.spectrum_likeness import LikenessOrder, judge_likeness, text_without_mentions
 from PIL import Image
 from torch import Tensor
 

@@ -12,7 +12,12 @@ from bestiary.concepts.denoiser.denoiser import (
     TextConditioning,
 )
 from bestiary.concepts.spectrum.stage_table import StageTable
-from bestiary.trainer.spectrum_objective import SpectrumBatch, SpectrumObjective, curve_labels, pieces_of
+from bestiary.trainer.learning.spectrum.spectrum_objective import (
+    SpectrumBatch,
+    SpectrumObjective,
+    curve_labels,
+    pieces_of,
+)
 from torch import Tensor
 
 STAGES, WIDTH = 4, 3

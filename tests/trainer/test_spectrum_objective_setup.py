@@ -7,9 +7,10 @@ import pytest
 import torch
 from bestiary.concepts.errors import BestiaryError
 from bestiary.concepts.spectrum.stage_table import ProspectNetwork
-from bestiary.trainer.latent_cache import LatentCache
-from bestiary.trainer.prompt_encoding import PromptEncoding
-from bestiary.trainer.spectrum_objective_setup import (
+from bestiary.trainer.learning.denoiser.prompt_encoding import PromptEncoding
+from bestiary.trainer.learning.parts.token_start import word_spread
+from bestiary.trainer.learning.pictures.latent_cache import LatentCache
+from bestiary.trainer.learning.spectrum.spectrum_objective_setup import (
     SpectrumTraining,
     build_spectrum,
     cached_size,
@@ -17,8 +18,7 @@ from bestiary.trainer.spectrum_objective_setup import (
     training_size,
     word_start,
 )
-from bestiary.trainer.spectrum_settings import load_spectrum_recipe
-from bestiary.trainer.token_start import word_spread
+from bestiary.trainer.learning.spectrum.spectrum_settings import load_spectrum_recipe
 
 NAMES = tuple(f"{number}.png" for number in range(60))
 
@@ -61,7 +61,7 @@ def test_common_words_where_none_are_given(tiny_denoiser) -> None:
 
 
 def test_words_that_the_tokenizer_does_not_know_are_told() -> None:
-    from bestiary.trainer.backbones import load_denoiser
+    from bestiary.trainer.model.backbones import load_denoiser
 
     denoiser = load_denoiser("demo", device="cpu", dtype="fp32")
     assert denoiser.unknown_words("a creature zebra qux") == ["zebra", "qux"]

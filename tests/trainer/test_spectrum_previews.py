@@ -7,11 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from bestiary.trainer.run_folder import RunFolder
-from bestiary.trainer.spectrum_objective_setup import build_spectrum
-from bestiary.trainer.spectrum_previews import SpectrumPreviews
-from bestiary.trainer.spectrum_settings import load_spectrum_recipe
-from bestiary.trainer.spectrum_setup import SpectrumSetup, prepare_spectrum
+from bestiary.trainer.learning.run.run_folder import RunFolder
+from bestiary.trainer.learning.spectrum.spectrum_objective_setup import build_spectrum
+from bestiary.trainer.learning.spectrum.spectrum_settings import load_spectrum_recipe
+from bestiary.trainer.training.spectrum_previews import SpectrumPreviews
+from bestiary.trainer.training.spectrum_setup import SpectrumSetup, prepare_spectrum
 from PIL import Image
 
 

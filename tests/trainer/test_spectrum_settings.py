@@ -2,7 +2,7 @@
 
 import pytest
 from bestiary.concepts.errors import BestiaryError
-from bestiary.trainer.spectrum_settings import TrainSpectrumSettings, load_spectrum_recipe
+from bestiary.trainer.learning.spectrum.spectrum_settings import TrainSpectrumSettings, load_spectrum_recipe
 
 
 def test_defaults_are_the_published_training() -> None:

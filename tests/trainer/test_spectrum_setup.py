@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 import torch
 from bestiary.concepts.errors import BestiaryError
-from bestiary.trainer import spectrum_setup
-from bestiary.trainer.spectrum_settings import load_spectrum_recipe
-from bestiary.trainer.spectrum_setup import SpectrumSetup, check_one_process, prepare_spectrum
+from bestiary.trainer.learning.spectrum.spectrum_settings import load_spectrum_recipe
+from bestiary.trainer.training import spectrum_setup
+from bestiary.trainer.training.spectrum_setup import SpectrumSetup, check_one_process, prepare_spectrum
 from PIL import Image
 
 

@@ -4,7 +4,13 @@ import pytest
 import torch
 from bestiary.concepts.spectrum.prompt_spectrum import PromptSpectrum
 from bestiary.concepts.spectrum.stage_bounds import StageBounds
-from bestiary.trainer.spectrum_sheet import only_stage, sheet_prompts, sheet_seeds, shown_stages, spectrum_sheet
+from bestiary.trainer.learning.spectrum.spectrum_sheet import (
+    only_stage,
+    sheet_prompts,
+    sheet_seeds,
+    shown_stages,
+    spectrum_sheet,
+)
 from PIL import Image
 
 

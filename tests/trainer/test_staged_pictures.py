@@ -11,9 +11,9 @@ from bestiary.concepts.spectrum.prompt_spectrum import PromptSpectrum
 from bestiary.concepts.spectrum.spectrum_file import save_spectrum
 from bestiary.concepts.spectrum.stage_bounds import StageBounds
 from bestiary.concepts.spectrum.staged_prompt import PromptSources
-from bestiary.trainer.compose import ComposeSettings, compose_files
-from bestiary.trainer.picture_making import PictureOrder, SamplingChoice, make_pictures
-from bestiary.trainer.staged_pictures import (
+from bestiary.trainer.composing.compose import ComposeSettings, compose_files
+from bestiary.trainer.composing.picture_making import PictureOrder, SamplingChoice, make_pictures
+from bestiary.trainer.composing.staged_pictures import (
     is_staged,
     load_spectra,
     make_staged_pictures,

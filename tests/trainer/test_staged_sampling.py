@@ -11,7 +11,7 @@ from bestiary.concepts.spectrum.prompt_spectrum import PromptSpectrum
 from bestiary.concepts.spectrum.stage_bounds import StageBounds
 from bestiary.concepts.spectrum.staged_conditioning import StagedConditioning, encode_staged
 from bestiary.concepts.spectrum.staged_prompt import PromptSources, resolve_staged_prompt
-from bestiary.trainer.sampling import SAMPLERS, build_sampler, draw_noise, sample_images
+from bestiary.trainer.model.sampling import SAMPLERS, build_sampler, draw_noise, sample_images
 
 SIZE = 64
 

@@ -5,7 +5,7 @@ import signal
 import threading
 
 import pytest
-from bestiary.trainer.stop_signals import stop_signals
+from bestiary.trainer.learning.run.stop_signals import stop_signals
 
 
 def test_the_first_signal_is_remembered_and_the_second_interrupts() -> None:

@@ -6,7 +6,7 @@ import pytest
 import torch
 from bestiary.concepts.denoiser.denoiser import PromptPiece, PromptTokens
 from bestiary.concepts.errors import BestiaryError
-from bestiary.trainer import text_conditioning
+from bestiary.trainer.model import text_conditioning
 from torch import Tensor
 
 BACKBONES = ("sd15", "sd2", "sdxl", "bestiary-demo")

@@ -5,8 +5,8 @@ from dataclasses import replace
 import pytest
 import torch
 from bestiary.concepts.denoiser.denoiser import DenoiserOutput, NoiseSchedule, PromptTokens, TextConditioning
-from bestiary.trainer.part_objective import PartBatch
-from bestiary.trainer.token_start import choose_words, common_start, fit_of_words, word_spread
+from bestiary.trainer.learning.parts.part_objective import PartBatch
+from bestiary.trainer.learning.parts.token_start import choose_words, common_start, fit_of_words, word_spread
 
 WORDS = ("head", "wing", "tail")
 MASKS = torch.arange(4).view(1, 1, 1, 4).expand(2, 1, 4, 4) == torch.arange(3).view(1, 3, 1, 1)  # (B, M, g, g)

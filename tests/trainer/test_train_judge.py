@@ -5,8 +5,8 @@ import pytest
 import torch
 from bestiary.demo.attribute_judge import AttributeJudge
 from bestiary.demo.species import PARTS, is_held_out
-from bestiary.trainer import train_judge as module
-from bestiary.trainer.train_judge import (
+from bestiary.trainer.base_model import train_judge as module
+from bestiary.trainer.base_model.train_judge import (
     VISIBLE_PIXELS,
     JudgeLessons,
     any_species,

@@ -12,9 +12,9 @@ import pytest
 import torch
 from bestiary.concepts.errors import BestiaryError
 from bestiary.concepts.part_dictionary.part_dictionary import PartDictionary
-from bestiary.trainer.fit import TrainingStopped
-from bestiary.trainer.settings import TrainPartsSettings, load_recipe
-from bestiary.trainer.train_parts import resume_training, train_parts
+from bestiary.trainer.learning.parts.settings import TrainPartsSettings, load_recipe
+from bestiary.trainer.learning.run.fit import TrainingStopped
+from bestiary.trainer.training.train_parts import resume_training, train_parts
 from safetensors.torch import load_file
 
 ROOT = Path(__file__).parents[2]
@@ -107,8 +107,8 @@ def test_a_killed_training_goes_on_bit_for_bit(settings_for, tmp_path) -> None:
         import importlib.util, os, signal, sys
         spec = importlib.util.spec_from_file_location("conftest", {str(ROOT / "tests" / "conftest.py")!r})
         spec.loader.exec_module(importlib.util.module_from_spec(spec))
-        from bestiary.trainer.settings import TrainPartsSettings
-        from bestiary.trainer.train_parts import train_parts
+        from bestiary.trainer.learning.parts.settings import TrainPartsSettings
+        from bestiary.trainer.training.train_parts import train_parts
         settings = TrainPartsSettings.model_validate_json({settings.model_dump_json()!r})
         train_parts(settings, on_progress=lambda done, total: done == 3 and os.kill(os.getpid(), signal.SIGKILL))
     """

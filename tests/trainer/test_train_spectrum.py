@@ -12,13 +12,13 @@ import torch
 from bestiary.concepts.errors import BestiaryError
 from bestiary.concepts.spectrum.spectrum_file import load_spectrum
 from bestiary.concepts.spectrum.stage_bounds import StageBounds
-from bestiary.trainer.fit import TrainingStopped
-from bestiary.trainer.recipe_file import format_toml
-from bestiary.trainer.run_folder import RunFolder
-from bestiary.trainer.spectrum_objective_setup import build_spectrum, word_start
-from bestiary.trainer.spectrum_settings import TrainSpectrumSettings, load_spectrum_recipe
-from bestiary.trainer.spectrum_setup import check_one_process, prepare_spectrum
-from bestiary.trainer.train_spectrum import resume_spectrum, train_spectrum
+from bestiary.trainer.learning.run.fit import TrainingStopped
+from bestiary.trainer.learning.run.recipe_file import format_toml
+from bestiary.trainer.learning.run.run_folder import RunFolder
+from bestiary.trainer.learning.spectrum.spectrum_objective_setup import build_spectrum, word_start
+from bestiary.trainer.learning.spectrum.spectrum_settings import TrainSpectrumSettings, load_spectrum_recipe
+from bestiary.trainer.training.spectrum_setup import check_one_process, prepare_spectrum
+from bestiary.trainer.training.train_spectrum import resume_spectrum, train_spectrum
 from PIL import Image
 
 
@@ -189,7 +189,7 @@ def test_a_stopped_run_goes_on_bit_for_bit(
     tiny_folder: Callable, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = train_spectrum(_settings(tiny_folder("sd15"), pictures, tmp_path / "whole", **{"optimizer.steps": 6}))
-    import bestiary.trainer.train_spectrum as module
+    import bestiary.trainer.training.train_spectrum as module
 
     fit = module.fit
     with monkeypatch.context() as patch:
@@ -218,7 +218,7 @@ def test_previews_show_the_whole_and_every_stage(tiny_folder: Callable, pictures
 
 
 def test_what_the_doctor_says(tiny_folder: Callable, pictures: Path, tmp_path: Path) -> None:
-    from bestiary.trainer.spectrum_doctor import examine_spectrum
+    from bestiary.trainer.training.spectrum_doctor import examine_spectrum
 
     (pictures / "broken.png").write_bytes(b"no picture")
     lines = "\n".join(

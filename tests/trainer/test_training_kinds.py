@@ -5,8 +5,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 from bestiary.concepts.errors import BestiaryError
-from bestiary.trainer.discovery_folder import Discovery
-from bestiary.trainer.training_kinds import (
+from bestiary.trainer.learning.discovery.discovery_folder import Discovery
+from bestiary.trainer.learning.parts.training_kinds import (
     WHOLE,
     TrainingKinds,
     class_kinds,

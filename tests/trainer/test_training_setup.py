@@ -5,10 +5,10 @@ from pathlib import Path
 import pytest
 import torch
 from bestiary.concepts.errors import BestiaryError
-from bestiary.trainer.discovery_folder import write_maps
-from bestiary.trainer.settings import load_recipe
-from bestiary.trainer.token_start import word_spread
-from bestiary.trainer.training_setup import TrainingSetup, load_pictures, prepare
+from bestiary.trainer.learning.discovery.discovery_folder import write_maps
+from bestiary.trainer.learning.parts.settings import load_recipe
+from bestiary.trainer.learning.parts.token_start import word_spread
+from bestiary.trainer.training.training_setup import TrainingSetup, load_pictures, prepare
 
 
 @pytest.fixture

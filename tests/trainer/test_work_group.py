@@ -3,7 +3,7 @@
 import pytest
 import torch
 from bestiary.concepts.errors import BestiaryError
-from bestiary.trainer.work_group import WorkGroup, join_work_group
+from bestiary.trainer.discovery.processes import WorkGroup, join_work_group
 
 
 def test_a_single_process_owns_all_work(monkeypatch: pytest.MonkeyPatch) -> None:
