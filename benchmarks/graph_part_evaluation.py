@@ -80,13 +80,13 @@ def run_seed(options: argparse.Namespace, seed: int, steps: int) -> dict[str, di
 def train_in_comfyui(folder: Path, discovery: Discovery, seed: int, steps: int) -> PartDictionary:
     """What Training Images and Train Parts do, on the model as ComfyUI loads it."""
     import_comfyui()
-    from bestiary.nodes.demo_model import load_demo_model
-    from bestiary.nodes.graph_progress import GraphProgress
-    from bestiary.nodes.graph_training import GraphModel, train_in_graph
-    from bestiary.nodes.part_sight import SeenParts
-    from bestiary.nodes.picture_encoding import AREA
-    from bestiary.nodes.socket_types import NamedCodebook
-    from bestiary.nodes.training_set import TrainingSetChoice, build_training_set
+    from bestiary.nodes.demo.demo_model import load_demo_model
+    from bestiary.nodes.host.graph_progress import GraphProgress
+    from bestiary.nodes.host.socket_types import NamedCodebook
+    from bestiary.nodes.part_map.picture_encoding import AREA
+    from bestiary.nodes.part_map.seen_parts import SeenParts
+    from bestiary.nodes.training.graph_training import GraphModel, train_in_graph
+    from bestiary.nodes.training.training_set import TrainingSetChoice, build_training_set
 
     model = GraphModel(*load_demo_model())
     pictures = [np.asarray(Image.open(path).convert("RGB"), np.float32) / 255 for path in discovery.image_paths]

@@ -182,10 +182,10 @@ def standalone_denoiser(reference: SimpleNamespace | None) -> object:
 
 def graph_denoiser(reference: SimpleNamespace | None) -> object:
     """The denoiser of the graph, with the same weights in ComfyUI's classes."""
-    from bestiary.nodes.comfy_denoiser import ComfyDenoiser
+    from bestiary.nodes.denoiser.comfy_denoiser import ComfyDenoiser
 
     if reference is None:
-        from bestiary.nodes.demo_model import load_demo_model
+        from bestiary.nodes.demo.demo_model import load_demo_model
 
         return ComfyDenoiser(*load_demo_model())
     import comfy.sd

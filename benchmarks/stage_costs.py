@@ -114,7 +114,7 @@ def hasten_comfyui() -> None:
 
 def numbered_stages(bounds: StageBounds) -> list:
     """A conditioning whose entries `(1, 1, 1)` say the number of their stage."""
-    from bestiary.nodes.stage_ranges import stage_percents, staged_entries
+    from bestiary.nodes.spectrum.stage_ranges import stage_percents, staged_entries
 
     contents = [(torch.full((1, 1, 1), float(stage)), {}) for stage in range(bounds.stages)]
     return staged_entries(contents, stage_percents(bounds))

@@ -278,7 +278,7 @@ class Reference:
 @pytest.fixture(scope="session")
 def demo_model(comfy_modules: None) -> Loaded:
     """The embedded model."""
-    from bestiary.nodes.demo_model import load_demo_model
+    from bestiary.nodes.demo.demo_model import load_demo_model
 
     return Loaded(*load_demo_model())
 

@@ -2,7 +2,7 @@
 
 
 def test_marked_inputs_exist_and_reach_the_frontend(server):
-    from bestiary.nodes.advanced_inputs import ADVANCED
+    from bestiary.nodes.host.advanced_inputs import ADVANCED
 
     described = server.get("/object_info").json()
     for node, names in ADVANCED.items():

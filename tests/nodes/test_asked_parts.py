@@ -6,8 +6,8 @@ import pytest
 import torch
 from bestiary.concepts.errors import BestiaryError
 from bestiary.concepts.part_dictionary.part_dictionary import PartDictionary
-from bestiary.nodes.asked_parts import AskedPart, asked_text, match_dictionary, read_asked_parts
-from bestiary.nodes.socket_types import ChosenPart, ChosenParts, NamedDictionary
+from bestiary.nodes.evaluation.requested_parts import AskedPart, asked_text, match_dictionary, read_asked_parts
+from bestiary.nodes.host.socket_types import ChosenPart, ChosenParts, NamedDictionary
 
 
 def birds(**changes: object) -> NamedDictionary:

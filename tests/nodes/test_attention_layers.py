@@ -2,7 +2,7 @@
 
 import pytest
 from bestiary.concepts.errors import BestiaryError
-from bestiary.nodes.attention_layers import check_layers, chosen_factors
+from bestiary.nodes.attention.attention_layers import check_layers, chosen_factors
 
 
 @pytest.mark.parametrize(

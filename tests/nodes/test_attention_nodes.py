@@ -13,7 +13,7 @@ DICTIONARY = "creatures.safetensors"
 @pytest.fixture(scope="module")
 def mentions() -> list[tuple[str, str]]:
     """Part name and label of two parts that the shipped dictionary holds."""
-    from bestiary.nodes.concept_folders import SHIPPED
+    from bestiary.nodes.host.concept_folders import SHIPPED
 
     dictionary = PartDictionary.load(SHIPPED / DICTIONARY)
     parts = sorted({part for part, _ in dictionary.row_of} - {dictionary.background})[:2]

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from bestiary.nodes.attention_pictures import (
+from bestiary.nodes.attention.attention_pictures import (
     LEAST_EDGE,
     OVERVIEW_EDGE,
     blank_picture,

@@ -6,7 +6,7 @@ import pytest
 import torch
 from bestiary.concepts.denoiser.part_attention_patch import PartMapSum
 from bestiary.concepts.errors import BestiaryError
-from bestiary.nodes.attention_record import (
+from bestiary.nodes.attention.attention_record import (
     KEPT_SAMPLINGS,
     AttentionRecord,
     RecordedPart,

@@ -6,10 +6,10 @@ from threading import Barrier
 
 import pytest
 import torch
-from bestiary.nodes.attention_record import AttentionRecord, RecordedPart
-from bestiary.nodes.attention_sampling import AttentionSampling, ModelEvaluation, PromptEntry, TimedRegion
-from bestiary.nodes.part_regions import make_region
-from bestiary.nodes.socket_types import SPANS_KEY, PartSpan
+from bestiary.nodes.attention.attention_record import AttentionRecord, RecordedPart
+from bestiary.nodes.attention.attention_sampling import AttentionSampling, ModelEvaluation, PromptEntry, TimedRegion
+from bestiary.nodes.attention.part_regions import make_region
+from bestiary.nodes.host.socket_types import SPANS_KEY, PartSpan
 from comfy.conds import CONDCrossAttn
 
 HEAD, WING = PartSpan("head:a", "head", (3, 4)), PartSpan("wing:b", "wing", (7,))

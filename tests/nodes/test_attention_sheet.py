@@ -2,8 +2,8 @@
 
 import pytest
 import torch
-from bestiary.nodes.attention_record import RecordedPart, RecordedSampling
-from bestiary.nodes.attention_sheet import attention_sheet
+from bestiary.nodes.attention.attention_record import RecordedPart, RecordedSampling
+from bestiary.nodes.attention.attention_sheet import attention_sheet
 
 
 def recorded(steps=3, pictures=2, parts=2, grid=(4, 5)):

@@ -3,8 +3,8 @@
 import pytest
 import torch
 from bestiary.concepts.errors import BestiaryError
-from bestiary.nodes.attention_record import AttentionRecord, RecordedPart, RecordedSampling, signature_of
-from bestiary.nodes.attention_view import AttentionView, view_attention
+from bestiary.nodes.attention.attention_record import AttentionRecord, RecordedPart, RecordedSampling, signature_of
+from bestiary.nodes.attention.attention_view import AttentionView, view_attention
 
 PARTS = (RecordedPart("head:a", "head"), RecordedPart("wing:b", "wing"), RecordedPart("head:a", "head", True))
 

@@ -22,14 +22,14 @@ class Progress:
 
 
 def settings(**fields: object) -> object:
-    from bestiary.nodes.attribute_sweep import SweepSettings
+    from bestiary.nodes.spectrum.attribute_sweep import SweepSettings
 
     return SweepSettings(**{"text": "a {word} bird", "word": "red", "stages": 5, **fields})
 
 
 def sweep_with(loaded: object, weights: list[float], **fields: object) -> tuple[object, Progress]:
     """A sweep over a sampler that answers by stage: the picture turns red by the weight of every stage with the word."""
-    from bestiary.nodes.attribute_sweep import picture_features, sweep_word
+    from bestiary.nodes.spectrum.attribute_sweep import picture_features, sweep_word
 
     words = settings(**fields)
     with_word = loaded.clip.encode_from_tokens_scheduled(loaded.clip.tokenize(f"a {words.word} bird"))[0][0]
@@ -85,7 +85,7 @@ def test_the_table_marks_the_stages_that_carry_the_word(sd15_model):
 
 
 def test_a_change_elsewhere_has_a_size_but_no_share():
-    from bestiary.nodes.attribute_sweep import change_shares
+    from bestiary.nodes.spectrum.attribute_sweep import change_shares
 
     without, stage, everywhere = torch.tensor([[0.0, 0.0]]), torch.tensor([[0.0, 3.0]]), torch.tensor([[1.0, 0.0]])
     shares, sizes = change_shares(torch.stack([without, stage, everywhere]))
@@ -94,7 +94,7 @@ def test_a_change_elsewhere_has_a_size_but_no_share():
 
 
 def test_pictures_are_averaged_one_by_one():
-    from bestiary.nodes.attribute_sweep import change_shares
+    from bestiary.nodes.spectrum.attribute_sweep import change_shares
 
     # the second picture changes ten times as much, and counts as much as the first
     features = torch.tensor([[[0.0], [0.0]], [[1.0], [0.0]], [[1.0], [10.0]]])
@@ -108,7 +108,7 @@ def test_a_word_that_changes_nothing_is_told(sd15_model):
 
 
 def test_a_word_that_no_stage_carries_is_told():
-    from bestiary.nodes.attribute_sweep import Sweep
+    from bestiary.nodes.spectrum.attribute_sweep import Sweep
 
     sweep = Sweep(
         settings(stages=2), StageBounds.equal(2), torch.tensor([-0.1, 0.0]), torch.ones(2), torch.zeros(4, 2, 2, 3)
@@ -125,7 +125,7 @@ def test_a_text_without_a_place_is_told(sd15_model, fields):
 
 
 def test_labels_tell_every_picture(sd15_model):
-    from bestiary.nodes.attribute_sweep import sweep_labels
+    from bestiary.nodes.spectrum.attribute_sweep import sweep_labels
 
     sweep, _ = sweep_with(sd15_model, [0.0, 3.0, 1.0, 0.0, 0.0])
     assert list(sweep_labels(sweep)) == [

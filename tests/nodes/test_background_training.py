@@ -13,9 +13,9 @@ from bestiary.concepts.errors import BestiaryError
 def made(sd15_model, drawn_images, small_codebook, tmp_path, monkeypatch) -> object:
     """A small training set with classes; runs go to a folder of the test."""
     import folder_paths
-    from bestiary.nodes.graph_progress import GraphProgress
-    from bestiary.nodes.socket_types import NamedCodebook
-    from bestiary.nodes.training_set import TrainingSetChoice, build_training_set
+    from bestiary.nodes.host.graph_progress import GraphProgress
+    from bestiary.nodes.host.socket_types import NamedCodebook
+    from bestiary.nodes.training.training_set import TrainingSetChoice, build_training_set
 
     monkeypatch.setattr(folder_paths, "output_directory", str(tmp_path / "output"))
     monkeypatch.setattr(folder_paths, "models_dir", str(tmp_path / "models"))
@@ -26,7 +26,7 @@ def made(sd15_model, drawn_images, small_codebook, tmp_path, monkeypatch) -> obj
 
 
 def test_the_command_line_reads_the_same_pictures_parts_and_kinds(made) -> None:
-    from bestiary.nodes.background_training import write_training_set
+    from bestiary.nodes.training.background_training import write_training_set
     from bestiary.trainer.learning.parts.settings import load_recipe
     from bestiary.trainer.learning.pictures.image_files import fit_square, read_image
     from bestiary.trainer.training.training_setup import load_pictures
@@ -49,9 +49,9 @@ def _run(
     made: object, monkeypatch: pytest.MonkeyPatch, lines: list[str], code: int, resume: str = "start anew"
 ) -> tuple:
     """`train_in_background` with a child that says these lines; returns its result and the child's arguments."""
-    from bestiary.nodes import background_training
-    from bestiary.nodes.training_job import graph_settings
-    from bestiary.nodes.training_progress import TrainingProgress
+    from bestiary.nodes.training import background_training
+    from bestiary.nodes.training.training_job import graph_settings
+    from bestiary.nodes.training.training_progress import TrainingProgress
 
     called: list[list[str]] = []
 
@@ -107,13 +107,13 @@ def test_only_runs_that_exist_are_gone_on_with(made, monkeypatch, tmp_path) -> N
     folder.mkdir(parents=True)
     (folder / "config.resolved.toml").write_text("")
     called: list[list[str]] = []
-    from bestiary.nodes import background_training
+    from bestiary.nodes.training import background_training
 
     monkeypatch.setattr(
         background_training, "launch", lambda arguments, *rest, **options: called.append(arguments) or 2
     )
-    from bestiary.nodes.training_job import graph_settings
-    from bestiary.nodes.training_progress import TrainingProgress
+    from bestiary.nodes.training.training_job import graph_settings
+    from bestiary.nodes.training.training_progress import TrainingProgress
 
     settings = graph_settings({"name": "apart"}, made)
     for resume in ("early", "go on with the newest"):
@@ -137,7 +137,7 @@ def test_the_dictionary_is_kept_under_models(made, monkeypatch, tmp_path) -> Non
 
 
 def _settings(made: object, **choices: object) -> object:
-    from bestiary.nodes.training_job import graph_settings
+    from bestiary.nodes.training.training_job import graph_settings
 
     return graph_settings({"name": "apart", "steps": 5, "rank": 2, **choices}, made)
 
@@ -159,7 +159,7 @@ def test_renamed_parts_kinds_and_classes_are_another_training_set(made) -> None:
 def test_renamed_parts_train_under_their_new_names(made) -> None:
     from dataclasses import replace
 
-    from bestiary.nodes.background_training import write_training_set
+    from bestiary.nodes.training.background_training import write_training_set
     from bestiary.trainer.learning.discovery.discovery_folder import Discovery
 
     write_training_set(made)
@@ -172,7 +172,7 @@ def test_renamed_parts_train_under_their_new_names(made) -> None:
 def test_a_resumed_child_gets_the_inputs_of_the_node(made, monkeypatch, tmp_path) -> None:
     from dataclasses import replace
 
-    from bestiary.nodes.background_training import _arguments
+    from bestiary.nodes.training.background_training import _arguments
     from bestiary.trainer.learning.parts.settings import load_recipe
     from bestiary.trainer.learning.run.run_folder import RunFolder
 
@@ -202,8 +202,8 @@ def test_a_resumed_child_gets_the_inputs_of_the_node(made, monkeypatch, tmp_path
 
 
 def test_the_folder_of_an_earlier_run_is_not_taken_for_the_childs(made, monkeypatch, tmp_path) -> None:
-    from bestiary.nodes import background_training
-    from bestiary.nodes.training_progress import TrainingProgress
+    from bestiary.nodes.training import background_training
+    from bestiary.nodes.training.training_progress import TrainingProgress
 
     earlier = tmp_path / "output" / "bestiary" / "apart"
     (earlier / "samples").mkdir(parents=True)
@@ -225,7 +225,7 @@ def test_only_the_last_training_sets_are_kept(made, monkeypatch) -> None:
     import os
     from dataclasses import replace
 
-    from bestiary.nodes import background_training as background
+    from bestiary.nodes.training import background_training as background
 
     monkeypatch.setattr(background, "KEPT_SETS", 3)
     found = []

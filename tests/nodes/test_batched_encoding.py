@@ -12,7 +12,7 @@ def clip(request: pytest.FixtureRequest) -> object:
 
 
 def together(clip: object, texts: list[str], **options: object) -> list:
-    from bestiary.nodes.batched_encoding import encode_together
+    from bestiary.nodes.part_prompt.batched_encoding import encode_together
 
     return encode_together(clip, [clip.tokenize(text) for text in texts], **options)
 
@@ -41,7 +41,7 @@ def test_no_prompts_give_nothing(clip):
 
 
 def test_many_prompts_are_encoded_in_several_calls(sd15_model, monkeypatch):
-    monkeypatch.setattr("bestiary.nodes.batched_encoding.MOST_CHUNKS", 3)
+    monkeypatch.setattr("bestiary.nodes.part_prompt.batched_encoding.MOST_CHUNKS", 3)
     rows: list[int] = []
     encoder = sd15_model.clip.cond_stage_model.clip_l
     handle = encoder.register_forward_pre_hook(lambda _, given: rows.append(len(given[0])))
@@ -54,7 +54,7 @@ def test_many_prompts_are_encoded_in_several_calls(sd15_model, monkeypatch):
 
 
 def test_states_before_the_last_norm_are_those_of_the_prompt(sd15_model):
-    from bestiary.nodes.batched_encoding import last_norm
+    from bestiary.nodes.part_prompt.batched_encoding import last_norm
 
     clip = sd15_model.clip
     norm = last_norm(clip.cond_stage_model.clip_l)
@@ -67,7 +67,7 @@ def test_states_before_the_last_norm_are_those_of_the_prompt(sd15_model):
 
 
 def test_encoders_that_disagree_about_chunks_are_encoded_alone(sdxl_model):
-    from bestiary.nodes.batched_encoding import encode_together
+    from bestiary.nodes.part_prompt.batched_encoding import encode_together
 
     clip = sdxl_model.clip
     first, second = clip.tokenize("a red bird"), clip.tokenize("a blue bird")
@@ -112,7 +112,7 @@ def test_a_pooled_vector_of_unknown_origin_is_asked_for_one_by_one(sd15_model):
 
 
 def test_nothing_stays_on_the_encoders_after_a_fault(sd15_model):
-    from bestiary.nodes.batched_encoding import encode_together
+    from bestiary.nodes.part_prompt.batched_encoding import encode_together
 
     encoder = sd15_model.clip.cond_stage_model.clip_l
     with pytest.raises(AttributeError):

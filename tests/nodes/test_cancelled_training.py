@@ -64,11 +64,11 @@ def outputs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 @pytest.fixture
 def train_parts(sd15_model, drawn_images, small_codebook) -> Callable[..., torch.Tensor]:
     """`train_parts(resume)` runs Train Parts as its node does; the learned vectors and adapters as one row of numbers."""
-    from bestiary.nodes.graph_loop import GraphModel
-    from bestiary.nodes.graph_progress import GraphProgress
-    from bestiary.nodes.socket_types import NamedCodebook
-    from bestiary.nodes.training_job import run_graph_training
-    from bestiary.nodes.training_set import TrainingSetChoice, build_training_set
+    from bestiary.nodes.host.graph_progress import GraphProgress
+    from bestiary.nodes.host.socket_types import NamedCodebook
+    from bestiary.nodes.training.graph_fit import GraphModel
+    from bestiary.nodes.training.training_job import run_graph_training
+    from bestiary.nodes.training.training_set import TrainingSetChoice, build_training_set
 
     codebook, choice = NamedCodebook("drawn", small_codebook), TrainingSetChoice(128)
     made = build_training_set([drawn_images[:4]], codebook, sd15_model.vae, choice, GraphProgress(None))
@@ -85,8 +85,8 @@ def train_parts(sd15_model, drawn_images, small_codebook) -> Callable[..., torch
 @pytest.fixture
 def train_spectrum(sd15_model, drawn_images) -> Callable[..., torch.Tensor]:
     """`train_spectrum(resume)` runs Train Spectrum as its node does, encoding included; the learned vectors."""
-    from bestiary.nodes import spectrum_pictures
-    from bestiary.nodes.spectrum_job import ConceptImages, GraphModel, run_spectrum_training
+    from bestiary.nodes.training import spectrum_pictures
+    from bestiary.nodes.training.spectrum_job import ConceptImages, GraphModel, run_spectrum_training
 
     def train(resume: str = "start anew") -> torch.Tensor:
         spectrum_pictures._encoded.clear()
@@ -122,7 +122,7 @@ def _assert_untouched(loaded: object, weights: dict[str, torch.Tensor]) -> None:
 def _cancel_everywhere(train: Callable[..., torch.Tensor], loaded: object, count: int, seed: int) -> list[str]:
     """Trains once for every moment; where each lay and how it ended."""
     import comfy.model_management
-    from bestiary.nodes.training_runs import run_names, runs_folder
+    from bestiary.nodes.runs.training_runs import run_names, runs_folder
     from bestiary.trainer.learning.run.run_folder import RunFolder
 
     weights, random_state = _weights(loaded), torch.get_rng_state()
@@ -182,7 +182,7 @@ def test_forty_cancelled_spectrum_trainings_lose_nothing(train_spectrum, sd15_mo
 
 def test_the_host_is_told_that_a_training_runs(train_spectrum, monkeypatch) -> None:
     import comfy.model_management
-    from bestiary.nodes.comfy_denoiser import ComfyDenoiser
+    from bestiary.nodes.denoiser.comfy_denoiser import ComfyDenoiser
 
     monkeypatch.setattr(comfy.model_management, "in_training", False, raising=False)
     seen, predict = [], ComfyDenoiser.predict

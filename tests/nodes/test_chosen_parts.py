@@ -5,7 +5,7 @@ import torch
 from bestiary.concepts.errors import BestiaryError
 from bestiary.concepts.part_dictionary.part_dictionary import PartDictionary
 from bestiary.concepts.part_prompt.part_prompt import parse_part_prompt, resolve_prompt
-from bestiary.nodes.socket_types import ChosenPart, ChosenParts, NamedDictionary
+from bestiary.nodes.host.socket_types import ChosenPart, ChosenParts, NamedDictionary
 
 ROWS = [(0, 0), (0, 1), (1, 3), (2, 0), (2, 5)]
 
@@ -28,7 +28,7 @@ def chosen(part: str, kind: str = "0", vector: torch.Tensor | None = None, dicti
 
 
 def test_a_chosen_part_is_what_its_text_says():
-    from bestiary.nodes.chosen_parts import choose_kinds, written_part
+    from bestiary.nodes.part_prompt.chosen_parts import choose_kinds, written_part
 
     named = birds()
     ours = choose_kinds(named, 0, ((0, 0.6), (1, 0.4)), 1.2)
@@ -44,7 +44,7 @@ def test_a_chosen_part_is_what_its_text_says():
     [("all", 2, ["head", "wing"]), (" ALL ", None, ["head", "wing", "background"]), ("background", 2, ["background"])],
 )
 def test_random_parts_and_the_dictionary_that_holds_them(part, background, parts):
-    from bestiary.nodes.chosen_parts import draw_random, written_parts
+    from bestiary.nodes.part_prompt.chosen_parts import draw_random, written_parts
 
     named = birds(background=background)
     drawn, extended = draw_random(named, part, 7, 1.0)
@@ -57,7 +57,7 @@ def test_random_parts_and_the_dictionary_that_holds_them(part, background, parts
 
 
 def test_one_part_is_drawn_alike_alone_and_among_all_and_spread_0_is_the_mean():
-    from bestiary.nodes.chosen_parts import draw_random
+    from bestiary.nodes.part_prompt.chosen_parts import draw_random
 
     named = birds()
     alone, among = draw_random(named, "head", 7, 1.0)[0], draw_random(named, "all", 7, 1.0)[0]
@@ -68,7 +68,7 @@ def test_one_part_is_drawn_alike_alone_and_among_all_and_spread_0_is_the_mean():
 
 
 def test_a_dictionary_of_background_alone_draws_that():
-    from bestiary.nodes.chosen_parts import draw_random
+    from bestiary.nodes.part_prompt.chosen_parts import draw_random
 
     rows = torch.tensor([(2, 0), (2, 5), (2, 6)])
     named = birds(rows=rows, embeddings={"clip_l": torch.zeros(3, 6)})
@@ -76,7 +76,7 @@ def test_a_dictionary_of_background_alone_draws_that():
 
 
 def test_faults_of_random_kinds_are_told():
-    from bestiary.nodes.chosen_parts import draw_random
+    from bestiary.nodes.part_prompt.chosen_parts import draw_random
 
     with pytest.raises(BestiaryError, match="unknown part 'beak': choose .*'head'"):
         draw_random(birds(), "beak", 1, 1.0)
@@ -85,7 +85,7 @@ def test_faults_of_random_kinds_are_told():
 
 
 def test_parts_are_combined_in_their_order():
-    from bestiary.nodes.chosen_parts import combine_parts
+    from bestiary.nodes.part_prompt.chosen_parts import combine_parts
 
     head, wing = chosen("head"), chosen("wing")
     assert combine_parts([None, wing, None, head]).parts == (*wing.parts, *head.parts)
@@ -93,7 +93,7 @@ def test_parts_are_combined_in_their_order():
 
 
 def test_faults_of_combinations_are_told():
-    from bestiary.nodes.chosen_parts import combine_parts
+    from bestiary.nodes.part_prompt.chosen_parts import combine_parts
 
     with pytest.raises(BestiaryError, match="no part is linked: link at least one"):
         combine_parts([None, None])
@@ -124,7 +124,7 @@ def test_faults_of_combinations_are_told():
     ],
 )
 def test_templates(template, linked, prompt):
-    from bestiary.nodes.chosen_parts import fill_template
+    from bestiary.nodes.part_prompt.chosen_parts import fill_template
 
     parts = ChosenParts((*chosen("head").parts, *chosen("wing", "3").parts)) if linked else None
     assert fill_template(template, parts) == prompt
@@ -132,7 +132,7 @@ def test_templates(template, linked, prompt):
 
 def test_parts_with_a_vector_are_found_by_their_mention():
     from bestiary.concepts.part_prompt.part_mention import find_mentions
-    from bestiary.nodes.chosen_parts import key_of, parts_by_mention
+    from bestiary.nodes.part_prompt.chosen_parts import key_of, parts_by_mention
 
     with_vector = ChosenPart("my.birds", "head", "random 7", 1.3, torch.ones(6))
     found = parts_by_mention(ChosenParts((with_vector, ChosenPart("my.birds", "wing", "3"))))
@@ -144,7 +144,7 @@ def test_parts_with_a_vector_are_found_by_their_mention():
 
 
 def test_parts_written_alike_must_be_alike():
-    from bestiary.nodes.chosen_parts import parts_by_mention
+    from bestiary.nodes.part_prompt.chosen_parts import parts_by_mention
 
     same = [chosen("head", "random 7", torch.ones(6)).parts[0] for _ in range(2)]
     assert len(parts_by_mention(ChosenParts(tuple(same)))) == 1
@@ -175,6 +175,6 @@ def test_parts_written_alike_must_be_alike():
     ],
 )
 def test_a_part_named_twice_is_said(typed, linked, notice):
-    from bestiary.nodes.chosen_parts import repeat_notice
+    from bestiary.nodes.part_prompt.chosen_parts import repeat_notice
 
     assert repeat_notice(typed, linked) == notice

@@ -4,7 +4,9 @@ import pytest
 import torch
 from bestiary.concepts.errors import BestiaryError
 from bestiary.concepts.part_dictionary.part_dictionary import PartDictionary
-from bestiary.nodes.clip_tokens import (
+from bestiary.nodes.host.comfy_version import embedding_answer
+from bestiary.nodes.host.socket_types import SPANS_KEY, NamedDictionary, PartSpan
+from bestiary.nodes.part_prompt.clip_tokens import (
     FillerToken,
     PartMark,
     dictionaries_of,
@@ -13,8 +15,6 @@ from bestiary.nodes.clip_tokens import (
     part_spans,
     with_dictionary,
 )
-from bestiary.nodes.comfy_version import embedding_answer
-from bestiary.nodes.socket_types import SPANS_KEY, NamedDictionary, PartSpan
 
 
 def gap(ours: torch.Tensor, theirs: torch.Tensor) -> float:
@@ -389,7 +389,7 @@ def test_other_angle_brackets_stay_text_in_a_plain_text_encode(sd15_model, caplo
 
 
 def test_part_prompt_writes_a_plain_bracket_on_a_clip_that_knows_parts(sd15_model):
-    from bestiary.nodes.part_encoding import encode_part_prompt
+    from bestiary.nodes.part_prompt.part_encoding import encode_part_prompt
 
     clip = sd15_model.clip
     taught = with_dictionary(clip, NamedDictionary("birds", birds(clip)))

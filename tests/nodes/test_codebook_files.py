@@ -6,8 +6,8 @@ import folder_paths
 import pytest
 import torch
 from bestiary.concepts.errors import BestiaryError
-from bestiary.nodes import concept_folders
-from bestiary.nodes.codebook_files import load_codebook, save_codebook
+from bestiary.nodes.host import concept_folders
+from bestiary.nodes.part_map.codebook_files import load_codebook, save_codebook
 
 
 @pytest.fixture(autouse=True)
@@ -55,7 +55,7 @@ def test_names_stay_inside_the_folder(name, small_codebook, folder):
 )
 def test_files_that_are_not_listed_are_not_opened(name, small_codebook, folder, monkeypatch):
     save_codebook(small_codebook, "birds")
-    monkeypatch.setattr("bestiary.nodes.codebook_files.PartCodebook.load", pytest.fail)
+    monkeypatch.setattr("bestiary.nodes.part_map.codebook_files.PartCodebook.load", pytest.fail)
     with pytest.raises(BestiaryError) as fault:
         load_codebook(name)
     assert str(fault.value) == f"no file {name!r} in models/bestiary; there is: 'birds.parts.safetensors'"

@@ -14,7 +14,7 @@ def pictures() -> torch.Tensor:
 
 
 def test_moments_are_those_of_the_posterior(sd15_model, sd15_reference, pictures) -> None:
-    from bestiary.nodes.comfy_autoencoder import ComfyAutoencoder
+    from bestiary.nodes.denoiser.comfy_autoencoder import ComfyAutoencoder
 
     state = torch.get_rng_state()
     mean, log_variance = ComfyAutoencoder(sd15_model.vae).encode(pictures)
@@ -27,7 +27,7 @@ def test_moments_are_those_of_the_posterior(sd15_model, sd15_reference, pictures
 
 
 def test_pictures_come_back_as_comfyui_decodes_them(sd15_model, demo_model) -> None:
-    from bestiary.nodes.comfy_autoencoder import ComfyAutoencoder
+    from bestiary.nodes.denoiser.comfy_autoencoder import ComfyAutoencoder
 
     for model, channels in ((sd15_model, 4), (demo_model, 8)):
         latents = torch.randn(1, channels, 8, 8, generator=torch.Generator().manual_seed(3))
@@ -38,7 +38,7 @@ def test_pictures_come_back_as_comfyui_decodes_them(sd15_model, demo_model) -> N
 
 
 def test_an_autoencoder_without_a_posterior_draws_the_same_every_time(demo_model, pictures) -> None:
-    from bestiary.nodes.comfy_autoencoder import NO_SPREAD, ComfyAutoencoder
+    from bestiary.nodes.denoiser.comfy_autoencoder import NO_SPREAD, ComfyAutoencoder
 
     mean, log_variance = ComfyAutoencoder(demo_model.vae).encode(pictures)
     assert (log_variance == NO_SPREAD).all() and mean.shape == (2, 8, 8, 6)
@@ -48,7 +48,7 @@ def test_an_autoencoder_without_a_posterior_draws_the_same_every_time(demo_model
 
 
 def test_the_fingerprint_follows_the_weights(sd15_model, demo_model) -> None:
-    from bestiary.nodes.comfy_autoencoder import ComfyAutoencoder
+    from bestiary.nodes.denoiser.comfy_autoencoder import ComfyAutoencoder
 
     coder = ComfyAutoencoder(sd15_model.vae)
     before = coder.fingerprint()
@@ -64,7 +64,7 @@ def test_the_fingerprint_follows_the_weights(sd15_model, demo_model) -> None:
 
 
 def test_what_makes_no_pictures_is_told() -> None:
-    from bestiary.nodes.comfy_autoencoder import ComfyAutoencoder
+    from bestiary.nodes.denoiser.comfy_autoencoder import ComfyAutoencoder
 
     audio = SimpleNamespace(first_stage_model=torch.nn.Linear(1, 1), latent_dim=1, output_channels=2)
     with pytest.raises(BestiaryError, match=r"this VAE \(Linear\) makes no pictures: connect the VAE of an image"):

@@ -13,7 +13,7 @@ KINDS = ("sd15", "sdxl", "demo")
 
 @pytest.fixture(scope="module")
 def pair(diffusers_denoiser, sd15_model, sdxl_model, demo_model) -> Callable[[str], tuple[object, object]]:
-    from bestiary.nodes.comfy_denoiser import ComfyDenoiser
+    from bestiary.nodes.denoiser.comfy_denoiser import ComfyDenoiser
 
     models = {"sd15": sd15_model, "sdxl": sdxl_model, "demo": demo_model}
     return lambda kind: (ComfyDenoiser(*models[kind]), diffusers_denoiser(kind))
@@ -67,7 +67,7 @@ def test_prompts_are_encoded_alike(pair, kind: str) -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_plain_prompts_are_what_comfyui_encodes(kind: str, request: pytest.FixtureRequest) -> None:
-    from bestiary.nodes.comfy_denoiser import ComfyDenoiser
+    from bestiary.nodes.denoiser.comfy_denoiser import ComfyDenoiser
 
     loaded = request.getfixturevalue(f"{kind}_model")
     text = "a red bird head"
@@ -103,7 +103,7 @@ def test_noise_attention_and_features_equal_diffusers(pair, kind: str) -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_prediction_is_what_comfyuis_own_samplers_get(kind: str, request: pytest.FixtureRequest) -> None:
-    from bestiary.nodes.comfy_denoiser import ComfyDenoiser
+    from bestiary.nodes.denoiser.comfy_denoiser import ComfyDenoiser
 
     loaded = request.getfixturevalue(f"{kind}_model")
     ours = ComfyDenoiser(*loaded)
@@ -221,7 +221,7 @@ def test_unknown_names_are_told(pair) -> None:
 
 
 def test_attention_that_another_node_replaced_is_told(sd15_model) -> None:
-    from bestiary.nodes.comfy_denoiser import ComfyDenoiser
+    from bestiary.nodes.denoiser.comfy_denoiser import ComfyDenoiser
 
     model = sd15_model.model.clone()
     model.set_model_attn2_replace(lambda q, k, v, extra: q, "middle", 0)
@@ -234,7 +234,7 @@ def test_attention_that_another_node_replaced_is_told(sd15_model) -> None:
 
 
 def test_objects_that_do_not_belong_together_are_told(sd15_model, sdxl_model) -> None:
-    from bestiary.nodes.comfy_denoiser import ComfyDenoiser
+    from bestiary.nodes.denoiser.comfy_denoiser import ComfyDenoiser
 
     with pytest.raises(BestiaryError, match="the MODEL reads texts 96 wide and latents of 4 channels, the CLIP"):
         ComfyDenoiser(sdxl_model.model, sd15_model.clip)
@@ -243,7 +243,7 @@ def test_objects_that_do_not_belong_together_are_told(sd15_model, sdxl_model) ->
 
 
 def test_nothing_stays_on_the_modules(sd15_model) -> None:
-    from bestiary.nodes.comfy_denoiser import ComfyDenoiser
+    from bestiary.nodes.denoiser.comfy_denoiser import ComfyDenoiser
 
     ours = ComfyDenoiser(*sd15_model)
     prompts, vectors, latents, times = _case(ours)

@@ -12,7 +12,7 @@ from torch import nn
 @pytest.mark.parametrize("kind", ["sd15", "sdxl", "demo"])
 @pytest.mark.parametrize("skip", [-1, -2, -99])
 def test_clip_skip_is_comfyuis(kind: str, skip: int, request: pytest.FixtureRequest) -> None:
-    from bestiary.nodes.comfy_denoiser import ComfyDenoiser
+    from bestiary.nodes.denoiser.comfy_denoiser import ComfyDenoiser
 
     loaded = request.getfixturevalue(f"{kind}_model")
     clip = loaded.clip.clone()
@@ -25,7 +25,7 @@ def test_clip_skip_is_comfyuis(kind: str, skip: int, request: pytest.FixtureRequ
 
 
 def test_weights_and_several_chunks_are_comfyuis(sd15_model) -> None:
-    from bestiary.nodes.comfy_denoiser import ComfyDenoiser
+    from bestiary.nodes.denoiser.comfy_denoiser import ComfyDenoiser
 
     denoiser = ComfyDenoiser(sd15_model.model, sd15_model.clip)
     words = "red bird " * 45
@@ -38,7 +38,7 @@ def test_weights_and_several_chunks_are_comfyuis(sd15_model) -> None:
 
 
 def test_gradients_reach_the_vectors_only(sdxl_model) -> None:
-    from bestiary.nodes.comfy_denoiser import ComfyDenoiser
+    from bestiary.nodes.denoiser.comfy_denoiser import ComfyDenoiser
 
     denoiser = ComfyDenoiser(sdxl_model.model, sdxl_model.clip)
     vectors = torch.zeros(1, 2, 96, requires_grad=True)
@@ -51,7 +51,7 @@ def test_gradients_reach_the_vectors_only(sdxl_model) -> None:
 
 
 def test_other_clips_are_told() -> None:
-    from bestiary.nodes.comfy_text import text_encoders
+    from bestiary.nodes.denoiser.comfy_text import text_encoders
 
     other = SimpleNamespace(cond_stage_model=nn.Linear(1, 1), tokenizer=object())
     with pytest.raises(

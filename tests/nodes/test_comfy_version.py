@@ -125,7 +125,7 @@ def test_every_schema_builds(pack):
 def test_extras_of_inputs_reach_the_versions_that_know_them(pack):
     age, io, module = pack
     nodes_of(module)
-    version = sys.modules[f"{module.__name__}.nodes.comfy_version"]
+    version = sys.modules[f"{module.__name__}.nodes.host.comfy_version"]
     made = version.socket(io.Int.Input, "steps", default=20, tooltip="how many", advanced=True)
     assert (made.id, made.default, made.tooltip) == ("steps", 20, "how many")
     assert getattr(made, "advanced", None) == (True if age == "new" else None)
@@ -144,7 +144,7 @@ def test_the_fake_old_one_refuses_what_is_too_new():
 
 
 def test_this_comfyui_gets_what_it_knows():
-    from bestiary.nodes.comfy_version import schema, socket
+    from bestiary.nodes.host.comfy_version import schema, socket
     from comfy_api.latest import io
 
     known = {field.name for field in dataclasses.fields(io.Schema)}
@@ -158,7 +158,7 @@ def test_this_comfyui_gets_what_it_knows():
 def test_a_clip_of_ours_stays_in_one_place_where_others_would_move(monkeypatch, moves):
     """Set CLIP Hooks reloads moving ones from the file that ComfyUI remembers, which ours has not."""
     import comfy.sd
-    from bestiary.nodes.comfy_version import fixed_clip_options
+    from bestiary.nodes.host.comfy_version import fixed_clip_options
 
     def older(target: object, model_options: object = None) -> None: ...
 
@@ -169,7 +169,7 @@ def test_a_clip_of_ours_stays_in_one_place_where_others_would_move(monkeypatch, 
 
 
 def test_text_encoders_are_told_their_device_where_comfyui_tells_them():
-    from bestiary.nodes.comfy_version import name_device
+    from bestiary.nodes.host.comfy_version import name_device
 
     told: list[dict] = []
     knowing = types.SimpleNamespace(execution_device="cpu", set_clip_options=told.append)

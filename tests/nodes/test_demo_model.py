@@ -95,7 +95,7 @@ def test_the_noise_schedule_is_the_one_it_was_trained_with(demo_model):
 
 def test_everything_is_float32_and_can_be_trained(demo_model):
     with torch.inference_mode():
-        from bestiary.nodes.demo_model import load_demo_model
+        from bestiary.nodes.demo.demo_model import load_demo_model
 
         model, clip, vae = load_demo_model()
     for module in (model.model, clip.cond_stage_model, vae.first_stage_model):
@@ -104,7 +104,7 @@ def test_everything_is_float32_and_can_be_trained(demo_model):
 
 
 def test_two_nodes_share_one_set_of_weights(tmp_path):
-    from bestiary.nodes.demo_model import load_demo_model
+    from bestiary.nodes.demo.demo_model import load_demo_model
 
     folder = tmp_path / "base_model"
     shutil.copytree(BASE, folder)
@@ -131,7 +131,7 @@ def test_clip_skip_takes_an_earlier_layer(demo_model):
 
 
 def test_broken_folders_are_told(tmp_path):
-    from bestiary.nodes.demo_model import load_demo_model
+    from bestiary.nodes.demo.demo_model import load_demo_model
 
     with pytest.raises(BestiaryError, match="lacks unet/config.json"):
         load_demo_model(tmp_path)
@@ -145,7 +145,7 @@ def test_broken_folders_are_told(tmp_path):
 
 
 def test_weights_without_a_place_are_told(tmp_path):
-    from bestiary.nodes.demo_model import load_demo_model
+    from bestiary.nodes.demo.demo_model import load_demo_model
     from safetensors.torch import load_file, save_file
 
     folder = tmp_path / "base_model"

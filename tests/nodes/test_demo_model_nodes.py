@@ -34,7 +34,7 @@ def test_pictures_are_those_of_the_drawn_world(server):
 
 
 def test_captions_go_with_their_pictures():
-    from bestiary.nodes.demo_model_nodes import BestiaryDemoPictures
+    from bestiary.nodes.demo.demo_model_nodes import BestiaryDemoPictures
 
     images, captions = BestiaryDemoPictures.execute(4, 1).args
     assert captions == [drawing.caption for drawing in held_out_set(4, 1)]

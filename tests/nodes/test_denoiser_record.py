@@ -10,7 +10,7 @@ from torch import nn
 
 def test_a_patched_schedule_is_read(sd15_model) -> None:
     import comfy.model_sampling as kinds
-    from bestiary.nodes.denoiser_record import noise_schedule
+    from bestiary.nodes.denoiser.denoiser_record import noise_schedule
 
     class Velocity(kinds.ModelSamplingDiscrete, kinds.V_PREDICTION):
         pass
@@ -26,7 +26,7 @@ def test_a_patched_schedule_is_read(sd15_model) -> None:
 
 def test_other_kinds_of_prediction_are_told(sd15_model) -> None:
     import comfy.model_sampling as kinds
-    from bestiary.nodes.denoiser_record import noise_schedule
+    from bestiary.nodes.denoiser.denoiser_record import noise_schedule
 
     class Flow(kinds.ModelSamplingDiscreteFlow, kinds.CONST):
         pass
@@ -42,7 +42,7 @@ def test_other_kinds_of_prediction_are_told(sd15_model) -> None:
 
 
 def test_unknown_text_encoders_are_told(sd15_model) -> None:
-    from bestiary.nodes.denoiser_record import detect_backbone
+    from bestiary.nodes.denoiser.denoiser_record import detect_backbone
 
     with pytest.raises(
         BestiaryError, match="this CLIP has the text encoders clip_g: known are clip_l; clip_h; clip_l, clip_g"
@@ -51,7 +51,7 @@ def test_unknown_text_encoders_are_told(sd15_model) -> None:
 
 
 def test_models_that_are_no_unet_are_told() -> None:
-    from bestiary.nodes.unet_layers import read_unet_layers
+    from bestiary.nodes.denoiser.unet_layers import read_unet_layers
 
     with pytest.raises(
         BestiaryError, match="this MODEL is a Linear: connect a Stable Diffusion 1.5, 2 or XL checkpoint"
@@ -60,7 +60,7 @@ def test_models_that_are_no_unet_are_told() -> None:
 
 
 def test_vaes_that_make_no_pictures_are_told() -> None:
-    from bestiary.nodes.comfy_autoencoder import ComfyAutoencoder
+    from bestiary.nodes.denoiser.comfy_autoencoder import ComfyAutoencoder
 
     audio = SimpleNamespace(first_stage_model=nn.Linear(1, 1), latent_dim=1, output_channels=2)
     with pytest.raises(
@@ -70,7 +70,7 @@ def test_vaes_that_make_no_pictures_are_told() -> None:
 
 
 def test_the_fingerprint_of_a_vae_follows_its_weights(sd15_model, sdxl_model, demo_model) -> None:
-    from bestiary.nodes.comfy_autoencoder import ComfyAutoencoder
+    from bestiary.nodes.denoiser.comfy_autoencoder import ComfyAutoencoder
 
     found = {
         kind: ComfyAutoencoder(model.vae).fingerprint() for kind, model in (("sd15", sd15_model), ("demo", demo_model))

@@ -12,7 +12,7 @@ from bestiary.concepts.files.concept_file import to_text_tensor, write_concept_f
 from bestiary.concepts.files.thumbnail_atlas import ThumbnailAtlas
 from bestiary.concepts.part_dictionary.part_dictionary import PartDictionary
 from bestiary.concepts.part_prompt.mention_writing import written_kinds
-from bestiary.nodes.dictionary_listing import ThumbnailPages, cut_pages, list_dictionary
+from bestiary.nodes.part_dictionary.dictionary_listing import ThumbnailPages, cut_pages, list_dictionary
 from PIL import Image
 
 HOSTILE = "<img src=x onerror=alert(1)>"
@@ -78,7 +78,8 @@ def test_pages_are_cut_once_and_again_when_the_file_changes(tmp_path, monkeypatc
     path, calls = tmp_path / "birds.safetensors", []
     made(3, atlas=colored_atlas(3)).save(path)
     monkeypatch.setattr(
-        "bestiary.nodes.dictionary_listing.cut_pages", lambda atlas: calls.append(1) or [b"page", b"next"]
+        "bestiary.nodes.part_dictionary.dictionary_listing.cut_pages",
+        lambda atlas: calls.append(1) or [b"page", b"next"],
     )
     pages = ThumbnailPages()
     assert [pages.page(path, "1", n) for n in (0, 1, 0)] == [b"page", b"next", b"page"]

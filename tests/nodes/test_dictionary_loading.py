@@ -6,9 +6,9 @@ import torch
 from bestiary.concepts.denoiser.lora_names import DOWN, UP
 from bestiary.concepts.errors import BestiaryError
 from bestiary.concepts.part_dictionary.part_dictionary import PartDictionary
-from bestiary.nodes import dictionary_loading
-from bestiary.nodes.clip_tokens import dictionaries_of
-from bestiary.nodes.dictionary_loading import (
+from bestiary.nodes.host.socket_types import SPANS_KEY, NamedDictionary
+from bestiary.nodes.part_dictionary import dictionary_loading
+from bestiary.nodes.part_dictionary.dictionary_loading import (
     merge,
     name_of_file,
     prompt_name,
@@ -17,7 +17,7 @@ from bestiary.nodes.dictionary_loading import (
     save_dictionary,
     teach,
 )
-from bestiary.nodes.socket_types import SPANS_KEY, NamedDictionary
+from bestiary.nodes.part_prompt.clip_tokens import dictionaries_of
 
 LAYER = "lora_unet_mid_block_attentions_0_transformer_blocks_0_attn2_to_q"
 

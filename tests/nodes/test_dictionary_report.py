@@ -4,8 +4,8 @@ import pytest
 import torch
 from bestiary.concepts.files.thumbnail_atlas import ThumbnailAtlas
 from bestiary.concepts.part_dictionary.part_dictionary import PartDictionary
-from bestiary.nodes import dictionary_report
-from bestiary.nodes.dictionary_report import COLUMNS, LABEL_HEIGHT, describe_dictionary, thumbnail_sheet
+from bestiary.nodes.part_dictionary import dictionary_report
+from bestiary.nodes.part_dictionary.dictionary_report import COLUMNS, LABEL_HEIGHT, describe_dictionary, thumbnail_sheet
 from PIL import Image
 
 TILE = 32
@@ -47,8 +47,8 @@ def test_the_text_names_parts_kinds_and_origin():
 
 
 def test_the_example_of_the_text_can_be_used(sd15_model):
-    from bestiary.nodes.clip_tokens import part_spans, with_dictionary
-    from bestiary.nodes.socket_types import NamedDictionary
+    from bestiary.nodes.host.socket_types import NamedDictionary
+    from bestiary.nodes.part_prompt.clip_tokens import part_spans, with_dictionary
 
     one = dictionary(embeddings={"clip_l": torch.zeros(6, 32)})
     line = next(line for line in describe_dictionary(one, "my birds").splitlines() if line.startswith("in a prompt"))

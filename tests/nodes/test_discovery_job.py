@@ -7,10 +7,10 @@ import torch
 from bestiary.concepts.errors import BestiaryError
 from bestiary.concepts.features.patch_features import DescriptorFeatures
 from bestiary.concepts.part_map.part_discovery import MOST_STAGES, discover_parts
-from bestiary.nodes.discovery_job import DiscoveryChoice, doubts, find_parts, part_confidence, unsure_pictures
-from bestiary.nodes.graph_progress import GraphProgress
-from bestiary.nodes.part_reports import discovery_text
-from bestiary.nodes.part_sight import describe_images
+from bestiary.nodes.host.graph_progress import GraphProgress
+from bestiary.nodes.part_map.discovery_job import DiscoveryChoice, doubts, find_parts, part_confidence, unsure_pictures
+from bestiary.nodes.part_map.part_reports import discovery_text
+from bestiary.nodes.part_map.seen_parts import describe_images
 
 SOURCE = DescriptorFeatures(image_size=64, grid=8)
 CHOICE = DiscoveryChoice(num_parts=2, num_kinds=2, seed=4)

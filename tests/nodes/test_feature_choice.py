@@ -10,9 +10,9 @@ import torch
 from bestiary.concepts.errors import BestiaryError
 from bestiary.concepts.features import patch_features
 from bestiary.concepts.features.patch_features import DescriptorFeatures
-from bestiary.nodes import feature_choice
-from bestiary.nodes.comfy_denoiser import ComfyDenoiser
-from bestiary.nodes.feature_choice import find_dino_weights, open_source
+from bestiary.nodes.denoiser.comfy_denoiser import ComfyDenoiser
+from bestiary.nodes.part_map import feature_choice
+from bestiary.nodes.part_map.feature_choice import find_dino_weights, open_source
 
 
 @pytest.fixture(autouse=True)

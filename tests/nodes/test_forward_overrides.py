@@ -10,7 +10,7 @@ def _doubled(forward: object) -> object:
 
 
 def test_a_forward_is_replaced_and_put_back() -> None:
-    from bestiary.nodes.forward_overrides import ForwardOverrides
+    from bestiary.nodes.denoiser.forward_overrides import ForwardOverrides
 
     layer, x = nn.Linear(3, 2), torch.randn(4, 3)
     plain, overrides = layer(x), ForwardOverrides()
@@ -24,7 +24,7 @@ def test_a_forward_is_replaced_and_put_back() -> None:
 
 
 def test_another_extensions_function_is_called_and_kept() -> None:
-    from bestiary.nodes.forward_overrides import ForwardOverrides
+    from bestiary.nodes.denoiser.forward_overrides import ForwardOverrides
 
     layer, x = nn.Linear(3, 2), torch.randn(4, 3)
 
@@ -40,7 +40,7 @@ def test_another_extensions_function_is_called_and_kept() -> None:
 
 
 def test_all_are_put_back_after_a_fault() -> None:
-    from bestiary.nodes.forward_overrides import ForwardOverrides
+    from bestiary.nodes.denoiser.forward_overrides import ForwardOverrides
 
     layers, overrides = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3)), ForwardOverrides()
 

@@ -15,9 +15,10 @@ from bestiary.concepts.errors import BestiaryError
 from bestiary.concepts.features.patch_features import DescriptorFeatures
 from bestiary.concepts.part_dictionary.part_dictionary import PartDictionary
 from bestiary.concepts.part_map.part_map import ABSENT
-from bestiary.nodes import found_parts
-from bestiary.nodes.discovery_job import DiscoveryChoice
-from bestiary.nodes.found_parts import (
+from bestiary.nodes.host.socket_types import NamedCodebook
+from bestiary.nodes.part_map import found_parts
+from bestiary.nodes.part_map.discovery_job import DiscoveryChoice
+from bestiary.nodes.part_map.found_parts import (
     EDGE,
     MOST_KEPT,
     AskedDiscovery,
@@ -29,7 +30,6 @@ from bestiary.nodes.found_parts import (
     labels_of,
     picture_of,
 )
-from bestiary.nodes.socket_types import NamedCodebook
 from PIL import Image
 
 CHOICE = DiscoveryChoice(num_parts=2, num_kinds=2, seed=4)

@@ -46,7 +46,7 @@ def run(tmp_path: Path) -> object:
 
 
 def _fit(run: object, progress: object, previews: object, **changes: object) -> object:
-    from bestiary.nodes.graph_loop import fit_in_graph
+    from bestiary.nodes.training.graph_fit import fit_in_graph
     from bestiary.trainer.learning.run.fit import LoopSettings
     from bestiary.trainer.learning.run.training_state import ParameterGroup
 
@@ -69,7 +69,7 @@ def _progress(stop_at: int | None = None) -> object:
 
 
 def test_every_step_is_told_and_previews_come_when_asked(run) -> None:
-    from bestiary.nodes.graph_loop import logged_losses
+    from bestiary.nodes.training.graph_fit import logged_losses
 
     progress, previews = _progress(), _Previews()
     state = _fit(run, progress, previews, preview_every=2)
@@ -87,7 +87,7 @@ def test_cancel_gives_the_state_that_was_saved(run) -> None:
 
 
 def test_progress_begins_where_the_run_stopped(run, monkeypatch) -> None:
-    from bestiary.nodes.graph_loop import begin_progress
+    from bestiary.nodes.training.graph_fit import begin_progress
 
     assert begin_progress(run, "7", "a spectrum")._first == 0
     _fit(run, _progress(stop_at=3), _Previews())
@@ -100,7 +100,7 @@ def test_progress_begins_where_the_run_stopped(run, monkeypatch) -> None:
     [(False, 2, True, 1), (False, 2, False, 99), (False, 0, False, 99), (True, 2, True, 1), (True, 0, False, None)],
 )
 def test_the_last_preview(cancelled: bool, every: int, latest: bool, width: int | None) -> None:
-    from bestiary.nodes.graph_loop import last_sheet
+    from bestiary.nodes.training.graph_fit import last_sheet
     from bestiary.trainer.learning.run.fit import LoopSettings
 
     previews = _Previews()
@@ -112,7 +112,7 @@ def test_the_last_preview(cancelled: bool, every: int, latest: bool, width: int 
 def test_the_end_after_cancel_names_the_file(caplog: pytest.LogCaptureFixture) -> None:
     import logging
 
-    from bestiary.nodes.graph_loop import end_cancelled
+    from bestiary.nodes.training.graph_fit import end_cancelled
 
     stopped: list[bool] = []
     told: list[str] = []

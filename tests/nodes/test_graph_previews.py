@@ -11,12 +11,12 @@ from PIL import Image
 @pytest.fixture(scope="module")
 def prepared(demo_model, drawn_images, small_codebook) -> tuple:
     """Training set of six drawings, settings and set-up on the demo model."""
-    from bestiary.nodes.comfy_denoiser import ComfyDenoiser
-    from bestiary.nodes.graph_progress import GraphProgress
-    from bestiary.nodes.graph_training import set_up
-    from bestiary.nodes.socket_types import NamedCodebook
-    from bestiary.nodes.training_job import graph_settings
-    from bestiary.nodes.training_set import TrainingSetChoice, build_training_set
+    from bestiary.nodes.denoiser.comfy_denoiser import ComfyDenoiser
+    from bestiary.nodes.host.graph_progress import GraphProgress
+    from bestiary.nodes.host.socket_types import NamedCodebook
+    from bestiary.nodes.training.graph_training import set_up
+    from bestiary.nodes.training.training_job import graph_settings
+    from bestiary.nodes.training.training_set import TrainingSetChoice, build_training_set
 
     codebook, choice = NamedCodebook("drawn", small_codebook), TrainingSetChoice(128)
     made = build_training_set([drawn_images[:6]], codebook, demo_model.vae, choice, GraphProgress(None))
@@ -30,7 +30,7 @@ def prepared(demo_model, drawn_images, small_codebook) -> tuple:
 def previews(prepared, tmp_path: Path) -> object:
     from types import SimpleNamespace
 
-    from bestiary.nodes.graph_previews import GraphPreviews
+    from bestiary.nodes.training.graph_previews import GraphPreviews
     from bestiary.trainer.learning.run.run_folder import RunFolder
 
     made, settings, setup = prepared
@@ -71,7 +71,7 @@ def test_without_an_attention_loss_there_are_no_heat_maps(previews, prepared, mo
 
 
 def test_a_picture_becomes_an_image_of_the_graph() -> None:
-    from bestiary.nodes.graph_previews import as_image
+    from bestiary.nodes.training.graph_previews import as_image
 
     image = as_image(Image.new("RGBA", (4, 2), (255, 0, 51, 9)))
     assert image.shape == (1, 2, 4, 3) and image.dtype == torch.float32

@@ -3,7 +3,7 @@
 import comfy.model_management
 import comfy.utils
 import pytest
-from bestiary.nodes.graph_progress import GraphProgress
+from bestiary.nodes.host.graph_progress import GraphProgress
 
 
 @pytest.fixture

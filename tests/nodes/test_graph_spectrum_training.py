@@ -34,10 +34,10 @@ def prepared(request: pytest.FixtureRequest, drawn_images) -> Callable[..., tupl
     """`prepared(kind, **choices)` -> GraphModel, pictures and settings of a short training on three drawings."""
 
     def build(kind: str, **choices: object) -> tuple:
-        from bestiary.nodes.graph_loop import GraphModel
-        from bestiary.nodes.graph_progress import GraphProgress
-        from bestiary.nodes.spectrum_job import spectrum_settings
-        from bestiary.nodes.spectrum_pictures import prepare_pictures
+        from bestiary.nodes.host.graph_progress import GraphProgress
+        from bestiary.nodes.training.graph_fit import GraphModel
+        from bestiary.nodes.training.spectrum_job import spectrum_settings
+        from bestiary.nodes.training.spectrum_pictures import prepare_pictures
 
         loaded = GraphModel(*request.getfixturevalue(f"{kind}_model"))
         settings = spectrum_settings({**CHEAP, **choices})
@@ -49,13 +49,13 @@ def prepared(request: pytest.FixtureRequest, drawn_images) -> Callable[..., tupl
 
 
 def _run(settings: object, pictures: object, resume: str = "start anew") -> object:
-    from bestiary.nodes.training_runs import open_run
+    from bestiary.nodes.runs.training_runs import open_run
 
     return open_run("corgi", resume, settings, pictures.fingerprint())
 
 
 def _train(loaded: object, pictures: object, settings: object, run: object) -> object:
-    from bestiary.nodes.graph_spectrum_training import train_spectrum_in_graph
+    from bestiary.nodes.training.graph_spectrum_training import train_spectrum_in_graph
 
     with torch.inference_mode():  # as ComfyUI's executor runs nodes
         return train_spectrum_in_graph(loaded, pictures, settings, run)
@@ -170,7 +170,7 @@ def test_cancel_saves_a_spectrum_and_a_state_and_resume_gives_the_same(
     prepared, untouched, outputs, monkeypatch
 ) -> None:
     import comfy.model_management
-    from bestiary.nodes.training_progress import TrainingProgress
+    from bestiary.nodes.training.training_progress import TrainingProgress
 
     loaded, pictures, settings = prepared("sd15", steps=6)
     untouched(loaded)
@@ -199,7 +199,7 @@ def test_cancel_saves_a_spectrum_and_a_state_and_resume_gives_the_same(
 
 def test_cancel_in_the_middle_of_a_preview_ends_it(prepared, untouched, outputs, monkeypatch) -> None:
     import comfy.model_management
-    from bestiary.nodes.comfy_denoiser import ComfyDenoiser
+    from bestiary.nodes.denoiser.comfy_denoiser import ComfyDenoiser
 
     loaded, pictures, settings = prepared("sd15", steps=4, preview_every=2, more_settings="run.preview_steps = 3")
     untouched(loaded)
@@ -231,7 +231,7 @@ def test_a_loss_that_is_not_finite_names_its_pictures(prepared, untouched) -> No
 
 
 def test_too_little_memory_is_one_message_that_says_what_to_lower(prepared, untouched, monkeypatch) -> None:
-    from bestiary.nodes.comfy_denoiser import ComfyDenoiser
+    from bestiary.nodes.denoiser.comfy_denoiser import ComfyDenoiser
 
     loaded, pictures, settings = prepared("sd15", steps=3)
     untouched(loaded)
@@ -271,7 +271,7 @@ def test_preview_pictures_are_those_of_the_other_denoiser(prepared, monkeypatch)
     """From the same vectors and noise, however many are made at once."""
     from bestiary.concepts.denoiser.ddim import sample_ddim
     from bestiary.concepts.spectrum.staged_conditioning import encode_staged
-    from bestiary.nodes import graph_spectrum_training
+    from bestiary.nodes.training import graph_spectrum_training
     from bestiary.trainer.learning.spectrum.spectrum_sheet import sheet_prompts, sheet_seeds
     from bestiary.trainer.model.backbones import load_denoiser
 

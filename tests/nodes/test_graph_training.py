@@ -39,11 +39,11 @@ def prepared(models, drawn_images, small_codebook) -> Callable[..., tuple]:
     """`prepared(kind, **choices)` -> GraphModel, training set and settings of a short training."""
 
     def build(kind: str, **choices: object) -> tuple:
-        from bestiary.nodes.graph_progress import GraphProgress
-        from bestiary.nodes.graph_training import GraphModel
-        from bestiary.nodes.socket_types import NamedCodebook
-        from bestiary.nodes.training_job import graph_settings
-        from bestiary.nodes.training_set import TrainingSetChoice, build_training_set
+        from bestiary.nodes.host.graph_progress import GraphProgress
+        from bestiary.nodes.host.socket_types import NamedCodebook
+        from bestiary.nodes.training.graph_training import GraphModel
+        from bestiary.nodes.training.training_job import graph_settings
+        from bestiary.nodes.training.training_set import TrainingSetChoice, build_training_set
 
         loaded = GraphModel(*models(kind))
         if kind not in _made:
@@ -60,13 +60,13 @@ def prepared(models, drawn_images, small_codebook) -> Callable[..., tuple]:
 
 
 def _run(settings: object, fingerprint: str, resume: str = "start anew") -> object:
-    from bestiary.nodes.training_runs import open_run
+    from bestiary.nodes.runs.training_runs import open_run
 
     return open_run("parts", resume, settings, fingerprint)
 
 
 def _train(loaded: object, made: object, settings: object, run: object) -> object:
-    from bestiary.nodes.graph_training import train_in_graph
+    from bestiary.nodes.training.graph_training import train_in_graph
 
     with torch.inference_mode():  # as ComfyUI's executor runs nodes
         return train_in_graph(loaded, made, settings, run)
@@ -150,7 +150,7 @@ def test_the_model_is_untouched_after_success(kind: str, prepared) -> None:
 
 def test_cancel_saves_a_dictionary_and_a_state_and_resume_gives_the_same(prepared, outputs, monkeypatch) -> None:
     import comfy.model_management
-    from bestiary.nodes.training_progress import TrainingProgress
+    from bestiary.nodes.training.training_progress import TrainingProgress
 
     loaded, made, settings = prepared("sd15", steps=6)
     before, weights = _sampled(loaded), _weights(loaded)
@@ -192,7 +192,7 @@ def test_a_loss_that_is_not_finite_names_its_pictures(prepared) -> None:
 
 
 def test_too_little_memory_is_one_message_that_says_what_to_lower(prepared, monkeypatch) -> None:
-    from bestiary.nodes.comfy_denoiser import ComfyDenoiser
+    from bestiary.nodes.denoiser.comfy_denoiser import ComfyDenoiser
 
     loaded, made, settings = prepared("sd15", steps=3)
     before, weights = _sampled(loaded), _weights(loaded)
@@ -210,7 +210,7 @@ def test_too_little_memory_is_one_message_that_says_what_to_lower(prepared, monk
 
 
 def test_other_runtime_errors_pass_unchanged(prepared) -> None:
-    from bestiary.nodes.training_faults import memory_told
+    from bestiary.nodes.denoiser.training_faults import memory_told
 
     _, _, settings = prepared("sd15")
     with pytest.raises(RuntimeError, match="^shapes$"), memory_told(settings, 128):
@@ -246,7 +246,7 @@ def test_previews_and_heat_maps_are_shown_and_kept(prepared, outputs, monkeypatc
 
 
 def test_a_training_set_of_another_model_is_told(prepared, models) -> None:
-    from bestiary.nodes.graph_training import GraphModel
+    from bestiary.nodes.training.graph_training import GraphModel
 
     _, made, settings = prepared("demo", steps=1)
     run = _run(settings, made.fingerprint())
@@ -262,7 +262,7 @@ def test_a_training_set_of_another_model_is_told(prepared, models) -> None:
 
 
 def test_a_run_of_other_pictures_is_not_gone_on_with(prepared) -> None:
-    from bestiary.nodes.training_runs import open_run, resume_choices
+    from bestiary.nodes.runs.training_runs import open_run, resume_choices
 
     _, made, settings = prepared("sd15", steps=1)
     with pytest.raises(

@@ -15,7 +15,7 @@ NOISE = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(5))
 
 
 def layers_of(model: object) -> int:
-    from bestiary.nodes.layer_prompts import attention_blocks
+    from bestiary.nodes.spectrum.layer_prompts import attention_blocks
 
     return len(attention_blocks(model.model.diffusion_model))
 
@@ -30,7 +30,7 @@ def layered_spectrum(layers: int, stages: int, *, bypass: bool = False) -> Promp
 def encode(
     clip: object, spectrum: PromptSpectrum, text: str = "a photo of a <it> bird", *, with_hooks: bool = True
 ) -> list[list]:
-    from bestiary.nodes.spectrum_prompts import PromptOptions, TypedSide, encode_typed_sides
+    from bestiary.nodes.spectrum.spectrum_prompts import PromptOptions, TypedSide, encode_typed_sides
 
     sides = [TypedSide(text), TypedSide("")]
     return encode_typed_sides(clip, sides, PromptSources({"it": spectrum}), PromptOptions(with_hooks=with_hooks))[0]
@@ -46,7 +46,7 @@ def sample(model: object, positive: list, negative: list, steps: int = 5, cfg: f
 
 
 def test_blocks_stand_in_the_order_in_which_they_run(sd15_model, sdxl_model, demo_model):
-    from bestiary.nodes.layer_prompts import attention_blocks
+    from bestiary.nodes.spectrum.layer_prompts import attention_blocks
 
     blocks = attention_blocks(sd15_model.model.model.diffusion_model)
     seen: list[tuple[str, int]] = []
@@ -60,7 +60,7 @@ def test_blocks_stand_in_the_order_in_which_they_run(sd15_model, sdxl_model, dem
 
 
 def test_sixteen_blocks_of_stable_diffusion_are_those_of_the_published_files():
-    from bestiary.nodes.layer_prompts import attention_blocks
+    from bestiary.nodes.spectrum.layer_prompts import attention_blocks
     from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
 
     with torch.device("meta"):
@@ -122,7 +122,7 @@ def _replacing(keys: Tensor, values: Tensor, negative: Tensor) -> Callable:
 
 @pytest.mark.parametrize("bypass", [False, True])
 def test_packed_layers_equal_contexts_put_in_module_by_module(sd15_model, bypass):
-    from bestiary.nodes.layer_prompts import LayerPacking
+    from bestiary.nodes.spectrum.layer_prompts import LayerPacking
 
     layers = layers_of(sd15_model.model)
     positive, negative = encode(sd15_model.clip, layered_spectrum(layers, 1, bypass=bypass))
@@ -139,7 +139,7 @@ def test_packed_layers_equal_contexts_put_in_module_by_module(sd15_model, bypass
 
 
 def test_every_layer_is_told_what_its_own_vector_says(sd15_model):
-    from bestiary.nodes.layer_prompts import LayerPacking
+    from bestiary.nodes.spectrum.layer_prompts import LayerPacking
 
     layers = layers_of(sd15_model.model)
     spectrum = layered_spectrum(layers, 2)
@@ -179,7 +179,7 @@ def test_without_the_hook_it_is_an_error(sd15_model):
 
 @pytest.mark.parametrize("bypass", [False, True])
 def test_a_prepared_model_needs_no_hooks_and_gives_the_same_picture(sd15_model, bypass):
-    from bestiary.nodes.layer_prompts import with_layer_prompts
+    from bestiary.nodes.spectrum.layer_prompts import with_layer_prompts
 
     spectrum = layered_spectrum(layers_of(sd15_model.model), 2, bypass=bypass)
     with_hooks, without = (encode(sd15_model.clip, spectrum, with_hooks=hooks) for hooks in (True, False))
@@ -195,7 +195,7 @@ def test_a_prepared_model_needs_no_hooks_and_gives_the_same_picture(sd15_model, 
 
 
 def test_a_prepared_model_samples_plain_prompts_as_ever(sd15_model):
-    from bestiary.nodes.layer_prompts import with_layer_prompts
+    from bestiary.nodes.spectrum.layer_prompts import with_layer_prompts
 
     plain = sd15_model.clip.encode_from_tokens_scheduled(sd15_model.clip.tokenize("a bird"))
     prepared, layers = with_layer_prompts(sd15_model.model), layers_of(sd15_model.model)
@@ -206,7 +206,7 @@ def test_a_prepared_model_samples_plain_prompts_as_ever(sd15_model):
 
 
 def test_a_prepared_model_refuses_what_does_not_fit(sd15_model):
-    from bestiary.nodes.layer_prompts import with_layer_prompts
+    from bestiary.nodes.spectrum.layer_prompts import with_layer_prompts
 
     prepared, layers = with_layer_prompts(sd15_model.model), layers_of(sd15_model.model)
     with pytest.raises(BestiaryError, match=f"vectors for 16 cross-attention layers, but this MODEL has {layers}"):
@@ -219,7 +219,7 @@ def test_a_prepared_model_refuses_what_does_not_fit(sd15_model):
 
 def test_a_model_whose_weights_move_is_not_loaded_twice(sd15_model):
     """ComfyUI takes another patcher, and with it a second copy of the weights, for conditionings with hooks."""
-    from bestiary.nodes.layer_prompts import with_layer_prompts
+    from bestiary.nodes.spectrum.layer_prompts import with_layer_prompts
 
     swapped: list[int] = []
 
@@ -249,8 +249,8 @@ def node_outputs(model: object, clip: object, spectrum: PromptSpectrum, linked: 
     """What Spectrum Prompt gives in a graph that links its output of this number."""
     from types import SimpleNamespace
 
-    from bestiary.nodes.prompt_spectrum_nodes import BestiarySpectrumPrompt
-    from bestiary.nodes.socket_types import NamedSpectrum
+    from bestiary.nodes.host.socket_types import NamedSpectrum
+    from bestiary.nodes.spectrum.prompt_spectrum_nodes import BestiarySpectrumPrompt
 
     inputs = {} if linked is None else {"model": ["7", linked]}
     prompt = {"7": {"inputs": {"text": "a"}}, "8": {"inputs": {"positive": ["7", 0], **inputs}}}
@@ -314,7 +314,7 @@ def test_a_plain_negative_works_too(sd15_model):
 
 
 def test_a_controlnet_is_told_the_mean_of_the_layers(sd15_model):
-    from bestiary.nodes.layer_prompts import CONTROLNET_KEY, LayerPacking
+    from bestiary.nodes.spectrum.layer_prompts import CONTROLNET_KEY, LayerPacking
 
     layers = layers_of(sd15_model.model)
     ((packed, options), *_) = encode(sd15_model.clip, layered_spectrum(layers, 1))[0]
@@ -323,8 +323,8 @@ def test_a_controlnet_is_told_the_mean_of_the_layers(sd15_model):
 
 
 def test_part_attention_is_recorded_on_packed_prompts(sd15_model):
-    from bestiary.nodes.attention_record import AttentionRecord
-    from bestiary.nodes.model_patching import record_attention
+    from bestiary.nodes.attention.attention_record import AttentionRecord
+    from bestiary.nodes.attention.model_patching import record_attention
 
     positive, negative = encode(sd15_model.clip, layered_spectrum(layers_of(sd15_model.model), 2))
     record = AttentionRecord("all")
@@ -334,7 +334,7 @@ def test_part_attention_is_recorded_on_packed_prompts(sd15_model):
 
 
 def test_prompts_of_different_lengths_cannot_be_packed():
-    from bestiary.nodes.layer_prompts import pack_layers
+    from bestiary.nodes.spectrum.layer_prompts import pack_layers
 
     with pytest.raises(BestiaryError, match=r"the layers of a prompt have \[77, 154\] tokens"):
         pack_layers([torch.zeros(1, 77, 4), torch.zeros(1, 154, 4)], None)
@@ -342,7 +342,7 @@ def test_prompts_of_different_lengths_cannot_be_packed():
 
 def test_bypass_vectors_move_the_state_before_the_last_norm(sd15_model):
     """NeTI: final_norm(h + 0.2 * |h| * b / |b|) for values, the plain state for keys."""
-    from bestiary.nodes.layer_prompts import LayerPacking
+    from bestiary.nodes.spectrum.layer_prompts import LayerPacking
 
     layers = layers_of(sd15_model.model)
     spectrum = layered_spectrum(layers, 1, bypass=True)

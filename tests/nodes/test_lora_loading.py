@@ -6,7 +6,7 @@ import pytest
 import torch
 from bestiary.concepts.denoiser.lora_names import ALPHA, DOWN, UP, from_kohya
 from bestiary.concepts.errors import BestiaryError
-from bestiary.nodes.lora_loading import apply_lora
+from bestiary.nodes.denoiser.lora_loading import apply_lora
 
 NAMINGS = ["kohya", "partcraft", "partcraft-sdxl", "diffusers", "lora_layer", "peft", "peft-plain", "diffengine"]
 RANK = 3

@@ -26,7 +26,7 @@ class TransformerBlock(nn.Module):
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty models/embeddings."""
     import folder_paths
-    from bestiary.nodes import misread_embeddings
+    from bestiary.nodes.spectrum import plain_embeddings as misread_embeddings
 
     endings = folder_paths.folder_names_and_paths["embeddings"][1]
     monkeypatch.setitem(folder_paths.folder_names_and_paths, "embeddings", ([str(tmp_path)], endings))
@@ -61,7 +61,7 @@ def test_comfyui_reads_the_initial_word_without_an_error(folder, publish):
 
 
 def test_only_prospects_files_are_found(folder, publish):
-    from bestiary.nodes.misread_embeddings import misread_embeddings
+    from bestiary.nodes.spectrum.plain_embeddings import misread_embeddings
 
     publish("dogs/corgi.pt")
     torch.save({"string_to_param": {"*": torch.ones(1, WIDTH)}, "name": "cat"}, folder / "cat.pt")
@@ -72,7 +72,7 @@ def test_only_prospects_files_are_found(folder, publish):
 
 
 def test_a_hostile_file_runs_nothing(folder, tmp_path):
-    from bestiary.nodes.misread_embeddings import misread_embeddings
+    from bestiary.nodes.spectrum.plain_embeddings import misread_embeddings
 
     class Bomb:
         def __reduce__(self) -> tuple[object, ...]:
@@ -84,7 +84,7 @@ def test_a_hostile_file_runs_nothing(folder, tmp_path):
 
 
 def test_each_file_is_logged_once_and_told_every_time(folder, publish, caplog):
-    from bestiary.nodes.misread_embeddings import warn_of_misread
+    from bestiary.nodes.spectrum.plain_embeddings import warn_of_misread
 
     publish("corgi.pt")
     with caplog.at_level(logging.WARNING, "bestiary"):
@@ -110,7 +110,7 @@ def test_each_file_is_logged_once_and_told_every_time(folder, publish, caplog):
     ],
 )
 def test_texts_are_told_about_what_they_name(folder, publish, text, told):
-    from bestiary.nodes.misread_embeddings import warn_of_misread
+    from bestiary.nodes.spectrum.plain_embeddings import warn_of_misread
 
     publish("corgi.pt")
     publish("dogs/teddy.pt")
@@ -118,16 +118,16 @@ def test_texts_are_told_about_what_they_name(folder, publish, text, told):
 
 
 def test_nothing_is_said_where_there_is_nothing(folder, caplog):
-    from bestiary.nodes.misread_embeddings import misread_notice, warn_of_misread
+    from bestiary.nodes.spectrum.plain_embeddings import misread_notice, warn_of_misread
 
     assert warn_of_misread() == misread_notice(()) == "" and not caplog.records
 
 
 def test_the_nodes_pass_it_on(folder, publish, sd15_model):
     from bestiary.concepts.errors import BestiaryError
-    from bestiary.nodes.socket_types import NamedSpectrum
-    from bestiary.nodes.spectrum_files import check_spectrum_file, describe_spectrum
-    from bestiary.nodes.spectrum_prompts import PromptOptions, PromptSources, TypedSide, encode_typed_sides
+    from bestiary.nodes.host.socket_types import NamedSpectrum
+    from bestiary.nodes.spectrum.spectrum_files import check_spectrum_file, describe_spectrum
+    from bestiary.nodes.spectrum.spectrum_prompts import PromptOptions, PromptSources, TypedSide, encode_typed_sides
 
     publish("corgi.pt")
     with pytest.raises(BestiaryError, match=r"no prompt spectrum 'corgi'.*bestiary import prospect corgi.pt"):

@@ -4,7 +4,7 @@ import pytest
 import torch
 from bestiary.concepts.errors import BestiaryError
 from bestiary.concepts.part_dictionary.part_dictionary import PartDictionary
-from bestiary.nodes.model_backbone import backbone_of, check_backbone, prediction_of, text_widths
+from bestiary.nodes.denoiser.model_backbone import backbone_of, check_backbone, prediction_of, text_widths
 
 
 def dictionary(backbone: str, widths: dict[str, int], **provenance: object) -> PartDictionary:

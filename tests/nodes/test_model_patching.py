@@ -10,10 +10,10 @@ import pytest
 import torch
 from bestiary.concepts.denoiser.attention_maps import average_maps
 from bestiary.concepts.errors import BestiaryError
-from bestiary.nodes.attention_record import AttentionRecord
-from bestiary.nodes.model_patching import attention_factors, confine_part, record_attention
-from bestiary.nodes.part_regions import make_region
-from bestiary.nodes.socket_types import SPANS_KEY, PartSpan
+from bestiary.nodes.attention.attention_record import AttentionRecord
+from bestiary.nodes.attention.model_patching import attention_factors, confine_part, record_attention
+from bestiary.nodes.attention.part_regions import make_region
+from bestiary.nodes.host.socket_types import SPANS_KEY, PartSpan
 from comfy.patcher_extension import WrappersMP
 from torch import Tensor, nn
 
@@ -88,7 +88,7 @@ def recorded(model: object, layers: str = "all", **options: object) -> tuple[Ten
 def reference_unet(backbone: str, request: pytest.FixtureRequest) -> nn.Module:
     if backbone != "demo":
         return request.getfixturevalue(f"{backbone}_reference").unet
-    from bestiary.nodes.demo_model import BASE_MODEL
+    from bestiary.nodes.demo.demo_model import BASE_MODEL
     from diffusers import UNet2DConditionModel
 
     return UNet2DConditionModel.from_pretrained(BASE_MODEL / "unet", torch_dtype=torch.float32).eval()
@@ -491,7 +491,7 @@ def told(monkeypatch) -> list[tuple[str, str]]:
     import sys
     import types
 
-    from bestiary.nodes import model_patching
+    from bestiary.nodes.attention import model_patching
 
     shown: list[tuple[str, str]] = []
     instance = types.SimpleNamespace(send_progress_text=lambda text, node: shown.append((node, text)))
@@ -510,7 +510,7 @@ def watched(model: object) -> tuple[object, AttentionRecord]:
 
 
 def test_nothing_is_told_where_all_is_seen_and_an_old_text_goes_away(sd15, told):
-    from bestiary.nodes.model_patching import tell_block
+    from bestiary.nodes.attention.model_patching import tell_block
 
     patched, record = watched(sd15)
     sample(patched)
@@ -544,7 +544,7 @@ def own_forward(model: object) -> object:
     ],
 )
 def test_what_keeps_ours_from_seeing_is_told_on_both_blocks(sd15, told, other, reason):
-    from bestiary.nodes.attention_view import view_attention
+    from bestiary.nodes.attention.attention_view import view_attention
 
     patched, record = watched(other(sd15))
     samples = sample(patched)
@@ -557,7 +557,7 @@ def test_what_keeps_ours_from_seeing_is_told_on_both_blocks(sd15, told, other, r
 
 
 def test_prompts_evaluated_by_another_pack_are_told(sd15, told):
-    from bestiary.nodes.model_patching import watch_sampling
+    from bestiary.nodes.attention.model_patching import watch_sampling
 
     patched, record = watched(sd15)
 

@@ -29,7 +29,7 @@ class _State:
 @pytest.fixture
 def previews(tmp_path: Path) -> object:
     """Previews of two sheets, whose `told` are the calls."""
-    from bestiary.nodes.node_previews import NodePreviews
+    from bestiary.nodes.training.node_previews import NodePreviews
     from bestiary.trainer.learning.run.run_folder import RunFolder
 
     class Drawn(NodePreviews):
@@ -89,7 +89,7 @@ def test_the_model_has_its_place_again_after_a_fault(previews) -> None:
 
 
 def test_what_a_preview_shows_must_be_said() -> None:
-    from bestiary.nodes.node_previews import NodePreviews
+    from bestiary.nodes.training.node_previews import NodePreviews
 
     with pytest.raises(NotImplementedError):
         NodePreviews(None, None, None, 1).draw()

@@ -258,6 +258,6 @@ def test_names_that_a_prompt_cannot_hold_are_refused(server):
 
 
 def test_fingerprints_survive_links():
-    from bestiary.nodes.part_dictionary_nodes import BestiaryLoadDictionary
+    from bestiary.nodes.part_dictionary.part_dictionary_nodes import BestiaryLoadDictionary
 
     assert BestiaryLoadDictionary.fingerprint_inputs(model=None, clip=None, file=None) == ""

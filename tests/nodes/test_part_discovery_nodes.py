@@ -13,12 +13,12 @@ from bestiary.concepts.features.patch_features import DescriptorFeatures
 from bestiary.concepts.part_map.part_codebook import PartCodebook
 from bestiary.concepts.part_map.part_discovery import discover_parts
 from bestiary.concepts.part_prompt.caption_file import format_captions
-from bestiary.nodes.graph_progress import GraphProgress
-from bestiary.nodes.part_inputs import segment
-from bestiary.nodes.part_mask import mask_of_parts, part_masks
-from bestiary.nodes.part_pictures import as_pictures
-from bestiary.nodes.part_sight import describe_images
-from bestiary.nodes.socket_types import NamedCodebook
+from bestiary.nodes.host.graph_progress import GraphProgress
+from bestiary.nodes.host.socket_types import NamedCodebook
+from bestiary.nodes.part_map.part_inputs import segment
+from bestiary.nodes.part_map.part_mask import mask_of_parts, part_masks
+from bestiary.nodes.part_map.part_pictures import as_pictures
+from bestiary.nodes.part_map.seen_parts import describe_images
 from PIL import Image
 
 CHOICE = {"feature_source": "descriptor", "num_parts": 2, "num_kinds": 2, "seed": 5, "flip_foreground": False}
@@ -169,7 +169,7 @@ def test_a_changed_file_is_read_again_and_an_unchanged_one_is_not(server, small_
 
 
 def test_the_fingerprint_survives_a_linked_name():
-    from bestiary.nodes.part_discovery_nodes import BestiaryLoadCodebook
+    from bestiary.nodes.part_map.part_discovery_nodes import BestiaryLoadCodebook
 
     assert BestiaryLoadCodebook.fingerprint_inputs(codebook_name=None) == ""
     assert BestiaryLoadCodebook.fingerprint_inputs() == ""
@@ -236,7 +236,7 @@ def test_dinov2_without_weights_is_told(server, names):
     graph = batch(names[:2])
     graph["found"] = node("BestiaryDiscoverParts", images=["images", 0], **{**CHOICE, "feature_source": "dinov2"})
     graph["words"] = node("PreviewAny", source=["found", 3])
-    from bestiary.nodes.feature_choice import find_dino_weights
+    from bestiary.nodes.part_map.feature_choice import find_dino_weights
 
     if find_dino_weights() is not None:
         pytest.skip("DINOv2 weights are on this machine")

@@ -3,10 +3,10 @@
 import torch
 from bestiary.concepts.part_map.part_map import ABSENT, PartMaps
 from bestiary.concepts.pictures.part_overlay import add_legend, draw_parts, enlarged, part_color
-from bestiary.nodes.discovery_job import FoundParts
-from bestiary.nodes.part_drawing import draw_overlays, found_overlays, kind_name, kind_text, legend
-from bestiary.nodes.part_pictures import as_images, as_pictures
-from bestiary.nodes.part_sight import SeenParts
+from bestiary.nodes.part_map.discovery_job import FoundParts
+from bestiary.nodes.part_map.part_drawing import draw_overlays, found_overlays, kind_name, kind_text, legend
+from bestiary.nodes.part_map.part_pictures import as_images, as_pictures
+from bestiary.nodes.part_map.seen_parts import SeenParts
 
 
 def seen(codes: list[list[int]], size: tuple[int, int] = (128, 128)) -> SeenParts:

@@ -8,7 +8,7 @@ import torch
 from bestiary.concepts.errors import BestiaryError
 from bestiary.concepts.files.concept_file import write_tensors
 from bestiary.concepts.part_dictionary.part_dictionary import PartDictionary
-from bestiary.nodes.socket_types import SPANS_KEY, ChosenPart, ChosenParts, NamedDictionary, PartSpan
+from bestiary.nodes.host.socket_types import SPANS_KEY, ChosenPart, ChosenParts, NamedDictionary, PartSpan
 
 MODELS = ["demo_model", "sd15_model", "sdxl_model"]
 BACKBONES = {"demo_model": "bestiary-demo", "sd15_model": "sd15", "sdxl_model": "sdxl"}
@@ -49,7 +49,7 @@ def core(clip: object, text: str) -> list:
 
 
 def ours(clip: object, text: str, dictionary: PartDictionary | None = None, **options: object) -> list:
-    from bestiary.nodes.part_encoding import encode_part_prompt
+    from bestiary.nodes.part_prompt.part_encoding import encode_part_prompt
 
     return encode_part_prompt(clip, text, {"birds": dictionary} if dictionary else {}, **options)
 
@@ -105,7 +105,7 @@ def test_a_words_own_row_equals_the_word(case, text, plain):
 
 @pytest.mark.parametrize("vectors", ["words", "random"])
 def test_the_embedding_form_in_core_gives_the_same(case, vectors):
-    from bestiary.nodes.clip_tokens import with_dictionary
+    from bestiary.nodes.part_prompt.clip_tokens import with_dictionary
 
     clip, dictionary = case
     dictionary = dictionary if vectors == "words" else random_dictionary(dictionary)
@@ -118,7 +118,7 @@ def test_the_embedding_form_in_core_gives_the_same(case, vectors):
 
 
 def test_both_forms_in_one_prompt_are_recorded(case):
-    from bestiary.nodes.clip_tokens import with_dictionary
+    from bestiary.nodes.part_prompt.clip_tokens import with_dictionary
 
     clip, dictionary = case
     taught = with_dictionary(clip, NamedDictionary("birds", dictionary))
@@ -194,7 +194,7 @@ def test_the_trainer_encodes_alike(demo_model, text):
 
 
 def test_a_dictionary_for_clip_l_alone_leaves_a_plain_word_in_clip_g(sdxl_model):
-    from bestiary.nodes.clip_tokens import with_dictionary
+    from bestiary.nodes.part_prompt.clip_tokens import with_dictionary
 
     narrow = word_dictionary(sdxl_model.clip, "sd15", ["clip_l"])
     result = ours(sdxl_model.clip, "the <head:red> bird", narrow)
@@ -219,7 +219,7 @@ def test_a_vector_of_another_width_is_refused_with_both_widths(sd15_model, sdxl_
 
 
 def test_parts_that_bring_their_vector_go_before_the_dictionary(case):
-    from bestiary.nodes.chosen_parts import parts_by_mention
+    from bestiary.nodes.part_prompt.chosen_parts import parts_by_mention
 
     clip, dictionary = case
     brought = ChosenPart("birds", "head", "random 7", vector=dictionary.vector(0, 1))

@@ -8,10 +8,10 @@ import torch
 from bestiary.concepts.part_dictionary.part_dictionary import PartDictionary
 from bestiary.concepts.part_map.part_map import ABSENT
 from bestiary.concepts.part_map.part_metrics import code_similarity, exact_match_rate
-from bestiary.nodes.graph_progress import GraphProgress
-from bestiary.nodes.part_inputs import segment
-from bestiary.nodes.part_pictures import as_pictures
-from bestiary.nodes.socket_types import NamedCodebook
+from bestiary.nodes.host.graph_progress import GraphProgress
+from bestiary.nodes.host.socket_types import NamedCodebook
+from bestiary.nodes.part_map.part_inputs import segment
+from bestiary.nodes.part_map.part_pictures import as_pictures
 
 ROWS = [(part, kind) for part in range(3) for kind in range(2)]
 

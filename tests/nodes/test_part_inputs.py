@@ -4,10 +4,10 @@ import pytest
 import torch
 from bestiary.concepts.errors import BestiaryError
 from bestiary.concepts.features.patch_features import DescriptorFeatures
-from bestiary.nodes.graph_progress import GraphProgress
-from bestiary.nodes.part_inputs import features_input, fit_input, segment
-from bestiary.nodes.part_pictures import as_pictures, as_squares
-from bestiary.nodes.socket_types import NamedCodebook
+from bestiary.nodes.host.graph_progress import GraphProgress
+from bestiary.nodes.host.socket_types import NamedCodebook
+from bestiary.nodes.part_map.part_inputs import features_input, fit_input, segment
+from bestiary.nodes.part_map.part_pictures import as_pictures, as_squares
 
 
 def look(images, codebook, fit="centre square", features=None):

@@ -4,9 +4,9 @@ import pytest
 import torch
 from bestiary.concepts.part_map.part_map import ABSENT, PartMaps
 from bestiary.concepts.part_map.part_metrics import absent_rate, code_similarity, exact_match_rate
-from bestiary.nodes.asked_parts import AskedPart
-from bestiary.nodes.part_judging import judged_text, score_parts, scores_text
-from bestiary.nodes.part_sight import SeenParts
+from bestiary.nodes.evaluation.part_judging import judged_text, score_parts, scores_text
+from bestiary.nodes.evaluation.requested_parts import AskedPart
+from bestiary.nodes.part_map.seen_parts import SeenParts
 
 CODES = [[0, 1, 0], [1, ABSENT, 1]]
 

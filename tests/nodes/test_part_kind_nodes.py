@@ -7,7 +7,7 @@ import pytest
 import torch
 from bestiary.concepts.part_dictionary.part_dictionary import PartDictionary
 from bestiary.concepts.part_prompt.mention_writing import written_kinds
-from bestiary.nodes.socket_types import NamedDictionary
+from bestiary.nodes.host.socket_types import NamedDictionary
 
 DEMO = Path(__file__).parent.parent.parent / "demo" / "concepts" / "creatures.safetensors"
 
@@ -65,7 +65,7 @@ def text_of(outputs: dict, node: str) -> str:
 
 
 def test_the_ends_of_a_blend_are_its_kinds_exactly(creatures, kinds):
-    from bestiary.nodes.part_kind_nodes import BestiaryBlendKinds
+    from bestiary.nodes.part_prompt.part_kind_nodes import BestiaryBlendKinds
 
     name, first, second = kinds
     for amount, kind, row in ((0.0, first, 0), (1.0, second, 1)):

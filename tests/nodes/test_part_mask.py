@@ -4,8 +4,8 @@ import pytest
 import torch
 from bestiary.concepts.errors import BestiaryError
 from bestiary.concepts.part_map.part_map import PartMaps
-from bestiary.nodes.part_mask import feathered, grown, mask_of_parts, part_masks
-from bestiary.nodes.part_sight import SeenParts
+from bestiary.nodes.part_map.part_mask import feathered, grown, mask_of_parts, part_masks
+from bestiary.nodes.part_map.seen_parts import SeenParts
 
 
 def seen() -> SeenParts:

@@ -4,7 +4,14 @@ import numpy as np
 import pytest
 import torch
 from bestiary.concepts.errors import BestiaryError
-from bestiary.nodes.part_pictures import as_images, as_pictures, as_squares, checked_fit, checked_images, named_faults
+from bestiary.nodes.part_map.part_pictures import (
+    as_images,
+    as_pictures,
+    as_squares,
+    checked_fit,
+    checked_images,
+    named_faults,
+)
 from PIL import Image
 
 

@@ -74,7 +74,7 @@ def text_of(outputs: dict, node: str) -> str:
 
 @pytest.mark.parametrize("node_id", IDS)
 def test_schemas_explain_themselves(node_id):
-    from bestiary.nodes import part_kind_nodes, part_prompt_nodes
+    from bestiary.nodes.part_prompt import part_kind_nodes, part_prompt_nodes
 
     nodes = [*part_prompt_nodes.NODES, *part_kind_nodes.NODES]
     node = next(node for node in nodes if node.GET_SCHEMA().node_id == node_id)
@@ -93,8 +93,8 @@ def test_schemas_explain_themselves(node_id):
 
 
 def test_combine_parts_keeps_the_order_of_its_sockets():
-    from bestiary.nodes.part_prompt_nodes import BestiaryCombineParts
-    from bestiary.nodes.socket_types import ChosenPart, ChosenParts
+    from bestiary.nodes.host.socket_types import ChosenPart, ChosenParts
+    from bestiary.nodes.part_prompt.part_prompt_nodes import BestiaryCombineParts
 
     one = {name: ChosenParts((ChosenPart("birds", name, "1"),)) for name in ("head", "wing", "tail", "legs")}
     output = BestiaryCombineParts.execute(part_6=one["tail"], part_2=one["wing"], part_1=one["head"], chain=one["legs"])
@@ -104,9 +104,9 @@ def test_combine_parts_keeps_the_order_of_its_sockets():
 
 def test_columns_of_faults_count_in_the_text_as_typed(demo_model, creatures):
     from bestiary.concepts.errors import BestiaryError
-    from bestiary.nodes.chosen_parts import draw_random
-    from bestiary.nodes.part_prompt_nodes import BestiaryPartPrompt
-    from bestiary.nodes.socket_types import NamedDictionary
+    from bestiary.nodes.host.socket_types import NamedDictionary
+    from bestiary.nodes.part_prompt.chosen_parts import draw_random
+    from bestiary.nodes.part_prompt.part_prompt_nodes import BestiaryPartPrompt
 
     named_dictionary = NamedDictionary("creatures", creatures)
     drawn = draw_random(named_dictionary, "all", 0xFFFFFFFFFFFFFFFF, 1.0)[0]

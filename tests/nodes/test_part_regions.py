@@ -4,10 +4,10 @@ import comfy.sample
 import pytest
 import torch
 from bestiary.concepts.errors import BestiaryError
-from bestiary.nodes.attention_record import AttentionRecord
-from bestiary.nodes.model_patching import confine_part, record_attention
-from bestiary.nodes.part_regions import PartRegion, check_regions, make_region
-from bestiary.nodes.socket_types import SPANS_KEY, PartSpan
+from bestiary.nodes.attention.attention_record import AttentionRecord
+from bestiary.nodes.attention.model_patching import confine_part, record_attention
+from bestiary.nodes.attention.part_regions import PartRegion, check_regions, make_region
+from bestiary.nodes.host.socket_types import SPANS_KEY, PartSpan
 from torch import Tensor
 
 HEAD, WING = PartSpan("head:a", "head", (3, 4)), PartSpan("wing:b", "wing", (7,))

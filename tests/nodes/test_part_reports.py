@@ -5,8 +5,8 @@ from dataclasses import replace
 import torch
 from bestiary.concepts.part_map.part_map import ABSENT, PartMaps
 from bestiary.concepts.part_prompt.caption_file import parse_captions
-from bestiary.nodes.part_reports import codebook_text, codes_text, discovery_text, source_text
-from bestiary.nodes.part_sight import SeenParts
+from bestiary.nodes.part_map.part_reports import codebook_text, codes_text, discovery_text, source_text
+from bestiary.nodes.part_map.seen_parts import SeenParts
 
 
 def seen(codes: list[list[int]]) -> SeenParts:

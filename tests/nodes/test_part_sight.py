@@ -5,8 +5,8 @@ import torch
 from bestiary.concepts.errors import BestiaryError
 from bestiary.concepts.features.patch_features import DescriptorFeatures, PatchGrid
 from bestiary.concepts.part_map.part_map import PartMaps
-from bestiary.nodes.part_pictures import as_squares
-from bestiary.nodes.part_sight import SeenParts, describe_images, joined_grids, see_parts
+from bestiary.nodes.part_map.part_pictures import as_squares
+from bestiary.nodes.part_map.seen_parts import SeenParts, describe_images, joined_grids, see_parts
 
 SOURCE = DescriptorFeatures(image_size=64, grid=8)
 

@@ -17,7 +17,7 @@ class _Progress:
 
 
 def test_squares_are_cut_from_the_middle_of_each_size() -> None:
-    from bestiary.nodes.picture_encoding import cut_squares
+    from bestiary.nodes.part_map.picture_encoding import cut_squares
 
     wide = torch.zeros(1, 64, 192, 3)
     wide[:, :, 64:128] = 1  # the centre square alone is white
@@ -27,8 +27,8 @@ def test_squares_are_cut_from_the_middle_of_each_size() -> None:
 
 
 def test_moments_are_those_of_the_autoencoder_in_batches(sd15_model) -> None:
-    from bestiary.nodes.comfy_autoencoder import ComfyAutoencoder
-    from bestiary.nodes.picture_encoding import encode_squares
+    from bestiary.nodes.denoiser.comfy_autoencoder import ComfyAutoencoder
+    from bestiary.nodes.part_map.picture_encoding import encode_squares
 
     squares = np.random.default_rng(0).integers(0, 255, (9, 64, 64, 3), dtype=np.uint8)
     progress = _Progress()
@@ -43,7 +43,7 @@ def test_moments_are_those_of_the_autoencoder_in_batches(sd15_model) -> None:
 
 @pytest.mark.parametrize("size", [0, 56, 100])
 def test_edges_that_cannot_be_encoded(size: int) -> None:
-    from bestiary.nodes.picture_encoding import check_square
+    from bestiary.nodes.part_map.picture_encoding import check_square
 
     with pytest.raises(BestiaryError, match=f"image_size {size}: choose 64 or more, in steps of 8"):
         check_square(size)
@@ -51,7 +51,7 @@ def test_edges_that_cannot_be_encoded(size: int) -> None:
 
 
 def test_masks_come_one_by_one_whatever_their_batches() -> None:
-    from bestiary.nodes.picture_encoding import checked_masks, mask_picture
+    from bestiary.nodes.part_map.picture_encoding import checked_masks, mask_picture
 
     images = [torch.zeros(2, 32, 48, 3), torch.zeros(1, 64, 64, 3)]
     masks = checked_masks([torch.ones(2, 32, 48), torch.full((64, 64), 0.5)], images)
@@ -64,7 +64,7 @@ def test_masks_come_one_by_one_whatever_their_batches() -> None:
 
 
 def test_the_entry_of_a_bad_picture_is_named() -> None:
-    from bestiary.nodes.picture_encoding import checked_entries
+    from bestiary.nodes.part_map.picture_encoding import checked_entries
 
     bad = torch.zeros(1, 32, 32, 3)
     bad[0, 0, 0, 0] = float("nan")
@@ -73,10 +73,10 @@ def test_the_entry_of_a_bad_picture_is_named() -> None:
 
 
 def test_latents_that_are_not_finite_are_told_and_not_remembered(sd15_model, drawn_images, monkeypatch) -> None:
-    from bestiary.nodes import spectrum_pictures
-    from bestiary.nodes.comfy_autoencoder import ComfyAutoencoder
-    from bestiary.nodes.graph_progress import GraphProgress
-    from bestiary.nodes.spectrum_pictures import prepare_pictures
+    from bestiary.nodes.denoiser.comfy_autoencoder import ComfyAutoencoder
+    from bestiary.nodes.host.graph_progress import GraphProgress
+    from bestiary.nodes.training import spectrum_pictures
+    from bestiary.nodes.training.spectrum_pictures import prepare_pictures
 
     encode = ComfyAutoencoder.encode
 

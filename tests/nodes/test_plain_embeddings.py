@@ -51,7 +51,7 @@ def core(clip: object, name: str) -> list:
 
 
 def staged(clip: object, spectrum: PromptSpectrum) -> list:
-    from bestiary.nodes.spectrum_prompts import PromptOptions, TypedSide, encode_typed_sides
+    from bestiary.nodes.spectrum.spectrum_prompts import PromptOptions, TypedSide, encode_typed_sides
 
     sources = PromptSources({"cat": spectrum}, {})
     (conditioning,), _ = encode_typed_sides(clip, [TypedSide(TEXT.format("<cat>"))], sources, PromptOptions())

@@ -69,8 +69,8 @@ def latent(server: object, prefix: str) -> torch.Tensor:
 
 @pytest.mark.parametrize("node_id", IDS)
 def test_schemas_explain_themselves(node_id):
-    from bestiary.nodes import prompt_spectrum_nodes
-    from bestiary.nodes.concept_folders import register_folder
+    from bestiary.nodes.host.concept_folders import register_folder
+    from bestiary.nodes.spectrum import prompt_spectrum_nodes
 
     # as the pack does before it is asked for its nodes
     register_folder()
@@ -220,8 +220,8 @@ def test_a_spectrum_for_other_layers_stops_the_sampling(server, folder):
 
 
 def test_strength_and_soft_boundaries_of_a_loaded_spectrum(monkeypatch):
-    from bestiary.nodes import prompt_spectrum_nodes
-    from bestiary.nodes.socket_types import NamedSpectrum
+    from bestiary.nodes.host.socket_types import NamedSpectrum
+    from bestiary.nodes.spectrum import prompt_spectrum_nodes
 
     one = spectrum(1)
     monkeypatch.setattr(prompt_spectrum_nodes, "read_spectrum", lambda file, name: NamedSpectrum("alpha", one))

@@ -32,7 +32,7 @@ def size(batch: int = 1) -> dict:
 
 @pytest.mark.parametrize("node_id", IDS)
 def test_schemas_explain_themselves(node_id):
-    from bestiary.nodes import prompt_stage_nodes
+    from bestiary.nodes.spectrum import prompt_stage_nodes
 
     node = next(node for node in prompt_stage_nodes.NODES if node.GET_SCHEMA().node_id == node_id)
     schema = node.GET_SCHEMA()
@@ -85,7 +85,7 @@ def test_the_preview_shows_a_picture_and_a_table(server):
 
 
 def test_the_preview_counts_what_its_help_page_says(demo_model):
-    from bestiary.nodes.prompt_stage_nodes import BestiaryStagePreview
+    from bestiary.nodes.spectrum.prompt_stage_nodes import BestiaryStagePreview
 
     def table(scheduler: str, **inputs: object) -> str:
         return BestiaryStagePreview.execute(demo_model.model, scheduler, 10, 1.0, **inputs).args[1]
@@ -97,8 +97,8 @@ def test_the_preview_counts_what_its_help_page_says(demo_model):
 
 
 def test_the_preview_shows_the_stages_of_a_spectrum(demo_model):
-    from bestiary.nodes.prompt_stage_nodes import BestiaryStagePreview
-    from bestiary.nodes.socket_types import NamedSpectrum
+    from bestiary.nodes.host.socket_types import NamedSpectrum
+    from bestiary.nodes.spectrum.prompt_stage_nodes import BestiaryStagePreview
 
     rows, bounds = torch.zeros(3, 1, 128), StageBounds((1000, 700, 200, 0))
     one = NamedSpectrum(

@@ -28,7 +28,7 @@ def runs(tmp_path, monkeypatch):
 
 
 def test_the_newest_run_of_a_name(runs):
-    from bestiary.nodes.run_listing import newest_run
+    from bestiary.nodes.runs.run_listing import newest_run
 
     for name, age in (("birds", 30), ("birds-2", 10), ("birds-3", 20), ("birds-x", 1), ("birdsong", 0), ("bi.ds", 5)):
         runs(name, age)
@@ -38,7 +38,7 @@ def test_the_newest_run_of_a_name(runs):
 
 
 def test_runs_of_another_kind_are_passed_over(runs):
-    from bestiary.nodes.run_listing import newest_run
+    from bestiary.nodes.runs.run_listing import newest_run
 
     runs("birds", 30)
     spectrum = runs("birds-2", 10) / "config.resolved.toml"
@@ -52,7 +52,7 @@ def test_runs_of_another_kind_are_passed_over(runs):
 
 
 def test_a_run_is_listed_with_its_curves_names_and_previews(runs):
-    from bestiary.nodes.run_listing import list_run, run_stamp
+    from bestiary.nodes.runs.run_listing import list_run, run_stamp
 
     folder = runs("birds")
     record = {"step": 10, "loss": 0.5, "part_attention_loss": [0.1, 0.2], "steps_per_second": 2.5}
@@ -72,7 +72,7 @@ def test_a_run_is_listed_with_its_curves_names_and_previews(runs):
 
 
 def test_the_file_of_a_cancelled_run_is_named(runs, monkeypatch, tmp_path):
-    from bestiary.nodes import run_listing
+    from bestiary.nodes.runs import run_listing
 
     runs("birds")
     files = [
@@ -96,7 +96,7 @@ def test_the_file_of_a_cancelled_run_is_named(runs, monkeypatch, tmp_path):
 
 @pytest.mark.parametrize("content", ["", "null", "[]", '{"a": 3}', "{" * 50_000, "\ud800"])
 def test_broken_files_of_a_run_leave_the_rest(runs, content):
-    from bestiary.nodes.run_listing import list_run
+    from bestiary.nodes.runs.run_listing import list_run
 
     folder = runs("birds")
     for name in ("curve_labels.json", "config.resolved.toml"):
@@ -106,7 +106,7 @@ def test_broken_files_of_a_run_leave_the_rest(runs, content):
 
 
 def test_a_large_text_is_not_read(runs, monkeypatch):
-    from bestiary.nodes import run_listing
+    from bestiary.nodes.runs import run_listing
 
     runs("birds")
     monkeypatch.setattr(run_listing, "LARGEST_TEXT", 3)
@@ -115,7 +115,7 @@ def test_a_large_text_is_not_read(runs, monkeypatch):
 
 @pytest.mark.parametrize("name", ["../birds", "birds/..", "", ".", "birds/samples", ".training_sets"])
 def test_what_is_no_run_is_refused(runs, name):
-    from bestiary.nodes.run_listing import find_run, preview_stamp
+    from bestiary.nodes.runs.run_listing import find_run, preview_stamp
 
     runs("birds")
     with pytest.raises(BestiaryError, match=r"no run .* in output/bestiary; there is: 'birds'"):
@@ -124,7 +124,7 @@ def test_what_is_no_run_is_refused(runs, name):
 
 
 def test_a_preview_and_what_is_none(runs, monkeypatch):
-    from bestiary.nodes import run_listing
+    from bestiary.nodes.runs import run_listing
 
     folder = runs("birds")
     (folder / "samples" / "step-0000005.png").write_bytes(PNG)

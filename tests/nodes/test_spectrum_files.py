@@ -30,7 +30,7 @@ def spectrum(width: int = 32, **fields: object) -> PromptSpectrum:
 
 
 def test_only_spectra_are_listed_and_checked_names_are_read(folder):
-    from bestiary.nodes.spectrum_files import check_spectrum_file, read_spectrum, spectrum_names
+    from bestiary.nodes.spectrum.spectrum_files import check_spectrum_file, read_spectrum, spectrum_names
 
     save_spectrum(spectrum(), folder / "corgi.safetensors")
     save_spectrum(spectrum(), folder / "dogs" / "old teddy!.safetensors")
@@ -46,7 +46,7 @@ def test_only_spectra_are_listed_and_checked_names_are_read(folder):
 
 @pytest.mark.parametrize("file", ["../../evil", "plain.safetensors", "corgy.safetensors"])
 def test_other_files_are_refused_with_the_choices(folder, file):
-    from bestiary.nodes.spectrum_files import check_spectrum_file
+    from bestiary.nodes.spectrum.spectrum_files import check_spectrum_file
 
     save_spectrum(spectrum(), folder / "corgi.safetensors")
     write_tensors(folder / "plain.safetensors", {"clip_l": torch.zeros(1, 32)})
@@ -55,14 +55,14 @@ def test_other_files_are_refused_with_the_choices(folder, file):
 
 
 def test_an_empty_folder_says_where_spectra_come_from(folder):
-    from bestiary.nodes.spectrum_files import check_spectrum_file
+    from bestiary.nodes.spectrum.spectrum_files import check_spectrum_file
 
     with pytest.raises(BestiaryError, match="none yet: learn one with bestiary train spectrum, or bring one in"):
         check_spectrum_file("corgi.safetensors")
 
 
 def test_a_name_that_prompts_cannot_hold_is_refused(folder):
-    from bestiary.nodes.spectrum_files import read_spectrum
+    from bestiary.nodes.spectrum.spectrum_files import read_spectrum
 
     save_spectrum(spectrum(), folder / "corgi.safetensors")
     with pytest.raises(BestiaryError, match="'<corgi>' cannot name"):
@@ -72,7 +72,7 @@ def test_a_name_that_prompts_cannot_hold_is_refused(folder):
 def test_a_changed_file_is_looked_at_again(folder):
     import os
 
-    from bestiary.nodes.concept_folders import kind_of
+    from bestiary.nodes.host.concept_folders import kind_of
 
     path = folder / "thing.safetensors"
     write_tensors(path, {"clip_l": torch.zeros(1, 32)})
@@ -84,7 +84,7 @@ def test_a_changed_file_is_looked_at_again(folder):
 
 
 def test_saving_never_overwrites(folder):
-    from bestiary.nodes.spectrum_files import write_spectrum
+    from bestiary.nodes.spectrum.spectrum_files import write_spectrum
 
     assert write_spectrum(spectrum(), "mix") == "mix.safetensors"
     before = (folder / "mix.safetensors").read_bytes()
@@ -96,7 +96,7 @@ def test_saving_never_overwrites(folder):
 
 @pytest.mark.parametrize("name", ["", "../out", "/tmp/out"])
 def test_names_outside_the_folder_are_refused(folder, name):
-    from bestiary.nodes.spectrum_files import write_spectrum
+    from bestiary.nodes.spectrum.spectrum_files import write_spectrum
 
     with pytest.raises(BestiaryError, match="give a file name inside models/bestiary"):
         write_spectrum(spectrum(), name)
@@ -104,7 +104,7 @@ def test_names_outside_the_folder_are_refused(folder, name):
 
 
 def test_a_file_of_another_width_is_refused(sd15_model, sdxl_model):
-    from bestiary.nodes.spectrum_files import check_spectrum_widths
+    from bestiary.nodes.spectrum.spectrum_files import check_spectrum_widths
 
     check_spectrum_widths("corgi", spectrum(), sd15_model.clip)
     with pytest.raises(BestiaryError) as caught:
@@ -118,8 +118,8 @@ def test_a_file_of_another_width_is_refused(sd15_model, sdxl_model):
 
 
 def test_the_description_tells_stages_words_attributes_and_origin():
-    from bestiary.nodes.socket_types import NamedSpectrum
-    from bestiary.nodes.spectrum_files import describe_spectrum
+    from bestiary.nodes.host.socket_types import NamedSpectrum
+    from bestiary.nodes.spectrum.spectrum_files import describe_spectrum
 
     counts = (1, 0, 0, *[1] * 7)
     one = spectrum(initial_words="dog", words={1: "a cat"}, counts=counts, provenance={"steps": 600})

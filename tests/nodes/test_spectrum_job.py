@@ -27,8 +27,8 @@ def train(demo_model, drawn_images) -> Callable[..., object]:
     """`train(vae=..., images=..., **choices)` -> outputs of a training of two steps on two drawings."""
 
     def build(vae: object = None, images: list | None = None, masks: list | None = None, **choices: object) -> object:
-        from bestiary.nodes.graph_loop import GraphModel
-        from bestiary.nodes.spectrum_job import ConceptImages, run_spectrum_training
+        from bestiary.nodes.training.graph_fit import GraphModel
+        from bestiary.nodes.training.spectrum_job import ConceptImages, run_spectrum_training
 
         loaded = GraphModel(demo_model.model, demo_model.clip, vae or demo_model.vae)
         concept = ConceptImages([drawn_images[:2]] if images is None else images, masks)
@@ -39,7 +39,7 @@ def train(demo_model, drawn_images) -> Callable[..., object]:
 
 
 def test_inputs_become_the_settings_they_are() -> None:
-    from bestiary.nodes.spectrum_job import spectrum_settings
+    from bestiary.nodes.training.spectrum_job import spectrum_settings
 
     settings = spectrum_settings({**CHOICES, "image_size": 256, "recompute": True})
     method, optimizer = settings.method, settings.optimizer
@@ -52,8 +52,8 @@ def test_inputs_become_the_settings_they_are() -> None:
 
 
 def test_the_defaults_of_the_node_are_those_of_the_command_line() -> None:
-    from bestiary.nodes.spectrum_job import KEYS, spectrum_settings
-    from bestiary.nodes.spectrum_training_nodes import TrainSpectrum
+    from bestiary.nodes.training.spectrum_job import KEYS, spectrum_settings
+    from bestiary.nodes.training.spectrum_training_nodes import TrainSpectrum
     from bestiary.trainer.learning.spectrum.spectrum_settings import TrainSpectrumSettings
 
     shown = {one.id: one.default for one in TrainSpectrum.define_schema().inputs if hasattr(one, "default")}
@@ -63,8 +63,8 @@ def test_the_defaults_of_the_node_are_those_of_the_command_line() -> None:
 
 
 def test_what_the_help_says_for_the_demo_model_is_its_recipe() -> None:
-    from bestiary.nodes.spectrum_job import KEYS
-    from bestiary.nodes.spectrum_training_nodes import TrainSpectrum
+    from bestiary.nodes.training.spectrum_job import KEYS
+    from bestiary.nodes.training.spectrum_training_nodes import TrainSpectrum
     from bestiary.trainer.learning.run.recipe_file import find_recipe, parse_toml
     from bestiary.trainer.learning.spectrum.spectrum_settings import TrainSpectrumSettings
 
@@ -82,7 +82,7 @@ def test_what_the_help_says_for_the_demo_model_is_its_recipe() -> None:
 
 
 def test_more_settings_win_and_may_not_say_what_sockets_do() -> None:
-    from bestiary.nodes.spectrum_job import GRAPH_GIVES, spectrum_settings
+    from bestiary.nodes.training.spectrum_job import GRAPH_GIVES, spectrum_settings
 
     more = "optimizer.steps = 9\nmethod.boundaries = [0.5]\nimages.flip = true"
     settings = spectrum_settings({**CHOICES, "more_settings": more})

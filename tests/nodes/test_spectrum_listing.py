@@ -5,8 +5,8 @@ from bestiary.concepts.errors import BestiaryError
 from bestiary.concepts.files.concept_file import write_concept_file
 from bestiary.concepts.files.file_kinds import SPECTRUM_KIND
 from bestiary.concepts.spectrum.spectrum_file import load_spectrum
-from bestiary.nodes.concept_folders import SHIPPED
-from bestiary.nodes.spectrum_listing import MOST_PRESETS, list_spectrum
+from bestiary.nodes.host.concept_folders import SHIPPED
+from bestiary.nodes.spectrum.spectrum_listing import MOST_PRESETS, list_spectrum
 
 SPECTRA = sorted(SHIPPED.glob("*.spectrum.safetensors"))
 

@@ -11,7 +11,7 @@ from bestiary.concepts.errors import BestiaryError
 @pytest.fixture
 def encoded(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
     """How many pictures were encoded at each call; nothing is remembered from before."""
-    from bestiary.nodes import spectrum_pictures
+    from bestiary.nodes.training import spectrum_pictures
 
     calls: list[int] = []
     encode = spectrum_pictures.encode_squares
@@ -25,8 +25,8 @@ def prepare(sd15_model, drawn_images, encoded) -> Callable[..., object]:
     """`prepare(images, masks=..., size=64, mirror=False)` with the VAE of the narrow SD1.5."""
 
     def build(images: list | None = None, masks: list | None = None, size: int = 64, mirror: bool = False) -> object:
-        from bestiary.nodes.graph_progress import GraphProgress
-        from bestiary.nodes.spectrum_pictures import prepare_pictures
+        from bestiary.nodes.host.graph_progress import GraphProgress
+        from bestiary.nodes.training.spectrum_pictures import prepare_pictures
 
         given = [drawn_images[:2]] if images is None else images
         with torch.inference_mode():  # as ComfyUI's executor runs nodes
@@ -52,7 +52,7 @@ def test_the_same_pictures_are_encoded_once(prepare, drawn_images, encoded) -> N
 
 
 def test_what_is_remembered_is_bounded(prepare, encoded, monkeypatch) -> None:
-    from bestiary.nodes import spectrum_pictures
+    from bestiary.nodes.training import spectrum_pictures
 
     monkeypatch.setattr(spectrum_pictures, "KEPT_BYTES", prepare().moments.nbytes)
     prepare(size=72)  # larger than all that may be kept, so it alone stays
@@ -62,8 +62,8 @@ def test_what_is_remembered_is_bounded(prepare, encoded, monkeypatch) -> None:
 
 
 def test_another_autoencoder_encodes_anew(prepare, demo_model, drawn_images, encoded) -> None:
-    from bestiary.nodes.graph_progress import GraphProgress
-    from bestiary.nodes.spectrum_pictures import prepare_pictures
+    from bestiary.nodes.host.graph_progress import GraphProgress
+    from bestiary.nodes.training.spectrum_pictures import prepare_pictures
 
     first = prepare()
     other = prepare_pictures([drawn_images[:2]], None, demo_model.vae, 64, False, GraphProgress(None))

@@ -8,7 +8,7 @@ from bestiary.concepts.part_prompt.part_mention import PromptError
 from bestiary.concepts.spectrum.prompt_spectrum import PromptSpectrum
 from bestiary.concepts.spectrum.stage_bounds import StageBounds
 from bestiary.concepts.spectrum.staged_prompt import PromptSources
-from bestiary.nodes.socket_types import NamedSpectrum
+from bestiary.nodes.host.socket_types import NamedSpectrum
 from torch import Tensor
 
 WIDTH = 32
@@ -27,7 +27,7 @@ def birds(width: int = WIDTH) -> PartDictionary:
 
 
 def read(text: str, lines: str = "", spectra: dict | None = None, **options: object) -> object:
-    from bestiary.nodes.spectrum_prompts import PromptOptions, TypedSide, read_side
+    from bestiary.nodes.spectrum.spectrum_prompts import PromptOptions, TypedSide, read_side
 
     sources = PromptSources({"corgi": spectrum()} if spectra is None else spectra, {"birds": birds()})
     return read_side(TypedSide(text, lines), sources, PromptOptions(**options))
@@ -85,7 +85,7 @@ def test_typed_presets_serve_the_spectra_too():
 
 @pytest.mark.parametrize("stages", [1, 4])
 def test_stage_lines_where_no_stage_lies(demo_model, stages):
-    from bestiary.nodes.spectrum_prompts import PromptOptions, encode_stage_lines
+    from bestiary.nodes.spectrum.spectrum_prompts import PromptOptions, encode_stage_lines
 
     with pytest.raises(BestiaryError, match=f"line 1: no stage lies in 'layout': .* none of the {stages} stages"):
         encode_stage_lines(demo_model.clip, "layout: a meadow", "a bird", PromptOptions(stages=stages), {})
@@ -148,7 +148,7 @@ def test_equal_neighbours_are_one_entry_and_one_encode():
 
 
 def test_the_report_tells_every_stage():
-    from bestiary.nodes.spectrum_prompts import stage_report
+    from bestiary.nodes.spectrum.spectrum_prompts import stage_report
 
     assert (
         stage_report(read("a (<corgi@layout>:1.2) in snow")) == "0-10 %: a (<corgi>:1.2) in snow\n10-100 %: a  in snow"
@@ -160,8 +160,8 @@ def test_the_report_tells_every_stage():
 
 
 def test_the_report_tells_stages_without_a_step(sd15_model):
-    from bestiary.nodes.spectrum_prompts import StageTiming, stage_report
-    from bestiary.nodes.stage_schedule import sampler_sigmas
+    from bestiary.nodes.spectrum.spectrum_prompts import StageTiming, stage_report
+    from bestiary.nodes.spectrum.stage_schedule import sampler_sigmas
 
     sigmas = sampler_sigmas(sd15_model.model, "euler", "simple", 4, 1.0)
     side = read("a <corgi>", timing=StageTiming("steps", sd15_model.model, sigmas))
@@ -170,7 +170,7 @@ def test_the_report_tells_stages_without_a_step(sd15_model):
 
 
 def test_negatives_may_be_staged_too(sd15_model):
-    from bestiary.nodes.spectrum_prompts import PromptOptions, TypedSide, encode_typed_sides
+    from bestiary.nodes.spectrum.spectrum_prompts import PromptOptions, TypedSide, encode_typed_sides
 
     sides = [TypedSide("a dog"), TypedSide("ugly", "layout: a <corgi>")]
     (positive, negative), _ = encode_typed_sides(
@@ -201,7 +201,7 @@ def test_stages_that_do_not_exist_are_told():
 
 
 def test_a_spectrum_or_part_of_another_width_is_refused(sd15_model):
-    from bestiary.nodes.spectrum_prompts import PromptOptions, TypedSide, encode_typed_sides
+    from bestiary.nodes.spectrum.spectrum_prompts import PromptOptions, TypedSide, encode_typed_sides
 
     def encode(sources: PromptSources, clip: object = sd15_model.clip) -> None:
         encode_typed_sides(clip, [TypedSide("a dog")], sources, PromptOptions())
@@ -217,7 +217,7 @@ def test_a_spectrum_or_part_of_another_width_is_refused(sd15_model):
 
 
 def test_two_spectra_of_one_name_are_refused():
-    from bestiary.nodes.spectrum_prompts import spectra_by_name
+    from bestiary.nodes.spectrum.spectrum_prompts import spectra_by_name
 
     one, other = NamedSpectrum("Corgi", spectrum()), NamedSpectrum("corgi", spectrum(1))
     assert list(spectra_by_name([None, one, None])) == ["Corgi"]
@@ -226,7 +226,7 @@ def test_two_spectra_of_one_name_are_refused():
 
 
 def test_plain_lines_need_a_text_for_every_stage(sd15_model):
-    from bestiary.nodes.spectrum_prompts import PromptOptions, encode_stage_lines
+    from bestiary.nodes.spectrum.spectrum_prompts import PromptOptions, encode_stage_lines
 
     def encode(lines: str, text: str = "") -> tuple[list, str]:
         return encode_stage_lines(sd15_model.clip, lines, text, PromptOptions(stages=4), {})

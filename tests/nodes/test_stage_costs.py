@@ -35,7 +35,7 @@ def test_a_sampler_is_counted_over_all_schedulers(counting):
 
 
 def test_naive_boundaries_are_seen(counting, monkeypatch):
-    from bestiary.nodes import stage_ranges
+    from bestiary.nodes.spectrum import stage_ranges
 
     monkeypatch.setattr(stage_ranges, "stage_percents", lambda bounds: tuple(n / 10 for n in range(11)))
     tally, bounds = counting.Tally(), StageBounds.equal(10)

@@ -14,7 +14,7 @@ def query(**changes):
 
 
 def counted(**changes):
-    from bestiary.nodes.stage_counts import count_steps, read_walk
+    from bestiary.nodes.spectrum.stage_counts import count_steps, read_walk
 
     return count_steps(read_walk(query(**changes)))
 
@@ -22,7 +22,7 @@ def counted(**changes):
 @pytest.mark.parametrize("scheduler", ["normal", "karras", "simple", "ddim_uniform", "sgm_uniform", "beta"])
 @pytest.mark.parametrize(("sampler", "steps", "denoise"), [("euler", 20, 1.0), ("dpm_2", 7, 1.0), ("euler", 12, 0.6)])
 def test_counts_are_those_of_a_loaded_model(sd15_model, scheduler, sampler, steps, denoise):
-    from bestiary.nodes.stage_schedule import preview_schedule
+    from bestiary.nodes.spectrum.stage_schedule import preview_schedule
 
     theirs = preview_schedule(sd15_model.model, (sampler, scheduler, steps, denoise), None, StageBounds.equal(10))
     ours = counted(sampler=sampler, scheduler=scheduler, steps=steps, denoise=denoise)
@@ -68,7 +68,7 @@ def test_what_cannot_be_counted_is_told(changes, message):
 
 
 def test_only_the_noise_levels_are_there():
-    from bestiary.nodes.stage_counts import StableDiffusionNoise
+    from bestiary.nodes.spectrum.stage_counts import StableDiffusionNoise
 
     noise = StableDiffusionNoise()
     sigmas = noise.get_model_object("model_sampling").sigmas

@@ -9,7 +9,7 @@ from torch import Tensor
 
 def schedule(steps: int, stages: int = 10, *, reach: float = 1.0) -> object:
     """Equal steps over the first `reach` of the way."""
-    from bestiary.nodes.stage_schedule import SampledStep, StageSchedule
+    from bestiary.nodes.spectrum.stage_schedule import SampledStep, StageSchedule
 
     bounds = StageBounds.equal(stages)
     rows = []
@@ -21,26 +21,26 @@ def schedule(steps: int, stages: int = 10, *, reach: float = 1.0) -> object:
 
 
 def draw(*args: object) -> Tensor:
-    from bestiary.nodes.stage_picture import draw_schedule
+    from bestiary.nodes.spectrum.stage_picture import draw_schedule
 
     return draw_schedule(*args)
 
 
 def color_at(picture: Tensor, share: float, row: int) -> tuple[int, ...]:
-    from bestiary.nodes.stage_picture import _place
+    from bestiary.nodes.spectrum.stage_picture import _place
 
     return tuple(round(255 * value) for value in picture[0, row, round(_place(share))].tolist())
 
 
 def way_row() -> int:
     """A row of pixels in the upper part of the stages, above their numbers."""
-    from bestiary.nodes.stage_picture import _tops
+    from bestiary.nodes.spectrum.stage_picture import _tops
 
     return _tops(0, 1)["way"] + 4
 
 
 def test_every_stage_has_its_colour_on_the_way():
-    from bestiary.nodes.stage_picture import stage_color
+    from bestiary.nodes.spectrum.stage_picture import stage_color
 
     picture = draw(schedule(20))
     assert picture.shape[0] == 1 and picture.shape[2:] == (1120, 3)
@@ -51,7 +51,7 @@ def test_every_stage_has_its_colour_on_the_way():
 
 
 def test_stages_without_a_step_are_hollow():
-    from bestiary.nodes.stage_picture import PAPER, stage_color
+    from bestiary.nodes.spectrum.stage_picture import PAPER, stage_color
 
     picture = draw(schedule(10, reach=0.5))
     assert color_at(picture, 0.45, way_row()) == stage_color(4, 10)
@@ -60,7 +60,7 @@ def test_stages_without_a_step_are_hollow():
 
 
 def test_steps_have_the_colour_of_their_stage():
-    from bestiary.nodes.stage_picture import _tops, stage_color
+    from bestiary.nodes.spectrum.stage_picture import _tops, stage_color
 
     picture, row = draw(schedule(5, 5)), _tops(0, 1)["steps"] + 4
     assert [color_at(picture, (n + 0.5) / 5, row) for n in range(5)] == [stage_color(n, 5) for n in range(5)]
@@ -69,7 +69,7 @@ def test_steps_have_the_colour_of_their_stage():
 def test_a_step_in_two_stages_shows_both_and_one_in_none_is_grey():
     from dataclasses import replace
 
-    from bestiary.nodes.stage_picture import BOX, NO_STAGE, _tops, stage_color
+    from bestiary.nodes.spectrum.stage_picture import BOX, NO_STAGE, _tops, stage_color
 
     plain = schedule(4, 4)
     steps = (replace(plain.steps[0], stages=(0, 1)), replace(plain.steps[1], stages=()), *plain.steps[2:])

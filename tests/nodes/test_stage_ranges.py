@@ -27,7 +27,7 @@ def numbered(stages: int) -> list[tuple[Tensor, dict]]:
 
 
 def staged(stages: int | StageBounds, **options: object) -> list:
-    from bestiary.nodes.stage_ranges import stage_percents, staged_entries
+    from bestiary.nodes.spectrum.stage_ranges import stage_percents, staged_entries
 
     bounds = StageBounds.equal(stages) if isinstance(stages, int) else stages
     return staged_entries(numbered(bounds.stages), stage_percents(bounds), **options)
@@ -77,7 +77,7 @@ def stage_of_sigma(model: object, bounds: StageBounds, sigma: float) -> int:
 
 
 def test_every_whole_timestep_is_in_exactly_one_stage_by_the_core_rule(sd15_model):
-    from bestiary.nodes.stage_ranges import stage_percents
+    from bestiary.nodes.spectrum.stage_ranges import stage_percents
     from comfy.samplers import get_area_and_mult
 
     sampling, x = sd15_model.model.get_model_object("model_sampling"), torch.zeros(1, 4, 1, 1)
@@ -97,7 +97,7 @@ def test_every_whole_timestep_is_in_exactly_one_stage_by_the_core_rule(sd15_mode
 
 def test_every_scheduler_with_1_to_50_steps_has_one_stage_per_step(sd15_model):
     import comfy.samplers
-    from bestiary.nodes.stage_ranges import stage_percents
+    from bestiary.nodes.spectrum.stage_ranges import stage_percents
 
     sampling = sd15_model.model.get_model_object("model_sampling")
     wrong = steps_seen = 0
@@ -118,7 +118,7 @@ def test_every_scheduler_with_1_to_50_steps_has_one_stage_per_step(sd15_model):
 
 def test_ten_stages_over_the_schedules_of_the_specification(sd15_model):
     import comfy.samplers
-    from bestiary.nodes.stage_ranges import stage_percents
+    from bestiary.nodes.spectrum.stage_ranges import stage_percents
 
     sampling, bounds = sd15_model.model.get_model_object("model_sampling"), StageBounds.equal(10)
     levels = torch.tensor([sampling.percent_to_sigma(p) for p in stage_percents(bounds)]).unsqueeze(1)  # (11, 1)
@@ -231,7 +231,7 @@ def explicit_loop(model: object, contents: Sequence[tuple[Tensor, dict]], negati
 
 def test_staged_sampling_equals_an_explicit_loop_bit_for_bit(sd15_model):
     import comfy.samplers
-    from bestiary.nodes.stage_ranges import stage_percents, staged_entries
+    from bestiary.nodes.spectrum.stage_ranges import stage_percents, staged_entries
 
     contents, negative = random_contents(10), torch.randn(1, 77, WIDTH, generator=torch.Generator().manual_seed(2))
     model = sd15_model.model
@@ -246,7 +246,7 @@ def test_staged_sampling_equals_an_explicit_loop_bit_for_bit(sd15_model):
 
 
 def test_ten_equal_stages_equal_the_plain_prompt_exactly(sd15_model):
-    from bestiary.nodes.stage_ranges import stage_percents, staged_entries
+    from bestiary.nodes.spectrum.stage_ranges import stage_percents, staged_entries
 
     ((cond, options),) = random_contents(1)
     entries = staged_entries([(cond, options)] * 10, stage_percents(StageBounds.equal(10)))
@@ -257,7 +257,7 @@ def test_ten_equal_stages_equal_the_plain_prompt_exactly(sd15_model):
 
 
 def test_the_last_stage_changes_the_last_tenth_of_the_steps_only(sd15_model):
-    from bestiary.nodes.stage_ranges import stage_percents, staged_entries
+    from bestiary.nodes.spectrum.stage_ranges import stage_percents, staged_entries
 
     seen: list[list[Tensor]] = []
     for change in (0.0, 1.0):
@@ -319,7 +319,7 @@ def test_a_single_stage_has_no_range_and_no_filler():
 
 
 def test_intersecting_keeps_at_most_one_stage_per_step(sd15_model):
-    from bestiary.nodes.stage_ranges import intersect_range
+    from bestiary.nodes.spectrum.stage_ranges import intersect_range
 
     walk = (20, "euler", "normal")
     limited, report = intersect_range(staged(10), 0.25, 1.0, outside=plain(77.0), model=None)
@@ -333,7 +333,7 @@ def test_intersecting_keeps_at_most_one_stage_per_step(sd15_model):
 
 @pytest.mark.parametrize("middle", [0.3, 0.5, 0.333])
 def test_two_ranges_that_meet_never_act_at_once(sd15_model, middle):
-    from bestiary.nodes.stage_ranges import intersect_range
+    from bestiary.nodes.spectrum.stage_ranges import intersect_range
 
     halves = [
         intersect_range(plain(number), start, end, outside=None, model=sd15_model.model)[0]
@@ -346,7 +346,7 @@ def test_two_ranges_that_meet_never_act_at_once(sd15_model, middle):
 
 
 def test_intersecting_with_the_whole_way_drops_the_filler_alone():
-    from bestiary.nodes.stage_ranges import intersect_range
+    from bestiary.nodes.spectrum.stage_ranges import intersect_range
 
     limited, report = intersect_range(staged(3), 0.0, 1.0, outside=None, model=None)
     ranges = [(options["start_percent"], options["end_percent"]) for _, options in limited]
@@ -356,7 +356,7 @@ def test_intersecting_with_the_whole_way_drops_the_filler_alone():
 
 
 def test_empty_ranges_are_told():
-    from bestiary.nodes.stage_ranges import intersect_range
+    from bestiary.nodes.spectrum.stage_ranges import intersect_range
 
     with pytest.raises(BestiaryError, match=r"range 0\.6 to 0\.4: give a start below the end"):
         intersect_range(staged(3), 0.6, 0.4, outside=None, model=None)
@@ -369,8 +369,8 @@ def test_empty_ranges_are_told():
 
 
 def test_the_step_clock_counts_steps_where_the_timestep_clock_counts_noise(sd15_model):
-    from bestiary.nodes.stage_ranges import stage_percents, staged_entries
-    from bestiary.nodes.stage_schedule import sampler_sigmas
+    from bestiary.nodes.spectrum.stage_ranges import stage_percents, staged_entries
+    from bestiary.nodes.spectrum.stage_schedule import sampler_sigmas
 
     model, walk = sd15_model.model, (30, "euler", "karras")
     sigmas = sampler_sigmas(model, "euler", "karras", 30, 1.0)
@@ -384,8 +384,8 @@ def test_the_step_clock_counts_steps_where_the_timestep_clock_counts_noise(sd15_
 
 @pytest.mark.parametrize("sampler", ["euler", "heun", "dpm_2", "dpmpp_2s_ancestral", "dpmpp_sde", "seeds_3"])
 def test_the_step_clock_costs_nothing_with_samplers_that_look_between_steps(sd15_model, sampler):
-    from bestiary.nodes.stage_ranges import stage_percents, staged_entries
-    from bestiary.nodes.stage_schedule import sampler_sigmas
+    from bestiary.nodes.spectrum.stage_ranges import stage_percents, staged_entries
+    from bestiary.nodes.spectrum.stage_schedule import sampler_sigmas
 
     model = sd15_model.model
     for scheduler in core_names()[1]:
@@ -397,8 +397,8 @@ def test_the_step_clock_costs_nothing_with_samplers_that_look_between_steps(sd15
 
 
 def test_stages_without_a_step_get_no_entry(sd15_model):
-    from bestiary.nodes.stage_ranges import stage_percents, staged_entries
-    from bestiary.nodes.stage_schedule import sampler_sigmas
+    from bestiary.nodes.spectrum.stage_ranges import stage_percents, staged_entries
+    from bestiary.nodes.spectrum.stage_schedule import sampler_sigmas
 
     sigmas = sampler_sigmas(sd15_model.model, "euler", "simple", 4, 1.0)
     percents = stage_percents(StageBounds.equal(10), "steps", sd15_model.model, sigmas)
@@ -408,7 +408,7 @@ def test_stages_without_a_step_get_no_entry(sd15_model):
 
 
 def test_missing_inputs_of_the_step_clock_are_told(sd15_model):
-    from bestiary.nodes.stage_ranges import stage_percents
+    from bestiary.nodes.spectrum.stage_ranges import stage_percents
 
     bounds = StageBounds.equal(10)
     with pytest.raises(BestiaryError, match="the clock counts steps, but model and sigmas is not connected"):
@@ -442,7 +442,7 @@ def continuous_models() -> list[FakeModel]:
 @pytest.mark.parametrize("number", [0, 1])
 def test_flow_and_edm_schedules_have_one_stage_per_step(number):
     import comfy.samplers
-    from bestiary.nodes.stage_ranges import percent_clock, stage_percents
+    from bestiary.nodes.spectrum.stage_ranges import percent_clock, stage_percents
 
     model = continuous_models()[number]
     sampling = model.sampling
@@ -457,7 +457,7 @@ def test_flow_and_edm_schedules_have_one_stage_per_step(number):
 
 def test_the_step_clock_works_on_a_shifted_flow_schedule():
     import comfy.samplers
-    from bestiary.nodes.stage_ranges import stage_percents
+    from bestiary.nodes.spectrum.stage_ranges import stage_percents
 
     model = continuous_models()[0]
     sigmas = comfy.samplers.calculate_sigmas(model.sampling, "simple", 30)
@@ -496,7 +496,7 @@ def test_areas_masks_and_strengths_act_as_without_the_filler(sd15_model, how):
 
 
 def test_a_filler_acts_again_where_nothing_limits_it(sd15_model):
-    from bestiary.nodes.stage_ranges import FILLER, START
+    from bestiary.nodes.spectrum.stage_ranges import FILLER, START
 
     (*_, (_, facts)) = staged(10)
     assert facts[FILLER] and START not in facts.copy()

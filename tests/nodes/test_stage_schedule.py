@@ -11,7 +11,7 @@ TEN = StageBounds.equal(10)
 
 
 def preview(model: object, *walk: object, stages: object = TEN, sigmas: object = None) -> object:
-    from bestiary.nodes.stage_schedule import preview_schedule
+    from bestiary.nodes.spectrum.stage_schedule import preview_schedule
 
     return preview_schedule(model, walk, sigmas, stages)
 
@@ -34,7 +34,7 @@ def test_schedulers_spread_their_steps_as_measured(sd15_model, scheduler, steps,
 def test_the_table_says_what_a_sampler_does(sd15_model):
     """Ours against a counting of the real evaluations."""
     import comfy.sample
-    from bestiary.nodes.stage_ranges import stage_percents, staged_entries
+    from bestiary.nodes.spectrum.stage_ranges import stage_percents, staged_entries
 
     noise = torch.zeros(1, 4, 4, 4)
     contents = [(torch.full((1, 77, 32), float(stage)), {}) for stage in range(10)]
@@ -58,7 +58,7 @@ def test_the_table_says_what_a_sampler_does(sd15_model):
 
 
 def test_a_low_denoise_reaches_the_last_stages_only(sd15_model):
-    from bestiary.nodes.stage_schedule import schedule_table
+    from bestiary.nodes.spectrum.stage_schedule import schedule_table
 
     schedule = preview(sd15_model.model, "euler", "normal", 20, 0.6)
     assert schedule.unreached == (0, 1, 2, 3)
@@ -68,7 +68,7 @@ def test_a_low_denoise_reaches_the_last_stages_only(sd15_model):
 
 
 def test_the_table_has_a_line_per_stage(sd15_model):
-    from bestiary.nodes.stage_schedule import schedule_table
+    from bestiary.nodes.spectrum.stage_schedule import schedule_table
 
     schedule = preview(sd15_model.model, "euler", "simple", 4, 1.0, stages=StageBounds.equal(2))
     lines = [line.split() for line in schedule_table(schedule).splitlines()]
@@ -94,7 +94,7 @@ def test_gaps_and_doubles_of_a_conditioning_are_warned_of(sd15_model):
 
 
 def test_connected_sigmas_go_before_the_scheduler(sd15_model):
-    from bestiary.nodes.stage_schedule import sampler_sigmas
+    from bestiary.nodes.spectrum.stage_schedule import sampler_sigmas
 
     sigmas = sampler_sigmas(sd15_model.model, "euler", "karras", 10, 1.0)
     schedule = preview(sd15_model.model, "euler", "simple", 50, 1.0, sigmas=sigmas)
@@ -139,7 +139,7 @@ def test_unknown_names_and_numbers_are_told(sd15_model):
 
 def test_names_are_those_of_the_host():
     import comfy.samplers
-    from bestiary.nodes.stage_schedule import sampler_names, scheduler_names
+    from bestiary.nodes.spectrum.stage_schedule import sampler_names, scheduler_names
 
     assert sampler_names() == list(comfy.samplers.KSampler.SAMPLERS)
     assert scheduler_names() == list(comfy.samplers.KSampler.SCHEDULERS)

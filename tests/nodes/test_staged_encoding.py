@@ -12,7 +12,7 @@ from bestiary.concepts.part_dictionary.part_dictionary import PartDictionary
 from bestiary.concepts.spectrum.prompt_spectrum import PromptSpectrum
 from bestiary.concepts.spectrum.stage_bounds import StageBounds
 from bestiary.concepts.spectrum.staged_prompt import PromptSources
-from bestiary.nodes.socket_types import SPANS_KEY
+from bestiary.nodes.host.socket_types import SPANS_KEY
 
 BACKBONES = {"demo_model": "bestiary-demo", "sd15_model": "sd15", "sdxl_model": "sdxl"}
 
@@ -40,7 +40,7 @@ def word_spectrum(clip: object, backbone: str, words: list[str]) -> PromptSpectr
 
 
 def encode(clip: object, text: str, negative: str = "", lines: str = "", **fields: object) -> tuple[list, list, str]:
-    from bestiary.nodes.spectrum_prompts import PromptOptions, TypedSide, encode_typed_sides
+    from bestiary.nodes.spectrum.spectrum_prompts import PromptOptions, TypedSide, encode_typed_sides
 
     options = fields.pop("options", PromptOptions())
     sides = [TypedSide(text, lines), TypedSide(negative)]
@@ -176,7 +176,7 @@ def test_the_filler_says_what_the_longest_stage_says(sd15_model):
     positive = encode(clip, "a bird", lines="1-7: a red bird")[0]
     assert positive[-1][1]["default"] is True
     assert torch.equal(positive[-1][0], positive[0][0])
-    from bestiary.nodes.spectrum_prompts import PromptOptions
+    from bestiary.nodes.spectrum.spectrum_prompts import PromptOptions
 
     without = encode(clip, "a bird", lines="1-7: a red bird", options=PromptOptions(filler=False))[0]
     assert [len(positive), len(without)] == [3, 2]
@@ -209,7 +209,7 @@ def test_spans_tell_where_spectra_and_parts_stand(sd15_model):
 
 
 def test_written_pieces_keep_weights_and_plain_brackets():
-    from bestiary.nodes.staged_encoding import written_pieces
+    from bestiary.nodes.spectrum.staged_encoding import written_pieces
 
     vector = torch.ones(4)
     pieces = [PromptPiece("a (b) < c "), PromptPiece(None, 1.21), PromptPiece(" d", 0.5)]
@@ -220,7 +220,7 @@ def test_written_pieces_keep_weights_and_plain_brackets():
 
 
 def test_a_missing_clip_is_told():
-    from bestiary.nodes.staged_encoding import encode_sides
+    from bestiary.nodes.spectrum.staged_encoding import encode_sides
 
     with pytest.raises(BestiaryError, match="the CLIP input is empty"):
         encode_sides(None, [])

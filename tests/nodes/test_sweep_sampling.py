@@ -6,7 +6,7 @@ from bestiary.concepts.errors import BestiaryError
 
 
 def sampler(**fields: object) -> object:
-    from bestiary.nodes.sweep_sampling import SweepSampler
+    from bestiary.nodes.spectrum.sweep_sampling import SweepSampler
 
     return SweepSampler(**{"seed": 3, "steps": 2, "cfg": 2.0, "sampler": "euler", "scheduler": "simple", **fields})
 
@@ -16,7 +16,7 @@ def encoded(loaded: object, text: str) -> list:
 
 
 def test_every_run_starts_from_the_same_noise(demo_model):
-    from bestiary.nodes.sweep_sampling import sampling_of
+    from bestiary.nodes.spectrum.sweep_sampling import sampling_of
 
     # an empty latent of another model's channels, as Empty Latent Image gives it
     sample = sampling_of(demo_model.model, torch.zeros(2, 4, 16, 16), sampler())
@@ -30,7 +30,7 @@ def test_every_run_starts_from_the_same_noise(demo_model):
 
 
 def test_it_equals_the_sampler_of_the_core(demo_model):
-    from bestiary.nodes.sweep_sampling import sampling_of
+    from bestiary.nodes.spectrum.sweep_sampling import sampling_of
 
     import nodes
 
@@ -42,7 +42,7 @@ def test_it_equals_the_sampler_of_the_core(demo_model):
 
 
 def test_pictures_and_features_of_latents(demo_model):
-    from bestiary.nodes.sweep_sampling import seeing_of
+    from bestiary.nodes.spectrum.sweep_sampling import seeing_of
 
     features, pictures = seeing_of(demo_model.vae, None)(torch.zeros(2, 8, 16, 16))
     assert pictures.shape == (2, 128, 128, 3)
@@ -50,7 +50,7 @@ def test_pictures_and_features_of_latents(demo_model):
 
 
 def test_a_vision_model_compares_directions(demo_model):
-    from bestiary.nodes.sweep_sampling import seeing_of
+    from bestiary.nodes.spectrum.sweep_sampling import seeing_of
 
     class Vision:
         def encode_image(self, pictures: torch.Tensor) -> dict[str, torch.Tensor]:
@@ -63,7 +63,7 @@ def test_a_vision_model_compares_directions(demo_model):
 
 
 def test_unknown_samplers_are_told_before_anything_runs(demo_model):
-    from bestiary.nodes.sweep_sampling import sampling_of
+    from bestiary.nodes.spectrum.sweep_sampling import sampling_of
 
     with pytest.raises(BestiaryError, match="no sampler 'oiler'"):
         sampling_of(demo_model.model, torch.zeros(1, 4, 16, 16), sampler(sampler="oiler"))
@@ -71,8 +71,8 @@ def test_unknown_samplers_are_told_before_anything_runs(demo_model):
 
 def test_the_sheet_holds_all_pictures(demo_model):
     from bestiary.concepts.spectrum.stage_bounds import StageBounds
-    from bestiary.nodes.attribute_sweep import Sweep, SweepSettings
-    from bestiary.nodes.sweep_sampling import sweep_sheet
+    from bestiary.nodes.spectrum.attribute_sweep import Sweep, SweepSettings
+    from bestiary.nodes.spectrum.sweep_sampling import sweep_sheet
 
     settings = SweepSettings("a {word} bird", "red", stages=2)
     sweep = Sweep(settings, StageBounds.equal(2), torch.tensor([0.5, 0.25]), torch.ones(2), torch.rand(4, 32, 32, 3))

@@ -8,7 +8,7 @@ import torch
 from bestiary.concepts.denoiser.denoiser import PromptPiece
 from bestiary.concepts.denoiser.token_insertion import lay_out_tokens
 from bestiary.concepts.files.concept_file import write_tensors
-from bestiary.nodes.socket_types import SPANS_KEY
+from bestiary.nodes.host.socket_types import SPANS_KEY
 
 MOST = 150
 WORD = "red"
@@ -66,7 +66,7 @@ def placed_by_the_trainer(host: object, count: int, before: int) -> list[object]
 
 
 def test_words_of_several_vectors_are_placed_as_an_embedding_is_placed(host):
-    from bestiary.nodes.part_encoding import LearnedMention, tokenize_mentions
+    from bestiary.nodes.part_prompt.part_encoding import LearnedMention, tokenize_mentions
 
     rows = torch.arange(1.0, MOST + 1).view(-1, 1).expand(-1, 32)
     for count, before in border_cases():
@@ -81,7 +81,7 @@ def test_words_of_several_vectors_are_placed_as_an_embedding_is_placed(host):
 @pytest.mark.parametrize("weight", [1.0, 1.3])
 def test_a_spectrum_of_seven_vectors_is_encoded_as_an_embedding_of_seven(host, weight):
     from bestiary.concepts.spectrum.staged_prompt import plain_staged_prompt
-    from bestiary.nodes.staged_encoding import StagedSide, encode_sides
+    from bestiary.nodes.spectrum.staged_encoding import StagedSide, encode_sides
 
     rows = torch.arange(1.0, 8.0).view(-1, 1).expand(-1, 32).contiguous()  # (7, 32)
     pieces = [PromptPiece(f"{WORD} " * 70), *PromptPiece.word(7, weight), PromptPiece(f" {WORD}")]

@@ -19,7 +19,7 @@ def inference_linear() -> nn.Module:
 
 
 def test_inference_tensors_get_a_normal_handle_on_the_same_memory(inference_linear: nn.Module) -> None:
-    from bestiary.nodes.trainable_weights import make_trainable
+    from bestiary.nodes.denoiser.trainable_weights import make_trainable
 
     places = [tensor.data_ptr() for tensor in (inference_linear.weight, inference_linear.bias, inference_linear.scale)]
     before = inference_linear.weight.detach().clone()
@@ -35,7 +35,7 @@ def test_inference_tensors_get_a_normal_handle_on_the_same_memory(inference_line
 
 
 def test_quantised_weights_are_refused() -> None:
-    from bestiary.nodes.trainable_weights import make_trainable
+    from bestiary.nodes.denoiser.trainable_weights import make_trainable
 
     layer = nn.Linear(4, 3)
     layer.weight = nn.Parameter(layer.weight.data.to(torch.float8_e4m3fn), requires_grad=False)
@@ -48,7 +48,7 @@ def test_quantised_weights_are_refused() -> None:
 @pytest.mark.parametrize("kind", ["linear", "conv"])
 def test_cast_layers_keep_no_copy_of_their_weights(kind: str) -> None:
     import comfy.ops
-    from bestiary.nodes.trainable_weights import cast_layer, needs_cast
+    from bestiary.nodes.denoiser.trainable_weights import cast_layer, needs_cast
 
     ops = comfy.ops.manual_cast
     if kind == "linear":
@@ -98,7 +98,7 @@ def _in_inference_mode(loaded: object) -> tuple[object, object]:
 @pytest.mark.parametrize("recompute", [False, True])
 def test_models_of_loader_nodes_are_trained(sd15_model, recompute: bool) -> None:
     from bestiary.concepts.denoiser.denoiser import AttentionRequest, LoraSpec, PromptPiece
-    from bestiary.nodes.comfy_denoiser import ComfyDenoiser
+    from bestiary.nodes.denoiser.comfy_denoiser import ComfyDenoiser
 
     model, clip = _in_inference_mode(sd15_model)
     assert all(parameter.is_inference() for parameter in model.model.parameters())
@@ -122,7 +122,7 @@ def test_half_precision_weights_with_float32_arithmetic(sd15_model, sd15_referen
     """ComfyUI's manual cast: every layer casts its weights, and gradients are those of the cast model."""
     import comfy.ops
     from bestiary.concepts.denoiser.denoiser import LoraSpec, TextConditioning
-    from bestiary.nodes.comfy_denoiser import ComfyDenoiser
+    from bestiary.nodes.denoiser.comfy_denoiser import ComfyDenoiser
 
     model, clip = _in_inference_mode(sd15_model)
     base = model.model

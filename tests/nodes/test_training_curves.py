@@ -4,8 +4,8 @@ import json
 
 import pytest
 from bestiary.concepts.errors import BestiaryError
-from bestiary.nodes import training_curves
-from bestiary.nodes.training_curves import MOST_CURVES, MOST_POINTS, CurveReaders, TrainingCurves
+from bestiary.nodes.runs import training_curves
+from bestiary.nodes.runs.training_curves import MOST_CURVES, MOST_POINTS, CurveReaders, TrainingCurves
 
 
 def write(path, records, mode="a"):

@@ -17,7 +17,7 @@ def _settings(kind: str, **changes: object) -> object:
 
 
 def _told(kind: str, fault: Exception, **changes: object) -> str:
-    from bestiary.nodes.training_faults import memory_told
+    from bestiary.nodes.denoiser.training_faults import memory_told
 
     with pytest.raises(BestiaryError) as raised, memory_told(_settings(kind, **changes), 512):
         raise fault
@@ -49,7 +49,7 @@ def test_what_is_lowest_already_is_not_told(kind: str) -> None:
 
 
 def test_other_faults_pass_as_they_are() -> None:
-    from bestiary.nodes.training_faults import memory_told
+    from bestiary.nodes.denoiser.training_faults import memory_told
 
     for fault in (RuntimeError("shapes"), BestiaryError("mine"), KeyError("x")):
         with pytest.raises(type(fault)) as raised, memory_told(_settings("parts"), 512):
@@ -58,7 +58,7 @@ def test_other_faults_pass_as_they_are() -> None:
 
 
 def test_random_generators_go_on_as_if_nothing_had_been_drawn() -> None:
-    from bestiary.nodes.training_faults import random_state_kept
+    from bestiary.nodes.denoiser.training_faults import random_state_kept
 
     torch.manual_seed(3), np.random.seed(3)
     theirs = torch.rand(2).tolist(), np.random.rand(2).tolist()

@@ -26,17 +26,17 @@ def outputs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 @pytest.fixture(scope="module")
 def training_set(demo_model, drawn_images, small_codebook) -> object:
     """Four drawings at 128 pixels."""
-    from bestiary.nodes.graph_progress import GraphProgress
-    from bestiary.nodes.socket_types import NamedCodebook
-    from bestiary.nodes.training_set import TrainingSetChoice, build_training_set
+    from bestiary.nodes.host.graph_progress import GraphProgress
+    from bestiary.nodes.host.socket_types import NamedCodebook
+    from bestiary.nodes.training.training_set import TrainingSetChoice, build_training_set
 
     codebook, choice = NamedCodebook("drawn", small_codebook), TrainingSetChoice(128, True)
     return build_training_set([drawn_images[:4]], codebook, demo_model.vae, choice, GraphProgress(None))
 
 
 def test_inputs_become_the_settings_they_are() -> None:
-    from bestiary.nodes.training_job import KEYS, graph_settings
-    from bestiary.nodes.training_nodes import TrainParts
+    from bestiary.nodes.training.training_job import KEYS, graph_settings
+    from bestiary.nodes.training.training_nodes import TrainParts
 
     settings = graph_settings(CHOICES, SimpleNamespace(image_size=128, flip=True))
     optimizer = settings.optimizer
@@ -51,7 +51,7 @@ def test_inputs_become_the_settings_they_are() -> None:
 
 @pytest.mark.parametrize("more", ["images.margin = 0.1", 'method.kind = "textual_inversion"'])
 def test_settings_that_a_graph_cannot_follow(more: str) -> None:
-    from bestiary.nodes.training_job import graph_settings
+    from bestiary.nodes.training.training_job import graph_settings
 
     with pytest.raises(BestiaryError, match="method.kind, method.ids and images.margin are decided by Training Images"):
         graph_settings({**CHOICES, "more_settings": more}, SimpleNamespace(image_size=128, flip=False))
@@ -66,15 +66,15 @@ def test_settings_that_a_graph_cannot_follow(more: str) -> None:
     ],
 )
 def test_more_settings_name_no_place_on_this_machine(more: str, message: str) -> None:
-    from bestiary.nodes.training_job import graph_settings
+    from bestiary.nodes.training.training_job import graph_settings
 
     with pytest.raises(BestiaryError, match=message):
         graph_settings({**CHOICES, "more_settings": more}, SimpleNamespace(image_size=128, flip=False))
 
 
 def test_a_name_that_the_clip_knows_is_told_at_once(demo_model, training_set, outputs, monkeypatch) -> None:
-    from bestiary.nodes import training_job
-    from bestiary.nodes.graph_loop import GraphModel
+    from bestiary.nodes.training import training_job
+    from bestiary.nodes.training.graph_fit import GraphModel
 
     monkeypatch.setattr(training_job, "dictionaries_of", lambda clip: {"birds": object()})
     with pytest.raises(BestiaryError, match="the CLIP knows a dictionary 'birds' already: give this training another"):
@@ -83,9 +83,9 @@ def test_a_name_that_the_clip_knows_is_told_at_once(demo_model, training_set, ou
 
 
 def test_outputs_are_those_of_the_node(demo_model, training_set, outputs) -> None:
-    from bestiary.nodes.clip_tokens import dictionaries_of
-    from bestiary.nodes.graph_loop import GraphModel
-    from bestiary.nodes.training_job import run_graph_training
+    from bestiary.nodes.part_prompt.clip_tokens import dictionaries_of
+    from bestiary.nodes.training.graph_fit import GraphModel
+    from bestiary.nodes.training.training_job import run_graph_training
 
     with torch.inference_mode():
         made = run_graph_training(GraphModel(*demo_model), training_set, CHOICES, None)
@@ -98,7 +98,7 @@ def test_outputs_are_those_of_the_node(demo_model, training_set, outputs) -> Non
 
 
 def test_a_training_in_its_own_process_gets_the_same_settings(training_set, monkeypatch) -> None:
-    from bestiary.nodes import training_job
+    from bestiary.nodes.training import training_job
 
     told: list[tuple] = []
     monkeypatch.setattr(training_job, "train_in_background", lambda *given: told.append(given) or ("made", "birds_2"))

@@ -26,7 +26,7 @@ def bar(monkeypatch: pytest.MonkeyPatch) -> list[tuple]:
 
 
 def test_every_step_moves_the_bar_and_previews_are_shown(bar: list[tuple]) -> None:
-    from bestiary.nodes.training_progress import TrainingProgress
+    from bestiary.nodes.training.training_progress import TrainingProgress
 
     progress, picture = TrainingProgress("7"), Image.new("RGB", (4, 4))
     progress.step(1, 3)
@@ -37,7 +37,7 @@ def test_every_step_moves_the_bar_and_previews_are_shown(bar: list[tuple]) -> No
 
 
 def test_the_time_left_counts_the_steps_of_this_run_only(bar, monkeypatch, caplog) -> None:
-    from bestiary.nodes import training_progress
+    from bestiary.nodes.training import training_progress
 
     now = [100.0]
     monkeypatch.setattr(training_progress.time, "monotonic", lambda: now[0])
@@ -57,7 +57,7 @@ def test_the_time_left_counts_the_steps_of_this_run_only(bar, monkeypatch, caplo
 
 
 def test_the_browser_is_told_now_and_then_and_at_the_end(bar, monkeypatch) -> None:
-    from bestiary.nodes import training_progress
+    from bestiary.nodes.training import training_progress
 
     now, sent = [100.0], []
     monkeypatch.setattr(training_progress.time, "monotonic", lambda: now[0])
@@ -82,7 +82,7 @@ def test_the_browser_is_told_now_and_then_and_at_the_end(bar, monkeypatch) -> No
 
 def test_cancel_is_remembered_and_ends_the_graph_once(bar) -> None:
     import comfy.model_management as manager
-    from bestiary.nodes.training_progress import TrainingProgress
+    from bestiary.nodes.training.training_progress import TrainingProgress
 
     progress = TrainingProgress(None)
     manager.interrupt_current_processing(True)

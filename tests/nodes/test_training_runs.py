@@ -29,7 +29,7 @@ def settings() -> dict[str, object]:
 @pytest.fixture
 def started(settings, outputs: Path) -> Callable[[str, str, int], None]:
     """`started(name, kind, age)`: a run of other pictures that began `age` seconds ago."""
-    from bestiary.nodes.training_runs import ANEW, open_run
+    from bestiary.nodes.runs.training_runs import ANEW, open_run
 
     def start(name: str, kind: str, age: int) -> None:
         run = open_run(name, ANEW, settings[kind], "12ab")
@@ -39,7 +39,7 @@ def started(settings, outputs: Path) -> Callable[[str, str, int], None]:
 
 
 def test_runs_are_listed_by_kind_the_newest_first(started) -> None:
-    from bestiary.nodes.training_runs import ANEW, NEWEST, resume_choices, run_names
+    from bestiary.nodes.runs.training_runs import ANEW, NEWEST, resume_choices, run_names
 
     for name, kind, age in (("birds", "parts", 30), ("moth", "spectrum", 20), ("moths", "spectrum", 40), ("cats", "parts", 50)):  # fmt: skip
         started(name, kind, age)
@@ -50,7 +50,7 @@ def test_runs_are_listed_by_kind_the_newest_first(started) -> None:
 
 
 def test_a_broken_folder_does_not_take_the_menu_away(started, outputs: Path) -> None:
-    from bestiary.nodes.training_runs import resume_choices
+    from bestiary.nodes.runs.training_runs import resume_choices
 
     started("birds", "parts", 10)
     (outputs / "broken").mkdir()
@@ -60,7 +60,7 @@ def test_a_broken_folder_does_not_take_the_menu_away(started, outputs: Path) -> 
 
 
 def test_anew_never_takes_a_folder_that_is_there(settings, outputs: Path) -> None:
-    from bestiary.nodes.training_runs import ANEW, open_run
+    from bestiary.nodes.runs.training_runs import ANEW, open_run
 
     runs = [open_run(" my birds ", ANEW, settings[kind], "12ab") for kind in ("parts", "spectrum")]
     assert [run.path for run in runs] == [outputs / "my birds", outputs / "my birds-2"]
@@ -70,7 +70,7 @@ def test_anew_never_takes_a_folder_that_is_there(settings, outputs: Path) -> Non
 
 @pytest.mark.parametrize("kind", ["parts", "spectrum"])
 def test_the_newest_is_the_newest_of_its_kind(started, settings, kind: str) -> None:
-    from bestiary.nodes.training_runs import NEWEST, open_run
+    from bestiary.nodes.runs.training_runs import NEWEST, open_run
 
     for name, one, age in (("birds", "parts", 30), ("moth", "spectrum", 20), ("cats", "parts", 50), ("fly", "spectrum", 60)):  # fmt: skip
         started(name, one, age)
@@ -88,7 +88,7 @@ def test_the_newest_is_the_newest_of_its_kind(started, settings, kind: str) -> N
     ],
 )  # fmt: skip
 def test_runs_that_cannot_be_gone_on_with(started, settings, resume: str, kind: str, message: str) -> None:
-    from bestiary.nodes.training_runs import open_run
+    from bestiary.nodes.runs.training_runs import open_run
 
     started("birds", "parts", 30)
     started("moth", "spectrum", 20)
@@ -98,7 +98,7 @@ def test_runs_that_cannot_be_gone_on_with(started, settings, resume: str, kind: 
 
 
 def test_without_any_run(settings) -> None:
-    from bestiary.nodes.training_runs import NEWEST, open_run
+    from bestiary.nodes.runs.training_runs import NEWEST, open_run
 
     with pytest.raises(BestiaryError, match="choose 'start anew': there is none yet"):
         open_run("unused", NEWEST, settings["spectrum"], "12ab")
@@ -112,7 +112,7 @@ def test_without_any_run(settings) -> None:
     ],
 )  # fmt: skip
 def test_other_pictures_are_told(started, settings, kind: str, message: str) -> None:
-    from bestiary.nodes.training_runs import open_run
+    from bestiary.nodes.runs.training_runs import open_run
 
     started("old", kind, 10)
     with pytest.raises(BestiaryError, match=message):
@@ -120,7 +120,7 @@ def test_other_pictures_are_told(started, settings, kind: str, message: str) -> 
 
 
 def test_lines_of_more_settings_win_and_are_flat() -> None:
-    from bestiary.nodes.training_runs import more_choices, settings_from
+    from bestiary.nodes.runs.training_runs import more_choices, settings_from
 
     more = 'captions.noun = "bird"\n[optimizer]\nsteps = 7'
     assert more_choices(more) == {"captions.noun": "bird", "optimizer.steps": 7}
@@ -132,7 +132,7 @@ def test_lines_of_more_settings_win_and_are_flat() -> None:
 
 @pytest.mark.parametrize("name", ["../evil", "", "a/b", "a" * 90, "<corgi>"])
 def test_names_that_no_folder_takes(name: str) -> None:
-    from bestiary.nodes.training_runs import checked_name
+    from bestiary.nodes.runs.training_runs import checked_name
 
     with pytest.raises(BestiaryError, match="cannot name a training: use letters, digits, spaces and - _ ."):
         checked_name(name)
@@ -146,7 +146,7 @@ def test_half_files_of_ended_processes_go_when_a_training_begins(
     import sys
 
     import folder_paths
-    from bestiary.nodes.training_runs import ANEW, open_run
+    from bestiary.nodes.runs.training_runs import ANEW, open_run
 
     monkeypatch.setattr(folder_paths, "models_dir", str(tmp_path / "models"))
     (tmp_path / "models" / "bestiary").mkdir(parents=True)
@@ -160,7 +160,7 @@ def test_half_files_of_ended_processes_go_when_a_training_begins(
 
 
 def test_a_run_of_an_earlier_version_is_gone_on_with(started, settings) -> None:
-    from bestiary.nodes.training_runs import open_run
+    from bestiary.nodes.runs.training_runs import open_run
 
     started("old", "parts", 10)
     assert open_run("unused", "old", settings["parts"], "new fingerprint", "12ab").path.name == "old"

@@ -15,9 +15,9 @@ def build(sd15_model, drawn_images: Tensor, small_codebook) -> Callable[..., obj
     """`build(images=..., **options)` -> a training set of the drawn creatures at 64 pixels."""
 
     def make(images: list[Tensor] | None = None, mirror: bool = False, size: int = 64, **options: object) -> object:
-        from bestiary.nodes.graph_progress import GraphProgress
-        from bestiary.nodes.socket_types import NamedCodebook
-        from bestiary.nodes.training_set import TrainingSetChoice, build_training_set
+        from bestiary.nodes.host.graph_progress import GraphProgress
+        from bestiary.nodes.host.socket_types import NamedCodebook
+        from bestiary.nodes.training.training_set import TrainingSetChoice, build_training_set
 
         choice = TrainingSetChoice(size, mirror)
         given = [drawn_images] if images is None else images
@@ -60,7 +60,7 @@ def test_the_same_inputs_give_the_same_fingerprint(build) -> None:
 
 
 def test_given_maps_are_taken_as_they_are(build, small_codebook) -> None:
-    from bestiary.nodes.part_sight import seen_from_maps
+    from bestiary.nodes.part_map.seen_parts import seen_from_maps
 
     made = build()
     maps = PartMaps(made.maps.labels.flip(2), made.maps.codes)
@@ -97,7 +97,7 @@ def test_what_lies_outside_a_mask_is_background(build, small_codebook) -> None:
 
 
 def test_classes_become_kinds(build) -> None:
-    from bestiary.nodes.training_set import split_classes
+    from bestiary.nodes.training.training_set import split_classes
 
     names = ["wren", "lark"] * 4
     made = build(classes=names)
@@ -110,7 +110,7 @@ def test_classes_become_kinds(build) -> None:
 
 def test_captions_are_in_the_published_form(build) -> None:
     from bestiary.concepts.part_prompt.caption_file import parse_captions
-    from bestiary.nodes.training_set import captions_of
+    from bestiary.nodes.training.training_set import captions_of
 
     made = build()
     assert np.array_equal(parse_captions(captions_of(made), 3).numpy(), made.kinds.codes)
@@ -123,8 +123,8 @@ def test_sizes_that_do_not_fit_are_told(build) -> None:
 
 def test_a_set_without_a_size_is_trained_at_the_size_of_the_model(build, sd15_model, drawn_images: Tensor) -> None:
     """The latents of SDXL look like those of Stable Diffusion, so that the VAE alone does not tell."""
-    from bestiary.nodes.graph_progress import GraphProgress
-    from bestiary.nodes.training_set import NATIVE_SIZES, at_size
+    from bestiary.nodes.host.graph_progress import GraphProgress
+    from bestiary.nodes.training.training_set import NATIVE_SIZES, at_size
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(NATIVE_SIZES, 4, 64)
@@ -147,8 +147,8 @@ def test_trainings_ask_for_the_size_of_their_model(kind: str, build, sdxl_model,
     from types import SimpleNamespace
 
     import folder_paths
-    from bestiary.nodes import training_job
-    from bestiary.nodes.graph_loop import GraphModel
+    from bestiary.nodes.training import training_job
+    from bestiary.nodes.training.graph_fit import GraphModel
 
     class Asked(Exception):
         pass

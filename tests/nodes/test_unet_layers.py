@@ -15,7 +15,7 @@ def read(request: pytest.FixtureRequest) -> Callable[[str], tuple]:
     """`read(kind)` -> layers of ComfyUI's UNet and diffusers' UNet of the same weights."""
 
     def build(kind: str) -> tuple:
-        from bestiary.nodes.unet_layers import read_unet_layers
+        from bestiary.nodes.denoiser.unet_layers import read_unet_layers
 
         model = request.getfixturevalue(f"{kind}_model").model.model
         layers = read_unet_layers(model.diffusion_model, model.model_config.unet_config)
@@ -83,7 +83,7 @@ def test_cross_attention_is_listed_in_the_order_in_which_it_runs(read) -> None:
 
 
 def test_other_models_are_told() -> None:
-    from bestiary.nodes.unet_layers import read_unet_layers
+    from bestiary.nodes.denoiser.unet_layers import read_unet_layers
 
     with pytest.raises(
         BestiaryError, match="this MODEL is a Linear: connect a Stable Diffusion 1.5, 2 or XL checkpoint"

@@ -12,10 +12,10 @@ from torch import Tensor
 @pytest.fixture
 def hooked(sd15_model) -> Iterator[Callable[[], tuple]]:
     """`hooked(on=True)` -> hooks for the narrow SD1.5, and a function that runs its UNet; all is taken off at the end."""
-    from bestiary.nodes.forward_overrides import ForwardOverrides
-    from bestiary.nodes.trainable_weights import make_trainable
-    from bestiary.nodes.unet_layers import read_unet_layers
-    from bestiary.nodes.unet_training import UnetHooks
+    from bestiary.nodes.denoiser.forward_overrides import ForwardOverrides
+    from bestiary.nodes.denoiser.trainable_weights import make_trainable
+    from bestiary.nodes.denoiser.unet_layers import read_unet_layers
+    from bestiary.nodes.denoiser.unet_training import UnetHooks
 
     unet, overrides = sd15_model.model.model.diffusion_model, ForwardOverrides()
     make_trainable(unet, "MODEL")

@@ -245,7 +245,7 @@ MERGED |= {"F": "BestiaryLoadDictionary", "P": "BestiaryPartPrompt"}
 
 
 def test_all_dictionaries_behind_the_links_are_found(plain_desk, server, tmp_path):
-    from bestiary.nodes.dictionary_listing import list_dictionary
+    from bestiary.nodes.part_dictionary.dictionary_listing import list_dictionary
 
     theirs = merged_pair(server)
     theirs.save(tmp_path / "merged.safetensors")
