@@ -8,7 +8,7 @@ import pytest
 import torch
 from bestiary.concepts.spectrum.stage_bounds import StageBounds
 
-BENCHMARKS = Path(__file__).parent.parent.parent / "benchmarks"
+BENCHMARKS = Path(__file__).parents[3] / "benchmarks"
 
 
 @pytest.fixture

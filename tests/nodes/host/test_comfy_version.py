@@ -17,7 +17,7 @@ from pathlib import Path
 import folder_paths
 import pytest
 
-ROOT = Path(__file__).parent.parent.parent
+ROOT = Path(__file__).parents[3]
 
 BASE = ["id", "display_name", "optional", "tooltip", "lazy", "extra_dict"]
 WIDGET = ["id", "display_name", "optional", "tooltip", "lazy", "default", "socketless", "force_input"]

@@ -266,7 +266,7 @@ def test_the_shipped_codebook_sees_through_the_demo_model(server, names, drawn_i
     }
     outputs = server.run(graph)
     assert "features: diffusion of bestiary-demo" in outputs["words"]["text"][0]
-    codebook = PartCodebook.load(Path(__file__).parents[2] / "demo" / "concepts" / "creatures.parts.safetensors")
+    codebook = PartCodebook.load(Path(__file__).parents[3] / "demo" / "concepts" / "creatures.parts.safetensors")
     source = build_feature_source(codebook.feature_spec, load_denoiser("demo", device="cpu", dtype="fp32"))
     maps = codebook.segment(describe_images(drawn_images[:1], source, "centre square"))
     assert outputs["codes"]["text"] == [format_captions(maps.codes).strip()]

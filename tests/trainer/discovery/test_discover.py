@@ -571,7 +571,7 @@ def program(tmp_path: Path) -> Iterator[Path]:
 def test_two_processes_give_the_result_of_one(
     finished: DiscoveryResult, pictures: Path, tmp_path: Path, program: Path
 ) -> None:
-    tests = Path(__file__).parents[1]
+    tests = Path(__file__).parents[2]
     command = [
         sys.executable,
         "-m",

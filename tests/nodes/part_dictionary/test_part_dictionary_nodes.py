@@ -10,7 +10,7 @@ from bestiary.concepts.files.concept_file import write_concept_file
 from bestiary.concepts.part_dictionary.part_dictionary import PartDictionary
 from PIL import Image
 
-SHIPPED = Path(__file__).parent.parent.parent / "demo" / "concepts" / "creatures.safetensors"
+SHIPPED = Path(__file__).parents[3] / "demo" / "concepts" / "creatures.safetensors"
 FILE = "creatures.safetensors"
 
 

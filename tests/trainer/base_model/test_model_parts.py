@@ -20,7 +20,7 @@ from bestiary.trainer.base_model.model_parts import (
 )
 from diffusers import StableDiffusionPipeline
 
-SHIPPED = Path(__file__).parents[2] / "demo" / "base_model"
+SHIPPED = Path(__file__).parents[3] / "demo" / "base_model"
 
 
 @pytest.fixture(scope="module")

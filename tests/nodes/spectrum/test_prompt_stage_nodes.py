@@ -8,7 +8,7 @@ import torch
 from bestiary.concepts.spectrum.prompt_spectrum import PromptSpectrum
 from bestiary.concepts.spectrum.stage_bounds import StageBounds
 
-ROOT = Path(__file__).parent.parent.parent
+ROOT = Path(__file__).parents[3]
 IDS = ["BestiaryStageText", "BestiaryIntersectRange", "BestiaryStagePreview", "BestiaryFindAttributeStages"]
 DEMO = {"demo": {"class_type": "BestiaryDemoModel", "inputs": {}}}
 

@@ -18,7 +18,7 @@ from bestiary.trainer.learning.run.training_state import ParameterGroup, Trainin
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[4]
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from bestiary.concepts.part_dictionary.part_dictionary import PartDictionary
 from bestiary.concepts.part_prompt.mention_writing import written_kinds
 from bestiary.nodes.host.socket_types import NamedDictionary
 
-DEMO = Path(__file__).parent.parent.parent / "demo" / "concepts" / "creatures.safetensors"
+DEMO = Path(__file__).parents[3] / "demo" / "concepts" / "creatures.safetensors"
 
 
 @pytest.fixture(scope="module")

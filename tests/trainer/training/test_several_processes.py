@@ -12,7 +12,7 @@ from bestiary.trainer.learning.run.fit import SingleProcess
 from bestiary.trainer.training.several_processes import join_processes, shared_text
 from safetensors.torch import load_file
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 BENCHMARK = ROOT / "benchmarks" / "gradient_agreement.py"
 
 

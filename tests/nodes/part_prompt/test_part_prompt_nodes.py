@@ -10,7 +10,7 @@ from bestiary.concepts.part_dictionary.part_dictionary import PartDictionary
 from bestiary.concepts.part_prompt.mention_writing import written_kinds
 from safetensors.torch import load_file
 
-DEMO = Path(__file__).parent.parent.parent / "demo" / "concepts" / "creatures.safetensors"
+DEMO = Path(__file__).parents[3] / "demo" / "concepts" / "creatures.safetensors"
 IDS = ["BestiaryPart", "BestiaryCombineParts", "BestiaryPartPrompt", "BestiaryBlendKinds", "BestiaryRandomKind"]
 
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from bestiary.concepts.errors import BestiaryError
 
-BASE = Path(__file__).parent.parent.parent / "demo" / "base_model"
+BASE = Path(__file__).parents[3] / "demo" / "base_model"
 
 
 def gap(ours: torch.Tensor, theirs: torch.Tensor) -> float:

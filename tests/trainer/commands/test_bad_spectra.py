@@ -23,7 +23,7 @@ from bestiary.trainer.__main__ import main
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 QUICK = ("--device", "cpu", "--dtype", "fp32", "--progress", "off")
 
 

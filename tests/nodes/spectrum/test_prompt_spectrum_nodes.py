@@ -11,7 +11,7 @@ from bestiary.concepts.spectrum.spectrum_file import load_spectrum, save_spectru
 from bestiary.concepts.spectrum.stage_bounds import StageBounds
 from safetensors.torch import load_file
 
-ROOT = Path(__file__).parent.parent.parent
+ROOT = Path(__file__).parents[3]
 IDS = ["BestiaryLoadSpectrum", "BestiarySpectrumPrompt", "BestiaryMixAttributes", "BestiarySaveSpectrum"]
 
 

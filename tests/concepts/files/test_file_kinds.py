@@ -5,7 +5,7 @@ from pathlib import Path
 from bestiary.concepts.files.concept_file import read_header
 from bestiary.concepts.files.file_kinds import CODEBOOK_KIND, CODEBOOK_SUFFIX, DICTIONARY_KIND, SPECTRUM_KIND
 
-SHIPPED = Path(__file__).parent.parent.parent / "demo" / "concepts"
+SHIPPED = Path(__file__).parents[3] / "demo" / "concepts"
 
 
 def test_kinds_and_ending_stay_what_files_in_use_say():

@@ -9,7 +9,7 @@ from types import ModuleType
 import pytest
 import torch
 
-BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
+BENCHMARKS = Path(__file__).parents[3] / "benchmarks"
 SHALLOW = {"unet_channels": (32, 64, 64, 64), "vae_channels": (32, 32, 32, 32), "text_layers": 2, "dino_layers": 1}
 
 

@@ -17,7 +17,7 @@ from bestiary.trainer.learning.run.fit import TrainingStopped
 from bestiary.trainer.training.train_parts import resume_training, train_parts
 from safetensors.torch import load_file
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 QUICK = {
     "images.size": 64, "run.device": "cpu", "run.dtype": "fp32", "run.preview_every": 0, "run.estimate_memory": False,
     "run.log_every": 1, "run.save_every": 2, "run.tensorboard": False, "optimizer.steps": 4, "optimizer.accumulation": 1,

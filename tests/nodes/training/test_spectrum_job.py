@@ -68,7 +68,7 @@ def test_what_the_help_says_for_the_demo_model_is_its_recipe() -> None:
     from bestiary.trainer.learning.run.recipe_file import find_recipe, parse_toml
     from bestiary.trainer.learning.spectrum.spectrum_settings import TrainSpectrumSettings
 
-    page = (Path(__file__).parents[2] / "web" / "docs" / "BestiaryTrainSpectrum.md").read_text()
+    page = (Path(__file__).parents[3] / "web" / "docs" / "BestiaryTrainSpectrum.md").read_text()
     told = page.split("For the demo model:")[1].split("\n\n")[0]
     defaults, inputs = TrainSpectrumSettings(), {key: name for name, key in KEYS.items()}
     tooltips = {one.id: one.tooltip for one in TrainSpectrum.define_schema().inputs}
