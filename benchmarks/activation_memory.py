@@ -14,11 +14,17 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
-from bestiary.concepts.attention_maps import average_maps
-from bestiary.concepts.backbone import BACKBONES
-from bestiary.concepts.denoiser import AttentionMethod, AttentionRequest, LoraSpec, NoiseSchedule, TextConditioning
-from bestiary.concepts.parts.part_attention_loss import part_attention_loss
-from bestiary.trainer.diffusers_denoiser import DenoiserParts, DiffusersDenoiser
+from bestiary.concepts.denoiser.attention_maps import average_maps
+from bestiary.concepts.denoiser.backbone import BACKBONES
+from bestiary.concepts.denoiser.denoiser import (
+    AttentionMethod,
+    AttentionRequest,
+    LoraSpec,
+    NoiseSchedule,
+    TextConditioning,
+)
+from bestiary.concepts.denoiser.part_attention_loss import part_attention_loss
+from bestiary.trainer.model.diffusers_denoiser import DenoiserParts, DiffusersDenoiser
 from diffusers import UNet2DConditionModel
 from memory_meter import MemoryMeter
 from reference.partcraft_step import prepare_denoiser

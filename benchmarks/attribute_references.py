@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from bestiary.concepts.atomic_file import replacing
+from bestiary.concepts.files.atomic_file import replacing
 from bestiary.demo.attribute_judge import AttributeJudge, species_classes
 from bestiary.demo.creatures import (
     COLORS,

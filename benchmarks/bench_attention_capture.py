@@ -106,7 +106,7 @@ class FullMaps:
 def sample(model: object, edge: int, steps: int, spans: tuple) -> Tensor:
     """Latents `(1, 4, h, w)` of a core sampling with guidance and fixed noise."""
     import comfy.sample
-    from bestiary.nodes.socket_types import SPANS_KEY
+    from bestiary.nodes.host.socket_types import SPANS_KEY
 
     # the same prompts and noise in every run
     generator = torch.Generator().manual_seed(1)
@@ -167,10 +167,10 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     import_comfyui()
-    from bestiary.nodes.attention_record import AttentionRecord
-    from bestiary.nodes.attention_sampling import ModelEvaluation
-    from bestiary.nodes.model_patching import record_attention
-    from bestiary.nodes.socket_types import PartSpan
+    from bestiary.nodes.attention.attention_record import AttentionRecord
+    from bestiary.nodes.attention.attention_sampling import ModelEvaluation
+    from bestiary.nodes.attention.model_patching import record_attention
+    from bestiary.nodes.host.socket_types import PartSpan
 
     # four runs of one model: bare, ours, bare again, and with all probabilities kept
     bare, full = build_model(arguments.width), FullMaps()

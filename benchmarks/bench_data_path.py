@@ -31,12 +31,12 @@ except ModuleNotFoundError:
     sys.modules["bestiary"] = _pack = importlib.util.module_from_spec(_spec)
     _spec.loader.exec_module(_pack)
 
-from bestiary.concepts.denoiser import PromptPiece, PromptTokens
-from bestiary.concepts.parts.part_captions import CaptionStyle
-from bestiary.trainer.concept_images import BatchPlan, ConceptImages
-from bestiary.trainer.image_files import fit_square, image_to_tensor
-from bestiary.trainer.latent_cache import LatentCache
-from bestiary.trainer.training_kinds import TrainingKinds
+from bestiary.concepts.denoiser.denoiser import PromptPiece, PromptTokens
+from bestiary.concepts.part_prompt.part_captions import CaptionStyle
+from bestiary.trainer.learning.parts.concept_images import BatchPlan, ConceptImages
+from bestiary.trainer.learning.parts.training_kinds import TrainingKinds
+from bestiary.trainer.learning.pictures.image_files import fit_square, image_to_tensor
+from bestiary.trainer.learning.pictures.latent_cache import LatentCache
 
 PARTS, GRID, BATCH = 8, 16, 8
 

@@ -17,7 +17,7 @@ from typing import Annotated
 import torch
 import torch.nn.functional as F
 import typer
-from bestiary.concepts.kmeans import assign, fit_kmeans
+from bestiary.concepts.part_map.kmeans import assign, fit_kmeans
 from sklearn.cluster import KMeans
 from threadpoolctl import threadpool_limits
 from torch import Tensor

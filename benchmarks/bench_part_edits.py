@@ -18,12 +18,12 @@ from typing import Annotated
 import torch
 import torch.nn.functional as F
 import typer
-from bestiary.concepts.parts.edit_script import EditedParts, EditHistory
-from bestiary.concepts.parts.joined_kinds import PartMeans
-from bestiary.concepts.parts.part_areas import part_areas
-from bestiary.concepts.parts.part_discovery import discover_parts
-from bestiary.concepts.patch_features import DescriptorFeatures
-from bestiary.concepts.square_fit import seen_box
+from bestiary.concepts.features.patch_features import DescriptorFeatures
+from bestiary.concepts.part_map.edit_script import EditedParts, EditHistory
+from bestiary.concepts.part_map.joined_kinds import PartMeans
+from bestiary.concepts.part_map.part_areas import part_areas
+from bestiary.concepts.part_map.part_discovery import discover_parts
+from bestiary.concepts.pictures.square_fit import seen_box
 from bestiary.demo.creatures import held_out_set
 from torch import Tensor
 

@@ -28,10 +28,10 @@ except ModuleNotFoundError:
     sys.modules["bestiary"] = _pack = importlib.util.module_from_spec(_spec)
     _spec.loader.exec_module(_pack)
 
-from bestiary.trainer.fit import LoopSettings, fit
-from bestiary.trainer.run_folder import RunFolder
-from bestiary.trainer.settings import load_recipe
-from bestiary.trainer.training_setup import TrainingSetup, prepare
+from bestiary.trainer.learning.parts.settings import load_recipe
+from bestiary.trainer.learning.run.fit import LoopSettings, fit
+from bestiary.trainer.learning.run.run_folder import RunFolder
+from bestiary.trainer.training.training_setup import TrainingSetup, prepare
 
 WARM_UP = 3
 

@@ -17,8 +17,8 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from bestiary.trainer.discover import DiscoverSettings, discover
-from bestiary.trainer.discovery_state import PartShard
+from bestiary.trainer.discovery.discover import DiscoverSettings, discover
+from bestiary.trainer.discovery.state import PartShard
 from PIL import Image, ImageDraw
 
 KEPT_LIMIT = 13 * 1024

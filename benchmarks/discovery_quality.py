@@ -26,15 +26,15 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 import typer
-from bestiary.concepts.parts.part_codebook import PartCodebook
-from bestiary.concepts.parts.part_discovery import fit_kinds, fit_parts
-from bestiary.concepts.parts.part_map import PartMaps
-from bestiary.concepts.parts.sample_views import look_again, viewed_pictures
-from bestiary.concepts.patch_features import FeatureSource, PatchGrid
+from bestiary.concepts.features.patch_features import FeatureSource, PatchGrid
+from bestiary.concepts.part_map.part_codebook import PartCodebook
+from bestiary.concepts.part_map.part_discovery import fit_kinds, fit_parts
+from bestiary.concepts.part_map.part_map import PartMaps
+from bestiary.concepts.part_map.sample_views import look_again, viewed_pictures
 from bestiary.demo.creatures import PARTS, held_out_set
-from bestiary.trainer.backbones import load_denoiser
-from bestiary.trainer.feature_sources import build_feature_source
-from bestiary.trainer.image_files import fit_square, image_to_tensor, read_image
+from bestiary.trainer.discovery.feature_sources import build_feature_source
+from bestiary.trainer.learning.pictures.image_files import fit_square, image_to_tensor, read_image
+from bestiary.trainer.model.backbones import load_denoiser
 from PIL import Image
 from scipy.optimize import linear_sum_assignment
 from sklearn.metrics import normalized_mutual_info_score

@@ -30,20 +30,24 @@ if __name__ == "__main__":
 
 import torch
 from bestiary.concepts.errors import BestiaryError
-from bestiary.concepts.parts.foreground import CentroidForeground, LearnedForeground
-from bestiary.concepts.parts.object_frame import asymmetry
-from bestiary.concepts.parts.part_codebook import FeatureSpace, PartCodebook
-from bestiary.concepts.parts.part_dictionary import PartDictionary
-from bestiary.concepts.parts.part_map import PartMaps
-from bestiary.concepts.parts.part_model import CentroidParts, LearnedParts
-from bestiary.concepts.parts.token_projector import TokenProjector
-from bestiary.concepts.patch_features import PatchGrid
+from bestiary.concepts.features.patch_features import PatchGrid
+from bestiary.concepts.files.thumbnail_atlas import ThumbnailAtlas
+from bestiary.concepts.part_dictionary.dictionary_merge import merge_dictionaries
+from bestiary.concepts.part_dictionary.part_dictionary import PartDictionary
+from bestiary.concepts.part_dictionary.token_projector import TokenProjector
+from bestiary.concepts.part_map.foreground import CentroidForeground, LearnedForeground
+from bestiary.concepts.part_map.object_frame import asymmetry
+from bestiary.concepts.part_map.part_codebook import FeatureSpace, PartCodebook
+from bestiary.concepts.part_map.part_map import PartMaps
+from bestiary.concepts.part_map.part_model import CentroidParts, LearnedParts
 from bestiary.concepts.spectrum.prompt_spectrum import PromptSpectrum
 from bestiary.concepts.spectrum.spectrum_file import load_spectrum, save_spectrum
 from bestiary.concepts.spectrum.stage_bounds import StageBounds
-from bestiary.concepts.thumbnail_atlas import ThumbnailAtlas
-from bestiary.trainer import edit_parts
-from bestiary.trainer.discovery_folder import (
+from bestiary.trainer.discovery import edit_parts
+from bestiary.trainer.exchange.export_parts import token_names
+from bestiary.trainer.exchange.inspect_file import describe_file, description_text
+from bestiary.trainer.exchange.partcraft_files import read_partcraft_file
+from bestiary.trainer.learning.discovery.discovery_folder import (
     Discovery,
     read_skipped,
     write_lines,
@@ -51,9 +55,6 @@ from bestiary.trainer.discovery_folder import (
     write_report,
     write_skipped,
 )
-from bestiary.trainer.export_parts import token_names
-from bestiary.trainer.inspect_file import describe_file, description_text
-from bestiary.trainer.partcraft_files import read_partcraft_file
 from PIL import Image
 from safetensors.torch import save_file
 
@@ -183,7 +184,7 @@ def use_dictionary(path: Path) -> Iterator[Callable[[], object]]:
     yield lambda: token_names(found)
     if found.thumbnails is not None:
         yield lambda: [found.thumbnails.tile(*pair) for pair in found.thumbnails.index]
-    yield lambda: found.merged_with(found)
+    yield lambda: merge_dictionaries(found, found)
     yield lambda: found.save(path.with_name("again"))
 
 

@@ -18,7 +18,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 try:
-    from bestiary.trainer.fit import Batches, Parallel
+    from bestiary.trainer.learning.run.fit import Batches, Parallel
 except ModuleNotFoundError:
     import importlib.util
 
@@ -28,7 +28,7 @@ except ModuleNotFoundError:
     )
     sys.modules["bestiary"] = _pack = importlib.util.module_from_spec(_spec)
     _spec.loader.exec_module(_pack)
-    from bestiary.trainer.fit import Batches, Parallel
+    from bestiary.trainer.learning.run.fit import Batches, Parallel
 
 PICTURES = 4
 
@@ -43,9 +43,9 @@ def gradients_of_step(objective: torch.nn.Module, batches: Batches, parallel: Pa
 
 def run_rank(out: Path, found: Path, model: str) -> None:
     """One process: write its gradients to `out/SIZE-RANK.safetensors`."""
-    from bestiary.trainer.settings import load_recipe
-    from bestiary.trainer.several_processes import join_processes
-    from bestiary.trainer.training_setup import prepare
+    from bestiary.trainer.learning.parts.settings import load_recipe
+    from bestiary.trainer.training.several_processes import join_processes
+    from bestiary.trainer.training.training_setup import prepare
 
     torch.set_num_threads(1)
     parallel, device = join_processes("cpu")

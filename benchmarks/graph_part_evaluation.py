@@ -17,17 +17,17 @@ import numpy as np
 import torch
 import typer
 from bench_attention_capture import import_comfyui
-from bestiary.concepts.atomic_file import write_text
-from bestiary.concepts.parts.part_dictionary import PartDictionary
-from bestiary.trainer.backbones import load_denoiser
-from bestiary.trainer.demo_judging import CHOICE, STORED_EVALUATION
-from bestiary.trainer.discover import DiscoverSettings, discover
-from bestiary.trainer.discovery_folder import Discovery
-from bestiary.trainer.drawn_truth import PICTURES, draw_pictures
-from bestiary.trainer.evaluate import PartsEvaluator
-from bestiary.trainer.progress_report import progress_callback
-from bestiary.trainer.run_folder import RunFolder
-from bestiary.trainer.settings import load_recipe
+from bestiary.concepts.files.atomic_file import write_text
+from bestiary.concepts.part_dictionary.part_dictionary import PartDictionary
+from bestiary.trainer.demo.drawn_masks import PICTURES, draw_pictures
+from bestiary.trainer.demo.judging import CHOICE, STORED_EVALUATION
+from bestiary.trainer.discovery.discover import DiscoverSettings, discover
+from bestiary.trainer.evaluation.evaluate import PartsEvaluator
+from bestiary.trainer.learning.discovery.discovery_folder import Discovery
+from bestiary.trainer.learning.parts.settings import load_recipe
+from bestiary.trainer.learning.run.progress_report import progress_callback
+from bestiary.trainer.learning.run.run_folder import RunFolder
+from bestiary.trainer.model.backbones import load_denoiser
 from part_evaluation import train_method
 from PIL import Image
 
@@ -80,13 +80,13 @@ def run_seed(options: argparse.Namespace, seed: int, steps: int) -> dict[str, di
 def train_in_comfyui(folder: Path, discovery: Discovery, seed: int, steps: int) -> PartDictionary:
     """What Training Images and Train Parts do, on the model as ComfyUI loads it."""
     import_comfyui()
-    from bestiary.nodes.demo_model import load_demo_model
-    from bestiary.nodes.graph_progress import GraphProgress
-    from bestiary.nodes.graph_training import GraphModel, train_in_graph
-    from bestiary.nodes.part_sight import SeenParts
-    from bestiary.nodes.picture_encoding import AREA
-    from bestiary.nodes.socket_types import NamedCodebook
-    from bestiary.nodes.training_set import TrainingSetChoice, build_training_set
+    from bestiary.nodes.demo.demo_model import load_demo_model
+    from bestiary.nodes.host.graph_progress import GraphProgress
+    from bestiary.nodes.host.socket_types import NamedCodebook
+    from bestiary.nodes.part_map.picture_encoding import AREA
+    from bestiary.nodes.part_map.seen_parts import SeenParts
+    from bestiary.nodes.training.graph_training import GraphModel, train_in_graph
+    from bestiary.nodes.training.training_set import TrainingSetChoice, build_training_set
 
     model = GraphModel(*load_demo_model())
     pictures = [np.asarray(Image.open(path).convert("RGB"), np.float32) / 255 for path in discovery.image_paths]

@@ -19,16 +19,21 @@ from types import SimpleNamespace
 import numpy as np
 import torch
 from bench_attention_capture import import_comfyui
-from bestiary.concepts.backbone import get_backbone
-from bestiary.concepts.denoiser import NoiseSchedule
-from bestiary.trainer.fit import fit
-from bestiary.trainer.latent_cache import LatentCache
-from bestiary.trainer.objective_setup import build_batches, build_objective, loop_settings, parameter_groups
-from bestiary.trainer.run_folder import RunFolder
-from bestiary.trainer.settings import TrainPartsSettings, load_recipe
-from bestiary.trainer.spectrum_objective_setup import set_up_spectrum
-from bestiary.trainer.spectrum_settings import TrainSpectrumSettings, load_spectrum_recipe
-from bestiary.trainer.training_kinds import TrainingKinds
+from bestiary.concepts.denoiser.backbone import get_backbone
+from bestiary.concepts.denoiser.denoiser import NoiseSchedule
+from bestiary.trainer.learning.parts.objective_setup import (
+    build_batches,
+    build_objective,
+    loop_settings,
+    parameter_groups,
+)
+from bestiary.trainer.learning.parts.settings import TrainPartsSettings, load_recipe
+from bestiary.trainer.learning.parts.training_kinds import TrainingKinds
+from bestiary.trainer.learning.pictures.latent_cache import LatentCache
+from bestiary.trainer.learning.run.fit import fit
+from bestiary.trainer.learning.run.run_folder import RunFolder
+from bestiary.trainer.learning.spectrum.spectrum_objective_setup import set_up_spectrum
+from bestiary.trainer.learning.spectrum.spectrum_settings import TrainSpectrumSettings, load_spectrum_recipe
 from memory_meter import MemoryMeter
 from torch import nn
 
@@ -150,9 +155,9 @@ def sd15_modules(width: int) -> SimpleNamespace:
 
 def standalone_denoiser(reference: SimpleNamespace | None) -> object:
     """The denoiser of the command line."""
-    from bestiary.trainer.backbones import load_denoiser
-    from bestiary.trainer.diffusers_denoiser import DenoiserParts, DiffusersDenoiser
-    from bestiary.trainer.text_conditioning import TextEncoders
+    from bestiary.trainer.model.backbones import load_denoiser
+    from bestiary.trainer.model.diffusers_denoiser import DenoiserParts, DiffusersDenoiser
+    from bestiary.trainer.model.text_conditioning import TextEncoders
 
     if reference is None:
         return load_denoiser("demo", device="cpu", dtype="fp32")
@@ -177,10 +182,10 @@ def standalone_denoiser(reference: SimpleNamespace | None) -> object:
 
 def graph_denoiser(reference: SimpleNamespace | None) -> object:
     """The denoiser of the graph, with the same weights in ComfyUI's classes."""
-    from bestiary.nodes.comfy_denoiser import ComfyDenoiser
+    from bestiary.nodes.denoiser.comfy_denoiser import ComfyDenoiser
 
     if reference is None:
-        from bestiary.nodes.demo_model import load_demo_model
+        from bestiary.nodes.demo.demo_model import load_demo_model
 
         return ComfyDenoiser(*load_demo_model())
     import comfy.sd

@@ -23,9 +23,9 @@ except ModuleNotFoundError:
     sys.modules["bestiary"] = _pack = importlib.util.module_from_spec(_spec)
     _spec.loader.exec_module(_pack)
 
-from bestiary.trainer.memory_estimate import estimate_memory, measure_memory
-from bestiary.trainer.settings import load_recipe
-from bestiary.trainer.training_setup import prepare
+from bestiary.trainer.learning.parts.settings import load_recipe
+from bestiary.trainer.training.memory_estimate import estimate_memory, measure_memory
+from bestiary.trainer.training.training_setup import prepare
 
 MIB = 2**20
 

@@ -23,24 +23,24 @@ from typing import Any
 
 import torch
 import typer
-from bestiary.concepts.atomic_file import write_text
-from bestiary.concepts.parts.part_dictionary import PartDictionary
+from bestiary.concepts.files.atomic_file import write_text
+from bestiary.concepts.part_dictionary.part_dictionary import PartDictionary
 from bestiary.demo.attribute_judge import AttributeJudge
-from bestiary.trainer.backbones import load_denoiser
-from bestiary.trainer.demo_judging import (
+from bestiary.trainer.demo.drawn_masks import PICTURES, TRUTH, draw_pictures, load_truth
+from bestiary.trainer.demo.judging import (
     CHOICE,
     STORED_EVALUATION,
     discovery_figures,
     judge_looks,
     score_drawn_discovery,
 )
-from bestiary.trainer.discover import DiscoverSettings, discover
-from bestiary.trainer.discovery_folder import Discovery
-from bestiary.trainer.drawn_truth import PICTURES, TRUTH, draw_pictures, load_truth
-from bestiary.trainer.evaluate import PartsEvaluator
-from bestiary.trainer.progress_report import progress_callback
-from bestiary.trainer.settings import load_recipe
-from bestiary.trainer.train_parts import train_parts
+from bestiary.trainer.discovery.discover import DiscoverSettings, discover
+from bestiary.trainer.evaluation.evaluate import PartsEvaluator
+from bestiary.trainer.learning.discovery.discovery_folder import Discovery
+from bestiary.trainer.learning.parts.settings import load_recipe
+from bestiary.trainer.learning.run.progress_report import progress_callback
+from bestiary.trainer.model.backbones import load_denoiser
+from bestiary.trainer.training.train_parts import train_parts
 
 METHODS: dict[str, dict[str, Any]] = {
     "ours": {},

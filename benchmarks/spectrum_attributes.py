@@ -27,21 +27,21 @@ from typing import Any
 import torch
 import typer
 from attribute_references import ATTRIBUTES, EXPECTED, ROLES, Reference, ReferenceJudge, draw_references, write_drawings
-from bestiary.concepts.atomic_file import replacing, write_text
+from bestiary.concepts.files.atomic_file import replacing, write_text
 from bestiary.concepts.spectrum.attribute_presets import format_presets
 from bestiary.concepts.spectrum.prompt_spectrum import PromptSpectrum
 from bestiary.concepts.spectrum.spectrum_file import load_spectrum
 from bestiary.concepts.spectrum.stage_algebra import merge_by_attribute
 from bestiary.concepts.spectrum.stage_bounds import StageBounds
 from bestiary.concepts.spectrum.staged_prompt import PromptSources
-from bestiary.trainer.backbones import load_denoiser
-from bestiary.trainer.contact_sheet import contact_sheet
-from bestiary.trainer.pages import data_uri, figure, paragraph, section, table, write_page
-from bestiary.trainer.picture_making import PictureOrder, SamplingChoice
-from bestiary.trainer.progress_report import progress_callback
-from bestiary.trainer.spectrum_settings import load_spectrum_recipe
-from bestiary.trainer.staged_pictures import make_staged_pictures, read_presets
-from bestiary.trainer.train_spectrum import resume_spectrum, train_spectrum
+from bestiary.trainer.composing.picture_making import PictureOrder, SamplingChoice
+from bestiary.trainer.composing.staged_pictures import make_staged_pictures, read_presets
+from bestiary.trainer.learning.pictures.contact_sheet import contact_sheet
+from bestiary.trainer.learning.run.progress_report import progress_callback
+from bestiary.trainer.learning.spectrum.spectrum_settings import load_spectrum_recipe
+from bestiary.trainer.model.backbones import load_denoiser
+from bestiary.trainer.pages.pages import data_uri, figure, paragraph, section, table, write_page
+from bestiary.trainer.training.train_spectrum import resume_spectrum, train_spectrum
 from PIL import Image
 
 STAGES = 10

@@ -25,7 +25,7 @@ from pathlib import Path
 import torch
 import typer
 from bench_attention_capture import import_comfyui
-from bestiary.concepts.atomic_file import write_text
+from bestiary.concepts.files.atomic_file import write_text
 from bestiary.concepts.spectrum.stage_bounds import StageBounds
 from torch import Tensor, nn
 
@@ -114,7 +114,7 @@ def hasten_comfyui() -> None:
 
 def numbered_stages(bounds: StageBounds) -> list:
     """A conditioning whose entries `(1, 1, 1)` say the number of their stage."""
-    from bestiary.nodes.stage_ranges import stage_percents, staged_entries
+    from bestiary.nodes.spectrum.stage_ranges import stage_percents, staged_entries
 
     contents = [(torch.full((1, 1, 1), float(stage)), {}) for stage in range(bounds.stages)]
     return staged_entries(contents, stage_percents(bounds))

@@ -5,12 +5,12 @@ from dataclasses import dataclass, replace
 from types import SimpleNamespace
 
 import torch
-from bestiary.concepts.backbone import BACKBONES
-from bestiary.concepts.denoiser import AttentionMethod, LoraSpec, NoiseSchedule, PromptTokens
-from bestiary.concepts.parts.token_projector import TokenProjector
-from bestiary.trainer.diffusers_denoiser import DenoiserParts, DiffusersDenoiser
-from bestiary.trainer.part_objective import AttentionLoss, PartBatch, PartObjective
-from bestiary.trainer.text_conditioning import TextEncoders
+from bestiary.concepts.denoiser.backbone import BACKBONES
+from bestiary.concepts.denoiser.denoiser import AttentionMethod, LoraSpec, NoiseSchedule, PromptTokens
+from bestiary.concepts.part_dictionary.token_projector import TokenProjector
+from bestiary.trainer.learning.parts.part_objective import AttentionLoss, PartBatch, PartObjective
+from bestiary.trainer.model.diffusers_denoiser import DenoiserParts, DiffusersDenoiser
+from bestiary.trainer.model.text_conditioning import TextEncoders
 from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
 from PIL import Image
 from reference.partcraft_step import PartSegmenter, ReferenceBatch, ReferenceStep, prepare_denoiser

@@ -84,7 +84,9 @@ class AttributeJudge(nn.Module):
     def load(cls, path: Path = JUDGE_FILE) -> AttributeJudge:
         """The shipped judge in fp32, ready to use; raises BestiaryError where its file is missing or not a judge's."""
         if not path.exists():
-            raise BestiaryError(f"no judge at {path}; train one with `python -m bestiary.trainer.train_judge`")
+            raise BestiaryError(
+                f"no judge at {path}; train one with `python -m bestiary.trainer.base_model.train_judge`"
+            )
         judge = cls()
         tensors = {name: tensor.float() for name, tensor in load_file(path).items()}
         # a judge of another version has other tensors

@@ -11,7 +11,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-from bestiary.concepts.atomic_file import replacing
+from bestiary.concepts.files.atomic_file import replacing
 from bestiary.demo.creatures import HELD_OUT_SPECIES, PARTS, Drawing, Scene, Species, draw_creature
 from PIL import Image, ImageDraw, ImageFilter, ImageFont
 

@@ -6,9 +6,9 @@ python docs/make_demo_picture.py DEMO
 import argparse
 from pathlib import Path
 
-from bestiary.concepts.parts.part_areas import part_areas
-from bestiary.concepts.parts.part_overlay import draw_parts
-from bestiary.trainer.discovery_folder import Discovery
+from bestiary.concepts.part_map.part_areas import part_areas
+from bestiary.concepts.pictures.part_overlay import draw_parts
+from bestiary.trainer.learning.discovery.discovery_folder import Discovery
 from PIL import Image
 
 COLUMNS, TILE, GAP = 8, 128, 4

@@ -14,11 +14,11 @@ import tempfile
 from pathlib import Path
 
 import numpy as np
-from bestiary.concepts.atomic_file import replacing
+from bestiary.concepts.files.atomic_file import replacing
 from bestiary.concepts.spectrum.spectrum_file import load_spectrum, save_spectrum
 from bestiary.demo.creatures import PARTS, PartLook, Scene, Species, draw_creature
-from bestiary.trainer.spectrum_settings import load_spectrum_recipe
-from bestiary.trainer.train_spectrum import train_spectrum
+from bestiary.trainer.learning.spectrum.spectrum_settings import load_spectrum_recipe
+from bestiary.trainer.training.train_spectrum import train_spectrum
 from PIL import Image
 
 CONCEPTS = Path(__file__).parent.parent / "demo" / "concepts"

@@ -17,8 +17,8 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import bestiary
-from bestiary.concepts.atomic_file import write_bytes, write_text
-from bestiary.concepts.parts.part_dictionary import PartDictionary
+from bestiary.concepts.files.atomic_file import write_bytes, write_text
+from bestiary.concepts.part_dictionary.part_dictionary import PartDictionary
 from bestiary.demo.species import PARTS
 from template_pieces import SPECIES, Shipped
 from workflow_graph import Graph, Node

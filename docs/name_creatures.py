@@ -12,10 +12,10 @@ from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
-from bestiary.concepts.parts.part_dictionary import PartDictionary
-from bestiary.trainer.demo_judging import score_drawn_discovery
-from bestiary.trainer.discovery_folder import Discovery
-from bestiary.trainer.drawn_truth import load_truth
+from bestiary.concepts.part_dictionary.part_dictionary import PartDictionary
+from bestiary.trainer.demo.drawn_masks import load_truth
+from bestiary.trainer.demo.judging import score_drawn_discovery
+from bestiary.trainer.learning.discovery.discovery_folder import Discovery
 
 CONCEPTS = Path(__file__).parent.parent / "demo" / "concepts"
 

@@ -4,21 +4,16 @@ from __future__ import annotations
 
 from comfy_api.latest import ComfyExtension, io
 
-from . import (
-    attention_nodes,
-    demo_model_nodes,
-    part_dictionary_nodes,
-    part_discovery_nodes,
-    part_evaluation_nodes,
-    part_kind_nodes,
-    part_prompt_nodes,
-    prompt_spectrum_nodes,
-    prompt_stage_nodes,
-    spectrum_training_nodes,
-    training_nodes,
-)
-from .concept_folders import register_folder
-from .template_order import order_templates
+from .attention import attention_nodes
+from .demo import demo_model_nodes
+from .evaluation import part_evaluation_nodes
+from .host.concept_folders import register_folder
+from .host.template_order import order_templates
+from .part_dictionary import part_dictionary_nodes
+from .part_map import part_discovery_nodes
+from .part_prompt import part_kind_nodes, part_prompt_nodes
+from .spectrum import prompt_spectrum_nodes, prompt_stage_nodes
+from .training import spectrum_training_nodes, training_nodes
 from .web_routes import add_routes
 
 NODES: list[type[io.ComfyNode]] = [

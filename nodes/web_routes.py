@@ -22,13 +22,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from ..concepts.errors import BestiaryError
-from .concept_folders import FOLDER, SHIPPED, concept_path, dictionary_names, file_stamp
-from .dictionary_loading import name_of_file
+from .host.concept_folders import FOLDER, SHIPPED, concept_path, dictionary_names, file_stamp
+from .part_dictionary.dictionary_loading import name_of_file
 
 if TYPE_CHECKING:
     from aiohttp import web
 
-    from .dictionary_listing import ThumbnailPages
+    from .part_dictionary.dictionary_listing import ThumbnailPages
 
 MOST_DICTIONARIES = 2000
 """Names that one answer lists."""
@@ -89,7 +89,7 @@ async def list_names(request: web.Request) -> web.Response:
 
 async def show_dictionary(request: web.Request) -> web.Response:
     """GET /bestiary/dictionary/NAME; see `list_dictionary`."""
-    from .dictionary_listing import list_dictionary
+    from .part_dictionary.dictionary_listing import list_dictionary
 
     name = request.match_info["name"]
     return await _answer(request, lambda: file_stamp(name), lambda: list_dictionary(_known(name)))
@@ -114,7 +114,7 @@ async def show_thumbnails(request: web.Request) -> web.Response:
 
 async def show_spectrum(request: web.Request) -> web.Response:
     """GET /bestiary/spectrum/NAME; see `list_spectrum`."""
-    from .spectrum_listing import list_spectrum
+    from .spectrum.spectrum_listing import list_spectrum
 
     name = request.match_info["name"]
     return await _answer(request, lambda: file_stamp(name), lambda: list_spectrum(_known(name)))
@@ -122,7 +122,7 @@ async def show_spectrum(request: web.Request) -> web.Response:
 
 async def show_newest_run(request: web.Request) -> web.Response:
     """GET /bestiary/newest_run/NAME?kind=parts: the newest run that a training of this name made; `run` is null without one."""
-    from .run_listing import list_run, newest_run, run_stamp
+    from .runs.run_listing import list_run, newest_run, run_stamp
 
     run = await asyncio.to_thread(newest_run, request.match_info["name"], request.query.get("kind"))
     if run is None:
@@ -132,7 +132,7 @@ async def show_newest_run(request: web.Request) -> web.Response:
 
 async def show_run(request: web.Request) -> web.Response:
     """GET /bestiary/run/NAME; see `list_run`."""
-    from .run_listing import list_run, run_stamp
+    from .runs.run_listing import list_run, run_stamp
 
     name = request.match_info["name"]
     return await _answer(request, lambda: run_stamp(name), lambda: list_run(name))
@@ -140,7 +140,7 @@ async def show_run(request: web.Request) -> web.Response:
 
 async def show_run_picture(request: web.Request) -> web.Response:
     """GET /bestiary/run_picture/NAME?step=50&sheet=pictures: a preview, PNG."""
-    from .run_listing import preview_picture, preview_stamp
+    from .runs.run_listing import preview_picture, preview_stamp
 
     name, sheet = request.match_info["name"], request.query.get("sheet", "pictures")
     asked = request.query.get("step", "")
@@ -158,14 +158,14 @@ async def show_run_picture(request: web.Request) -> web.Response:
 
 async def show_stage_steps(request: web.Request) -> web.Response:
     """GET /bestiary/stage_steps?scheduler=normal&steps=20&...: steps per stage, see `count_steps`."""
-    from .stage_counts import count_steps, read_walk
+    from .spectrum.stage_counts import count_steps, read_walk
 
     return await _answer(request, _unstamped, lambda: count_steps(read_walk(dict(request.query))))
 
 
 async def show_newest_discovery(request: web.Request) -> web.Response:
     """GET /bestiary/newest_discovery/NODE?workflow=ID&client=ID: key of a node's newest discovery; null where none is kept."""
-    from .found_parts import DISCOVERIES, BlockPlace
+    from .part_map.found_parts import DISCOVERIES, BlockPlace
 
     place = BlockPlace(request.query.get("workflow", ""), request.match_info["node"], request.query.get("client", ""))
     return await _answer(request, _unstamped, lambda: {"key": DISCOVERIES.newest_of(place)})
@@ -173,7 +173,7 @@ async def show_newest_discovery(request: web.Request) -> web.Response:
 
 async def show_discovery(request: web.Request) -> web.Response:
     """GET /bestiary/discovered/KEY?edits=TEXT; see `describe_discovery`. Long edits come as `packed`, see `unpack_text`."""
-    from .found_parts import describe_discovery
+    from .part_map.found_parts import describe_discovery
 
     key, asked = request.match_info["key"], request.query.get("edits", "") + request.query.get("packed", "")
 
@@ -186,14 +186,14 @@ async def show_discovery(request: web.Request) -> web.Response:
 
 async def show_discovered_picture(request: web.Request) -> web.Response:
     """GET /bestiary/discovered/KEY/picture?number=0: a picture that was looked at, WebP."""
-    from .found_parts import picture_of
+    from .part_map.found_parts import picture_of
 
     return await _answer(request, *_discovered(request, picture_of))
 
 
 async def show_discovered_labels(request: web.Request) -> web.Response:
     """GET /bestiary/discovered/KEY/labels?number=0: numbers of the found parts on the patch grid, PNG."""
-    from .found_parts import labels_of
+    from .part_map.found_parts import labels_of
 
     return await _answer(request, *_discovered(request, labels_of), "image/png")
 
@@ -204,7 +204,7 @@ def unpack_text(packed: str) -> str:
     Raises:
         BestiaryError: it is no such thing, or longer than edits may be.
     """
-    from ..concepts.parts.edit_script import LONGEST_SCRIPT
+    from ..concepts.part_map.edit_script import LONGEST_SCRIPT
 
     inflate = zlib.decompressobj(-zlib.MAX_WBITS)
     try:
@@ -231,7 +231,7 @@ def _discovered(
 
 def _discovery_stamp(key: str, asked: str) -> str:
     """What a key stands for never changes while the server runs; empty where it is not kept."""
-    from .found_parts import DISCOVERIES
+    from .part_map.found_parts import DISCOVERIES
 
     return (
         f"{_STARTED}-{key}-{hashlib.sha256(asked.encode('utf-8', 'surrogatepass')).hexdigest()[:16]}"
@@ -243,7 +243,7 @@ def _discovery_stamp(key: str, asked: str) -> str:
 @functools.cache
 def _pages() -> ThumbnailPages:
     """One for all answers, as it keeps what it has cut."""
-    from .dictionary_listing import ThumbnailPages
+    from .part_dictionary.dictionary_listing import ThumbnailPages
 
     return ThumbnailPages()
 

@@ -1,7 +1,7 @@
 """The arrows between our packages, and what each may import from outside, read from the syntax trees."""
 
 import ast
-import re
+import graphlib
 import subprocess
 import sys
 from pathlib import Path
@@ -24,18 +24,13 @@ BANNED_OUTSIDE = {
     "scenes": HOST | HEAVY,
     "demo": HOST | HEAVY,
     "trainer": HOST,
+    "trainer/learning": HOST | HEAVY,
     "nodes": HEAVY,
 }
-LIGHT_TRAINER_MODULES = (
-    *("__init__", "fit", "settings", "launch", "run_folder", "recipe_file", "training_state", "learning_curves"),
-    *("stop_signals", "objective_setup", "part_objective", "training_kinds", "token_start", "concept_images"),
-    *("latent_cache", "image_files", "discovery_folder", "discovery_schema", "finished_parts"),
-    *("preview_sheets", "contact_sheet"),
-    *("heat_maps", "attention_capture", "progress_report", "prompt_encoding", "spectrum_settings"),
-    *("spectrum_objective", "spectrum_objective_setup", "spectrum_images", "spectrum_sheet", "model_folder"),
-    *("mask_files", "companion_files", "discovery_doubts", "part_names"),
-)
-"""What the graph shares with the command line: none of them, nor what they import, loads a library that holds models."""
+LEARNING = "trainer.learning"
+"""The room that the graph shares with the command line: nothing in it, nor what it imports, loads a library that holds models."""
+ON_THEIR_OWN = {"concepts.errors", "concepts.name_search"}
+"""Modules beside the rooms that every room may import."""
 
 
 def _modules(package: str) -> list[Path]:
@@ -67,15 +62,29 @@ def _outside_imports(path: Path, *, module_level: bool = False) -> set[str]:
     return found
 
 
-def _trainer_modules(source: str) -> set[str]:
-    """Modules of the trainer that a file of nodes/ imports."""
+def _own_imports(source: str, package: tuple[str, ...]) -> set[str]:
+    """What a file of `package`, such as ("nodes", "host"), imports of ours: `trainer.learning.run.fit`, with or without a name in it."""
     found = set()
     for node in ast.walk(ast.parse(source)):
-        if isinstance(node, ast.ImportFrom) and node.level == 2 and node.module:
-            package, _, module = node.module.partition(".")
-            if package == "trainer":
-                found |= {module.split(".")[0]} if module else {alias.name for alias in node.names}
+        if isinstance(node, ast.ImportFrom) and node.level:
+            base = (*package[: len(package) - node.level + 1], *(node.module.split(".") if node.module else ()))
+            found |= {".".join((*base, alias.name)) for alias in node.names}
     return found
+
+
+def _own_imports_of(path: Path) -> set[str]:
+    return _own_imports(path.read_text(encoding="utf-8"), path.relative_to(ROOT).parts[:-1])
+
+
+def _within(name: str, package: str) -> bool:
+    return name == package or name.startswith(f"{package}.")
+
+
+def _room(module: str) -> str:
+    """The folder that holds a module, `trainer.learning` being a house of rooms; a file beside the rooms is one by itself."""
+    parts = module.split(".")
+    floor = 3 if _within(module, LEARNING) else 2
+    return ".".join(parts[:floor])
 
 
 @pytest.mark.parametrize("package", ALLOWED_OURS)
@@ -108,46 +117,45 @@ def test_nobody_imports_the_pack_by_name() -> None:
     assert faults == []
 
 
-def test_nodes_use_only_the_light_modules_of_the_trainer() -> None:
+@pytest.mark.parametrize("package", ["nodes", "trainer/learning"])
+def test_of_the_trainer_only_learning_is_imported(package: str) -> None:
+    """By the graph, and by what the graph shares with the command line."""
     faults = {
         str(path.relative_to(ROOT)): sorted(wrong)
-        for path in _modules("nodes")
-        if (wrong := _trainer_modules(path.read_text(encoding="utf-8")) - set(LIGHT_TRAINER_MODULES))
+        for path in _modules(package)
+        if (
+            wrong := {
+                name for name in _own_imports_of(path) if _within(name, "trainer") and not _within(name, LEARNING)
+            }
+        )
     }
     assert faults == {}
 
 
-def test_a_heavy_module_of_the_trainer_is_found() -> None:
-    assert _trainer_modules("from ..trainer.compose import compose") == {"compose"}
-    assert _trainer_modules("def f():\n    from ..trainer import fit, sampling") == {"fit", "sampling"}
-
-
-def test_modules_that_the_graph_shares_stay_light() -> None:
-    faults = {
-        name: sorted(wrong)
-        for name in LIGHT_TRAINER_MODULES
-        if (wrong := _outside_imports(ROOT / "trainer" / f"{name}.py") & HEAVY)
+def test_imports_of_any_level_are_resolved() -> None:
+    assert _own_imports("from ...trainer.composing.compose import make", ("nodes", "host")) == {
+        "trainer.composing.compose.make"
     }
-    assert faults == {}
-
-
-def _siblings(source: str) -> set[str]:
-    """Modules of its own package that a file imports when it is loaded or run, those for type checkers left out."""
-    found = set()
-    for node in ast.walk(ast.parse(re.sub(r"(?m)^if TYPE_CHECKING:\n(    .*\n)+", "", source))):
-        if isinstance(node, ast.ImportFrom) and node.level == 1:
-            found |= {node.module.split(".")[0]} if node.module else {alias.name for alias in node.names}
-    return found
-
-
-def test_modules_that_the_graph_shares_import_only_each_other() -> None:
-    faults = {
-        name: sorted(wrong)
-        for name in LIGHT_TRAINER_MODULES
-        if (wrong := _siblings((ROOT / "trainer" / f"{name}.py").read_text("utf-8")) - set(LIGHT_TRAINER_MODULES))
+    assert _own_imports("def f():\n    from ..trainer.model import sampling", ("nodes",)) == {"trainer.model.sampling"}
+    assert _own_imports("from . import fit\nfrom ..parts.settings import A", ("trainer", "learning", "run")) == {
+        "trainer.learning.run.fit",
+        "trainer.learning.parts.settings.A",
     }
-    assert faults == {}
-    assert _siblings("from .a import b\n\nif TYPE_CHECKING:\n    from .c import d\n\nfrom . import e\n") == {"a", "e"}
+    assert not _within("trainer.learning_curves", LEARNING) and _within("trainer.learning.run.fit", LEARNING)
+
+
+def test_rooms_stand_above_each_other() -> None:
+    """No room imports one that stands, over however many others, on it; imports inside functions and for types count too."""
+    arrows: dict[str, set[str]] = {}
+    for package in ALLOWED_OURS:
+        for path in _modules(package):
+            here = _room(".".join(path.relative_to(ROOT).with_suffix("").parts))
+            arrows.setdefault(here, set())
+            arrows[here] |= {_room(name) for name in _own_imports_of(path)} - ON_THEIR_OWN - {here}
+    assert len(arrows) > 35 and not [room for room in arrows["trainer.learning.run"] if _within(room, "trainer")]
+    assert list(graphlib.TopologicalSorter(arrows).static_order())
+    with pytest.raises(graphlib.CycleError):
+        list(graphlib.TopologicalSorter({**arrows, "concepts.files": {"nodes.host"}}).static_order())
 
 
 def test_timm_and_scikit_learn_are_never_imported_at_module_level() -> None:
@@ -160,7 +168,7 @@ def test_timm_and_scikit_learn_are_never_imported_at_module_level() -> None:
 
 
 @pytest.mark.parametrize(
-    "line", ["from ..trainer import settings", "from .. import trainer", "from ..trainer.fit import x"]
+    "line", ["from ..trainer import settings", "from .. import trainer", "from ..trainer.learning.run.fit import x"]
 )
 def test_an_arrow_against_the_rules_is_found(line: str) -> None:
     assert _relative_targets(line, depth=1) == {"trainer"}

@@ -50,7 +50,12 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> zipfile.ZipFile:
     copy.mkdir()
     for name in ("pyproject.toml", "README.md", "LICENSE", "__init__.py"):
         shutil.copy(ROOT / name, copy)
-    for folder in ("web", "example_workflows", "locales", *(path.name for path in _package_folders()[1:])):
+    for folder in (
+        "web",
+        "example_workflows",
+        "locales",
+        *{path.relative_to(ROOT).parts[0] for path in _package_folders()[1:]},
+    ):
         if (ROOT / folder).is_dir():
             shutil.copytree(ROOT / folder, copy / folder, ignore=shutil.ignore_patterns("__pycache__"))
     program = "import sys, setuptools.build_meta as backend; backend.build_wheel(sys.argv[1])"
@@ -66,7 +71,7 @@ def test_a_wheel_holds_all_code_and_data(wheel: zipfile.ZipFile) -> None:
     for folder in _package_folders():
         place = folder.relative_to(ROOT)
         files = [*folder.glob("*.py"), *folder.glob("*.safetensors"), *folder.glob("*.json"), *folder.glob("recipes/*")]
-        if folder.name == "demo":
+        if folder == ROOT / "demo":
             files += [path for path in (folder / "base_model").rglob("*") if path.is_file()]
         missing += [str(path) for path in files if str("bestiary" / place / path.relative_to(folder)) not in held]
     assert missing == []

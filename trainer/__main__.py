@@ -36,8 +36,8 @@ import typer  # noqa: E402
 from typer.core import TyperGroup  # noqa: E402
 
 from ..concepts.errors import BestiaryError  # noqa: E402
-from . import commands_demo, commands_discover, commands_files, commands_train, commands_use  # noqa: E402
-from .stop_signals import listen_for_stop  # noqa: E402
+from .commands import demo, discover, files, train, use  # noqa: E402
+from .learning.run.stop_signals import listen_for_stop  # noqa: E402
 
 # Typer carried click as a dependency and later as a copy of its own: the public class leads to the right one.
 _UsageFault = typer.BadParameter.__mro__[2]
@@ -76,11 +76,11 @@ app = typer.Typer(
     rich_markup_mode=None,
     context_settings={"help_option_names": ["--help"]},
 )
-app.add_typer(commands_demo.app, name="demo")
-commands_discover.register(app)
-commands_train.register(app)
-commands_use.register(app)
-commands_files.register(app)
+app.add_typer(demo.app, name="demo")
+discover.register(app)
+train.register(app)
+use.register(app)
+files.register(app)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

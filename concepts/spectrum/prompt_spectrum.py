@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from ..backbone import Backbone, get_backbone
+from ..denoiser.backbone import Backbone, get_backbone
 from ..errors import BestiaryError
 from ..name_search import shown_name
 from .attribute_presets import DEFAULT_PRESETS, Presets, select_stages
@@ -23,7 +23,7 @@ class PromptSpectrum:
     """Learned vectors of one concept for every stage."""
 
     backbone: str
-    """Name of the diffusion model family the vectors were learned for (concepts/backbone.py)."""
+    """Name of the diffusion model family the vectors were learned for (concepts/denoiser/backbone.py)."""
     embeddings: Mapping[str, Tensor]
     """Text encoder name -> `(S, V, W)`, or `(S, L, V, W)` with a vector per cross-attention layer; float32."""
     bounds: StageBounds

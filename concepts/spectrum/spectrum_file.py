@@ -11,11 +11,11 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from ..backbone import get_backbone
-from ..concept_file import ConceptFile, read_concept_file, write_concept_file
+from ..denoiser.backbone import get_backbone
 from ..errors import BestiaryError
-from ..file_kinds import SPECTRUM_KIND
-from ..file_schema import (
+from ..files.concept_file import ConceptFile, read_concept_file, write_concept_file
+from ..files.file_kinds import SPECTRUM_KIND
+from ..files.file_schema import (
     broken,
     checked_json,
     checked_list,

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from itertools import accumulate
 
 from ..name_search import shown_name
-from ..parts.part_mention import (
+from ..part_prompt.part_mention import (
     NUMBER,
     PartMention,
     PromptError,

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from ..denoiser import Denoiser, TextConditioning
+from ..denoiser.denoiser import Denoiser, TextConditioning
 from ..errors import BestiaryError
 from .stage_bounds import StageBounds
 from .staged_prompt import StagedPrompt, StagePrompt

@@ -12,12 +12,12 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
-from ..denoiser import PromptPiece
+from ..denoiser.denoiser import PromptPiece
 from ..errors import BestiaryError
 from ..name_search import choices_text, plain_name, shown_name
-from ..parts.part_dictionary import PartDictionary
-from ..parts.part_mention import PromptError
-from ..parts.part_prompt import PartPrompt, TextSegment, resolve_prompt, weigh_segments
+from ..part_dictionary.part_dictionary import PartDictionary
+from ..part_prompt.part_mention import PromptError
+from ..part_prompt.part_prompt import PartPrompt, TextSegment, resolve_prompt, weigh_segments
 from .attribute_presets import DEFAULT_PRESETS, Presets, select_stages
 from .prompt_spectrum import PromptSpectrum
 from .stage_algebra import with_strength

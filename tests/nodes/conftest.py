@@ -278,7 +278,7 @@ class Reference:
 @pytest.fixture(scope="session")
 def demo_model(comfy_modules: None) -> Loaded:
     """The embedded model."""
-    from bestiary.nodes.demo_model import load_demo_model
+    from bestiary.nodes.demo.demo_model import load_demo_model
 
     return Loaded(*load_demo_model())
 
@@ -426,13 +426,13 @@ def drawn_images() -> torch.Tensor:
 @pytest.fixture(scope="session")
 def small_codebook(drawn_images: torch.Tensor) -> object:
     """A PartCodebook: two parts with two kinds each, two of them named, found in the drawn creatures on an 8 x 8 grid."""
-    from bestiary.concepts.parts.part_discovery import discover_parts
-    from bestiary.concepts.patch_features import DescriptorFeatures
+    from bestiary.concepts.features.patch_features import DescriptorFeatures
+    from bestiary.concepts.part_map.part_discovery import discover_parts
 
     source = DescriptorFeatures(image_size=64, grid=8)
     squares = torch.nn.functional.avg_pool2d(drawn_images.permute(0, 3, 1, 2), 2)  # (8, 3, 64, 64)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("bestiary.concepts.parts.foreground._TRAINING_STEPS", 40)
+        patch.setattr("bestiary.concepts.part_map.foreground._TRAINING_STEPS", 40)
         codebook, _ = discover_parts(source(squares), spec=source.spec, num_parts=2, num_kinds=2, seed=0)
     return codebook.with_names(("head", "body", "background"), ({0: "cardinal", 1: "blue jay"}, {}, {}))
 
@@ -446,11 +446,11 @@ def diffusers_denoiser(
     from dataclasses import replace
 
     import comfy.sd1_clip
-    from bestiary.concepts.backbone import get_backbone
-    from bestiary.concepts.denoiser import NoiseSchedule
-    from bestiary.trainer.backbones import load_denoiser
-    from bestiary.trainer.diffusers_denoiser import DenoiserParts, DiffusersDenoiser
-    from bestiary.trainer.text_conditioning import TextEncoders
+    from bestiary.concepts.denoiser.backbone import get_backbone
+    from bestiary.concepts.denoiser.denoiser import NoiseSchedule
+    from bestiary.trainer.model.backbones import load_denoiser
+    from bestiary.trainer.model.diffusers_denoiser import DenoiserParts, DiffusersDenoiser
+    from bestiary.trainer.model.text_conditioning import TextEncoders
     from diffusers import DDIMScheduler
     from transformers import CLIPTokenizer
 

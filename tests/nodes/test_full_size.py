@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from bestiary.concepts.lora_names import DOWN, UP
-from bestiary.concepts.parts.part_dictionary import PartDictionary
+from bestiary.concepts.denoiser.lora_names import DOWN, UP
+from bestiary.concepts.part_dictionary.part_dictionary import PartDictionary
 from PIL import Image
 
 pytestmark = pytest.mark.slow
@@ -141,8 +141,8 @@ def test_sd15_of_real_shape_samples_with_parts(server, checkpoint):
 
 def test_sdxls_two_encoders_of_real_shape_take_part_vectors():
     import comfy.sd
-    from bestiary.nodes.clip_tokens import part_spans, with_dictionary
-    from bestiary.nodes.socket_types import SPANS_KEY, NamedDictionary
+    from bestiary.nodes.host.socket_types import SPANS_KEY, NamedDictionary
+    from bestiary.nodes.part_prompt.clip_tokens import part_spans, with_dictionary
     from comfy.sdxl_clip import SDXLClipModel
 
     import nodes

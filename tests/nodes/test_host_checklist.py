@@ -14,9 +14,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from bestiary.concepts.concept_file import read_header
-from bestiary.concepts.parts.part_dictionary import PartDictionary
-from bestiary.nodes.concept_folders import SHIPPED
+from bestiary.concepts.files.concept_file import read_header
+from bestiary.concepts.part_dictionary.part_dictionary import PartDictionary
+from bestiary.nodes.host.concept_folders import SHIPPED
 
 ROOT = Path(__file__).parent.parent.parent
 COMFY = shutil.which("comfy", path=os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")]))
@@ -127,7 +127,7 @@ def test_every_choice_of_files_refuses_to_leave_its_folder(server, name):
 
 def test_every_fingerprint_survives_linked_and_missing_inputs(tmp_path, monkeypatch):
     import folder_paths
-    from bestiary.nodes.concept_folders import register_folder
+    from bestiary.nodes.host.concept_folders import register_folder
     from bestiary.nodes.registration import NODES
 
     monkeypatch.setattr(folder_paths, "models_dir", str(tmp_path))
@@ -156,7 +156,7 @@ def test_files_say_what_they_are(server, small_codebook, tmp_path):
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory) -> tuple[Path, PartDictionary, list[str]]:
     """The shipped dictionary in files for other programs: folder, dictionary, names of the embeddings."""
-    from bestiary.trainer.export_parts import export_dictionary, token_names
+    from bestiary.trainer.exchange.export_parts import export_dictionary, token_names
 
     folder, owner = tmp_path_factory.mktemp("export"), PartDictionary.load(SHIPPED_DICTIONARY)
     export_dictionary(owner, folder)
@@ -239,7 +239,7 @@ def test_a_lora_of_256_tensors_patches_128_layers_of_a_full_sd15():
     import comfy.model_patcher
     import comfy.supported_models
     import comfy.utils
-    from bestiary.nodes.lora_loading import apply_lora
+    from bestiary.nodes.denoiser.lora_loading import apply_lora
 
     known = {"context_dim": 768, "model_channels": 320, "use_linear_in_transformer": False, "adm_in_channels": None}
     fixed = {"image_size": 32, "in_channels": 4, "out_channels": 4, "use_spatial_transformer": True, "legacy": False}
@@ -277,8 +277,8 @@ def _as_tuple(value: object) -> tuple:
 
 
 def test_a_weight_changes_the_rows_of_its_part_alone(demo_model):
-    from bestiary.nodes.part_encoding import encode_part_prompt
-    from bestiary.nodes.socket_types import SPANS_KEY
+    from bestiary.nodes.host.socket_types import SPANS_KEY
+    from bestiary.nodes.part_prompt.part_encoding import encode_part_prompt
 
     owner = PartDictionary.load(SHIPPED_DICTIONARY)
     part, kind = owner.rows[0].tolist()

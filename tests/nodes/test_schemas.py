@@ -7,7 +7,7 @@ from pathlib import Path
 
 import folder_paths
 import pytest
-from bestiary.nodes.concept_folders import register_folder
+from bestiary.nodes.host.concept_folders import register_folder
 
 ROOT = Path(__file__).parent.parent.parent
 DOCS = ROOT / "web" / "docs"

@@ -12,7 +12,7 @@ from urllib.parse import quote
 import pytest
 from bestiary.concepts.errors import BestiaryError
 from bestiary.nodes import web_routes
-from bestiary.nodes.concept_folders import SHIPPED
+from bestiary.nodes.host.concept_folders import SHIPPED
 from PIL import Image
 
 SHIPPED_NAME = "creatures.safetensors"

@@ -36,7 +36,7 @@ def tiny_denoiser(tiny_folder: Callable[[str], Path]) -> Callable[..., object]:
     """`tiny_denoiser(backbone)` -> a fresh float32 CPU denoiser over `tiny_folder(backbone)`."""
 
     def load(backbone: str, dtype: str = "fp32") -> object:
-        from bestiary.trainer.backbones import load_denoiser
+        from bestiary.trainer.model.backbones import load_denoiser
 
         return load_denoiser(tiny_folder(backbone), device="cpu", dtype=dtype)
 
@@ -211,11 +211,11 @@ def make_discovery() -> Callable[..., Path]:
 
 def _write_discovery(folder: Path, count: int = 6, size: int = 64) -> Path:
     import numpy as np
-    from bestiary.concepts.parts.foreground import CentroidForeground
-    from bestiary.concepts.parts.part_codebook import PartCodebook
-    from bestiary.concepts.parts.part_map import PartMaps
-    from bestiary.concepts.parts.part_model import CentroidParts
-    from bestiary.trainer.discovery_folder import write_lines, write_maps, write_report
+    from bestiary.concepts.part_map.foreground import CentroidForeground
+    from bestiary.concepts.part_map.part_codebook import PartCodebook
+    from bestiary.concepts.part_map.part_map import PartMaps
+    from bestiary.concepts.part_map.part_model import CentroidParts
+    from bestiary.trainer.learning.discovery.discovery_folder import write_lines, write_maps, write_report
     from PIL import Image
 
     (folder / "pictures" / "sub").mkdir(parents=True)

@@ -11,11 +11,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from bestiary.concepts.parts import foreground
-from bestiary.concepts.parts.part_dictionary import PartDictionary
+from bestiary.concepts.part_dictionary.part_dictionary import PartDictionary
+from bestiary.concepts.part_map import foreground
 from bestiary.trainer.__main__ import main
-from bestiary.trainer.discovery_folder import Discovery
-from bestiary.trainer.drawn_truth import draw_pictures
+from bestiary.trainer.demo.drawn_masks import draw_pictures
+from bestiary.trainer.learning.discovery.discovery_folder import Discovery
 from safetensors.torch import save_file
 
 PROMPT = "a <head:0> bird"
@@ -363,7 +363,7 @@ def test_writes_interrupted_by_the_user(fault, prepared, monkeypatch, name: str,
 @pytest.fixture
 def denoisers(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[object]]:
     """Counts evaluations of the denoiser."""
-    from bestiary.trainer.diffusers_denoiser import DiffusersDenoiser
+    from bestiary.trainer.model.diffusers_denoiser import DiffusersDenoiser
 
     calls: list[object] = []
     predict = DiffusersDenoiser.predict

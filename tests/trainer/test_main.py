@@ -9,9 +9,9 @@ import pytest
 import torch
 import typer
 from bestiary.concepts.errors import BestiaryError
-from bestiary.concepts.parts.part_dictionary import PartDictionary
+from bestiary.concepts.part_dictionary.part_dictionary import PartDictionary
 from bestiary.trainer import __main__ as program
-from bestiary.trainer import commands_files
+from bestiary.trainer.commands import files as commands_files
 
 ROOT = Path(__file__).resolve().parents[2]
 COMMANDS = [

@@ -3,10 +3,10 @@
 from pathlib import Path
 
 import pytest
-from bestiary.concepts.parts.part_dictionary import PartDictionary
+from bestiary.concepts.part_dictionary.part_dictionary import PartDictionary
 from bestiary.trainer.__main__ import main
-from bestiary.trainer.discovery_folder import Discovery
-from bestiary.trainer.drawn_truth import draw_pictures
+from bestiary.trainer.demo.drawn_masks import draw_pictures
+from bestiary.trainer.learning.discovery.discovery_folder import Discovery
 from PIL import Image
 
 pytestmark = pytest.mark.train

@@ -2,7 +2,7 @@
 
 const STOPS = [[14, 11, 34], [72, 20, 92], [150, 34, 96], [222, 74, 62], [250, 152, 56], [253, 236, 160]];
 
-/** Maps of one sampling; `facts` come from nodes/attention_sheet.py. */
+/** Maps of one sampling; `facts` come from nodes/attention/attention_sheet.py. */
 export class HeatMaps {
   constructor(facts, pixels, width) {
     this.parts = facts.parts;

@@ -2,7 +2,7 @@
  * The prompt grammar in the browser: <part:kind>, <dictionary.part:17*0.6+18*0.4>, ComfyUI's weights around them; in staged prompts
  * also <spectrum*0.7@layout|a dog> and <part:kind@1-3>.
  *
- * It says the same as concepts/parts/part_mention.py and concepts/spectrum/stage_mention.py, but never throws: what is malformed
+ * It says the same as concepts/part_prompt/part_mention.py and concepts/spectrum/stage_mention.py, but never throws: what is malformed
  * comes back as a fault with its place.
  */
 

@@ -1,4 +1,4 @@
-/** Two dictionaries as one, with the numbers and names that Merge Dictionaries gives (concepts/parts/dictionary_merge.py). */
+/** Two dictionaries as one, with the numbers and names that Merge Dictionaries gives (concepts/part_dictionary/dictionary_merge.py). */
 
 import { Dictionary } from "./dictionaries.mjs";
 import { plainName } from "./mentions.mjs";

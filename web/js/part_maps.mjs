@@ -8,7 +8,7 @@ const EDGE = 256;
 const STRENGTH = 0.62;
 const DIM = 0.72;
 
-/** As in the overlays of the graph (concepts/parts/part_overlay.py). */
+/** As in the overlays of the graph (concepts/pictures/part_overlay.py). */
 const COLORS = [[230, 85, 60], [64, 130, 214], [244, 178, 40], [74, 168, 92], [160, 98, 204], [38, 182, 178], [232, 120, 176], [150, 112, 62], [150, 190, 48], [86, 92, 178]];
 const [SATURATION, VALUE] = [0.6, 0.85];
 

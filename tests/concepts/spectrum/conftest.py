@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from bestiary.concepts.backbone import get_backbone
+from bestiary.concepts.denoiser.backbone import get_backbone
 from bestiary.concepts.spectrum.prompt_spectrum import PromptSpectrum
 from bestiary.concepts.spectrum.stage_bounds import StageBounds
 

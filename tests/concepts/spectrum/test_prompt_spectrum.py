@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from bestiary.concepts.backbone import get_backbone
+from bestiary.concepts.denoiser.backbone import get_backbone
 from bestiary.concepts.errors import BestiaryError
 from bestiary.concepts.spectrum.prompt_spectrum import PromptSpectrum, check_spectrum_backbone, from_reference_order
 from bestiary.concepts.spectrum.stage_bounds import StageBounds

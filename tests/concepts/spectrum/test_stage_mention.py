@@ -1,7 +1,7 @@
 """The grammar of staged prompts: mentions, stages, edits, and what stays plain text."""
 
 import pytest
-from bestiary.concepts.parts.part_mention import PartMention, PromptError
+from bestiary.concepts.part_prompt.part_mention import PartMention, PromptError
 from bestiary.concepts.spectrum.stage_mention import SpectrumMention, find_edits, find_staged_mentions, masked
 
 

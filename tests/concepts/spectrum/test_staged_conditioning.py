@@ -5,8 +5,8 @@ from dataclasses import dataclass, field, replace
 
 import pytest
 import torch
-from bestiary.concepts.backbone import Backbone, get_backbone
-from bestiary.concepts.denoiser import PromptPiece, PromptTokens, TextConditioning
+from bestiary.concepts.denoiser.backbone import Backbone, get_backbone
+from bestiary.concepts.denoiser.denoiser import PromptPiece, PromptTokens, TextConditioning
 from bestiary.concepts.errors import BestiaryError
 from bestiary.concepts.spectrum.prompt_spectrum import PromptSpectrum
 from bestiary.concepts.spectrum.staged_conditioning import encode_staged

@@ -5,11 +5,11 @@ from dataclasses import replace
 
 import pytest
 import torch
-from bestiary.concepts.denoiser import PromptPiece
+from bestiary.concepts.denoiser.denoiser import PromptPiece
 from bestiary.concepts.errors import BestiaryError
-from bestiary.concepts.parts.part_dictionary import PartDictionary
-from bestiary.concepts.parts.part_mention import PromptError
-from bestiary.concepts.parts.part_prompt import parse_part_prompt, resolve_prompt
+from bestiary.concepts.part_dictionary.part_dictionary import PartDictionary
+from bestiary.concepts.part_prompt.part_mention import PromptError
+from bestiary.concepts.part_prompt.part_prompt import parse_part_prompt, resolve_prompt
 from bestiary.concepts.spectrum.prompt_spectrum import PromptSpectrum
 from bestiary.concepts.spectrum.stage_algebra import keep_stages, merge_by_attribute, say_words
 from bestiary.concepts.spectrum.stage_bounds import StageBounds

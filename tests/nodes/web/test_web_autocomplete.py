@@ -111,7 +111,7 @@ REFUSED = ["<head:17", "<head>", "<:3>", "<head: >", "<head:a+b>", "<head:a*x>",
 
 def test_the_grammar_is_that_of_the_server(plain_desk):
     from bestiary.concepts.errors import BestiaryError
-    from bestiary.concepts.parts.part_prompt import parse_part_prompt
+    from bestiary.concepts.part_prompt.part_prompt import parse_part_prompt
 
     find = """async (texts) => {
         const { findMentions } = await import("/extensions/ComfyUI-Bestiary/js/mentions.mjs");

@@ -3,7 +3,7 @@
 import time
 
 import pytest
-from bestiary.concepts.parts.part_overlay import part_color
+from bestiary.concepts.pictures.part_overlay import part_color
 
 LINKS = [("D", 0, "P", 0), ("P", 3, "T", 0)]
 NODES = {"D": "BestiaryDemoPictures", "P": "BestiaryDiscoverParts", "T": "PreviewAny"}

@@ -198,7 +198,7 @@ def test_without_a_link_a_dictionary_can_be_chosen_to_look_at(plain_desk):
 
 
 def save_made(server, name, **fields):
-    from bestiary.concepts.parts.part_dictionary import PartDictionary
+    from bestiary.concepts.part_dictionary.part_dictionary import PartDictionary
 
     rows = fields.pop("rows")
     made = PartDictionary(
@@ -215,8 +215,8 @@ def show_file(desk, name):
 
 def merged_pair(server):
     """Files of two dictionaries with parts and kinds in common, and what the graph makes of them."""
-    from bestiary.concepts.parts.dictionary_merge import merge_dictionaries
-    from bestiary.concepts.parts.part_dictionary import PartDictionary
+    from bestiary.concepts.part_dictionary.dictionary_merge import merge_dictionaries
+    from bestiary.concepts.part_dictionary.part_dictionary import PartDictionary
 
     save_made(
         server,
@@ -245,7 +245,7 @@ MERGED |= {"F": "BestiaryLoadDictionary", "P": "BestiaryPartPrompt"}
 
 
 def test_all_dictionaries_behind_the_links_are_found(plain_desk, server, tmp_path):
-    from bestiary.nodes.dictionary_listing import list_dictionary
+    from bestiary.nodes.part_dictionary.dictionary_listing import list_dictionary
 
     theirs = merged_pair(server)
     theirs.save(tmp_path / "merged.safetensors")
@@ -352,7 +352,7 @@ def test_a_broken_file_is_told(plain_desk, server):
 
 
 def test_five_thousand_kinds_scroll_with_few_elements(plain_desk, server):
-    from bestiary.concepts.thumbnail_atlas import ThumbnailAtlas
+    from bestiary.concepts.files.thumbnail_atlas import ThumbnailAtlas
     from PIL import Image
 
     rows = torch.tensor([[0, kind] for kind in range(5000)])
@@ -544,9 +544,9 @@ def test_the_page_proposes_the_names_that_the_server_proposes(plain_desk):
 
 
 def test_names_that_are_alike_are_told_apart_as_on_the_server(plain_desk, tmp_path):
-    from bestiary.concepts.parts.dictionary_merge import merge_dictionaries
-    from bestiary.concepts.parts.part_dictionary import PartDictionary
-    from bestiary.nodes.dictionary_listing import list_dictionary
+    from bestiary.concepts.part_dictionary.dictionary_merge import merge_dictionaries
+    from bestiary.concepts.part_dictionary.part_dictionary import PartDictionary
+    from bestiary.nodes.part_dictionary.dictionary_listing import list_dictionary
 
     def made(*names: str) -> PartDictionary:
         rows, vectors = torch.tensor([(part, 0) for part in range(len(names))]), torch.ones(len(names), 128)

@@ -1,0 +1,406 @@
+"""Patch features of pictures behind one small interface: drawn by hand, from a vision transformer, or from a denoiser.
+
+Letters: B pictures, S edge in pixels, (h, w) or (g, g) patch grid, D channels.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal, Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..denoiser.denoiser import Denoiser, TextConditioning
+from ..errors import BestiaryError
+from .dino_weights import read_dino_weights
+from .vit_weights import DINO_MODEL
+
+SourceName = Literal["dinov2", "imagenet", "diffusion", "descriptor"]
+SourceSpec = dict[str, "str | int | float"]
+
+_ORIENTATIONS = 8
+_PALETTE_LEVELS = ((20.0, 45.0, 70.0, 92.0), (-45.0, 0.0, 45.0), (-45.0, 0.0, 45.0))
+_PALETTE_WIDTH = 22.0
+_PATCHES = 16
+_IMAGENET_MEAN, _IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+@dataclass(frozen=True)
+class PatchGrid:
+    """Features of B pictures on a patch grid."""
+
+    features: Tensor
+    """`(B, h, w, D)` float."""
+    saliency: Tensor | None = None
+    """`(B, h, w)` float, larger where the source itself expects a thing rather than its surroundings; None: no opinion."""
+
+    detail: Tensor | None = None
+    """`(B, h, w, E)` float, how the patches look rather than what they show: shallow blocks, colour; None: nothing more."""
+
+    def at(self, index: int) -> PatchGrid:
+        """The grid of one picture, batch of 1."""
+        return self.rows(slice(index, index + 1))
+
+    def rows(self, rows: slice | Tensor) -> PatchGrid:
+        """The grid of some pictures."""
+        others = (None if tensor is None else tensor[rows] for tensor in (self.saliency, self.detail))
+        return PatchGrid(self.features[rows], *others)
+
+    @classmethod
+    def joined(cls, pieces: Sequence[PatchGrid]) -> PatchGrid:
+        """Several as one, in order; saliency and detail only where all have it."""
+        others = ([getattr(piece, name) for piece in pieces] for name in ("saliency", "detail"))
+        return cls(
+            torch.cat([piece.features for piece in pieces]),
+            *(None if any(tensor is None for tensor in some) else torch.cat(some) for some in others),
+        )
+
+    def rounded(self) -> PatchGrid:
+        """As stored grids are, through half precision and on the CPU: a picture gets the same labels stored or not."""
+        limit = torch.finfo(torch.float16).max
+        features, detail = (
+            None if tensor is None else tensor.float().cpu().clamp(-limit, limit).half().float()
+            for tensor in (self.features, self.detail)
+        )
+        return PatchGrid(features, None if self.saliency is None else self.saliency.float().cpu(), detail)
+
+
+class FeatureSource(Protocol):
+    """Turns pictures into patch features; `spec` says how to build the same source again."""
+
+    name: SourceName
+    spec: SourceSpec
+    image_size: int
+    width: int
+
+    def __call__(self, images: Tensor) -> PatchGrid:
+        """Features of images `(B, 3, S, S)` in 0..1, S = `image_size`."""
+
+
+class DescriptorFeatures:
+    """Colour and texture of every patch: no weights, no download, thousands of patches a second.
+
+    Per patch: mean and spread of CIELAB at the patch and around it, a soft colour histogram, energies of 8 gradient
+    orientations at two scales (Freeman and Roth 1995), and with `position` the place in the picture, mirrored about its
+    vertical axis. Leave that out where a foreground is to be learned: a place tells border from centre by itself.
+    """
+
+    name: SourceName = "descriptor"
+
+    def __init__(self, image_size: int = 128, grid: int = 16, position: float = 0.0) -> None:
+        if image_size % grid or image_size // grid < 4:
+            raise BestiaryError(
+                f"image size {image_size} px with a grid of {grid} patches: the size must be a multiple of the grid, "
+                "with patches of at least 4 px"
+            )
+        self.image_size = image_size
+        self.grid = grid
+        self.position = position
+        self.spec: SourceSpec = {"name": self.name, "image_size": image_size, "grid": grid, "position": position}
+        # the palette is fixed: histograms of different sets of pictures can be compared
+        self._palette = torch.cartesian_prod(*[torch.tensor(levels) for levels in _PALETTE_LEVELS])  # (36, 3)
+        self.width = 12 + len(self._palette) + 2 * _ORIENTATIONS + (2 if position else 0)
+
+    def __call__(self, images: Tensor) -> PatchGrid:
+        """Features `(B, grid, grid, D)` of images `(B, 3, S, S)` in 0..1."""
+        _check_images(images, self.image_size)
+        # colour at each patch: mean and spread over its pixels
+        lab = rgb_to_lab(images.float())  # (B, 3, S, S)
+        colour = lab / 25.0
+        mean = self._pool(colour)  # (B, 3, g, g)
+        spread = (self._pool(colour.square()) - mean.square()).clamp_min(0).sqrt()  # (B, 3, g, g)
+        # and of the patches around it, so that a patch knows its surroundings
+        around = F.avg_pool2d(F.pad(mean, (1, 1, 1, 1), mode="replicate"), 3, 1)
+        spread_around = F.avg_pool2d(F.pad(spread, (1, 1, 1, 1), mode="replicate"), 3, 1)
+        fine, coarse = (self._orientation_energy(lab[:, :1] / 25.0, scale) for scale in (1, 2))
+        # weights that make the groups count about alike in a distance
+        parts = [mean, 0.7 * spread, 0.7 * around, 0.7 * spread_around, 2.0 * self._histogram(lab), fine, coarse]
+        if self.position:
+            parts.append(self._place().expand(len(images), -1, -1, -1))  # (B, 2, g, g)
+        return PatchGrid(torch.cat(parts, dim=1).permute(0, 2, 3, 1).contiguous())  # (B, g, g, D)
+
+    def _pool(self, maps: Tensor) -> Tensor:
+        """Means `(B, C, g, g)` of maps `(B, C, s, s)` over the patches."""
+        return F.adaptive_avg_pool2d(maps, self.grid)
+
+    def _histogram(self, lab: Tensor) -> Tensor:
+        """Soft colour histogram (B, 36, g, g) at a quarter of the pixels; square root, as for a Hellinger distance."""
+        # every pixel belongs softly to the nearest palette colours; a patch's histogram is the mean over its pixels
+        pixels = F.avg_pool2d(lab, 2).permute(0, 2, 3, 1)  # (B, S/2, S/2, 3)
+        distance = torch.cdist(pixels.flatten(0, 2), self._palette.to(lab)).square()
+        share = torch.softmax(-distance / (2 * _PALETTE_WIDTH**2 / 4), dim=1)  # (pixels, 36)
+        return self._pool(share.unflatten(0, pixels.shape[:3]).permute(0, 3, 1, 2)).clamp_min(1e-9).sqrt()
+
+    def _orientation_energy(self, light: Tensor, scale: int) -> Tensor:
+        """Gradient energy by orientation, modulo 180 degrees: (B, 1, S, S) -> (B, 8, g, g)."""
+        smooth = F.avg_pool2d(light, scale) if scale > 1 else light
+        # central differences; the border repeats its last pixel
+        padded = F.pad(smooth, (1, 1, 1, 1), mode="replicate")
+        dx = padded[:, :, 1:-1, 2:] - padded[:, :, 1:-1, :-2]
+        dy = padded[:, :, 2:, 1:-1] - padded[:, :, :-2, 1:-1]  # (B, 1, s, s)
+        angle = 2 * torch.atan2(dy, dx)  # doubled: modulo 180 degrees
+        centers = torch.arange(_ORIENTATIONS, device=light.device) * (2 * math.pi / _ORIENTATIONS)
+        nearness = torch.cos(angle - centers.view(1, -1, 1, 1)).clamp_min(0).square()  # (B, 8, s, s)
+        return self._pool(nearness * (dx.square() + dy.square()).sqrt())
+
+    def _place(self) -> Tensor:
+        """Place of every patch `(1, 2, g, g)`: height, and distance from the vertical axis."""
+        line = (torch.arange(self.grid) + 0.5) / self.grid * 2 - 1
+        y, x = torch.meshgrid(line, line, indexing="ij")
+        return self.position * torch.stack([y, x.abs()]).unsqueeze(0)  # (1, 2, g, g)
+
+
+class DinoFeatures:
+    """Patch tokens of DINOv2 ViT-B/14 before the final norm (Oquab et al. 2023), as the PartCraft authors used them.
+
+    Args:
+        weights: a checkpoint on disk; None lets timm download its own.
+        image_size: edge of the pictures in pixels; None takes 16 patches.
+        model: timm's name of a vision transformer: DINOv2, with registers, DINOv3, or any other.
+
+    Raises:
+        BestiaryError: timm is not installed, or the weights can neither be read nor downloaded.
+    """
+
+    name: SourceName = "dinov2"
+
+    def __init__(
+        self,
+        weights: Path | str | None = None,
+        *,
+        image_size: int | None = None,
+        model: str = DINO_MODEL,
+        device: str = "cpu",
+    ) -> None:
+        image_size = image_size or _PATCHES * _patch_edge(model)
+        built, model = _load_vision_transformer(model, weights, image_size)
+        # whoever moves the network to another device has it computed there
+        self.network = built.to(device)
+        self.image_size = image_size
+        self.width = int(self.network.num_features)
+        self.spec: SourceSpec = {"name": self.name, "image_size": image_size, "model": model}
+        if weights is not None:
+            self.spec["weights"] = str(weights)
+
+    @torch.inference_mode()
+    def __call__(self, images: Tensor) -> PatchGrid:
+        """Features `(B, S/14, S/14, 768)` of images `(B, 3, S, S)` in 0..1; other models have other patches and widths.
+
+        Details are the tokens of the block at a third of the depth, as unit vectors, and colour.
+        """
+        _check_images(images, self.image_size)
+        # ImageNet's normalisation, and the last block's tokens alone
+        mean, std = (torch.tensor(values).view(1, 3, 1, 1) for values in (_IMAGENET_MEAN, _IMAGENET_STD))
+        last = len(self.network.blocks) - 1
+        device = next(self.network.parameters()).device
+        found = self.network.forward_intermediates(
+            ((images.float() - mean) / std).to(device),
+            indices=[last // 3, last],
+            norm=False,
+            intermediates_only=True,
+        )
+        early, deep = (tokens.permute(0, 2, 3, 1).float().cpu().contiguous() for tokens in found)  # (B, h, w, D)
+        colour = patch_colour(images.float(), tuple(deep.shape[1:3])).permute(0, 2, 3, 1)  # (B, h, w, 6)
+        return PatchGrid(deep, detail=torch.cat([F.normalize(early, dim=-1), colour.cpu()], dim=-1))
+
+
+def _patch_edge(model: str) -> int:
+    """Pixels of a patch, as timm's names of vision transformers say."""
+    found = re.search(r"patch(\d+)", model)
+    return int(found[1]) if found else 16
+
+
+def _load_vision_transformer(model: str, weights: Path | str | None, image_size: int) -> tuple[torch.nn.Module, str]:
+    """The transformer and its name: a DINOv2 file of another size says so itself."""
+    try:
+        import timm
+    except ImportError as fault:
+        raise BestiaryError(
+            "the source dinov2 needs timm: pip install timm, or choose the source descriptor"
+        ) from fault
+    # only now: without timm a checkpoint is of no use
+    place = {}
+    if weights is not None:
+        model, state = read_dino_weights(Path(weights), model)
+        # as pretrained weights, whose position embeddings timm fits to the image size
+        place = {"pretrained_cfg_overlay": {"state_dict": state}}
+    try:
+        built = timm.create_model(model, img_size=image_size, num_classes=0, pretrained=True, **place)
+    except (OSError, RuntimeError, TypeError, ValueError) as fault:
+        where = f"from {weights}" if weights is not None else "and timm could not download them"
+        raise BestiaryError(
+            f"no weights for {model} {where}: {fault}. Give a checkpoint on disk, or choose the source diffusion or descriptor"
+        ) from fault
+    if not hasattr(built, "blocks") or not hasattr(built, "patch_embed"):
+        raise BestiaryError(f"{model} is no vision transformer: give one, for example {DINO_MODEL}")
+    return built.eval().requires_grad_(False), model
+
+
+class DiffusionFeatures:
+    """Activations of a denoiser at a little noise, under the empty prompt (Tang et al. 2023, DIFT).
+
+    Each block's activations are resized to one grid, brought to unit length and concatenated, then averaged over noise
+    draws that depend on `seed` alone, so that a picture's features do not depend on its neighbours in the batch. Pictures
+    are continued by their mirror image on all sides: a network that pads with zeros otherwise tells how far the border is.
+
+    Args:
+        denoiser: any supported model; its size, blocks and autoencoder are used as they are.
+        timestep: how much noise, in the model's own steps; None takes `default_timestep`.
+        blocks: names from `denoiser.feature_blocks()`; None takes `default_blocks`.
+        grid: patches along an edge; None takes the grid on which cross-attention is read.
+        draws: noise draws to average.
+        margin: patches by which pictures are continued; None takes a quarter of the grid, an eighth of deep models.
+
+    Raises:
+        BestiaryError: an unknown block, a timestep outside the schedule, or a margin as large as the picture.
+    """
+
+    name: SourceName = "diffusion"
+
+    def __init__(
+        self,
+        denoiser: Denoiser,
+        *,
+        timestep: int | None = None,
+        blocks: Sequence[str] | None = None,
+        grid: int | None = None,
+        draws: int = 1,
+        seed: int = 0,
+        image_size: int | None = None,
+        margin: int | None = None,
+    ) -> None:
+        self._denoiser = denoiser
+        self.image_size = image_size or denoiser.backbone.image_size
+        self.grid = grid or self.image_size // denoiser.backbone.attention_divisor
+        self.blocks = tuple(blocks) if blocks else default_blocks(denoiser)
+        self.timestep = default_timestep(denoiser) if timestep is None else timestep
+        self.draws, self.seed = draws, seed
+        self.margin = self.grid // (4 if _reads_latent_grid(denoiser) else 8) if margin is None else margin
+        _check_blocks(self.blocks, denoiser, self.timestep)
+        if not 0 <= self.margin < self.grid:
+            raise BestiaryError(
+                f"margin {self.margin}: a picture of {self.grid} patches has room for 0 to {self.grid - 1}"
+            )
+        self.spec: SourceSpec = {
+            "name": self.name,
+            "backbone": denoiser.backbone.name,
+            "image_size": self.image_size,
+            "grid": self.grid,
+            "timestep": self.timestep,
+            "blocks": ",".join(self.blocks),
+            "draws": draws,
+            "seed": seed,
+            "margin": self.margin,
+        }
+        # the empty prompt, and the width as one grey picture shows it
+        self._text = denoiser.encode_prompts([denoiser.tokenize([])], None)
+        self.width = self(torch.full((1, 3, self.image_size, self.image_size), 0.5)).features.shape[-1]
+
+    @torch.inference_mode()
+    def __call__(self, images: Tensor) -> PatchGrid:
+        """Features `(B, grid, grid, D)` of images `(B, 3, S, S)` in 0..1."""
+        _check_images(images, self.image_size)
+        # pictures are continued by their mirror image before they are encoded
+        pixels = self.margin * self.image_size // self.grid
+        continued = F.pad(images, (pixels,) * 4, mode="reflect") if pixels else images  # (B, 3, S', S')
+        mean, _ = self._denoiser.encode_images(continued.to(self._denoiser.device))
+        latents = self._denoiser.scale_latents(mean)  # (B, C, h, w)
+        timesteps = torch.full((len(images),), self.timestep, dtype=torch.long, device=latents.device)
+        generator = torch.Generator().manual_seed(self.seed)
+        text = _repeat_text(self._text, len(images))
+        # averaged over draws, block beside block
+        total = torch.zeros(())
+        for _ in range(self.draws):
+            noise = torch.randn((1, *latents.shape[1:]), generator=generator).to(latents).expand_as(latents)
+            noisy = self._denoiser.schedule.add_noise(latents, noise, timesteps)
+            output = self._denoiser.predict(noisy, timesteps, text, features=self.blocks)
+            total = total + torch.cat([self._on_grid(output.features[block]) for block in self.blocks], dim=1)
+        return PatchGrid((total / self.draws).permute(0, 2, 3, 1).contiguous())  # (B, g, g, D)
+
+    def _on_grid(self, activations: Tensor) -> Tensor:
+        """One block's activations (B, D, h, w) as unit vectors on the picture's part of the grid (B, D, g, g)."""
+        maps = activations.float().cpu()
+        edge = self.grid + 2 * self.margin
+        if maps.shape[-1] > edge:
+            maps = F.adaptive_avg_pool2d(maps, edge)
+        elif maps.shape[-1] < edge:
+            maps = F.interpolate(maps, size=(edge, edge), mode="bilinear", align_corners=False)
+        # the margin is cut off again, and every block counts the same
+        inside = slice(self.margin, self.margin + self.grid)
+        return F.normalize(maps[:, :, inside, inside], dim=1)
+
+
+def default_blocks(denoiser: Denoiser) -> tuple[str, ...]:
+    """Blocks to read: what was best on drawings for the embedded model, and the decoder's stages around the grid elsewhere.
+
+    In a model whose cross-attention grid is its latent grid (the embedded one) the first attention block of the encoder
+    gave the best foreground and parts of those tried. For deep models these are the stages DIFT reads.
+    """
+    blocks = denoiser.feature_blocks()
+    wanted = denoiser.backbone.attention_divisor // denoiser.backbone.latent_factor
+    if _reads_latent_grid(denoiser):
+        attentive = [name for name, factor in blocks.items() if factor == wanted and "attentions" in name]
+        return tuple(attentive[:1]) or tuple(blocks)[:1]
+    # whole stages of the decoder: names such as up_blocks.1, without a layer behind
+    stages = [name for name in blocks if name.startswith("up") and name.count(".") == 1]
+    near = [name for name in stages if blocks[name] in (wanted, max(1, wanted // 2))]
+    return tuple(near or stages or list(blocks)[-1:])
+
+
+def default_timestep(denoiser: Denoiser) -> int:
+    """Noise to read at: 2 % of the schedule for the embedded model, as measured on drawings, else DIFT's 26 %."""
+    steps = len(denoiser.schedule.alphas_cumprod)
+    return round(steps * (0.02 if _reads_latent_grid(denoiser) else 0.261))
+
+
+def _reads_latent_grid(denoiser: Denoiser) -> bool:
+    return denoiser.backbone.attention_divisor == denoiser.backbone.latent_factor
+
+
+def rgb_to_lab(images: Tensor) -> Tensor:
+    """CIELAB (D65) of sRGB images `(B, 3, H, W)` in 0..1: lightness 0..100, a and b about -100..100 (IEC 61966-2-1)."""
+    # sRGB to linear light, then XYZ relative to the white point, then the cube-root scale
+    linear = torch.where(images > 0.04045, ((images + 0.055) / 1.055).clamp_min(0) ** 2.4, images / 12.92)
+    to_xyz = images.new_tensor(
+        [[0.4339531, 0.3762193, 0.1898276], [0.2126573, 0.7151522, 0.0721905], [0.0177564, 0.1094740, 0.8727696]]
+    )
+    xyz = torch.einsum("xc,bchw->bxhw", to_xyz, linear)
+    root = torch.where(xyz > 0.008856, xyz.clamp_min(1e-6) ** (1 / 3), 7.787 * xyz + 16 / 116)
+    x, y, z = root.unbind(dim=1)  # (B, H, W) each
+    return torch.stack([116 * y - 16, 500 * (x - y), 200 * (y - z)], dim=1)
+
+
+def patch_colour(images: Tensor, grid: tuple[int, int]) -> Tensor:
+    """Mean and spread of CIELAB over every patch `(B, 6, h, w)` of images `(B, 3, H, W)` in 0..1, in units of 100."""
+    lab = rgb_to_lab(images) / 100  # (B, 3, H, W)
+    mean = F.adaptive_avg_pool2d(lab, grid)
+    spread = (F.adaptive_avg_pool2d(lab.square(), grid) - mean.square()).clamp_min(0).sqrt()
+    return torch.cat([mean, spread], dim=1)
+
+
+def _repeat_text(text: TextConditioning, count: int) -> TextConditioning:
+    pooled = None if text.pooled is None else text.pooled.expand(count, -1)
+    return replace(text, context=text.context.expand(count, -1, -1), pooled=pooled, positions=None)
+
+
+def _check_images(images: Tensor, size: int) -> None:
+    if images.dim() != 4 or tuple(images.shape[1:]) != (3, size, size):
+        raise BestiaryError(
+            f"pictures of shape {tuple(images.shape)}: this source needs (B, 3, {size}, {size}) in 0..1"
+        )
+
+
+def _check_blocks(blocks: tuple[str, ...], denoiser: Denoiser, timestep: int) -> None:
+    known = denoiser.feature_blocks()
+    unknown = [block for block in blocks if block not in known]
+    if unknown:
+        raise BestiaryError(f"unknown block {unknown[0]!r} of the denoiser: choose among {', '.join(known)}")
+    steps = len(denoiser.schedule.alphas_cumprod)
+    if not 0 <= timestep < steps:
+        raise BestiaryError(f"timestep {timestep} is outside the noise schedule: choose 0 to {steps - 1}")

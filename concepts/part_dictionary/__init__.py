@@ -1,0 +1,1 @@
+"""Part dictionaries: learned vectors of (part, kind) pairs, merged and extended."""

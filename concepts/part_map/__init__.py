@@ -1,0 +1,1 @@
+"""Part maps: parts and kinds found in pictures, found again, edited and measured."""

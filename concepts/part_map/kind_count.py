@@ -1,0 +1,92 @@
+"""How many kinds a part has: the number whose clusters are best told apart.
+
+Letters: n part means, d channels, k clusters.
+"""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .kmeans import assign, fit_kmeans
+from .looks_parts import matched_agreement
+
+MOST_KINDS = 256
+_MEASURED_ROWS = 2048
+_GROWTH = 1.2
+_CLEAR = 0.15
+_NEAR_BEST = 0.97
+_NEAR_BEST_STABLE = 0.9
+_HALVINGS = 2
+_FEWEST_IN_HALF = 4
+"""Rows of a kind that every half shows on the average: halves of fewer agree on what each of them made up."""
+
+
+def most_kinds(images: int) -> int:
+    """At most a quarter as many kinds as pictures, at least 2, never more than 256 or than pictures."""
+    return min(MOST_KINDS, max(2, images // 4), images)
+
+
+def choose_kind_count(means: Tensor, *, seed: int = 0) -> int:
+    """Number of kinds in part means `(n, d)`, compared by cosine.
+
+    Takes the largest number whose mean silhouette (Rousseeuw 1987) comes within 3 % of the best. Where no number gives
+    clear clusters (best below 0.15) looks vary without steps, and it returns `most_kinds(n)`, as PartCraft's 256 of 5994.
+    """
+    limit = most_kinds(len(means))
+    if limit <= 2:
+        return limit
+    # a part of the rows is enough for a mean, and the silhouette compares all pairs of them
+    generator = torch.Generator().manual_seed(seed)
+    picked = torch.randperm(len(means), generator=generator)[:_MEASURED_ROWS].to(means.device)
+    unit = F.normalize(means[picked].float(), dim=1)  # (n, d)
+    quality = {
+        k: mean_silhouette(unit, fit_kmeans(unit, k, seed=seed).labels, k) for k in _candidates(limit, len(unit))
+    }
+    # no clear clusters: looks vary without steps, so as many kinds as the rows can carry
+    best = max(quality.values())
+    if best < _CLEAR:
+        return limit
+    return max(k for k, value in quality.items() if value >= _NEAR_BEST * best)
+
+
+def stable_kind_count(means: Tensor, *, seed: int = 0) -> int:
+    """Number of kinds in part means `(n, d)`: the largest that halves of the rows agree on nearly as well as on any.
+
+    For looks of a network, whose kinds lie in groups: silhouettes are then best for the two largest groups.
+    """
+    limit = most_kinds(len(means))
+    if limit <= 2 or len(means) < 8:
+        return limit
+    generator = torch.Generator().manual_seed(seed)
+    rows = means[torch.randperm(len(means), generator=generator)[:_MEASURED_ROWS].to(means.device)].float()
+    halves = [torch.randperm(len(rows), generator=generator) < len(rows) // 2 for _ in range(_HALVINGS)]
+    stability: dict[int, float] = {}
+    for k in _candidates(min(limit, max(2, len(rows) // (2 * _FEWEST_IN_HALF))), len(rows) // 2):
+        found = []
+        for half in halves:
+            first, second = (assign(rows, fit_kmeans(rows[side], k, seed=seed).centroids)[0] for side in (half, ~half))
+            found.append(matched_agreement(first.cpu(), second.cpu(), k))
+        stability[k] = sum(found) / len(found)
+    best = max(stability.values())
+    return max(k for k, value in stability.items() if value >= _NEAR_BEST_STABLE * best)
+
+
+def mean_silhouette(unit: Tensor, labels: Tensor, k: int) -> float:
+    """Mean silhouette of unit rows `(n, d)` under labels `(n,)`, with distance 1 - cosine; -1..1, 0 for lone rows."""
+    members = F.one_hot(labels, k).to(unit.dtype)  # (n, k)
+    sizes = members.sum(dim=0)
+    total = sizes - unit @ (unit.T @ members)  # (n, k): summed distance to each cluster
+    own_size = sizes[labels]
+    own = total.gather(1, labels.unsqueeze(1)).squeeze(1) / (own_size - 1).clamp_min(1)  # (n,)
+    # distance to the nearest cluster that is not the row's own and has members
+    others = (total / sizes.clamp_min(1)).masked_fill(members.bool() | (sizes == 0), float("inf")).min(dim=1).values
+    silhouette = (others - own) / torch.maximum(others, own).clamp_min(1e-12)
+    return float(torch.where((own_size > 1) & others.isfinite(), silhouette, torch.zeros_like(silhouette)).mean())
+
+
+def _candidates(limit: int, rows: int) -> list[int]:
+    top = min(limit, rows - 1)
+    steps = int(math.log(max(top, 2) / 2) / math.log(_GROWTH)) + 1
+    return sorted({min(top, round(2 * _GROWTH**step)) for step in range(steps + 1)})

@@ -1,0 +1,1 @@
+"""Part prompts: the grammar read and written, and training captions."""

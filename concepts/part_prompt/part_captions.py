@@ -1,0 +1,131 @@
+"""Training captions: the part tokens of one picture, in a new order and sentence every time.
+
+kamwoh/partcraft @ dfe64e1, train_dreamcreature_sd.py:454-487. Everything random comes from the numpy Generator that is
+given, so a seed fixes every caption. Letters: N pictures, M parts, P learned vectors of a caption.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..denoiser.denoiser import PromptPiece
+from ..errors import BestiaryError
+from ..part_map.part_map import ABSENT
+from .prompt_templates import PHOTO_TEMPLATES
+
+
+@dataclass(frozen=True)
+class CaptionStyle:
+    """How captions are made; the defaults are those of the published runs."""
+
+    template_probability: float = 0.5
+    """Chance that the tokens are set in a sentence rather than standing alone, 0..1."""
+    templates: tuple[str, ...] = PHOTO_TEMPLATES
+    """Sentences, each with one `{}`."""
+    shuffle: bool = True
+    """Put the parts in a new order every time."""
+    drop_probability: float = 0.0
+    """Chance that a caption of two or more parts loses some of them, 0..1 (0.5 with the reference's --drop_tokens)."""
+    keep_count: int | None = None
+    """How many parts such a caption keeps; None keeps half of them, rounded down, at least one."""
+    class_noun: str = ""
+    """Plain word after the tokens, such as "bird"; empty for none."""
+
+    def __post_init__(self) -> None:
+        """Raises BestiaryError where a value is out of its range."""
+        for name in ("template_probability", "drop_probability"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise BestiaryError(f"{name} is {getattr(self, name)}: give a probability from 0 to 1")
+        # each sentence has one place for the tokens
+        broken = [template for template in self.templates if template.count("{}") != 1]
+        if broken or (self.template_probability and not self.templates):
+            raise BestiaryError(f"templates need exactly one {{}} each: {broken[0] if broken else 'none was given'!r}")
+        if self.keep_count is not None and self.keep_count < 1:
+            raise BestiaryError(f"keep_count is {self.keep_count}: a caption keeps at least one part")
+
+
+@dataclass(frozen=True)
+class PartCaption:
+    """One caption with its learned vectors."""
+
+    pieces: tuple[PromptPiece, ...]
+    """Text and vectors in their order."""
+    parts: tuple[int, ...]
+    """Part of each vector, in the order of the pieces."""
+    kinds: tuple[int, ...]
+    """Kind of each vector, in the same order."""
+
+    def codes(self, num_parts: int) -> Tensor:
+        """One row `(M,)` long of codes `(B, M)`: kind of every part, ABSENT where the caption does not name it."""
+        codes = torch.full((num_parts,), ABSENT, dtype=torch.long)
+        codes[list(self.parts)] = torch.tensor(self.kinds, dtype=torch.long)
+        return codes
+
+    def places_by_part(self, positions: Tensor, num_parts: int) -> Tensor:
+        """Positions `(P,)` in caption order -> one row `(M,)` of `(B, M)` in part order, -1 where a part is not named."""
+        places = torch.full((num_parts,), -1, dtype=torch.long)
+        places[list(self.parts)] = positions
+        return places
+
+
+def build_part_caption(codes: Tensor, rng: np.random.Generator, style: CaptionStyle | None = None) -> PartCaption:
+    """A caption of the parts a picture shows.
+
+    Args:
+        codes: `(M,)`, one row of codes `(N, M)`: kind of every part, ABSENT (or any negative number) where the picture does not show it.
+        rng: source of all chance.
+        style: None for the defaults.
+
+    Raises:
+        BestiaryError: the picture shows no part.
+    """
+    style = style or CaptionStyle()
+    shown = [part for part, kind in enumerate(codes.tolist()) if kind >= 0]
+    if not shown:
+        raise BestiaryError(
+            f"a picture with codes {codes.tolist()} shows no part and cannot be captioned: leave it out"
+        )
+    # part numbers stay beside the order, because every vector must find its mask again
+    if style.shuffle:
+        shown = [shown[index] for index in rng.permutation(len(shown))]
+    # after shuffling, so that every part is dropped equally often
+    if len(shown) > 1 and rng.random() < style.drop_probability:
+        shown = shown[: style.keep_count or max(1, len(shown) // 2)]
+    vectors = [PromptPiece(None)] * len(shown)
+    pieces = _in_sentence(vectors, rng, style)
+    return PartCaption(tuple(pieces), tuple(shown), tuple(int(codes[part]) for part in shown))
+
+
+def _in_sentence(vectors: list[PromptPiece], rng: np.random.Generator, style: CaptionStyle) -> list[PromptPiece]:
+    """The vectors, perhaps inside a sentence, perhaps followed by the class noun."""
+    before = after = ""
+    if rng.random() < style.template_probability:
+        before, after = style.templates[int(rng.integers(len(style.templates)))].split("{}")
+    # the noun stands inside the sentence, right behind the tokens
+    after = f" {style.class_noun}{after}" if style.class_noun else after
+    return [*_text(before), *vectors, *_text(after)]
+
+
+def _text(text: str) -> list[PromptPiece]:
+    return [PromptPiece(text)] if text.strip() else []
+
+
+def supervised_codes(codes: Tensor, classes: Tensor, background: int | None) -> Tensor:
+    """Codes with the picture's own class as the kind of every part it shows; the background keeps its discovered kind.
+
+    Args:
+        codes: `(N, M)`, ABSENT where a part is not shown.
+        classes: `(N,)` class of every picture, 0 or more.
+        background: index of the background part, None if there is none.
+
+    Returns:
+        `(N, M)` in the dtype of `codes`.
+    """
+    # absent parts stay absent: a class says nothing of what a picture shows
+    given = classes.to(codes.dtype).unsqueeze(1).expand_as(codes)  # (N, M)
+    replaced = torch.where(codes < 0, codes, given)  # (N, M)
+    if background is not None:
+        replaced[:, background] = codes[:, background]
+    return replaced

@@ -1,1 +1,0 @@
-"""Parts: found in pictures, named, learned, written in prompts, measured."""

@@ -1,0 +1,1 @@
+"""Pictures fitted to squares and drawn upon."""

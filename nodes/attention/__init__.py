@@ -1,0 +1,1 @@
+"""Part attention in a sampler: recorded, shown, bound to regions."""

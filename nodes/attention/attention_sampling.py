@@ -1,0 +1,338 @@
+"""One sampling seen from its cross-attention: which rows of a batch hold which part tokens, and what is done to them.
+
+An `AttentionSampling` lives from the start of a sampler to its end, a `ModelEvaluation` for one evaluation of the prompts;
+both travel in the options of the call, so nothing is left behind when it ends, well or badly. With several GPUs ComfyUI
+runs the model for some prompts in one thread and for others in another, all with the same two objects.
+Letters: B images, R rows of a batch (R = prompts * B), N positions of a layer, K context tokens.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import threading
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ...concepts.denoiser.part_attention_patch import (
+    Area,
+    PartMapSum,
+    full_mask,
+    part_columns,
+    region_scores,
+    token_places,
+)
+from ..host.socket_types import SPANS_KEY, PartSpan
+from .attention_layers import chosen_factors
+from .attention_record import AttentionRecord, RecordedPart, Recording
+from .part_regions import PartRegion
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class PromptEntry:
+    """One conditioning as it takes part in an evaluation."""
+
+    spans: tuple[PartSpan, ...]
+    tokens: int
+    """Length of its context before it is repeated to that of a longer one."""
+    negative: bool
+    area: Area | None
+
+    def positions(self, part: RecordedPart) -> tuple[int, ...]:
+        """Places of all mentions under this label."""
+        if part.negative != self.negative:
+            return ()
+        return tuple(place for span in self.spans if span.label == part.label for place in span.positions)
+
+
+@dataclass(frozen=True)
+class TimedRegion:
+    """A region and the noise levels at which it acts."""
+
+    region: PartRegion
+    highest: float
+    lowest: float
+
+    def acts_at(self, sigma: float) -> bool:
+        """Half-open, so that of two regions that meet at a step only one acts."""
+        return self.region.active and self.lowest < sigma <= self.highest
+
+
+class AttentionSampling:
+    """What one run of a sampler needs to know: its prompts, regions and recordings."""
+
+    def __init__(
+        self,
+        prompts: Mapping[str, list[dict]],
+        sigmas: list[float],
+        regions: Iterable[TimedRegion],
+        records: Iterable[AttentionRecord],
+        available: frozenset[int],
+    ) -> None:
+        """Start recordings of all parts that the prompts hold.
+
+        Args:
+            prompts: "positive", "negative" or other name -> conditionings of the sampler.
+            sigmas: noise level at each step's start, and the last one's end.
+            regions: regions of this model.
+            records: records to fill.
+            available: edge of the latent over edge of a layer, of the layers that there are.
+        """
+        self.sigmas = sigmas
+        self.regions = tuple(regions)
+        self.available = available
+        # ComfyUI names conditionings by their uuid: the side of each, and the parts that are worth recording
+        self._sides = {entry["uuid"]: side for side, entries in prompts.items() for entry in entries}
+        self.recordings: list[tuple[AttentionRecord, Recording]] = []
+        for record in records:
+            sides = {side: entries for side, entries in prompts.items() if side != "negative" or record.negative}
+            parts = dict.fromkeys(
+                RecordedPart(span.label, span.part, side == "negative")
+                for side, entries in sides.items()
+                for entry in entries
+                for span in entry.get(SPANS_KEY, ())
+            )
+            self.recordings.append((record, Recording(tuple(parts), max(1, len(sigmas) - 1))))
+        self._owned: dict[tuple[int, object], tuple[PartSpan, ...]] = {}
+        self._scores: dict[tuple, Tensor] = {}
+        self._warned: dict[str, None] = {}
+        self.evaluations = self.marked = self.attended = 0
+        """Evaluations of the prompts, cross-attentions that were announced, and those that came through our override."""
+        self._lock = threading.Lock()
+
+    def step(self, sigma: float) -> int:
+        """Step, counted from 0, to which an evaluation at this noise level belongs."""
+        begun = sum(sigma <= start * (1 + 1e-6) for start in self.sigmas[:-1])
+        return max(0, begun - 1)
+
+    def entry(self, index: int, conditioning: dict) -> PromptEntry | None:
+        """What an evaluation shall know of a conditioning; None if it has no text context."""
+        context = conditioning.get("model_conds", {}).get("c_crossattn")
+        if context is None:
+            return None
+        # spans are checked once per conditioning, not at every step
+        key = (index, conditioning["uuid"])
+        if key not in self._owned:
+            self._owned[key] = _own_spans(conditioning, context.cond)
+        side = self._sides.get(conditioning["uuid"], "negative" if index else "positive")
+        area = conditioning.get("area")
+        area = tuple(area) if area is not None and len(area) == 4 else None
+        return PromptEntry(self._owned[key], context.cond.shape[1], side == "negative", area)
+
+    def scores(
+        self, region: PartRegion, entry: PromptEntry, size: tuple[int, int], latent: tuple, like: Tensor
+    ) -> Tensor:
+        """`(B, N)` or `(1, N)`: what a region adds at a layer, computed once for a sampling."""
+        key = (id(region), size, entry.area, latent, like.device, like.dtype)
+        if key not in self._scores:
+            scores = region_scores(region.mask, region.strength, size, entry.area, latent)
+            self._scores[key] = scores.to(like.device, like.dtype)
+        return self._scores[key]
+
+    def warn(self, text: str) -> None:
+        """Say something once a sampling."""
+        if text not in self._warned:
+            self._warned[text] = None
+            log.warning(text)
+
+    def __deepcopy__(self, memo: dict) -> AttentionSampling:
+        """Itself: it is one sampling, whoever copies the options in which it travels."""
+        return self
+
+    def count(self, *, evaluations: int = 0, marked: int = 0, attended: int = 0) -> None:
+        """Add to what was seen, from any thread."""
+        with self._lock:
+            self.evaluations += evaluations
+            self.marked += marked
+            self.attended += attended
+
+    def unseen(self) -> str:
+        """Why part attention saw nothing, or not all, of this sampling; empty where it saw what there was."""
+        # the first hook that was not called tells who came between
+        if not self.evaluations:
+            self.warn(
+                "Bestiary: the sampler evaluates the prompts without ComfyUI's calc_cond_batch, so part attention was not asked: "
+                "use a sampler of ComfyUI"
+            )
+        elif not self.marked:
+            self.warn(
+                "Bestiary: the MODEL ran without asking the patches of its cross-attention, as compiled and converted models "
+                "do: put the node that replaced it behind this one, or leave it out"
+            )
+        elif self.attended < self.marked:
+            self.warn(
+                f"Bestiary: another pack put its own attention in place of {self.marked - self.attended} of the {self.marked} "
+                "cross-attentions, so part attention was not asked there: put its node in front of this one, or leave it out"
+            )
+        return "\n".join(self._warned)
+
+
+def _own_spans(conditioning: dict, context: Tensor) -> tuple[PartSpan, ...]:
+    """Spans of a conditioning `(1, K, E)`, unless ComfyUI copied them beside another prompt's tokens, as for areas."""
+    spans, own = conditioning.get(SPANS_KEY, ()), conditioning.get("cross_attn")
+    if not spans or own is None or own is context:
+        return tuple(spans)
+    # the same tokens moved or cast are still the same prompt
+    same = own.shape == context.shape and torch.equal(own.to(context.device, context.dtype), context)
+    return tuple(spans) if same else ()
+
+
+class ModelEvaluation:
+    """One evaluation of all prompts at one noise level; the model may run several times for it."""
+
+    def __init__(
+        self,
+        sampling: AttentionSampling,
+        entries: Mapping[tuple[int, object], PromptEntry],
+        sigma: float,
+        latent_shape: torch.Size,
+    ) -> None:
+        """Know the entries by side and identity, the noise level, and the shape (B, C, h, w) of the latents."""
+        self.sampling = sampling
+        sampling.count(evaluations=1)
+        self.entries = entries
+        self.regions = [timed.region for timed in sampling.regions if timed.acts_at(sigma)]
+        self.step = sampling.step(sigma)
+        self.images = latent_shape[0]
+        self.latent = (latent_shape[-2], latent_shape[-1])
+        self.sums: list[dict[tuple[int, torch.device], PartMapSum]] = [{} for _ in sampling.recordings]
+        """By record, then by the thread and the device that summed."""
+        self._factors = [
+            chosen_factors(record.layers, self.latent, sampling.available) for record, _ in sampling.recordings
+        ]
+        self._marks: dict[int, tuple] = {}
+        """By thread."""
+
+    def mark(self, options: dict) -> None:
+        """Note that the next attention of this block, in this thread, is its cross-attention."""
+        self.sampling.count(marked=1)
+        self._marks[threading.get_ident()] = (options.get("uuids"), options.get("block"), options.get("block_index"))
+
+    def take_mark(self, options: dict) -> bool:
+        """Whether this attention is the noted one; asked once, so a chain of our patches acts once."""
+        mark = self._marks.pop(threading.get_ident(), None)
+        # the list of uuids is made anew for every run of the model: a mark left by a replaced block fits nothing later
+        return (
+            mark is not None
+            and mark[0] is options.get("uuids")
+            and mark[1:] == (options.get("block"), options.get("block_index"))
+        )
+
+    def attend(
+        self, attention: Callable[..., Tensor], q: Tensor, k: Tensor, v: Tensor, heads: int, *args: object, **kw: object
+    ) -> Tensor:
+        """The attention itself, with regions added to its mask, and the columns of the parts recorded beside it.
+
+        Args:
+            attention: the attention to call, `(q, k, v, heads, mask=..., ...)`.
+            q: `(R, N, heads * d)`, k and v: `(R, K, heads * d)`.
+            heads: number of heads.
+            args: the mask, if it was given by place.
+            kw: whatever else ComfyUI gives; `transformer_options` says which rows these are.
+        """
+        self.sampling.count(attended=1)
+        # a run of the model holds rows of several prompts; what cannot be told apart is left alone
+        options = kw["transformer_options"]
+        rows = self._rows(options, q, k)
+        if args:
+            kw["mask"], args = args[0], args[1:]
+        # regions first: what they add must also be in the columns that are recorded
+        if rows and self.regions:
+            bias = self._bias(rows, options, q, k)
+            if bias is not None:
+                kw["mask"] = bias if kw.get("mask") is None else full_mask(kw["mask"]).to(q.dtype) + bias.unsqueeze(1)
+        if rows:
+            self._record(rows, options, q, k, heads, kw.get("mask"))
+        return attention(q, k, v, heads, *args, **kw)
+
+    def finish(self) -> None:
+        """Hand the maps to the recordings."""
+        for (_, recording), sums in zip(self.sampling.recordings, self.sums, strict=True):
+            # in the order of the devices, whichever came first
+            several = [sums[key] for key in sorted(sums, key=lambda key: (str(key[1]), key[0]))]
+            for other in several[1:]:
+                several[0].take_in(other)
+            if several:
+                recording.add(self.step, several[0])
+
+    def _rows(self, options: dict, q: Tensor, k: Tensor) -> list[tuple[slice, PromptEntry, int]]:
+        """Rows of every prompt in this run of the model, and the length of the context; empty if they cannot be told."""
+        sides = list(zip(options.get("cond_or_uncond", ()), options.get("uuids", ()), strict=False))
+        found = [self.entries.get(side) for side in sides]
+        if not sides or None in found:
+            self.sampling.warn(
+                "Bestiary: another pack evaluates prompts in its own way and does not say which rows are whose; part "
+                "attention is left alone there"
+            )
+            return []
+        # a context of 77 tokens beside one of 154 is repeated to that length
+        length = math.lcm(*(entry.tokens for entry in found))
+        size = options["activations_shape"][-2:]
+        # another patch may have changed the batch: nothing is recorded then
+        expected = (len(sides) * self.images, math.prod(size))
+        if q.ndim != 3 or q.shape[:2] != expected or k.shape[1] < length:
+            self.sampling.warn(
+                f"Bestiary: cross-attention of {tuple(q.shape[:2])} rows and positions to {k.shape[1]} tokens, expected "
+                f"{expected} and {length}: another patch changed the batch, part attention is left alone there"
+            )
+            return []
+        return [
+            (slice(i * self.images, (i + 1) * self.images), entry, length)
+            for i, entry in enumerate(found)
+            if entry.spans
+        ]
+
+    def _bias(self, rows: list[tuple[slice, PromptEntry, int]], options: dict, q: Tensor, k: Tensor) -> Tensor | None:
+        """`(R, N, K)` what the regions add to the scores; None if they meet no row."""
+        bias = None
+        for some, entry, length in rows:
+            for region in self.regions:
+                held = [place for span in entry.spans if region.covers(span) for place in span.positions]
+                # also where a short prompt was repeated to the length of a longer one
+                places = token_places([held], entry.tokens, length)[0]
+                if not held:
+                    continue
+                bias = q.new_zeros((q.shape[0], q.shape[1], k.shape[1])) if bias is None else bias  # (R, N, K)
+                # the same for all heads: the grid of the layer, cut as the prompt's area is
+                size = tuple(options["activations_shape"][-2:])
+                scores = self.sampling.scores(region, entry, size, self.latent, q)  # (B or 1, N)
+                bias[some, :, places.to(q.device)] += scores.unsqueeze(-1)
+        return bias
+
+    def _record(
+        self,
+        rows: list[tuple[slice, PromptEntry, int]],
+        options: dict,
+        q: Tensor,
+        k: Tensor,
+        heads: int,
+        mask: Tensor | None,
+    ) -> None:
+        size = tuple(options["activations_shape"][-2:])
+        # layers halve the latent a whole number of times
+        factor = 2 ** round(math.log2(options["original_shape"][-2] / size[0]))
+        mask = None if mask is None else full_mask(mask)
+        # a record takes the layers it asked for, prompt by prompt
+        for number, (_, recording) in enumerate(self.sampling.recordings):
+            if factor not in self._factors[number]:
+                continue
+            for some, entry, length in rows:
+                positions = [entry.positions(part) for part in recording.parts]
+                if not any(positions):
+                    continue
+                places = token_places(positions, entry.tokens, length).to(q.device)
+                some_mask = mask if mask is None or mask.shape[0] == 1 else mask[some]
+                columns = part_columns(q[some], k[some], heads, places, some_mask)  # (B, P, N)
+                # the grid of a record is that of its finest layer, made when the first maps arrive
+                own = (threading.get_ident(), q.device)
+                if own not in self.sums[number]:
+                    finest = min(self._factors[number])
+                    grid = tuple(-(-edge // finest) for edge in self.latent)
+                    self.sums[number][own] = PartMapSum(self.images, len(positions), grid, q.device)
+                held = [bool(places) for places in positions]
+                self.sums[number][own].add(columns, size, held, entry.area, self.latent)

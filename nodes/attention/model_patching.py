@@ -1,0 +1,187 @@
+"""Hangs part attention on a clone of a MODEL, by ComfyUI's own hooks: nothing of the model itself is replaced.
+
+Four hooks work together. A wrapper around the sampling starts an `AttentionSampling`; a wrapper around each evaluation of
+the prompts says which rows hold which part tokens; a patch of the cross-attention input marks that a cross-attention is
+coming; and the attention override, which also sees self-attention, acts on the marked one and calls whatever override was
+there before. Several of our patches on one model share all this and act once.
+"""
+
+from __future__ import annotations
+
+import functools
+import sys
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from torch import Tensor
+
+from ...concepts.errors import BestiaryError
+from ...concepts.name_search import shown_name
+from ..host.socket_types import SPANS_KEY
+from .attention_layers import check_layers
+from .attention_record import AttentionRecord
+from .attention_sampling import AttentionSampling, ModelEvaluation, TimedRegion
+from .part_regions import PartRegion, check_regions
+
+if TYPE_CHECKING:
+    from comfy.model_patcher import ModelPatcher
+
+WRAPPER_KEY = "bestiary_attention"
+RECORDS_KEY = "bestiary_records"
+REGIONS_KEY = "bestiary_regions"
+SAMPLING_KEY = "bestiary_sampling"
+EVALUATION_KEY = "bestiary_evaluation"
+OVERRIDE_KEY = "optimized_attention_override"
+_told: set[str] = set()
+"""Nodes that show a text of ours."""
+
+
+def record_attention(model: ModelPatcher, record: AttentionRecord) -> ModelPatcher:
+    """A clone of the model whose samplings fill the record.
+
+    Raises:
+        BestiaryError: the model has no cross-attention at the layers of the record.
+    """
+    check_layers(record.layers, attention_factors(model))
+    return _with_entry(model, RECORDS_KEY, record)
+
+
+def confine_part(model: ModelPatcher, region: PartRegion) -> ModelPatcher:
+    """A clone of the model that keeps a part inside its region.
+
+    Raises:
+        BestiaryError: the model has no cross-attention.
+    """
+    if not attention_factors(model):
+        raise BestiaryError(
+            f"Part Regions: this MODEL has no cross-attention in which {shown_name(region.part)} could be kept "
+            "inside a mask; Stable Diffusion 1.5, 2 and XL and the demo model have"
+        )
+    return _with_entry(model, REGIONS_KEY, region)
+
+
+def attention_factors(model: ModelPatcher) -> frozenset[int]:
+    """Edge of the latent over edge of the layer, for the layers of a UNet that read the text; empty for other models."""
+    config = model.model.model_config.unet_config
+    depths, blocks = list(config.get("transformer_depth", ())), config.get("num_res_blocks", ())
+    levels = len(config.get("channel_mult", ()))
+    blocks = [blocks] * levels if isinstance(blocks, int) else list(blocks)
+    factors = {2 ** max(0, levels - 1)} if config.get("transformer_depth_middle", 0) > 0 and levels else set()
+    for level, count in enumerate(blocks):
+        # one depth for every residual block, level after level
+        if any(depths[:count]):
+            factors.add(2**level)
+        depths = depths[count:]
+    return frozenset(factors)
+
+
+def _with_entry(model: ModelPatcher, key: str, entry: AttentionRecord | PartRegion) -> ModelPatcher:
+    from comfy.patcher_extension import WrappersMP
+
+    patched = model.clone()
+    options = patched.model_options["transformer_options"]
+    options[key] = (*options.get(key, ()), entry)
+    if mark_cross_attention not in options.get("patches", {}).get("attn2_patch", ()):
+        patched.set_model_attn2_patch(mark_cross_attention)
+    # each of our nodes chains once more: a pack that came between and replaced the override cannot cut all of us off
+    options[OVERRIDE_KEY] = _chained(options.get(OVERRIDE_KEY))
+    for kind, wrapper in ((WrappersMP.OUTER_SAMPLE, watch_sampling), (WrappersMP.CALC_COND_BATCH, watch_evaluation)):
+        if not patched.get_wrappers(kind, WRAPPER_KEY):
+            patched.add_wrapper_with_key(kind, WRAPPER_KEY, wrapper)
+    return patched
+
+
+def mark_cross_attention(n: Tensor, context: Tensor, value: Tensor, options: dict) -> tuple[Tensor, Tensor, Tensor]:
+    """Patch of the cross-attention input: changes nothing, but notes that this block's cross-attention comes next."""
+    evaluation = options.get(EVALUATION_KEY)
+    if evaluation is not None:
+        evaluation.mark(options)
+    return n, context, value
+
+
+def _chained(previous: Callable[..., Tensor] | None) -> Callable[..., Tensor]:
+    """The attention override, calling the one that was there before where it does not act, and inside where it does."""
+
+    def attend(
+        attention: Callable[..., Tensor], q: Tensor, k: Tensor, v: Tensor, heads: int, *args: object, **kw: object
+    ) -> Tensor:
+        inner = attention if previous is None else functools.partial(previous, attention)
+        options = kw.get("transformer_options") or {}
+        evaluation = options.get(EVALUATION_KEY)
+        if evaluation is None or not evaluation.take_mark(options):
+            return inner(q, k, v, heads, *args, **kw)
+        return evaluation.attend(inner, q, k, v, heads, *args, **kw)
+
+    return attend
+
+
+def watch_sampling(
+    executor: Callable[..., Tensor],
+    noise: Tensor,
+    latent: Tensor,
+    sampler: object,
+    sigmas: Tensor,
+    *args: object,
+    **kw: object,
+) -> Tensor:
+    """Wrapper of a whole sampling: fresh recordings for it, kept only if it ends well.
+
+    Raises:
+        BestiaryError: a region names a part that no prompt holds, or its masks do not fit the pictures.
+    """
+    guider = executor.class_obj
+    # a copy that the guider made for this sampling alone
+    options = guider.model_options["transformer_options"]
+    regions = options.get(REGIONS_KEY, ())
+    spans = [span for entries in guider.conds.values() for entry in entries for span in entry.get(SPANS_KEY, ())]
+    check_regions(regions, spans, noise.shape[0])
+    schedule = guider.model_patcher.get_model_object("model_sampling")
+    sampling = AttentionSampling(
+        guider.conds,
+        sigmas.tolist(),
+        [TimedRegion(region, *map(schedule.percent_to_sigma, (region.start, region.end))) for region in regions],
+        options.get(RECORDS_KEY, ()),
+        attention_factors(guider.model_patcher),
+    )
+    options[SAMPLING_KEY] = sampling
+    samples = executor(noise, latent, sampler, sigmas, *args, **kw)
+    # told on every block that asked for something to be seen
+    is_asked = any(recording.parts for _, recording in sampling.recordings) or any(region.active for region in regions)
+    notice = sampling.unseen() if is_asked else ""
+    for block in dict.fromkeys(one.block for one in (*options.get(RECORDS_KEY, ()), *regions)):
+        tell_block(block, notice)
+    for record, recording in sampling.recordings:
+        record.keep(recording.finished(samples, tuple(noise.shape[-2:]), notice))
+    return samples
+
+
+def tell_block(block: str | None, text: str) -> None:
+    """Show a text on a node of the graph, empty to take an earlier one away; without a server or a node it stays in the log."""
+    server = sys.modules.get("server")
+    instance = getattr(getattr(server, "PromptServer", None), "instance", None)
+    if block is None or instance is None or (not text and block not in _told):
+        return
+    instance.send_progress_text(text, block)
+    (_told.add if text else _told.discard)(block)
+
+
+def watch_evaluation(
+    executor: Callable[..., list[Tensor]], model: object, conds: list, x: Tensor, timestep: Tensor, model_options: dict
+) -> list[Tensor]:
+    """Wrapper of one evaluation of all prompts: says whose rows are whose, and takes in what was recorded."""
+    options = model_options.get("transformer_options", {})
+    sampling = options.get(SAMPLING_KEY)
+    if sampling is None:
+        return executor(model, conds, x, timestep, model_options)
+    entries = {
+        (index, conditioning["uuid"]): sampling.entry(index, conditioning)
+        for index, side in enumerate(conds)
+        for conditioning in side or ()
+    }
+    known = {key: entry for key, entry in entries.items() if entry is not None}
+    evaluation = ModelEvaluation(sampling, known, float(timestep[0]), x.shape)
+    # the options of this call alone, so the evaluation is gone when it ends
+    model_options = {**model_options, "transformer_options": {**options, EVALUATION_KEY: evaluation}}
+    results = executor(model, conds, x, timestep, model_options)
+    evaluation.finish()
+    return results

@@ -1,0 +1,1 @@
+"""The embedded miniature model and drawn pictures."""

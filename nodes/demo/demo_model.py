@@ -1,0 +1,280 @@
+"""The embedded miniature model as ComfyUI's MODEL, CLIP and VAE, from the diffusers folder `demo/base_model`.
+
+It has Stable Diffusion's topology with narrow layers, so ComfyUI's own classes hold it; what its detection of checkpoints
+would refuse (widths, vocabulary, eight latent channels) is given to them here. Always float32: the model is tiny, and
+half precision gains nothing on a CPU. Imported by its node when that runs, since it imports ComfyUI's model code.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Mapping
+from functools import cached_property, partial
+from pathlib import Path
+
+import comfy.latent_formats
+import comfy.model_management
+import comfy.sd
+import comfy.supported_models_base
+import comfy.utils
+import torch
+from comfy.clip_model import CLIPEmbeddings, CLIPTextModel
+from comfy.model_patcher import ModelPatcher
+from comfy.sd1_clip import SD1ClipModel, SD1Tokenizer, SDClipModel, SDTokenizer
+from torch import Tensor
+from torch.nn import functional
+
+from ...concepts.errors import BestiaryError
+from ...concepts.files.concept_file import read_tensors
+from ...concepts.files.pack import ROOT
+from ...demo.creatures import held_out_set
+from ..host.comfy_version import fixed_clip_options
+
+BASE_MODEL = ROOT / "demo" / "base_model"
+PREVIEW_DRAWINGS = 6
+"""Drawings off which the colours of previews are read."""
+
+_lock = threading.Lock()
+_loaded: dict[Path, tuple[ModelPatcher, comfy.sd.CLIP, comfy.sd.VAE]] = {}
+
+
+def load_demo_model(folder: Path = BASE_MODEL) -> tuple[ModelPatcher, comfy.sd.CLIP, comfy.sd.VAE]:
+    """MODEL, CLIP and VAE of the embedded model; its weights are read once per process and shared by all callers.
+
+    Raises:
+        BestiaryError: a file of the folder is missing or broken.
+    """
+    with _lock:
+        if folder not in _loaded:
+            # the executor runs nodes in inference mode, whose tensors could never be trained
+            with torch.inference_mode(False), torch.no_grad():
+                _loaded[folder] = _model(folder), _clip(folder), _vae(folder)
+        model, clip, vae = _loaded[folder]
+    return model.clone(), clip.clone(), vae
+
+
+class LevelWidth:
+    """Multiplier of one UNet level that gives exactly this width: 96 is no whole multiple of 64."""
+
+    def __init__(self, channels: int) -> None:
+        """`channels` of the level."""
+        self.channels = channels
+
+    def __mul__(self, base: int) -> int:
+        """The width, whatever the base."""
+        return self.channels
+
+    __rmul__ = __mul__
+
+
+class DemoLatentFormat(comfy.latent_formats.LatentFormat):
+    """Eight channels, scaled as the autoencoder's config says; previews are a linear map to colours."""
+
+    latent_channels = 8
+
+    def __init__(self, scale_factor: float = 1.0, folder: Path = BASE_MODEL) -> None:
+        """`scale_factor`: denoiser latents per autoencoder latent; `folder` is asked when a preview is drawn."""
+        self.scale_factor = scale_factor
+        self._folder = folder
+
+    @property
+    def latent_rgb_factors(self) -> list[list[float]]:
+        """Colour of every channel, `(8, 3)`."""
+        return self._colours[:-1]
+
+    @property
+    def latent_rgb_factors_bias(self) -> list[float]:
+        """Colour of a latent of zeros, `(3,)`."""
+        return self._colours[-1]
+
+    @cached_property
+    def _colours(self) -> list[list[float]]:
+        vae = load_demo_model(self._folder)[2]
+        images = torch.stack([torch.from_numpy(drawing.image.copy()) for drawing in held_out_set(PREVIEW_DRAWINGS, 0)])
+        latents = vae.encode(images.float() / 255) * self.scale_factor  # (N, 8, h, w)
+        small = functional.adaptive_avg_pool2d(images.movedim(-1, 1) / 127.5 - 1, latents.shape[2:])  # (N, 3, h, w)
+        known = functional.pad(latents.movedim(1, -1).flatten(0, 2), (0, 1), value=1.0)  # (N h w, 9)
+        return torch.linalg.lstsq(known.double(), small.movedim(1, -1).flatten(0, 2).double()).solution.tolist()
+
+
+class DemoModelConfig(comfy.supported_models_base.BASE):
+    """What ComfyUI must know of the denoiser."""
+
+    latent_format = DemoLatentFormat
+    memory_usage_factor = 1.0
+
+    def inpaint_model(self) -> bool:
+        """More than four input channels mean inpainting elsewhere; here they are the latent."""
+        return False
+
+
+class WordTokenizer:
+    """The model's own vocabulary in the form in which ComfyUI's tokenizer classes call one."""
+
+    def __init__(self, folder: Path) -> None:
+        """Reads `tokenizer.json` of the folder."""
+        from tokenizers import Tokenizer
+
+        self._tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+        # chunks are filled and cut by ComfyUI
+        self._tokenizer.no_padding()
+        self._tokenizer.no_truncation()
+
+    @classmethod
+    def from_pretrained(cls, folder: Path) -> WordTokenizer:
+        """The tokenizer of a folder."""
+        return cls(folder)
+
+    def __call__(self, text: str) -> dict[str, list[int]]:
+        """Token ids with start and end."""
+        return {"input_ids": self._tokenizer.encode(text).ids}
+
+    @property
+    def unk_token_id(self) -> int:
+        """Id of every word that is not in the vocabulary."""
+        return self._tokenizer.token_to_id(self._tokenizer.model.unk_token)
+
+    def get_vocab(self) -> dict[str, int]:
+        """Word -> id."""
+        return self._tokenizer.get_vocab()
+
+
+def unet_config(config: Mapping[str, object]) -> dict[str, object]:
+    """ComfyUI's description of a UNet from diffusers' config.json, for UNets that attend to the text on every level."""
+    widths, layers = config["block_out_channels"], config["layers_per_block"]
+    if not all("CrossAttn" in block for block in [*config["down_block_types"], *config["up_block_types"]]):
+        raise BestiaryError(
+            f"the UNet has the blocks {', '.join(config['down_block_types'])}: a miniature model attends on every level"
+        )
+    return {
+        "image_size": config["sample_size"],
+        "in_channels": config["in_channels"],
+        "out_channels": config["out_channels"],
+        "model_channels": widths[0],
+        "channel_mult": [LevelWidth(width) for width in widths],
+        "num_res_blocks": [layers] * len(widths),
+        "transformer_depth": [1] * layers * len(widths),
+        "transformer_depth_output": [1] * (layers + 1) * len(widths),
+        "transformer_depth_middle": 1,
+        "context_dim": config["cross_attention_dim"],
+        "use_linear_in_transformer": config["use_linear_projection"],
+        "use_spatial_transformer": True,
+        "use_temporal_attention": False,
+        "use_temporal_resblock": False,
+        "use_checkpoint": False,
+        "legacy": False,
+        "adm_in_channels": None,
+    }
+
+
+def _model(folder: Path) -> ModelPatcher:
+    """The UNet; weights `(out, in, ...)` only change their names."""
+    config = _config(folder, "unet")
+    settings = DemoModelConfig(unet_config(config))
+    # diffusers calls the number of heads a dimension
+    settings.unet_config |= {"num_heads": config["attention_head_dim"], "num_head_channels": -1}
+    settings.latent_format = DemoLatentFormat(_config(folder, "vae")["scaling_factor"], folder)
+    settings.set_inference_dtype(torch.float32, None)
+    names = comfy.utils.unet_to_diffusers(settings.unet_config)
+    tensors = read_tensors(folder / "unet" / "diffusion_pytorch_model.safetensors")
+    _refuse_unknown(folder / "unet", tensors.keys() - names.keys())
+    weights = {names[name]: tensor for name, tensor in tensors.items()}
+    model = settings.get_model(weights, "")
+    model.load_model_weights(weights, "")
+    manager = comfy.model_management
+    return ModelPatcher(model, load_device=manager.get_torch_device(), offload_device=manager.unet_offload_device())
+
+
+def _clip(folder: Path) -> comfy.sd.CLIP:
+    """The text encoder over token rows `(V, D)`, and its tokenizer."""
+    config = _config(folder, "text_encoder")
+    target = comfy.supported_models_base.ClipTarget(
+        partial(SD1Tokenizer, tokenizer=partial(_tokenizer, folder / "tokenizer", config)),
+        partial(SD1ClipModel, clip_model=partial(_text_encoder, config)),
+    )
+    options = {"model_options": {"dtype": torch.float32}, **fixed_clip_options()}
+    clip = comfy.sd.CLIP(target, embedding_directory=_embedding_folders(), **options)
+    tensors = read_tensors(folder / "text_encoder" / "model.safetensors")
+    # transformers 4 writes the prefix, 5 leaves it out
+    weights = {f"text_model.{name.removeprefix('text_model.')}": tensor for name, tensor in tensors.items()}
+    known = clip.cond_stage_model.clip_l.transformer.state_dict().keys()
+    _refuse_unknown(folder / "text_encoder", weights.keys() - known - {"text_model.embeddings.position_ids"})
+    width = config["hidden_size"]
+    # nothing reads the pooled vector of this model, but it must be a number
+    clip.load_sd({**weights, "text_projection.weight": torch.eye(width)})  # (D, D)
+    return clip
+
+
+def _tokenizer(folder: Path, config: Mapping[str, object], **options: object) -> SDTokenizer:
+    """ComfyUI's tokenizer, with its weights and `embedding:`, over the model's own words."""
+    return SDTokenizer(folder, tokenizer_class=WordTokenizer, embedding_size=config["hidden_size"], **options)
+
+
+def _text_encoder(
+    config: Mapping[str, object], device: str | torch.device, dtype: torch.dtype, model_options: dict[str, object]
+) -> SDClipModel:
+    """ComfyUI's text encoder, token ids `(B, L)` -> `(B, L, D)`, with the model's own widths and special tokens."""
+    names = {"start": "bos_token_id", "end": "eos_token_id", "pad": "pad_token_id"}
+    return SDClipModel(
+        device=device,
+        dtype=dtype,
+        textmodel_json_config=dict(config),
+        model_class=_SmallVocabularyModel,
+        special_tokens={name: config[key] for name, key in names.items()},
+        return_projected_pooled=False,
+        model_options=model_options,
+    )
+
+
+class _SmallVocabularyModel(CLIPTextModel):
+    """ComfyUI's CLIP with as many token rows as the config says instead of 49,408."""
+
+    def __init__(self, config: dict[str, object], dtype: torch.dtype, device: object, operations: object) -> None:
+        super().__init__(config, dtype, device, operations)
+        # (V, D) and (L, D)
+        self.text_model.embeddings = CLIPEmbeddings(
+            config["hidden_size"],
+            config["vocab_size"],
+            config["max_position_embeddings"],
+            dtype=dtype,
+            device=device,
+            operations=operations,
+        )
+
+
+def _vae(folder: Path) -> comfy.sd.VAE:
+    """The autoencoder, pictures `(B, H, W, 3)` to latents `(B, 8, H/8, W/8)` and back."""
+    tensors = read_tensors(folder / "vae" / "diffusion_pytorch_model.safetensors")
+    weights: dict[str, Tensor] = {"vae_scale": torch.tensor(1.0), "vae_shift": torch.tensor(0.0)}
+    for name, tensor in tensors.items():
+        side, _, place, rest = name.split(".", 3)
+        # ComfyUI counts the clamp in front of the decoder as a layer
+        weights[f"taesd_{side}.{int(place) + (side == 'decoder')}.{rest}"] = tensor
+    vae = comfy.sd.VAE(sd=weights, dtype=torch.float32)
+    _refuse_unknown(folder / "vae", weights.keys() - vae.first_stage_model.state_dict().keys())
+    return vae
+
+
+def _embedding_folders() -> list[str]:
+    import folder_paths
+
+    return folder_paths.get_folder_paths("embeddings")
+
+
+def _config(folder: Path, component: str) -> dict[str, object]:
+    path = folder / component / "config.json"
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as fault:
+        raise BestiaryError(
+            f"the embedded model lacks {component}/config.json ({fault}): install Bestiary again"
+        ) from fault
+
+
+def _refuse_unknown(folder: Path, names: set[str]) -> None:
+    if names:
+        raise BestiaryError(
+            f"{folder.name} of the embedded model holds {len(names)} weights that have no place in ComfyUI's model, "
+            f"such as {min(names)!r}: install Bestiary again"
+        )

@@ -1,0 +1,1 @@
+"""The denoiser over ComfyUI's MODEL, CLIP and VAE."""

@@ -1,0 +1,131 @@
+"""ComfyUI's text encoders for training: run layer by layer out of place, differentiable in learned vectors.
+
+ComfyUI adds to a layer's input in place, which autograd forbids. Here the same modules are called one by one, so no layer
+is patched; like ComfyUI it computes in float32. Letters: N chunks, L positions of a chunk, D width of an encoder.
+"""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ...concepts.denoiser.backbone import TextEncoderSpec
+from ...concepts.errors import BestiaryError
+from ...trainer.learning.denoiser.prompt_encoding import ClipStates
+from ..host.comfy_version import name_device
+
+
+class ComfyTextEncoder:
+    """One text encoder of a CLIP with its tokenizer."""
+
+    def __init__(self, encoder: nn.Module, tokenizer: object, clip_skip: int | None, device: torch.device) -> None:
+        """`encoder` and `tokenizer` are ComfyUI's; `clip_skip` is the CLIP's own choice of layer, None its default."""
+        self._encoder, self._tokenizer = encoder, tokenizer
+        self.device = device
+        self.start, self.end, self.pad = tokenizer.start_token, tokenizer.end_token, tokenizer.pad_token
+        # byte-level vocabularies know everything and name their end token here
+        unknown = getattr(tokenizer.tokenizer, "unk_token_id", None)
+        self.unknown = None if unknown in (self.start, self.end) else unknown
+        self._layer = _read_layer(encoder, clip_skip)
+
+    @property
+    def width(self) -> int:
+        """Channels of a token embedding."""
+        return self._encoder.transformer.get_input_embeddings().weight.shape[1]
+
+    def plain_ids(self, text: str) -> list[int]:
+        """Token ids of a text without start and end token."""
+        end = -1 if self._tokenizer.tokenizer_adds_end_token else None
+        return list(self._tokenizer.tokenizer(text)["input_ids"][self._tokenizer.tokens_start : end])
+
+    def embed(self, ids: Tensor) -> Tensor:
+        """Token embeddings `(B, L, D)` float32 of ids `(B, L)`."""
+        table = self._encoder.transformer.get_input_embeddings()
+        with torch.no_grad():
+            return table(ids.to(self.device), out_dtype=torch.float32).float()
+
+    def run(self, embeddings: Tensor, spec: TextEncoderSpec, end_places: Tensor) -> ClipStates:
+        """Hidden states and, where the backbone reads them, pooled ones; see `TextEncoder`."""
+        import comfy.ops
+
+        transformer = self._encoder.transformer
+        core = transformer.text_model
+        table = core.embeddings.position_embedding.weight
+        positions = comfy.ops.cast_to(table, dtype=torch.float32, device=embeddings.device)  # (L, D)
+        hidden = embeddings + positions[: embeddings.shape[1]]  # (N, L, D)
+        # the layers behind the one that is read are run for the pooled state only
+        layers = list(core.encoder.layers)
+        read = None if self._layer is None else self._layer % len(layers)
+        asked = None
+        for number, layer in enumerate(layers):
+            hidden = _out_of_place(layer, hidden)
+            asked = hidden if number == read else asked
+            if number == read and not spec.pooled:
+                return ClipStates(self._normed(asked), None)
+        final = core.final_layer_norm(hidden)  # (N, L, D)
+        pooled = None
+        if spec.pooled:
+            places = end_places.to(final.device).view(-1, 1, 1).expand(-1, 1, final.shape[-1])  # (N, 1, D)
+            pooled = transformer.text_projection(final.gather(1, places).squeeze(1))  # (N, D_pooled)
+        return ClipStates(final if asked is None else self._normed(asked), pooled)
+
+    def _normed(self, hidden: Tensor) -> Tensor:
+        norm = self._encoder.transformer.text_model.final_layer_norm
+        return norm(hidden) if self._encoder.layer_norm_hidden_state else hidden
+
+
+def text_encoders(clip: object) -> dict[str, ComfyTextEncoder]:
+    """Text encoders of a CLIP by name (clip_l, clip_g, clip_h), in the order in which their states are joined.
+
+    Raises:
+        BestiaryError: the CLIP is none of Stable Diffusion's.
+    """
+    stage = clip.cond_stage_model
+    found = {
+        name: ComfyTextEncoder(getattr(stage, name), getattr(clip.tokenizer, name), clip.layer_idx, device_of(clip))
+        for name in ("clip_l", "clip_h", "clip_g")
+        if hasattr(stage, name) and hasattr(clip.tokenizer, name)
+    }
+    if not found:
+        raise BestiaryError(
+            f"this CLIP is a {type(stage).__name__}: connect the CLIP of a Stable Diffusion 1.5, 2 or XL checkpoint, "
+            "or of the demo model"
+        )
+    return found
+
+
+def device_of(clip: object) -> torch.device:
+    """Where a CLIP computes."""
+    return torch.device(clip.patcher.load_device)
+
+
+def _read_layer(encoder: nn.Module, clip_skip: int | None) -> int | None:
+    """Number of the layer whose states are read, None for the last one with the final norm."""
+    # versions of ComfyUI differ in what they make of too great a skip: the encoder itself is asked, on a copy of its settings
+    asked = copy.copy(encoder)
+    asked.reset_clip_options()
+    if clip_skip is not None:
+        asked.set_clip_options({"layer": clip_skip})
+    name_device(asked)
+    if asked.layer not in ("last", "hidden"):
+        raise BestiaryError(
+            f"this CLIP reads the layers {asked.layer!r}: connect it without a node that chooses layers"
+        )
+    return asked.layer_idx if asked.layer == "hidden" else None
+
+
+def _out_of_place(layer: nn.Module, hidden: Tensor) -> Tensor:
+    """One pre-norm transformer layer on `(N, L, D)`."""
+    hidden = hidden + layer.self_attn(layer.layer_norm1(hidden), None, _causal_attention)
+    return hidden + layer.mlp(layer.layer_norm2(hidden))
+
+
+def _causal_attention(q: Tensor, k: Tensor, v: Tensor, heads: int, mask: Tensor | None = None) -> Tensor:
+    """Fused causal attention of `(N, L, D)` each, in the form in which ComfyUI's layers call it."""
+    n, length, width = q.shape
+    q, k, v = (x.view(n, length, heads, width // heads).transpose(1, 2) for x in (q, k, v))  # (N, H, L, D / H)
+    mixed = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+    return mixed.transpose(1, 2).reshape(n, length, width)  # (N, L, D)

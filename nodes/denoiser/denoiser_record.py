@@ -1,0 +1,64 @@
+"""What a MODEL and its CLIP are, in the records that the method reads: noise schedule and backbone.
+
+Letter: T timesteps.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+from ...concepts.denoiser.backbone import Backbone, get_backbone
+from ...concepts.denoiser.denoiser import NoiseSchedule
+from ...concepts.errors import BestiaryError
+
+
+def noise_schedule(model: object) -> NoiseSchedule:
+    """The forward process of a MODEL, patches of other nodes included.
+
+    Raises:
+        BestiaryError: it predicts neither noise nor velocity, or has no discrete timesteps.
+    """
+    import comfy.model_sampling as kinds
+
+    sampling = model.get_model_object("model_sampling")
+    # patches may change what a prediction means: the function that turns one into latents tells
+    known = {kinds.EPS: "epsilon", kinds.V_PREDICTION: "v_prediction"}
+    denoised = getattr(type(sampling), "calculate_denoised", None)
+    prediction = next((word for kind, word in known.items() if kind.calculate_denoised is denoised), None)
+    if prediction is None or type(sampling).timestep is not kinds.ModelSamplingDiscrete.timestep:
+        raise BestiaryError(
+            f"this MODEL predicts {model.model.model_type.name}: connect one that predicts noise or velocity at discrete "
+            "timesteps (Stable Diffusion 1.5, 2, XL or the demo model)"
+        )
+    # ComfyUI keeps noise over signal, with the variance of the signal at 1
+    sigmas = sampling.sigmas.detach().double().cpu()  # (T,)
+    return NoiseSchedule((1 / (sigmas.square() + 1)).float(), prediction)
+
+
+def detect_backbone(model: object, widths: Mapping[str, int]) -> Backbone:
+    """The record of a MODEL whose text encoders have these widths, with the numbers this one really has.
+
+    Raises:
+        BestiaryError: MODEL and CLIP do not belong together, or are of an unknown kind.
+    """
+    # by the names of the text encoders; SD1.5 and the demo model differ in their latents
+    channels = model.model.latent_format.latent_channels
+    by_encoders = {("clip_l",): "sd15", ("clip_h",): "sd2", ("clip_l", "clip_g"): "sdxl"}
+    name = by_encoders.get(tuple(widths))
+    if name == "sd15" and channels == get_backbone("bestiary-demo").latent_channels:
+        name = "bestiary-demo"
+    if name is None:
+        known = "; ".join(", ".join(names) for names in by_encoders)
+        raise BestiaryError(f"this CLIP has the text encoders {', '.join(widths)}: known are {known}")
+    # widths and channels must agree with those of the model, not only the kind
+    record = get_backbone(name)
+    wanted, given = model.model.model_config.unet_config.get("context_dim"), sum(widths.values())
+    pooled = any(encoder.pooled for encoder in record.text_encoders)
+    if wanted != given or channels != record.latent_channels or pooled != bool(model.model.adm_channels):
+        raise BestiaryError(
+            f"MODEL and CLIP do not belong together: the MODEL reads texts {wanted} wide and latents of {channels} channels, "
+            f"the CLIP ({', '.join(widths)}) gives {given}; take both from one checkpoint"
+        )
+    encoders = tuple(replace(encoder, width=widths[encoder.name]) for encoder in record.text_encoders)
+    return replace(record, text_encoders=encoders)

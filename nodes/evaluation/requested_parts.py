@@ -1,0 +1,130 @@
+"""Which kinds of a codebook's parts a prompt or picked parts ask for: dictionaries matched to codebooks."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from ...concepts.errors import BestiaryError
+from ...concepts.name_search import choices_text, number_ranges, plain_name, same_names, shown_name
+from ...concepts.part_dictionary.part_dictionary import PartDictionary
+from ...concepts.part_map.part_codebook import PartCodebook
+from ...concepts.part_prompt.part_prompt import ResolvedMention, parse_part_prompt, resolve_prompt
+from ..host.socket_types import ChosenParts, NamedDictionary
+from ..part_map.part_drawing import kind_name
+from ..part_prompt.chosen_parts import written_parts
+
+_FOREIGN_IDS = {"class": "classes", "whole": "whole pictures"}
+_LISTED = 6
+
+
+@dataclass(frozen=True)
+class AskedPart:
+    """A kind of a part that pictures shall show, in the codebook's numbers."""
+
+    part: int
+    kind: int
+    blended: bool = False
+    """True where a blend was asked for; `kind` is then its largest share."""
+
+
+def read_asked_parts(
+    prompt: str, chosen: ChosenParts | None, named: NamedDictionary, codebook: PartCodebook
+) -> list[AskedPart]:
+    """The parts that a prompt names and that were picked, in this order.
+
+    Raises:
+        BestiaryError: nothing is asked for, a name is unknown, or the dictionary does not fit the codebook.
+    """
+    text = f"{prompt} {written_parts(chosen) if chosen else ''}"
+    mentions = resolve_prompt(parse_part_prompt(text), {named.name: named.dictionary}).mentions
+    if not mentions:
+        raise BestiaryError(
+            f"the prompt {shown_name(prompt)} names no part and none is linked: write such as <head:3>, or link Part"
+        )
+    match = match_dictionary(named, codebook)
+    return [_asked(mention, match) for mention in mentions]
+
+
+def match_dictionary(named: NamedDictionary, codebook: PartCodebook) -> Mapping[tuple[int, int], tuple[int, int]]:
+    """(part, kind) of a dictionary -> (part, kind) of a codebook, by name where both have one, else by number.
+
+    Raises:
+        BestiaryError: the dictionary's kinds are none of a codebook, or the codebook lacks some of them.
+    """
+    owner = named.dictionary
+    if foreign := _FOREIGN_IDS.get(str(owner.provenance.get("ids"))):
+        raise BestiaryError(
+            f"dictionary {shown_name(named.name)} was trained on {foreign}, whose numbers no codebook knows: "
+            "use bestiary evaluate parts with --labels"
+        )
+    if not codebook.fine:
+        raise BestiaryError("the codebook has parts but no kinds: finish its discovery first")
+    parts = _match_parts(named, codebook)
+    match, lacking = {}, []
+    for part, kind in sorted(owner.row_of):
+        found = _match_kind(owner, part, kind, codebook, parts[part])
+        if found is None:
+            lacking.append((part, kind))
+        else:
+            match[part, kind] = (parts[part], found)
+    if lacking:
+        raise BestiaryError(_lacking_text(named, codebook, parts, lacking))
+    return match
+
+
+def _match_parts(named: NamedDictionary, codebook: PartCodebook) -> dict[int, int]:
+    """Part of the dictionary -> part of the codebook."""
+    owner = named.dictionary
+    names = codebook.part_names
+    trained = sorted({part for part, _ in owner.row_of})
+    alike = {part: same_names(owner.part_names[part], names) for part in trained}
+    by_name = {part: places[0] for part, places in alike.items() if places}
+    found = dict(by_name)
+    for part in trained:
+        if part in found:
+            continue
+        # a number may not take a part that another one has by name
+        if part >= len(names) or part in by_name.values():
+            raise BestiaryError(
+                f"dictionary {shown_name(named.name)} has the part {shown_name(owner.part_names[part])}, the codebook none "
+                f"of this name or number: its parts are {choices_text(owner.part_names[part], codebook.part_names)}; "
+                "use the codebook that the dictionary was trained with"
+            )
+        found[part] = part
+    return found
+
+
+def _match_kind(owner: PartDictionary, part: int, kind: int, codebook: PartCodebook, own_part: int) -> int | None:
+    names = codebook.kind_names[own_part] if own_part < len(codebook.kind_names) else {}
+    wanted = plain_name(owner.kind_names[part].get(kind, ""))
+    named = [number for number, name in names.items() if wanted and plain_name(name) == wanted]
+    if named:
+        return named[0]
+    return kind if kind < codebook.num_kinds[own_part] else None
+
+
+def _lacking_text(
+    named: NamedDictionary, codebook: PartCodebook, parts: Mapping[int, int], lacking: list[tuple[int, int]]
+) -> str:
+    owner = named.dictionary
+    listed = ", ".join(f"{owner.part_names[part]}:{owner.kind_label(part, kind)}" for part, kind in lacking[:_LISTED])
+    more = f" and {len(lacking) - _LISTED} more" if len(lacking) > _LISTED else ""
+    part = parts[lacking[0][0]]
+    known = number_ranges(range(codebook.num_kinds[part])) or "none"
+    return (
+        f"dictionary {shown_name(named.name)} has kinds that the codebook lacks: {listed}{more}. Of part "
+        f"{shown_name(codebook.part_names[part])} the codebook knows {known}: use the codebook that the dictionary was "
+        "trained with, and the dictionary without drawn kinds"
+    )
+
+
+def _asked(mention: ResolvedMention, match: Mapping[tuple[int, int], tuple[int, int]]) -> AskedPart:
+    kind, _ = max(mention.kinds, key=lambda share: share[1])
+    return AskedPart(*match[mention.part, kind], blended=len(mention.kinds) > 1)
+
+
+def asked_text(codebook: PartCodebook, asked: AskedPart) -> str:
+    """What was asked for, as people call it."""
+    name = kind_name(codebook, asked.part, asked.kind)
+    return f"{name} (most of a blend)" if asked.blended else name

@@ -1,0 +1,1 @@
+"""What the other rooms know of ComfyUI: its versions, sockets, folders, menus, progress."""

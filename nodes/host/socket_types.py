@@ -1,0 +1,86 @@
+"""The sockets of the pack and the small records that travel through them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from comfy_api.latest import io
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from ...concepts.part_dictionary.part_dictionary import PartDictionary
+    from ...concepts.part_map.part_codebook import PartCodebook
+    from ...concepts.spectrum.prompt_spectrum import PromptSpectrum
+
+DictionarySocket = io.Custom("BESTIARY_DICTIONARY")
+PartSocket = io.Custom("BESTIARY_PART")
+CodebookSocket = io.Custom("BESTIARY_CODEBOOK")
+PartMapsSocket = io.Custom("BESTIARY_PART_MAPS")
+SpectrumSocket = io.Custom("BESTIARY_SPECTRUM")
+AttentionSocket = io.Custom("BESTIARY_ATTENTION")
+TrainingSetSocket = io.Custom("BESTIARY_TRAINING_SET")
+
+
+@dataclass(frozen=True)
+class NamedDictionary:
+    """A dictionary under the name by which prompts call it: what a BESTIARY_DICTIONARY socket carries."""
+
+    name: str
+    dictionary: PartDictionary = field(repr=False)
+
+
+@dataclass(frozen=True)
+class NamedSpectrum:
+    """A spectrum under the name by which prompts call it: what a BESTIARY_SPECTRUM socket carries."""
+
+    name: str
+    spectrum: PromptSpectrum = field(repr=False)
+
+
+@dataclass(frozen=True)
+class ChosenPart:
+    """One part with its kind or blend of kinds: what a BESTIARY_PART socket carries, as part of a `ChosenParts`."""
+
+    dictionary: str
+    """Name of the dictionary it comes from."""
+    part: str
+    kind: str
+    """As a prompt writes it: "cardinal", "17" or "17*0.6+18*0.4"."""
+    weight: float = 1.0
+    """Prompt weight, 1 is neutral."""
+    vector: Tensor | None = field(default=None, repr=False)
+    """`(D,)` all text encoders side by side, for a kind that no dictionary holds; None looks it up."""
+
+
+@dataclass(frozen=True)
+class ChosenParts:
+    """Parts in the order in which a prompt shall name them."""
+
+    parts: tuple[ChosenPart, ...]
+
+
+@dataclass(frozen=True)
+class NamedCodebook:
+    """A codebook and where it came from: what a BESTIARY_CODEBOOK socket carries."""
+
+    name: str
+    codebook: PartCodebook = field(repr=False)
+    origin: object = field(default=None, repr=False)
+    """The discovery behind it, kept as long as a graph keeps this; None for a file's."""
+
+
+SPANS_KEY = "bestiary_parts"
+"""Key of the options beside a conditioning tensor that holds its `PartSpan`s as a tuple."""
+
+
+@dataclass(frozen=True)
+class PartSpan:
+    """Where one mention of a part stands in a conditioning."""
+
+    label: str
+    """As the prompt names it, such as "head:cardinal"."""
+    part: str
+    """Name of the part alone, such as "head"."""
+    positions: tuple[int, ...]
+    """Places in the concatenated chunks, chunk * 77 + position."""

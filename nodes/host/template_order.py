@@ -1,0 +1,55 @@
+"""Lists the pack's templates in an order of its own: the first picture in five minutes comes first.
+
+ComfyUI lists the templates of a pack as its folder gives them, in no order at all, and its page keeps that order.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING
+
+from ...concepts.files.pack import ROOT
+
+if TYPE_CHECKING:
+    from aiohttp import web
+
+PACK = ROOT.name
+"""Folder of the pack, under which ComfyUI lists its templates."""
+FIRST_TEMPLATE = "mix_four_species"
+_LISTS = frozenset({"/workflow_templates", "/api/workflow_templates"})
+
+
+def in_order(names: list[str]) -> list[str]:
+    """Names of templates, the one to start with first, the others by name."""
+    return sorted(names, key=lambda name: (name != FIRST_TEMPLATE, name))
+
+
+@functools.cache
+def order_templates() -> bool:
+    """Orders the pack's entry in ComfyUI's list of templates; entries of other packs stay as they are.
+
+    To be called before ComfyUI starts to serve. False where there is no server, as in tests.
+    """
+    try:
+        from aiohttp import web
+        from server import PromptServer
+    except ImportError:
+        return False
+    server = getattr(PromptServer, "instance", None)
+    if server is None:
+        return False
+
+    @web.middleware
+    async def ordered(request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]):
+        answer = await handler(request)
+        if request.path not in _LISTS or not isinstance(answer, web.Response) or answer.status != 200:
+            return answer
+        listed = json.loads(answer.body)
+        if PACK not in listed:
+            return answer
+        return web.json_response({**listed, PACK: in_order(listed[PACK])})
+
+    server.app.middlewares.append(ordered)
+    return True

@@ -1,0 +1,1 @@
+"""Part dictionaries in a graph: loaded, merged, listed, reported, saved."""

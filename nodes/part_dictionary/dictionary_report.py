@@ -1,0 +1,117 @@
+"""What a part dictionary holds: as text, and as a sheet of its thumbnails."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import torch
+from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
+
+from ...concepts.denoiser.backbone import get_backbone
+from ...concepts.name_search import number_ranges
+from ...concepts.part_dictionary.part_dictionary import PartDictionary
+
+COLUMNS = 8
+MOST_TILES = 400
+"""Thumbnails on one sheet; the text lists every kind."""
+MOST_NAMES = 40
+"""Kinds of a part that the text names one by one."""
+LABEL_HEIGHT = 16
+"""Pixels of the line under a tile and above a part."""
+LONGEST_FACT = 200
+"""Characters of one fact of the provenance."""
+PAPER, INK = (250, 250, 248), (40, 40, 40)
+
+
+def describe_dictionary(dictionary: PartDictionary, name: str) -> str:
+    """Parts, kinds, base model, LoRA and provenance as lines of text."""
+    backbone = get_backbone(dictionary.backbone)
+    widths = ", ".join(f"{encoder} {tensor.shape[1]} wide" for encoder, tensor in dictionary.embeddings.items())
+    modules = sum(key.endswith(".lora_down.weight") for key in dictionary.lora)
+    lines = [
+        f"dictionary: {name}",
+        f"base model: {dictionary.backbone} ({widths}), {backbone.image_size} px",
+        f"vectors: {len(dictionary.rows)}",
+        f"LoRA: {f'{modules} layers' if modules else 'none'}",
+        f"thumbnails: {len(dictionary.thumbnails.index) if dictionary.thumbnails else 'none'}",
+        "",
+    ]
+    # parts without a trained kind cannot be asked for
+    trained = [part for part in range(len(dictionary.part_names)) if dictionary.kinds_of(part)]
+    lines += [_part_line(dictionary, part) for part in trained]
+    part = trained[0]
+    example = f"{dictionary.part_names[part]}.{dictionary.kind_label(part, dictionary.kinds_of(part)[0])}".replace(
+        " ", "_"
+    )
+    lines += ["", f"in a prompt: (embedding:{name.replace(' ', '_')}/{example}:1.0)", ""]
+    lines += [f"{key}: {_short(value)}" for key, value in dictionary.provenance.items()]
+    return "\n".join(lines).strip()
+
+
+def thumbnail_sheet(dictionary: PartDictionary) -> Tensor:
+    """Every thumbnail under its part, with its kind below: `(1, H, W, 3)` float in 0..1.
+
+    Raises:
+        BestiaryError: the picture inside the dictionary is broken.
+    """
+    # rows of tiles first, since a part's kinds wrap
+    tile = dictionary.thumbnails.tile_size if dictionary.thumbnails else 64
+    cell = tile + LABEL_HEIGHT
+    groups = _shown_kinds(dictionary)
+    rows = sum(-(-len(kinds) // COLUMNS) for _, kinds in groups)
+    sheet = Image.new("RGB", (COLUMNS * (tile + 4) + 4, rows * cell + len(groups) * LABEL_HEIGHT + 4), PAPER)
+    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default()
+    top = 2
+    for part, kinds in groups:
+        draw.text((4, top), _fitted(draw, font, dictionary.part_names[part], sheet.width - 8), INK, font)
+        top += LABEL_HEIGHT
+        for number, kind in enumerate(kinds):
+            left, upper = 4 + number % COLUMNS * (tile + 4), top + number // COLUMNS * cell
+            picture = dictionary.thumbnails.tile(part, kind) if dictionary.thumbnails else None
+            if picture is not None:
+                sheet.paste(picture, (left, upper))
+            else:
+                draw.rectangle((left, upper, left + tile - 1, upper + tile - 1), outline=INK)
+            # names are cut to the tile, so that neighbours stay readable
+            draw.text((left, upper + tile), _fitted(draw, font, dictionary.kind_label(part, kind), tile), INK, font)
+        top += -(-len(kinds) // COLUMNS) * cell
+    return torch.from_numpy(np.asarray(sheet).astype(np.float32) / 255)[None]  # (1, H, W, 3)
+
+
+def _shown_kinds(dictionary: PartDictionary) -> list[tuple[int, tuple[int, ...]]]:
+    """Parts with those of their kinds that fit on a sheet, as evenly as possible."""
+    kinds = {part: dictionary.kinds_of(part) for part in range(len(dictionary.part_names))}
+    groups = [(part, known) for part, known in kinds.items() if known][:MOST_TILES]
+    share = max(1, MOST_TILES // len(groups))
+    return [(part, known[:share]) for part, known in groups]
+
+
+def _part_line(dictionary: PartDictionary, part: int) -> str:
+    kinds = dictionary.kinds_of(part)
+    numbers = number_ranges(kind + dictionary.id_base for kind in kinds)
+    line = f"{part} {dictionary.part_names[part]}{' (background)' if part == dictionary.background else ''}: "
+    line += f"{len(kinds)} {'kind' if len(kinds) == 1 else 'kinds'}, numbers {numbers}"
+    named = [
+        f"{kind + dictionary.id_base} {dictionary.kind_names[part][kind]}"
+        for kind in kinds
+        if kind in dictionary.kind_names[part]
+    ]
+    if named:
+        more = f" and {len(named) - MOST_NAMES} more" if len(named) > MOST_NAMES else ""
+        line += f": {', '.join(named[:MOST_NAMES])}{more}"
+    return line
+
+
+def _short(value: object) -> str:
+    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
+    return text if len(text) <= LONGEST_FACT else text[: LONGEST_FACT - 1] + "…"
+
+
+def _fitted(draw: ImageDraw.ImageDraw, font: ImageFont.ImageFont, text: str, width: int) -> str:
+    """As much of a text as a line of this width holds; characters that the font lacks become question marks."""
+    plain = text if isinstance(font, ImageFont.FreeTypeFont) else text.encode("latin-1", "replace").decode("latin-1")
+    while plain and draw.textlength(plain, font) > width:
+        plain = plain[:-1]
+    return plain

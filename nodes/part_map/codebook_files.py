@@ -1,0 +1,33 @@
+"""Codebooks in models/bestiary: read by name, written under the next free name."""
+
+from __future__ import annotations
+
+from ...concepts.errors import BestiaryError
+from ...concepts.files.file_kinds import CODEBOOK_SUFFIX
+from ...concepts.name_search import choices_text, shown_name
+from ...concepts.part_map.part_codebook import PartCodebook
+from ..host.concept_folders import concept_names, concept_path, free_concept_path, own_folder
+from ..host.socket_types import NamedCodebook
+
+
+def load_codebook(name: str) -> NamedCodebook:
+    """The codebook of a listed file.
+
+    Raises:
+        BestiaryError: there is no such file, or it is no codebook.
+    """
+    if not name.endswith(CODEBOOK_SUFFIX):
+        known = choices_text(name, concept_names(CODEBOOK_SUFFIX)) or "none yet: save one, or run bestiary discover"
+        raise BestiaryError(f"{shown_name(name)} is no codebook: choose {known}")
+    return NamedCodebook(name.removesuffix(CODEBOOK_SUFFIX), PartCodebook.load(concept_path(name)))
+
+
+def save_codebook(codebook: PartCodebook, filename: str) -> str:
+    """Writes a codebook and returns its name below models/bestiary; a taken name gets a number.
+
+    Raises:
+        BestiaryError: the name leaves models/bestiary, or the file cannot be written.
+    """
+    path = free_concept_path(filename, CODEBOOK_SUFFIX)
+    codebook.save(path)
+    return path.relative_to(own_folder().resolve()).as_posix()

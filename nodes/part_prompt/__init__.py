@@ -1,0 +1,1 @@
+"""Parts in the prompts of a graph: picked, written, encoded."""

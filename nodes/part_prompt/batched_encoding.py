@@ -1,0 +1,193 @@
+"""Many prompts through ComfyUI's own text encoding in one call, each with its own result.
+
+ComfyUI encodes the chunks of one long prompt as one batch. Several prompts are handed over as such a prompt and taken
+apart again; where a kind of text encoder does not work chunk by chunk, every prompt is encoded on its own. Letters: C chunks
+of a prompt, L positions of a chunk, E width of the conditioning, D width of a text encoder.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from ..host.socket_types import SPANS_KEY
+from .part_encoding import Tokens
+
+if TYPE_CHECKING:
+    from comfy.sd import CLIP
+
+MOST_CHUNKS = 256
+"""Chunks of one call; more are encoded in several."""
+_KNOWN_RESULTS = {"cond", "pooled_output", "hooks", SPANS_KEY}
+"""What an encoding may hold besides which prompts cannot be told apart."""
+
+
+@dataclass(frozen=True, eq=False)
+class EncodedPrompt:
+    """What ComfyUI makes of one prompt."""
+
+    cond: Tensor
+    """`(1, C * L, E)`."""
+    facts: dict[str, object]
+    """Options beside it, such as `pooled_output`."""
+    states: dict[str, Tensor] = field(default_factory=dict, repr=False)
+    """Text encoder -> `(C, L, D)`: what went into its last norm; only where it was asked for."""
+
+
+@dataclass
+class _Watch:
+    """What the text encoders gave while they were watched, by name, one entry per call."""
+
+    pooled: dict[str, list[Tensor | None]] = field(default_factory=dict)
+    """`(rows, E_pooled)` each."""
+    states: dict[str, list[Tensor]] = field(default_factory=dict)
+    """`(rows, L, D)` each."""
+
+
+def encode_together(clip: CLIP, prompts: Sequence[Tokens], *, with_states: bool = False) -> list[EncodedPrompt]:
+    """Encode prompts in as few calls of the text encoders as possible, usually one.
+
+    Args:
+        clip: any CLIP of ComfyUI; it is left as it is.
+        prompts: what its tokenizer gave for each prompt.
+        with_states: also keep what went into the last norm of every CLIP text encoder.
+
+    Returns:
+        One per prompt, as `clip.encode_from_tokens` gives it for that prompt alone.
+    """
+    encoded: list[EncodedPrompt] = []
+    for group in _groups(prompts):
+        together = _encode_group(clip, group, with_states)
+        if together is None:
+            together = [one for tokens in group for one in _alone(clip, tokens, with_states)]
+        encoded += together
+    return encoded
+
+
+def _groups(prompts: Sequence[Tokens]) -> Iterator[list[Tokens]]:
+    """Neighbouring prompts with at most `MOST_CHUNKS` chunks together; a longer one is a group of its own."""
+    group: list[Tokens] = []
+    chunks = 0
+    for tokens in prompts:
+        # a prompt that is no dictionary is not understood here: alone
+        count = max((len(own) for own in tokens.values()), default=0) if isinstance(tokens, dict) else MOST_CHUNKS
+        if group and chunks + count > MOST_CHUNKS:
+            yield group
+            group, chunks = [], 0
+        group.append(tokens)
+        chunks += count
+    if group:
+        yield group
+
+
+def _alone(clip: CLIP, tokens: Tokens, with_states: bool) -> list[EncodedPrompt]:
+    with _watched(clip, with_states) as watch:
+        encoded = clip.encode_from_tokens(tokens, return_pooled=True, return_dict=True)
+    cond = encoded.pop("cond")
+    encoded.pop(SPANS_KEY, None)
+    count = max((len(own) for own in tokens.values()), default=0) if isinstance(tokens, dict) else 0
+    # a last row stands for the empty prompt where there are weights
+    states = {name: calls[-1][:count] for name, calls in watch.states.items()}
+    return [EncodedPrompt(cond, encoded, states)]
+
+
+def _encode_group(clip: CLIP, prompts: list[Tokens], with_states: bool) -> list[EncodedPrompt] | None:
+    """All prompts as one; None where the results cannot be told apart."""
+    counts = _chunk_counts(prompts)
+    if counts is None or len(prompts) == 1:
+        return None
+    # chunk by chunk, encoder by encoder: one long prompt to ComfyUI
+    joined = {key: [chunk for tokens in prompts for chunk in tokens[key]] for key in prompts[0]}
+    with _watched(clip, with_states) as watch:
+        encoded = clip.encode_from_tokens(joined, return_pooled=True, return_dict=True)
+    cond, pooled = encoded.pop("cond"), encoded.pop("pooled_output")
+    # where each prompt's chunks begin in it
+    rows = [sum(counts[:number]) for number in range(len(counts))]
+    own_pooled = _pooled_of(watch, pooled, rows)
+    # anything unknown in the result might belong to one prompt alone
+    if not encoded.keys() <= _KNOWN_RESULTS or own_pooled is None or cond.shape[1] % sum(counts):
+        return None
+    encoded.pop(SPANS_KEY, None)
+    length = cond.shape[1] // sum(counts)
+    # the length of a chunk as it came out must be the length that went in
+    if length != len(next(iter(joined.values()))[0]):
+        return None
+    found = []
+    for row, count, own in zip(rows, counts, own_pooled, strict=True):
+        states = {name: calls[-1][row : row + count] for name, calls in watch.states.items()}  # (C, L, D)
+        piece = cond[:, row * length : (row + count) * length].contiguous()  # (1, C * L, E)
+        found.append(EncodedPrompt(piece, {**encoded, "pooled_output": own}, states))
+    return found
+
+
+def _chunk_counts(prompts: list[Tokens]) -> list[int] | None:
+    """Chunks of every prompt, if all text encoders agree about them and all chunks are equally long."""
+    if not all(isinstance(tokens, dict) and tokens.keys() == prompts[0].keys() for tokens in prompts):
+        return None
+    counts = [{len(chunks) for chunks in tokens.values()} for tokens in prompts]
+    lengths = {len(chunk) for tokens in prompts for chunks in tokens.values() for chunk in chunks}
+    if len(lengths) != 1 or any(len(own) != 1 for own in counts):
+        return None
+    return [own.pop() for own in counts]
+
+
+def _pooled_of(watch: _Watch, joined: Tensor | None, rows: list[int]) -> list[Tensor | None] | None:
+    """The pooled vector `(1, E_pooled)` of every prompt; None if it is unclear which text encoder gave it."""
+    if joined is None:
+        return [None] * len(rows)
+    # the joined prompt's pooled vector is that of its first chunk: whoever gave it, gave one per chunk
+    for calls in watch.pooled.values():
+        pooled = calls[-1]
+        if pooled is not None and torch.equal(pooled[:1].to(joined), joined):
+            return [pooled[row : row + 1].to(joined) for row in rows]
+    return None
+
+
+@contextmanager
+def _watched(clip: CLIP, with_states: bool) -> Iterator[_Watch]:
+    """Watches the text encoders; nothing stays behind, whatever happens inside."""
+    watch, handles = _Watch(), []
+    try:
+        for name, encoder in _text_encoders(clip).items():
+            handles.append(encoder.register_forward_hook(_pooled_hook(watch.pooled.setdefault(name, []))))
+            # states before the last norm only where they are asked for
+            if with_states and (norm := last_norm(encoder)) is not None:
+                handles.append(norm.register_forward_pre_hook(_input_hook(watch.states.setdefault(name, []))))
+        yield watch
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def last_norm(encoder: nn.Module) -> nn.Module | None:
+    """The norm behind the layers of a CLIP text encoder, which takes `(rows, L, D)`; None for other kinds."""
+    return getattr(getattr(encoder.transformer, "text_model", None), "final_layer_norm", None)
+
+
+def _text_encoders(clip: CLIP) -> dict[str, nn.Module]:
+    """The text encoders of a CLIP by name; a call of one gives states `(rows, L, D)`."""
+    children = clip.cond_stage_model.named_children()
+    return {name: module for name, module in children if hasattr(module, "transformer")}
+
+
+def _pooled_hook(calls: list[Tensor | None]) -> object:
+    """A hook that notes the pooled vectors `(rows, E_pooled)` of every call."""
+
+    def keep(module: nn.Module, inputs: tuple, output: tuple) -> None:
+        calls.append(output[1] if isinstance(output, tuple) and len(output) > 1 else None)
+
+    return keep
+
+
+def _input_hook(calls: list[Tensor]) -> object:
+    """A hook that notes what goes into a module, `(rows, L, D)`, at every call."""
+
+    def keep(module: nn.Module, inputs: tuple) -> None:
+        calls.append(inputs[0])
+
+    return keep

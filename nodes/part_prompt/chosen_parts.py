@@ -1,0 +1,139 @@
+"""Parts picked in the graph: made from a dictionary, put together, and written into a prompt."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+
+import torch
+
+from ...concepts.errors import BestiaryError
+from ...concepts.name_search import plain_name, shown_name
+from ...concepts.part_dictionary.new_kinds import random_kinds, with_new_kinds
+from ...concepts.part_prompt.mention_writing import KindBlend, blended_vector, written_kinds, written_mention
+from ...concepts.part_prompt.part_mention import PartMention, find_mentions, unescaped
+from ..host.socket_types import ChosenPart, ChosenParts, NamedDictionary
+from .reserved_words import ALL_PARTS, PARTS_PLACE
+
+MentionKey = tuple[str, tuple[tuple[str, float], ...]]
+"""A mention in the form in which two of them are compared: its target, and its kinds with their factors."""
+
+
+def choose_kinds(named: NamedDictionary, part: int, kinds: KindBlend, weight: float = 1.0) -> ChosenPart:
+    """A part with its kinds and their vector `(D,)`, so that it can be used where the dictionary is not loaded."""
+    owner = named.dictionary
+    vector = blended_vector(owner, part, kinds)  # (D,)
+    return ChosenPart(named.name, owner.part_names[part], written_kinds(owner, part, kinds), weight, vector)
+
+
+def draw_random(
+    named: NamedDictionary, part: str, seed: int, spread: float, weight: float = 1.0
+) -> tuple[ChosenParts, NamedDictionary]:
+    """One new kind of a part, or of every part but the background for "all"; and the dictionary with them in it.
+
+    Raises:
+        BestiaryError: no trained part is called so, or the spread is out of range.
+    """
+    owner = named.dictionary
+    if plain_name(part) == ALL_PARTS:
+        trained = [index for index in range(len(owner.part_names)) if owner.kinds_of(index)]
+        # a dictionary of nothing but a background has only that to draw
+        numbers = [index for index in trained if index != owner.background] or trained
+    else:
+        numbers = [owner.find_part(part)]
+    origin = {"drawn_from": named.name, "seed": seed, "spread": spread}
+    extended, ids = with_new_kinds(owner, random_kinds(owner, numbers, seed, spread), origin)
+    grown = NamedDictionary(named.name, extended)
+    drawn = [choose_kinds(grown, *pair, weight) for pair in zip(numbers, (((kind, 1.0),) for kind in ids), strict=True)]
+    return ChosenParts(tuple(drawn)), grown
+
+
+def written_part(chosen: ChosenPart) -> str:
+    """The mention of one part, "<birds.head:cardinal>" or "(<birds.head:cardinal>:1.2)"."""
+    return written_mention(chosen.dictionary, chosen.part, chosen.kind, chosen.weight)
+
+
+def written_parts(chosen: ChosenParts) -> str:
+    """The mentions of all parts in their order, with spaces between them as in training captions."""
+    return " ".join(written_part(part) for part in chosen.parts)
+
+
+def combine_parts(groups: Iterable[ChosenParts | None], *, allow_repeats: bool = False) -> ChosenParts:
+    """All parts in their order.
+
+    Raises:
+        BestiaryError: there is none, or a part stands there twice without leave.
+    """
+    parts = [part for group in groups if group is not None for part in group.parts]
+    if not parts:
+        raise BestiaryError("no part is linked: link at least one, from Part, Blend Kinds or Random Kind")
+    seen: dict[str, ChosenPart] = {}
+    for part in parts:
+        earlier = seen.get(plain_name(part.part))
+        seen[plain_name(part.part)] = part
+        if earlier is not None and not allow_repeats:
+            raise BestiaryError(
+                f"part {shown_name(part.part)} is asked for twice, as {written_part(earlier)} and {written_part(part)}: "
+                "unlink one of them, or switch allow_repeats on"
+            )
+    return ChosenParts(tuple(parts))
+
+
+def fill_template(template: str, chosen: ChosenParts | None) -> str:
+    """A prompt with the parts where it says {parts}, or behind it; without parts {parts} is left out."""
+    if chosen is None:
+        return re.sub(rf" ?{re.escape(PARTS_PLACE)}", "", template)
+    mentions = written_parts(chosen)
+    if PARTS_PLACE in template:
+        return template.replace(PARTS_PLACE, mentions)
+    return f"{template} {mentions}" if template.strip() else mentions
+
+
+def repeat_notice(typed: Sequence[tuple[str, str]], chosen: ChosenParts | None) -> str | None:
+    """Says which part a prompt names twice, None where each comes from one place.
+
+    Parts that come by link are repeated only where `combine_parts` was allowed to, so among them nothing is said.
+
+    Args:
+        typed: name and mention of every part in the text, as typed.
+        chosen: the parts that are added to it.
+    """
+    seen = {plain_name(part.part): f"by link as {written_part(part)}" for part in (chosen.parts if chosen else ())}
+    for part, mention in typed:
+        place = f"in the text as {mention}"
+        if (earlier := seen.get(plain_name(part))) is not None:
+            return (
+                f"part {shown_name(part)} is named twice, {earlier} and {place}: "
+                "take one of them away, unless two are wanted"
+            )
+        seen[plain_name(part)] = place
+    return None
+
+
+def key_of(mention: PartMention) -> MentionKey:
+    """A mention as it is compared: spelling of names makes no difference, as in the grammar."""
+    kinds = tuple((plain_name(kind), factor) for kind, factor in mention.kinds)
+    return plain_name(unescaped(mention.target)), kinds
+
+
+def parts_by_mention(chosen: ChosenParts | None) -> dict[MentionKey, ChosenPart]:
+    """The parts that bring their vector along, by the mention that a prompt writes for them.
+
+    Raises:
+        BestiaryError: two parts are written alike but differ, so that a prompt could not tell them apart.
+    """
+    found: dict[MentionKey, ChosenPart] = {}
+    for part in _with_vector(chosen.parts if chosen else ()):
+        mention = written_mention(part.dictionary, part.part, part.kind)
+        ((_, content),) = find_mentions(mention).values()
+        earlier = found.setdefault(key_of(content), part)
+        if earlier.vector.shape != part.vector.shape or not torch.equal(earlier.vector, part.vector):
+            raise BestiaryError(
+                f"two different parts are both written {mention}: load their dictionaries under different names, "
+                "or draw the second one from the dictionary that the first one gave"
+            )
+    return found
+
+
+def _with_vector(parts: Sequence[ChosenPart]) -> list[ChosenPart]:
+    return [part for part in parts if part.vector is not None]

@@ -1,0 +1,157 @@
+"""Run folders of trainings in the graph, below ComfyUI's output folder: made anew, listed, found again."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import folder_paths
+
+from ...concepts.errors import BestiaryError
+from ...concepts.name_search import choices_text, shown_name
+from ..host.concept_folders import own_folder
+
+if TYPE_CHECKING:
+    from ...trainer.learning.parts.settings import TrainPartsSettings
+    from ...trainer.learning.run.run_folder import RunFolder
+    from ...trainer.learning.spectrum.spectrum_settings import TrainSpectrumSettings
+
+ANEW, NEWEST = "start anew", "go on with the newest"
+"""Choices besides the names of runs."""
+CONFIG = "config.resolved.toml"
+"""Settings of a run, by which its folder is known."""
+_CALLED = {"parts": "trainings of parts", "spectrum": "trainings of spectra"}
+_SOURCES = {
+    "parts": ("other pictures or parts than this training set", "pictures, codebook and image_size"),
+    "spectrum": ("other pictures or masks than these", "pictures, foreground and VAE, at the same image_size,"),
+}
+"""By kind of run: what may differ when it is gone on with, and what to connect."""
+_NAME = re.compile(r"\w[\w .-]{0,80}")
+
+
+def runs_folder() -> Path:
+    """Where runs lie: output/bestiary."""
+    return Path(folder_paths.get_output_directory()) / "bestiary"
+
+
+def run_names(kind: str | None = None) -> list[str]:
+    """Names of all runs, or of those that train `kind`, the one that was started last first."""
+    times: dict[Path, int] = {}
+    for path in runs_folder().glob(f"*/{CONFIG}"):
+        # a run that is being removed must not take the others away
+        with contextlib.suppress(OSError):
+            times[path] = path.stat().st_mtime_ns
+    newest_first = sorted(times, key=times.__getitem__, reverse=True)
+    return [path.parent.name for path in newest_first if kind is None or _kind_of(path) == kind]
+
+
+def _kind_of(config: Path) -> str | None:
+    from ...trainer.learning.run.run_folder import run_kind
+
+    try:
+        return run_kind(config)
+    except BestiaryError:
+        return None  # one broken folder must not take the menu away
+
+
+def resume_choices(kind: str = "parts") -> list[str]:
+    """What the input `resume` of a node that trains `kind` offers."""
+    return [ANEW, NEWEST, *run_names(kind)]
+
+
+def run_to_resume(resume: str, kind: str) -> str:
+    """Name of the run that `resume` means: the newest one of its kind, or the one it names.
+
+    Raises:
+        BestiaryError: there is none, or it trains something else.
+    """
+    known = run_names(kind)
+    wanted = known[0] if resume == NEWEST and known else resume
+    if wanted in known:
+        return wanted
+    if wanted in run_names():
+        raise BestiaryError(
+            f"run {wanted} learns something else: this node goes on with {_CALLED[kind]} only; choose {ANEW!r}"
+            + (f", or {choices_text(wanted, known)}" if known else "")
+        )
+    raise BestiaryError(
+        f"no run {shown_name(resume)} in output/bestiary to go on with; choose {ANEW!r}"
+        + (f", or {choices_text(wanted, known)}" if known else ": there is none yet")
+    )
+
+
+def checked_name(name: str) -> str:
+    """A name for files and folders.
+
+    Raises:
+        BestiaryError: it has characters that file systems or prompts do not take.
+    """
+    if not _NAME.fullmatch(name.strip()):
+        raise BestiaryError(
+            f"{shown_name(name)} cannot name a training: use letters, digits, spaces and - _ . between them"
+        )
+    return name.strip()
+
+
+def open_run(
+    name: str, resume: str, settings: TrainPartsSettings | TrainSpectrumSettings, fingerprint: str, *earlier: str
+) -> RunFolder:
+    """The folder of a new run called `name`, or of the earlier one that `resume` names.
+
+    `fingerprint` is the training set's; `earlier` are those that earlier versions gave the same set.
+
+    Raises:
+        BestiaryError: no such run, one of another kind, or it learned from other pictures.
+    """
+    from ...concepts.files.atomic_file import remove_leftovers
+    from ...trainer.learning.run.recipe_file import format_toml
+    from ...trainer.learning.run.run_folder import RunFolder
+
+    # where this training will write, half files of ended processes are nobody's any more
+    for folder in (own_folder(), runs_folder()):
+        remove_leftovers(folder)
+    if resume == ANEW:
+        run = RunFolder.create(runs_folder() / checked_name(name))
+        run.write_config(f"# training set {fingerprint}\n{format_toml(settings)}")
+        return run
+    kind = str(getattr(settings, "kind", "parts"))
+    run = RunFolder.open(runs_folder() / run_to_resume(resume, kind))
+    first_line = run.config.read_text(encoding="utf-8").split("\n", 1)[0]
+    if first_line not in {f"# training set {known}" for known in (fingerprint, *earlier)}:
+        told, same = _SOURCES[kind]
+        raise BestiaryError(
+            f"run {run.path.name} learned from {told}: connect the same {same} as then, or choose {ANEW!r}"
+        )
+    return run
+
+
+def settings_from(choices: Mapping[str, object], more: str = "") -> TrainPartsSettings:
+    """Settings of a part training from dotted keys, and from lines of TOML such as `captions.noun = "bird"`, which win.
+
+    Raises:
+        BestiaryError: lines that are no TOML; misspelt keys and values out of range, all of them in one message.
+    """
+    from ...trainer.learning.parts.settings import load_recipe
+
+    return load_recipe(None, {**choices, **more_choices(more)})
+
+
+def more_choices(more: str) -> dict[str, object]:
+    """Dotted keys and values of lines of TOML that a user typed.
+
+    Raises:
+        BestiaryError: they are no TOML.
+    """
+    from ...trainer.learning.run.recipe_file import parse_toml
+
+    return _flat(parse_toml(more, "more_settings"))
+
+
+def _flat(tree: Mapping[str, object], prefix: str = "") -> dict[str, object]:
+    flat: dict[str, object] = {}
+    for key, value in tree.items():
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+    return flat

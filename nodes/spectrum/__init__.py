@@ -1,0 +1,1 @@
+"""Prompt spectra and staged prompts in a graph."""

@@ -1,0 +1,176 @@
+"""At which stages does a word act? It is said at one stage at a time, and the change of the picture is measured.
+
+Every run starts from the same noise. The measure is how far a run goes the way from the picture without the word to the
+picture with the word at every stage: 1 is all the way, 0 nothing of it. Letters: S stages, N pictures, F features.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from ...concepts.errors import BestiaryError
+from ...concepts.name_search import shown_name
+from ...concepts.spectrum.attribute_presets import Presets, format_presets, stages_text
+from ...concepts.spectrum.stage_bounds import StageBounds
+from ...concepts.spectrum.staged_prompt import Override, PromptSources, resolve_staged_prompt
+from ..host.graph_progress import GraphProgress
+from ..part_prompt.part_encoding import Conditioning
+from ..part_prompt.reserved_words import WORD_PLACE
+from .stage_ranges import stage_percents
+from .staged_encoding import StagedSide, encode_sides
+
+if TYPE_CHECKING:
+    from comfy.model_patcher import ModelPatcher
+    from comfy.sd import CLIP
+
+THRESHOLD = 0.5
+"""Stages with at least this share of the strongest stage's score belong to the attribute."""
+FEATURE_EDGE = 64
+"""Pictures are compared at this edge, in pixels, where no CLIP vision model is connected."""
+
+Sampling = Callable[[Conditioning, Conditioning], Tensor]
+"""Positive and negative -> latents `(N, C, H, W)`."""
+Seeing = Callable[[Tensor], tuple[Tensor, Tensor]]
+"""Latents `(N, C, H, W)` -> what is compared `(N, F)`, and pictures `(N, H, W, 3)`."""
+
+
+@dataclass(frozen=True)
+class SweepSettings:
+    """What to sweep."""
+
+    text: str
+    """With `{word}` where the word goes."""
+    word: str
+    otherwise: str = ""
+    """What stands there at the other stages."""
+    negative: str = ""
+    stages: int = 10
+    attribute: str = ""
+    """Name of the proposed preset; empty takes the word."""
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """What came out."""
+
+    settings: SweepSettings
+    bounds: StageBounds
+    scores: Tensor
+    """`(S,)` share of the whole change that each stage alone makes."""
+    sizes: Tensor
+    """`(S,)` size of the change in any direction, over that of the whole change."""
+    pictures: Tensor
+    """`(S + 2, H, W, 3)`: without the word, with it at each stage alone, with it everywhere; the first of every run."""
+
+    @property
+    def carrying(self) -> tuple[int, ...]:
+        """The stages, from 0, that carry the word."""
+        limit = THRESHOLD * float(self.scores.max())
+        return tuple(stage for stage, score in enumerate(self.scores.tolist()) if limit > 0 and score >= limit)
+
+    def preset(self) -> Presets:
+        """The proposed preset: neighbouring stages as one range.
+
+        Raises:
+            BestiaryError: no stage carries the word.
+        """
+        if not self.carrying:
+            raise BestiaryError(
+                f"the word {shown_name(self.settings.word)} alone at one stage moves the picture nowhere towards what it does "
+                "everywhere: take fewer stages, or a word that changes more"
+            )
+        # stages that follow one another become one range
+        ranges: list[tuple[float, float]] = []
+        for stage in self.carrying:
+            start, end = self.bounds.fractions[stage : stage + 2]
+            if ranges and ranges[-1][1] == start:
+                start = ranges.pop()[0]
+            ranges.append((start, end))
+        return {self.settings.attribute.strip() or self.settings.word.strip(): tuple(ranges)}
+
+    def table(self) -> str:
+        """Scores per stage and the proposal, as text."""
+        rows = ["stage   share   size"]
+        for stage, (score, size) in enumerate(zip(self.scores.tolist(), self.sizes.tolist(), strict=True)):
+            mark = "  carries it" if stage in self.carrying else ""
+            rows.append(f"{stage + 1:5d}  {score:6.1%}  {size:5.2f}{mark}")
+        rows.append(f"stages {stages_text(self.carrying)}: {format_presets(self.preset())}")
+        return "\n".join(rows)
+
+
+def sweep_word(
+    model: ModelPatcher, clip: CLIP, settings: SweepSettings, sample: Sampling, see: Seeing, progress: GraphProgress
+) -> Sweep:
+    """Say a word at each stage alone and measure the change of features `(N, F)`; S + 2 samplings.
+
+    Raises:
+        BestiaryError: the text has no place for the word, the word is empty, or it changes nothing at all.
+        InterruptProcessingException: the user cancelled.
+    """
+    if WORD_PLACE not in settings.text or not settings.word.strip():
+        raise BestiaryError(
+            f"text {shown_name(settings.text)} and word {shown_name(settings.word)}: write a text with {WORD_PLACE} where "
+            "the word goes, and a word"
+        )
+    # without the word, with it at one stage alone, and with it everywhere
+    bounds = StageBounds.equal(settings.stages)
+    with_word, without = (settings.text.replace(WORD_PLACE, one) for one in (settings.word, settings.otherwise))
+    plans: list[tuple[str, dict[int, Override]]] = [(without, {})]
+    plans += [(without, {stage: with_word}) for stage in range(bounds.stages)]
+    plans += [(with_word, {})]
+    # all prompts in one encoding; the negative one is the last
+    sides = [_side(model, text, overrides, bounds) for text, overrides in [*plans, (settings.negative, {})]]
+    *positives, negative = encode_sides(clip, sides)
+    progress.begin(len(positives))
+    features, pictures = [], []
+    for positive in positives:
+        seen, shown = see(sample(positive, negative))
+        features.append(seen.float().cpu())
+        pictures.append(shown[:1].float().cpu())
+        progress.add()
+    scores, sizes = change_shares(torch.stack(features))
+    return Sweep(settings, bounds, scores, sizes, torch.cat(pictures))
+
+
+def change_shares(features: Tensor) -> tuple[Tensor, Tensor]:
+    """Share of the whole change and its size `(S,)` each, of features `(S + 2, N, F)`: without, S stages alone, everywhere.
+
+    The share is the projection of a stage's change on the whole change, averaged over the N pictures.
+
+    Raises:
+        BestiaryError: nothing changes even with the word everywhere.
+    """
+    without, everywhere = features[0], features[-1]
+    whole = everywhere - without  # (N, F)
+    squared = whole.square().sum(-1)  # (N,)
+    if not bool((squared > 0).all()):
+        raise BestiaryError("the word changes nothing, even at every stage: the model does not know it, or cfg is 1")
+    # how far each stage goes along the whole change, and how far in any direction
+    moved = features[1:-1] - without  # (S, N, F)
+    shares = (moved * whole).sum(-1) / squared  # (S, N)
+    sizes = moved.square().sum(-1).sqrt() / squared.sqrt()  # (S, N)
+    return shares.mean(-1), sizes.mean(-1)
+
+
+def _side(model: ModelPatcher, text: str, overrides: dict[int, Override], bounds: StageBounds) -> StagedSide:
+    prompt = resolve_staged_prompt(text, PromptSources(), overrides=overrides, bounds=bounds)
+    return StagedSide(prompt, stage_percents(prompt.bounds, "timesteps", model))
+
+
+def picture_features(pictures: Tensor) -> Tensor:
+    """What is compared of pictures `(N, H, W, 3)` without a CLIP vision model: small pixels `(N, F)`."""
+    small = torch.nn.functional.adaptive_avg_pool2d(
+        pictures[..., :3].permute(0, 3, 1, 2).float(), tuple(min(FEATURE_EDGE, edge) for edge in pictures.shape[1:3])
+    )  # (N, 3, h, w)
+    return small.flatten(1)
+
+
+def sweep_labels(sweep: Sweep) -> Sequence[str]:
+    """What stands under each picture."""
+    middle = [f"stage {stage + 1}: {score:.0%}" for stage, score in enumerate(sweep.scores.tolist())]
+    return ["without", *middle, "everywhere"]

@@ -1,0 +1,114 @@
+"""Prompt spectra between models/bestiary and a graph: listed, read, described, saved under a free name."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ...concepts.errors import BestiaryError
+from ...concepts.files.file_kinds import SPECTRUM_KIND
+from ...concepts.name_search import choices_text, shown_name
+from ...concepts.spectrum.attribute_presets import format_presets, stages_text
+from ..host.concept_folders import concept_names, concept_path, free_concept_path, kind_of, own_folder
+from ..host.socket_types import NamedSpectrum
+from ..part_dictionary.dictionary_loading import name_of_file, prompt_name
+
+if TYPE_CHECKING:
+    from ...concepts.spectrum.prompt_spectrum import PromptSpectrum
+
+SUFFIX = ".safetensors"
+
+
+def spectrum_names() -> list[str]:
+    """Files of models/bestiary that are prompt spectra, learned here or imported."""
+    return [name for name in concept_names(SUFFIX) if kind_of(name) == SPECTRUM_KIND]
+
+
+def check_spectrum_file(file: str) -> Path:
+    """Path of a listed spectrum file; nothing is loaded.
+
+    Raises:
+        BestiaryError: the name leaves the folders, no such file exists, or it is something else.
+    """
+    from .plain_embeddings import warn_of_misread
+
+    listed = spectrum_names()
+    if file not in listed:
+        known = choices_text(file, listed) or (
+            "none yet: learn one with bestiary train spectrum, or bring one in with bestiary import "
+            "prospect, xti, neti or textual-inversion"
+        )
+        notice = warn_of_misread()
+        raise BestiaryError(
+            f"no prompt spectrum {shown_name(file)} in models/bestiary; choose {known}"
+            + (f". {notice}" if notice else "")
+        )
+    return concept_path(file)
+
+
+def read_spectrum(file: str, name: str = "") -> NamedSpectrum:
+    """The spectrum of a listed file under a name for prompts; without one, the file's own.
+
+    Raises:
+        BestiaryError: there is no such file, it is broken, or the name cannot stand in a prompt.
+    """
+    from ...concepts.spectrum.spectrum_file import load_spectrum
+
+    path = check_spectrum_file(file)
+    return NamedSpectrum(prompt_name(name) if name.strip() else name_of_file(file), load_spectrum(path))
+
+
+def write_spectrum(spectrum: PromptSpectrum, filename: str) -> str:
+    """Writes a spectrum and returns its name below models/bestiary; a taken name gets a number.
+
+    Raises:
+        BestiaryError: the name leaves models/bestiary, or the file cannot be written.
+    """
+    from ...concepts.spectrum.spectrum_file import save_spectrum
+
+    # what prompts call it, so ".spectrum" is an ending here as on the command line
+    path = free_concept_path(filename.strip().removesuffix(SUFFIX).removesuffix(".spectrum"))
+    save_spectrum(spectrum, path)
+    return path.relative_to(own_folder().resolve()).as_posix()
+
+
+def check_spectrum_widths(name: str, spectrum: PromptSpectrum, clip: object) -> None:
+    """Refuses vectors that ComfyUI would drop without an error.
+
+    Raises:
+        BestiaryError: the CLIP has other text encoders, or text encoders of other widths.
+    """
+    from ..denoiser.model_backbone import text_widths
+
+    ours = {encoder: tensor.shape[-1] for encoder, tensor in spectrum.embeddings.items()}
+    held = text_widths(clip)
+    if ours != held:
+        raise BestiaryError(
+            f"spectrum {shown_name(name)} was learned for {spectrum.backbone} and holds vectors for {_listed(ours)}; the "
+            f"connected CLIP takes {_listed(held)}: load a {spectrum.backbone} checkpoint, or a spectrum for this one"
+        )
+
+
+def describe_spectrum(named: NamedSpectrum) -> str:
+    """What a spectrum is, as text: stages, vectors, words, presets, how it came about; and files beside it that mislead."""
+    from .plain_embeddings import warn_of_misread
+
+    spectrum = named.spectrum
+    layers = f", {spectrum.layers} cross-attention layers" if spectrum.layers else ""
+    plural = "vectors" if spectrum.vectors > 1 else "vector"
+    lines = [
+        f"<{named.name}> for {spectrum.backbone}: {spectrum.stages} stages, {spectrum.vectors} {plural} each{layers}",
+        f"learned from the words: {spectrum.initial_words or 'unknown'}",
+    ]
+    silent = tuple(s for s in range(spectrum.stages) if not spectrum.count(s) and s not in spectrum.words)
+    if silent:
+        lines.append(f"says nothing at stages {stages_text(silent)}")
+    lines += [f"stage {stage + 1} says: {text or 'nothing'}" for stage, text in sorted(spectrum.words.items())]
+    lines += ["", "attributes:", format_presets(spectrum.presets)]
+    facts = [f"{key}: {value}" for key, value in spectrum.provenance.items()]
+    notice = warn_of_misread()
+    return "\n".join([*lines, *(["", *facts] if facts else []), *(["", notice] if notice else [])])
+
+
+def _listed(widths: dict[str, int]) -> str:
+    return ", ".join(f"{name} ({width} wide)" for name, width in sorted(widths.items())) or "no text encoder"

@@ -1,0 +1,32 @@
+"""What a browser needs of a prompt spectrum: its stages and attributes. Only the header of the file is read."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from ...concepts.errors import BestiaryError
+from ...concepts.files.concept_file import LARGEST_HEADER, read_header
+from ...concepts.files.file_kinds import SPECTRUM_KIND
+from ...concepts.spectrum.attribute_presets import checked_presets
+from ...concepts.spectrum.stage_bounds import StageBounds
+
+MOST_PRESETS, MOST_RANGES = 100, 50
+LONGEST_NAME = 80
+
+
+def list_spectrum(path: Path) -> dict[str, object]:
+    """`stages`, `shares` of the way at which they begin and end, and `presets` as ranges by attribute.
+
+    Raises:
+        BestiaryError: it is no spectrum, or its header is broken.
+    """
+    header = read_header(path, LARGEST_HEADER)
+    if header.kind != SPECTRUM_KIND:
+        raise BestiaryError(f"{path.name} is {header.kind or 'of another program'}, no prompt spectrum")
+    try:
+        bounds = StageBounds(tuple(int(edge) for edge in header.concept["edges"]))
+    except (KeyError, TypeError, ValueError) as fault:
+        raise BestiaryError(f"{path.name} is broken: its stages cannot be read ({type(fault).__name__})") from fault
+    presets = checked_presets(header.concept.get("presets") or {})
+    listed = {name[:LONGEST_NAME]: ranges[:MOST_RANGES] for name, ranges in list(presets.items())[:MOST_PRESETS]}
+    return {"stages": bounds.stages, "shares": list(bounds.fractions), "presets": listed}

@@ -1,0 +1,192 @@
+"""Texts with spectra, parts and stage lines, as typed into a node: read, looked up and encoded for both sides."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from torch import Tensor
+
+from ...concepts.errors import BestiaryError
+from ...concepts.name_search import plain_name, shown_name
+from ...concepts.part_dictionary.part_dictionary import PartDictionary
+from ...concepts.part_prompt.mention_writing import written_kinds
+from ...concepts.part_prompt.part_mention import PartMention, unescaped
+from ...concepts.part_prompt.part_prompt import PartPrompt, resolve_prompt
+from ...concepts.spectrum.attribute_presets import DEFAULT_PRESETS
+from ...concepts.spectrum.prompt_spectrum import PromptSpectrum
+from ...concepts.spectrum.stage_algebra import with_strength
+from ...concepts.spectrum.stage_bounds import DEFAULT_STAGES, StageBounds
+from ...concepts.spectrum.stage_claims import require_all_stages, stage_lines, typed_presets
+from ...concepts.spectrum.stage_mention import SpectrumMention, StagedMention, find_edits, find_staged_mentions
+from ...concepts.spectrum.staged_prompt import (
+    Override,
+    PromptSources,
+    resolve_staged_prompt,
+)
+from ..denoiser.model_backbone import check_widths
+from ..host.socket_types import NamedSpectrum
+from ..part_prompt.part_encoding import Conditioning
+from .plain_embeddings import warn_of_misread
+from .spectrum_files import check_spectrum_widths
+from .stage_ranges import StageClock, stage_percents
+from .staged_encoding import StagedSide, VectorNames, encode_sides, plain_form, written_pieces
+
+if TYPE_CHECKING:
+    from comfy.model_patcher import ModelPatcher
+    from comfy.sd import CLIP
+
+
+@dataclass(frozen=True)
+class TypedSide:
+    """What a user typed for the positive or the negative side."""
+
+    text: str
+    stage_lines: str = ""
+    """Lines such as `layout: a wide meadow`, which replace the text at their stages."""
+
+
+@dataclass(frozen=True)
+class StageTiming:
+    """When stages begin and end."""
+
+    clock: StageClock = "timesteps"
+    model: ModelPatcher | None = None
+    sigmas: Tensor | None = None
+    """`(steps + 1,)`."""
+
+
+@dataclass(frozen=True)
+class PromptOptions:
+    """What both sides share."""
+
+    stages: int = DEFAULT_STAGES
+    """Stages of a side that names no spectrum."""
+    presets: str = ""
+    """Attributes as typed; empty takes those of the first spectrum named, else the usual ones."""
+    timing: StageTiming = field(default_factory=StageTiming)
+    filler: bool = True
+    with_hooks: bool = True
+    """See `encode_sides`."""
+
+
+def spectra_by_name(linked: Sequence[NamedSpectrum | None]) -> dict[str, PromptSpectrum]:
+    """The linked spectra by the name that prompts use.
+
+    Raises:
+        BestiaryError: two of them have the same name.
+    """
+    found: dict[str, PromptSpectrum] = {}
+    for named in (one for one in linked if one is not None):
+        if plain_name(named.name) in map(plain_name, found):
+            raise BestiaryError(
+                f"two linked spectra are called {shown_name(named.name)}: give one of them another name where it is loaded"
+            )
+        found[named.name] = named.spectrum
+    return found
+
+
+def encode_typed_sides(
+    clip: CLIP, sides: Sequence[TypedSide], sources: PromptSources, options: PromptOptions
+) -> tuple[list[Conditioning], str]:
+    """Conditionings of the sides, encoded together, and a table of what each stage of the first one says.
+
+    Raises:
+        PromptError: a mention is malformed or unknown; the column is told.
+        BestiaryError: a spectrum, part, stage or clock does not fit; cause and choices are told.
+    """
+    if clip is None:
+        raise BestiaryError("the CLIP input is empty: this checkpoint holds no text encoder, load one beside it")
+    for name, spectrum in sources.spectra.items():
+        check_spectrum_widths(name, spectrum, clip)
+    for name, dictionary in sources.dictionaries.items():
+        check_widths(dictionary, name, clip)
+    read = [read_side(side, sources, options) for side in sides]
+    notice = warn_of_misread(text for side in sides for text in (side.text, side.stage_lines))
+    report = stage_report(read[0]) + (f"\n{notice}" if notice else "")
+    return encode_sides(clip, read, filler=options.filler, with_hooks=options.with_hooks), report
+
+
+def encode_stage_lines(
+    clip: CLIP, lines: str, text: str, options: PromptOptions, dictionaries: Mapping[str, PartDictionary]
+) -> tuple[Conditioning, str]:
+    """Plain words per stage as a conditioning, and a table of them; `text` stands at all other stages.
+
+    Raises:
+        BestiaryError: a line cannot be read, stages are claimed twice, or some have no text.
+    """
+    sources = PromptSources({}, dictionaries)
+    if not text.strip():
+        bounds = StageBounds.equal(options.stages)
+        require_all_stages(stage_lines(lines, bounds, typed_presets(options.presets, bounds, DEFAULT_PRESETS)), bounds)
+    (conditioning,), report = encode_typed_sides(clip, [TypedSide(text, lines)], sources, options)
+    return conditioning, report
+
+
+def read_side(side: TypedSide, sources: PromptSources, options: PromptOptions) -> StagedSide:
+    """A typed side with everything looked up and its boundaries; for errors see `encode_typed_sides`."""
+    mentions = find_staged_mentions(side.text)
+    named = _first_spectrum(mentions, sources)
+    bounds = StageBounds.equal(options.stages) if named is None else named.bounds
+    presets = typed_presets(options.presets, bounds, DEFAULT_PRESETS if named is None else named.presets)
+    overrides = stage_lines(side.stage_lines, bounds, presets)
+    typed = presets if options.presets.strip() else {}
+    sources = PromptSources(sources.spectra, sources.dictionaries, presets, typed)
+    prompt = resolve_staged_prompt(side.text, sources, overrides=overrides, bounds=bounds)
+    timing = options.timing
+    percents = stage_percents(prompt.bounds, timing.clock, timing.model, timing.sigmas)
+    is_plain = not mentions and not overrides and not find_edits(side.text, mentions)
+    plain = plain_form(side.text) if is_plain else None
+    return StagedSide(prompt, percents, _vector_names(side.text, overrides, sources), plain)
+
+
+def stage_report(side: StagedSide) -> str:
+    """What stands at every stage, one line each."""
+    lines = []
+    bounds = side.prompt.bounds
+    for number, stage in enumerate(side.prompt.stages):
+        vectors = stage.vectors if stage.vectors.ndim == 2 else stage.vectors[0]  # (P, D)
+        text, _ = written_pieces(stage.pieces, vectors, side.names)
+        first, last = (f"{100 * share:.4g}" for share in bounds.fractions[number : number + 2])
+        silent = "" if side.percents[number] < side.percents[number + 1] else " (no step falls into it)"
+        lines.append(f"{first}-{last} %{silent}: {text.strip() or '(nothing)'}")
+    return "\n".join(lines)
+
+
+def _first_spectrum(mentions: Mapping[int, tuple[int, StagedMention]], sources: PromptSources) -> PromptSpectrum | None:
+    names = {plain_name(name): spectrum for name, spectrum in sources.spectra.items()}
+    typed = (mention.name for _, mention in mentions.values() if isinstance(mention, SpectrumMention))
+    return next((names[plain_name(name)] for name in typed if plain_name(name) in names), None)
+
+
+def _vector_names(text: str, overrides: Mapping[int, Override], sources: PromptSources) -> VectorNames:
+    """Labels of all vectors that the texts mention, which have been looked up before."""
+    names: dict[bytes, tuple[str, str]] = {}
+    spectra = {plain_name(name): (name, spectrum) for name, spectrum in sources.spectra.items()}
+    texts = dict.fromkeys([text, *(entry for entry in overrides.values() if isinstance(entry, str))])
+    mentions = [mention for one in texts for _, mention in find_staged_mentions(one).values()]
+    # each thing once, however often it stands there
+    parts = {(one.target, one.kinds): one for one in mentions if isinstance(one, PartMention)}
+    names |= _part_labels(list(parts.values()), sources.dictionaries)
+    for plain, strength in {
+        (plain_name(one.name), one.strength) for one in mentions if isinstance(one, SpectrumMention)
+    }:
+        name, spectrum = spectra[plain]
+        rows = with_strength(spectrum, strength).matrix().flatten(0, -2)  # (S * [L *] V, D)
+        names |= {row.numpy().tobytes(): (name, name) for row in rows}
+    return names
+
+
+def _part_labels(
+    mentions: Sequence[PartMention], dictionaries: Mapping[str, PartDictionary]
+) -> dict[bytes, tuple[str, str]]:
+    """Label and name of parts by their vectors `(D,)`."""
+    resolved = resolve_prompt(PartPrompt(tuple(mentions)), dictionaries)
+    labels: dict[bytes, tuple[str, str]] = {}
+    for numbers, vector in zip(resolved.mentions, resolved.vectors, strict=True):
+        owner = dictionaries[numbers.dictionary]
+        name = owner.part_names[numbers.part]
+        label = f"{name}:{unescaped(written_kinds(owner, numbers.part, numbers.kinds))}"
+        labels[vector.numpy().tobytes()] = (label, name)
+    return labels

@@ -1,0 +1,270 @@
+"""Staged prompts as ComfyUI's CONDITIONING: what every stage says, encoded once, as entries that act one after another.
+
+Prompts of both sides are encoded together: every different content once, all as one batch. Letters: S stages, L
+cross-attention layers, P learned vectors of a prompt, C chunks, T tokens of a conditioning, D width of a vector, E of a context.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import pairwise
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from ...concepts.denoiser.denoiser import PromptPiece
+from ...concepts.errors import BestiaryError
+from ...concepts.spectrum.staged_prompt import StagedPrompt, StagePrompt
+from ..host.socket_types import SPANS_KEY
+from ..part_prompt.batched_encoding import EncodedPrompt, encode_together, last_norm
+from ..part_prompt.clip_tokens import MARK, part_spans, tokenize_plainly
+from ..part_prompt.part_encoding import Conditioning, LearnedMention, Tokens, tokenize_mentions
+from .layer_prompts import CONTROLNET_KEY, PACKING_KEY, LayerPacking, pack_layers, packing_hooks
+from .stage_ranges import END, FILLER, START, FillerOptions, staged_entries
+
+if TYPE_CHECKING:
+    from comfy.sd import CLIP
+
+BYPASS_FACTOR = 0.2
+"""NeTI adds this share of a state's norm to it (arXiv 2305.15391; NeuralTextualInversion/NeTI)."""
+_SPECIAL = re.compile(r"([()<>])")
+_OWN_ESCAPES = re.compile(r"\\([<>\[\]])")
+
+VectorNames = Mapping[bytes, tuple[str, str]]
+"""Bytes of a learned vector `(D,)` -> label and part of its mention, for nodes that show attention."""
+
+
+@dataclass(frozen=True, eq=False)
+class StagedSide:
+    """One side of a guidance, positive or negative."""
+
+    prompt: StagedPrompt
+    percents: tuple[float, ...]
+    """S + 1 boundaries as shares of ComfyUI's way."""
+    names: VectorNames = field(default_factory=dict)
+    plain_text: str | None = None
+    """The text as typed, if nothing in it is staged: it is then encoded as by ComfyUI's own node."""
+
+
+@dataclass(frozen=True, eq=False)
+class _Content:
+    """What one layer is told at one stage: the unit that is encoded once."""
+
+    pieces: tuple[PromptPiece, ...]
+    vectors: Tensor
+    """`(P, D)`."""
+    bypass: Tensor | None
+    """`(P, D)`."""
+    plain_text: str | None
+
+    @property
+    def key(self) -> tuple[object, ...]:
+        bypass = None if self.bypass is None else self.bypass.numpy().tobytes()
+        return self.pieces, self.vectors.numpy().tobytes(), bypass, self.plain_text
+
+
+@dataclass(frozen=True, eq=False)
+class _Encoded:
+    """The result for one content."""
+
+    keys: Tensor
+    """`(1, T, E)`."""
+    values: Tensor
+    """`(1, T, E)`; the same tensor where nothing bypasses the text encoder."""
+    options: dict[str, object]
+
+
+def encode_sides(
+    clip: CLIP, sides: Sequence[StagedSide], *, filler: bool = True, with_hooks: bool = True
+) -> list[Conditioning]:
+    """Encode positive and negative, or any number of sides that will be sampled together.
+
+    Args:
+        clip: any CLIP of ComfyUI; it is left as it is.
+        sides: a side that says the same at all stages gives what CLIPTextEncode gives.
+        filler: see `staged_entries`.
+        with_hooks: prompts per layer carry what makes any MODEL understand them; False leaves that to a MODEL that went
+            through `layer_prompts.with_layer_prompts`.
+
+    Raises:
+        BestiaryError: there is no CLIP, a vector does not fit it, or layers meet a CLIP whose LoRA changes on the way.
+    """
+    if clip is None:
+        raise BestiaryError("the CLIP input is empty: this checkpoint holds no text encoder, load one beside it")
+    layers = max((side.prompt.layers or 0 for side in sides), default=0)
+    if clip.use_clip_schedule and clip.patcher.forced_hooks is not None:
+        if layers:
+            raise BestiaryError(
+                "this CLIP has a LoRA that changes on the way, which a prompt with vectors per cross-attention layer cannot "
+                "follow: connect the CLIP from before it"
+            )
+        return [_scheduled(clip, side, filler=filler) for side in sides]
+    names = {key: name for side in sides for key, name in side.names.items()}
+    together: dict[tuple[object, ...], _Content] = {}
+    encoded: dict[tuple[object, ...], _Encoded] = {}
+    wanted: list[list[list[tuple[object, ...]]]] = []
+    for side in sides:
+        rows = [_layer_contents(stage, layers, side.plain_text) for stage in side.prompt.stages]
+        contents = {content.key: content for row in rows for content in row}
+        wanted.append([[content.key for content in row] for row in rows])
+        if len(contents) == 1:
+            # on its own, so that it equals what ComfyUI's node gives to the last bit
+            encoded |= {key: _encode_contents(clip, [one], names)[0] for key, one in contents.items()}
+        else:
+            together |= contents
+    together = {key: content for key, content in together.items() if key not in encoded}
+    encoded |= zip(together, _encode_contents(clip, list(together.values()), names), strict=True)
+    stages = [[[encoded[key] for key in row] for row in rows] for rows in wanted]
+    if layers:
+        return _packed_sides(sides, stages, filler=filler, with_hooks=with_hooks)
+    return [
+        staged_entries([(row[0].keys, row[0].options) for row in rows], side.percents, filler=filler)
+        for side, rows in zip(sides, stages, strict=True)
+    ]
+
+
+def _layer_contents(stage: StagePrompt, layers: int, plain_text: str | None) -> list[_Content]:
+    """What each of the layers is told; one content where layers do not differ."""
+    vectors, bypass = stage.vectors, stage.bypass
+    if vectors.ndim == 2:
+        # the same on every layer of a prompt whose other stages tell layers apart
+        return [_Content(stage.pieces, vectors, bypass, plain_text)] * max(1, layers)
+    return [
+        _Content(stage.pieces, vectors[layer], None if bypass is None else bypass[layer], plain_text)
+        for layer in range(vectors.shape[0])
+    ]
+
+
+def _encode_contents(clip: CLIP, contents: list[_Content], names: VectorNames) -> list[_Encoded]:
+    tokens = [_tokens(clip, content, names) for content in contents]
+    has_bypass = any(content.bypass is not None for content in contents)
+    results = encode_together(clip, tokens, with_states=has_bypass)
+    encoded = []
+    for content, own, result in zip(contents, tokens, results, strict=True):
+        options = dict(result.facts)
+        if spans := part_spans(own):
+            options[SPANS_KEY] = spans
+        values = result.cond if content.bypass is None else _bypassed(clip, content, own, result)
+        encoded.append(_Encoded(result.cond, values, options))
+    return encoded
+
+
+def _tokens(clip: CLIP, content: _Content, names: VectorNames) -> Tokens:
+    if content.plain_text is not None:
+        return tokenize_plainly(clip, content.plain_text)
+    text, mentions = written_pieces(content.pieces, content.vectors, names)
+    return tokenize_mentions(clip, text, mentions) if mentions else tokenize_plainly(clip, plain_form(text))
+
+
+def written_pieces(
+    pieces: Sequence[PromptPiece], vectors: Tensor, names: VectorNames
+) -> tuple[str, list[LearnedMention]]:
+    """Pieces as a text in ComfyUI's own notation, and where in it the vectors `(P, D)` stand, word by word."""
+    texts: list[str] = []
+    words: list[tuple[int, int]] = []  # place of a learned word in the text, and its first vector
+    length = used = 0
+    for piece in pieces:
+        # further vectors of a word share its place
+        if piece.text is None and piece.joined:
+            used += 1
+            continue
+        opening, closing = ("", "") if piece.weight == 1 else ("(", f":{piece.weight!r})")
+        if piece.text is not None:
+            # brackets that reached this point are plain characters
+            content = _SPECIAL.sub(r"\\\1", piece.text)
+        else:
+            words.append((length + len(opening), used))
+            content = f"<{_name_of(vectors[used], names)[0]}>"
+            used += 1
+        texts.append(opening + content + closing)
+        length += len(texts[-1])
+    mentions = []
+    for (begin, first), (_, end) in pairwise([*words, (length, used)]):
+        label, part = _name_of(vectors[first], names)
+        mentions.append(LearnedMention(begin, begin + len(label) + 2, label, part, vectors[first:end]))  # (n, D)
+    return "".join(texts), mentions
+
+
+def _name_of(vector: Tensor, names: VectorNames) -> tuple[str, str]:
+    """Label and part of a vector `(D,)`."""
+    return names.get(vector.numpy().tobytes(), ("learned vector", "learned vector"))
+
+
+def plain_form(text: str) -> str:
+    """A text without mentions as the tokenizer shall see it, which undoes the escapes of round brackets itself."""
+    return _OWN_ESCAPES.sub(r"\1", text)
+
+
+def _bypassed(clip: CLIP, content: _Content, tokens: Tokens, result: EncodedPrompt) -> Tensor:
+    """The conditioning `(1, C * L, E)` for values: bypass vectors added to the states before the last norm."""
+    (name, states), *others = result.states.items() or [("", None)]
+    if states is None or others or states.shape[-1] != content.bypass.shape[-1]:
+        raise BestiaryError(
+            f"bypass vectors of {content.bypass.shape[-1]} numbers (NeTI) need a CLIP with one text encoder that wide; this "
+            f"one has {', '.join(result.states) or 'none'}: connect the CLIP of the model they were learned for"
+        )
+    norm = last_norm(getattr(clip.cond_stage_model, name))
+    flat = states.reshape(1, -1, states.shape[-1])  # (1, C * L, D)
+    values = result.cond.clone()
+    entries = [entry for chunk in next(iter(tokens.values())) for entry in chunk]
+    places = [place for place, entry in enumerate(entries) if getattr(entry[0], MARK, None) is not None]
+    for place, bypass in zip(places, content.bypass, strict=True):
+        if not bypass.any():
+            continue
+        state = flat[:, place]  # (1, D)
+        added = bypass.to(state) * (BYPASS_FACTOR * state.norm() / bypass.norm())
+        moved = norm(state + added).to(values)  # (1, D)
+        plain, weight = norm(state).to(values), entries[place][1]
+        values[:, place] = moved if weight == 1 else values[:, place] + weight * (moved - plain)
+    return values
+
+
+def _packed_sides(
+    sides: Sequence[StagedSide], stages: list[list[list[_Encoded]]], *, filler: bool, with_hooks: bool
+) -> list[Conditioning]:
+    """Sides whose layers are told different things; all share one hook, if any, so that they also share a batch."""
+    has_values = any(one.values is not one.keys for rows in stages for row in rows for one in row)
+    hooks: dict[LayerPacking, object] = {}
+    packed_sides = []
+    for side, rows in zip(sides, stages, strict=True):
+        contents = []
+        for row in rows:
+            keys = [one.keys for one in row]  # L of (1, T, E)
+            packed, packing = pack_layers(keys, [one.values for one in row] if has_values else None)
+            options = row[0].options
+            if with_hooks:
+                if packing not in hooks:
+                    hooks[packing] = packing_hooks(packing)
+                options = _with_hooks(options, hooks[packing])
+            # a ControlNet knows no layers of ours
+            mean = torch.stack(keys).mean(0)  # (1, T, E)
+            contents.append((packed, {**options, PACKING_KEY: packing, CONTROLNET_KEY: mean}))
+        packed_sides.append(staged_entries(contents, side.percents, filler=filler))
+    return packed_sides
+
+
+def _with_hooks(options: dict[str, object], group: object) -> dict[str, object]:
+    own = options.get("hooks")
+    return {**options, "hooks": group if own is None else own.clone_and_combine(group)}
+
+
+def _scheduled(clip: CLIP, side: StagedSide, *, filler: bool) -> Conditioning:
+    """A side with a CLIP whose LoRA changes on the way: ComfyUI gives several entries for one prompt."""
+    entries: Conditioning = []
+    ranges = list(zip(side.percents, side.percents[1:], strict=False))
+    longest = max(range(len(ranges)), key=lambda stage: ranges[stage][1] - ranges[stage][0])
+    for number, (stage, (start, end)) in enumerate(zip(side.prompt.stages, ranges, strict=True)):
+        content = _Content(stage.pieces, stage.vectors, None, side.plain_text)
+        tokens = _tokens(clip, content, side.names)
+        options = {SPANS_KEY: spans} if (spans := part_spans(tokens)) else {}
+        is_staged = len(ranges) > 1
+        if start < end:
+            own = {START: start, END: end} if is_staged else {}
+            entries += clip.encode_from_tokens_scheduled(tokens, add_dict={**options, **own})
+        if filler and is_staged and number == longest:
+            fillers = clip.encode_from_tokens_scheduled(tokens, add_dict={**options, FILLER: True})
+            entries += [[cond, FillerOptions(facts)] for cond, facts in fillers]
+    return entries

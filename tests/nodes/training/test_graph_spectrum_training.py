@@ -1,0 +1,308 @@
+"""Learning a spectrum on ComfyUI's weights: the losses of the command line, models untouched, stops that keep what was learned."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from bestiary.concepts.errors import BestiaryError
+from bestiary.concepts.spectrum.spectrum_file import load_spectrum
+
+KINDS = ("demo", "sd15", "sdxl")
+STEPS = 20
+CHEAP = {"name": "corgi", "initial_words": "red bird", "stages": 4, "vectors": 2, "steps": STEPS, "batch_size": 3}
+CHEAP |= {"vector_lr": 0.3, "image_size": 128, "seed": 3, "preview_every": 0}
+
+
+@pytest.fixture(autouse=True)
+def outputs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """Runs and spectra go to a folder of the test; nobody pressed Cancel."""
+    import comfy.model_management
+    import folder_paths
+
+    monkeypatch.setattr(folder_paths, "output_directory", str(tmp_path / "output"))
+    monkeypatch.setattr(folder_paths, "models_dir", str(tmp_path / "models"))
+    comfy.model_management.interrupt_current_processing(False)
+    yield tmp_path
+    comfy.model_management.interrupt_current_processing(False)
+
+
+@pytest.fixture
+def prepared(request: pytest.FixtureRequest, drawn_images) -> Callable[..., tuple]:
+    """`prepared(kind, **choices)` -> GraphModel, pictures and settings of a short training on three drawings."""
+
+    def build(kind: str, **choices: object) -> tuple:
+        from bestiary.nodes.host.graph_progress import GraphProgress
+        from bestiary.nodes.training.graph_fit import GraphModel
+        from bestiary.nodes.training.spectrum_job import spectrum_settings
+        from bestiary.nodes.training.spectrum_pictures import prepare_pictures
+
+        loaded = GraphModel(*request.getfixturevalue(f"{kind}_model"))
+        settings = spectrum_settings({**CHEAP, **choices})
+        with torch.inference_mode():
+            pictures = prepare_pictures([drawn_images[:3]], None, loaded.vae, 128, False, GraphProgress(None))
+        return loaded, pictures, settings
+
+    return build
+
+
+def _run(settings: object, pictures: object, resume: str = "start anew") -> object:
+    from bestiary.nodes.runs.training_runs import open_run
+
+    return open_run("corgi", resume, settings, pictures.fingerprint())
+
+
+def _train(loaded: object, pictures: object, settings: object, run: object) -> object:
+    from bestiary.nodes.training.graph_spectrum_training import train_spectrum_in_graph
+
+    with torch.inference_mode():  # as ComfyUI's executor runs nodes
+        return train_spectrum_in_graph(loaded, pictures, settings, run)
+
+
+def _command_line_losses(denoiser: object, pictures: object, settings: object, folder: Path) -> list[float]:
+    """The standalone trainer's loop over its own denoiser, from the same pictures and seed."""
+    from bestiary.trainer.learning.parts.objective_setup import loop_settings
+    from bestiary.trainer.learning.pictures.latent_cache import LatentCache
+    from bestiary.trainer.learning.run.fit import fit
+    from bestiary.trainer.learning.run.run_folder import RunFolder
+    from bestiary.trainer.learning.spectrum.spectrum_objective_setup import set_up_spectrum
+
+    with torch.random.fork_rng():
+        setup = set_up_spectrum(settings, denoiser, pictures.names, LatentCache(pictures.moments))
+        run = RunFolder.create(folder)
+        fit(setup.objective, setup.groups, setup.batches, loop_settings(settings, denoiser), run)
+    return [record["loss"] for record in run.read_log()]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_losses_are_those_of_the_command_line(kind: str, prepared, diffusers_denoiser, tmp_path) -> None:
+    """At a rate at which Adam does not blow rounding up to the bound."""
+    loaded, pictures, settings = prepared(kind, vector_lr=0.03)
+    ours = _train(loaded, pictures, settings, _run(settings, pictures))
+    theirs = _command_line_losses(diffusers_denoiser(kind), pictures, settings, tmp_path / "standalone")
+    assert len(ours.losses) == len(theirs) == STEPS
+    assert np.abs(np.array(ours.losses) - np.array(theirs)).max() < 1e-4
+    assert len(set(ours.losses)) == STEPS
+
+
+def test_the_published_network_learns_too(prepared, diffusers_denoiser, tmp_path) -> None:
+    more = 'method.parameterisation = "reference"\noptimizer.network_lr = 1e-5'
+    loaded, pictures, settings = prepared("sd15", vectors=1, steps=4, more_settings=more)
+    ours = _train(loaded, pictures, settings, _run(settings, pictures))
+    theirs = _command_line_losses(diffusers_denoiser("sd15"), pictures, settings, tmp_path / "standalone")
+    assert np.abs(np.array(ours.losses) - np.array(theirs)).max() < 1e-4
+    assert ours.spectrum.matrix().shape == (4, 1, 32)
+
+
+def test_every_stage_moves_and_keeps_its_norm(prepared) -> None:
+    loaded, pictures, settings = prepared("demo", steps=4, initial_words="creature")
+    learned = _train(loaded, pictures, settings, _run(settings, pictures))
+    spectrum, start = learned.spectrum, learned.spectrum.neutral_matrix()
+    assert (spectrum.backbone, spectrum.stages, spectrum.vectors) == ("bestiary-demo", 4, 2)
+    assert spectrum.initial_words == "creature" and spectrum.provenance["steps"] == learned.steps == 4
+    assert all(not torch.allclose(spectrum.matrix()[stage], start) for stage in range(4))
+    assert torch.allclose(spectrum.matrix().norm(dim=-1), start.norm(dim=-1).expand(4, -1), rtol=1e-4)
+    assert spectrum.provenance["pictures"] == ["picture 1", "picture 2", "picture 3"]
+
+
+# --- the model afterwards -------------------------------------------------------------------------------------------
+
+
+def _sampled(loaded: object) -> torch.Tensor:
+    """A latent of two sampling steps with the graph's own objects."""
+    import comfy.sample
+
+    with torch.inference_mode():
+        tokens = loaded.clip.tokenize("a red bird")
+        positive = loaded.clip.encode_from_tokens_scheduled(tokens)
+        channels = loaded.model.model.latent_format.latent_channels
+        latent = torch.zeros(1, channels, 16, 16)
+        noise = torch.randn(latent.shape, generator=torch.Generator().manual_seed(0))
+        return comfy.sample.sample(
+            loaded.model, noise, 2, 2.0, "euler", "normal", positive, positive, latent, disable_pbar=True, seed=0
+        ).clone()
+
+
+def _weights(loaded: object) -> dict[str, torch.Tensor]:
+    modules = {"model": loaded.model.model, "clip": loaded.clip.cond_stage_model, "vae": loaded.vae.first_stage_model}
+    return {
+        f"{kind}.{name}": tensor.detach().clone()
+        for kind, module in modules.items()
+        for name, tensor in module.state_dict().items()
+    }
+
+
+@pytest.fixture
+def untouched() -> Iterator[Callable[[object], None]]:
+    """`untouched(loaded)`: at the end of the test the model samples as now, bit by bit, and holds the same weights."""
+    noted: list[tuple] = []
+    yield lambda loaded: noted.append((loaded, _sampled(loaded), _weights(loaded), torch.get_rng_state()))
+    assert noted
+    for loaded, sampled, weights, state in noted:
+        assert torch.equal(torch.get_rng_state(), state)
+        assert torch.equal(_sampled(loaded), sampled)
+        now = _weights(loaded)
+        assert now.keys() == weights.keys() and all(torch.equal(now[name], weights[name]) for name in weights)
+        for module in (loaded.model.model, loaded.clip.cond_stage_model):
+            assert not any("forward" in part.__dict__ for part in module.modules())
+            assert not any(parameter.requires_grad for parameter in module.parameters())
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_model_is_untouched_after_success(kind: str, prepared, untouched) -> None:
+    loaded, pictures, settings = prepared(kind, steps=2, recompute=True, preview_every=1)
+    settings = settings.model_copy(update={"run": settings.run.model_copy(update={"preview_steps": 1})})
+    untouched(loaded)
+    assert _train(loaded, pictures, settings, _run(settings, pictures)).steps == 2
+
+
+def test_recomputing_gives_the_same_losses(prepared) -> None:
+    losses = []
+    for recompute in (False, True):
+        loaded, pictures, settings = prepared("sd15", steps=3, recompute=recompute)
+        losses.append(_train(loaded, pictures, settings, _run(settings, pictures)).losses)
+    assert losses[0] == pytest.approx(losses[1], abs=1e-6)
+
+
+def test_cancel_saves_a_spectrum_and_a_state_and_resume_gives_the_same(
+    prepared, untouched, outputs, monkeypatch
+) -> None:
+    import comfy.model_management
+    from bestiary.nodes.training.training_progress import TrainingProgress
+
+    loaded, pictures, settings = prepared("sd15", steps=6)
+    untouched(loaded)
+    whole = _train(loaded, pictures, settings, _run(settings, pictures))
+    step = TrainingProgress.step
+
+    def cancel_in_step_three(self: TrainingProgress, done: int, total: int) -> None:
+        if done == 3:
+            comfy.model_management.interrupt_current_processing(True)
+        step(self, done, total)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(TrainingProgress, "step", cancel_in_step_three)
+        with pytest.raises(comfy.model_management.InterruptProcessingException):
+            _train(loaded, pictures, settings, _run(settings, pictures))
+    assert not comfy.model_management.processing_interrupted()  # the next graph may run
+    stopped = load_spectrum(outputs / "models" / "bestiary" / "corgi-2_stopped.safetensors")
+    assert stopped.provenance["steps"] == 3
+    run = _run(settings, pictures, "corgi-2")
+    assert run.newest_state().step == 3
+    resumed = _train(loaded, pictures, settings, run)
+    assert resumed.losses == whole.losses
+    assert torch.equal(resumed.spectrum.matrix(), whole.spectrum.matrix())
+    assert torch.equal(load_spectrum(run.path / "corgi.safetensors").matrix(), whole.spectrum.matrix())
+
+
+def test_cancel_in_the_middle_of_a_preview_ends_it(prepared, untouched, outputs, monkeypatch) -> None:
+    import comfy.model_management
+    from bestiary.nodes.denoiser.comfy_denoiser import ComfyDenoiser
+
+    loaded, pictures, settings = prepared("sd15", steps=4, preview_every=2, more_settings="run.preview_steps = 3")
+    untouched(loaded)
+    run, predict, calls = _run(settings, pictures), ComfyDenoiser.predict, []
+
+    def cancel_in_the_first_preview(self: ComfyDenoiser, *inputs: object) -> object:
+        calls.append(torch.is_grad_enabled())
+        if not calls[-1]:
+            comfy.model_management.interrupt_current_processing(True)
+        return predict(self, *inputs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ComfyDenoiser, "predict", cancel_in_the_first_preview)
+        with pytest.raises(comfy.model_management.InterruptProcessingException):
+            _train(loaded, pictures, settings, run)
+    # two steps, then one step of the sampler with and without the prompt; newer ComfyUIs end inside the first of these
+    assert calls in ([True, True, False, False], [True, True, False])
+    assert list(run.samples.iterdir()) == [] and run.newest_state().step == 2
+
+
+def test_a_loss_that_is_not_finite_names_its_pictures(prepared, untouched) -> None:
+    loaded, pictures, settings = prepared("sd15", steps=3)
+    untouched(loaded)
+    spoilt = replace(pictures, moments=np.full_like(pictures.moments, np.nan))
+    with pytest.raises(
+        BestiaryError, match=r"the loss of step 1 is not finite .* its batch 0 held picture \d+, picture"
+    ):
+        _train(loaded, spoilt, settings, _run(settings, spoilt))
+
+
+def test_too_little_memory_is_one_message_that_says_what_to_lower(prepared, untouched, monkeypatch) -> None:
+    from bestiary.nodes.denoiser.comfy_denoiser import ComfyDenoiser
+
+    loaded, pictures, settings = prepared("sd15", steps=3)
+    untouched(loaded)
+
+    def fail(self: ComfyDenoiser, *inputs: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ComfyDenoiser, "predict", fail)
+        with pytest.raises(BestiaryError, match="out of memory in training: lower batch_size 3 ") as raised:
+            _train(loaded, pictures, settings, _run(settings, pictures))
+    assert "switching recompute on, or the image_size 128, or close other programs" in str(raised.value)
+    assert "rank" not in str(raised.value) and "Training Images" not in str(raised.value)
+
+
+def test_previews_show_the_concept_and_every_stage(prepared, outputs, monkeypatch) -> None:
+    import comfy.utils
+
+    shown = []
+    monkeypatch.setattr(
+        comfy.utils.ProgressBar,
+        "update_absolute",
+        lambda self, done, total=None, preview=None: shown.append((done, preview)),
+    )
+    more = "run.preview_steps = 1\nrun.preview_count = 1"
+    loaded, pictures, settings = prepared("demo", steps=4, preview_every=2, more_settings=more, initial_words="")
+    run = _run(settings, pictures)
+    shown.clear()
+    learned = _train(loaded, pictures, settings, run)
+    assert [(done, preview[0]) for done, preview in shown if preview] == [(2, "JPEG"), (4, "JPEG")]
+    assert sorted(path.name for path in run.samples.iterdir()) == ["step-0000002.png", "step-0000004.png"]
+    # a picture, its concept, and four stages alone, in rows of five
+    assert learned.preview.width > 5 * 160 and learned.preview.height > 2 * 160
+
+
+def test_preview_pictures_are_those_of_the_other_denoiser(prepared, monkeypatch) -> None:
+    """From the same vectors and noise, however many are made at once."""
+    from bestiary.concepts.denoiser.ddim import sample_ddim
+    from bestiary.concepts.spectrum.staged_conditioning import encode_staged
+    from bestiary.nodes.training import graph_spectrum_training
+    from bestiary.trainer.learning.spectrum.spectrum_sheet import sheet_prompts, sheet_seeds
+    from bestiary.trainer.model.backbones import load_denoiser
+
+    made = []
+    sheet = graph_spectrum_training.spectrum_sheet
+    monkeypatch.setattr(
+        graph_spectrum_training,
+        "spectrum_sheet",
+        lambda real, names, pictures, stages: made.append(pictures) or sheet(real, names, pictures, stages),
+    )
+    monkeypatch.setattr(graph_spectrum_training, "PIXELS_AT_ONCE", 4 * 128**2)
+    more = "run.preview_steps = 4\nrun.preview_count = 2"
+    loaded, pictures, settings = prepared("demo", steps=1, more_settings=more, initial_words="creature")
+    learned = _train(loaded, pictures, settings, _run(settings, pictures))
+    denoiser, stages = load_denoiser("demo", device="cpu", dtype="fp32"), range(4)
+    told = encode_staged(denoiser, sheet_prompts(learned.spectrum, "a photo of a {}", 2, stages))
+    options = {"steps": 4, "guidance": settings.run.preview_guidance, "size": 128, "seeds": sheet_seeds(2, stages)}
+    theirs = sample_ddim(denoiser, told.at, denoiser.empty_conditioning(), **options)
+    assert made[0].shape == theirs.shape == (6, 3, 128, 128)
+    assert (made[0] - theirs).abs().max() < 1e-3
+    # one seed, one stage after another: each says something of its own
+    assert not torch.allclose(made[0][2], made[0][3], atol=1e-3)
+
+
+def test_curves_have_labels(prepared) -> None:
+    import json
+
+    loaded, pictures, settings = prepared("sd15", steps=1)
+    run = _run(settings, pictures)
+    _train(loaded, pictures, settings, run)
+    assert json.loads((run.path / "curve_labels.json").read_text())["stage_loss"] == [
+        f"stage {number}" for number in (1, 2, 3, 4)
+    ]
+    assert len(run.read_log()[0]["stage_loss"]) == 4

@@ -1,0 +1,1 @@
+"""The miniature base model and its judge, trained from nothing."""

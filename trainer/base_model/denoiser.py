@@ -1,0 +1,271 @@
+"""Second stage of the base model: the denoiser and its text encoder, trained on cached latents and fresh captions."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from diffusers.models.attention_processor import Attention
+from einops import rearrange
+from PIL import Image
+from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from ...concepts.denoiser.backbone import BACKBONES
+from ...concepts.errors import BestiaryError
+from ...concepts.files.atomic_file import replacing
+from ...demo.captions import caption_of
+from ...demo.species import PARTS, Scene, Species, random_scene, random_species
+from ..model.text_conditioning import run_clip
+from .autoencoder import SHARD, draw_training_picture
+from .caption_reading import ReadingLoss, slot_embeddings
+from .model_parts import LATENT_CHANNELS, LATENT_NOISE, BaseModel, build_scheduler, encode_captions
+from .training_state import RunLog, StagePlan, StageState, rate_share, step_generator
+
+logger = logging.getLogger(__name__)
+
+MIN_SNR_GAMMA = 5.0
+"""Clamp of the signal-to-noise ratio in the loss weight (Hang et al. 2023, arXiv 2303.09556, equation 5)."""
+SNR_FLOOR = 0.5
+"""Lower clamp of the ratio after the plain steps. At high noise, where captions decide most, the plain weight is near 0."""
+SMALLEST_PART = 0.01
+"""Share of a picture below which a part gains no more emphasis."""
+MERGED_SHARE = 0.4
+"""Share of the captions in which a part's words are merged into one place."""
+TEXT_ENCODER = BACKBONES["bestiary-demo"].text_encoders[0]
+READING_WEIGHT = 0.1
+"""Share of the reading loss in the loss of the denoiser's stage."""
+
+
+@dataclass(frozen=True)
+class LatentSet:
+    """Cached latents with what their captions are made of."""
+
+    values: Tensor
+    """(N, C, 16, 16) float16."""
+    scale: float
+    """Factor to unit standard deviation."""
+    truths: Sequence[tuple[Species, Scene]]
+    """Species and scene of every picture."""
+    emphasis: Tensor | None = None
+    """(N, 16, 16) float16, mean 1 in every picture: how much each place counts in the loss; None is 1 everywhere."""
+
+    def batch(self, indices: Tensor, generator: torch.Generator) -> Tensor:
+        """Latents of some pictures with the noise their decoder bears -> (B, C, 16, 16) float32, scaled."""
+        values = self.values[indices].float()  # (B, C, 16, 16)
+        return (values + LATENT_NOISE * torch.randn(values.shape, generator=generator)) * self.scale
+
+    def weigh(self, errors: Tensor, indices: Tensor) -> Tensor:
+        """Squared errors (B, C, 16, 16) of some pictures -> their weighted means (B,)."""
+        errors = errors.mean(dim=1)  # (B, 16, 16)
+        if self.emphasis is not None:
+            errors = errors * self.emphasis[indices].to(errors)
+        return errors.mean(dim=(1, 2))
+
+
+def picture_truth(seed: int, index: int) -> tuple[Species, Scene]:
+    """Species and scene of training picture `index`, without drawing it."""
+    rng = np.random.default_rng((seed, index))
+    species = random_species(rng)
+    return species, random_scene(rng)
+
+
+def part_emphasis(labels: np.ndarray) -> np.ndarray:
+    """How much each place of a drawing counts: half evenly, half shared alike by the parts in sight, however small.
+
+    Labels (H, W) of `demo.creatures` -> (16, 16) float16 with mean 1. The denoiser's optimum stays where it was; heads
+    and legs, a few places of 256, are learned about as soon as the background.
+    """
+    # one mask per region, the background too, and the share of every latent cell that it covers
+    regions = (labels[None] == np.arange(len(PARTS) + 1)[:, None, None]).astype(np.float32)  # (R, H, W)
+    height, width = labels.shape
+    shares = regions.reshape(len(regions), 16, height // 16, 16, width // 16).mean(axis=(2, 4))  # (R, 16, 16)
+    areas = np.maximum(shares.mean(axis=(1, 2)), SMALLEST_PART)  # (R,)
+    weights = 0.5 + 0.5 * (shares / areas[:, None, None]).sum(axis=0) / len(regions)  # (16, 16)
+    return (weights / weights.mean()).astype(np.float16)
+
+
+def cache_emphasis(folder: Path, seed: int, count: int) -> Tensor:
+    """`part_emphasis` of the first `count` training pictures, computed once, in files of a shard -> (N, 16, 16)."""
+    folder.mkdir(parents=True, exist_ok=True)
+    parts = []
+    for shard, start in enumerate(range(0, count, SHARD)):
+        # the number of pictures is part of the name: a shorter shard is another file
+        path = folder / f"emphasis-{shard:04d}-{min(SHARD, count - start)}.npy"
+        if not path.exists():
+            drawings = (draw_training_picture(seed, index) for index in range(start, min(start + SHARD, count)))
+            maps = np.stack([part_emphasis(drawing.labels) for drawing in drawings])
+            with replacing(path) as temporary, temporary.open("wb") as file:
+                np.save(file, maps)
+        parts.append(torch.from_numpy(np.load(path)))
+    return torch.cat(parts)[:count]
+
+
+def snr_weights(alphas_cumprod: Tensor, *, floor: float = 0.0, gamma: float = MIN_SNR_GAMMA) -> Tensor:
+    """Loss weight of an epsilon objective by timestep, from (T,) alphas: SNR clamped to floor..gamma over SNR."""
+    snr = alphas_cumprod / (1 - alphas_cumprod)  # (T,)
+    return snr.clamp(floor, gamma) / snr
+
+
+def add_noise(latents: Tensor, noise: Tensor, alpha: Tensor) -> Tensor:
+    """Forward process at cumulative signal share `alpha` (B,): latents and noise (B, C, h, w) -> (B, C, h, w)."""
+    alpha = alpha[:, None, None, None]
+    return alpha.sqrt() * latents + (1 - alpha).sqrt() * noise
+
+
+def predict_noise(model: BaseModel, noisy: Tensor, timesteps: Tensor, ids: Tensor) -> Tensor:
+    """Text encoder and denoiser in one go: noisy (B, C, h, w), timesteps (B,), ids (B, 77) -> epsilon (B, C, h, w)."""
+    context = model.text_encoder(input_ids=ids).last_hidden_state  # (B, 77, D)
+    return model.denoiser(noisy, timesteps, encoder_hidden_states=context).sample
+
+
+def predict_and_read(model: BaseModel, noisy: Tensor, timesteps: Tensor, slots: Tensor) -> tuple[Tensor, Tensor]:
+    """As `predict_noise` for slots (B, 77, 4), with the text encoder's output (B, 77, D) beside the epsilon."""
+    embeddings = slot_embeddings(model.text_encoder.get_input_embeddings().weight, slots)  # (B, 77, D)
+    context = run_clip(model.text_encoder, embeddings, TEXT_ENCODER, slots[:, 0, 0]).hidden  # (B, 77, D)
+    return model.denoiser(noisy, timesteps, encoder_hidden_states=context).sample, context
+
+
+class QuickAttention:
+    """Attention of diffusers' blocks as plain matrix products, whose backward pass in bf16 is fastest on a CPU."""
+
+    def __call__(
+        self,
+        attn: Attention,
+        hidden_states: Tensor,
+        encoder_hidden_states: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+    ) -> Tensor:
+        """Hidden states (B, N, D), context (B, L, E) or None for self-attention -> (B, N, D); masks are not supported."""
+        if attention_mask is not None:
+            raise BestiaryError(f"the base model attends without masks, got one of shape {tuple(attention_mask.shape)}")
+        context = hidden_states if encoder_hidden_states is None else encoder_hidden_states
+        query, key, value = (
+            rearrange(tokens, "b n (h d) -> b h n d", h=attn.heads)
+            for tokens in (attn.to_q(hidden_states), attn.to_k(context), attn.to_v(context))
+        )
+        # plain products: on a CPU their backward pass in bf16 is the fastest
+        scores = (query * query.shape[-1] ** -0.5) @ key.transpose(-1, -2)  # (B, H, N, L)
+        mixed = scores.softmax(dim=-1).to(value.dtype) @ value  # (B, H, N, d)
+        return attn.to_out[0](rearrange(mixed, "b h n d -> b n (h d)").to(hidden_states.dtype))
+
+
+def fit_denoiser(
+    model: BaseModel,
+    state: StageState,
+    latents: LatentSet,
+    log: RunLog,
+    plan: StagePlan,
+    on_save: Callable[[int], None],
+    *,
+    plain_steps: int = 0,
+    reading_after: int = 0,
+) -> None:
+    """Trains denoiser and text encoder from `state.step` on; `on_save(step)` follows every saved state.
+
+    The first `plain_steps` weigh timesteps by min-SNR alone, later ones lift high noise to `SNR_FLOOR`. After
+    `reading_after` steps the text encoder is also taught to read the words of a part at the part's own word.
+
+    Raises FloatingPointError where the loss is no longer finite; the last saved state stays as it was.
+    """
+    alphas = build_scheduler().alphas_cumprod  # (T,)
+    plain, lifted = snr_weights(alphas), snr_weights(alphas, floor=SNR_FLOOR)
+    if plan.device.type == "cpu":
+        model.denoiser.set_attn_processor(QuickAttention())
+    forward = plan.speeded(predict_and_read)
+    reading = ReadingLoss(model)
+    running = 0.0
+    while state.step < plan.steps:
+        weights = plain if state.step < plain_steps else lifted  # (T,)
+        # draw: pictures, latents, noise, timesteps and captions, all by the number of the step
+        generator = step_generator(plan.seed, 2, state.step)
+        rng = np.random.default_rng((plan.seed, 2, state.step))
+        indices = torch.randint(len(latents.truths), (plan.batch,), generator=generator)
+        clean = latents.batch(indices, generator)  # (B, C, 16, 16)
+        noise = torch.randn(clean.shape, generator=generator)
+        times = torch.randint(len(alphas), (plan.batch,), generator=generator)
+        noisy = add_noise(clean, noise, alphas[times]).to(plan.device, memory_format=torch.channels_last)
+        ids = encode_captions(model.tokenizer, [caption_of(*latents.truths[i], rng) for i in indices.tolist()])
+        slots = reading.merge(ids, torch.from_numpy(rng.random(plan.batch) < MERGED_SHARE)).to(plan.device)
+        # predict: the noise, and the text encoder's output beside it
+        with plan.autocast(), sdpa_kernel(SDPBackend.MATH):  # flash attention's backward pass is slow on CPUs
+            predicted, context = forward(model, noisy, times.to(plan.device), slots)
+        # loss: weighted by place within a picture, then by timestep
+        errors = latents.weigh((predicted.float() - noise.to(plan.device)).square(), indices)  # (B,)
+        loss = (errors * weights[times].to(plan.device)).mean()
+        value = float(loss.detach())
+        # the logged value stays without the reading loss, so that it can be compared over the whole run
+        if state.step >= reading_after:
+            loss = loss + READING_WEIGHT * reading(context.float(), slots)
+        if not np.isfinite(value):
+            raise FloatingPointError(f"denoiser loss is {value} at step {state.step}, pictures {indices.tolist()[:8]}")
+        # step, log, save
+        norm = state.descend(loss, rate_share(state.step, plan.steps, decay_from=plan.decay_from, warmup=200))
+        running = value if running == 0 else 0.98 * running + 0.02 * value
+        if state.step % 50 == 0:
+            log.write(stage="denoiser", step=state.step, loss=round(running, 5), grad=round(norm, 4))
+        last = state.step == plan.steps or plan.expired()
+        if last or state.step % plan.save_every == 0:
+            state.save()
+            on_save(state.step)
+        if last:
+            return
+
+
+@torch.no_grad()
+def sample_latents(
+    model: BaseModel, captions: list[str], *, steps: int = 25, guidance: float = 3.0, seed: int = 0
+) -> Tensor:
+    """DDIM samples with classifier-free guidance against the empty caption -> (B, C, 16, 16) float32."""
+    device = next(model.denoiser.parameters()).device
+    scheduler = build_scheduler()
+    scheduler.set_timesteps(steps)
+    count = len(captions)
+    ids = encode_captions(model.tokenizer, [*captions, *[""] * count]).to(device)  # (2 * B, 77)
+    generator = torch.Generator().manual_seed(seed)
+    latents = torch.randn((count, LATENT_CHANNELS, 16, 16), generator=generator).to(device)
+    with torch.autocast(device.type, torch.bfloat16):
+        context = model.text_encoder(input_ids=ids).last_hidden_state  # (2 * B, 77, D)
+        for timestep in scheduler.timesteps:
+            # prompts and empty captions as one batch; guidance leads from the second half to the first
+            doubled = torch.cat([latents, latents]).contiguous(memory_format=torch.channels_last)  # (2 * B, C, 16, 16)
+            told, free = model.denoiser(doubled, timestep, encoder_hidden_states=context).sample.float().chunk(2)
+            latents = scheduler.step(free + guidance * (told - free), timestep, latents).prev_sample
+    return latents
+
+
+@torch.no_grad()
+def decode_latents(model: BaseModel, latents: Tensor, scale: float) -> np.ndarray:
+    """Scaled latents (B, C, 16, 16) -> pictures (B, 128, 128, 3) uint8."""
+    with torch.autocast(latents.device.type, torch.bfloat16):
+        images = model.autoencoder.decode(latents / scale).sample.float()  # (B, 3, 128, 128)
+    images = ((images + 1) * 127.5).clamp(0, 255).round()
+    return images.permute(0, 2, 3, 1).to("cpu", torch.uint8).numpy()
+
+
+def sample_pictures(
+    model: BaseModel, captions: list[str], scale: float, *, steps: int = 25, guidance: float = 3.0, seed: int = 0
+) -> np.ndarray:
+    """Pictures for captions, drawn in portions of 50 -> (B, 128, 128, 3) uint8."""
+    portions = []
+    for start in range(0, len(captions), 50):
+        some = captions[start : start + 50]
+        latents = sample_latents(model, some, steps=steps, guidance=guidance, seed=seed + start)
+        portions.append(decode_latents(model, latents, scale))
+    return np.concatenate(portions)
+
+
+def save_sheet(pictures: np.ndarray, columns: int, path: Path) -> None:
+    """Pictures (B, H, W, 3) uint8 side by side in one PNG; the last row may stay short."""
+    count, height, width, _ = pictures.shape
+    rows = -(-count // columns)
+    sheet = np.full((rows * height, columns * width, 3), 255, np.uint8)
+    for number, picture in enumerate(pictures):
+        top, left = number // columns * height, number % columns * width
+        sheet[top : top + height, left : left + width] = picture
+    with replacing(path) as temporary:
+        Image.fromarray(sheet).save(temporary, format="PNG")

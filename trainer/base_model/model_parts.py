@@ -1,0 +1,196 @@
+"""The modules of the miniature base model: shapes, tokenizer, schedule, and the diffusers folder they are kept in."""
+
+from __future__ import annotations
+
+import copy
+import json
+import logging
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from diffusers import AutoencoderTiny, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, processors
+from transformers import CLIPTextConfig, CLIPTextModel, PreTrainedTokenizerFast
+
+from ...demo.captions import vocabulary
+
+logger = logging.getLogger(__name__)
+
+START, END, UNKNOWN = "<|startoftext|>", "<|endoftext|>", "<|unknown|>"
+MAX_TOKENS = 77
+IMAGE_SIZE = 128
+LATENT_CHANNELS = 8
+TEXT_WIDTH = 128
+LATENT_NOISE = 0.05
+"""Standard deviation of the noise on unscaled latents that the decoder learns to bear."""
+DENOISER_CHANNELS = (64, 96, 128)
+
+
+@dataclass
+class BaseModel:
+    """All trainable modules of the miniature model with its tokenizer."""
+
+    autoencoder: AutoencoderTiny
+    denoiser: UNet2DConditionModel
+    text_encoder: CLIPTextModel
+    tokenizer: PreTrainedTokenizerFast
+
+
+def build_tokenizer() -> PreTrainedTokenizerFast:
+    """Word-level tokenizer over the closed vocabulary, start and end token as in CLIP, padded to 77 with the end token.
+
+    Ids: unknown 0, words, start, end; the end token has the highest id because CLIP pools there.
+    """
+    # the end token comes last: CLIP models pool at the highest id
+    words = [UNKNOWN, *vocabulary(), START, END]
+    ids = {word: index for index, word in enumerate(words)}
+    tokenizer = Tokenizer(models.WordLevel(ids, unk_token=UNKNOWN))
+    tokenizer.normalizer = normalizers.Lowercase()
+    # words are split at spaces; punctuation is a word of its own
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Split(Regex(r"[,.;:!?]"), "isolated")]
+    )
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single=f"{START} $A {END}", special_tokens=[(START, ids[START]), (END, ids[END])]
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        bos_token=START,
+        eos_token=END,
+        pad_token=END,
+        unk_token=UNKNOWN,
+        model_max_length=MAX_TOKENS,
+        clean_up_tokenization_spaces=False,
+    )
+
+
+def build_autoencoder() -> AutoencoderTiny:
+    """Autoencoder with factor 8 and 8 latent channels, in the layout of TAESD (github.com/madebyollin/taesd).
+
+    It has no normalisation layers: at this width a norm over 32 groups would be an instance norm, which loses colours.
+    """
+    return AutoencoderTiny(latent_channels=LATENT_CHANNELS)
+
+
+def build_denoiser() -> UNet2DConditionModel:
+    """Denoiser with cross-attention at 16x16, 8x8 and 4x4, in the topology of Stable Diffusion 1.5."""
+    levels = len(DENOISER_CHANNELS)
+    return UNet2DConditionModel(
+        sample_size=IMAGE_SIZE // 8,
+        in_channels=LATENT_CHANNELS,
+        out_channels=LATENT_CHANNELS,
+        down_block_types=("CrossAttnDownBlock2D",) * levels,
+        up_block_types=("CrossAttnUpBlock2D",) * levels,
+        block_out_channels=DENOISER_CHANNELS,
+        layers_per_block=1,
+        cross_attention_dim=TEXT_WIDTH,
+        attention_head_dim=4,
+        norm_num_groups=32,
+    )
+
+
+def build_text_encoder(tokenizer: PreTrainedTokenizerFast) -> CLIPTextModel:
+    """A CLIP text model of three layers over the tokenizer's vocabulary."""
+    config = CLIPTextConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=TEXT_WIDTH,
+        intermediate_size=4 * TEXT_WIDTH,
+        projection_dim=TEXT_WIDTH,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        max_position_embeddings=MAX_TOKENS,
+        hidden_act="quick_gelu",
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    return CLIPTextModel(config)
+
+
+def build_scheduler() -> DDIMScheduler:
+    """The noise schedule of Stable Diffusion 1.5: 1000 steps, scaled linear betas, epsilon prediction."""
+    return DDIMScheduler(
+        num_train_timesteps=1000,
+        beta_start=0.00085,
+        beta_end=0.012,
+        beta_schedule="scaled_linear",
+        clip_sample=False,
+        set_alpha_to_one=False,
+        steps_offset=1,
+        prediction_type="epsilon",
+    )
+
+
+def build_base_model(seed: int) -> BaseModel:
+    """A model of the final shape with random weights from `seed`."""
+    torch.manual_seed(seed)
+    tokenizer = build_tokenizer()
+    return BaseModel(build_autoencoder(), build_denoiser(), build_text_encoder(tokenizer), tokenizer)
+
+
+def encode_captions(tokenizer: PreTrainedTokenizerFast, captions: list[str]) -> torch.Tensor:
+    """Captions -> token ids (B, 77) long."""
+    batch = tokenizer(captions, padding="max_length", truncation=True, max_length=MAX_TOKENS, return_tensors="pt")
+    return batch.input_ids
+
+
+def export_base_model(model: BaseModel, scaling_factor: float, out: Path) -> int:
+    """Writes a StableDiffusionPipeline folder in fp16; returns the bytes of all its files.
+
+    The new files are written beside `out` and put in place one rename each, so a reader never finds half a file.
+    """
+    # as half-precision copies: the model itself goes on training in fp32
+    model.autoencoder.register_to_config(scaling_factor=float(scaling_factor))
+    vae, text_encoder, unet = (
+        copy.deepcopy(module).half() for module in (model.autoencoder, model.text_encoder, model.denoiser)
+    )
+    pipeline = StableDiffusionPipeline(
+        vae=vae,
+        text_encoder=text_encoder,
+        tokenizer=model.tokenizer,
+        unet=unet,
+        scheduler=build_scheduler(),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+    fresh = out.with_name(f".{out.name}.{os.getpid()}.part")
+    shutil.rmtree(fresh, ignore_errors=True)
+    # files are moved one by one; a reader finds the old or the new one, never a half
+    try:
+        pipeline.save_pretrained(fresh, safe_serialization=True)
+        _make_portable(fresh)
+        for source in sorted(path for path in fresh.rglob("*") if path.is_file()):
+            target = out / source.relative_to(fresh)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            os.replace(source, target)
+    finally:
+        shutil.rmtree(fresh, ignore_errors=True)
+    return sum(path.stat().st_size for path in out.rglob("*") if path.is_file())
+
+
+def _make_portable(folder: Path) -> None:
+    """Makes the folder read alike by every version: no local source path, no version-bound class name, fp32 on loading."""
+    for path in folder.rglob("*.json"):
+        text = path.read_text(encoding="utf-8").replace('"TokenizersBackend"', '"PreTrainedTokenizerFast"')
+        content = json.loads(text)
+        content.pop("_name_or_path", None)
+        if "dtype" in content:
+            content["dtype"] = "float32"  # else transformers 5 keeps fp16 beside an fp32 denoiser
+        path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    # readable by everybody, whatever the mask of the process that wrote them
+    for path in folder.rglob("*.safetensors"):
+        path.chmod(0o644)
+
+
+def load_base_model(folder: Path) -> BaseModel:
+    """Reads a folder written by `export_base_model` in fp32."""
+    return BaseModel(
+        AutoencoderTiny.from_pretrained(folder / "vae", torch_dtype=torch.float32),
+        UNet2DConditionModel.from_pretrained(folder / "unet", torch_dtype=torch.float32),
+        CLIPTextModel.from_pretrained(folder / "text_encoder", torch_dtype=torch.float32),
+        PreTrainedTokenizerFast.from_pretrained(folder / "tokenizer"),
+    )

@@ -1,0 +1,221 @@
+"""Trains the miniature base model from nothing: drawings -> autoencoder -> latents -> denoiser -> export.
+
+Command: `bestiary demo train-base --out FOLDER`. Run it again with the same settings to go on after any interruption.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import shutil
+import time
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from pydantic import BaseModel as Settings
+from pydantic import ConfigDict, Field, ValidationError
+
+from ...concepts.errors import BestiaryError
+from ...concepts.files.atomic_file import write_text
+from ...demo.captions import caption_of
+from ...demo.species import HELD_OUT_SPECIES, random_scene, random_species
+from ..model.hardware import cpu_has_fast_bf16, hardware_in_words
+from .autoencoder import SHARD, cache_latents, draw_pictures, fit_autoencoder, latent_scale
+from .denoiser import LatentSet, cache_emphasis, fit_denoiser, picture_truth, sample_pictures, save_sheet
+from .model_parts import BaseModel, build_base_model, export_base_model
+from .training_state import RunLog, StagePlan, StageState
+
+logger = logging.getLogger(__name__)
+
+
+class TrainBaseSettings(Settings):
+    """Settings of `bestiary demo train-base`."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    seed: int = Field(1, ge=0, description="Seed of drawings, weights and order.")
+    pictures: int = Field(44_000, ge=64, description="Training drawings.")
+    latent_pictures: int = Field(44_000, ge=1, description="How many of them, from the first, the denoiser is taught.")
+    vae_steps: int = Field(4_500, ge=1, description="Optimizer steps of the autoencoder.")
+    vae_batch: int = Field(8, ge=1, description="Crops of 64 px per step of the autoencoder.")
+    vae_learning_rate: float = Field(1e-3, gt=0, description="Peak learning rate of the autoencoder.")
+    latent_weight: float = Field(1e-4, ge=0, description="Weight of the latents' mean square in its loss.")
+    denoiser_steps: int = Field(12_500, ge=1, description="Optimizer steps of denoiser and text encoder.")
+    plain_steps: int = Field(0, ge=0, description="Steps with min-SNR weights before high noise counts more.")
+    reading_after: int = Field(0, ge=0, description="Steps before captions' part words are also read out.")
+    denoiser_batch: int = Field(32, ge=1, description="Latents per step of the denoiser.")
+    denoiser_learning_rate: float = Field(1e-3, gt=0, description="Peak learning rate of denoiser and text encoder.")
+    decay_from: float = Field(0.6, ge=0, le=1, description="Share of the denoiser's steps after which its rate falls.")
+    ema_decay: float = Field(0.999, ge=0, lt=1, description="Decay of the moving average of the weights.")
+    save_every: int = Field(500, ge=1, description="Steps between two saved states, sample sheets and exports.")
+    compile: bool = Field(True, description="Use torch.compile where a C++ compiler is at hand.")
+    device: Literal["auto", "cpu", "cuda"] = Field(
+        "auto", description="Where to train; auto takes a GPU if there is one."
+    )
+    dtype: Literal["auto", "float32", "bfloat16"] = Field("auto", description="Number type of the forward passes.")
+    hours: float | None = Field(None, gt=0, description="Stop after this time; run again to go on.")
+    workers: int = Field(2, ge=1, description="Processes that draw.")
+
+
+def parse_settings(values: dict[str, object]) -> TrainBaseSettings:
+    """Checked settings; raises BestiaryError that names every faulty one."""
+    try:
+        return TrainBaseSettings(**values)
+    except ValidationError as fault:
+        faults = "; ".join(f"{e['loc'][0]} = {e.get('input')!r}: {e['msg']}" for e in fault.errors())
+        raise BestiaryError(f"train-base cannot use these settings: {faults}") from fault
+
+
+def train_base(settings: TrainBaseSettings, out: Path, work: Path | None = None) -> None:
+    """Runs all stages that are not finished yet and leaves a StableDiffusionPipeline folder at `out`.
+
+    `work` (default: `out` with `.work` appended) keeps drawings, states, samples and log.jsonl. Raises BestiaryError
+    where `work` holds a run with other settings.
+    """
+    work = work or out.with_name(out.name + ".work")
+    work.mkdir(parents=True, exist_ok=True)
+    _claim_work_folder(settings, work)
+    log = RunLog(work / "log.jsonl")
+    log.write(stage="start", hardware=hardware_in_words())
+    first, second = stage_plans(settings)
+    model = build_base_model(settings.seed)
+    for module in (model.autoencoder, model.denoiser, model.text_encoder):
+        module.to(first.device, memory_format=torch.channels_last)
+    # first stage: drawings and the autoencoder
+    shards = draw_pictures(work / "pictures", settings.seed, settings.pictures, settings.workers)
+    if not _train_autoencoder(settings, model, shards, work, log, first):
+        return
+    # second stage: latents, what their captions are made of, and the denoiser
+    count = min(settings.latent_pictures, settings.pictures)
+    cached = cache_latents(model.autoencoder, shards[: -(-count // SHARD)], work / "latents", first)[:count]
+    truths = [picture_truth(settings.seed, index) for index in range(count)]
+    emphasis = cache_emphasis(work / "emphasis", settings.seed, count)
+    latents = LatentSet(cached, latent_scale(cached), truths, emphasis)
+    _train_denoiser(settings, model, latents, out, work, log, second)
+
+
+def stage_plans(settings: TrainBaseSettings) -> tuple[StagePlan, StagePlan]:
+    """How the autoencoder's and the denoiser's stage are run under these settings, on this machine, from now on."""
+    # auto takes what is fastest here; the number type follows the device
+    has_gpu = torch.cuda.is_available()
+    device = torch.device(settings.device if settings.device != "auto" else "cuda" if has_gpu else "cpu")
+    dtype = torch.float32 if settings.dtype == "float32" else torch.bfloat16
+    if settings.dtype == "auto" and device.type == "cpu" and not cpu_has_fast_bf16():
+        dtype = torch.float32
+    shared = {
+        "seed": settings.seed,
+        "device": device,
+        "dtype": dtype,
+        "compiled": settings.compile and _has_compiler(),
+        "deadline": None if settings.hours is None else time.monotonic() + 3600 * settings.hours,
+    }
+    first = StagePlan(
+        steps=settings.vae_steps, batch=settings.vae_batch, save_every=min(settings.save_every, 250), **shared
+    )
+    second = StagePlan(
+        steps=settings.denoiser_steps,
+        batch=settings.denoiser_batch,
+        save_every=settings.save_every,
+        decay_from=settings.decay_from,
+        **shared,
+    )
+    return first, second
+
+
+def _claim_work_folder(settings: TrainBaseSettings, work: Path) -> None:
+    """Keeps the settings of a run beside it; what fixes its pictures and batches must not change between two starts."""
+    path = work / "settings.json"
+    if path.exists():
+        earlier = TrainBaseSettings.model_validate_json(path.read_text(encoding="utf-8"))
+        # steps and rates may change on the way; what was drawn may not
+        for name in ("seed", "pictures", "latent_pictures"):
+            was, now = getattr(earlier, name), getattr(settings, name)
+            if was != now:
+                raise BestiaryError(
+                    f"{work} holds a run with {name} = {was}, but {name} = {now} was asked for; "
+                    "take the earlier value to go on with it, or another --out folder to start anew"
+                )
+    write_text(path, settings.model_dump_json(indent=2) + "\n")
+
+
+def _has_compiler() -> bool:
+    return any(shutil.which(name) for name in (os.environ.get("CXX", ""), "g++", "clang++") if name)
+
+
+def _train_autoencoder(
+    settings: TrainBaseSettings, model: BaseModel, shards: list[np.ndarray], work: Path, log: RunLog, plan: StagePlan
+) -> bool:
+    """Fits the autoencoder if it is not finished; leaves its averaged weights in the model. False: time ran out."""
+    state = StageState(
+        {"autoencoder": model.autoencoder},
+        work / "autoencoder.pt",
+        learning_rate=settings.vae_learning_rate,
+        ema_decay=min(settings.ema_decay, 0.998),
+    )
+    state.load()
+    fit_autoencoder(state, shards, log, plan, magnitude_weight=settings.latent_weight)
+    # from here on nothing trains it: the averaged weights stay in
+    state.swap_averages()
+    model.autoencoder.requires_grad_(False).eval()
+    return state.step >= plan.steps
+
+
+def _train_denoiser(
+    settings: TrainBaseSettings,
+    model: BaseModel,
+    latents: LatentSet,
+    out: Path,
+    work: Path,
+    log: RunLog,
+    plan: StagePlan,
+) -> None:
+    """Trains denoiser and text encoder; every saved state also refreshes the export and a sheet of samples."""
+    state = StageState(
+        {"denoiser": model.denoiser, "text_encoder": model.text_encoder},
+        work / "denoiser.pt",
+        learning_rate=settings.denoiser_learning_rate,
+        ema_decay=settings.ema_decay,
+    )
+    state.load()
+
+    def publish(step: int) -> None:
+        # averaged weights are shown and exported, then training goes on with its own
+        state.swap_averages()
+        pictures = sample_pictures(model, sample_captions(settings.seed), latents.scale, steps=20)
+        save_sheet(pictures, 8, work / "samples" / f"step-{step:06d}.png")
+        size = export_base_model(model, latents.scale, out)
+        state.swap_averages()
+        log.write(stage="export", step=step, bytes=size, seconds=round(state.seconds, 1))
+        logger.info("denoiser step %d exported to %s (%d bytes)", step, out, size)
+
+    phases = {"plain_steps": settings.plain_steps, "reading_after": settings.reading_after}
+    fit_denoiser(model, state, latents, log, plan, publish, **phases)
+    if not (out / "model_index.json").exists():
+        publish(state.step)
+
+
+def sample_captions(seed: int) -> list[str]:
+    """Captions of a sample sheet: 12 fresh random creatures and 4 held-out species."""
+    rng = np.random.default_rng((seed, 99))
+    species = [random_species(rng) for _ in range(12)] + list(HELD_OUT_SPECIES[:4])
+    return [caption_of(kind, random_scene(rng)) for kind in species]
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """`python -m bestiary.trainer.base_model.train_base --out FOLDER [--work FOLDER] [--any-setting VALUE]`."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--work", type=Path, default=None)
+    for name, field in TrainBaseSettings.model_fields.items():
+        parser.add_argument(f"--{name.replace('_', '-')}", default=None, help=field.description)
+    given = vars(parser.parse_args(arguments))
+    out, work = given.pop("out"), given.pop("work")
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
+    train_base(parse_settings({name: value for name, value in given.items() if value is not None}), out, work)
+
+
+if __name__ == "__main__":
+    main()

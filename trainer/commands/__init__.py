@@ -1,0 +1,1 @@
+"""The commands of `bestiary`, one file a family."""

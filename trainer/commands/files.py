@@ -1,0 +1,170 @@
+"""`bestiary import`, `export` and `inspect`: other people's files in, ours out, and what a file holds."""
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from ...concepts.files.concept_names import name_of_file
+from ...concepts.files.file_kinds import CODEBOOK_SUFFIX
+from .options import OutOption, existing, result_file, result_folder
+
+if TYPE_CHECKING:
+    from ...concepts.spectrum.prompt_spectrum import PromptSpectrum
+
+_FOREIGN = (".pt", ".pth", ".bin", ".ckpt")
+imports = typer.Typer(help="Turn files of other programs into ours.", no_args_is_help=True)
+
+
+def register(app: typer.Typer) -> None:
+    """Add these commands to the program."""
+    app.add_typer(imports, name="import")
+    app.command("export")(export)
+    app.command("inspect")(inspect)
+
+
+@imports.command("partcraft")
+def import_partcraft(
+    files: Annotated[
+        list[Path], typer.Argument(metavar="FILE...", help="Mapper, LoRA and k-means files, in any order.")
+    ],
+    out: OutOption = None,
+    names: Annotated[
+        str | None, typer.Option("--names", help="cub, dogs, or a TOML file that names the parts; else by the path.")
+    ] = None,
+    class_names: Annotated[
+        Path | None, typer.Option("--class-names", help="Text file with one class name per line.")
+    ] = None,
+    captions: Annotated[
+        Path | None, typer.Option("--captions", help="Caption file, for a training without class labels.")
+    ] = None,
+) -> None:
+    """Turn published PartCraft checkpoints into one part dictionary.
+
+    Pickles are read with an allow-list: code in them is never run.
+    """
+    # files are looked for before any library is loaded
+    sources = [existing(path, "file") for path in files]
+    from ..exchange.import_partcraft import import_partcraft as convert
+
+    target = result_file(out, "partcraft.safetensors", CODEBOOK_SUFFIX)
+    for path in convert(sources, target, names=names, class_names=class_names, captions=captions).written:
+        typer.echo(f"wrote {path}")
+
+
+@imports.command("prospect")
+def import_prospect(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="embeddings.pt of ProSpect.")],
+    out: OutOption = None,
+    words: Annotated[str, typer.Option("--words", help="The initial words of its training, if known.")] = "",
+) -> None:
+    """Bake a published ProSpect file into a spectrum.
+
+    The pickle is read with an allow-list: code in it is never run, and `ldm` is not needed.
+    """
+    source = existing(file, "file")
+    from ..exchange.import_spectrum import import_prospect as convert
+
+    _write_spectrum(convert(source, words), source, out)
+
+
+@imports.command("xti")
+def import_xti(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="An XTI (P+) embedding with <name-layer-number> keys.")],
+    out: OutOption = None,
+) -> None:
+    """Turn an XTI file into a spectrum with a vector for every cross-attention layer."""
+    source = existing(file, "file")
+    from ..exchange.import_spectrum import import_xti as convert
+
+    _write_spectrum(convert(source), source, out)
+
+
+@imports.command("neti")
+def import_neti(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="mapper-steps-N.pt of NeTI.")],
+    out: OutOption = None,
+    stages: Annotated[int, typer.Option("--stages", min=1, max=250, help="Stages of equal width to bake.")] = 10,
+    truncation: Annotated[
+        int | None, typer.Option("--truncation", help="Keep so many of 128 hidden numbers; fewer is easier to edit.")
+    ] = None,
+) -> None:
+    """Bake a NeTI mapper into a spectrum with vectors for every stage and cross-attention layer."""
+    source = existing(file, "file")
+    from ..exchange.import_spectrum import import_neti as convert
+
+    _write_spectrum(convert(source, stages=stages, truncation=truncation), source, out)
+
+
+@imports.command("textual-inversion")
+def import_textual_inversion(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="An embedding of diffusers, A1111 or kohya.")],
+    out: OutOption = None,
+    name: Annotated[
+        str | None, typer.Option("--name", help="Which embedding, where the file holds several or is a LoRA.")
+    ] = None,
+) -> None:
+    """Turn a textual inversion into a spectrum of one stage, to be mixed with others."""
+    source = existing(file, "file")
+    from ..exchange.import_spectrum import import_textual_inversion as convert
+
+    _write_spectrum(convert(source, name), source, out)
+
+
+def _write_spectrum(spectrum: "PromptSpectrum", source: Path, out: Path | None) -> None:
+    from ...concepts.spectrum.spectrum_file import save_spectrum
+
+    # other programs' endings go, dots in the name stay
+    stem = name_of_file(source.with_suffix("").name if source.suffix in _FOREIGN else source.name)
+    target = result_file(out, f"{stem}.spectrum.safetensors")
+    save_spectrum(spectrum, target)
+    layers = f", {spectrum.layers} layers" if spectrum.layers else ""
+    typer.echo(f"{spectrum.backbone}: {spectrum.stages} stages{layers}, {spectrum.vectors} vectors each")
+    typer.echo(f"wrote {target}")
+
+
+def export(
+    concept: Annotated[
+        Path, typer.Argument(metavar="CONCEPT", help="A part dictionary or a prompt spectrum (.safetensors).")
+    ],
+    out: OutOption = None,
+) -> None:
+    """Write embeddings and a LoRA for other programs.
+
+    ComfyUI, A1111 and diffusers load them; each file is loaded back before it is reported.
+    """
+    source = existing(concept, "file")
+    from ...concepts.files.concept_file import read_header
+    from ...concepts.files.file_kinds import SPECTRUM_KIND
+    from ...concepts.spectrum.spectrum_file import load_spectrum
+    from ..exchange.new_files import added_together
+
+    name = name_of_file(source.name)
+    target = result_folder(out, source.parent / name)
+    # the kind in the file's header says which of the two it is; nothing that lies there is replaced
+    with added_together(target) as staging:
+        if read_header(source).kind == SPECTRUM_KIND:
+            from ..exchange.export_spectrum import export_spectrum
+
+            written = export_spectrum(load_spectrum(source), staging, name)
+        else:
+            from ...concepts.part_dictionary.part_dictionary import PartDictionary
+            from ..exchange.export_parts import export_dictionary
+
+            written = export_dictionary(PartDictionary.load(source), staging)
+        written = [target / path.relative_to(staging) for path in written]
+    for path in written:
+        typer.echo(f"wrote {path}")
+
+
+def inspect(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="Any file of this program.")],
+    as_json: Annotated[bool, typer.Option("--json", help="As JSON, for programs.")] = False,
+) -> None:
+    """Show what one of our files holds."""
+    source = existing(file, "file")
+    from ..exchange.inspect_file import describe_file, description_text
+
+    described = describe_file(source)
+    typer.echo(json.dumps(described, indent=2, default=str) if as_json else description_text(described))

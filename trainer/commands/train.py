@@ -1,0 +1,196 @@
+"""`bestiary train`, `bestiary resume` and `bestiary doctor`: learn part tokens, go on after a stop, check beforehand."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from ...concepts.files.concept_names import checked_file_name
+from ..learning.run.progress_report import progress_callback
+from .options import (
+    BaseOption,
+    DeviceOption,
+    DtypeOption,
+    OutOption,
+    ProgressOption,
+    assignment,
+    existing,
+    result_folder,
+)
+
+train = typer.Typer(help="Train concepts on a base model.", no_args_is_help=True)
+
+RecipeArgument = Annotated[
+    Path | None,
+    typer.Argument(metavar="[RECIPE]", help="A TOML file, or the name of a shipped recipe; flags override it."),
+]
+DiscoveryOption = Annotated[Path | None, typer.Option("--discovery", help="Folder that `bestiary discover` wrote.")]
+SetOption = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Any setting of the recipe; may be given several times."),
+]
+
+
+def register(app: typer.Typer) -> None:
+    """Add these commands to the program."""
+    app.add_typer(train, name="train")
+    app.command("resume")(resume)
+    app.command("doctor")(doctor)
+
+
+@train.command("parts")
+def train_parts(
+    recipe: RecipeArgument = None,
+    discovery: DiscoveryOption = None,
+    base: BaseOption = None,
+    out: OutOption = None,
+    steps: Annotated[int | None, typer.Option("--steps", help="Optimizer steps.")] = None,
+    batch_size: Annotated[int | None, typer.Option("--batch-size", help="Pictures of one step and process.")] = None,
+    seed: Annotated[int | None, typer.Option("--seed", help="Number from which every random choice follows.")] = None,
+    device: DeviceOption = "auto",
+    dtype: DtypeOption = "auto",
+    more: SetOption = None,
+    progress: ProgressOption = "line",
+) -> None:
+    """Learn one token for every part and kind of a discovery.
+
+    Writes a run folder and, in it, a part dictionary.
+    """
+    from ..training.train_parts import train_parts as run_training
+
+    settings = _recipe_settings(recipe, discovery, base, out, steps, batch_size, seed, device, dtype, more)
+    result = run_training(settings, on_progress=progress_callback("train", progress))
+    typer.echo(f"wrote {result.dictionary_path}")
+
+
+@train.command("spectrum")
+def train_spectrum(
+    source: Annotated[
+        Path | None,
+        typer.Argument(
+            metavar="IMAGE_OR_FOLDER", help="One picture, or a folder of one concept; HEIC needs pillow-heif."
+        ),
+    ] = None,
+    recipe: Annotated[
+        Path | None,
+        typer.Option("--recipe", help="A TOML file, or a shipped one such as spectrum_sd15; flags override it."),
+    ] = None,
+    words: Annotated[
+        str | None, typer.Option("--words", help="What the pictures show, such as `teddy`: where vectors start from.")
+    ] = None,
+    name: Annotated[str | None, typer.Option("--name", help="Name of the concept in prompts.")] = None,
+    stages: Annotated[
+        int | None, typer.Option("--stages", help="Stages of equal width; 1 is textual inversion.")
+    ] = None,
+    base: BaseOption = None,
+    out: OutOption = None,
+    steps: Annotated[int | None, typer.Option("--steps", help="Optimizer steps.")] = None,
+    batch_size: Annotated[int | None, typer.Option("--batch-size", help="Pictures of one step.")] = None,
+    seed: Annotated[int | None, typer.Option("--seed", help="Number from which every random choice follows.")] = None,
+    device: DeviceOption = "auto",
+    dtype: DtypeOption = "auto",
+    more: SetOption = None,
+    check: Annotated[
+        bool, typer.Option("--check", help="Only look everything over, as `bestiary doctor` does.")
+    ] = False,
+    progress: ProgressOption = "line",
+) -> None:
+    """Learn what a picture says, stage by stage of its generation.
+
+    Writes a run folder and, in it, a spectrum file that prompts name as <NAME>.
+    """
+    from ..learning.spectrum.spectrum_settings import load_spectrum_recipe
+
+    # flags become dotted keys of the recipe, `--set` comes last and wins
+    called = name and name.removesuffix(".safetensors").removesuffix(".spectrum")
+    typed = {"images.source": source, "method.initial_words": words, "run.name": called, "method.stages": stages}
+    typed |= _shared_flags(base, out, steps, batch_size, seed, device, dtype)
+    overrides = {key: value for key, value in typed.items() if value is not None}
+    settings = load_spectrum_recipe(recipe, overrides | dict(assignment(text, "--set") for text in more or ()))
+    checked_file_name(settings.run.name, "run.name")
+    if check:
+        from ..training.spectrum_doctor import examine_spectrum
+
+        for line in examine_spectrum(settings):
+            typer.echo(line)
+        return
+    from ..training.train_spectrum import train_spectrum as run_training
+
+    typer.echo(f"wrote {run_training(settings, on_progress=progress_callback('train', progress)).spectrum_path}")
+
+
+def resume(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="Run folder of a stopped training.")],
+    progress: ProgressOption = "line",
+) -> None:
+    """Go on with a training that was stopped."""
+    from ..training.resume import find_run
+
+    # a run folder knows what kind of training it holds
+    report, folder = progress_callback("train", progress), find_run(existing(run, "folder"))
+    if folder.kind == "spectrum":
+        from ..training.train_spectrum import resume_spectrum
+
+        typer.echo(f"wrote {resume_spectrum(folder.path, on_progress=report).spectrum_path}")
+        return
+    from ..training.train_parts import resume_training
+
+    typer.echo(f"wrote {resume_training(folder.path, on_progress=report).dictionary_path}")
+
+
+def doctor(
+    recipe: RecipeArgument = None,
+    discovery: DiscoveryOption = None,
+    base: BaseOption = None,
+    out: OutOption = None,
+    device: DeviceOption = "auto",
+    dtype: DtypeOption = "auto",
+    more: SetOption = None,
+) -> None:
+    """Check a training before its first step.
+
+    Pictures, sizes, disk, memory, one forward pass, one preview.
+    """
+    from ..training.doctor import examine
+
+    settings = _recipe_settings(recipe, discovery, base, out, None, None, None, device, dtype, more)
+    for line in examine(settings):
+        typer.echo(line)
+
+
+def _recipe_settings(
+    recipe: Path | None,
+    discovery: Path | None,
+    base: str | None,
+    out: Path | None,
+    steps: int | None,
+    batch_size: int | None,
+    seed: int | None,
+    device: str,
+    dtype: str,
+    more: list[str] | None,
+) -> Any:
+    from ..learning.parts.settings import load_recipe
+
+    # flags become dotted keys of the recipe, `--set` comes last and wins
+    typed = {"discovery.folder": discovery, **_shared_flags(base, out, steps, batch_size, seed, device, dtype)}
+    overrides = {key: value for key, value in typed.items() if value is not None}
+    overrides |= dict(assignment(text, "--set") for text in more or ())
+    settings = load_recipe(recipe, overrides)
+    checked_file_name(settings.run.name, "run.name")
+    return settings
+
+
+def _shared_flags(
+    base: str | None,
+    out: Path | None,
+    steps: int | None,
+    batch_size: int | None,
+    seed: int | None,
+    device: str,
+    dtype: str,
+) -> dict[str, Any]:
+    """Dotted keys that every recipe has, None where a flag was not given."""
+    typed = {"base.path": base, "run.out": out and result_folder(out, out), "optimizer.steps": steps}
+    typed |= {"optimizer.batch_size": batch_size, "run.seed": seed}
+    return typed | {"run.device": None if device == "auto" else device, "run.dtype": None if dtype == "auto" else dtype}

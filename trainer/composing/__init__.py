@@ -1,0 +1,1 @@
+"""Pictures from part dictionaries, prompt spectra and prompts."""

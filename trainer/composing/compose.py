@@ -1,0 +1,343 @@
+"""Compose pictures from part dictionaries and prompt spectra: prompts in, numbered PNG files with their recipe inside out."""
+
+import hashlib
+import io
+import json
+import os
+import re
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+from typing import Literal
+
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
+from pydantic import BaseModel, ConfigDict, Field
+
+from ...concepts.errors import BestiaryError
+from ...concepts.files.atomic_file import check_writable, replacing
+from ...concepts.files.concept_names import name_of_file
+from ...concepts.name_search import plain_name
+from ...concepts.part_dictionary.part_dictionary import PartDictionary
+from ...concepts.spectrum.prompt_spectrum import PromptSpectrum
+from ...concepts.spectrum.stage_bounds import DEFAULT_STAGES, StageBounds
+from ...concepts.spectrum.stage_claims import stage_lines
+from ...concepts.spectrum.staged_prompt import Override, PromptSources
+from ..learning.pictures.contact_sheet import contact_sheet
+from ..learning.pictures.heat_maps import heat_map
+from ..model.backbones import load_denoiser
+from ..model.sampling import Sampler, SamplingDenoiser
+from .picture_making import Picture, PictureOrder, SamplingChoice, check_backbone, make_pictures
+from .staged_pictures import (
+    MIX_NAME,
+    is_staged,
+    load_spectra,
+    make_staged_pictures,
+    mix_spectra,
+    read_presets,
+    split_concepts,
+)
+
+
+class ComposeSettings(BaseModel):
+    """What `bestiary compose` is told."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    dictionaries: list[Path] = Field(min_length=1)
+    """Part dictionaries and prompt spectra; prompts say `<file name.part:kind>` where there are several, and `<file name>`."""
+    mix: dict[str, str] = {}
+    """Attribute -> name of a spectrum: prompts call what is mixed from them `<mix>`."""
+    presets: Path | None = None
+    """Text file that says which stages carry which attribute; None takes the presets that come with the program."""
+    stage_texts: list[str] = []
+    """Other texts for some stages, such as "layout: a wide meadow"."""
+    prompts: list[str] = Field(min_length=1)
+    """Prompts that name parts."""
+    negative: str = ""
+    """What to keep out of every picture."""
+    base: str | None = None
+    """Base model folder or `demo`; None takes the one the first dictionary was trained on."""
+    out: Path | None = None
+    """Folder of the pictures; None makes one named after the first dictionary."""
+    count: int = Field(default=1, ge=1, le=10_000)
+    """Pictures of each prompt, with seeds that follow one another."""
+    seed: int = Field(default=0, ge=0, lt=2**63)
+    """Seed of the first picture of each prompt."""
+    steps: int = Field(default=30, ge=1, le=1000)
+    """Denoising steps."""
+    guidance: float = Field(default=7.5, ge=0, le=100)
+    """Classifier-free guidance, 0 to 100; 1 is none."""
+    size: int | None = Field(default=None, ge=64, le=4096, multiple_of=8)
+    """Edge in pixels; None takes the model's own."""
+    sampler: Sampler = "ddim"
+    """How noise is taken away."""
+    lora_strength: float = Field(default=1.0, ge=-4, le=4)
+    """Strength of the dictionaries' adapters: 1 as trained, 0 without them."""
+    sheet: bool = False
+    """Also write a contact sheet."""
+    heat_maps: bool = False
+    """Also write one sheet per picture that shows where each part token looked."""
+    device: str = "auto"
+    """Where to run: auto, cpu, cuda, cuda:1, mps."""
+    dtype: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    """Precision."""
+
+
+def compose(
+    dictionaries: Mapping[str, PartDictionary],
+    denoiser: SamplingDenoiser,
+    prompts: Sequence[str],
+    *,
+    negative: str = "",
+    count: int = 1,
+    seed: int = 0,
+    choice: SamplingChoice | None = None,
+    attention: bool = False,
+    on_progress: Callable[[int, int], None] | None = None,
+) -> list[Picture]:
+    """`count` pictures of each prompt, seeds `seed`, `seed + 1`, ... for each; adapters must be loaded already.
+
+    Raises:
+        BestiaryError: a prompt is wrong, or a dictionary is for another backbone.
+    """
+    orders = [PictureOrder(prompt, seed + number, negative) for prompt in prompts for number in range(count)]
+    return make_pictures(
+        denoiser, dictionaries, orders, choice or SamplingChoice(), attention=attention, on_progress=on_progress
+    )
+
+
+def compose_files(settings: ComposeSettings, on_progress: Callable[[int, int], None] | None = None) -> list[Path]:
+    """Compose pictures into a folder and return the files written; nothing there is overwritten.
+
+    Raises:
+        BestiaryError: a file, prompt or base model is wrong, or the folder cannot be written to.
+    """
+    # load and check everything before the first picture
+    dictionary_files, spectrum_files = split_concepts(settings.dictionaries)
+    dictionaries = load_dictionaries(dictionary_files)
+    sources, overrides = _sources(settings, dictionaries, load_spectra(spectrum_files))
+    staged = is_staged([*settings.prompts, settings.negative], sources, overrides)
+    if staged and settings.heat_maps:
+        raise BestiaryError("heat maps are made of prompts that say the same at every stage: leave --heat-maps out")
+    folder = settings.out or Path(f"{name_of_file(settings.dictionaries[0].name)}-pictures")
+    check_writable(folder)
+    base = settings.base or base_of(next(iter({**dictionaries, **sources.spectra}.values())))
+    denoiser = load_denoiser(base, device=settings.device, dtype=settings.dtype)
+    add_adapters(denoiser, dictionaries, settings.lora_strength)
+    choice = SamplingChoice(settings.steps, settings.guidance, settings.size, settings.sampler)
+    orders = [
+        PictureOrder(prompt, settings.seed + number, settings.negative)
+        for prompt in settings.prompts
+        for number in range(settings.count)
+    ]
+    recipe, numbers = recipe_of(settings, base), NumberedFiles(folder)
+    written: dict[int, list[Path]] = {}
+
+    def keep(row: int, picture: Picture) -> None:
+        # at once and whole: what is made stays, whatever happens to those that follow
+        path = numbers.write(picture.to_image(), recipe, picture.order, row)
+        written[row] = [path]
+        if settings.heat_maps and picture.mentions:
+            sheet = heat_map_sheet(picture, dictionaries)
+            written[row].append(_write_sheet(path.with_name(f"{path.stem}-attention.png"), sheet))
+
+    if staged:
+        pictures = make_staged_pictures(
+            denoiser, sources, orders, choice, overrides=overrides, on_progress=on_progress, on_picture=keep
+        )
+    else:
+        pictures = make_pictures(
+            denoiser, dictionaries, orders, choice,
+            attention=settings.heat_maps, on_progress=on_progress, on_picture=keep,
+        )  # fmt: skip
+    # pictures in their order, each followed by its heat maps, then the sheet
+    paths = [path for row in range(len(orders)) for path in written[row]]
+    if settings.sheet:
+        captions = [f"{picture.order.prompt}  (seed {picture.order.seed})" for picture in pictures]
+        sheet = contact_sheet([picture.to_image() for picture in pictures], captions)
+        paths.append(write_numbered(folder, sheet, recipe, None, prefix="sheet-"))
+    return paths
+
+
+def _sources(
+    settings: ComposeSettings, dictionaries: Mapping[str, PartDictionary], spectra: dict[str, PromptSpectrum]
+) -> tuple[PromptSources, dict[int, Override]]:
+    """What prompts may name, and other texts for some stages."""
+    presets = read_presets(settings.presets)
+    if settings.presets:
+        spectra = {name: replace(spectrum, presets=presets) for name, spectrum in spectra.items()}
+    if settings.mix:
+        if MIX_NAME in spectra:
+            raise BestiaryError(f"a spectrum is already called {MIX_NAME!r}: rename its file to mix by attribute")
+        spectra = {**spectra, MIX_NAME: mix_spectra(spectra, settings.mix, presets)}
+    bounds = next((spectrum.bounds for spectrum in spectra.values()), StageBounds.equal(DEFAULT_STAGES))
+    overrides = stage_lines("\n".join(settings.stage_texts), bounds, presets)
+    return PromptSources(spectra, dictionaries, presets), overrides
+
+
+def load_dictionaries(paths: Sequence[Path]) -> dict[str, PartDictionary]:
+    """Dictionaries by the name prompts call them: the file's name without its endings.
+
+    Raises:
+        BestiaryError: a file is no part dictionary, or two have the same name.
+    """
+    dictionaries: dict[str, PartDictionary] = {}
+    for path in paths:
+        name = name_of_file(path.name)
+        if plain_name(name) in map(plain_name, dictionaries):
+            raise BestiaryError(
+                f"two dictionaries are named {name!r}: rename one file, so that prompts can tell them apart"
+            )
+        dictionaries[name] = PartDictionary.load(path)
+    return dictionaries
+
+
+def base_of(dictionary: PartDictionary | PromptSpectrum) -> str:
+    """The base model a dictionary or a spectrum says it was trained on, where it is still there; the demo model for its own.
+
+    Raises:
+        BestiaryError: the model is not where it was, so --base must say.
+    """
+    if dictionary.backbone == "bestiary-demo":
+        return "demo"
+    named = str(dictionary.provenance.get("base", ""))
+    if named and Path(named).is_dir():
+        return named
+    was = f" (it was trained on {named})" if named else ""
+    kind = "spectrum" if isinstance(dictionary, PromptSpectrum) else "dictionary"
+    raise BestiaryError(f"this {kind} needs a {dictionary.backbone} model{was}: say where with --base FOLDER")
+
+
+def add_adapters(denoiser: SamplingDenoiser, dictionaries: Mapping[str, PartDictionary], strength: float) -> None:
+    """Load the adapters of every dictionary that has some, at this strength; 0 loads none."""
+    for name, dictionary in dictionaries.items():
+        check_backbone(name, dictionary, denoiser)
+        if dictionary.lora and strength:
+            denoiser.load_lora(dictionary.lora, strength)
+
+
+def recipe_of(settings: ComposeSettings, base: str) -> dict[str, object]:
+    """What a picture needs to be made again, besides its prompt and seed."""
+    hashes = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in settings.dictionaries}
+    return {
+        "dictionaries": hashes,
+        "base": Path(base).name,
+        "steps": settings.steps,
+        "guidance": settings.guidance,
+        "size": settings.size,
+        "sampler": settings.sampler,
+        "lora_strength": settings.lora_strength,
+    }
+
+
+def write_numbered(
+    folder: Path, image: Image.Image, recipe: Mapping[str, object], order: PictureOrder | None, prefix: str = ""
+) -> Path:
+    """Write a PNG under the next free number and return its path; its recipe is in its text fields.
+
+    `bestiary` holds everything as JSON; `parameters` the prompt, negative prompt and seed as other programs read them.
+
+    Raises:
+        BestiaryError: the folder cannot be written to.
+    """
+    return NumberedFiles(folder, prefix).write(image, recipe, order, 0)
+
+
+class NumberedFiles:
+    """Pictures of one order in a folder, numbered from the first free number on; each appears whole or not at all."""
+
+    def __init__(self, folder: Path, prefix: str = "") -> None:
+        """The first number follows the largest that is there now."""
+        self._folder, self._prefix = Path(folder), prefix
+        self._first = self._largest() + 1
+
+    def write(self, image: Image.Image, recipe: Mapping[str, object], order: PictureOrder | None, place: int) -> Path:
+        """Write one PNG as `write_numbered` does; it gets the number of its place unless another program took it.
+
+        Raises:
+            BestiaryError: the folder cannot be written to.
+        """
+        content = _png_with_recipe(image, recipe, order)
+        number = self._first + place
+        while True:
+            path = self._folder / f"{self._prefix}{number:04d}.png"
+            try:
+                _write_new(path, content)
+            except FileExistsError:
+                number = self._largest() + 1
+            else:
+                return path
+
+    def _largest(self) -> int:
+        try:
+            names = [entry.name for entry in self._folder.iterdir()] if self._folder.is_dir() else []
+        except OSError as fault:
+            raise _not_writable(self._folder, fault) from fault
+        taken = [re.match(rf"{re.escape(self._prefix)}(\d+)", name) for name in names]
+        return max((int(match[1]) for match in taken if match), default=0)
+
+
+def _png_with_recipe(image: Image.Image, recipe: Mapping[str, object], order: PictureOrder | None) -> bytes:
+    info = PngInfo()
+    made = {} if order is None else {"prompt": order.prompt, "negative": order.negative, "seed": order.seed}
+    info.add_itxt("bestiary", json.dumps({**made, **recipe}, ensure_ascii=False))
+    if order is not None:
+        # the text other programs read prompts and seeds from
+        lines = [order.prompt, f"Negative prompt: {order.negative}"] if order.negative else [order.prompt]
+        settings = f"Steps: {recipe['steps']}, Sampler: {recipe['sampler']}, CFG scale: {recipe['guidance']}, Seed: {order.seed}"
+        info.add_itxt("parameters", "\n".join([*lines, f"{settings}, Size: {image.width}x{image.height}"]))
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG", pnginfo=info)
+    return buffer.getvalue()
+
+
+def _write_new(path: Path, content: bytes) -> None:
+    """Write a file whole under a name that nothing has; FileExistsError where something has it."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary.write_bytes(content)
+        # a second name for the finished file, which the system refuses where the name is taken
+        try:
+            os.link(temporary, path)
+        except FileExistsError:
+            raise
+        except OSError:
+            # file systems without hard links: a rename there, which Windows refuses likewise
+            if path.exists():
+                raise FileExistsError(path) from None
+            os.rename(temporary, path)
+    except FileExistsError:
+        raise
+    except OSError as fault:
+        raise BestiaryError(
+            f"could not write {path}: {fault.strerror or fault}; nothing was changed there. Free some disk space or choose "
+            "another --out folder"
+        ) from fault
+    finally:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
+def _not_writable(folder: Path, fault: OSError) -> BestiaryError:
+    return BestiaryError(f"cannot write to {folder}: {fault.strerror or fault}; choose another --out folder")
+
+
+def heat_map_sheet(picture: Picture, dictionaries: Mapping[str, PartDictionary]) -> Image.Image:
+    """The picture, then one tile per part token with the place it looked at."""
+    image = picture.to_image()
+    tiles, captions = [image.resize((192, 192), Image.Resampling.LANCZOS)], [picture.order.prompt]
+    for mention, attention in zip(picture.mentions, picture.attention, strict=True):
+        dictionary = dictionaries[mention.dictionary]
+        kinds = " + ".join(dictionary.kind_label(mention.part, kind) for kind, _ in mention.kinds)
+        tiles.append(heat_map(image, attention))
+        captions.append(f"{dictionary.part_names[mention.part]}: {kinds}")
+    return contact_sheet(tiles, captions, columns=min(4, len(tiles)), tile=192)
+
+
+def _write_sheet(path: Path, sheet: Image.Image) -> Path:
+    with replacing(path) as temporary:
+        sheet.save(temporary, "PNG")
+    return path

@@ -1,0 +1,172 @@
+"""Pictures from prompts that name learned parts: the prompts are resolved, encoded with their vectors, and sampled."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from ...concepts.denoiser.denoiser import AttentionRequest, TextConditioning
+from ...concepts.errors import BestiaryError
+from ...concepts.part_dictionary.part_dictionary import PartDictionary
+from ...concepts.part_prompt.part_prompt import ResolvedMention, ResolvedPrompt, parse_part_prompt, resolve_prompt
+from ..model.sampling import Sampler, SamplingDenoiser, pictures_at_once, sample_images
+
+
+@dataclass(frozen=True)
+class PictureOrder:
+    """One picture to be made."""
+
+    prompt: str
+    seed: int
+    negative: str = ""
+
+
+@dataclass(frozen=True)
+class SamplingChoice:
+    """How pictures are sampled."""
+
+    steps: int = 30
+    guidance: float = 7.5
+    size: int | None = None
+    """Edge in pixels; None takes the model's own."""
+    sampler: Sampler = "ddim"
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A picture and what it was made from."""
+
+    order: PictureOrder
+    image: Tensor
+    """`(3, H, W)` float 0..1."""
+    mentions: tuple[ResolvedMention, ...]
+    """The learned parts of the prompt, in order."""
+    attention: Tensor | None
+    """`(P, h, w)`: where the token of each mention looked, averaged over steps and layers; None if not asked for."""
+
+    def to_image(self) -> Image.Image:
+        """The picture as Pillow has it."""
+        levels = (self.image.clamp(0, 1) * 255).round().byte()  # (3, H, W)
+        return Image.fromarray(levels.permute(1, 2, 0).contiguous().cpu().numpy())
+
+
+def check_backbone(name: str, dictionary: PartDictionary, denoiser: SamplingDenoiser) -> None:
+    """Make sure that a dictionary was learned for the kind of model that is loaded.
+
+    Raises:
+        BestiaryError: it was learned for another backbone, or its vectors have another width.
+    """
+    backbone = denoiser.backbone
+    if dictionary.backbone != backbone.name:
+        raise BestiaryError(
+            f"dictionary {name} was learned for {dictionary.backbone}, but the base model is {backbone.name}: "
+            f"give --base a {dictionary.backbone} model, or train a dictionary for {backbone.name}"
+        )
+    # the same kind of model may still have other widths, as small test models do
+    widths = {encoder: vectors.shape[-1] for encoder, vectors in dictionary.embeddings.items()}
+    expected = {encoder.name: encoder.width for encoder in backbone.text_encoders}
+    if widths != expected:
+        raise BestiaryError(
+            f"dictionary {name} holds vectors of widths {widths}, but the base model takes {expected}: "
+            "give --base the model it was trained on"
+        )
+
+
+def make_pictures(
+    denoiser: SamplingDenoiser,
+    dictionaries: Mapping[str, PartDictionary],
+    orders: Sequence[PictureOrder],
+    choice: SamplingChoice,
+    *,
+    attention: bool = False,
+    on_progress: Callable[[int, int], None] | None = None,
+    on_picture: Callable[[int, Picture], None] | None = None,
+) -> list[Picture]:
+    """Make every picture ordered, several at a time; the same order gives the same picture in any company.
+
+    All prompts are resolved before the first picture is made, so that a fault costs nothing.
+
+    Args:
+        on_picture: called with the place in `orders` and the picture as soon as it is made.
+
+    Raises:
+        BestiaryError: a prompt is wrong (column, cause and valid choices), or a dictionary is for another backbone.
+    """
+    for name, dictionary in dictionaries.items():
+        check_backbone(name, dictionary, denoiser)
+    # every prompt is read before the first picture is made
+    positives = [resolve_prompt(parse_part_prompt(order.prompt), dictionaries) for order in orders]
+    negatives = [resolve_prompt(parse_part_prompt(order.negative), dictionaries) for order in orders]
+    pictures: dict[int, Picture] = {}
+    # batches of prompts of one length, with all pictures that share it
+    for rows in _alike(denoiser, positives, negatives, pictures_at_once(denoiser, choice.size)):
+        report = _step_report(on_progress, len(pictures), len(rows), len(orders))
+        positive = encode_resolved(denoiser, [positives[row] for row in rows])
+        sampled = sample_images(
+            denoiser,
+            positive,
+            encode_resolved(denoiser, [negatives[row] for row in rows]),
+            seeds=[orders[row].seed for row in rows],
+            steps=choice.steps,
+            guidance=choice.guidance,
+            size=choice.size,
+            sampler=choice.sampler,
+            attention=AttentionRequest(positive.positions) if attention and _has_parts(positive) else None,
+            on_step=report,
+        )
+        # maps beyond the mentions of a prompt belong to longer prompts of the batch
+        for place, row in enumerate(rows):
+            mentions = positives[row].mentions
+            maps = None if sampled.attention is None else sampled.attention[place, : len(mentions)]  # (P, h, w)
+            pictures[row] = Picture(orders[row], sampled.images[place], mentions, maps)
+            if on_picture is not None:
+                on_picture(row, pictures[row])
+    return [pictures[row] for row in range(len(orders))]
+
+
+@torch.no_grad()
+def encode_resolved(denoiser: SamplingDenoiser, prompts: Sequence[ResolvedPrompt]) -> TextConditioning:
+    """Encode B prompts with their learned vectors in place."""
+    tokens = [denoiser.tokenize(prompt.pieces) for prompt in prompts]
+    # prompts with fewer vectors are filled up with zeros, to which no place points
+    most = max(len(prompt.vectors) for prompt in prompts)
+    if most == 0:
+        return denoiser.encode_prompts(tokens, None)
+    vectors = torch.zeros(len(prompts), most, denoiser.backbone.vector_width)  # (B, P, D)
+    for row, prompt in enumerate(prompts):
+        vectors[row, : len(prompt.vectors)] = prompt.vectors.float()
+    return denoiser.encode_prompts(tokens, vectors.to(denoiser.device))
+
+
+def _alike(
+    denoiser: SamplingDenoiser,
+    positives: Sequence[ResolvedPrompt],
+    negatives: Sequence[ResolvedPrompt],
+    at_once: int,
+) -> Iterator[list[int]]:
+    """Rows that may share a batch: prompts of different numbers of chunks are not filled up to each other's length."""
+    groups: dict[tuple[int, int], list[int]] = {}
+    for row, pair in enumerate(zip(positives, negatives, strict=True)):
+        chunks = tuple(len(denoiser.tokenize(prompt.pieces).weights) for prompt in pair)
+        groups.setdefault(chunks, []).append(row)
+    for rows in groups.values():
+        for start in range(0, len(rows), at_once):
+            yield rows[start : start + at_once]
+
+
+def _has_parts(text: TextConditioning) -> bool:
+    return text.positions is not None and text.positions.shape[1] > 0
+
+
+def _step_report(
+    on_progress: Callable[[int, int], None] | None, before: int, count: int, total: int
+) -> Callable[[int, int], None]:
+    """Turn (steps done, steps in all) of some pictures into the same for all pictures."""
+
+    def report(done: int, steps: int) -> None:
+        if on_progress is not None:
+            on_progress(before * steps + count * done, total * steps)
+
+    return report

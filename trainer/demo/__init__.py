@@ -1,0 +1,1 @@
+"""`bestiary demo`: the whole job on drawn creatures."""

@@ -1,0 +1,230 @@
+"""`bestiary demo`: draw, discover, train, compose, judge, show; stage by stage, so that a stopped demo goes on.
+
+Each stage writes into a folder of its own and is noted in `stages.json` when it is done. The method sees the pictures
+alone; what is known of the drawings is used to score it.
+"""
+
+import json
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from ...concepts.errors import BestiaryError
+from ...concepts.files.atomic_file import remove_leftovers, write_bytes, write_text
+from ...concepts.part_dictionary.part_dictionary import PartDictionary
+from ..discovery.discover import DiscoverSettings, discover
+from ..learning.discovery.discovery_folder import Discovery
+from ..learning.parts.settings import load_recipe
+from ..learning.run.progress_report import ProgressStyle, duration, progress_callback
+from ..learning.run.run_folder import CONFIG_NAME
+from ..model.backbones import load_denoiser
+from ..model.diffusers_denoiser import DiffusersDenoiser
+from ..training.train_parts import resume_training, train_parts
+from . import pictures as demo_pictures
+from .drawn_masks import PICTURES, draw_pictures
+from .judging import judge_demo
+from .page import write_demo_page
+
+logger = logging.getLogger(__name__)
+
+STAGES = ("draw", "discover", "train", "compose", "judge")
+_RECORD = "stages.json"
+
+
+class DemoSettings(BaseModel):
+    """What `bestiary demo` is told."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    seed: int = Field(default=0, ge=0, lt=2**31)
+    """Seed of the drawings, of training and of every picture."""
+    pictures: int = Field(default=140, ge=16, le=10_000)
+    """Pictures drawn of the held-out species, in turns."""
+    kinds: int = Field(default=14, ge=2, le=256)
+    """Kinds of each part to look for."""
+    steps: int | None = Field(default=None, ge=1)
+    """Training steps; None takes those of the recipe `demo`."""
+    judged: int = Field(default=48, ge=4, le=10_000)
+    """Pictures of each test."""
+    device: str = "auto"
+    """Where to run."""
+    dtype: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    """Precision."""
+    progress: ProgressStyle = "line"
+    """How progress is reported."""
+
+
+@dataclass(frozen=True)
+class DemoResult:
+    """Where the demo's results are."""
+
+    page: Path
+    metrics: Path
+
+
+@dataclass
+class DemoJob:
+    """One demo in one folder."""
+
+    out: Path
+    settings: DemoSettings
+
+    @cached_property
+    def denoiser(self) -> DiffusersDenoiser:
+        """The embedded model, loaded once; stages leave it without adapters."""
+        return load_denoiser("demo", device=self.settings.device, dtype=self.settings.dtype)
+
+    @property
+    def dictionary_path(self) -> Path:
+        """Where the training leaves its part dictionary."""
+        return self.out / "creatures.safetensors"
+
+    def discovery(self) -> Discovery:
+        """What the stage `discover` found."""
+        return Discovery.load(self.out / "discovery")
+
+    def draw(self) -> None:
+        """Draw the pictures; their truth is kept in a folder of its own."""
+        draw_pictures(self.out, self.settings.pictures, self.settings.seed)
+
+    def discover(self) -> None:
+        """Find the parts, from the pictures alone."""
+        # with the demo model's own features: nothing else is loaded
+        settings = DiscoverSettings(
+            images=self.out / PICTURES,
+            out=self.out / "discovery",
+            source="diffusion",
+            base="demo",
+            kinds=self.settings.kinds,
+            seed=self.settings.seed,
+            device=self.settings.device,
+            dtype=self.settings.dtype,
+        )
+        discover(settings, self._progress("discover"), denoiser=self.denoiser)
+
+    def train(self) -> None:
+        """Learn a token for every part and kind; goes on from the last saved state where there is one."""
+        run = self.out / "training"
+        # whatever an earlier start left is gone on with or left alone: a fault on the way costs no state
+        begun = list(self.out.glob(f"training*/{CONFIG_NAME}"))
+        if begun:
+            newest = max(begun, key=lambda config: config.stat().st_mtime_ns).parent
+            result = resume_training(newest, on_progress=self._progress("train"))
+        else:
+            overrides: dict[str, Any] = {
+                "discovery.folder": self.out / "discovery",
+                "run.out": run,
+                "run.seed": self.settings.seed,
+                "run.device": self.settings.device,
+                "run.dtype": self.settings.dtype,
+            }
+            if self.settings.steps:
+                overrides |= {
+                    "optimizer.steps": self.settings.steps,
+                    "optimizer.warmup": min(20, self.settings.steps // 10),
+                }
+            result = train_parts(load_recipe("demo", overrides), on_progress=self._progress("train"))
+        write_bytes(self.dictionary_path, result.dictionary_path.read_bytes())
+
+    def compose(self) -> None:
+        """Make creatures nobody drew."""
+        dictionary = PartDictionary.load(self.dictionary_path)
+        demo_pictures.compose_demo(
+            self.out, self.discovery(), dictionary, self.denoiser, self.settings.seed, self._progress("compose")
+        )
+
+    def judge(self) -> None:
+        """Measure discovery, reconstruction and mixes, by the codebook and by what is known of the drawings."""
+        dictionary = PartDictionary.load(self.dictionary_path)
+        judge_demo(
+            self.out,
+            self.discovery(),
+            dictionary,
+            self.denoiser,
+            count=self.settings.judged,
+            seed=self.settings.seed,
+            report=self._progress,
+        )
+
+    def _progress(self, stage: str) -> Callable[[int, int], None]:
+        return progress_callback(stage, self.settings.progress)
+
+
+def run_demo(out: Path, settings: DemoSettings) -> DemoResult:
+    """Run the demo, or what is left of it, and write its page and figures.
+
+    Raises:
+        BestiaryError: the folder cannot be written to, or holds a demo of other settings.
+    """
+    out = Path(out)
+    remove_leftovers(out)
+    # stages done before are passed over
+    seconds = _read_record(out, settings)
+    job = DemoJob(out, settings)
+    for stage in STAGES:
+        if stage in seconds:
+            logger.info("%s: done before, in %s", stage, duration(seconds[stage]))
+            continue
+        # a stage is noted when it is done: what was half done is done again
+        started = time.monotonic()
+        getattr(job, stage)()
+        seconds[stage] = time.monotonic() - started
+        _write_record(out, settings, seconds)
+        logger.info("%s: %s", stage, duration(seconds[stage]))
+    started = time.monotonic()
+    # the page shows the figures, the figures hold the time of the page
+    metrics = _write_metrics(out, settings, seconds)
+    page = write_demo_page(out, job.discovery(), PartDictionary.load(job.dictionary_path), metrics)
+    seconds["page"] = time.monotonic() - started
+    _write_metrics(out, settings, seconds)
+    return DemoResult(page, out / "metrics.json")
+
+
+def _write_metrics(out: Path, settings: DemoSettings, seconds: dict[str, float]) -> dict[str, Any]:
+    judged = json.loads((out / "judged.json").read_text(encoding="utf-8"))
+    rounded = {stage: round(value, 1) for stage, value in seconds.items()}
+    metrics = {"seed": settings.seed, **judged, "seconds": {**rounded, "total": round(sum(seconds.values()), 1)}}
+    write_text(out / "metrics.json", json.dumps(metrics, indent=1) + "\n")
+    return metrics
+
+
+def _fingerprint(settings: DemoSettings) -> dict[str, Any]:
+    return settings.model_dump(mode="json", exclude={"device", "dtype", "progress"})
+
+
+def _read_record(out: Path, settings: DemoSettings) -> dict[str, float]:
+    """Seconds of the stages that are done already.
+
+    Raises:
+        BestiaryError: the folder holds something else than a demo, or a demo of other settings.
+    """
+    path = out / _RECORD
+    # a folder that holds something else is never written into
+    if not path.is_file():
+        if out.exists() and (not out.is_dir() or any(out.iterdir())):
+            raise BestiaryError(f"{out} holds something that is no demo: give --out another folder")
+        _write_record(out, settings, {})
+        return {}
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+        known, seconds = record["settings"], record["seconds"]
+    except (ValueError, KeyError, TypeError) as fault:
+        raise BestiaryError(f"{path} is damaged: give --out another folder") from fault
+    # device and precision may change on the way, what decides the result may not
+    wanted = _fingerprint(settings)
+    other = [f"--{name} {known.get(name)}" for name in wanted if known.get(name) != wanted[name]]
+    if other:
+        raise BestiaryError(
+            f"{out} holds a demo with {', '.join(other)}: go on with that, or give --out another folder"
+        )
+    return {stage: float(seconds[stage]) for stage in STAGES if stage in seconds}
+
+
+def _write_record(out: Path, settings: DemoSettings, seconds: dict[str, float]) -> None:
+    write_text(out / _RECORD, json.dumps({"settings": _fingerprint(settings), "seconds": seconds}, indent=1) + "\n")

@@ -1,0 +1,1 @@
+"""`bestiary discover` and `bestiary parts`: parts found in folders of pictures."""

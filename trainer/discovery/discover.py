@@ -1,0 +1,383 @@
+"""Finds the parts of the things in a folder of pictures of any size: `bestiary discover FOLDER --out OUT`.
+
+Two passes in shards that are written once, so that a stopped run goes on where it was and several processes
+(`accelerate launch`) share the work. Pass 1 reads a bounded random sample of the pictures and fits foreground and parts;
+pass 2 streams all pictures (those of the sample from their stored features) and keeps of each only its part labels and
+part means, from which the kinds are fitted. Peak memory does not depend on the number of pictures.
+"""
+
+import logging
+import math
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor
+
+from ...concepts.denoiser.denoiser import Denoiser, ProgressCallback
+from ...concepts.errors import BestiaryError
+from ...concepts.features.patch_features import FeatureSource, PatchGrid
+from ...concepts.part_map.looks_foreground import LooksForeground
+from ...concepts.part_map.part_codebook import PartCodebook
+from ...concepts.part_map.part_discovery import fit_parts
+from ...concepts.part_map.sample_checks import refuse_copies, refuse_few
+from ..learning.discovery.discovery_folder import REPORT, Discovery, read_report
+from ..learning.discovery.part_names import NamesFile, read_names
+from ..learning.pictures.companion_files import masks_among
+from ..learning.pictures.image_files import ImageScan, look_like_photographs, scan_images
+from .feature_sources import SourceChoice, Spec, build_feature_source, choose_source
+from .foreground_masks import open_masks
+from .passes import PictureReader, describe_shard, joined_sample, sample_shard, views_of_sample
+from .processes import WorkGroup, join_work_group
+from .result import PassesDone, finish_discovery
+from .state import DiscoveryState, SampleShard, files_digest, open_plan
+
+logger = logging.getLogger("bestiary.discover")
+
+
+class DiscoverSettings(BaseModel):
+    """What a discovery is asked to do."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    images: Path
+    """Folder of pictures; subfolders are read too."""
+    out: Path
+    """Folder for the result; a stopped discovery there is continued."""
+    source: SourceChoice = "auto"
+    """What describes a patch; `auto` takes dinov2 where its weights are on disk, else imagenet."""
+    base: str | None = None
+    """Base model for the source diffusion: a diffusers folder, or `demo`."""
+    weights: Path | None = None
+    """Checkpoint on disk for the source dinov2 or imagenet; None takes the published one."""
+    model: str | None = None
+    """timm's name of a vision transformer for the source dinov2; None takes DINOv2 ViT-B/14."""
+    masks: Path | None = None
+    """Folder of masks, the thing in white, called as their pictures; None takes the transparency of pictures that have it."""
+    num_parts: int | None = Field(None, ge=2, le=64)
+    """Foreground parts, 2 to 64; None measures how many where the source gives details, else takes five."""
+    kinds: int | None = Field(None, ge=1, le=4096)
+    """Kinds of each part, 1 to 4096; None takes a quarter of the pictures, at most 256."""
+    names: Path | None = None
+    """TOML file with names of parts and kinds."""
+    flip_foreground: bool = False
+    """Take for the thing what was held for its surroundings."""
+    min_margin: float = Field(0.05, ge=-1, le=1)
+    """How much more a foreground must cover the centre of the pictures than their borders, -1 to 1; -1 takes any."""
+    batch_size: int = Field(16, ge=1)
+    """Pictures described at a time."""
+    sample_patches: int = Field(65_536, ge=256)
+    """Patches on which foreground and parts are fitted; bounds memory and time of pass 1."""
+    kind_images: int = Field(16_384, ge=16)
+    """Pictures on which kinds are fitted; bounds memory."""
+    shard_images: int = Field(128, ge=1)
+    """Pictures of one shard, the unit that is never done twice."""
+    seed: int = 0
+    """Number from which every random choice follows."""
+    device: str = "auto"
+    """Where features are computed: auto, cpu, cuda, cuda:1, mps."""
+    dtype: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    """Precision of the base model."""
+    restart: bool = False
+    """Forget what an earlier discovery left in `out`."""
+
+
+@dataclass(frozen=True)
+class DiscoveryResult:
+    """What a discovery came to."""
+
+    folder: Path
+    images: int
+    """Pictures whose parts were found."""
+    skipped: int
+    """Files that were passed over, listed in `skipped.csv`."""
+    part_names: tuple[str, ...]
+    report: dict[str, object]
+    """Content of `report.json`."""
+
+    def load(self) -> Discovery:
+        """Labels, codes and codebook."""
+        return Discovery.load(self.folder)
+
+
+def discover(
+    settings: DiscoverSettings,
+    on_progress: ProgressCallback | None = None,
+    *,
+    denoiser: Denoiser | None = None,
+) -> DiscoveryResult:
+    """Find parts and kinds and write them, with a page, to `settings.out`; a finished discovery is returned as it is.
+
+    Args:
+        on_progress: called with (pictures done, pictures to do in both passes).
+        denoiser: a model that is loaded already, instead of `settings.base`.
+
+    Raises:
+        BestiaryError: no pictures, none readable, no foreground, fewer pictures than kinds, other settings than those
+            of the discovery in `out`, or a folder that cannot be written to.
+    """
+    started = time.monotonic()
+    # what costs little and can be wrong comes before anything is computed or written
+    group = join_work_group(settings.device)
+    names = read_names(settings.names) if settings.names else NamesFile()
+    scan = _scan(settings)
+    spec = _source_spec(settings, denoiser)
+    masks = open_masks(settings.masks, settings.images, scan.names, flipped=settings.flip_foreground)
+    warnings = _source_warnings(settings, spec, scan)
+    for warning in warnings:
+        logger.warning("%s", warning)
+    # one process writes or checks the plan; the others must not look into the folder before
+    if group.is_first:
+        open_plan(settings.out, _plan(settings, spec, scan), settings.restart)
+    group.meet()
+    if not (settings.out / REPORT).exists():
+        source = _build_source(settings, spec, denoiser, group)
+        state = DiscoveryState(settings.out / "state", len(scan.names), settings.shard_images)
+        reader = PictureReader(settings.images, scan.names, source.image_size, masks=masks)
+        watch = _Watch(started)
+        _run_passes(settings, state, reader, source, group, on_progress, watch)
+        if group.is_first:
+            _finish(settings, state, scan, source, names, watch, warnings)
+    elif settings.names is not None:
+        logger.warning("%s is finished: names are kept as they are, change them with `bestiary parts`", settings.out)
+    group.meet()
+    return _result(settings.out)
+
+
+def _run_passes(
+    settings: DiscoverSettings,
+    state: DiscoveryState,
+    reader: PictureReader,
+    source: FeatureSource,
+    group: WorkGroup,
+    on_progress: ProgressCallback | None,
+    watch: "_Watch",
+) -> None:
+    """Both passes, this process's share of them; the first process fits in between."""
+    sampled = _choose_sample(settings, state.num_images, source)
+    shards = [shard for shard in range(state.num_shards) if group.owns(shard)]
+    total = state.num_images + len(sampled)
+    # pass 1: features of the sampled pictures
+    done = 0
+    for shard in shards:
+        chosen = [index for index in state.images_of(shard) if index in sampled]
+        if chosen and not state.sample_path(shard).exists():
+            with watch.features():
+                sample_shard(state, shard, chosen, reader, source, settings.batch_size)
+        done += len(chosen)
+        _report(on_progress, group, done, total)
+    # the first process fits what all of them need next
+    group.meet()
+    if group.is_first and not state.coarse_path.exists():
+        _fit_parts(settings, state, source, reader, watch)
+    group.meet()
+    # pass 2: labels and part means of every picture
+    codebook = PartCodebook.load(state.coarse_path)
+    for shard in shards:
+        if not state.part_path(shard).exists():
+            with watch.features():
+                labelling = describe_shard(state, shard, reader, source, codebook, settings.batch_size)
+            watch.described -= labelling
+        done += len(state.images_of(shard))
+        _report(on_progress, group, done, total)
+    group.meet()
+    if group.is_first and on_progress is not None:
+        on_progress(total, total)
+
+
+def _fit_parts(
+    settings: DiscoverSettings, state: DiscoveryState, source: FeatureSource, reader: PictureReader, watch: "_Watch"
+) -> None:
+    """Foreground and parts from the stored sample.
+
+    Raises:
+        BestiaryError: no picture of the sample could be read, or no foreground stands out.
+    """
+    # features of the sample from all shards, in the order of the pictures
+    found = joined_sample(state)
+    where = f"of {settings.images}"
+    refuse_few(len(found.index), f"{where} could be read")
+    refuse_copies(found.grid, where)
+    sample, marked = _marked_sample(found, where)
+    views = None
+    if sample.detail is not None:
+        with watch.features():
+            views = views_of_sample(found, reader, source, settings.seed)
+    codebook = fit_parts(
+        sample,
+        spec=source.spec,
+        num_parts=settings.num_parts,
+        seed=settings.seed,
+        flip_foreground=settings.flip_foreground and marked is None,
+        foreground_masks=marked,
+        views=views,
+    )
+    # a low margin means that something else than the thing was told apart, light from dark scenes for example
+    margin = codebook.foreground.margin
+    # where looks alone tell the thing, it may fill the picture: then a low margin is a doubt that the page tells
+    bound = "min_margin" in settings.model_fields_set or not isinstance(codebook.foreground, LooksForeground)
+    if bound and margin < settings.min_margin and not settings.flip_foreground and marked is None:
+        raise BestiaryError(
+            f"no foreground found in {settings.images}: what was found covers the centre of the pictures only {margin:.2f} "
+            f"more than their borders (at least {settings.min_margin:.2f} is needed). Give pictures that show the whole "
+            "thing near their centre, try another --source or --flip-foreground, or lower --min-margin"
+        )
+    codebook.save(state.coarse_path)
+
+
+def _marked_sample(found: SampleShard, where: str) -> tuple[PatchGrid, Tensor | None]:
+    """The pictures to fit on and their masks `(n, h, w)`: where some are marked those alone, else all of them.
+
+    Raises:
+        BestiaryError: all masks are empty.
+    """
+    if found.marked is None:
+        return found.grid, None
+    known = ~found.marked.flatten(1).isnan().any(1)  # (N,)
+    marked = found.marked[known]
+    if not bool((marked > 0.5).any()):
+        raise BestiaryError(f"all {len(marked)} masks of pictures {where} are empty: mark the thing in white")
+    logger.info("the foreground is learned from the masks of %d of %d pictures", len(marked), len(known))
+    return found.grid.rows(known), marked
+
+
+def _finish(
+    settings: DiscoverSettings,
+    state: DiscoveryState,
+    scan: ImageScan,
+    source: FeatureSource,
+    names: NamesFile,
+    watch: "_Watch",
+    warnings: Sequence[str],
+) -> None:
+    """Kinds and result files."""
+    # what the result depends on is kept in the report; where it ran is not
+    kept = settings.model_dump(
+        mode="json", exclude={"images", "out", "restart", "names", "device", "batch_size"}, exclude_none=True
+    )
+    about = {"source": source.spec, "settings": kept, "other_files": scan.other_files}
+    about |= watch.seconds()
+    done = PassesDone(settings.out, settings.images, scan.names, scan.unreadable, state, about, warnings)
+    finish_discovery(done, names, num_kinds=settings.kinds, kind_images=settings.kind_images, seed=settings.seed)
+
+
+@dataclass
+class _Watch:
+    """How long this run took, and how much of it went into features."""
+
+    started: float
+    described: float = 0.0
+
+    @contextmanager
+    def features(self) -> Iterator[None]:
+        """Counts the time within as spent on features."""
+        begun = time.monotonic()
+        yield
+        self.described += time.monotonic() - begun
+
+    def seconds(self) -> dict[str, object]:
+        """Entries of the report, in seconds."""
+        whole = time.monotonic() - self.started
+        parts = {"features": round(self.described, 1), "clustering": round(whole - self.described, 1)}
+        return {"seconds": round(whole, 1), "seconds_of": parts}
+
+
+def _source_warnings(settings: DiscoverSettings, spec: Spec, scan: ImageScan) -> list[str]:
+    """What a user may not know about the chosen source."""
+    warnings = []
+    if spec["name"] == "descriptor" and look_like_photographs(settings.images, scan.names):
+        warnings.append(
+            "The source descriptor sees colour and texture alone: on photographs like these its parts are areas of colour, "
+            "not parts of things. Use --source imagenet or dinov2."
+        )
+    if settings.base is not None and spec["name"] != "diffusion":
+        warnings.append(f"--base {settings.base} was not used: only --source diffusion reads a base model.")
+    return warnings
+
+
+def _report(on_progress: ProgressCallback | None, group: WorkGroup, done: int, total: int) -> None:
+    """Progress of the whole group, taken from the first process's share."""
+    if on_progress is not None and group.is_first:
+        on_progress(min(done * group.size, total - 1), total)
+
+
+def _scan(settings: DiscoverSettings) -> ImageScan:
+    if settings.images.resolve() == settings.out.resolve():
+        raise BestiaryError(f"--out {settings.out} is the folder of pictures itself: choose another folder")
+    together = settings.masks is not None and settings.masks.resolve() == settings.images.resolve()
+    others = [] if settings.masks is None or together else [settings.masks]
+    scan = scan_images(settings.images, [settings.out, *others])
+    if together:  # masks beside their pictures are no pictures of things
+        of_others = masks_among(scan.names)
+        scan = replace(scan, names=[name for name in scan.names if name not in of_others])
+    # told at once, before any model is loaded
+    if not scan.names:
+        others = ", ".join(f"{count} x {suffix}" for suffix, count in scan.other_files.items()) or "nothing else"
+        raise BestiaryError(
+            f"no pictures in {settings.images} (found {others}): give a folder of jpg, png, webp, tif, bmp or gif files"
+        )
+    refuse_few(len(scan.names), f"in {settings.images}")
+    if settings.kinds is not None and settings.kinds > len(scan.names):
+        raise BestiaryError(
+            f"--kinds {settings.kinds} is more than the {len(scan.names)} pictures in {settings.images}: "
+            "give more pictures or ask for fewer kinds"
+        )
+    return scan
+
+
+def _source_spec(settings: DiscoverSettings, denoiser: Denoiser | None) -> Spec:
+    return choose_source(settings.source, weights=settings.weights, model=settings.model)
+
+
+def _plan(settings: DiscoverSettings, spec: Spec, scan: ImageScan) -> dict[str, object]:
+    """Everything on which the stored state depends; batch size, device and names may change."""
+    # batch size, device and names may differ between the runs that finish one discovery
+    kept = (
+        "num_parts",
+        "kinds",
+        "flip_foreground",
+        "min_margin",
+        "sample_patches",
+        "kind_images",
+        "shard_images",
+        "seed",
+    )
+    plan: dict[str, object] = {"images": str(settings.images.resolve()), "source": spec["name"]}
+    plan |= {name: getattr(settings, name) for name in kept}
+    # the base model counts only where it gives the features
+    if spec["name"] == "diffusion":
+        plan |= {"base": settings.base, "dtype": settings.dtype}
+    plan |= {name: spec[name] for name in ("weights", "model") if name in spec}
+    if settings.masks is not None:
+        plan["masks"] = str(settings.masks.resolve())
+    return {**plan, "files": {"count": len(scan.names), "digest": files_digest(settings.images, scan.names)}}
+
+
+def _build_source(settings: DiscoverSettings, spec: Spec, denoiser: Denoiser | None, group: WorkGroup) -> FeatureSource:
+    if spec["name"] == "diffusion" and denoiser is None and settings.base is not None:
+        # loads diffusers and transformers, seconds that other sources need not pay
+        from ..model.backbones import load_denoiser
+
+        denoiser = load_denoiser(settings.base, device=group.device, dtype=settings.dtype)
+    return build_feature_source(spec, denoiser, device=group.device)
+
+
+def _choose_sample(settings: DiscoverSettings, num_images: int, source: FeatureSource) -> set[int]:
+    """Places of the randomly chosen pictures of pass 1."""
+    # the grid of a source is known only from what it returns
+    blank = torch.full((1, 3, source.image_size, source.image_size), 0.5)
+    patches = math.prod(source(blank).features.shape[1:3])  # of (1, h, w, D)
+    count = min(num_images, max(1, settings.sample_patches // patches))
+    generator = torch.Generator().manual_seed(settings.seed)
+    return set(torch.randperm(num_images, generator=generator)[:count].tolist())
+
+
+def _result(folder: Path) -> DiscoveryResult:
+    report = read_report(folder, needs=("images", "skipped", "parts"))
+    names = tuple(part["name"] for part in report["parts"])
+    return DiscoveryResult(folder, report["images"], report["skipped"], names, report)

@@ -1,0 +1,230 @@
+"""`bestiary parts rename|merge|drop`: edits a discovery before training, every file of it together or none.
+
+A name is a part (`head`, or its number) or a kind of a part (`head:17`, `head:cardinal`).
+Letters: N pictures, n pictures of a piece, (h, w) patch grid, M parts, d channels of part means.
+"""
+
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ...concepts.errors import BestiaryError
+from ...concepts.part_map import codebook_edits
+from ...concepts.part_map.codebook_edits import CodebookEdit
+from ...concepts.part_map.joined_kinds import PartMeans, refit_kinds
+from ...concepts.part_map.named_edits import merge_named, rename_named, split_name
+from ...concepts.part_map.part_codebook import PartCodebook
+from ...concepts.part_map.part_map import ABSENT, PartMaps
+from ...concepts.part_prompt.caption_file import format_caption
+from ..learning.discovery.discovery_folder import (
+    CAPTIONS,
+    CODEBOOK,
+    PAGE,
+    PART_MAPS,
+    editing,
+    finish_edit,
+    pictures_folder,
+    read_labels,
+    read_maps,
+    read_picture_names,
+    read_report,
+    write_lines,
+    write_maps,
+    write_report,
+)
+from ..learning.discovery.discovery_schema import check_count, check_maps
+from .counts import PER_KIND, PartCounts, TypicalPictures
+from .folder_lock import alone_in
+from .page import page_content, write_discovery_page
+from .state import DiscoveryState, read_plan
+
+_PIECE = 1024
+_REPORT_ENTRIES = ("images", "skipped", "parts", "typical", "examples", "part_of", "source", "settings")
+
+Edit = Callable[[PartCodebook], CodebookEdit]
+
+
+def rename_part(folder: Path, name: str, new_name: str) -> None:
+    """Give a part or a kind a name.
+
+    Raises:
+        BestiaryError: no such part or kind, or a name that is taken or that a prompt cannot hold.
+    """
+    _edit(folder, lambda codebook: rename_named(codebook, name, new_name))
+
+
+def merge_parts(folder: Path, names: Sequence[str]) -> None:
+    """Join parts, or kinds of one part, into the first one named.
+
+    The kinds of joined parts are fitted anew from the stored part means, unless some of them have names.
+
+    Raises:
+        BestiaryError: fewer than two names, unknown ones, parts mixed with kinds, or kinds of different parts.
+    """
+    _edit(folder, lambda codebook: merge_named(codebook, names), refit=True)
+
+
+def drop_parts(folder: Path, names: Sequence[str]) -> None:
+    """Leave parts or kinds out: their patches become background.
+
+    Raises:
+        BestiaryError: no name, an unknown one, the background, the only part, or the only kind of a part.
+    """
+    if not names:
+        raise BestiaryError("nothing to drop: name parts, or kinds as part:kind")
+
+    def drop(codebook: PartCodebook) -> CodebookEdit:
+        # all names are looked up before anything is dropped, in the numbers the user saw
+        kinds = [_found_kind(codebook, *split_name(name)) for name in names if split_name(name)[1] is not None]
+        parts = {codebook.find_part(split_name(name)[0]) for name in names if split_name(name)[1] is None}
+        edit = codebook_edits.rename(codebook)  # changes nothing
+        for part, kind in sorted(set(kinds), reverse=True):  # from the last, so that the numbers before it stay
+            edit = _after(edit, codebook_edits.drop_kind(edit.codebook, str(part), str(kind)))
+        for part in sorted(parts, reverse=True):
+            edit = _after(edit, codebook_edits.drop_part(edit.codebook, str(part)))
+        return edit
+
+    _edit(folder, drop)
+
+
+def _found_kind(codebook: PartCodebook, part: str, kind: str) -> tuple[int, int]:
+    index = codebook.find_part(part)
+    return index, codebook.find_kind(index, kind)
+
+
+def _after(first: CodebookEdit, second: CodebookEdit) -> CodebookEdit:
+    """Both edits, one after the other, as one."""
+    kinds = tuple(
+        tuple(ABSENT if kind == ABSENT else second.kinds[part][kind] for kind in moved)
+        for part, moved in zip(first.parts, first.kinds, strict=True)
+    )
+    return CodebookEdit(second.codebook, tuple(second.parts[part] for part in first.parts), kinds)
+
+
+def _edit(folder: Path, change: Edit, refit: bool = False) -> None:
+    """Change the codebook and carry all files over to it, alone in the folder: an edit builds on the one before it."""
+    # what is no discovery is said before anything is held
+    read_report(folder, needs=_REPORT_ENTRIES)
+    with alone_in(folder):
+        _edit_alone(folder, change, refit)
+
+
+def _edit_alone(folder: Path, change: Edit, refit: bool) -> None:
+    """Change the codebook and carry maps, captions, report and page over to it."""
+    folder = Path(folder)
+    # half-written files of killed programs: nobody else is here
+    for left in folder.glob(".edit.*"):
+        if left.is_dir() and not left.is_symlink():
+            shutil.rmtree(left, ignore_errors=True)
+    # an edit that was interrupted is completed first: this one builds on it
+    finish_edit(folder)
+    report = read_report(folder, needs=_REPORT_ENTRIES)
+    codebook = PartCodebook.load(folder / CODEBOOK)
+    old = read_maps(folder / PART_MAPS)
+    check_count(folder, read_picture_names(folder), old)
+    check_maps(folder, old, codebook, report)
+    edit = change(codebook)
+    codebook, codes = edit.codebook, _moved_codes(edit, old)
+    # which first part became which: the stored part means still have the first numbers
+    part_of = [edit.parts[part] for part in report["part_of"]]
+    report = {**report, "part_of": part_of, "typical": _typical(report, edit, codes), **_kept_doubts(report, edit)}
+    # parts that took in others, the background apart: it keeps the kinds it had
+    joined = [new for new in set(edit.parts) if edit.parts.count(new) > 1 and new != codebook.background]
+    if refit and joined and not any(codebook.kind_names[part] for part in joined):
+        codebook, codes, report = _with_fitted_kinds(folder, codebook, codes, report, joined[0])
+
+    def moved(rows: slice) -> PartMaps:
+        return PartMaps(edit.apply(PartMaps(old.labels[rows], old.codes[rows])).labels, codes[rows])
+
+    _replace_files(folder, codebook, moved, codes, report)
+
+
+def _replace_files(
+    folder: Path,
+    codebook: PartCodebook,
+    maps_of: Callable[[slice], PartMaps],
+    codes: Tensor,
+    report: dict[str, object],
+) -> None:
+    """Write every file anew beside the old ones, codes `(N, M)` among it, and let them take their places together."""
+    counts = PartCounts(codebook.num_parts)
+
+    def pieces() -> Iterator[PartMaps]:
+        for start in range(0, len(codes), _PIECE):
+            piece = maps_of(slice(start, start + _PIECE))
+            counts.add(piece)
+            yield piece
+
+    # all or none: files of two editions of a discovery would contradict each other
+    with editing(folder) as staging:
+        write_maps(staging / PART_MAPS, pieces(), len(codes), codebook.grid, codebook.num_parts)
+        codebook.save(staging / CODEBOOK)
+        write_lines(staging / CAPTIONS, (format_caption(row) for row in codes.tolist()))
+        # sizes of parts and kinds were counted while the maps were written
+        report = {**report, "parts": counts.report(codebook.part_names)}
+        write_report(staging, report)
+        labels = read_labels(staging / PART_MAPS)
+        content = page_content(folder, pictures_folder(folder, report), codebook, report, labels)
+        write_discovery_page(staging / PAGE, content)
+
+
+def _kept_doubts(report: Mapping[str, object], edit: CodebookEdit) -> dict[str, object]:
+    """What is still true of doubts and confidence after an edit: that of joined parts is not known."""
+    confidence = report.get("confidence")
+    if not isinstance(confidence, list) or len(confidence) != len(edit.parts):
+        return {}
+    moved = [None] * edit.codebook.num_parts
+    for old, new in enumerate(edit.parts):
+        moved[new] = confidence[old] if edit.parts.count(new) == 1 else None
+    doubts = [
+        {**doubt, "part": edit.parts[doubt["part"]]} if doubt["part"] >= 0 else doubt for doubt in report["doubts"]
+    ]
+    return {"confidence": moved, "doubts": [doubt for doubt in doubts if doubt["part"] != edit.codebook.background]}
+
+
+def _moved_codes(edit: CodebookEdit, old: PartMaps) -> Tensor:
+    """Codes `(N, M)` in new numbers, piece by piece."""
+    starts = range(0, len(old.codes), _PIECE)
+    pieces = (PartMaps(old.labels[start : start + _PIECE], old.codes[start : start + _PIECE]) for start in starts)
+    return torch.cat([edit.apply(piece).codes for piece in pieces])
+
+
+def _typical(report: Mapping[str, object], edit: CodebookEdit, codes: Tensor) -> dict[str, list[int]]:
+    """Typical pictures under the new numbers, as far as their new codes `(N, M)` still say so."""
+    moved: dict[str, list[int]] = {}
+    for key, rows in report["typical"].items():
+        part, kind = (int(number) for number in key.split(":"))
+        new = edit.kinds[part][kind]
+        if new != ABSENT:
+            # of two joined parts a picture keeps the kind of the larger
+            still = [row for row in rows if int(codes[row, edit.parts[part]]) == new]
+            found = moved.setdefault(f"{edit.parts[part]}:{new}", [])
+            found += [row for row in still if row not in found]
+    return {key: rows[:PER_KIND] for key, rows in moved.items()}
+
+
+def _with_fitted_kinds(
+    folder: Path, codebook: PartCodebook, codes: Tensor, report: dict[str, object], part: int
+) -> tuple[PartCodebook, Tensor, dict[str, object]]:
+    """Kinds of one part fitted anew from the stored means; all as it was where these are gone."""
+    plan = read_plan(folder) if (folder / "state" / "plan.json").is_file() else None
+    if plan is None or not any((folder / "state").glob("parts-*.safetensors")):
+        return codebook, codes, report
+    state = DiscoveryState(folder / "state", plan["files"]["count"], plan["shard_images"])
+    pieces = [PartMeans(shard.means, shard.counts).joined(report["part_of"], part) for shard in state.read_parts()]
+    # (N, 1, d) and (N, 1)
+    seen = PartMeans(torch.cat([piece.means for piece in pieces]), torch.cat([piece.counts for piece in pieces]))
+    # on at most as many pictures as the discovery itself used
+    refitted = refit_kinds(codebook, part, seen, plan["kinds"], plan["seed"], plan["kind_images"])
+    new_codes = refitted.codes.masked_fill(codes[:, part] == ABSENT, ABSENT)  # (N,)
+    typical = TypicalPictures(refitted.alone)
+    # the one part is number 0 there: keys and codes go back under its own number
+    typical.add(0, new_codes.unsqueeze(1), seen.means)
+    kept = {key: rows for key, rows in report["typical"].items() if not key.startswith(f"{part}:")}
+    kept |= {key.replace("0:", f"{part}:", 1): rows for key, rows in typical.rows().items()}
+    codes = codes.clone()
+    codes[:, part] = new_codes
+    return refitted.codebook, codes, {**report, "typical": kept}

@@ -1,0 +1,1 @@
+"""`bestiary evaluate`: do pictures show what their prompts say?"""

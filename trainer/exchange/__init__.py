@@ -1,0 +1,1 @@
+"""Files of other programs in, ours out, and what a file holds."""

@@ -1,0 +1,1 @@
+"""What learning asks of a denoiser, whatever library holds it."""

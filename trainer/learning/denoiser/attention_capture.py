@@ -1,0 +1,130 @@
+"""Attention of a diffusers denoiser: fused everywhere, with the columns of a few tokens where they are asked for.
+
+The probabilities of all tokens are never kept. A request travels with the call through `cross_attention_kwargs`, so two
+threads may ask for different things, nothing is patched for the call and nothing is left behind after an exception.
+Letters: B batch, H heads, N places of a grid, L context tokens, P tokens asked for, d width of a head.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ....concepts.denoiser.attention_maps import attend_with_columns
+from ....concepts.denoiser.denoiser import AttentionMethod
+from ....concepts.errors import BestiaryError
+
+
+@dataclass
+class AttentionCapture:
+    """What one evaluation shall collect, and what it has collected."""
+
+    positions: Tensor
+    """`(B, P)` long: token places in the context, -1 where absent."""
+    grids: Mapping[str, tuple[int, int]]
+    """Height and width of the grid of every layer asked for."""
+    method: AttentionMethod
+    maps: dict[str, Tensor] = field(default_factory=dict)
+    """Layer name -> probabilities `(B, P, h, w)`, mean over heads."""
+    open: bool = True
+    """False after the forward pass: a backward pass that computes a layer again forms columns but keeps none."""
+
+
+class FusedAttention:
+    """Attention processor of one layer: fused attention, and part columns if the call asks this layer for them.
+
+    Same operations as diffusers' AttnProcessor2_0 on layers without norms of their own; outputs are bit-equal.
+    """
+
+    def __init__(self, layer: str, float32_backward: bool = False) -> None:
+        """Name the layer, and say whether attention that will be differentiated runs in float32.
+
+        Args:
+            layer: name under which columns of this layer are asked for.
+            float32_backward: torch's fused bf16 backward on CPUs takes 2 to 3 times as long as the float32 one.
+        """
+        self.layer = layer
+        self.float32_backward = float32_backward
+
+    def __call__(
+        self,
+        attn: nn.Module,
+        hidden_states: Tensor,
+        encoder_hidden_states: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        temb: Tensor | None = None,
+        capture: AttentionCapture | None = None,
+    ) -> Tensor:
+        """Attend from `(B, N, D)` to itself or to a context `(B, L, E)`; called by diffusers."""
+        context = hidden_states if encoder_hidden_states is None else encoder_hidden_states
+        q = split_heads(attn.to_q(hidden_states), attn.heads)  # (B, H, N, d)
+        k = split_heads(attn.to_k(context), attn.heads)  # (B, H, L, d)
+        v = split_heads(attn.to_v(context), attn.heads)
+        # back to this dtype before the output projection
+        dtype = v.dtype
+        if self.float32_backward and torch.is_grad_enabled() and (q.requires_grad or k.requires_grad):
+            q, k, v = q.float(), k.float(), v.float()
+        mixed = attend(q, k, v, attn.scale, self.layer, capture, attention_mask)  # (B, H, N, d)
+        b, heads, n, width = mixed.shape
+        mixed = mixed.transpose(1, 2).reshape(b, n, heads * width).to(dtype)  # (B, N, D)
+        return attn.to_out[1](attn.to_out[0](mixed))
+
+
+def attend(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    scale: float,
+    layer: str,
+    capture: AttentionCapture | None,
+    mask: Tensor | None = None,
+) -> Tensor:
+    """Fused attention of a layer `(B, H, N, d)`; its columns go into `capture` if that asks for the layer."""
+    # columns are formed only in the layers that were asked
+    if capture is None or layer not in capture.grids:
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+    mixed, columns = attend_with_columns(q, k, v, capture.positions, scale, capture.method)
+    # the grid of the layer makes maps of its columns; what checkpointing computes again is not kept
+    height, width = capture.grids[layer]
+    if capture.open:
+        capture.maps[layer] = columns.transpose(1, 2).unflatten(2, (height, width))  # (B, P, h, w)
+    return mixed
+
+
+def split_heads(x: Tensor, heads: int) -> Tensor:
+    """`(B, N, heads * d)` -> `(B, heads, N, d)`, a view."""
+    b, n, width = x.shape
+    return x.view(b, n, heads, width // heads).transpose(1, 2)  # (B, H, N, d)
+
+
+def install_fused_attention(denoiser: nn.Module, float32_backward: bool = False) -> None:
+    """Give every attention layer of a diffusers denoiser its `FusedAttention`; see there for `float32_backward`.
+
+    Raises:
+        BestiaryError: a layer has norms, added keys or a residual of its own, so it is none of the Stable Diffusion family.
+    """
+    for name, module in denoiser.named_modules():
+        if not hasattr(module, "set_processor") or not hasattr(module, "to_q"):
+            continue
+        # what our processor does not compute must not be there
+        special = [
+            part
+            for part in ("spatial_norm", "group_norm", "norm_q", "norm_k", "norm_cross", "add_k_proj")
+            if getattr(module, part, None)
+        ]
+        if special or module.residual_connection or module.rescale_output_factor != 1:
+            raise BestiaryError(
+                f"attention layer {name} has {', '.join(special) or 'a residual of its own'}: this denoiser is not of the "
+                "Stable Diffusion 1.5, 2 or XL family; choose one of those as the base model"
+            )
+        module.set_processor(FusedAttention(name, float32_backward))
+
+
+def halved(size: tuple[int, int], factor: int) -> tuple[int, int]:
+    """Grid after stride-2 convolutions: a latent `(h, w)` at downsampling `factor` (a power of two), odd edges rounded up."""
+    height, width = size
+    while factor > 1:
+        height, width, factor = (height + 1) // 2, (width + 1) // 2, factor // 2
+    return height, width

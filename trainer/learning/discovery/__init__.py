@@ -1,0 +1,1 @@
+"""The folder of a discovery: read, checked, named, doubted."""

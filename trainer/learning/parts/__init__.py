@@ -1,0 +1,1 @@
+"""Learning part tokens: settings, batches, objective, previews."""

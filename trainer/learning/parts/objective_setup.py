@@ -1,0 +1,213 @@
+"""From settings to what the loop needs, over any denoiser: batches, objective, parameter groups.
+
+Shared by the command line and the graph, so it imports no library that holds models. Letters: M parts, W words, D width.
+"""
+
+import logging
+from collections.abc import Sequence
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ....concepts.denoiser.denoiser import Denoiser, LoraSpec, PromptPiece, PromptTokens
+from ....concepts.errors import BestiaryError
+from ....concepts.part_dictionary.token_projector import TokenProjector
+from ....concepts.part_prompt.part_captions import CaptionStyle
+from ..pictures.latent_cache import LatentCache
+from ..run.fit import LoopSettings, Parallel, SingleProcess
+from ..run.training_state import ParameterGroup
+from .concept_images import BatchPlan, ConceptImages
+from .part_objective import AttentionLoss, PartObjective
+from .settings import OptimizerSettings, RunSettings, TrainPartsSettings
+from .token_start import choose_words, common_start, fit_of_words, word_spread
+from .training_kinds import TrainingKinds
+
+logger = logging.getLogger("bestiary")
+PROBED_PICTURES = 16
+"""Pictures in which the attention of candidate words is looked at."""
+
+
+class TrainableDenoiser(Denoiser, Protocol):
+    """A denoiser that can save memory while it is trained."""
+
+    def set_gradient_checkpointing(self, enabled: bool) -> None:
+        """Recompute activations in the backward pass, or keep them."""
+
+
+class LoopedSettings(Protocol):
+    """What the loop reads in the settings of any training."""
+
+    @property
+    def optimizer(self) -> OptimizerSettings:
+        """Steps, schedule and what keeps them steady; another section with these fields does as well."""
+
+    @property
+    def run(self) -> RunSettings:
+        """How often the run is logged, saved and shown."""
+
+
+def training_size(settings: TrainPartsSettings, denoiser: Denoiser) -> int:
+    """Edge of the training square in pixels."""
+    return settings.images.size or denoiser.backbone.image_size
+
+
+def check_layers(settings: TrainPartsSettings, denoiser: Denoiser) -> None:
+    """Make sure that the attention layers asked for exist.
+
+    Raises:
+        BestiaryError: unknown names or downsamplings; the message lists what the model has.
+    """
+    known = denoiser.cross_attention_layers()
+    unknown = [name for name in settings.attention_loss.layers if name not in known]
+    if unknown:
+        raise BestiaryError(
+            f"attention_loss.layers: {', '.join(unknown)} do not exist in this model; it has {', '.join(known)}"
+        )
+    # the choice by downsampling must meet layers too
+    factors = sorted(set(known.values()))
+    strange = [factor for factor in settings.attention_loss.downsampling if factor not in factors]
+    if strange:
+        raise BestiaryError(f"attention_loss.downsampling: {strange} do not occur in this model; it has {factors}")
+
+
+def build_objective(
+    settings: TrainPartsSettings, kinds: TrainingKinds, denoiser: TrainableDenoiser, batches: ConceptImages
+) -> PartObjective:
+    """Fresh projector and adapters in their objective; draws from torch's generator."""
+    # adapters first, then what is learned: both belong to one objective
+    method, lora = settings.method, settings.lora
+    spec = LoraSpec(lora.rank, lora.alpha or float(lora.rank), lora.self_attention) if lora.rank else None
+    adapters = denoiser.add_lora(spec) if spec else {}
+    if settings.base.checkpointing:
+        denoiser.set_gradient_checkpointing(True)
+    projector = TokenProjector(
+        len(kinds.part_names),
+        kinds.num_kinds,
+        denoiser.backbone.vector_width,
+        depth=method.projector_depth,
+        positional=method.positional,
+    )
+    # where vectors start: one point for all parts, then a word of its own for each
+    start = common_start(denoiser, len(kinds.part_names), method.initial_words)  # (M, D)
+    if method.part_words and method.kind == "parts":
+        start = _start_at_words(settings, kinds, denoiser, batches, start)
+    # drawn from a generator of its own: adapters before it change nothing
+    generator = torch.Generator().manual_seed(settings.run.seed)
+    projector.start_from(start, noise=method.initial_spread * word_spread(denoiser), generator=generator)
+    return PartObjective(
+        denoiser,
+        projector.to(denoiser.device),
+        adapters,
+        attention=_attention_loss(settings, denoiser),
+        min_snr=method.min_snr,
+        region_weight=method.region_weight,
+    )
+
+
+def _start_at_words(
+    settings: TrainPartsSettings, kinds: TrainingKinds, denoiser: Denoiser, batches: ConceptImages, start: Tensor
+) -> Tensor:
+    """`start` `(M, D)` with every foreground part at the word that fits it best in a few pictures."""
+    # a few pictures spread over all of them, with little noise
+    words = settings.method.part_words.split()
+    rows = np.linspace(0, len(batches) - 1, min(PROBED_PICTURES, len(batches))).astype(int).tolist()
+    fit = fit_of_words(denoiser, words, batches.fixed(rows, batches.plan.num_timesteps // 4))  # (M, W)
+    shown = [part for part in sorted({part for part, _ in kinds.rows()}) if part != kinds.background]
+    start = start.clone()
+    for part, word in choose_words(fit, shown, words).items():
+        logger.info("part %s starts at the word %r", kinds.part_names[part], word)
+        start[part] = denoiser.word_vectors(word).float().cpu().mean(0)
+    return start
+
+
+def build_batches(
+    settings: TrainPartsSettings,
+    names: Sequence[str],
+    kinds: TrainingKinds,
+    cache: LatentCache,
+    denoiser: Denoiser,
+    parallel: Parallel | None = None,
+) -> ConceptImages:
+    """Training batches of this process; `names` and `kinds` are in the cache's order of pictures."""
+    parallel = parallel or SingleProcess()
+    backbone, optimizer, captions = denoiser.backbone, settings.optimizer, settings.captions
+    size = training_size(settings, denoiser)
+    # sizes in latent cells and attention cells, as this model counts them
+    plan = BatchPlan(
+        batch_size=optimizer.batch_size,
+        accumulation=optimizer.accumulation,
+        latent_size=size // backbone.latent_factor,
+        grid=size // backbone.attention_divisor,
+        num_timesteps=len(denoiser.schedule.alphas_cumprod),
+        timesteps=settings.method.timesteps,
+        unconditional=captions.unconditional,
+        seed=settings.run.seed,
+        rank=parallel.rank,
+        processes=parallel.size,
+        latent_factor=backbone.latent_factor,
+    )
+    # captions as the settings want them; the rest keeps the published defaults
+    style = CaptionStyle(
+        template_probability=captions.templates,
+        shuffle=captions.shuffle,
+        drop_probability=captions.drop_tokens,
+        class_noun=captions.noun,
+    )
+
+    def tokenize(pieces: Sequence[PromptPiece]) -> PromptTokens:
+        return denoiser.tokenize(pieces, chunks=1)
+
+    return ConceptImages(names, cache, kinds, tokenize, style, plan, denoiser.device)
+
+
+def parameter_groups(
+    settings: TrainPartsSettings, objective: PartObjective, denoiser: Denoiser
+) -> tuple[ParameterGroup, ...]:
+    """Tokens, projector matrices and adapters with their own learning rates; only adapters decay."""
+    # three groups that learn at different speeds
+    optimizer = settings.optimizer
+    own = dict(objective.projector.named_parameters())
+    tokens = {name: p for name, p in own.items() if not name.startswith("projection.")}
+    matrices = {name: p for name, p in own.items() if name.startswith("projection.")}
+    # tokens move in units of the spread of words: embeddings differ tenfold in size between backbones
+    groups = (
+        ParameterGroup("tokens", tokens, optimizer.token_lr * word_spread(denoiser)),
+        ParameterGroup("projector", matrices, optimizer.projector_lr),
+        ParameterGroup("lora", objective.named_adapters(), optimizer.lora_lr, optimizer.weight_decay),
+    )
+    return tuple(group for group in groups if group.parameters)
+
+
+def _attention_loss(settings: TrainPartsSettings, denoiser: Denoiser) -> AttentionLoss | None:
+    asked = settings.attention_loss
+    if settings.method.kind == "textual_inversion":
+        return None
+    layers = asked.layers or None
+    # layers by their grid instead of by name
+    if asked.downsampling:
+        known = denoiser.cross_attention_layers()
+        layers = tuple(name for name, factor in known.items() if factor in asked.downsampling)
+    return AttentionLoss(asked.weight, asked.form, layers, asked.columns)
+
+
+def loop_settings(settings: LoopedSettings, denoiser: Denoiser) -> LoopSettings:
+    """The part of the settings that the loop knows."""
+    optimizer, run = settings.optimizer, settings.run
+    # scaling of the loss is for fp16 on CUDA alone
+    return LoopSettings(
+        steps=optimizer.steps,
+        accumulation=optimizer.accumulation,
+        schedule=optimizer.schedule,
+        warmup=optimizer.warmup,
+        clip=optimizer.clip,
+        betas=optimizer.betas,
+        ema=optimizer.ema,
+        log_every=run.log_every,
+        save_every=run.save_every,
+        keep_states=run.keep_states,
+        preview_every=run.preview_every,
+        tensorboard=run.tensorboard,
+        half_precision=denoiser.dtype == torch.float16 and denoiser.device.type == "cuda",
+    )

@@ -1,0 +1,167 @@
+"""The PartCraft objective, written once against the Denoiser protocol: noise loss plus part attention loss.
+
+Paper: arXiv 2407.04604; reference: kamwoh/partcraft @ dfe64e1, src/train_dreamcreature_sd.py. Letters: B pictures, M parts,
+D width of a learned vector, C latent channels, h and w the latent grid, g the attention grid.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ....concepts.denoiser.attention_maps import average_maps
+from ....concepts.denoiser.denoiser import AttentionMethod, AttentionRequest, Denoiser, DenoiserOutput, PromptTokens
+from ....concepts.denoiser.min_snr import min_snr_weights
+from ....concepts.denoiser.part_attention_loss import FLOOR, attention_iou, per_part_attention_loss
+from ....concepts.part_dictionary.token_projector import TokenProjector
+from ..run.fit import LossReport
+
+PART_CURVES = ("part_attention_loss", "attention_iou")
+"""Curves with one entry per part."""
+
+
+def curve_labels(part_names: Sequence[str]) -> dict[str, tuple[str, ...]]:
+    """What the entries of the curves belong to."""
+    return {curve: tuple(part_names) for curve in PART_CURVES}
+
+
+@dataclass(frozen=True)
+class PartBatch:
+    """Training pictures with everything drawn at random already drawn."""
+
+    names: tuple[str, ...]
+    """File names."""
+    moments: Tensor
+    """`(B, 2, C, h, w)`: posterior mean and log-variance, unscaled."""
+    noise: Tensor
+    """`(B, 2, C, h, w)` standard normal: the posterior draw and the diffusion noise."""
+    timesteps: Tensor
+    """`(B,)` long."""
+    codes: Tensor
+    """`(B, M)` long: kind of every part, -1 where it is not in the caption."""
+    prompts: tuple[PromptTokens, ...]
+    """Captions; `positions` `(M,)` in the order of the parts, -1 where a part is not in the caption."""
+    masks: Tensor
+    """`(B, M, g, g)` bool: region of every part."""
+    sizes: Tensor | None = None
+    """`(B, 6)` pixels: whole picture, crop corner and target, for backbones that are told them; None says no crop."""
+
+    def to(self, device: torch.device) -> "PartBatch":
+        """The batch with its tensors, (B, ...) each, on `device`; token ids move when they are embedded."""
+        moved = {
+            name: getattr(self, name).to(device, non_blocking=True)
+            for name in ("moments", "noise", "timesteps", "codes", "masks", "sizes")
+            if getattr(self, name) is not None
+        }
+        return replace(self, **moved)
+
+
+@dataclass(frozen=True)
+class AttentionLoss:
+    """How the attention loss is taken."""
+
+    weight: float
+    form: Literal["bce", "softmax"] = "bce"
+    layers: tuple[str, ...] | None = None
+    columns: AttentionMethod = "lse"
+
+
+class PartObjective(nn.Module):
+    """Owns every learned parameter (projector and adapters), so that wrapping it synchronises all of them."""
+
+    def __init__(
+        self,
+        denoiser: Denoiser,
+        projector: TokenProjector,
+        adapters: Mapping[str, nn.Parameter],
+        *,
+        attention: AttentionLoss | None,
+        min_snr: float = 5.0,
+        region_weight: float = 0.0,
+    ) -> None:
+        """Learn `projector` and `adapters` through `denoiser`.
+
+        Args:
+            denoiser: frozen but for its adapters.
+            projector: (part, kind) -> vector.
+            adapters: the denoiser's trainable parameters by name.
+            attention: None reads no attention maps at all.
+            min_snr: gamma of the min-SNR weights, 0 for none.
+            region_weight: share by which the noise loss leaves out what no part of the caption covers.
+        """
+        super().__init__()
+        self._denoiser = (denoiser,)  # in a tuple, so that its frozen weights are not taken for ours
+        self.projector = projector
+        self._adapter_names = tuple(adapters)
+        self.adapters = nn.ParameterList(adapters.values())
+        self.attention = attention
+        self.min_snr, self.region_weight = min_snr, region_weight
+
+    @property
+    def denoiser(self) -> Denoiser:
+        """The model that is adapted."""
+        return self._denoiser[0]
+
+    def named_adapters(self) -> dict[str, nn.Parameter]:
+        """The adapters' parameters, down `(r, I)` and up `(O, r)`, under the denoiser's names."""
+        return dict(zip(self._adapter_names, self.adapters, strict=True))
+
+    def forward(self, batch: PartBatch) -> LossReport:
+        """Loss of one batch: mean over its pictures, so that equal shares of a batch average to the whole."""
+        output, target = self.predict(batch)
+        noise_loss = self._noise_loss(output.prediction, target, batch)  # (B,)
+        total = noise_loss.mean()
+        curves = {"noise_loss": noise_loss.detach().mean()}
+        # where tokens looked, against the regions of their parts
+        if self.attention is not None:
+            maps = average_maps(output.attention, batch.masks.shape[-1])  # (B, M, g, g)
+            present = batch.codes >= 0  # (B, M)
+            losses, areas = per_part_attention_loss(maps, batch.masks, present, self.attention.form)  # (B, M) each
+            # averaged within every picture first: halves of a batch then average to the whole
+            attention_loss = ((losses * areas).sum(1) / areas.sum(1).clamp(min=FLOOR)).mean()
+            if self.attention.weight:
+                total = total + self.attention.weight * attention_loss
+            curves["attention_loss"] = attention_loss.detach()
+            curves["part_attention_loss"] = losses.detach().masked_fill(~present, torch.nan)
+            curves["attention_iou"] = attention_iou(maps, batch.masks, present)
+        curves["loss"] = total.detach()
+        return LossReport(total, curves)
+
+    def predict(self, batch: PartBatch) -> tuple[DenoiserOutput, Tensor]:
+        """The denoiser's answer for a batch, and what it should have been `(B, C, h, w)`."""
+        # the forward process: posterior draw, scaling, noise
+        denoiser, schedule = self.denoiser, self.denoiser.schedule
+        mean, log_variance = batch.moments.float().unbind(1)  # (B, C, h, w) each
+        posterior_noise, noise = batch.noise.unbind(1)
+        latents = denoiser.scale_latents(mean + (0.5 * log_variance).exp() * posterior_noise)
+        noised = schedule.add_noise(latents, noise, batch.timesteps)
+        # vectors of all parts; absent ones have no place in the prompt and are dropped there
+        parts = torch.arange(batch.codes.shape[1], device=batch.codes.device).expand_as(batch.codes)  # (B, M)
+        vectors = self.projector(parts, batch.codes)  # (B, M, D)
+        text = replace(denoiser.encode_prompts(batch.prompts, vectors), sizes=batch.sizes)
+        output = denoiser.predict(noised, batch.timesteps, text, self._request(text.positions))
+        return output, schedule.target(latents, noise, batch.timesteps)
+
+    def _request(self, positions: Tensor) -> AttentionRequest | None:
+        """The attention to ask for at places `(B, M)`; None where no loss reads it."""
+        if self.attention is None:
+            return None
+        return AttentionRequest(positions, self.attention.layers, self.attention.columns)
+
+    def _noise_loss(self, prediction: Tensor, target: Tensor, batch: PartBatch) -> Tensor:
+        """Weighted mean squared error `(B,)` of every picture."""
+        error = (prediction.float() - target).square()  # (B, C, h, w)
+        if self.region_weight:
+            captioned = (batch.masks & (batch.codes >= 0)[:, :, None, None]).any(1, keepdim=True)  # (B, 1, g, g)
+            region = F.interpolate(captioned.float(), error.shape[-2:], mode="nearest-exact")  # (B, 1, h, w)
+            region = 1 - self.region_weight * (1 - region)
+            # weights average to 1 within a picture, so that small regions do not weaken its loss
+            error = error * region / region.mean((1, 2, 3), keepdim=True).clamp_min(1e-3)
+        schedule = self.denoiser.schedule
+        loss = error.mean((1, 2, 3))  # (B,)
+        if not self.min_snr:
+            return loss
+        return loss * min_snr_weights(schedule.snr(batch.timesteps), self.min_snr, schedule.prediction)

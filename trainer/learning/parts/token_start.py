@@ -1,0 +1,62 @@
+"""Where part tokens start: around common words, or each at the word whose attention fits the part's region best.
+
+A word that already looks at the right place gives a token a head start: attention and looks are then learned together.
+Letters: M parts, W words, D width of a vector, B pictures, g the attention grid.
+"""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+from scipy.optimize import linear_sum_assignment
+from torch import Tensor
+
+from ....concepts.denoiser.attention_maps import average_maps
+from ....concepts.denoiser.denoiser import AttentionRequest, Denoiser, PromptPiece
+from .part_objective import PartBatch
+
+COMMON_WORDS = "photo picture animal bird object thing large small bright dark red orange green blue white black"
+"""Tokens start around the mean of these words' embeddings where the settings name no others."""
+
+
+def common_start(denoiser: Denoiser, num_parts: int, words: str = "") -> Tensor:
+    """The mean embedding of `words` for every part, `(M, D)` float32 on the CPU."""
+    rows = denoiser.word_vectors(words or COMMON_WORDS).float().cpu()  # (W, D)
+    return rows.mean(0, keepdim=True).repeat(num_parts, 1)
+
+
+def word_spread(denoiser: Denoiser) -> float:
+    """Standard deviation of word embeddings `(W, D)` around their mean, averaged over channels."""
+    return float(denoiser.word_vectors(COMMON_WORDS).float().std(0).mean())
+
+
+@torch.no_grad()
+def fit_of_words(denoiser: Denoiser, words: Sequence[str], batch: PartBatch) -> Tensor:
+    """How much more each word looks at each part than elsewhere, `(M, W)`, in shares of the words' attention.
+
+    All words stand in one sentence; their maps are read in noised pictures of `batch`, whose captions do not matter.
+    """
+    # one sentence with all words, so that they compete for attention as parts will
+    vectors = torch.stack([denoiser.word_vectors(word).mean(0) for word in words])  # (W, D)
+    prompt = denoiser.tokenize([PromptPiece("a photo of a"), *[PromptPiece(None)] * len(words)], chunks=1)
+    count = len(batch.timesteps)
+    text = denoiser.encode_prompts([prompt] * count, vectors.expand(count, -1, -1).float())
+    # noised pictures, of which the posterior mean is enough here
+    mean, noise = batch.moments[:, 0].float(), batch.noise[:, 1]  # (B, C, h, w) each
+    noised = denoiser.schedule.add_noise(denoiser.scale_latents(mean), noise, batch.timesteps)
+    request = AttentionRequest(text.positions)
+    output = denoiser.predict(noised, batch.timesteps, replace(text, sizes=batch.sizes), request)
+    maps = average_maps(output.attention, batch.masks.shape[-1])  # (B, W, g, g)
+    # a word's share among the words, and how much of it lies in each part
+    share = maps / maps.sum(1, keepdim=True).clamp_min(1e-6)
+    masks = batch.masks.float()  # (B, M, g, g)
+    inside = torch.einsum("bmyx,bwyx->mw", masks, share) / masks.sum((0, 2, 3)).clamp_min(1).unsqueeze(1)  # (M, W)
+    return (inside - share.mean((0, 2, 3))).cpu()
+
+
+def choose_words(fit: Tensor, parts: Sequence[int], words: Sequence[str]) -> dict[int, str]:
+    """A word for each of `parts`, no word twice where there are enough of them, for the best fit `(M, W)` in all."""
+    if len(words) < len(parts):
+        return {part: words[int(fit[part].argmax())] for part in parts}
+    rows, columns = linear_sum_assignment(-fit[list(parts)].double().numpy())
+    return {parts[row]: words[column] for row, column in zip(rows, columns, strict=True)}

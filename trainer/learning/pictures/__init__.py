@@ -1,0 +1,1 @@
+"""Picture files and their companions, read, cached and laid out on sheets."""

@@ -1,0 +1,262 @@
+"""Autoencoder moments of every training picture, computed once, kept in one memory-mapped file.
+
+Mean and log-variance, not one sample, keep the posterior draw exact. The whole picture is cached; random crops are cut on
+the latent grid. Letters: N pictures, V views (as is, mirrored), C latent channels, h and w the latent grid.
+"""
+
+import hashlib
+import json
+import logging
+import os
+import sys
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from ....concepts.denoiser.denoiser import ProgressCallback
+from ....concepts.errors import BestiaryError
+from ....concepts.files.atomic_file import remove_leftovers, write_text
+from ..run.fit import Parallel, SingleProcess
+from .image_files import fit_square, image_to_tensor, read_image
+
+logger = logging.getLogger("bestiary")
+NOT_FINITE_REMEDY = (
+    'Set run.dtype = "fp32" (an autoencoder that overflows in half precision does not there), or, if it is that '
+    "already, look at these pictures and at the base model's vae"
+)
+MOMENTS_NAME, DONE_NAME, SPEC_NAME = "moments.f16", "done.u8", "spec.json"
+SHARED_MEMORY = "/dev/shm"
+Encode = Callable[[Tensor], tuple[Tensor, Tensor]]
+
+
+@dataclass(frozen=True)
+class CacheSpec:
+    """What a cache holds; another spec is another cache."""
+
+    model: str
+    """Fingerprint of the autoencoder."""
+    image_size: int
+    """Edge of the cached square in pixels."""
+    latent_size: int
+    channels: int
+    flip: bool
+    pictures: tuple[tuple[str, int, int], ...]
+    """Relative path, bytes and modification time in ns of every picture, in order."""
+    precision: str = ""
+    """In what the autoencoder computed, such as float16: another precision gives other latents, or none."""
+
+    @property
+    def views(self) -> int:
+        """Number of views of every picture: as is, and mirrored where flips are trained."""
+        return 2 if self.flip else 1
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(N, V, 2, C, h, w): mean and log-variance."""
+        return (len(self.pictures), self.views, 2, self.channels, self.latent_size, self.latent_size)
+
+    @property
+    def byte_count(self) -> int:
+        """Size on disk of moments of `shape`, (N, V, 2, C, h, w) in two bytes each."""
+        return 2 * int(np.prod(self.shape))
+
+    def fingerprint(self) -> str:
+        """Sixteen hex digits that name this spec."""
+        return hashlib.sha256(self.as_json().encode()).hexdigest()[:16]
+
+    def as_json(self) -> str:
+        """The spec as text."""
+        return json.dumps(self.__dict__, sort_keys=True)
+
+
+@dataclass(frozen=True)
+class LatentCache:
+    """Cached moments, read by slices."""
+
+    moments: np.ndarray
+    """(N, V, 2, C, h, w) float16, memory-mapped."""
+
+    def read(
+        self, rows: Sequence[int], views: Sequence[int], tops: Sequence[int], lefts: Sequence[int], size: int
+    ) -> Tensor:
+        """Moments `(B, 2, C, size, size)` float16 of crops; tops, lefts and size in latent cells."""
+        picked = [
+            self.moments[row, view, :, :, top : top + size, left : left + size]  # (2, C, size, size)
+            for row, view, top, left in zip(rows, views, tops, lefts, strict=True)
+        ]
+        return torch.from_numpy(np.stack(picked))  # (B, 2, C, size, size)
+
+
+class _Pictures(Dataset):
+    """Decoded squares by row number; lives in worker processes too, so it holds paths only."""
+
+    def __init__(self, paths: Sequence[Path], rows: Sequence[int], size: int) -> None:
+        self.paths, self.rows, self.size = list(paths), list(rows), size
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> tuple[int, Tensor]:
+        row = self.rows[index]
+        picture = read_image(self.paths[row], self.size)
+        return row, image_to_tensor(fit_square(picture, self.size))  # (3, S, S)
+
+
+def picture_stamps(folder: Path, names: Sequence[str]) -> tuple[tuple[str, int, int], ...]:
+    """Name, bytes and modification time of every picture.
+
+    Raises:
+        BestiaryError: pictures are missing; the message counts them and names the first.
+    """
+    # what is missing is gathered: one message for all of it
+    stamps, missing = [], []
+    for name in names:
+        try:
+            status = (folder / name).stat()
+        except OSError:
+            missing.append(name)
+            continue
+        stamps.append((name, status.st_size, status.st_mtime_ns))
+    if missing:
+        raise BestiaryError(
+            f"{len(missing)} of {len(names)} discovered pictures are missing in {folder}, first {missing[0]}: "
+            "put them back, point images.folder at them, or run `bestiary discover` again"
+        )
+    return tuple(stamps)
+
+
+def open_cache(
+    folder: Path,
+    spec: CacheSpec,
+    paths: Sequence[Path],
+    load_encoder: Callable[[], Encode],
+    *,
+    batch_size: int,
+    workers: int = 0,
+    parallel: Parallel | None = None,
+    on_progress: ProgressCallback | None = None,
+) -> LatentCache:
+    """The cache of `spec` below `folder`: taken as it is, finished where it was interrupted, or built.
+
+    Args:
+        folder: caches of several specs live side by side in it.
+        paths: the pictures, in the order of `spec.pictures`.
+        load_encoder: called only if something is left to encode; gives images `(B, 3, S, S)` in 0..1 -> moments.
+        batch_size: pictures per call of the encoder.
+        workers: processes that decode pictures (start method spawn); 0 decodes here.
+
+    Raises:
+        BestiaryError: the folder cannot be written to, the disk is full, a picture cannot be read, or the encoder gave numbers
+            that are not finite, which are never kept.
+    """
+    parallel = parallel or SingleProcess()
+    place = Path(folder) / spec.fingerprint()
+    if parallel.rank == 0:
+        _prepare(place, spec)
+    parallel.wait()
+    # mapped, not read: every process writes its own rows of one file
+    moments = np.memmap(place / MOMENTS_NAME, np.float16, "r+", shape=spec.shape)
+    done = np.memmap(place / DONE_NAME, np.uint8, "r+", shape=(len(paths),))
+    # every process encodes each size-th picture
+    rows = [row for row in range(parallel.rank, len(paths), parallel.size) if not done[row]]
+    if rows:
+        logger.info("encoding %d of %d pictures at %d px", len(rows), len(paths), spec.image_size)
+        loader = _loader(_Pictures(paths, rows, spec.image_size), batch_size, workers)
+        _encode_rows(loader, load_encoder(), spec, moments, done, on_progress)
+    parallel.wait()
+    return LatentCache(np.memmap(place / MOMENTS_NAME, np.float16, "r", shape=spec.shape))
+
+
+@torch.no_grad()
+def _encode_rows(
+    loader: DataLoader,
+    encode: Encode,
+    spec: CacheSpec,
+    moments: np.memmap,
+    done: np.memmap,
+    on_progress: ProgressCallback | None,
+) -> None:
+    finished, total = 0, len(loader.dataset)
+    for rows, images in loader:  # images (B, 3, S, S)
+        for view in range(spec.views):
+            mean, log_variance = encode(images.flip(-1) if view else images)  # (B, C, h, w) each
+            both = torch.stack([mean, log_variance], dim=1).float().cpu()  # (B, 2, C, h, w)
+            # a wrong autoencoder shows at the first batch
+            if both.shape[1:] != spec.shape[2:]:
+                raise BestiaryError(
+                    f"the autoencoder gave moments {tuple(both.shape[1:])}, {spec.shape[2:]} was expected"
+                )
+            halved = both.half()
+            _check_finite(halved, [spec.pictures[row][0] for row in rows.tolist()], spec)
+            moments[rows.numpy(), view] = halved.numpy()
+        moments.flush()  # the moments are on disk before their rows count as done
+        # a stop between the two flushes only costs these pictures once more
+        done[rows.numpy()] = 1
+        done.flush()
+        finished += len(rows)
+        if on_progress:
+            on_progress(finished, total)
+
+
+def _check_finite(moments: Tensor, names: Sequence[str], spec: CacheSpec) -> None:
+    """Refuse moments `(B, 2, C, h, w)` that would spoil a training from inside the cache."""
+    spoilt = [name for name, one in zip(names, moments, strict=True) if not torch.isfinite(one).all()]
+    if spoilt:
+        raise BestiaryError(
+            f"the autoencoder gave latents that are not finite for {', '.join(spoilt)}, computed in "
+            f"{spec.precision or 'an unknown precision'}; nothing of them was kept. {NOT_FINITE_REMEDY}"
+        )
+
+
+def _prepare(place: Path, spec: CacheSpec) -> None:
+    """Make the files of a new cache at full size, so that a full disk shows at once."""
+    try:
+        place.mkdir(parents=True, exist_ok=True)
+        remove_leftovers(place)
+        for name, size in ((MOMENTS_NAME, spec.byte_count), (DONE_NAME, len(spec.pictures))):
+            path = place / name
+            # a file of another size is none of this cache: begin anew, and count no row as done
+            if not path.exists() or path.stat().st_size != size:
+                (place / DONE_NAME).unlink(missing_ok=True)
+                _reserve(path, size)
+    except OSError as fault:
+        raise BestiaryError(
+            f"cannot keep {spec.byte_count / 2**20:.0f} MiB of latents in {place}: {fault.strerror or fault}; "
+            "free some space or set images.cache to another folder"
+        ) from fault
+    write_text(place / SPEC_NAME, spec.as_json())
+
+
+def _reserve(path: Path, size: int) -> None:
+    zeros = bytes(2**20)
+    # written, not only extended: a sparse file would fail in the middle of the encoding
+    with path.open("wb") as file:
+        for start in range(0, size, len(zeros)):
+            file.write(zeros[: size - start])
+
+
+def _loader(pictures: _Pictures, batch_size: int, workers: int) -> DataLoader:
+    if workers and not _can_share_memory(2 * workers * batch_size * 3 * pictures.size**2 * 4):
+        logger.info("no shared memory for %d worker processes (/dev/shm): pictures are decoded in this one", workers)
+        workers = 0
+    # forked workers inherit locked thread pools, and Windows and macOS cannot fork at all
+    context = "spawn" if workers else None
+    return DataLoader(pictures, batch_size=batch_size, num_workers=workers, multiprocessing_context=context)
+
+
+def _can_share_memory(needed: int) -> bool:
+    """Whether worker processes can hand `needed` bytes over, which on Linux go through /dev/shm; containers may lack it."""
+    if not sys.platform.startswith("linux"):
+        return True
+    try:
+        status = os.statvfs(SHARED_MEMORY)
+        with tempfile.TemporaryFile(dir=SHARED_MEMORY):
+            return status.f_bavail * status.f_frsize >= needed
+    except OSError:
+        return False

@@ -1,0 +1,1 @@
+"""One run: the loop, its folder, recipe, state, progress and end."""

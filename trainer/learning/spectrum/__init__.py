@@ -1,0 +1,1 @@
+"""Learning prompt spectra: settings, batches, objective, sheets."""

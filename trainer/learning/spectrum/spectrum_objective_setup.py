@@ -1,0 +1,191 @@
+"""From settings to what the loop needs to learn a spectrum, over any denoiser: start, objective, batches, parameter groups.
+
+Shared by the command line and the graph, so it imports no library that holds models. Letters: N pictures, V vectors of a
+stage, D width of a vector over all text encoders, (H, W) cached latent grid.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ....concepts.denoiser.denoiser import Denoiser
+from ....concepts.errors import BestiaryError
+from ....concepts.name_search import shown_name
+from ....concepts.spectrum.prompt_spectrum import PromptSpectrum
+from ....concepts.spectrum.stage_bounds import StageBounds
+from ....concepts.spectrum.stage_table import ProspectNetwork, StageTable
+from ..parts.objective_setup import TrainableDenoiser
+from ..parts.token_start import COMMON_WORDS, word_spread
+from ..pictures.latent_cache import LatentCache
+from ..run.training_state import ParameterGroup
+from .spectrum_images import SpectrumImages, SpectrumPlan
+from .spectrum_objective import SpectrumObjective, pieces_of
+from .spectrum_settings import TrainSpectrumSettings
+
+
+@dataclass(frozen=True)
+class SpectrumTraining:
+    """Everything the loop needs."""
+
+    settings: TrainSpectrumSettings
+    denoiser: Denoiser
+    bounds: StageBounds
+    start: Tensor
+    """`(V, D)`: the words the vectors start from."""
+    objective: SpectrumObjective
+    batches: SpectrumImages
+    groups: tuple[ParameterGroup, ...]
+
+    @property
+    def image_size(self) -> int:
+        """Edge of the training square in pixels."""
+        return training_size(self.settings, self.denoiser)
+
+
+def training_size(settings: TrainSpectrumSettings, denoiser: Denoiser) -> int:
+    """Edge of the training square in pixels."""
+    return settings.images.size or denoiser.backbone.image_size
+
+
+def cached_size(settings: TrainSpectrumSettings, denoiser: Denoiser) -> int:
+    """Edge in pixels of the square that is encoded: the margin for crops is whole latent cells."""
+    size, factor = training_size(settings, denoiser), denoiser.backbone.latent_factor
+    return size + round(size * settings.images.margin / factor) * factor
+
+
+def set_up_spectrum(
+    settings: TrainSpectrumSettings,
+    denoiser: TrainableDenoiser,
+    names: Sequence[str],
+    cache: LatentCache,
+    masks: np.ndarray | None = None,
+) -> SpectrumTraining:
+    """A training from its first step on; draws from torch's generator.
+
+    Args:
+        names: what messages call the N pictures.
+        cache: their moments, in the same order.
+        masks: `(N, H, W)` 0..1, what is learned from; None is everything.
+
+    Raises:
+        BestiaryError: the words to start from give no token, or one that the tokenizer does not know.
+    """
+    bounds = settings.method.bounds(len(denoiser.schedule.alphas_cumprod))
+    start = word_start(denoiser, settings.method.initial_words, settings.method.vectors)  # (V, D)
+    torch.manual_seed(settings.run.seed)  # the network draws from torch's own generator
+    objective = build_objective(settings, denoiser, bounds, start)
+    plan = SpectrumPlan(
+        batch_size=settings.optimizer.batch_size,
+        accumulation=settings.optimizer.accumulation,
+        latent_size=training_size(settings, denoiser) // denoiser.backbone.latent_factor,
+        bounds=bounds,
+        prompts=tuple(
+            denoiser.tokenize(pieces_of(text, settings.method.vectors), chunks=1)
+            for text in settings.captions.templates
+        ),
+        seed=settings.run.seed,
+        latent_factor=denoiser.backbone.latent_factor,
+    )
+    batches = SpectrumImages(names, cache, plan, masks, denoiser.device)
+    groups = parameter_groups(settings, objective, denoiser)
+    return SpectrumTraining(settings, denoiser, bounds, start, objective, batches, groups)
+
+
+def word_start(denoiser: Denoiser, words: str, vectors: int) -> Tensor:
+    """What `vectors` vectors start from, `(V, D)` float32 on the CPU: the mean of the words' embeddings, whole words only.
+
+    The mean is given the words' usual norm, because a mean of many words is far shorter than any word.
+
+    Raises:
+        BestiaryError: the words give no token, or one that the tokenizer does not know.
+    """
+    if words and (unknown := denoiser.unknown_words(words)):
+        listed = ", ".join(map(shown_name, unknown))
+        raise BestiaryError(
+            f"initial words: {denoiser.backbone.name} does not know {listed}; name what the pictures show in other plain "
+            "words, or leave them empty to start from common ones"
+        )
+    rows = denoiser.word_vectors(words or COMMON_WORDS).float().cpu()  # (n, D)
+    # at the words' own norm, encoder by encoder
+    mean = rows.mean(0, keepdim=True)
+    # each text encoder has norms of its own
+    scaled = []
+    for part, own in zip(
+        denoiser.backbone.split_vector(mean).values(), denoiser.backbone.split_vector(rows).values(), strict=True
+    ):
+        scaled.append(part * own.norm(dim=-1).mean() / part.norm().clamp_min(1e-12))
+    start = mean if len(rows) == 1 else torch.cat(scaled, dim=-1)  # (1, D)
+    return start.repeat(vectors, 1)
+
+
+def build_objective(
+    settings: TrainSpectrumSettings, denoiser: TrainableDenoiser, bounds: StageBounds, start: Tensor
+) -> SpectrumObjective:
+    """Fresh vectors around `start` `(V, D)`, or ProSpect's fresh network, in their objective; draws from torch's generator."""
+    method = settings.method
+    if settings.base.checkpointing:
+        denoiser.set_gradient_checkpointing(True)
+    if method.parameterisation == "reference":
+        table: StageTable | ProspectNetwork = ProspectNetwork(start[:1], bounds.stages)
+    else:
+        table = StageTable(start, bounds.stages, norm=method.norm)
+        generator = torch.Generator().manual_seed(settings.run.seed)
+        table.perturb(method.initial_noise * word_spread(denoiser), generator)
+    return SpectrumObjective(
+        denoiser,
+        table.to(denoiser.device).train(),
+        stages=bounds.stages,
+        min_snr=method.min_snr,
+    )
+
+
+def parameter_groups(
+    settings: TrainSpectrumSettings, objective: SpectrumObjective, denoiser: Denoiser
+) -> tuple[ParameterGroup, ...]:
+    """The vectors, or the network's weights, which alone decay, with their learning rate."""
+    optimizer, parameters = settings.optimizer, dict(objective.table.named_parameters())
+    if settings.method.parameterisation == "reference":
+        return (ParameterGroup("network", parameters, optimizer.network_lr, optimizer.weight_decay),)
+    # embeddings differ tenfold in size between backbones
+    return (ParameterGroup("vectors", parameters, optimizer.vector_lr * word_spread(denoiser)),)
+
+
+@torch.no_grad()
+def build_spectrum(
+    training: SpectrumTraining, steps: int, *, made_by: str = "bestiary train spectrum", base: str | None = None
+) -> PromptSpectrum:
+    """The spectrum `(S, V, D)` of a training's present weights, after so many steps.
+
+    Args:
+        made_by: the program, for the file's provenance.
+        base: the model it was learned on; None takes the settings' own.
+
+    Raises:
+        BestiaryError: the weights are not finite.
+    """
+    settings, batches = training.settings, training.batches
+    # lists are cut: the header of a file must stay small
+    provenance = {
+        "made_by": made_by,
+        "base": base or settings.base.path,
+        "parameterisation": settings.method.parameterisation,
+        "norm": settings.method.norm,
+        "steps": steps,
+        "pictures": list(batches.names[:50]),
+        "image_size": training.image_size,
+        "batch": batches.plan.step_size,
+        "templates": list(settings.captions.templates[:20]),
+        "learning_rate": training.groups[0].learning_rate,
+        "seed": settings.run.seed,
+    }
+    return PromptSpectrum.from_matrix(
+        training.denoiser.backbone,
+        training.objective.table.matrix(),
+        training.bounds,
+        neutral=training.start,
+        initial_words=settings.method.initial_words,
+        provenance=provenance,
+    )

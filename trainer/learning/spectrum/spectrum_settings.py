@@ -1,0 +1,177 @@
+"""Settings of `bestiary train spectrum`: what a recipe may say, with defaults, units and ranges."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from ....concepts.spectrum.stage_bounds import MOST_STAGES, StageBounds
+from ..parts.settings import BaseSettings, RunSettings, Section
+from ..run.recipe_file import read_recipe
+
+
+class SpectrumImageSettings(Section):
+    """Which pictures are learned from, and how they are cut."""
+
+    source: Path = Path("pictures")
+    """One picture, or a folder of pictures."""
+    masks: Path | None = None
+    """Folder of masks (white or opaque is learned from), to leave surroundings out of the loss: `a/b.jpg.png`, `a/b_mask.png`
+    or, where it is unambiguous, `a/b.png` for the picture `a/b.jpg`."""
+    size: int | None = Field(None, ge=64, le=2048, multiple_of=8)
+    """Edge of the training square in pixels, 64 to 2048 in steps of 8; unset takes the base model's native size."""
+    margin: float = Field(0.0, ge=0, le=1)
+    """Room for random crops: pictures are cached this share larger than the training square, 0 to 1."""
+    flip: bool = False
+    """Also learn from mirrored pictures; off, because that teaches a mirrored layout."""
+    cache: Path | None = None
+    """Folder of the cached latents; unset makes one beside the run folder."""
+    workers: int = Field(0, ge=0, le=64)
+    """Processes that decode pictures while the cache is built, 0 to 64; 0 decodes in the training process."""
+    encode_batch: int = Field(8, ge=1, le=256)
+    """Pictures the autoencoder encodes at once while the cache is built, 1 to 256."""
+
+
+class SpectrumMethodSettings(Section):
+    """What is learned."""
+
+    parameterisation: Literal["direct", "reference"] = "direct"
+    """"direct" learns the vectors themselves, "reference" the 31 million weights of ProSpect's network (to compare)."""
+    stages: int = Field(10, ge=1, le=MOST_STAGES)
+    """Stages of equal width, 1 to 250; 1 is plain textual inversion."""
+    boundaries: tuple[float, ...] = ()
+    """Instead of equal stages: where stages begin, as rising shares of the way, such as 0.1 and 0.5 for three stages."""
+    vectors: int = Field(1, ge=1, le=32)
+    """Vectors per stage, 1 to 32."""
+    initial_words: str = ""
+    """Words the vectors start from, and strength 0 means later, such as "teddy"; unset takes common words."""
+    initial_noise: float = Field(0.2, ge=0, le=4)
+    """Spread of the first vectors around them, in units of the spread of word embeddings, 0 to 4."""
+    norm: Literal["keep", "clamp", "free"] = "keep"
+    """Direct vectors keep the norm of the words they start from, may only shrink below it, or do as they like."""
+    min_snr: float = Field(0.0, ge=0)
+    """Gamma of the min-SNR loss weights; 0 weighs all timesteps alike, as published."""
+
+    @field_validator("boundaries")
+    @classmethod
+    def _boundaries_rise(cls, boundaries: tuple[float, ...]) -> tuple[float, ...]:
+        if boundaries:
+            StageBounds.from_fractions(boundaries)
+        return boundaries
+
+    @model_validator(mode="after")
+    def _reference_is_as_published(self) -> "SpectrumMethodSettings":
+        if self.parameterisation == "reference" and self.vectors > 1:
+            raise ValueError(f'the parameterisation "reference" has one vector per stage, not {self.vectors}')
+        return self
+
+    def bounds(self, num_timesteps: int) -> StageBounds:
+        """The stages over a model's timesteps."""
+        if self.boundaries:
+            return StageBounds.from_fractions(self.boundaries, num_timesteps)
+        return StageBounds.equal(self.stages, num_timesteps)
+
+
+class SpectrumCaptionSettings(Section):
+    """The sentences that the vectors are learned in."""
+
+    templates: tuple[str, ...] = ("a photo of a {}",)
+    """Sentences, one drawn for every picture; `{}` is where the vectors go."""
+
+    @field_validator("templates")
+    @classmethod
+    def _one_place_each(cls, templates: tuple[str, ...]) -> tuple[str, ...]:
+        strange = [text for text in templates if text.count("{}") != 1]
+        if strange or not templates:
+            shown = repr(strange[0]) if strange else "none at all"
+            raise ValueError(f"each template needs {{}} exactly once, where the vectors go; got {shown}")
+        return templates
+
+
+class SpectrumOptimizerSettings(Section):
+    """How it is learned."""
+
+    steps: int = Field(600, ge=1)
+    """Optimiser steps, at least 1."""
+    batch_size: int = Field(2, ge=1, le=1024)
+    """Pictures per micro-step, 1 to 1024."""
+    accumulation: int = Field(1, ge=1, le=1024)
+    """Micro-steps per optimiser step, 1 to 1024."""
+    vector_lr: float = Field(0.3, ge=0, le=10)
+    """Learning rate of direct vectors, 0 to 10, in units of the spread of word embeddings (0.3 is about 5e-3 for SD1.5)."""
+    network_lr: float = Field(1e-4, ge=0, le=1)
+    """Learning rate of the reference network's weights, 0 to 1."""
+    weight_decay: float = Field(1e-2, ge=0, le=1)
+    """AdamW weight decay of the reference network, 0 to 1; direct vectors have none."""
+    betas: tuple[float, float] = (0.9, 0.999)
+    """AdamW's two averaging factors, each from 0 to below 1."""
+    schedule: Literal["constant", "cosine"] = "cosine"
+    """Learning rate after the warm-up: as it is, or falling to a hundredth along a cosine."""
+    warmup: int = Field(0, ge=0)
+    """Steps over which the learning rate rises from zero, 0 or more."""
+    clip: float = Field(1.0, gt=0)
+    """Largest norm of the gradient, above 0."""
+    ema: float = Field(0.0, ge=0, lt=1)
+    """Factor of the running average of the learned weights that is exported, 0 (off) to below 1."""
+
+    @field_validator("betas")
+    @classmethod
+    def _betas_below_one(cls, betas: tuple[float, float]) -> tuple[float, float]:
+        if not all(0 <= beta < 1 for beta in betas):
+            raise ValueError(f"each beta must be from 0 to below 1, got {betas[0]} and {betas[1]}")
+        return betas
+
+
+class SpectrumRunSettings(RunSettings):
+    """Where the run lives and how often it writes."""
+
+    out: Path = Path("runs/spectrum")
+    """Run folder; when it exists a number is added, so that no run is overwritten."""
+    name: str = Field("spectrum", pattern=r"^[\w][\w .-]{0,80}$")
+    """Name of the spectrum file, without its ending; prompts call it by this name."""
+
+
+class TrainSpectrumSettings(Section):
+    """All settings of `bestiary train spectrum`."""
+
+    kind: Literal["spectrum"] = "spectrum"
+    """Tells `bestiary resume` what a run trains."""
+    images: SpectrumImageSettings = SpectrumImageSettings()
+    """The pictures."""
+    base: BaseSettings = BaseSettings()
+    """The diffusion model."""
+    method: SpectrumMethodSettings = SpectrumMethodSettings()
+    """What is learned."""
+    captions: SpectrumCaptionSettings = SpectrumCaptionSettings()
+    """The sentences."""
+    optimizer: SpectrumOptimizerSettings = SpectrumOptimizerSettings()
+    """The optimiser."""
+    run: SpectrumRunSettings = SpectrumRunSettings()
+    """The run folder."""
+
+    @model_validator(mode="after")
+    def _combinations(self) -> "TrainSpectrumSettings":
+        optimizer, faults = self.optimizer, []
+        if optimizer.warmup >= optimizer.steps:
+            # all contradictions at once, so that a recipe is mended in one go
+            faults.append(f"optimizer.warmup {optimizer.warmup} must be below optimizer.steps {optimizer.steps}")
+        rate = "vector_lr" if self.method.parameterisation == "direct" else "network_lr"
+        if not getattr(optimizer, rate):
+            faults.append(f"optimizer.{rate} is 0: nothing would be learned")
+        if faults:
+            raise ValueError("; ".join(faults))
+        return self
+
+
+def load_spectrum_recipe(
+    path: Path | str | None, overrides: Mapping[str, Any] | None = None, *, of_run: bool = False
+) -> TrainSpectrumSettings:
+    """Settings from a recipe (a TOML file, a shipped recipe's name, or None) and dotted flags.
+
+    `of_run`: the file is that of a run folder, whose folders `resume.check_resumable` looks at.
+
+    Raises:
+        BestiaryError: file missing or no TOML; misspelt keys and values out of range, all of them in one message.
+    """
+    return read_recipe(path, overrides, model=TrainSpectrumSettings, of_run=of_run)

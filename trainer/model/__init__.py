@@ -1,0 +1,1 @@
+"""The denoiser over diffusers and transformers."""

@@ -1,0 +1,237 @@
+"""Loads a diffusers folder of Stable Diffusion 1.5, 2, XL or the demo model into one `DiffusersDenoiser`."""
+
+import logging
+import pickle
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Literal
+
+import diffusers
+import torch
+import transformers
+from diffusers import AutoencoderKL, AutoencoderTiny, DDPMScheduler, UNet2DConditionModel
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
+from safetensors import SafetensorError
+from torch import nn
+from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer, PreTrainedTokenizerFast
+
+from ...concepts.denoiser.denoiser import NoiseSchedule
+from ...concepts.errors import BestiaryError
+from ...concepts.files.pack import ROOT
+from ..learning.denoiser.model_folder import ModelFolder, read_model_folder
+from .diffusers_denoiser import DenoiserParts, DiffusersDenoiser
+from .hardware import cpu_has_fast_bf16
+from .text_conditioning import TextEncoders
+
+logger = logging.getLogger(__name__)
+
+Device = Literal["auto", "cpu", "cuda", "mps"]
+Dtype = Literal["auto", "fp32", "bf16", "fp16"]
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+DEMO = "demo"
+HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+
+
+def demo_model_path() -> Path:
+    """Folder of the embedded miniature model."""
+    return ROOT / "demo" / "base_model"
+
+
+def load_denoiser(path: Path | str, *, device: str = "auto", dtype: str = "auto") -> DiffusersDenoiser:
+    """Load a diffusers folder; "demo" names the embedded model.
+
+    Args:
+        path: folder with model_index.json, "demo", or "owner/name" of a model in the Hugging Face cache.
+        device: "auto" (CUDA, else Apple's GPU, else CPU), "cpu", "cuda", "cuda:1", "mps".
+        dtype: "auto" (see `choose_dtype`), "fp32", "bf16" or "fp16". Text encoders stay fp32 on a CPU.
+
+    Raises:
+        BestiaryError: the folder is missing, incomplete, mixed or of another family; device or dtype does not exist.
+    """
+    # the configs tell what the folder holds before any weight is read
+    folder = read_model_folder(find_model(str(path)))
+    place = choose_device(device)
+    precision = choose_dtype(dtype, place)
+    try:
+        with _quiet_loading():
+            parts = _load_parts(folder, place, precision)
+    except BestiaryError:
+        raise
+    except pickle.UnpicklingError as fault:
+        # the fault's own text tells how to switch the protection off, so it is not passed on
+        raise BestiaryError(
+            f"{folder.path} was not loaded: a .bin file in it is broken or asks for more than tensors. Such a file can run "
+            "programs; get the model in safetensors format"
+        ) from fault
+    except (OSError, RuntimeError, ValueError, SafetensorError) as fault:
+        raise BestiaryError(f"{folder.path} could not be loaded: {fault}. Download the model folder again") from fault
+    logger.info("loaded %s from %s on %s in %s", folder.backbone.name, folder.path, place, precision)
+    return DiffusersDenoiser(folder.backbone, parts)
+
+
+def find_model(name: str) -> Path:
+    """Folder of a model: "demo", a path, or "owner/name" if the Hugging Face cache holds it; nothing is downloaded.
+
+    Raises:
+        BestiaryError: `name` is no path here and looks like a hub model that is not in the cache.
+    """
+    if name == DEMO:
+        return demo_model_path()
+    # a path goes before a name of the hub
+    if Path(name).exists() or not HUB_NAME.fullmatch(name):
+        return Path(name)
+    try:
+        return Path(snapshot_download(name, local_files_only=True))
+    except (LocalEntryNotFoundError, HFValidationError) as fault:
+        raise BestiaryError(
+            f"base model {name!r} is no folder here, and no model of that name is in the Hugging Face cache: give a "
+            f"folder or 'demo', or fetch it once with: hf download {name}"
+        ) from fault
+
+
+def choose_device(name: str) -> torch.device:
+    """The device of a name; "auto" takes the fastest there is.
+
+    Raises:
+        BestiaryError: the device does not exist here; the message lists what does.
+    """
+    # from the slowest to the fastest, each put before the ones found so far
+    available = ["cpu"]
+    if torch.backends.mps.is_available():
+        available.insert(0, "mps")
+    if torch.cuda.is_available():
+        available[:0] = ["cuda", *(f"cuda:{index}" for index in range(torch.cuda.device_count()))]
+    if name == "auto":
+        return torch.device(available[0])
+    if name not in available:
+        raise BestiaryError(f"device {name!r} is not available here: choose auto or one of {', '.join(available)}")
+    return torch.device(name)
+
+
+def choose_dtype(name: str, device: torch.device) -> torch.dtype:
+    """The dtype of a name; "auto" is bf16 where the device multiplies it fast, else fp16 on a GPU and fp32 on a CPU.
+
+    Raises:
+        BestiaryError: no such dtype, or fp16 on a CPU, which computes it slowly and in part not at all.
+    """
+    if name == "auto":
+        return _auto_dtype(device)
+    if name not in DTYPES:
+        raise BestiaryError(f"unknown dtype {name!r}: choose auto, {', '.join(DTYPES)}")
+    if name == "fp16" and device.type == "cpu":
+        raise BestiaryError("dtype fp16 needs a GPU: choose auto, fp32 or bf16 on the CPU")
+    return DTYPES[name]
+
+
+def _auto_dtype(device: torch.device) -> torch.dtype:
+    if device.type == "cuda":
+        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
+    if device.type == "cpu":
+        return torch.bfloat16 if cpu_has_fast_bf16() else torch.float32
+    return torch.float32
+
+
+def _load_parts(folder: ModelFolder, device: torch.device, dtype: torch.dtype) -> DenoiserParts:
+    """All modules of a model folder on their device, in the memory layout that is fastest there."""
+    unet = _load(UNet2DConditionModel, folder.path / "unet", dtype)
+    # some autoencoders overflow in fp16 and say so in their config
+    upcast = dtype == torch.float16 and bool(folder.configs["vae"].get("force_upcast", False))
+    vae_class = AutoencoderTiny if folder.configs["vae"].get("_class_name") == "AutoencoderTiny" else AutoencoderKL
+    vae = _load(vae_class, folder.path / "vae", torch.float32 if upcast else dtype)
+    text = _load_text(folder, torch.float32 if device.type == "cpu" else dtype)
+    for model in text.models.values():
+        model.to(device)
+    # measured on a CPU in bf16: group norms of channels_last tensors take 10 times as long as of contiguous ones, but
+    # convolutions alone (AutoencoderTiny) a third of the time
+    slow_bf16 = device.type == "cpu" and dtype == torch.bfloat16
+    layout = torch.contiguous_format if slow_bf16 else torch.channels_last
+    vae_layout = torch.channels_last if isinstance(vae, AutoencoderTiny) else layout
+    return DenoiserParts(
+        unet=unet.to(device, memory_format=layout),
+        vae=vae.to(device, memory_format=vae_layout),
+        text=text,
+        schedule=noise_schedule(folder.configs["scheduler"], device),
+        scheduler_config=folder.configs["scheduler"],
+        memory_format=layout,
+        vae_memory_format=vae_layout,
+        float32_backward=slow_bf16,
+    )
+
+
+def noise_schedule(config: Mapping[str, object], device: torch.device | str = "cpu") -> NoiseSchedule:
+    """The forward process a scheduler_config.json states, its `(T,)` table on the device that will read it.
+
+    Raises:
+        BestiaryError: the model predicts something else than noise or velocity.
+    """
+    prediction = config.get("prediction_type", "epsilon")
+    if prediction not in ("epsilon", "v_prediction"):
+        raise BestiaryError(f"this model predicts {prediction!r}; only epsilon and v_prediction are supported")
+    # the scheduler of diffusers turns betas of any spelling into one table (T,)
+    known = {key: value for key, value in config.items() if not key.startswith("_")}
+    scheduler = DDPMScheduler.from_config(known)
+    return NoiseSchedule(scheduler.alphas_cumprod.float().to(device), prediction)
+
+
+def _load(kind: type, folder: Path, dtype: torch.dtype) -> nn.Module:
+    # diffusers says torch_dtype, newer versions of transformers say dtype
+    """One component of diffusers or transformers; half-precision variants are taken where no full one lies there."""
+    argument = "torch_dtype" if kind in (UNet2DConditionModel, AutoencoderKL, AutoencoderTiny) else "dtype"
+    if argument == "dtype" and not _transformers_takes_dtype():
+        argument = "torch_dtype"
+    # said outright: left open, the libraries complain in the log about the format that is not there
+    safe = any(entry.suffix == ".safetensors" for entry in folder.iterdir())
+    options = {"variant": _variant(folder), "use_safetensors": safe, "local_files_only": True, argument: dtype}
+    return kind.from_pretrained(folder, **options)
+
+
+def _transformers_takes_dtype() -> bool:
+    """transformers renamed `torch_dtype` to `dtype` in 4.56."""
+    major, minor = (int(part) for part in transformers.__version__.split(".")[:2])
+    return (major, minor) >= (4, 56)
+
+
+def _variant(folder: Path) -> str | None:
+    """ "fp16" where the folder has only weights of that variant."""
+    names = [entry.name for entry in folder.iterdir() if entry.suffix in (".safetensors", ".bin")]
+    return "fp16" if names and all(".fp16" in name for name in names) else None
+
+
+@contextmanager
+def _quiet_loading() -> Iterator[None]:
+    """transformers 5 draws a bar for every model it loads; diffusers warns of keys of AutoencoderTiny's own config."""
+    shown = transformers.utils.logging.is_progress_bar_enabled()
+    level = diffusers.utils.logging.get_verbosity()
+    transformers.utils.logging.disable_progress_bar()
+    diffusers.utils.logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        diffusers.utils.logging.set_verbosity(level)
+        if shown:
+            transformers.utils.logging.enable_progress_bar()
+
+
+def _load_text(folder: ModelFolder, dtype: torch.dtype) -> TextEncoders:
+    """Text encoders with their tokenizers; conditionings are `(B, L, E)`."""
+    models, tokenizers = {}, {}
+    for spec, component in zip(folder.backbone.text_encoders, folder.text_components, strict=True):
+        kind = CLIPTextModelWithProjection if spec.pooled else CLIPTextModel
+        models[spec.name] = _load(kind, folder.path / component, dtype)
+        tokenizers[spec.name] = _load_tokenizer(folder.path / component.replace("text_encoder", "tokenizer"))
+    return TextEncoders(folder.backbone, tokenizers, models)
+
+
+def _load_tokenizer(folder: Path) -> object:
+    """CLIP's own tokenizer, or whatever a tokenizer.json describes."""
+    if (folder / "vocab.json").is_file() and (folder / "merges.txt").is_file():
+        return CLIPTokenizer.from_pretrained(folder, local_files_only=True)
+    if (folder / "tokenizer.json").is_file():
+        return PreTrainedTokenizerFast.from_pretrained(folder, local_files_only=True)
+    raise BestiaryError(
+        f"{folder} holds neither vocab.json with merges.txt nor tokenizer.json: download the model again"
+    )

@@ -1,0 +1,1 @@
+"""`bestiary train`, `resume` and `doctor`."""
