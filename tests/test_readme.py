@@ -97,10 +97,17 @@ def test_pictures_of_help_pages_lie_beside_them_and_are_small() -> None:
 
 
 def _registered_modules() -> list[str]:
-    """Names of the modules whose nodes nodes/registration.py lists, read without ComfyUI."""
+    """Names of the modules whose nodes nodes/registration.py lists, by room, such as demo/demo_model_nodes; read without ComfyUI."""
     tree = ast.parse((ROOT / "nodes" / "registration.py").read_text(encoding="utf-8"))
     spread = [node.value for node in ast.walk(tree) if isinstance(node, ast.Starred)]
-    return [value.value.id for value in spread if isinstance(value, ast.Attribute) and value.attr == "NODES"]
+    rooms = {
+        alias.name: node.module
+        for node in ast.walk(tree)
+        if isinstance(node, ast.ImportFrom) and node.level == 1
+        for alias in node.names
+    }
+    listed = [value.value.id for value in spread if isinstance(value, ast.Attribute) and value.attr == "NODES"]
+    return [f"{rooms[name]}/{name}" for name in listed]
 
 
 def _node_names() -> list[str]:
@@ -144,28 +151,34 @@ def test_pictures_of_the_registry_are_in_the_tree() -> None:
             assert picture.width <= 400
 
 
-def test_the_map_names_files_that_exist() -> None:
-    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
-    package, missing = None, []
-    for line in text.splitlines():
-        heading = re.match(r"\| `([\w/]+)/`:", line)
-        package = heading.group(1) if heading else package
-        for name in re.findall(r"`([\w*]+\.py)`", line) if package else []:
-            if line.startswith("|") and not list((ROOT / package).glob(name)):
-                missing.append(f"{package}/{name}")
-    assert missing == []
+CONTRIBUTING = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+PACKAGES = ("concepts", "demo", "nodes", "scenes", "trainer")
 
 
-def test_the_map_has_a_place_for_every_module() -> None:
-    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
-    patterns = re.findall(r"`([\w*]+\.py)`", text)
-    homeless = [
-        f"{package}/{path.name}"
-        for package in ("concepts", "demo", "nodes", "scenes", "trainer")
-        for path in (ROOT / package).rglob("*.py")
-        if path.name != "__init__.py" and not any(path.match(pattern) for pattern in patterns)
+def test_the_map_has_one_line_for_every_room_and_for_files_beside_rooms() -> None:
+    lines = [line for line in CONTRIBUTING.splitlines() if line.startswith("| `")]
+    named = [name for line in lines for name in re.findall(r"`([\w/.]+)`", line.split("|")[1])]
+    houses = {"concepts", "nodes", "trainer"}
+    paths = [path.relative_to(ROOT) for package in PACKAGES for path in (ROOT / package).rglob("*.py")]
+    rooms = {f"{path.parent.as_posix()}/" for path in paths} - {f"{house}/" for house in houses}
+    beside = {path.as_posix() for path in paths if path.parent.as_posix() in houses and path.name != "__init__.py"}
+    headings = {f"{house}/" for house in houses}
+    assert sorted(name for name in named if name not in headings) == sorted(rooms | beside | {"trainer/recipes/"})
+
+
+def test_the_map_and_its_walks_name_files_and_functions_that_exist() -> None:
+    files = set(re.findall(r"`([\w/]+/[\w]+\.\w+)`", CONTRIBUTING)) - {"trainer/__main__.py"}
+    assert len(files) > 25 and [name for name in files if not (ROOT / name).is_file()] == []
+    walks = CONTRIBUTING.split("# Walks")[1].split("\n# ")[0]
+    told = re.findall(r"`([\w/]+\.py)`\s+\(((?:`\w+`(?:, )?)+)\)", walks)
+    assert len(told) > 8
+    missing = [
+        f"{file}: {name}"
+        for file, names in told
+        for name in re.findall(r"\w+", names)
+        if f"def {name}(" not in (ROOT / file).read_text(encoding="utf-8")
     ]
-    assert homeless == []
+    assert missing == []
 
 
 def test_no_machine_path_in_tracked_files() -> None:

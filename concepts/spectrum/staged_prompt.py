@@ -1,6 +1,6 @@
 """Staged prompts: one prompt text, resolved for every denoising stage into what a denoiser encodes.
 
-The grammar stands in stage_mention.py; weights and escapes are those of parts/part_prompt.py. Nothing here knows a text
+The grammar stands in stage_mention.py; weights and escapes are those of part_prompt/part_prompt.py. Nothing here knows a text
 encoder. Neighbouring stages that say the same are one stage. Letters: S stages, P learned vectors of a prompt, L cross-attention
 layers, D width of a vector.
 """
