@@ -11,7 +11,7 @@ import { readStages } from "./stages.mjs";
 import { setWidget } from "./upstream.mjs";
 
 const PLACE = "{parts}";
-/** What other programs write into prompts to load files, as concepts/parts/part_mention.py knows it. */
+/** What other programs write into prompts to load files, as concepts/part_prompt/part_mention.py knows it. */
 const FOREIGN = /^(lora|lyco|locon|loha|lokr|hypernet|hypernetwork)$/i;
 
 /** What a mention means: {part, kinds} or {fault, nearest: a mention's text or null}. */
