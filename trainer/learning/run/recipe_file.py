@@ -1,12 +1,12 @@
 """Recipes: TOML files and dotted flags in, checked settings out, and back; every fault is told in one go."""
 
 import difflib
-import json
 from collections.abc import Mapping
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from types import UnionType
 from typing import Any, TypeVar, Union, get_args, get_origin
 
+import tomli_w
 from pydantic import BaseModel, ValidationError
 
 from ....concepts.errors import BestiaryError
@@ -114,7 +114,7 @@ def parse_toml(text: str, source: str) -> dict[str, Any]:
 
 def format_toml(settings: BaseModel) -> str:
     """Settings as TOML, unset values left out; reads back equal."""
-    return "\n".join(_toml_lines(settings.model_dump(mode="json"), ()))
+    return tomli_w.dumps(settings.model_dump(mode="json", exclude_none=True))
 
 
 def _read_toml(path: Path) -> dict[str, Any]:
@@ -179,12 +179,3 @@ def _section_at(model: type[BaseModel], path: list[str]) -> type[BaseModel]:
             return model
         model = annotation
     return model
-
-
-def _toml_lines(tree: Mapping[str, Any], path: tuple[str, ...]) -> list[str]:
-    values = {key: value for key, value in tree.items() if value is not None and not isinstance(value, dict)}
-    lines = [f"{key} = {json.dumps(value, ensure_ascii=False)}" for key, value in values.items()]
-    for key, table in tree.items():
-        if isinstance(table, dict):
-            lines += ["", f"[{'.'.join((*path, key))}]", *_toml_lines(table, (*path, key))]
-    return lines
