@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ..concepts.errors import BestiaryError
 from ..concepts.name_search import choices_text, plain_name, same_names, shown_name
-from .scene_layout import MOST_SIDE
+from .scene_layout import MOST_SEED, MOST_SIDE
 from .subject import Subject
 
 MOST_SUBJECTS = 64
 """In one scene."""
-MOST_SEED = 2**64 - 1
 
 
 @dataclass(frozen=True)
@@ -127,13 +125,3 @@ def pixels_needed(name: str, width: float, height: float, limit: str, request: L
         f"no layout: subject {shown_name(name)} would be {width:.2g} x {height:.2g} pixels on a canvas of"
         f" {request.width} x {request.height}; the limit is {remedies[limit]}"
     )
-
-
-def is_number(value: object) -> bool:
-    """Whether a value is a finite number and no truth value."""
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return False
-    try:
-        return math.isfinite(float(value))
-    except OverflowError:
-        return False

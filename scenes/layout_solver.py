@@ -16,8 +16,8 @@ import numpy as np
 
 from ..concepts.errors import BestiaryError
 from .layout_measures import SLACK, turned_size, worst_occlusion
-from .layout_request import MOST_SEED, LayoutRequest, pixels_needed, supporters
-from .scene_layout import Placement, SceneLayout
+from .layout_request import LayoutRequest, pixels_needed, supporters
+from .scene_layout import MOST_SEED, Placement, SceneLayout
 from .subject import Subject
 from .subject_sizes import relative_sizes
 

@@ -12,6 +12,10 @@ VERSION = 1
 """Of the solver and of the rendering: a layout of another version may give other pixels."""
 MOST_SIDE = 8192
 """Pixels of the longest side of a canvas."""
+MOST_SEED = 2**64 - 1
+_MOST_TEXT = 1_000_000
+"""Characters of a layout as JSON."""
+_MOST_Z = 2**31
 
 
 @dataclass(frozen=True)
@@ -72,6 +76,8 @@ class SceneLayout:
         Raises:
             BestiaryError: no such JSON, a field that is missing, unknown or of another type, or numbers out of range.
         """
+        if len(text) > _MOST_TEXT:
+            raise BestiaryError(f"a layout of {len(text)} characters is longer than {_MOST_TEXT}: is it another file?")
         try:
             content = json.loads(text)
         except (ValueError, RecursionError) as fault:
@@ -101,14 +107,35 @@ def _check(layout: SceneLayout) -> None:
         raise BestiaryError(
             f"the canvas of a layout is 1 to {MOST_SIDE} pixels wide and high, not {layout.width} x {layout.height}"
         )
+    if not 0 <= layout.seed <= MOST_SEED or any(abs(placement.z) > _MOST_Z for placement in layout.placements):
+        raise BestiaryError(f"seed of a layout is 0 to {MOST_SEED}, z is -{_MOST_Z} to {_MOST_Z}")
+    if not isinstance(layout.made_by, str):
+        raise BestiaryError(f"made_by of a layout is text, not {str(layout.made_by)[:40]}")
     for placement in layout.placements:
-        numbers = (placement.x, placement.y, placement.width, placement.height, placement.turn)
-        if not all(isinstance(number, int | float) and math.isfinite(number) for number in numbers):
-            raise BestiaryError(
-                f"subject {placement.subject!r} of the layout: x, y, width, height and turn are finite numbers"
-            )
-        if placement.width <= 0 or placement.height <= 0:
-            raise BestiaryError(f"subject {placement.subject!r} of the layout: width and height must be above 0")
+        _check_placement(placement)
     names = [placement.subject for placement in layout.placements]
     if not all(isinstance(name, str) for name in names) or len(set(names)) < len(names):
         raise BestiaryError("a layout names every subject once")
+
+
+def _check_placement(placement: Placement) -> None:
+    shown = repr(placement.subject)[:80]
+    numbers = (placement.x, placement.y, placement.width, placement.height, placement.turn)
+    if not all(map(is_number, numbers)):
+        raise BestiaryError(f"subject {shown} of the layout: x, y, width, height and turn are finite numbers")
+    if placement.width <= 0 or placement.height <= 0:
+        raise BestiaryError(f"subject {shown} of the layout: width and height must be above 0")
+    if abs(placement.turn) > 180:
+        raise BestiaryError(f"subject {shown} of the layout: turn {placement.turn:g} must be -180 to 180 degrees")
+    if not isinstance(placement.flip, bool):
+        raise BestiaryError(f"subject {shown} of the layout: flip is true or false")
+
+
+def is_number(value: object) -> bool:
+    """Whether a value is a finite number and no truth value."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return False
+    try:
+        return math.isfinite(value)
+    except OverflowError:
+        return False
