@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
@@ -67,7 +68,9 @@ def _plainly_alike(name: str, subject: Subject) -> bool:
 
 
 def _called_alike(name: str, subject: Subject) -> bool:
-    return bool(_words(name)) and _words(name) in (_words(subject.name), _words(subject.called))
+    # `cat` is what `cat 1` and `cat 2` are called, and `cat 3` is neither
+    numberless = re.sub(r"\d+", " ", subject.name)
+    return bool(_words(name)) and _words(name) in (_words(subject.name), _words(numberless), _words(subject.called))
 
 
 def _share_words(name: str, subject: Subject) -> bool:
@@ -79,11 +82,12 @@ def _share_words(name: str, subject: Subject) -> bool:
     return False
 
 
-def _words(text: str) -> list[str]:
+@functools.lru_cache(maxsize=4096)
+def _words(text: str) -> tuple[str, ...]:
     """Words in lower case without articles, mentions and plural endings."""
     plain = re.sub(r"<[^<>]*>", " ", text[:_LONGEST_NAME]).casefold()
     words = [word for word in re.findall(r"[^\W_]+", plain) if word not in _ARTICLES]
-    return [word.removesuffix("s") if len(word) > 3 else word for word in words]
+    return tuple(word.removesuffix("s") if len(word) > 3 else word for word in words)
 
 
 _RULES: tuple[Callable[[str, Subject], bool], ...] = (_spelt_alike, _plainly_alike, _called_alike, _share_words)

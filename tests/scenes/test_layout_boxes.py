@@ -123,7 +123,8 @@ def test_names_are_matched_from_exact_to_vague(make_subject) -> None:
     # a vague name does not take what an exact one means
     assert match_names(["a big dog", "rex"], subjects).places == {1: 2}
     assert match_names(["a big dog"], subjects).places == {0: 2}
-    assert match_names(["cat"], subjects).places == {}
+    assert match_names(["cat"], subjects).notes == ("'cat' could be several subjects: taken as 'cat 1'",)
+    assert match_names(["cat 3", "rex 2"], subjects).places == {1: 2}
     assert match_names([""], subjects).places == {}
 
 
