@@ -166,6 +166,7 @@ def _within_limits(
         notes.append("what stands on another was put on its top")
         if _is_within(layout, request):
             return layout, notes
+    scale = 1.0
     for distance in _DISTANCES:
         apart, scale = _apart(placements, distance, request)
         layout = make(apart)

@@ -38,6 +38,9 @@ _LINE = re.compile(
 _CANVAS = re.compile(r"canvas\W{0,6}(\d{1,5})\W{1,4}(\d{1,5})", re.IGNORECASE)
 _BACKGROUND = re.compile(r"^[ \t*]{0,4}background(?: prompt)?[ \t*]{0,4}:(.{1,400})$", re.MULTILINE | re.IGNORECASE)
 
+Sides = tuple[float, float, float, float]
+"""Left, top, width and height."""
+
 
 class TextLayout(NamedTuple):
     """A layout read from text."""
@@ -176,9 +179,9 @@ def _candidates(text: str) -> list[_Found]:
             candidates.append(found)
     lines = _Found()
     for line in _LINE.finditer(text):
-        numbers = re.findall(r"[-+]?\d+\.?\d*(?:[eE][-+]?\d+)?", line.group(2))
-        if len(numbers) == 4 and len(lines.boxes) <= MOST_BOXES:
-            lines.boxes.append(NamedBox(line.group(1).strip(" \t\"'`*"), *map(float, numbers)))
+        sides = _four(list(map(float, re.findall(r"[-+]?\d+\.?\d*(?:[eE][-+]?\d+)?", line.group(2)))))
+        if sides and len(lines.boxes) <= MOST_BOXES:
+            lines.boxes.append(_named_box(line.group(1).strip(" \t\"'`*"), sides))
     # the joined ones first: of equals the last counts, and a value that holds all is better than its pieces
     return [found for found in (lines, singles) if found.boxes] + candidates
 
@@ -199,12 +202,17 @@ def _collect(value: object, found: _Found) -> None:
             _collect(one, found)
 
 
+def _named_box(name: str, sides: Sides) -> NamedBox:
+    return NamedBox(name, sides[0], sides[1], sides[2], sides[3])
+
+
 def _named(value: Sequence[object]) -> NamedBox | None:
     """`(name, [x, y, w, h])` or `(name, x, y, w, h)`."""
     if len(value) < 2 or not isinstance(value[0], str):
         return None
     numbers = value[1] if len(value) == 2 else value[1:]
-    return NamedBox(value[0], *map(float, numbers)) if _four(numbers) else None
+    sides = _four(numbers)
+    return _named_box(value[0], sides) if sides else None
 
 
 def _collect_mapping(value: Mapping[object, object], found: _Found) -> None:
@@ -212,7 +220,7 @@ def _collect_mapping(value: Mapping[object, object], found: _Found) -> None:
     if isinstance(plain.get("annotations"), list) and isinstance(plain.get("categories"), list):
         _collect_coco(plain, found)
         return
-    name = next((plain[key] for key in _NAME_KEYS if isinstance(plain.get(key), str)), None)
+    name = _text_of(plain, _NAME_KEYS)
     box = _box(plain)
     if name is not None and box is not None:
         turn, flip, z = plain.get("turn"), plain.get("flip"), plain.get("z")
@@ -220,7 +228,7 @@ def _collect_mapping(value: Mapping[object, object], found: _Found) -> None:
             NamedBox(
                 name,
                 *box,
-                float(turn) if is_number(turn) else 0.0,
+                float(turn) if isinstance(turn, int | float) and is_number(turn) else 0.0,
                 flip is True,
                 z if isinstance(z, int) and is_number(z) else None,
             )
@@ -232,9 +240,13 @@ def _collect_mapping(value: Mapping[object, object], found: _Found) -> None:
     for key, entry in value.items():
         sides = _nameless_box(entry)
         if isinstance(key, str) and sides and key.casefold() not in (*_BOX_KEYS, *_CORNER_KEYS, "canvas"):
-            found.boxes.append(NamedBox(key, *sides))
+            found.boxes.append(_named_box(key, sides))
         else:
             _collect(entry, found)
+
+
+def _text_of(plain: Mapping[str, object], keys: Sequence[str]) -> str | None:
+    return next((entry for entry in map(plain.get, keys) if isinstance(entry, str)), None)
 
 
 def _note_canvas(plain: Mapping[str, object], found: _Found) -> None:
@@ -249,45 +261,48 @@ def _note_canvas(plain: Mapping[str, object], found: _Found) -> None:
     )
     if len(sides) == 2 and all(is_number(side) and side > 0 for side in sides) and found.canvas is None:
         found.canvas = (float(sides[0]), float(sides[1]))
-    place = next((plain[key] for key in _PLACE_KEYS if isinstance(plain.get(key), str)), "")
+    place = _text_of(plain, _PLACE_KEYS) or ""
     found.place = found.place or place.strip()[:_LONGEST_PLACE]
 
 
-def _box(plain: Mapping[str, object]) -> tuple[float, float, float, float] | None:
+def _box(plain: Mapping[str, object]) -> Sides | None:
     """Left, top, width and height of a mapping with a box, under one of the usual keys."""
     for key in (*_BOX_KEYS, *_CORNER_KEYS):
         inner = plain.get(key)
-        if _four(inner):
-            return _from_corners(inner) if key in _CORNER_KEYS else tuple(map(float, inner))
+        if sides := _four(inner):
+            return _from_corners(sides) if key in _CORNER_KEYS else sides
         if isinstance(inner, Mapping) and (box := _box_of_sides(inner)):
             return box
     return _box_of_sides(plain)
 
 
-def _nameless_box(entry: object) -> tuple[float, float, float, float] | None:
+def _nameless_box(entry: object) -> Sides | None:
     """A box that is known by the key it stands under: four numbers, or a mapping of sides or corners without a name."""
-    if _four(entry):
-        return tuple(map(float, entry))
+    if sides := _four(entry):
+        return sides
     if isinstance(entry, Mapping) and not any(isinstance(entry.get(key), str) for key in _NAME_KEYS):
         return _box_of_sides(entry)
     return None
 
 
-def _box_of_sides(plain: Mapping[str, object]) -> tuple[float, float, float, float] | None:
+def _box_of_sides(plain: Mapping[str, object]) -> Sides | None:
     for keys in (*_SIDES, *_CORNERS):
-        numbers = [plain.get(key) for key in keys]
-        if _four(numbers):
-            return _from_corners(numbers) if keys in _CORNERS else tuple(map(float, numbers))
+        if sides := _four([plain.get(key) for key in keys]):
+            return _from_corners(sides) if keys in _CORNERS else sides
     return None
 
 
-def _from_corners(corners: Sequence[float]) -> tuple[float, float, float, float]:
-    left, top, right, bottom = map(float, corners)
+def _from_corners(corners: Sides) -> Sides:
+    left, top, right, bottom = corners
     return left, top, right - left, bottom - top
 
 
-def _four(value: object) -> bool:
-    return isinstance(value, list | tuple) and len(value) == 4 and all(map(is_number, value))
+def _four(value: object) -> Sides | None:
+    """A list of four numbers."""
+    if not isinstance(value, list | tuple) or len(value) != 4 or not all(map(is_number, value)):
+        return None
+    first, second, third, fourth = map(float, value)
+    return first, second, third, fourth
 
 
 def _collect_coco(content: Mapping[str, object], found: _Found) -> None:
@@ -296,13 +311,13 @@ def _collect_coco(content: Mapping[str, object], found: _Found) -> None:
     pictures = {one.get("id"): one for one in _mappings(content.get("images"))}
     first: object = None
     for one in _mappings(content["annotations"]):
-        box, name = one.get("bbox"), names.get(_key(one.get("category_id")))
-        if not _four(box) or not isinstance(name, str) or len(found.boxes) > MOST_BOXES:
+        box, name = _four(one.get("bbox")), names.get(_key(one.get("category_id")))
+        if box is None or not isinstance(name, str) or len(found.boxes) > MOST_BOXES:
             continue
         if not found.boxes:
             first = _key(one.get("image_id"))
         if _key(one.get("image_id")) == first:
-            found.boxes.append(NamedBox(name, *map(float, box)))
+            found.boxes.append(_named_box(name, box))
     _note_canvas({key: pictures.get(first, {}).get(key) for key in ("width", "height")}, found)
 
 

@@ -170,7 +170,7 @@ def _number_or_word(subject: Subject) -> float | str:
 
 
 def _compressed(value: float | str, metres: Sequence[float]) -> float:
-    if isinstance(value, float):
+    if not isinstance(value, str):
         return value
     if value not in METRES:
         return SIZE_WORDS.get(value, SIZE_WORDS["medium"])
