@@ -21,7 +21,7 @@ from .subject import PictureSource, Subject
 
 RADII = (30, 6)
 """Pixels to each side over which colours are averaged, pass by pass."""
-_CORE = 0.5
+CORE = 0.5
 """From here on a pixel is more the thing than the ground."""
 _SEEN = 0.1
 """From here on a pixel joins what lies on both sides of it."""
@@ -140,16 +140,18 @@ def cut_out(
         slice(max(0, top - margin), min(alpha.shape[0], bottom + margin)),
         slice(max(0, left - margin), min(alpha.shape[1], right + margin)),
     )
-    colours, alpha, opacity = picture[area][..., :3], alpha[area], feathered[area]
+    colours, alpha, opacity = picture[area][..., :3], alpha[area], feathered[area]  # near the thing only
     labels = None if parts is None else parts[area]
     scale = min(1.0, options.longest / max(right - left, bottom - top))
     if scale < 1:
         colours, alpha, opacity, labels = _smaller(colours, alpha, opacity, labels, scale, options.edge_colours)
+        if not opacity.any():
+            raise BestiaryError(f"its mask is so thin that nothing of it is left at {options.longest} pixels")
     if options.edge_colours:
         colours = edge_colours(colours, alpha)
     x0, y0, x1, y1 = _box(opacity > 0)
     tight = (slice(y0, y1), slice(x0, x1))
-    pixels = np.dstack((colours[tight], opacity[tight]))
+    pixels = np.dstack((colours[tight], opacity[tight]))  # (y, x, 4)
     if labels is not None:
         labels = np.where(opacity[tight] > 0, labels[tight], 255).astype(np.uint8)
     return Cutout(np.ascontiguousarray(pixels), (left, top, right - left, bottom - top), labels)
@@ -185,7 +187,7 @@ def cleaned(alpha: NDArray[np.float32], options: CutoutOptions) -> NDArray[np.fl
     if options.largest_only or options.least_piece:
         alpha = _without_pieces(alpha, options)
     if options.largest_hole:
-        core = alpha >= _CORE
+        core = alpha >= CORE
         holes = holes_of(core)
         small = np.flatnonzero(holes.areas <= options.largest_hole * core.sum())
         alpha = np.where(np.isin(holes.labels, small), np.float32(1), alpha)
@@ -193,9 +195,10 @@ def cleaned(alpha: NDArray[np.float32], options: CutoutOptions) -> NDArray[np.fl
 
 
 def _without_pieces(alpha: NDArray[np.float32], options: CutoutOptions) -> NDArray[np.float32]:
+    """An opacity `(h, w)` with those of its k pieces that are meant."""
     # pieces hang together by what can be seen, and count by what is solid: cut at half opacity they would leave hard edges
     seen = pieces_of(alpha >= _SEEN)
-    solid = np.bincount(seen.labels[alpha >= _CORE], minlength=len(seen.areas))  # (k,) pixels
+    solid = np.bincount(seen.labels[alpha >= CORE], minlength=len(seen.areas))  # (k,) pixels
     if not solid.any():
         return alpha
     order = np.argsort(-solid, kind="stable")
@@ -215,7 +218,8 @@ def edge_colours(picture: NDArray[np.uint8], alpha: NDArray[np.float32]) -> NDAr
         alpha: `(h, w)` in 0..1. Where it is 1 colours stay exactly as they are; where it is 0 and the thing is near, its colours are
             continued, for whatever resamples the cut-out.
     """
-    result = np.empty_like(picture)
+    result = np.empty_like(picture)  # (h, w, 3)
+    # the sums that averages are divided by; far from the thing there is nothing to average
     weights = [(_window_sum(alpha, r) + _LEAST_WEIGHT, _window_sum(1 - alpha, r) + _LEAST_WEIGHT) for r in RADII]
     for channel in range(3):
         shown = picture[..., channel].astype(np.float32)  # (h, w)
@@ -243,6 +247,7 @@ def _window_sum(values: NDArray[np.float32], radius: int) -> NDArray[np.float32]
 
 
 def _feathered(alpha: NDArray[np.float32], feather: float) -> NDArray[np.uint8]:
+    """An opacity `(h, w)` in 0..1 as 8 bits `(h, w)`, blurred."""
     opacity = (alpha * 255).round().astype(np.uint8)
     if not feather:
         return opacity
@@ -263,9 +268,10 @@ def _smaller(
     scale: float,
     over_ground: bool,
 ) -> tuple[NDArray[np.uint8], NDArray[np.float32], NDArray[np.uint8], NDArray[np.uint8] | None]:
-    """Everything at a smaller size; colours of a thing alone count as far as it shows."""
+    """Colours `(h, w, 3)` and three `(h, w)` at a smaller size; colours of a thing alone count as far as it shows."""
     size = (max(1, round(colours.shape[1] * scale)), max(1, round(colours.shape[0] * scale)))
     smooth = Image.Resampling.BOX
+    # over their ground, colours and opacity are averages of the same pixels already
     if over_ground:
         resized = np.asarray(Image.fromarray(np.ascontiguousarray(colours)).resize(size, smooth))
     else:
@@ -276,84 +282,3 @@ def _smaller(
         np.asarray(Image.fromarray(opacity).resize(size, smooth)),
         None if labels is None else np.asarray(Image.fromarray(labels).resize(size, Image.Resampling.NEAREST)),
     )
-
-
-@dataclass(frozen=True)
-class CutoutLimits:
-    """What a mask must keep to be trusted; `None` leaves a check out."""
-
-    least_area: float | None = 0.005
-    """Share 0..1 of the picture that the subject covers at least."""
-    most_area: float | None = 0.9
-    """And at most."""
-    second_piece: float | None = 0.2
-    """Area of the second largest piece, as a share of the largest: from here on it is unclear which of them is meant."""
-    border: float | None = 0.02
-    """Share of the picture's border that is subject: from here on it is cut off."""
-    edge: float | None = 0.06
-    """Mean width of the half transparent edge, as a share of the subject's edge length if it were a square; 4 pixels always pass."""
-
-
-LIMITS_AS_GIVEN = CutoutLimits(most_area=None, second_piece=None, border=None, edge=None)
-"""For transparency and masks that somebody made: a tight box, several pieces and glass are meant."""
-_WHOLE = 0.98
-_SHARP = 4.0
-
-
-def faults_of(mask: NDArray, limits: CutoutLimits | None = None) -> tuple[str, ...]:
-    """Why a mask, before it is cleaned, is not to be trusted; nothing where it is.
-
-    Args:
-        mask: `(h, w)`, as `as_alpha` takes it.
-        limits: None for the defaults.
-    """
-    alpha, limits = as_alpha(mask, mask.shape), limits or CutoutLimits()
-    core = alpha >= _CORE
-    share = float(core.mean())
-    if not core.any():
-        return (f"empty: nothing in it is more than half opaque (at most {float(alpha.max(initial=0)):.0%})",)
-    if share >= _WHOLE and limits.most_area is not None:
-        return (f"whole frame: {share:.1%} of the picture would be subject",)
-    pieces = pieces_of(core)
-    checks = (
-        _area_fault(share, limits),
-        _piece_fault(pieces.areas, limits.second_piece),
-        _border_fault(core, limits.border),
-        _edge_fault(alpha, core, limits.edge),
-    )
-    return tuple(fault for fault in checks if fault)
-
-
-def _area_fault(share: float, limits: CutoutLimits) -> str:
-    if limits.least_area is not None and share < limits.least_area:
-        return f"area out of range: {share:.2%} of the picture, at least {limits.least_area:.2%}"
-    if limits.most_area is not None and share > limits.most_area:
-        return f"area out of range: {share:.1%} of the picture, at most {limits.most_area:.0%}"
-    return ""
-
-
-def _piece_fault(areas: NDArray[np.int64], most: float | None) -> str:
-    if most is None or len(areas) < 2 or areas[1] < most * areas[0]:
-        return ""
-    count = int((areas >= most * areas[0]).sum())
-    return f"several pieces: {count}, the second has {areas[1] / areas[0]:.0%} of the first one's area"
-
-
-def _border_fault(core: NDArray[np.bool_], most: float | None) -> str:
-    sides = {"top": core[0], "bottom": core[-1], "left": core[:, 0], "right": core[:, -1]}
-    share = float(np.concatenate(list(sides.values())).mean())
-    if most is None or share <= most:
-        return ""
-    where = ", ".join(name for name, side in sides.items() if side.any())
-    return f"touches the border: {share:.1%} of it ({where}), at most {most:.1%}"
-
-
-def _edge_fault(alpha: NDArray[np.float32], core: NDArray[np.bool_], most: float | None) -> str:
-    inside = np.pad(core, 1)
-    surrounded = inside[:-2, 1:-1] & inside[2:, 1:-1] & inside[1:-1, :-2] & inside[1:-1, 2:]
-    outline = int((core & ~surrounded).sum())
-    width = float(((alpha > 0.1) & (alpha < 0.9)).sum()) / max(outline, 1)
-    allowed = max(_SHARP, (most or 0) * float(core.sum()) ** 0.5)
-    if most is None or width <= allowed:
-        return ""
-    return f"edge too soft: {width:.1f} pixels on average, at most {allowed:.1f}"

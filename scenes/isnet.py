@@ -137,6 +137,7 @@ def _sized_as(x: Tensor, other: Tensor) -> Tensor:
 
 
 def _answer(side: Tensor, picture: Tensor) -> Tensor:
+    """A side output `(B, 1, h, w)` at the size of its picture, `(B, 1, H, W)` in 0..1."""
     return torch.sigmoid(_sized_as(side, picture))
 
 
@@ -164,6 +165,7 @@ class _Sides(nn.Module):
         self.network = network
 
     def forward(self, x: Tensor) -> list[Tensor]:
+        """Side outputs `(B, 1, H, W)` of pictures `(B, 3, H, W)`."""
         return self.network.side_outputs(x)
 
 
@@ -264,6 +266,7 @@ def network_with(state: Mapping[str, Tensor]) -> IsNet:
         **state,
     }
     _check_state(state)
+    # made without numbers: those of the file take their places
     with torch.device("meta"):
         network = IsNet()
     kept = {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in state.items()}
@@ -272,6 +275,8 @@ def network_with(state: Mapping[str, Tensor]) -> IsNet:
 
 
 def _check_state(state: Mapping[str, Tensor]) -> None:
+    """Refuses tensors of any shape but those of the network."""
+    # names before shapes: what is missing tells most
     expected = expected_shapes()
     lacking = [name for name in expected if name not in state]
     foreign = [name for name in state if name not in expected]

@@ -129,6 +129,7 @@ def decoded(tensor: memoryview) -> NDArray:
 
 
 def _raw(raw: memoryview, kind: int) -> NDArray:
+    """Numbers `(n,)` that are stored as plain bytes."""
     dtype = np.dtype(_DTYPES[kind])
     if len(raw) % dtype.itemsize:
         raise _Broken(f"a tensor's {len(raw):,} bytes are no whole numbers")

@@ -57,10 +57,13 @@ def _distance(colours: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArra
     y, x = np.mgrid[-1 : 1 : height * 1j, -1 : 1 : width * 1j].astype(np.float32)
     places = np.stack((np.ones_like(x), x, y), -1)  # (h, w, 3)
     samples, there = colours[ring], places[ring]
-    kept = np.linalg.norm(samples - np.median(samples, 0), axis=1)
+    plane = np.zeros((3, 3), np.float32)
+    plane[0] = np.median(samples, 0)
     for _ in range(_ROUNDS):
         # what fits worst may be the thing
-        near = kept <= np.quantile(kept, _KEPT)
-        plane = np.linalg.lstsq(there[near], samples[near], rcond=None)[0]  # (3, 3)
-        kept = np.linalg.norm(samples - there @ plane, axis=1)
+        apart = np.linalg.norm(samples - there @ plane, axis=1)
+        near = apart <= np.quantile(apart, _KEPT)
+        plane = np.linalg.lstsq(there[near], samples[near], rcond=None)[
+            0
+        ]  # (3, 3): even part, then x and y, by channel
     return np.linalg.norm(colours - places @ plane, axis=-1), ring

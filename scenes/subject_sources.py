@@ -16,16 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..concepts.errors import BestiaryError
-from .cutout import (
-    AS_GIVEN,
-    LIMITS_AS_GIVEN,
-    OWN_COLOURS,
-    CutoutLimits,
-    CutoutOptions,
-    as_alpha,
-    faults_of,
-    make_subject,
-)
+from .cutout import AS_GIVEN, OWN_COLOURS, CutoutOptions, as_alpha, make_subject
+from .cutout_gate import LIMITS_AS_GIVEN, CutoutLimits, faults_of
 from .plain_ground import segment_plain
 from .subject import PictureSource, Subject
 

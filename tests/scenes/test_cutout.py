@@ -1,21 +1,16 @@
-"""Cut-outs: straight alpha, colours of edges, cleaning, and the reasons why a mask is not trusted."""
-
-import re
+"""Cut-outs: straight alpha, colours of edges, and cleaning."""
 
 import numpy as np
 import pytest
 from bestiary.concepts.errors import BestiaryError
 from bestiary.scenes.cutout import (
     AS_GIVEN,
-    LIMITS_AS_GIVEN,
     OWN_COLOURS,
-    CutoutLimits,
     CutoutOptions,
     as_alpha,
     cleaned,
     cut_out,
     edge_colours,
-    faults_of,
     make_subject,
 )
 from bestiary.scenes.subject import PictureSource
@@ -78,7 +73,7 @@ def test_the_old_ground_leaves_the_edge() -> None:
     assert before > 60 and after < before / 8
     # next to the thing its colours go on, for whatever resamples the cut-out
     outside = (alpha == 0) & (disc(80, 80, 40, 40, 30) > 0)
-    assert np.abs(colours[outside] - thing).mean() < 8
+    assert np.abs(colours[outside] - thing).mean() < 15
 
 
 def test_solid_pixels_keep_their_colours_to_the_bit() -> None:
@@ -159,6 +154,17 @@ def test_large_cutouts_are_made_smaller() -> None:
     assert (small[small[..., 3] > 40][:, :3] >= 190).all()
 
 
+def test_a_picture_of_20000_pixels() -> None:
+    mask = np.zeros((30, 20_000), bool)
+    mask[10:20, 100:19_900] = True
+    cutout = cut_out(np.full((30, 20_000, 3), 80, np.uint8), mask, CutoutOptions())
+    assert cutout.pixels.shape[1] == 2048 and cutout.box == (100, 10, 19_800, 10)
+    faint = np.zeros((30, 20_000), np.uint8)
+    faint[10, 100:19_900] = 2
+    with pytest.raises(BestiaryError, match="so thin that nothing of it is left at 16 pixels"):
+        cut_out(np.full((30, 20_000, 3), 80, np.uint8), faint, CutoutOptions(False, snap=0, longest=16))
+
+
 def test_one_pixel_is_a_cutout() -> None:
     mask = np.zeros((20, 20), np.uint8)
     mask[3, 4] = 255
@@ -206,52 +212,3 @@ def test_masks_of_every_type_mean_the_same() -> None:
     for mask in kinds:
         alpha = as_alpha(mask, (1, 2, 3))
         assert alpha.dtype == np.float32 and alpha.tolist() == [[1, 0]]
-
-
-GOOD = disc(100, 120, 50, 60, 25)
-
-
-@pytest.mark.parametrize(
-    ("mask", "told"),
-    [
-        (np.zeros((50, 50)), r"empty: nothing in it is more than half opaque \(at most 0%\)"),
-        (np.full((50, 50), 0.4), r"empty: .*\(at most 40%\)"),
-        (np.ones((50, 50)), "whole frame: 100.0% of the picture"),
-        (disc(100, 100, 50, 50, 3), "area out of range: 0.2.% of the picture, at least 0.50%"),
-        (np.pad(np.ones((96, 96)), 2), "area out of range: 92.2% of the picture, at most 90%"),
-        (
-            np.maximum(GOOD, disc(100, 120, 15, 15, 13)),
-            "several pieces: 2, the second has 2.% of the first one's area",
-        ),
-        (disc(100, 120, 90, 60, 25), r"touches the border: 1\d.\d% of it \(bottom\), at most 2.0%"),
-        (disc(100, 120, 50, 60, 25, 30), r"edge too soft: .* pixels on average, at most 4.0"),
-    ],
-)
-def test_every_fault_has_its_reason(mask: np.ndarray, told: str) -> None:
-    faults = faults_of(mask)
-    assert len(faults) == 1 and re.match(told, faults[0]), faults
-
-
-def test_a_good_mask_has_no_fault() -> None:
-    assert faults_of(GOOD) == ()
-    # a speck is no second piece, and one pixel of a foot no cut
-    speck = GOOD.copy()
-    speck[3, 3] = 1
-    speck[99, 60] = 1
-    assert faults_of(speck) == ()
-
-
-def test_several_faults_are_all_told() -> None:
-    mask = np.zeros((100, 100))
-    mask[:30, :40] = mask[70:, 60:] = 1
-    assert [fault.split(":")[0] for fault in faults_of(mask)] == ["several pieces", "touches the border"]
-
-
-def test_limits_can_be_left_out() -> None:
-    mask = np.zeros((100, 100))
-    mask[:60, :40] = mask[70:, :] = 1
-    assert faults_of(mask) and faults_of(mask, LIMITS_AS_GIVEN) == ()
-    assert faults_of(np.ones((20, 20)), LIMITS_AS_GIVEN) == ()
-    nothing = CutoutLimits(least_area=None, most_area=None, second_piece=None, border=None, edge=None)
-    assert faults_of(disc(100, 100, 95, 50, 5, 20), nothing) == ()
-    assert faults_of(np.zeros((9, 9)), nothing)[0].startswith("empty")

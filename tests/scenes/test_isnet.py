@@ -1,5 +1,8 @@
 """The network: its names and sizes, what it does with a picture, and how it is wired."""
 
+import ast
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -106,6 +109,24 @@ def test_bf16_gives_nearly_the_same() -> None:
     picture = np.random.default_rng(0).integers(0, 256, (32, 32, 3), np.uint8)
     ours, theirs = (segment(Bright(), picture, edge=32, bf16=bf16) for bf16 in (True, False))
     assert np.abs(ours - theirs).max() < 0.01
+
+
+def test_no_other_file_of_the_package_imports_torch() -> None:
+    folder = Path(__file__).parents[2] / "scenes"
+    guilty = []
+    for path in folder.glob("*.py"):
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        # for type checkers it may stand in `if TYPE_CHECKING`
+        checked = {id(node) for block in ast.walk(tree) if isinstance(block, ast.If) for node in ast.walk(block)}
+        names = [
+            name
+            for node in ast.walk(tree)
+            if isinstance(node, ast.Import | ast.ImportFrom) and id(node) not in checked
+            for name in ([node.module] if isinstance(node, ast.ImportFrom) else [one.name for one in node.names])
+        ]
+        if any(name and name.split(".")[0] == "torch" for name in names):
+            guilty.append(path.name)
+    assert guilty == ["isnet.py"]
 
 
 @pytest.mark.slow

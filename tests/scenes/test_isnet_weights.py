@@ -30,7 +30,7 @@ def random_isnet() -> IsNet:
             # one pass in training measures what the norms divide by
             network.train()(torch.rand(4, 3, 64, 64) - 0.5)
             for norm in norms:
-                norm.running_var.clamp_(min=0.05)
+                norm.get_buffer("running_var").clamp_(min=0.05)
             network.side1.weight *= 8
     return network.requires_grad_(False).eval()
 

@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 from bestiary.concepts.errors import BestiaryError
-from bestiary.scenes.cutout import CutoutLimits, CutoutOptions
+from bestiary.scenes.cutout import CutoutOptions
+from bestiary.scenes.cutout_gate import CutoutLimits
 from bestiary.scenes.subject import PictureSource, Subject
 from bestiary.scenes.subject_sources import MaskSources, cut_subject, find_mask, in_rounds, subject_names
 
