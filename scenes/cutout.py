@@ -142,8 +142,10 @@ def cut_out(
     )
     colours, alpha, opacity = picture[area][..., :3], alpha[area], feathered[area]  # near the thing only
     labels = None if parts is None else parts[area]
-    scale = min(1.0, options.longest / max(right - left, bottom - top))
-    if scale < 1:
+    longest = max(right - left, bottom - top)
+    if longest > options.longest:
+        # a reduced edge may fall between two pixels, on either side
+        scale = (options.longest - 2) / longest
         colours, alpha, opacity, labels = _smaller(colours, alpha, opacity, labels, scale, options.edge_colours)
         if not opacity.any():
             raise BestiaryError(f"its mask is so thin that nothing of it is left at {options.longest} pixels")

@@ -158,7 +158,7 @@ def test_a_picture_of_20000_pixels() -> None:
     mask = np.zeros((30, 20_000), bool)
     mask[10:20, 100:19_900] = True
     cutout = cut_out(np.full((30, 20_000, 3), 80, np.uint8), mask, CutoutOptions())
-    assert cutout.pixels.shape[1] == 2048 and cutout.box == (100, 10, 19_800, 10)
+    assert 2046 <= cutout.pixels.shape[1] <= 2048 and cutout.box == (100, 10, 19_800, 10)
     faint = np.zeros((30, 20_000), np.uint8)
     faint[10, 100:19_900] = 2
     with pytest.raises(BestiaryError, match="so thin that nothing of it is left at 16 pixels"):
