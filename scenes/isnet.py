@@ -12,6 +12,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 
 import numpy as np
 import torch
@@ -218,10 +219,12 @@ def _taken(node: torch.fx.Node) -> list[torch.fx.Node]:
     return [one for one in (*joined, *node.args) if isinstance(one, torch.fx.Node)]
 
 
-def expected_shapes() -> dict[str, tuple[int, ...]]:
+@functools.cache
+def expected_shapes() -> Mapping[str, tuple[int, ...]]:
     """Name and shape of all 798 tensors of the network's weights."""
     with torch.device("meta"):
-        return {name: tuple(tensor.shape) for name, tensor in IsNet().state_dict().items()}
+        state = IsNet().state_dict()
+    return MappingProxyType({name: tuple(tensor.shape) for name, tensor in state.items()})
 
 
 def folded_state(convolutions: Mapping[str, tuple[NDArray, NDArray]]) -> dict[str, Tensor]:

@@ -22,6 +22,7 @@ from ..concepts.files.wrong_download import wrong_download
 LARGEST_FILE = 1 << 30
 """Bytes; larger files are refused unread."""
 MOST_NODES = 100_000
+MOST_AXES = 16
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
 _LONGEST_VARINT = 10
 _EXTERNAL = 1
@@ -121,7 +122,9 @@ def decoded(tensor: memoryview) -> NDArray:
         if kind not in _DTYPES:
             raise _Broken(f"it holds numbers of type {kind}, which is not read")
         flat = _raw(raw, kind) if raw is not None else _typed(typed, kind)
-        if any(not 0 <= size < 1 << 32 for size in dims) or math.prod(dims) != len(flat):
+        # bounds come before the product
+        bounded = len(dims) <= MOST_AXES and all(0 <= size < 1 << 32 for size in dims)
+        if not bounded or math.prod(dims) != len(flat):
             raise _Broken(f"a tensor of {dims[:8]} has {len(flat):,} numbers")
     except _Broken as fault:
         raise BestiaryError(str(fault)) from fault
