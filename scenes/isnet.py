@@ -57,6 +57,8 @@ class _NormedConvolution(nn.Module):
 class _ResidualU(nn.Module):
     """A small U-Net on top of one convolution, whose result is added to that of the U."""
 
+    rebnconv1: _NormedConvolution
+
     def __init__(self, channels_in: int, inside: int, channels_out: int, levels: int) -> None:
         super().__init__()
         self.pools = levels > 0
@@ -90,6 +92,9 @@ class _ResidualU(nn.Module):
 
 class IsNet(nn.Module):
     """The network; its weights come from isnet_weights.py."""
+
+    stage1: _ResidualU
+    side1: nn.Conv2d
 
     def __init__(self) -> None:
         """With weights as torch makes them, which cut out nothing."""
