@@ -79,6 +79,7 @@ class SceneSet:
         """
         self.folder = Path(folder)
         self.card = card or SetCard()
+        self._stored: dict[str, tuple[str, str]] = {}
         checked_set_name(self.folder.name)
         for place in (self.folder, *(path for path in self.folder.glob("*") if path.is_dir())):
             remove_leftovers(place)
@@ -180,12 +181,18 @@ class SceneSet:
 
     def _store(self, folder: str, pixels: Plane) -> tuple[str, dict[str, str]]:
         """Write pixels under the hash of their PNG; returns the path within the set, and its hash."""
+        # cut-outs come again in scene after scene, and compressing them costs more than all else
+        known = sha256_of(np.ascontiguousarray(pixels).tobytes() + repr((folder, pixels.shape)).encode())
+        if known in self._stored and (self.folder / self._stored[known][0]).is_file():
+            name, sha = self._stored[known]
+            return name, {name: sha}
         content = png_bytes(pixels)
         sha = sha256_of(content)
         name = f"{folder}/{sha[:16]}.png"
         path = self.folder / name
         if not path.is_file() or path.stat().st_size != len(content):
             write_bytes(path, content)
+        self._stored[known] = (name, sha)
         return name, {name: sha}
 
     def _store_subject(self, subject: Subject) -> tuple[SubjectFiles, dict[str, str]]:

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations, islice, permutations
+from typing import TypeVar
 
 import numpy as np
 
 from ..concepts.errors import BestiaryError
 from .scene_layout import SceneLayout
 
+_Choice = TypeVar("_Choice")
 _MOST_CHOICES = 2000
 """Groups or orders that are compared; more than these are left to chance."""
 
@@ -126,7 +128,7 @@ def _orders(group: Sequence[str], random: np.random.Generator) -> list[tuple[str
     return [tuple(group[index] for index in random.permutation(len(group))) for _ in range(100)]
 
 
-def _least(choices: Sequence, cost, random: np.random.Generator):  # noqa: ANN001, ANN202
+def _least(choices: Sequence[_Choice], cost: Callable[[_Choice], object], random: np.random.Generator) -> _Choice:
     """The choice of least cost; chance decides between equals."""
     costs = [cost(choice) for choice in choices]
     least = min(costs)

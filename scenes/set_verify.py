@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -197,5 +197,5 @@ def _shared_photographs(folder: Path) -> Iterator[SetFault]:
         yield SetFault(EVALUATION, f"the photograph of sha256 {sha[:16]} is in training and in evaluation")
 
 
-def _sorted(faults) -> list[SetFault]:  # noqa: ANN001
+def _sorted(faults: Iterable[SetFault]) -> list[SetFault]:
     return sorted(dict.fromkeys(faults), key=lambda fault: (fault.file, fault.reason))

@@ -11,7 +11,7 @@ import json
 import os
 import shutil
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -388,7 +388,7 @@ def _opaque(pixels: Plane) -> Plane:
     return np.dstack([pixels, np.full(pixels.shape[:2], 255, np.uint8)])
 
 
-def _lines(rows) -> str:  # noqa: ANN001
+def _lines(rows: Iterable[Mapping[str, object]]) -> str:
     return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
 
 

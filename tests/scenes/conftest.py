@@ -1,5 +1,6 @@
 """A small set of drawn scenes, and what it is made of."""
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -53,6 +54,22 @@ def write_scene(pool):
         return True
 
     return write
+
+
+@pytest.fixture
+def copy_set(build, tmp_path_factory):
+    """Copies a set that was built once to a folder; returns the folder."""
+
+    def copy(folder: Path, count: int = len(STEMS)) -> Path:
+        if count not in _BUILT:
+            _BUILT[count] = build(tmp_path_factory.mktemp("built") / "pets", count)
+        shutil.copytree(_BUILT[count], folder)
+        return folder
+
+    return copy
+
+
+_BUILT: dict[int, Path] = {}
 
 
 @pytest.fixture

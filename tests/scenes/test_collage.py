@@ -1,4 +1,8 @@
 import dataclasses
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -180,6 +184,39 @@ def test_the_same_input_gives_the_same_bytes():
     ]
     for name in ("picture", "union", "labels", "parts", "repaint"):
         assert getattr(scenes[0], name).tobytes() == getattr(scenes[1], name).tobytes()
+
+
+def test_the_number_of_threads_changes_nothing():
+    """A process with other settings of every threading library gives the same hash."""
+    program = """
+import hashlib, sys, importlib.util
+spec = importlib.util.spec_from_file_location("bestiary", sys.argv[1], submodule_search_locations=[sys.argv[2]])
+module = importlib.util.module_from_spec(spec)
+sys.modules["bestiary"] = module
+spec.loader.exec_module(module)
+import numpy as np
+from bestiary.scenes.collage import CollageOptions, compose
+from bestiary.scenes.scene_layout import Placement, SceneLayout
+from bestiary.scenes.subject import Subject
+from bestiary.scenes.backgrounds import make_background
+cutout = np.random.default_rng(1).integers(0, 256, (40, 30, 4), np.uint8)
+layout = SceneLayout(128, 96, (Placement("a", 20, 20, 60, 70, turn=9),))
+scene = compose([Subject("a", cutout)], layout, make_background("noise", 128, 96, 2).pixels, CollageOptions(lightness=0.5))
+print(hashlib.sha256(scene.picture.tobytes() + scene.union.tobytes() + scene.labels.tobytes()).hexdigest())
+"""
+    root = Path(__file__).parents[2]
+    names = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
+    hashes = {
+        subprocess.run(
+            [sys.executable, "-c", program, str(root / "__init__.py"), str(root)],
+            env=os.environ | dict.fromkeys(names, threads),
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+        for threads in ("1", "4")
+    }
+    assert len(hashes) == 1 and len(hashes.pop()) == 65
 
 
 def test_a_subject_of_one_pixel_and_one_that_shrinks_to_a_pixel():

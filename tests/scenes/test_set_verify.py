@@ -75,26 +75,26 @@ FAULTS = {
 
 
 @pytest.mark.parametrize("name", FAULTS)
-def test_seeded_faults_are_found_by_name(build, tmp_path, name):
+def test_seeded_faults_are_found_by_name(copy_set, tmp_path, name):
     file, reason, damage = FAULTS[name]
-    folder = build(tmp_path / "pets", count=2)
+    folder = copy_set(tmp_path / "pets", count=2)
     damage(folder)
     found = [str(fault) for fault in verify_set(folder)]
     assert any(text.startswith(file) and reason in text for text in found), found
 
 
-def test_a_right_set_has_no_fault(build, tmp_path):
-    assert verify_set(build(tmp_path / "pets")) == []
+def test_a_right_set_has_no_fault(copy_set, tmp_path):
+    assert verify_set(copy_set(tmp_path / "pets")) == []
 
 
-def test_a_picture_ending_in_a_folder_name_is_found(build, tmp_path):
-    folder = build(tmp_path / "pets", count=1).rename(tmp_path / "my.png.set")
+def test_a_picture_ending_in_a_folder_name_is_found(copy_set, tmp_path):
+    folder = copy_set(tmp_path / "pets", count=1).rename(tmp_path / "my.png.set")
     assert "a folder's name holds '.png'" in str(verify_set(folder)[0]) and verify_set(folder)[0].file == "my.png.set"
 
 
-def test_photographs_of_the_evaluation_must_not_be_trained_on(build, tmp_path):
-    folder = build(tmp_path / "pets", count=2)
-    build(folder / "eval", count=2)
+def test_photographs_of_the_evaluation_must_not_be_trained_on(copy_set, tmp_path):
+    folder = copy_set(tmp_path / "pets", count=2)
+    copy_set(folder / "eval", count=2)
     SceneSet(folder).finish()
     assert "split: test" in (folder / "README.md").read_text()
     faults = verify_set(folder)
@@ -126,8 +126,8 @@ VIEW_FAULTS = {
 
 
 @pytest.mark.parametrize("kind", VIEW_FAULTS)
-def test_seeded_faults_of_views(build, tmp_path, kind):
-    folder = build(tmp_path / "pets", count=1)
+def test_seeded_faults_of_views(copy_set, tmp_path, kind):
+    folder = copy_set(tmp_path / "pets", count=1)
     for file, reason, damage in VIEW_FAULTS[kind]:
         out = export_view(folder, kind)
         damage(out)
@@ -137,13 +137,13 @@ def test_seeded_faults_of_views(build, tmp_path, kind):
         shutil.rmtree(out)
 
 
-def test_a_moved_view_is_told_by_its_configuration(build, tmp_path):
-    out = export_view(build(tmp_path / "pets", count=1), "kohya").rename(tmp_path / "moved")
+def test_a_moved_view_is_told_by_its_configuration(copy_set, tmp_path):
+    out = export_view(copy_set(tmp_path / "pets", count=1), "kohya").rename(tmp_path / "moved")
     assert "export the view again where it is now" in str(verify_set(out)[0])
 
 
-def test_what_cannot_be_verified(build, tmp_path):
-    folder = build(tmp_path / "pets", count=1)
+def test_what_cannot_be_verified(copy_set, tmp_path):
+    folder = copy_set(tmp_path / "pets", count=1)
     with pytest.raises(BestiaryError, match="has no view for kohya: export it first"):
         verify_set(folder, "kohya")
     with pytest.raises(BestiaryError, match="there is no view for 'x'"):

@@ -17,8 +17,8 @@ CAPTION = "a photo of a cat and a bird in a wood"
 
 
 @pytest.fixture
-def pets(build, tmp_path):
-    return build(tmp_path / "pets")
+def pets(copy_set, tmp_path):
+    return copy_set(tmp_path / "pets")
 
 
 @pytest.mark.parametrize("kind", KINDS)
