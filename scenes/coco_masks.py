@@ -5,6 +5,9 @@ to the one two before; a number is groups of five bits, lowest first, plus 32 wh
 Format: cocodataset/cocoapi, common/maskApi.c (rleToString).
 """
 
+from collections.abc import Mapping
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -35,7 +38,7 @@ def encoded_mask(mask: NDArray[np.bool_]) -> dict[str, object]:
     return {"size": list(mask.shape), "counts": "".join(letters)}
 
 
-def decoded_mask(segmentation: dict[str, object]) -> NDArray[np.bool_]:
+def decoded_mask(segmentation: Mapping[str, Any]) -> NDArray[np.bool_]:
     """Mask `(H, W)` of compressed run lengths.
 
     Raises:

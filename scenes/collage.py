@@ -148,13 +148,16 @@ def compose(
         # what flies touches nothing
         if options.shadow and subject.support != "sky":
             shadow = contact_shadow(alpha, options.shadow)
-        canvas = color + canvas * ((1 - alpha) * (1 - shadow))[..., None]
-        clear *= 1 - alpha
-        solid = _bytes(alpha * 255) >= SOLID
+        window = _touched(alpha, shadow)
+        through = (1 - alpha[window]) * (1 - shadow[window])
+        canvas[window] = color[window] + canvas[window] * through[..., None]
+        clear[window] *= 1 - alpha[window]
+        alphas[index] = _bytes(alpha * 255)
+        solid = alphas[index] >= SOLID
         labels[solid] = index + 1
         parts[solid] = _parts_on_canvas(placed, size)[solid]
-        alphas[index] = _bytes(alpha * 255)
-        layers[index] = _layer(color, alpha, shadow)
+        layers[index] = np.zeros((*size, 4), np.uint8)
+        layers[index][window] = _layer(color[window], alpha[window], shadow[window])
         wholes[index] = int((_bytes(placed.alpha * 255) >= SOLID).sum())
     union = _bytes((1 - clear) * 255)
     seen = np.bincount(labels.ravel(), minlength=len(shown) + 1)
@@ -315,6 +318,15 @@ def _overlap(start: int, length: int, limit: int) -> tuple[slice, slice]:
     """What of `start ... start + length` lies in `0 ... limit`, seen from there and from its own beginning."""
     first, last = min(max(start, 0), limit), min(max(start + length, 0), limit)
     return slice(first, last), slice(first - start, last - start)
+
+
+def _touched(alpha: _Floats, shadow: _Floats) -> tuple[slice, slice]:
+    """Rows and columns that a subject or its shadow changes."""
+    changed = (alpha > 0) | (shadow > 0)
+    rows, columns = np.flatnonzero(changed.any(axis=1)), np.flatnonzero(changed.any(axis=0))
+    if not len(rows):
+        return slice(0, 0), slice(0, 0)
+    return slice(int(rows[0]), int(rows[-1]) + 1), slice(int(columns[0]), int(columns[-1]) + 1)
 
 
 def _layer(color: _Floats, alpha: _Floats, shadow: _Floats) -> Plane:

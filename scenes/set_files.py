@@ -9,6 +9,7 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -71,8 +72,8 @@ class SceneRecord:
     stem: str
     key: str
     """Hash of all that it was made of."""
-    layout: Mapping[str, object]
-    options: Mapping[str, object]
+    layout: Mapping[str, Any]
+    options: Mapping[str, Any]
     background: str
     """Path within the set."""
     subjects: tuple[SubjectFiles, ...]

@@ -362,9 +362,9 @@ def normalised_boxes(record: SceneRecord) -> list[dict[str, object]]:
     return boxes
 
 
-def _toolkit_yaml(view: _View, more: dict[str, object]) -> str:
+def _toolkit_yaml(view: _View, more: Mapping[str, object]) -> str:
     """The `datasets` of an ai-toolkit job; JSON values are YAML values."""
-    fields = {"folder_path": view.place("images"), "caption_ext": "txt"} | more
+    fields: dict[str, object] = {"folder_path": view.place("images"), "caption_ext": "txt", **more}
     lines = [f"      {name}: {json.dumps(value, ensure_ascii=False)}" for name, value in fields.items()]
     return "\n".join(
         [

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 from ..concepts.errors import BestiaryError
 from ..concepts.files.text_file import parse_toml, read_text
@@ -37,7 +38,7 @@ def verify_view(folder: Path, kind: str | None = None) -> list[SetFault]:
 
 
 def _kohya(folder: Path, scenes: list[str]) -> Iterator[SetFault]:
-    content = parse_toml(read_text(folder / "kohya.toml"))
+    content = _toml(read_text(folder / "kohya.toml"))
     if content["general"].get("caption_extension") != ".txt":
         yield SetFault("kohya.toml", "caption_extension is not .txt, and without it captions end with .caption")
     subset = content["datasets"][0]["subsets"][0]
@@ -99,7 +100,7 @@ def _simpletuner(folder: Path, scenes: list[str]) -> Iterator[SetFault]:
 
 
 def _musubi(folder: Path, scenes: list[str]) -> Iterator[SetFault]:
-    content = parse_toml(read_text(folder / "musubi.toml"))
+    content = _toml(read_text(folder / "musubi.toml"))
     yield from _places(
         "musubi.toml", *(content["datasets"][0][name] for name in ("image_directory", "control_directory"))
     )
@@ -161,7 +162,7 @@ def _edit(folder: Path, scenes: list[str]) -> Iterator[SetFault]:
 
 
 def _layers(folder: Path, scenes: list[str]) -> Iterator[SetFault]:
-    content = parse_toml(read_text(folder / "layers.toml"))
+    content = _toml(read_text(folder / "layers.toml"))
     yield from _places("layers.toml", content["datasets"][0]["image_directory"])
     for stem in scenes:
         caption = folder / "images" / f"{stem}.txt"
@@ -191,6 +192,10 @@ _CHECKS: dict[str, Callable[[Path, list[str]], Iterator[SetFault]]] = {
     "edit": _edit,
     "layers": _layers,
 }
+
+
+def _toml(text: str) -> dict[str, Any]:
+    return dict(parse_toml(text))
 
 
 def _places(config: str, *folders: str) -> Iterator[SetFault]:
