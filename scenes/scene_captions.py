@@ -43,7 +43,7 @@ _UNCHANGED = frozenset(
         "jeans",
     ]
 )
-_A_BEFORE_VOWEL = re.compile(r"(eu|ewe|one\b|once|u(?!n[aeiou]?n|nk)(n[ie]|s[ae]|t[ei]|ku|fo\b|ro))", re.I)
+_A_BEFORE_VOWEL = re.compile(r"eu|ewe|one\b|one-|once|uni(?:[cflqstv]|on)|us[aeu]|ut[eio]|uku|ufo|unanim|uran", re.I)
 _AN_BEFORE_CONSONANT = re.compile(r"(hour|honest|heir|honou?r|x-|f-|mri\b)", re.I)
 
 
@@ -113,7 +113,7 @@ def plain_words(subject: Subject) -> str:
 
 
 def subject_list(concepts: Sequence[tuple[str, str]], counted: bool = False) -> str:
-    """`a cat, two dogs and sks bird` of pairs (trigger word or nothing, words); equal words without trigger are counted.
+    """`a cat, two dogs and sks bird` of pairs (trigger word or nothing, words); equal words without trigger or token are counted.
 
     Args:
         counted: say `one cat` in place of `a cat`.
@@ -123,6 +123,8 @@ def subject_list(concepts: Sequence[tuple[str, str]], counted: bool = False) -> 
     for trigger, words in concepts:
         if trigger:
             phrases.append(f"{trigger} {words}")
+        elif _TOKEN.search(words):
+            phrases.append(with_article(words))
         elif words not in said:
             said.add(words)
             phrases.append(_counted(words, counts[words], counted))

@@ -38,6 +38,7 @@ from .set_files import (
     read_records,
     sha256_of,
 )
+from .source_list import check_licences
 from .subject import PictureSource, Subject
 
 
@@ -104,10 +105,13 @@ class SceneSet:
             key: from `scene_key`.
 
         Raises:
-            BestiaryError: no caption, more than one line, nothing to see of a subject, a picture of another size, or no place on the disk.
+            BestiaryError: no caption, more than one line, nothing to see of a subject, a picture of another size, a source without
+                licence where the card requires one, or no place on the disk.
         """
         scene = entry.scene
         _check(checked_stem(stem), entry)
+        if self.card.require_licence:
+            check_licences(scene.subjects)
         picture = scene.picture if entry.picture is None else entry.picture
         subjects = [self._store_subject(subject) for subject in scene.subjects]
         files = {

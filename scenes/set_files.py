@@ -107,6 +107,8 @@ class SetCard:
     title: str = ""
     licence: str = "other"
     """Of the whole set, as its card names it."""
+    require_licence: bool = False
+    """Whether subjects whose source names no licence are refused."""
     options: Mapping[str, object] = field(default_factory=dict)
     """Settings of the run, for provenance; plain JSON values."""
 

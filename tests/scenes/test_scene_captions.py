@@ -50,7 +50,7 @@ def test_counts_with_number_words():
         ("cat", "a cat"), ("owl", "an owl"), ("hour glass", "an hour glass"), ("unicorn", "a unicorn"),
         ("umbrella", "an umbrella"), ("uninteresting cat", "an uninteresting cat"), ("European hare", "a European hare"),
         ("Apple", "an Apple"), ("the moon", "the moon"), ("scissors", "a pair of scissors"), ("one-eyed cat", "a one-eyed cat"),
-        ("used car", "a used car"), ("<head:owl> bird", "a <head:owl> bird"),
+        ("used car", "a used car"), ("unidentified cat", "an unidentified cat"), ("utensil", "a utensil"), ("<head:owl> bird", "a <head:owl> bird"),
     ],
 )  # fmt: skip
 def test_articles(words, expected):
@@ -85,6 +85,10 @@ def test_tokens_stand_in_our_own_column_alone_grouped_by_subject():
     )
     assert scene_caption([bird, beast], "in a wood", options) == "a photo of sks bird and a beast in a wood"
     assert scene_caption([subject("only", "<head:1>")]) == "a photo of an only"
+    # what is learned by itself is not counted with others of its kind
+    twins = [bird, subject("d", bird.words)]
+    assert token_caption(twins).endswith("a <head:cardinal> <wing:3> bird and a <head:cardinal> <wing:3> bird")
+    assert scene_caption(twins) == "a photo of two birds"
 
 
 def test_braces_and_line_breaks():

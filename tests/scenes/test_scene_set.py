@@ -2,6 +2,8 @@ import dataclasses
 import hashlib
 import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -97,6 +99,15 @@ def test_a_build_that_is_killed_between_files_ends_with_the_same_hashes(build, w
         monkeypatch.setattr(atomic_file.os, "replace", replace)
         (folder / "images").mkdir(exist_ok=True)
         assert hashes(build(folder)) == whole
+
+
+def test_what_a_killed_process_left_half_written_goes_when_the_set_is_opened(build, tmp_path):
+    folder = build(tmp_path / "pets", count=1)
+    gone = subprocess.run([sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, text=True)
+    (folder / f"images/.000002.png.{gone.stdout.strip()}-3.part").write_bytes(b"half")
+    whole = hashes(build(tmp_path / "other" / "pets", count=1))
+    SceneSet(folder)
+    assert hashes(folder) == whole
 
 
 def test_finished_scenes_are_not_made_again_and_damaged_ones_are(build, write_scene, tmp_path):
