@@ -1,4 +1,4 @@
-"""The shadow that holds a subject on the ground: its outline squashed onto its foot line, and a darker strip under its feet."""
+"""The shadow that holds a subject on the ground: its outline squashed onto its foot line, and a darker strip under each foot."""
 
 import numpy as np
 from numpy.typing import NDArray
@@ -6,8 +6,10 @@ from PIL import Image, ImageFilter
 
 _FLAT = 0.16
 """Height of the squashed outline against the subject's."""
-_FEET = 0.05
-"""Share of the subject's height above its lowest pixel that counts as feet."""
+_FEET = 0.2
+"""Share of the subject's height above its lowest pixel in which a lower edge is a foot: those farther back stand higher."""
+_STRIP = 0.04
+"""Thickness of the strip under a foot against the subject's height."""
 _SOFT, _SOFT_FEET = 0.035, 0.012
 """Radii of the blurs against the longer side of the subject."""
 _FAINT = 0.6
@@ -31,11 +33,20 @@ def contact_shadow(alpha: NDArray[np.float32], strength: float) -> NDArray[np.fl
     outline = Image.fromarray((alpha[top:foot, left:right] * 255 + 0.5).astype(np.uint8))
     # the squashed outline lies around the foot line: most of it on the ground before and behind the feet
     flat = np.asarray(outline.resize((wide, max(1, round(tall * _FLAT))), Image.Resampling.BOX))
-    strip = max(1, round(tall * _FEET))
-    feet = np.asarray(outline)[tall - strip :]
     spread = _laid(alpha.shape, flat, left, foot - round(len(flat) * 0.7), edge * _SOFT)
-    close = _laid(alpha.shape, feet, left, foot - strip // 2, edge * _SOFT_FEET)
+    close = _laid(alpha.shape, _feet(solid[top:foot, left:right]), left, top, edge * _SOFT_FEET)
     return (np.maximum(spread * np.float32(_FAINT), close) * np.float32(strength)).astype(np.float32)
+
+
+def _feet(solid: NDArray[np.bool_]) -> NDArray[np.uint8]:
+    """A strip `(h + more, w)` along the lower edges of a subject `(h, w)` that are near its lowest one, fainter the higher they are."""
+    tall = len(solid)
+    half = max(0.5, tall * _STRIP / 2)
+    height = np.argmax(solid[::-1], axis=0)  # (w,) rows between a column's lowest pixel and the foot line
+    share = (1 - height / (tall * _FEET)).clip(0, 1) * solid.any(axis=0)
+    rows = np.arange(tall + int(half) + 1)[:, None]
+    near = abs(rows - (tall - 0.5 - height)) <= half  # (h + more, w)
+    return (near * share * 255 + 0.5).astype(np.uint8)
 
 
 def _laid(shape: tuple[int, int], mask: NDArray[np.uint8], left: int, top: int, radius: float) -> NDArray[np.float32]:

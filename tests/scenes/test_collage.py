@@ -165,6 +165,14 @@ def test_contact_shadow_is_bounded_and_absent_without_a_foot():
     assert not contact_shadow(alpha, 0.5).any()
 
 
+def test_every_foot_has_a_shadow_of_its_own():
+    """A table of two legs, the left one shorter: it stands farther back."""
+    alpha = np.zeros((120, 120), np.float32)
+    alpha[20:60, 20:100] = alpha[60:93, 20:30] = alpha[60:100, 90:100] = 1
+    shadow = contact_shadow(alpha, 1.0)
+    assert shadow[93, 25] > 0.5 > shadow[93, 45] and shadow[100, 95] > 0.5 and shadow[62, 60] == 0
+
+
 def test_lightness_follows_the_place_and_keeps_the_hue():
     placed = layout(Placement("box", 40, 30, 32, 32))
     lit = CollageOptions(shadow=0, lightness=1)
