@@ -1,28 +1,7 @@
-<<<<<<< HEAD
-"""Small subjects with exact alpha."""
-
-from collections.abc import Callable
-
-import numpy as np
-import pytest
-from bestiary.scenes.subject import Subject
-
-Maker = Callable[..., Subject]
-
-
-@pytest.fixture(scope="session")
-def make_subject() -> Maker:
-    """Makes an opaque rectangle with a name and an aspect; its longer side has 40 pixels."""
-
-    def make(name: str, aspect: float = 1.0, **fields: object) -> Subject:
-        height, width = round(40 * min(1.0, 1 / aspect)), round(40 * min(1.0, aspect))
-        return Subject(name, np.full((height, width, 4), 255, np.uint8), **fields)
-
-    return make
-=======
-"""A small set of drawn scenes, and what it is made of."""
+"""Small subjects with exact alpha; a small set of drawn scenes, and what it is made of."""
 
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -35,6 +14,18 @@ from bestiary.scenes.scene_set import SceneEntry, SceneSet, scene_key
 from bestiary.scenes.subject import PictureSource, Subject
 
 STEMS = ("000001", "000002", "000003", "000004")
+Maker = Callable[..., Subject]
+
+
+@pytest.fixture(scope="session")
+def make_subject() -> Maker:
+    """Makes an opaque rectangle with a name and an aspect; its longer side has 40 pixels."""
+
+    def make(name: str, aspect: float = 1.0, **fields: object) -> Subject:
+        height, width = round(40 * min(1.0, 1 / aspect)), round(40 * min(1.0, aspect))
+        return Subject(name, np.full((height, width, 4), 255, np.uint8), **fields)
+
+    return make
 
 
 def _drawn(name, words, color, width, height, photo):
@@ -106,4 +97,3 @@ def build(write_scene):
         return folder
 
     return build
->>>>>>> scenes_set
