@@ -11,7 +11,7 @@ from PIL import Image
 from torch import Tensor
 
 from ...concepts.denoiser.ddim import sample_ddim
-from ...trainer.learning.parts.concept_images import ConceptImages
+from ...trainer.learning.parts.concept_images import ConceptImages, quarter_time
 from ...trainer.learning.parts.part_objective import PartObjective
 from ...trainer.learning.parts.preview_sheets import TILE, attention_sheet, preview_prompts, to_image, varied_rows
 from ...trainer.learning.parts.settings import TrainPartsSettings
@@ -49,7 +49,7 @@ class GraphPreviews(NodePreviews):
         pictures = contact_sheet([*real, *map(to_image, made)], captions, columns=len(labels), tile=TILE)
         if self._objective.attention is None:
             return (pictures,)
-        batch = self._batches.fixed(self._rows, self._batches.plan.num_timesteps // 4)
+        batch = self._batches.fixed(self._rows, quarter_time(self.denoiser.process))
         return pictures, attention_sheet(self._objective, batch, self._set.kinds.part_names, real)
 
     def _sample(self) -> Tensor:

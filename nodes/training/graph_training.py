@@ -94,7 +94,7 @@ def set_up(denoiser: ComfyDenoiser, training_set: TrainingSet, settings: TrainPa
         BestiaryError: attention layers that this model does not have.
     """
     check_layers(settings, denoiser)
-    denoiser.unload_lora()  # of a set-up that Cancel cut short
+    denoiser.network.adapters.unload()  # of a set-up that Cancel cut short
     torch.manual_seed(settings.run.seed)  # adapters draw from torch's own generator
     cache = LatentCache(training_set.moments)
     batches = build_batches(settings, training_set.names, training_set.kinds, cache, denoiser)
@@ -124,7 +124,7 @@ def _dictionary(
         "made_by": "Bestiary Train Parts in ComfyUI, dictionary format 1",
         "base": "MODEL of a graph",
         "autoencoder": training_set.autoencoder,
-        "prediction": setup.denoiser.schedule.prediction,
+        "prediction": setup.denoiser.process.prediction,
         "method": settings.method.kind,
         "steps": state.step,
         "pictures": len(training_set.names),

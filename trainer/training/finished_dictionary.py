@@ -34,7 +34,7 @@ def _provenance(setup: TrainingSetup, steps: int) -> dict[str, object]:
     return {
         "made_by": f"bestiary train parts, dictionary format {FORMAT_VERSION}",
         "base": settings.base.path,
-        "prediction": setup.denoiser.schedule.prediction,
+        "prediction": setup.denoiser.process.prediction,
         "autoencoder": setup.spec.model,
         "method": settings.method.kind,
         "steps": steps,

@@ -6,8 +6,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ...concepts.denoiser.denoiser import TextConditioning
+from ...concepts.denoiser.denoiser import Conditioning
 from ...concepts.files.atomic_file import replacing
+from ..learning.parts.concept_images import quarter_time
 from ..learning.parts.part_objective import PartBatch
 from ..learning.parts.preview_sheets import TILE, attention_sheet, preview_prompts, to_image, varied_rows
 from ..learning.pictures.contact_sheet import contact_sheet
@@ -56,7 +57,7 @@ class PartPreviews:
         )
         return sampled.images
 
-    def _encode(self) -> TextConditioning:
+    def _encode(self) -> Conditioning:
         codes = torch.from_numpy(self._setup.pictures.kinds.codes[self._rows])  # (n, M)
         return preview_prompts(self._setup.objective, codes, self._setup.settings.captions.noun)
 
@@ -66,7 +67,7 @@ class PartPreviews:
 
     def _middle_batch(self) -> PartBatch:
         """The chosen pictures at a quarter of the noise schedule, all parts in their captions."""
-        return self._setup.batches.fixed(self._rows, self._setup.batches.plan.num_timesteps // 4)
+        return self._setup.batches.fixed(self._rows, quarter_time(self._setup.denoiser.process))
 
     def _picture(self, row: int) -> Image.Image:
         picture = read_image(self._setup.pictures.paths[row], self._setup.image_size)

@@ -69,7 +69,8 @@ def _open_cache(
     on_progress: ProgressCallback | None,
 ) -> LatentCache:
     def encode(images: Tensor) -> tuple[Tensor, Tensor]:
-        return denoiser.encode_images(images)  # (B, C, h, w) each
+        mean, log_variance = denoiser.images.to_cache(images).unbind(1)
+        return mean, log_variance  # (B, C, h, w) each
 
     return open_cache(
         settings.images.cache or Path(settings.run.out).absolute().parent / "latents",
