@@ -129,9 +129,8 @@ def load_model(folder: IFFolder, dynamic_thresholding: bool) -> ModelPatcher:
         load_device=manager.get_torch_device(),
         offload_device=manager.unet_offload_device(),
     )
-    if dynamic_thresholding and folder.schedule.get("thresholding"):
-        ratio = float(folder.schedule.get("dynamic_thresholding_ratio") or 0.995)  # type: ignore[arg-type]
-        most = float(folder.schedule.get("sample_max_value") or 1.0)  # type: ignore[arg-type]
+    if dynamic_thresholding and folder.thresholding is not None:
+        ratio, most = folder.thresholding
         model.set_model_sampler_post_cfg_function(lambda given: thresholded(given["denoised"], ratio, most))
     return model
 

@@ -35,7 +35,15 @@ def loader(**inputs):
 
 
 def sampler(model, positive, negative, latent, **inputs):
-    inputs = {"seed": 5, "steps": 3, "cfg": 7.0, "sampler_name": "euler", "scheduler": "normal", "denoise": 1.0, **inputs}
+    inputs = {
+        "seed": 5,
+        "steps": 3,
+        "cfg": 7.0,
+        "sampler_name": "euler",
+        "scheduler": "normal",
+        "denoise": 1.0,
+        **inputs,
+    }
     links = {"model": model, "positive": positive, "negative": negative, "latent_image": latent}
     return {"class_type": "KSampler", "inputs": {**inputs, **links}}
 
@@ -65,9 +73,7 @@ def graph_of_cascade(**inputs):
 
 
 def pictures(server, entry):
-    return [
-        np.asarray(Image.open(io.BytesIO(server.get("/view", params=place).content))) for place in entry["images"]
-    ]
+    return [np.asarray(Image.open(io.BytesIO(server.get("/view", params=place).content))) for place in entry["images"]]
 
 
 def test_the_cascade_gives_a_picture_four_times_as_large(server, folders):

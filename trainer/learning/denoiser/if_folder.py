@@ -39,7 +39,9 @@ class IFFolder:
     text_width: int
     """Channels of the T5 states that the UNet reads, 4096."""
     schedule: dict[str, object]
-    """The scheduler's config: betas, thresholding."""
+    """The scheduler's config, from which its betas are made."""
+    thresholding: tuple[float, float] | None
+    """Dynamic thresholding of predicted pictures: the quantile, and the largest value it may have; None is without."""
     level_schedule: dict[str, object] | None
     """Stage II: the config of the scheduler that noises the low picture; None in stage I."""
     text_encoder: Path | None
@@ -83,16 +85,33 @@ def read_if_folder(path: Path) -> IFFolder:
     level_schedule = None
     if stage == "II":
         level_schedule = _read_json(path / "image_noising_scheduler" / "scheduler_config.json")
+    schedule = _read_json(path / "scheduler" / "scheduler_config.json")
     text_encoder = path / "text_encoder"
     return IFFolder(
         path=path,
         stage=stage,
         image_size=_whole(unet, "sample_size", path),
         text_width=_whole(unet, "encoder_hid_dim", path),
-        schedule=_read_json(path / "scheduler" / "scheduler_config.json"),
+        schedule=schedule,
+        thresholding=_thresholding(schedule),
         level_schedule=level_schedule,
         text_encoder=text_encoder if (text_encoder / "config.json").is_file() else None,
     )
+
+
+def _thresholding(schedule: dict[str, object]) -> tuple[float, float] | None:
+    """Quantile and largest value; diffusers' own defaults stand in for what a config leaves out."""
+    if not schedule.get("thresholding"):
+        return None
+    found = []
+    for name, default in (("dynamic_thresholding_ratio", 0.995), ("sample_max_value", 1.0)):
+        value = schedule.get(name, default)
+        if not isinstance(value, int | float):
+            raise BestiaryError(
+                f"scheduler_config.json: {name} is {value!r}, a number is needed; download the folder again"
+            )
+        found.append(float(value))
+    return found[0], found[1]
 
 
 def _is_if_unet(config: dict[str, object]) -> bool:
