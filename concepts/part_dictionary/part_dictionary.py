@@ -4,7 +4,6 @@ Vectors are stored after the projector (`TokenProjector.collapse`), so that usin
 trained rows exist; a pair that was never trained cannot be asked for. Letters: R rows, M parts, D width of a vector.
 """
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -23,7 +22,7 @@ from ..files.concept_file import (
     write_concept_file,
 )
 from ..files.thumbnail_atlas import ThumbnailAtlas
-from ..name_search import choices_text, number_ranges, plain_name, shown_name
+from ..name_search import NameIndex, choices_text, number_ranges, shown_name, typed_number
 
 LORA_PREFIX = "lora."
 THUMBNAIL_PREFIX = "thumbnails."
@@ -128,28 +127,26 @@ class PartDictionary:
         return {part: tuple(own) for part, own in kinds.items()}
 
     @cached_property
-    def _parts_by_name(self) -> Mapping[str, int]:
-        """Name as it is spelt, and plain name -> the first trained part that is called so; the spelling goes before."""
-        trained = sorted(self._kinds, reverse=True)
-        plain = {plain_name(self.part_names[part]): part for part in trained}
-        return {**plain, **{self.part_names[part]: part for part in trained}}
+    def _parts_by_name(self) -> NameIndex[int]:
+        """The trained parts."""
+        return NameIndex((self.part_names[part], part) for part in sorted(self._kinds))
 
     @cached_property
-    def _kinds_by_name(self) -> Mapping[tuple[int, str], tuple[int, ...]]:
-        """Part and plain name -> stored ids of the trained kinds that are called so."""
-        kinds: dict[tuple[int, str], list[int]] = {}
-        for part, kind in sorted(self.row_of):
-            if kind in self.kind_names[part]:
-                kinds.setdefault((part, plain_name(self.kind_names[part][kind])), []).append(kind)
-        return {key: tuple(own) for key, own in kinds.items()}
+    def _kinds_by_name(self) -> Mapping[int, NameIndex[int]]:
+        """Part -> stored ids of its trained kinds that have a name."""
+        return {
+            part: NameIndex((self.kind_names[part][kind], kind) for kind in kinds if kind in self.kind_names[part])
+            for part, kinds in self._kinds.items()
+        }
 
     def part_called(self, text: str, *, by_number: bool = True) -> int | None:
         """Index of a trained part by its name, or by its number; None where there is none."""
-        # a name first: a part may be called "2"; "left wing" and "left_wing" are two names where both are there
-        found = self._parts_by_name.get(text.strip(), self._parts_by_name.get(plain_name(text)))
-        if found is None and by_number and re.fullmatch(r"\d{1,6}", text.strip()) and int(text) in self._kinds:
-            return int(text)
-        return found
+        # a name first: a part may be called "2"
+        found = self._parts_by_name.find(text)
+        if found:
+            return found[0]
+        number = typed_number(text) if by_number else None
+        return number if number in self._kinds else None
 
     def kind_label(self, part: int, kind: int) -> str:
         """What people call a kind: its name, else the number they type."""
@@ -176,14 +173,14 @@ class PartDictionary:
         Raises:
             BestiaryError: no trained kind of this part is called so, or several are.
         """
-        # a number first: ids are numbers, whatever the kinds are called
+        # a number first: ids are numbers, so that every kind can be asked for whatever the others are called
         kinds = self.kinds_of(part)
-        if re.fullmatch(r"[+-]?\d{1,9}", text.strip()):
-            if (part, int(text) - self.id_base) not in self.row_of:
-                raise BestiaryError(self._unknown_number(part, int(text)))
-            return int(text) - self.id_base
-        # then names, in the plain form in which people type them
-        found = self._kinds_by_name.get((part, plain_name(text)), ())
+        number = typed_number(text)
+        if number is not None:
+            if (part, number - self.id_base) not in self.row_of:
+                raise BestiaryError(self._unknown_number(part, number))
+            return number - self.id_base
+        found = self._kinds_by_name[part].find(text) if kinds else []
         if len(found) > 1:
             numbers = number_ranges(kind + self.id_base for kind in found)
             raise BestiaryError(

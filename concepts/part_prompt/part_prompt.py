@@ -21,7 +21,7 @@ from torch import Tensor
 
 from ..denoiser.denoiser import PromptPiece
 from ..errors import BestiaryError
-from ..name_search import choices_text, plain_name, shown_name
+from ..name_search import NameIndex, choices_text, same_name, shown_name
 from ..part_dictionary.part_dictionary import PartDictionary
 from .part_mention import (
     LONGEST_NAME,
@@ -252,9 +252,9 @@ def _choose_dictionary(mention: PartMention, dictionaries: Mapping[str, PartDict
     dot = next_plain(mention.target, ".", 0)
     while dot < len(mention.target):
         named, part = unescaped(mention.target[:dot]), unescaped(mention.target[dot + 1 :])
-        matches = [name for name in dictionaries if plain_name(name) == plain_name(named)]
-        if matches:
-            return matches[0], part
+        owner = same_name(named, dictionaries)
+        if owner is not None:
+            return owner, part
         dot = next_plain(mention.target, ".", dot + 1)
     if next_plain(mention.target, ".", 0) < len(mention.target):
         named = mention.target[: last_plain(mention.target, ".")]
@@ -272,11 +272,11 @@ def names_part(target: str, dictionaries: Mapping[str, PartDictionary]) -> bool:
     """Whether what stands before the colon of a mention is a part of one of the dictionaries."""
     if any(one.part_called(unescaped(target)) is not None for one in dictionaries.values()):
         return True
-    by_name = {plain_name(name): one for name, one in dictionaries.items()}
+    by_name = NameIndex(dictionaries.items())
     dot = next_plain(target[:LONGEST_NAME], ".", 0)
     while dot < min(len(target), LONGEST_NAME):
-        owner = by_name.get(plain_name(unescaped(target[:dot])))
-        if owner is not None and owner.part_called(unescaped(target[dot + 1 :])) is not None:
+        owners = by_name.find(unescaped(target[:dot]))
+        if owners and owners[0].part_called(unescaped(target[dot + 1 :])) is not None:
             return True
         dot = next_plain(target[:LONGEST_NAME], ".", dot + 1)
     return False

@@ -10,7 +10,7 @@ from ...concepts.errors import BestiaryError
 from ...concepts.files.concept_names import CODEBOOK_SUFFIX, checked_file_name
 from ...concepts.files.concept_names import name_of_file as name_of_file
 from ...concepts.name_search import choices_text, shown_name
-from ..host.concept_folders import concept_path, dictionary_names, free_concept_path, own_folder
+from ..host.concept_folders import concept_path, dictionary_names, save_free
 from ..host.socket_types import NamedDictionary
 
 if TYPE_CHECKING:
@@ -53,7 +53,7 @@ def teach(model: object, clip: object, named: NamedDictionary, strength: float) 
     """
     from ..denoiser.lora_loading import apply_lora
     from ..denoiser.model_backbone import check_backbone
-    from ..part_prompt.clip_tokens import with_dictionary
+    from ..part_prompt.taught_clip import with_dictionary
 
     check_backbone(named.dictionary, named.name, model, clip)
     taught = with_dictionary(clip, named)
@@ -94,9 +94,8 @@ def save_dictionary(dictionary: PartDictionary, filename: str) -> str:
         BestiaryError: the name leaves models/bestiary, or the file cannot be written.
     """
     # "birds.parts" would be listed as a codebook
-    path = free_concept_path(filename.strip().removesuffix(SUFFIX).removesuffix(CODEBOOK_SUFFIX.removesuffix(SUFFIX)))
-    dictionary.save(path)
-    return path.relative_to(own_folder().resolve()).as_posix()
+    name = filename.strip().removesuffix(SUFFIX).removesuffix(CODEBOOK_SUFFIX.removesuffix(SUFFIX))
+    return save_free(name, dictionary.save)
 
 
 def prompt_name(typed: str) -> str:

@@ -134,7 +134,8 @@ class BestiaryDiscoverParts(io.ComfyNode):
         edits: list[str] | None = None,
     ) -> io.NodeOutput:
         from .discovery_job import DiscoveryChoice, doubts, part_confidence, unsure_pictures
-        from .found_parts import AskedDiscovery, BlockPlace, discover_once
+        from .found_parts import AskedDiscovery, discover_once
+        from .kept_discoveries import BlockPlace
         from .part_drawing import found_overlays
         from .part_reports import discovery_text
 

@@ -12,8 +12,7 @@ from ...concepts.name_search import plain_name, shown_name
 from ...concepts.part_dictionary.new_kinds import random_kinds, with_new_kinds
 from ...concepts.part_prompt.mention_writing import KindBlend, blended_vector, written_kinds, written_mention
 from ...concepts.part_prompt.part_mention import PartMention, find_mentions, unescaped
-from ..host.socket_types import ChosenPart, ChosenParts, NamedDictionary
-from .reserved_words import ALL_PARTS, PARTS_PLACE
+from ..host.socket_types import ALL_PARTS, PARTS_PLACE, ChosenPart, ChosenParts, NamedDictionary
 
 MentionKey = tuple[str, tuple[tuple[str, float], ...]]
 """A mention in the form in which two of them are compared: its target, and its kinds with their factors."""

@@ -5,8 +5,7 @@ from __future__ import annotations
 from comfy_api.latest import io
 
 from ..host.comfy_version import schema, socket
-from ..host.socket_types import ChosenParts, DictionarySocket, NamedDictionary, PartSocket
-from .reserved_words import PARTS_PLACE
+from ..host.socket_types import PARTS_PLACE, ChosenParts, DictionarySocket, NamedDictionary, PartSocket
 
 CATEGORY = "Bestiary/parts"
 LARGEST_WEIGHT = 10.0

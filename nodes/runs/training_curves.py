@@ -153,7 +153,7 @@ class CurveReaders:
             return reader.listed(), dict(reader.last)
 
 
-def file_stamp(path: Path) -> str:
+def path_stamp(path: Path) -> str:
     """Changes when a file does; empty where there is none."""
     try:
         facts = os.stat(path)

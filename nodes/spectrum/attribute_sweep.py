@@ -19,8 +19,8 @@ from ...concepts.spectrum.attribute_presets import Presets, format_presets, stag
 from ...concepts.spectrum.stage_bounds import StageBounds
 from ...concepts.spectrum.staged_prompt import Override, PromptSources, resolve_staged_prompt
 from ..host.graph_progress import GraphProgress
+from ..host.socket_types import WORD_PLACE
 from ..part_prompt.part_encoding import Conditioning
-from ..part_prompt.reserved_words import WORD_PLACE
 from .stage_ranges import stage_percents
 from .staged_encoding import StagedSide, encode_sides
 

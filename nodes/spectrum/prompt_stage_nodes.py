@@ -10,9 +10,8 @@ from ...concepts.spectrum.attribute_presets import DEFAULT_PRESETS, format_prese
 from ...concepts.spectrum.stage_bounds import DEFAULT_STAGES, StageBounds
 from ..host.comfy_version import schema
 from ..host.graph_progress import GraphProgress
-from ..host.socket_types import NamedSpectrum, SpectrumSocket
+from ..host.socket_types import WORD_PLACE, NamedSpectrum, SpectrumSocket
 from ..part_map.part_pictures import named_faults
-from ..part_prompt.reserved_words import WORD_PLACE
 from .prompt_spectrum_nodes import (
     CATEGORY,
     LINES_TOOLTIP,

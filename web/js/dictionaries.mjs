@@ -41,7 +41,9 @@ export class Part {
 
   find(text) {
     const name = text.trim();
-    return (NUMBER.test(name) ? this.byNumber.get(Number(name)) : this.byName.get(plainName(name))) ?? null;
+    if (NUMBER.test(name)) return this.byNumber.get(Number(name)) ?? null;
+    const spelt = this.kinds.filter((kind) => kind.name !== null && kind.name.trim() === name);
+    return (spelt.length === 1 ? spelt[0] : this.byName.get(plainName(name))) ?? null;
   }
 }
 
@@ -65,7 +67,7 @@ export class Dictionary {
 
   find(text) {
     const name = text.trim();
-    return this.named(name) ?? (/^\d{1,6}$/.test(name) ? this.parts.find((part) => part.number === Number(name)) : null) ?? null;
+    return this.named(name) ?? (NUMBER.test(name) ? this.parts.find((part) => part.number === Number(name)) : null) ?? null;
   }
 
   /** Address of a page of thumbnails. */
