@@ -1,10 +1,10 @@
 /** The part picker: parts on the left, thumbnails of the kinds of one part on the right, weight and blend below. */
 
-import { iconButton, make, ownEvents, slider } from "./elements.mjs";
+import { iconButton, make, ownEvents, slider } from "../host/elements.mjs";
+import { t } from "../host/strings.mjs";
 import { KindGrid } from "./kind_grid.mjs";
 import { plainName } from "./mentions.mjs";
 import { SLOTS, Sources } from "./sources.mjs";
-import { t } from "./strings.mjs";
 
 const THUMB = 30;
 
@@ -47,11 +47,9 @@ export class PickerView {
     this.removeSecond = iconButton("clear", t("picker.removeSecond"), () => this.dropSecond());
     this.blend.element.append(this.removeSecond);
     this.hint = make("span", { className: "bst-hint", textContent: t("picker.blendHint") });
-    this.foldButton = iconButton("fold", t("picker.fold"), () => this.model.fold(this.state.open !== false), { className: "bst-icon bst-fold" });
-    const tools = make(
+    this.tools = make(
       "div",
       { className: "bst-tools", role: "toolbar", "aria-label": t("picker.tools") },
-      this.foldButton,
       this.searchBox,
       this.starButton,
       this.mixButton,
@@ -63,7 +61,7 @@ export class PickerView {
       "div",
       { className: "bst-picker", role: "group", "aria-label": t("picker.title") },
       this.chooser,
-      tools,
+      this.tools,
       this.sources.element,
       make("div", { className: "bst-body" }, this.partList, this.grid.element),
       this.detail,
@@ -81,8 +79,6 @@ export class PickerView {
     const parts = this.parts();
     this.activePart = parts.find((part) => this.key(part) === this.model.state.part) ?? [...picks.keys()][0] ?? parts[0] ?? null;
     this.element.classList.toggle("bst-without", !parts.length);
-    this.element.classList.toggle("bst-folded", this.state.open === false);
-    this.foldButton.setAttribute("aria-expanded", `${this.state.open !== false}`);
     this.starButton.setAttribute("aria-pressed", `${this.onlyFavourites}`);
     this.mixButton.setAttribute("aria-pressed", `${Boolean(this.model.state.mix)}`);
     this.mixButton.hidden = Boolean(this.model.single);

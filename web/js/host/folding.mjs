@@ -1,25 +1,28 @@
 /** Widgets that fold to their first row, and how they are put on a node. What is chosen is kept with the node's properties. */
 
 import { iconButton } from "./elements.mjs";
-import { after } from "./linked.mjs";
 import { keepMounted } from "./mounting.mjs";
+import { after } from "./safely.mjs";
 import { t } from "./strings.mjs";
 
 const FOLDED = 46;
 
-/** A panel on a node: `element` has a first row of class bst-tools, into which `button` goes. */
+/**
+ * A panel on a node: `element` has a row of class bst-tools, into which `button` goes and which stays when it is folded. `height` is
+ * what the open panel takes at least; one that is `fixed` takes no more.
+ */
 export class Panel {
-  constructor(node, { name, property, element, height, size }) {
+  constructor(node, { name, property, element, height, size, widgetName = `bestiary_${name}`, fixed = false }) {
     Object.assign(this, { node, property, element, height });
     this.button = iconButton("fold", t("panel.fold"), () => this.fold(this.open), { className: "bst-icon bst-fold" });
     // Vue nodes draw one widget of a name: it must not be called as an input of the node is
-    const widget = node.addDOMWidget(`bestiary_${name}`, `BESTIARY_${name.toUpperCase()}`, element, {
+    const widget = node.addDOMWidget(widgetName, `BESTIARY_${name.toUpperCase()}`, element, {
       serialize: false,
       hideOnZoom: false,
       getValue: () => "",
       setValue: () => {},
       getMinHeight: () => (this.open ? this.height : FOLDED),
-      getMaxHeight: () => (this.open ? undefined : FOLDED),
+      getMaxHeight: () => (this.open ? (fixed ? this.height : undefined) : FOLDED),
     });
     // it only shows what fields or files hold
     widget.serialize = false;

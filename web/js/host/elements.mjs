@@ -65,7 +65,7 @@ export function ownEvents(element) {
 
 /** Adds the stylesheet once. */
 export function addStyle() {
-  const address = new URL("../css/bestiary.css", import.meta.url).href;
+  const address = new URL("../../css/bestiary.css", import.meta.url).href;
   if (document.querySelector(`link[href="${address}"]`)) return;
   document.head.append(make("link", { rel: "stylesheet", href: address }));
 }

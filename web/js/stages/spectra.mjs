@@ -1,12 +1,11 @@
 /** The spectra that a node's texts can name, found through its links, with their stages and attributes. */
 
-import { api } from "../../../scripts/api.js";
-import { nameOfFile } from "./dictionaries.mjs";
-import { after, debounced } from "./linked.mjs";
-import { sourceOf } from "./links.mjs";
-import { findMentions, plainName } from "./mentions.mjs";
-import { safely } from "./safely.mjs";
-import { widgetValue } from "./upstream.mjs";
+import { api } from "../../../../scripts/api.js";
+import { sourceOf } from "../host/links.mjs";
+import { after, debounced, safely } from "../host/safely.mjs";
+import { widgetValue } from "../host/widgets.mjs";
+import { nameOfFile } from "../parts/dictionaries.mjs";
+import { findMentions, sameNamed } from "../parts/mentions.mjs";
 
 const fetched = new Map();
 const known = new Map();
@@ -61,7 +60,7 @@ class LinkedSpectra {
   }
 
   find(name) {
-    return this.all.find(({ called }) => plainName(called) === plainName(name)) ?? null;
+    return sameNamed(name, this.all, ({ called }) => called) ?? null;
   }
 
   /** The first spectrum that a text names: its stages count. */

@@ -1,11 +1,12 @@
 /** Text boxes of ComfyUI's own blocks whose CLIP has learned parts: the server understands mentions there, and this tells of those it cannot. */
 
-import { make, ownEvents } from "./elements.mjs";
+import { make, ownEvents } from "../host/elements.mjs";
+import { t } from "../host/strings.mjs";
+import { findWidget, setWidget } from "../host/widgets.mjs";
 import { linkedDictionaries } from "./linked.mjs";
 import { findMentions } from "./mentions.mjs";
 import { resolveMention } from "./picks.mjs";
-import { t } from "./strings.mjs";
-import { findWidget, hasUnknownDictionary, setWidget } from "./upstream.mjs";
+import { hasUnknownDictionary } from "./upstream.mjs";
 
 /** Where blocks of ComfyUI itself come from. */
 const CORE = /^(nodes$|comfy_extras\b)/;

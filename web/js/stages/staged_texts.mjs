@@ -1,12 +1,13 @@
 /** What the texts of spectrum blocks may name, and what in them is wrong. */
 
-import { linkedDictionaries } from "./linked.mjs";
-import { isFed } from "./links.mjs";
-import { findMentions } from "./mentions.mjs";
-import { resolveStaged } from "./picks.mjs";
+import { isFed } from "../host/links.mjs";
+import { findWidget, setWidget } from "../host/widgets.mjs";
+import { nearest } from "../parts/dictionaries.mjs";
+import { linkedDictionaries } from "../parts/linked.mjs";
+import { findMentions } from "../parts/mentions.mjs";
+import { resolveMention } from "../parts/picks.mjs";
 import { linkedSpectra } from "./spectra.mjs";
-import { PRESETS, readPresets } from "./stages.mjs";
-import { findWidget, setWidget } from "./upstream.mjs";
+import { PRESETS, readPresets, readStages } from "./stages.mjs";
 
 /** Blocks with staged prompts, and the fields that hold them: each side's text, then its lines. */
 export const STAGED_FIELDS = {
@@ -30,6 +31,21 @@ export function stagedChoices(node, name) {
     countOf: (spectrum) => spectrum?.stages ?? count,
     presetsOf: () => presets,
   };
+}
+
+/** What is wrong with a mention of a staged prompt, if anything; `staged` as in suggest.mjs, and find(name) a spectrum or null. */
+function resolveStaged(mention, set, staged) {
+  if (mention.fault) return { fault: mention.fault, nearest: null };
+  const spectrum = mention.spectrum === undefined ? null : staged.find(mention.spectrum);
+  if (mention.spectrum !== undefined && !spectrum) {
+    const [close] = nearest(mention.spectrum, staged.spectra.map(({ called }) => called));
+    return staged.spectra.length ? { fault: "unknownSpectrum", wrong: mention.spectrum, nearest: close ?? null } : {};
+  }
+  if (mention.stages && !readStages(mention.stages, staged.countOf(spectrum), staged.presetsOf(spectrum))) {
+    const [close] = nearest(mention.stages, Object.keys(staged.presetsOf(spectrum)));
+    return { fault: "unknownStages", wrong: mention.stages, nearest: close ?? null };
+  }
+  return mention.spectrum === undefined && set.parts.length ? resolveMention(mention, set) : {};
 }
 
 /** Mentions of a text in a field that are malformed or name nothing, as [{mention, fault, wrong, nearest}]. */

@@ -1,9 +1,9 @@
 /** The parts that come by link into a prompt, as far as the graph tells them before it runs. */
 
-import { feedOf } from "./links.mjs";
+import { feedOf } from "../host/links.mjs";
+import { findWidget, widgetValue } from "../host/widgets.mjs";
 import { plainName } from "./mentions.mjs";
 import { FieldPicks } from "./picks.mjs";
-import { findWidget, widgetValue } from "./upstream.mjs";
 
 const ALL = "all";
 const MOST = 64;

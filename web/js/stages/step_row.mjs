@@ -1,9 +1,9 @@
 /** The steps of each stage, for the sampler that a node is linked to: a row below a stage strip. */
 
-import { api } from "../../../scripts/api.js";
-import { make } from "./elements.mjs";
+import { api } from "../../../../scripts/api.js";
+import { make } from "../host/elements.mjs";
+import { t } from "../host/strings.mjs";
 import { samplingsOf } from "./sampling.mjs";
-import { t } from "./strings.mjs";
 
 const KEPT = 60;
 const asked = new Map();

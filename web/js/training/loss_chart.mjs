@@ -1,7 +1,7 @@
 /** Curves over steps as a drawing that follows the theme: linear or logarithmic, smoothed, with a reading under the pointer. */
 
-import { make } from "./elements.mjs";
-import { t } from "./strings.mjs";
+import { make } from "../host/elements.mjs";
+import { t } from "../host/strings.mjs";
 
 const MARGIN = { left: 44, right: 10, top: 8, bottom: 20 };
 const COLORS = 10;

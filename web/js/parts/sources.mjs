@@ -1,8 +1,8 @@
 /** Two whole creatures to take parts from: "head of A, everything else of B". */
 
-import { make } from "./elements.mjs";
+import { make } from "../host/elements.mjs";
+import { t } from "../host/strings.mjs";
 import { plainName, readKinds, writtenKinds } from "./mentions.mjs";
-import { t } from "./strings.mjs";
 
 export const SLOTS = ["a", "b"];
 

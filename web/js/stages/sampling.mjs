@@ -1,7 +1,7 @@
 /** How what a node gives will be sampled: found by following its links to the samplers. */
 
-import { sourceOf, targetsOf } from "./links.mjs";
-import { findWidget, widgetValue } from "./upstream.mjs";
+import { sourceOf, targetsOf } from "../host/links.mjs";
+import { findWidget, widgetValue } from "../host/widgets.mjs";
 
 const FOLLOWED = new Set(["CONDITIONING", "BESTIARY_SPECTRUM", "GUIDER", "*"]);
 /** Changes of a model's noise that the server does not know of. */

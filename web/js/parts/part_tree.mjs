@@ -1,9 +1,9 @@
 /** Rows of parts, and below an unfolded part its kinds: to be looked at, marked and renamed, by mouse and by keys. */
 
-import { make } from "./elements.mjs";
+import { make } from "../host/elements.mjs";
+import { t } from "../host/strings.mjs";
 import { colorsOf, partColor } from "./part_maps.mjs";
 import { naturalOrder } from "./part_order.mjs";
-import { t } from "./strings.mjs";
 
 const percent = (share) => `${Math.round(100 * share)} %`;
 const counted = (what, count) => t(count === 1 ? `parts.${what}One` : `parts.${what}`, { count });

@@ -1,6 +1,6 @@
 /** A row of stages that are chosen by dragging over them or with keys. */
 
-import { make } from "./elements.mjs";
+import { make } from "../host/elements.mjs";
 
 let drag = null;
 addEventListener("pointerup", () => (drag = null));

@@ -1,9 +1,9 @@
 /** What the server keeps of discoveries: which a block made last, and what edits make of its parts. */
 
-import { api } from "../../../scripts/api.js";
-import { app } from "../../../scripts/app.js";
-import { executionIds } from "./links.mjs";
-import { t } from "./strings.mjs";
+import { api } from "../../../../scripts/api.js";
+import { app } from "../../../../scripts/app.js";
+import { executionIds } from "../host/links.mjs";
+import { t } from "../host/strings.mjs";
 
 /** Longer edits travel compressed: an address has about 8,000 characters at most. */
 const LONGEST_PLAIN = 3000;

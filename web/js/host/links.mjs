@@ -5,7 +5,7 @@
  * linked.
  */
 
-import { app } from "../../../scripts/app.js";
+import { app } from "../../../../scripts/app.js";
 
 const MOST_FOLLOWED = 300;
 const GETTER = /^(easy )?getnode$/i;

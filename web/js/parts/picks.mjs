@@ -5,40 +5,22 @@
  * of a block for one part. Both have read(set) -> {picks: Map part -> pick, faults} and write(set, part, pick or null).
  */
 
+import { setWidget } from "../host/widgets.mjs";
 import { nearest } from "./dictionaries.mjs";
-import { findMentions, readKinds, unescaped, writtenKinds, writtenMention } from "./mentions.mjs";
-import { readStages } from "./stages.mjs";
-import { setWidget } from "./upstream.mjs";
+import { findMentions, isForeign, readKinds, writtenKinds, writtenMention } from "./mentions.mjs";
 
 const PLACE = "{parts}";
-/** What other programs write into prompts to load files, as concepts/part_prompt/part_mention.py knows it. */
-const FOREIGN = /^(lora|lyco|locon|loha|lokr|hypernet|hypernetwork)$/i;
 
 /** What a mention means: {part, kinds} or {fault, nearest: a mention's text or null}. */
 export function resolveMention(mention, set) {
   if (mention.fault) return { fault: mention.fault, nearest: null };
   const part = set.part(mention.target);
-  if (!part && FOREIGN.test(unescaped(mention.target).trim())) return { fault: "foreign", wrong: mention.target, nearest: null };
+  if (!part && isForeign(mention.target)) return { fault: "foreign", wrong: mention.target, nearest: null };
   if (!part) {
     const [close] = nearest(mention.target, set.parts.map((one) => set.target(one)));
     return { fault: "unknownPart", wrong: mention.target, nearest: close ? swapTarget(mention, close) : null };
   }
   return resolveKinds(part, mention.kinds, (kinds) => swapKinds(mention, kinds));
-}
-
-/** What is wrong with a mention of a staged prompt, if anything; `staged` as in suggest.mjs, and find(name) a spectrum or null. */
-export function resolveStaged(mention, set, staged) {
-  if (mention.fault) return { fault: mention.fault, nearest: null };
-  const spectrum = mention.spectrum === undefined ? null : staged.find(mention.spectrum);
-  if (mention.spectrum !== undefined && !spectrum) {
-    const [close] = nearest(mention.spectrum, staged.spectra.map(({ called }) => called));
-    return staged.spectra.length ? { fault: "unknownSpectrum", wrong: mention.spectrum, nearest: close ?? null } : {};
-  }
-  if (mention.stages && !readStages(mention.stages, staged.countOf(spectrum), staged.presetsOf(spectrum))) {
-    const [close] = nearest(mention.stages, Object.keys(staged.presetsOf(spectrum)));
-    return { fault: "unknownStages", wrong: mention.stages, nearest: close ?? null };
-  }
-  return mention.spectrum === undefined && set.parts.length ? resolveMention(mention, set) : {};
 }
 
 function resolveKinds(part, kinds, suggest) {

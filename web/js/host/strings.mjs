@@ -1,7 +1,7 @@
 /** Texts of the widgets, in the language that ComfyUI is set to; English where a text has no translation. */
 
-import { api } from "../../../scripts/api.js";
-import { app } from "../../../scripts/app.js";
+import { api } from "../../../../scripts/api.js";
+import { app } from "../../../../scripts/app.js";
 
 const FALLBACK = "en";
 let tables = {};

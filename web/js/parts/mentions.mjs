@@ -9,10 +9,24 @@
 const NUMBER = /^\s*[+-]?(?:\d+(?:\.\d*)?|\.\d+)\s*$/;
 const WEIGHT_AFTER = /^\s*:\s*([+-]?(?:\d+(?:\.\d*)?|\.\d+))\s*\)/;
 const BRACKET_FACTOR = 1.1;
+/** What other programs write into prompts to load files. */
+const FOREIGN = /^(lora|lyco|locon|loha|lokr|hypernet|hypernetwork)$/i;
 
 /** The form in which names are compared: case, hyphens, underscores and runs of spaces make no difference. */
 export function plainName(text) {
-  return text.replace(/[-_\s]+/g, " ").trim().toLowerCase();
+  return folded(text.replace(/[-_\s]+/g, " ").trim());
+}
+
+/** The entry whose name is spelt as typed, else the first whose name has the same plain form; undefined where there is none. */
+export function sameNamed(typed, entries, nameOf = (entry) => entry) {
+  const [name, plain] = [typed.trim(), plainName(typed)];
+  return entries.find((entry) => nameOf(entry).trim() === name) ?? entries.find((entry) => plainName(nameOf(entry)) === plain);
+}
+
+/** Lower case as Python's casefold has it: "Straße" and "STRASSE" are alike. */
+function folded(text) {
+  if (!/[^\0-\x7f]/.test(text)) return text.toLowerCase();
+  return Array.from(text, (letter) => (letter === "ı" ? letter : letter.toUpperCase().toLowerCase())).join("");
 }
 
 /** Place of the next character of `wanted` that no backslash makes plain, else the length of the text. */
@@ -22,6 +36,11 @@ export function nextPlain(text, wanted, start = 0) {
     else if (wanted.includes(text[place])) return place;
   }
   return text.length;
+}
+
+/** Whether what stands before a colon is a tag of other programs, such as <lora:name:0.8>. */
+export function isForeign(target) {
+  return FOREIGN.test(unescaped(target).trim());
 }
 
 /** A name without the backslashes that make characters plain. */
@@ -114,8 +133,10 @@ function readMention(text, start, staged) {
   const at = nextPlain(written, "@");
   if (at < written.length && !staged) return { ...place, fault: "stages" };
   const kindsStart = start + colon + 2;
-  // a fault of the kinds comes first
-  return { ...place, kindsStart, ...readAt(written.slice(at), kindsStart + at), ...readKinds(written.slice(0, at)) };
+  const kinds = readKinds(written.slice(0, at));
+  const fault = kinds.fault && isForeign(target) ? { fault: "foreign" } : {};
+  // a fault of the stages comes first
+  return { ...place, kindsStart, ...kinds, ...fault, ...readAt(written.slice(at), kindsStart + at) };
 }
 
 /** Kinds and factors from what stands behind the colon. */

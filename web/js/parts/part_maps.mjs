@@ -1,8 +1,8 @@
 /** Pictures with the found parts laid over: fetched from the server, coloured by what the edits made of each part. */
 
+import { make } from "../host/elements.mjs";
+import { t } from "../host/strings.mjs";
 import { discoveredPicture } from "./discoveries.mjs";
-import { make } from "./elements.mjs";
-import { t } from "./strings.mjs";
 
 const EDGE = 256;
 const STRENGTH = 0.62;

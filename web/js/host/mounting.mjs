@@ -3,8 +3,8 @@
  * there the element is put into the node's body by hand.
  */
 
-import { api } from "../../../scripts/api.js";
-import { app } from "../../../scripts/app.js";
+import { api } from "../../../../scripts/api.js";
+import { app } from "../../../../scripts/app.js";
 import { safely } from "./safely.mjs";
 
 const LATER = [200, 800, 2000, 5000];

@@ -1,6 +1,6 @@
 /** Stages as people write them, "layout, 3, 5-7, 0%-30%", and who has which; the same rules as concepts/spectrum/stage_claims.py. */
 
-import { plainName } from "./mentions.mjs";
+import { sameNamed } from "../parts/mentions.mjs";
 
 /** Attribute -> ranges as shares of the way from noise (0) to picture (1). */
 export const PRESETS = {
@@ -10,20 +10,29 @@ export const PRESETS = {
   style: [[0.7, 1]],
 };
 
+const TIMESTEPS = 1000;
+const ROUNDING = 1e-9;
 const LINE_ENDS = /\r\n|[\n\r\v\f\x1c-\x1e\x85\u2028\u2029]/;
 const PERCENTS = /^(\d{1,3}(?:\.\d+)?)\s*%?\s*-\s*(\d{1,3}(?:\.\d+)?)\s*%$/;
 const NUMBERS = /^(\d{1,4})\s*(?:-\s*(\d{1,4}))?$/;
 
+/** Where stages begin and end as shares of the way, `count` + 1 of them: at whole timesteps, as concepts/spectrum/stage_bounds.py has them. */
+function edges(count) {
+  return Array.from({ length: count + 1 }, (_, stage) => 1 - Math.ceil((TIMESTEPS * (count - stage)) / count) / TIMESTEPS);
+}
+
 /** Stages, from 0, whose middle lies in one of the ranges. */
 export function stagesInRanges(ranges, count) {
-  const stages = Array.from({ length: count }, (_, stage) => stage);
-  return stages.filter((stage) => ranges.some(([start, end]) => start <= (stage + 0.5) / count && (stage + 0.5) / count <= end));
+  const shares = edges(count);
+  const middles = Array.from({ length: count }, (_, stage) => (shares[stage] + shares[stage + 1]) / 2);
+  return middles.flatMap((middle, stage) => (ranges.some(([start, end]) => start - ROUNDING <= middle && middle <= end + ROUNDING) ? [stage] : []));
 }
 
 /** Attributes as typed, one line each such as "layout: 0%-10%"; the usual ones for an empty text, null where it cannot be read. */
 export function readPresets(text, count) {
   if (!text.trim()) return PRESETS;
-  const found = {};
+  // whatever an attribute is called, "constructor" too
+  const found = Object.create(null);
   for (const line of text.split(LINE_ENDS)) {
     const plain = line.split("#")[0].trim();
     if (!plain) continue;
@@ -43,7 +52,7 @@ function readRange(item, count) {
     return start < end && end <= 1 ? [start, end] : null;
   }
   const stages = readItem(item, count, {})?.stages;
-  return stages ? [stages[0] / count, (stages.at(-1) + 1) / count] : null;
+  return stages ? [edges(count)[stages[0]], edges(count)[stages.at(-1) + 1]] : null;
 }
 
 /** Items of a selection as [{stages, exact}], `exact` where typed as numbers or percents; null where one cannot be read. */
@@ -60,7 +69,7 @@ export function readStages(text, count, presets = PRESETS) {
 }
 
 function readItem(item, count, presets) {
-  const preset = Object.keys(presets).find((name) => plainName(name) === plainName(item));
+  const preset = sameNamed(item, Object.keys(presets));
   if (preset !== undefined) return { stages: stagesInRanges(presets[preset], count), exact: false };
   const percents = PERCENTS.exec(item);
   if (percents) {
@@ -110,7 +119,10 @@ export function assignStages(claims, count) {
   return { owners, double: [...double].sort((one, other) => one - other) };
 }
 
-/** Lines such as "layout: a meadow" as [{start, end, selection, words, claims}], places in the text; `claims` null if unreadable. */
+/**
+ * Lines such as "layout: a meadow" as [{start, end, selection, words, claims, empty}], places in the text; `claims` is null where the
+ * stages cannot be read, `empty` says that no stage lies in them.
+ */
 export function readLines(text, count, presets = PRESETS) {
   const lines = [];
   let start = 0;
@@ -120,7 +132,9 @@ export function readLines(text, count, presets = PRESETS) {
     if (line.trim()) {
       const selection = colon < 0 ? "" : line.slice(0, colon);
       const words = line.slice(colon + 1).trim();
-      lines.push({ start, end, colon: colon < 0 ? -1 : start + colon, selection, words, claims: colon < 0 ? null : readClaims(selection, count, presets) });
+      const claims = colon < 0 ? null : readClaims(selection, count, presets);
+      const empty = claims !== null && claims.every(({ stages }) => !stages.length);
+      lines.push({ start, end, colon: colon < 0 ? -1 : start + colon, selection, words, claims, empty });
     }
     start = end + (text.startsWith("\r\n", end) ? 2 : 1);
   }

@@ -1,9 +1,9 @@
 /** The dictionaries that a node can name, kept up to date while links and files change. */
 
-import { api } from "../../../scripts/api.js";
+import { api } from "../../../../scripts/api.js";
+import { after, debounced, safely } from "../host/safely.mjs";
 import { DictionarySet, forgetDictionaries, listDictionaries, loadDictionary } from "./dictionaries.mjs";
 import { mergeDictionaries } from "./merging.mjs";
-import { safely } from "./safely.mjs";
 import { upstreamDictionaries } from "./upstream.mjs";
 
 const NOTHING = new DictionarySet([]);
@@ -67,29 +67,6 @@ export function linkedDictionaries(node) {
   after(node, "onRemoved", () => known.delete(node));
   later();
   return linked;
-}
-
-/** Runs `work` after a node's own method, if it has one. */
-export function after(node, method, work) {
-  const before = node[method];
-  node[method] = function (...facts) {
-    const result = before?.apply(this, facts);
-    safely(work, ...facts);
-    return result;
-  };
-}
-
-/** `work` once, as soon as everything that is under way is done. */
-export function debounced(work) {
-  let planned = false;
-  return () => {
-    if (planned) return;
-    planned = true;
-    setTimeout(() => {
-      planned = false;
-      safely(work);
-    }, 30);
-  };
 }
 
 /** Looks again for every node. */

@@ -1,7 +1,7 @@
 /** Dictionaries as the server lists them: fetched once, looked up by the names and numbers that prompts use. */
 
-import { api } from "../../../scripts/api.js";
-import { nextPlain, plainName, unescaped } from "./mentions.mjs";
+import { api } from "../../../../scripts/api.js";
+import { nextPlain, plainName, sameNamed, unescaped } from "./mentions.mjs";
 import { naturalOrder } from "./part_order.mjs";
 
 const NUMBER = /^[+-]?\d{1,9}$/;
@@ -27,11 +27,9 @@ export class Part {
       tile: tiles[place],
     }));
     this.byNumber = new Map(this.kinds.map((kind) => [kind.number, kind]));
-    this.byName = new Map();
-    for (const kind of this.kinds) {
-      // a name that two kinds share names neither
-      if (kind.name !== null) this.byName.set(plainName(kind.name), this.byName.has(plainName(kind.name)) ? null : kind);
-    }
+    const named = this.kinds.filter(({ name }) => name !== null);
+    this.spelt = unshared(named, (kind) => kind.name.trim());
+    this.byName = unshared(named, (kind) => plainName(kind.name));
   }
 
   /** What a field of its own takes for this part: its name, or its number where the name is not its own. */
@@ -42,9 +40,15 @@ export class Part {
   find(text) {
     const name = text.trim();
     if (NUMBER.test(name)) return this.byNumber.get(Number(name)) ?? null;
-    const spelt = this.kinds.filter((kind) => kind.name !== null && kind.name.trim() === name);
-    return (spelt.length === 1 ? spelt[0] : this.byName.get(plainName(name))) ?? null;
+    return (this.spelt.has(name) ? this.spelt.get(name) : this.byName.get(plainName(name))) ?? null;
   }
+}
+
+/** Kinds by a form of their name; a form that two share stands for neither, as null. */
+function unshared(kinds, formOf) {
+  const found = new Map();
+  for (const kind of kinds) found.set(formOf(kind), found.has(formOf(kind)) ? null : kind);
+  return found;
 }
 
 /** A dictionary under the name by which prompts call it. */
@@ -61,13 +65,11 @@ export class Dictionary {
 
   /** The part whose name is spelt so, else the first that is called so in another spelling, or null. */
   named(text) {
-    const name = text.trim();
-    return this.parts.find((part) => part.name === name) ?? this.parts.find((part) => plainName(part.name) === plainName(name)) ?? null;
+    return sameNamed(text, this.parts, (part) => part.name) ?? null;
   }
 
   find(text) {
-    const name = text.trim();
-    return this.named(name) ?? (NUMBER.test(name) ? this.parts.find((part) => part.number === Number(name)) : null) ?? null;
+    return this.named(text) ?? (NUMBER.test(text.trim()) ? this.parts.find((part) => part.number === Number(text)) : null) ?? null;
   }
 
   /** Address of a page of thumbnails. */
@@ -114,8 +116,7 @@ export class DictionarySet {
     const holders = this.all.map((one) => one.find(whole)).filter(Boolean);
     if (holders.length) return holders.length === 1 ? holders[0] : null;
     for (let dot = nextPlain(target, "."); dot < target.length; dot = nextPlain(target, ".", dot + 1)) {
-      const named = plainName(unescaped(target.slice(0, dot)));
-      const owner = this.all.find((one) => plainName(one.called) === named);
+      const owner = sameNamed(unescaped(target.slice(0, dot)), this.all, (one) => one.called);
       if (owner) return owner.find(unescaped(target.slice(dot + 1)));
     }
     return null;

@@ -1,7 +1,7 @@
 /** Thumbnails of kinds in rows. Only what can be seen exists, so five thousand kinds scroll like fifty. */
 
-import { make } from "./elements.mjs";
-import { t } from "./strings.mjs";
+import { make } from "../host/elements.mjs";
+import { t } from "../host/strings.mjs";
 
 const EDGE = 64;
 const WIDTH = EDGE + 10;
