@@ -16,11 +16,13 @@ from ..denoiser.backbone import get_backbone
 from ..errors import BestiaryError
 from ..files.concept_file import (
     DICTIONARY_KIND,
+    ConceptFile,
     from_text_tensor,
     read_concept_file,
     to_text_tensor,
     write_concept_file,
 )
+from ..files.file_schema import checked_table, checked_whole
 from ..files.thumbnail_atlas import ThumbnailAtlas
 from ..name_search import NameIndex, choices_text, number_ranges, shown_name, typed_number
 
@@ -263,7 +265,7 @@ class PartDictionary:
         try:
             encoders = get_backbone(str(content.metadata.get("backbone"))).text_encoders
             check_dictionary(content, tuple(encoder.name for encoder in encoders))
-            return cls(**_fields(content.tensors, content.metadata))
+            return _from_file(content)
         except BestiaryError as fault:
             raise BestiaryError(f"{path} is no usable part dictionary: {fault}") from fault
 
@@ -280,31 +282,33 @@ class PartDictionary:
         return f"unknown kind {number} of part {self._part(part)}: choose of {number_ranges(numbers)}; nearest: {named}"
 
 
-def _fields(tensors: dict[str, Tensor], metadata: dict[str, object]) -> dict[str, object]:
-    """Constructor arguments from a file's content: rows `(R, 2)`, tables `(R, width)`, and the rest."""
+def _from_file(content: ConceptFile) -> PartDictionary:
+    """The dictionary in a file whose entries have been checked: rows `(R, 2)`, tables `(R, width)`, and the rest."""
+    tensors, metadata = content.tensors, content.metadata
     backbone = get_backbone(str(metadata.get("backbone")))
     encoders = [encoder.name for encoder in backbone.text_encoders]
     # names lie in a tensor: there are too many for the header
     part_names, kind_names = _names(from_text_tensor(tensors["names"]))
     # prefixes keep the three groups of tensors apart in one file
     pictures = {n.removeprefix(THUMBNAIL_PREFIX): t for n, t in tensors.items() if n.startswith(THUMBNAIL_PREFIX)}
-    background, provenance, id_base = (metadata.get(name) for name in ("background", "provenance", "id_base"))
-    return {
-        "backbone": backbone.name,
-        "part_names": part_names,
-        "kind_names": kind_names,
-        "background": background,
-        "rows": tensors["rows"].long(),
-        "embeddings": {name: tensors[name].float() for name in encoders},
-        "lora": {n.removeprefix(LORA_PREFIX): t.float() for n, t in tensors.items() if n.startswith(LORA_PREFIX)},
-        "thumbnails": ThumbnailAtlas.from_tensors(pictures) if pictures else None,
-        "provenance": provenance if isinstance(provenance, dict) else {},
-        "id_base": id_base if id_base is not None else 0,
-    }
+    background, provenance = metadata.get("background"), metadata.get("provenance")
+    return PartDictionary(
+        backbone=backbone.name,
+        part_names=part_names,
+        kind_names=kind_names,
+        background=None if background is None else checked_whole(background, "background"),
+        rows=tensors["rows"].long(),
+        embeddings={name: tensors[name].float() for name in encoders},
+        lora={n.removeprefix(LORA_PREFIX): t.float() for n, t in tensors.items() if n.startswith(LORA_PREFIX)},
+        thumbnails=ThumbnailAtlas.from_tensors(pictures) if pictures else None,
+        provenance=provenance if isinstance(provenance, dict) else {},
+        id_base=checked_whole(metadata.get("id_base") or 0, "id_base"),
+    )
 
 
-def _names(table: object) -> tuple[tuple[str, ...], tuple[dict[int, str], ...]]:
+def _names(stored: object) -> tuple[tuple[str, ...], tuple[dict[int, str], ...]]:
     """Part names and kind names from the stored table."""
+    table = checked_table(stored, "the table of names", ("parts", "kinds"))
     kinds = tuple({int(kind): name for kind, name in named.items()} for named in table["kinds"])
     return tuple(table["parts"]), kinds
 

@@ -13,8 +13,8 @@ counts from 0 there and from the dictionary's id base here. A bare "10:30" is te
 
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
-from typing import NamedTuple
+from dataclasses import Field, dataclass, replace
+from typing import ClassVar, NamedTuple, Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -44,7 +44,20 @@ _ESCAPED = re.compile(r"\\([()<>\\])")
 _BRACKETS = re.compile(r"\\.?|[()<]", re.DOTALL)
 """What ends a run of plain text; an escape is passed over."""
 
-Mentions = Mapping[int, tuple[int, PartMention]]
+
+class Weighed(Protocol):
+    """A mention that takes the weight of the brackets around it: a dataclass with a field `weight`."""
+
+    __dataclass_fields__: ClassVar[dict[str, Field]]
+
+    @property
+    def weight(self) -> float:
+        """1 is neutral."""
+        ...
+
+
+Mention = TypeVar("Mention", bound=Weighed)
+Mentions = Mapping[int, tuple[int, Mention]]
 """Start of a mention -> its end and content."""
 
 
@@ -98,7 +111,7 @@ def parse_part_prompt(text: str) -> PartPrompt:
     return PartPrompt(tuple(weigh_segments(text, find_mentions(text))))
 
 
-def weigh_segments(text: str, mentions: Mentions) -> Iterator[TextSegment | PartMention]:
+def weigh_segments(text: str, mentions: Mentions[Mention]) -> Iterator[TextSegment | Mention]:
     """Text and mentions in their order, each with the weight that the brackets around it give.
 
     Raises:
@@ -147,8 +160,8 @@ def _find_brackets(text: str, mentions: Mentions) -> dict[int, _Bracket]:
 
 
 def _weigh(
-    text: str, begin: int, end: int, weight: float, mentions: Mentions, brackets: Mapping[int, _Bracket]
-) -> Iterator[TextSegment | PartMention]:
+    text: str, begin: int, end: int, weight: float, mentions: Mentions[Mention], brackets: Mapping[int, _Bracket]
+) -> Iterator[TextSegment | Mention]:
     """The segments of `text[begin:end]`, whose surroundings give it `weight`; brackets are followed inwards."""
     plain_from = begin
     found = _BRACKETS.search(text, begin, end)

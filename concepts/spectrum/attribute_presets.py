@@ -12,6 +12,7 @@ import re
 from collections.abc import Mapping
 
 from ..errors import BestiaryError
+from ..files.file_schema import checked_table
 from ..name_search import choices_text, same_name, shown_name
 from .stage_bounds import StageBounds
 
@@ -162,7 +163,8 @@ def checked_presets(value: object) -> Presets:
     """
     try:
         presets = {
-            str(name): tuple((float(start), float(end)) for start, end in ranges) for name, ranges in value.items()
+            str(name): tuple((float(start), float(end)) for start, end in ranges)
+            for name, ranges in checked_table(value, "presets").items()
         }
     except (AttributeError, TypeError, ValueError) as fault:
         raise BestiaryError(f"its attribute presets are broken ({type(fault).__name__}: {fault})") from fault

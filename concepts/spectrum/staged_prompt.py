@@ -270,6 +270,7 @@ class _Reading:
         parts = [one for _, one in sorted(firsts.items()) if not isinstance(one, SpectrumMention)]
         vectors = iter(resolve_prompt(PartPrompt(tuple(parts)), sources.dictionaries).vectors.split(1))  # (1, D) each
         self.spectra: dict[tuple[str | None, float], _Named] = {}
+        self.bounds: list[StageBounds] = []
         self.named = [
             self._spectrum(one) if isinstance(one, SpectrumMention) else _Named(one, None, next(vectors))
             for _, one in sorted(firsts.items())
@@ -291,15 +292,16 @@ class _Reading:
             found = _Named(mention, spectrum, spectrum.matrix(), spectrum.bypass_matrix())
             self.budget.spend(0, found.vectors.numel())
             self.spectra[key] = found
+            self.bounds.append(spectrum.bounds)
         return replace(self.spectra[key], mention=mention)
 
     def first_bounds(self) -> StageBounds | None:
         """Stages of the first spectrum named."""
-        return next((found.spectrum.bounds for found in self.spectra.values()), None)
+        return next(iter(self.bounds), None)
 
     def refine(self, bounds: StageBounds) -> StageBounds:
         """`bounds` with an edge wherever this text may change."""
-        for own in dict.fromkeys(found.spectrum.bounds for found in self.spectra.values()):
+        for own in dict.fromkeys(self.bounds):
             bounds = bounds.refined_by(own)
         shares = [share for share in self.shares if 0 < share < 1]
         return bounds.refined_by(StageBounds.from_fractions(shares, bounds.num_timesteps)) if shares else bounds
@@ -410,10 +412,10 @@ def _joined(pieces: Sequence[PromptPiece]) -> tuple[PromptPiece, ...]:
             continue
         last = joined[-1] if joined else None
         # vectors are never joined: None stands for one
-        if last is not None and None not in (last.text, piece.text) and last.weight == piece.weight:
-            joined[-1] = PromptPiece(last.text + piece.text, piece.weight)
-        else:
+        if last is None or last.text is None or piece.text is None or last.weight != piece.weight:
             joined.append(piece)
+        else:
+            joined[-1] = PromptPiece(last.text + piece.text, piece.weight)
     return tuple(joined)
 
 
