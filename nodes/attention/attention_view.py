@@ -136,7 +136,7 @@ def _draw(
 def _masks(maps: Tensor, image: Tensor | None, latent: tuple[int, int], threshold: float) -> Tensor:
     """`(F, H, W)` attention of every part stretched to 0..1, or its brightest places."""
     # masks fit the picture, or the size it would have
-    size = (latent[0] * 8, latent[1] * 8) if image is None else tuple(image.shape[1:3])
+    size = (latent[0] * 8, latent[1] * 8) if image is None else (image.shape[1], image.shape[2])
     weights = resized_weights(stretched(maps.flatten(0, 1))[0], size)
     return weights if threshold <= 0 else (weights >= threshold).float()
 

@@ -17,17 +17,19 @@ import copy
 import dataclasses
 import inspect
 from collections.abc import Callable
+from typing import Any
 
 from comfy_api.latest import io
 from torch import Tensor
 
 from .advanced_inputs import ADVANCED
+from .comfy_objects import TextEncoder, Tokenizer
 
 _answer_lengths: dict[Callable[..., tuple], int] = {}
 """Search of a class of tokenizers -> how many values it gives."""
 
 
-def schema(**fields: object) -> io.Schema:
+def schema(**fields: Any) -> io.Schema:
     """An `io.Schema` of those fields that this ComfyUI knows; unknown ones, such as `search_aliases`, are left out."""
     known = {field.name for field in dataclasses.fields(io.Schema)}
     made = io.Schema(**{name: value for name, value in fields.items() if name in known})
@@ -52,13 +54,13 @@ def fixed_clip_options() -> dict[str, bool]:
     return {name: True} if name in inspect.signature(comfy.sd.CLIP).parameters else {}
 
 
-def name_device(encoder: object) -> None:
+def name_device(encoder: TextEncoder) -> None:
     """Tell a text encoder its device as this ComfyUI does before it encodes; nothing where it is not told."""
     if hasattr(encoder, "execution_device"):
         encoder.set_clip_options({"execution_device": encoder.execution_device})
 
 
-def embedding_answer(tokenizer: object, vector: Tensor | int | None, name: str, rest: str) -> tuple:
+def embedding_answer(tokenizer: Tokenizer, vector: Tensor | int | None, name: str, rest: str) -> tuple:
     """What a tokenizer expects of whoever answers in place of its own search behind `embedding:`.
 
     Args:
@@ -67,7 +69,7 @@ def embedding_answer(tokenizer: object, vector: Tensor | int | None, name: str, 
         name: the name that was looked for, as it is told to the user.
         rest: text behind it, which is read as text.
     """
-    own = type(tokenizer)._try_get_embedding
+    own: Callable[..., tuple] = type(tokenizer)._try_get_embedding
     # its own search tells how many values it gives: asked for nothing in no folder, once per class
     if own not in _answer_lengths:
         blank = copy.copy(tokenizer)

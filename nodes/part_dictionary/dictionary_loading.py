@@ -15,6 +15,7 @@ from ..host.socket_types import NamedDictionary
 
 if TYPE_CHECKING:
     from ...concepts.part_dictionary.part_dictionary import PartDictionary
+    from ..host.comfy_objects import Clip, Model
 
 SUFFIX = ".safetensors"
 _NAME = re.compile(r"[\w](?:[\w .-]*[\w])?")
@@ -45,7 +46,7 @@ def read_dictionary(file: str, name: str = "") -> NamedDictionary:
     return renamed(NamedDictionary(name_of_file(file), PartDictionary.load(path)), name)
 
 
-def teach(model: object, clip: object, named: NamedDictionary, strength: float) -> tuple[object, object]:
+def teach(model: Model, clip: Clip, named: NamedDictionary, strength: float) -> tuple[Model, Clip]:
     """Clones of MODEL and CLIP: the CLIP understands the dictionary's names, the MODEL has its LoRA at this strength.
 
     Raises:
@@ -60,7 +61,7 @@ def teach(model: object, clip: object, named: NamedDictionary, strength: float) 
     if not named.dictionary.lora:
         return model.clone(), taught
     applied = apply_lora(model, named.dictionary.lora, strength, clip=taught)
-    return applied.model, applied.clip
+    return applied.model, applied.clip or taught
 
 
 def merge(

@@ -50,7 +50,7 @@ class AskedDiscovery:
         digest = hashlib.sha256(f"{self.source.spec!r} {self.choice!r} {model} {self.masks is None}".encode())
         for tensor in (*self.images, *(self.masks or ())):
             digest.update(str(tuple(tensor.shape)).encode())
-            digest.update(tensor.detach().float().cpu().contiguous().numpy())
+            digest.update(tensor.detach().float().cpu().contiguous().numpy().data)
         return digest.hexdigest()[:16]
 
 

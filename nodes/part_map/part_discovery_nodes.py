@@ -19,6 +19,7 @@ from .part_pictures import checked_fit, named_faults
 
 if TYPE_CHECKING:
     from ...concepts.denoiser.denoiser import Denoiser
+    from ..host.comfy_objects import Clip, Model, Vae
     from .seen_parts import SeenParts
 
 CATEGORY = "Bestiary/discover"
@@ -187,7 +188,7 @@ class BestiaryDiffusionFeatures(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, model: object, clip: object, vae: object) -> io.NodeOutput:
+    def execute(cls, model: Model, clip: Clip, vae: Vae) -> io.NodeOutput:
         from ..denoiser.comfy_denoiser import ComfyDenoiser
 
         with named_faults("Diffusion Features"):

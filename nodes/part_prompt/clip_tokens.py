@@ -6,7 +6,7 @@ which the conditioning records where its parts stand. `taught_clip.py` puts both
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from torch import Tensor
@@ -15,6 +15,7 @@ from ...concepts.errors import BestiaryError
 from ...concepts.name_search import NameIndex, choices_text, shown_name
 from ...concepts.part_dictionary.part_dictionary import PartDictionary
 from ...concepts.part_prompt.part_mention import LONGEST_NAME
+from ..host.comfy_objects import Clip, Tokenizer, Tokens
 from ..host.comfy_version import embedding_answer
 from ..host.socket_types import PartSpan
 
@@ -47,9 +48,9 @@ class PartEmbeddings:
 
     encoder: str
     """Name of the text encoder: clip_l, clip_g, clip_h."""
-    tokenizer: object = field(repr=False)
+    tokenizer: Tokenizer = field(repr=False)
     """The one that asks, and that says in which form it is answered."""
-    search_folder: object = field(repr=False)
+    search_folder: Callable[[str], tuple] = field(repr=False)
     """The tokenizer's own search: name -> what `embedding_answer` makes of (tensor or None, name, text left over)."""
     filler: int
     dictionaries: dict[str, PartDictionary]
@@ -85,15 +86,16 @@ class PartEmbeddings:
         return None
 
 
-def dictionaries_of(clip: object) -> dict[str, PartDictionary]:
+def dictionaries_of(clip: Clip) -> dict[str, PartDictionary]:
     """The dictionaries a CLIP understands, by name, in the order of loading."""
     for tokenizer in tokenizers_of(clip).values():
-        if isinstance(tokenizer._try_get_embedding, PartEmbeddings):
-            return dict(tokenizer._try_get_embedding.dictionaries)
+        search = tokenizer._try_get_embedding
+        if isinstance(search, PartEmbeddings):
+            return dict(search.dictionaries)
     return {}
 
 
-def filler_tokens(clip: object) -> dict[str, int]:
+def filler_tokens(clip: Clip) -> dict[str, int]:
     """Text encoder name -> id of the plain word that stands where a dictionary has no vector."""
     return {tokenizer.embedding_key: filler_of(tokenizer) for tokenizer in tokenizers_of(clip).values()}
 
@@ -115,7 +117,7 @@ def marked(token: Tensor | FillerToken, mark: PartMark) -> Tensor | FillerToken:
     return token
 
 
-def tokenize_plainly(clip: object, text: str, *args: object, **options: object) -> object:
+def tokenize_plainly(clip: Clip, text: str, *args: object, **options: object) -> Tokens:
     """Tokens of a text as ComfyUI makes them, whatever dictionaries the CLIP knows: mentions in it are plain text."""
     return getattr(clip, "tokenize_plainly", clip.tokenize)(text, *args, **options)
 
@@ -144,12 +146,13 @@ def part_spans(tokens: object) -> tuple[PartSpan, ...]:
     return tuple(sorted(spans, key=lambda span: span.positions))
 
 
-def tokenizers_of(clip: object) -> dict[str, object]:
+def tokenizers_of(clip: Clip) -> dict[str, Tokenizer]:
     """The tokenizers inside a CLIP's tokenizer that understand `embedding:`, by attribute."""
     return {name: value for name, value in vars(clip.tokenizer).items() if hasattr(value, "_try_get_embedding")}
 
 
-def filler_of(tokenizer: object) -> int:
+def filler_of(tokenizer: Tokenizer) -> int:
+    """Id of `FILLER_WORD`."""
     return tokenizer.tokenizer(FILLER_WORD)["input_ids"][tokenizer.tokens_start]
 
 

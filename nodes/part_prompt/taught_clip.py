@@ -8,17 +8,19 @@ from __future__ import annotations
 
 import copy
 from functools import cache
+from types import MethodType
 
 from ...concepts.errors import BestiaryError
 from ...concepts.name_search import same_name, shown_name
 from ...concepts.part_dictionary.part_dictionary import PartDictionary
 from ..denoiser.model_backbone import check_widths
+from ..host.comfy_objects import Clip, Tokenizer
 from ..host.socket_types import SPANS_KEY, NamedDictionary
 from .clip_tokens import PartEmbeddings, dictionaries_of, filler_of, part_spans, tokenizers_of
 from .part_encoding import tokenize_known_mentions
 
 
-def with_dictionary(clip: object, named: NamedDictionary) -> object:
+def with_dictionary(clip: Clip, named: NamedDictionary) -> Clip:
     """A clone of a CLIP that understands a dictionary's names besides those it understood before; the original stays.
 
     Raises:
@@ -46,7 +48,7 @@ def with_dictionary(clip: object, named: NamedDictionary) -> object:
     return taught
 
 
-def _taught_tokenizer(tokenizer: object, dictionaries: dict[str, PartDictionary]) -> object:
+def _taught_tokenizer(tokenizer: Tokenizer, dictionaries: dict[str, PartDictionary]) -> Tokenizer:
     taught = copy.copy(tokenizer)
     if taught.embedding_directory is None:
         # ComfyUI takes None for "no embeddings at all" and would not even ask
@@ -54,9 +56,9 @@ def _taught_tokenizer(tokenizer: object, dictionaries: dict[str, PartDictionary]
     search = tokenizer._try_get_embedding
     if isinstance(search, PartEmbeddings):
         search = search.search_folder
-    elif getattr(search, "__self__", None) is tokenizer:
+    elif isinstance(search, MethodType) and search.__self__ is tokenizer:
         # bound to the copy, which has a folder list
-        search = search.__func__.__get__(taught)
+        search = MethodType(search.__func__, taught)
     filler = filler_of(tokenizer)
     taught._try_get_embedding = PartEmbeddings(tokenizer.embedding_key, taught, search, filler, dictionaries)
     return taught

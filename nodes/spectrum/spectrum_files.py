@@ -15,6 +15,7 @@ from ..part_dictionary.dictionary_loading import name_of_file, prompt_name
 
 if TYPE_CHECKING:
     from ...concepts.spectrum.prompt_spectrum import PromptSpectrum
+    from ..host.comfy_objects import Clip
 
 SUFFIX = ".safetensors"
 
@@ -71,7 +72,7 @@ def write_spectrum(spectrum: PromptSpectrum, filename: str) -> str:
     return save_free(name, lambda path: save_spectrum(spectrum, path))
 
 
-def check_spectrum_widths(name: str, spectrum: PromptSpectrum, clip: object) -> None:
+def check_spectrum_widths(name: str, spectrum: PromptSpectrum, clip: Clip) -> None:
     """Refuses vectors that ComfyUI would drop without an error.
 
     Raises:

@@ -26,8 +26,8 @@ from ...concepts.spectrum.staged_prompt import (
     resolve_staged_prompt,
 )
 from ..denoiser.model_backbone import check_widths
+from ..host.comfy_objects import Conditioning
 from ..host.socket_types import NamedSpectrum
-from ..part_prompt.part_encoding import Conditioning
 from .plain_embeddings import warn_of_misread
 from .spectrum_files import check_spectrum_widths
 from .stage_ranges import StageClock, stage_percents
