@@ -29,8 +29,11 @@ def fit_input() -> io.Input:
         options=list(SQUARE_FITS),
         default=SQUARE_FITS[0],
         optional=True,
-        tooltip="How pictures that are not square are looked at. centre square: as bestiary discover does, the rest counts "
-        "as background. whole picture: squeezed to a square. Use the same for finding and segmenting.",
+        tooltip=(
+            "How pictures that are not square are used. centre square: only the centre, as in bestiary "
+            "discover; the rest counts as background. whole picture: squeezed to a square. Use the same "
+            "setting for discovery and segmentation."
+        ),
     )
 
 
@@ -39,7 +42,7 @@ def features_input() -> io.Input:
     return FeaturesSocket.Input(
         "features",
         optional=True,
-        tooltip="From Diffusion Features, for codebooks made with features of a diffusion model.",
+        tooltip="From Diffusion Features; only for codebooks made with features of a diffusion model.",
     )
 
 
