@@ -3,7 +3,7 @@
 | since | what changed | where it is met |
 |---|---|---|
 | 0.8 to 0.15 | `io.Schema` and inputs take more fields (`search_aliases`, `advanced`, ...) | `schema`, `socket` |
-| 0.15.1 | `CLIP.clone` takes arguments, such as `disable_dynamic` of Set CLIP Hooks | `clip_tokens.py` hands them on |
+| 0.15.1 | `CLIP.clone` takes arguments, such as `disable_dynamic` of Set CLIP Hooks | `taught_clip.py` hands them on |
 | 0.15.1 | a CLIP whose weights move as they are needed is reloaded for Set CLIP Hooks, from a file that our own model has not | `fixed_clip_options` |
 | 0.15.1 | conditionings with hooks make ComfyUI load the MODEL a second time | `layer_prompts.py` does without them |
 | 0.22 | a CLIP names its device to the text encoders after the layer, which makes them forget a skip that is too great | `name_device` |
@@ -18,17 +18,19 @@ import copy
 import dataclasses
 import inspect
 from collections.abc import Callable
+from typing import Any
 
 from comfy_api.latest import io
 from torch import Tensor
 
 from .advanced_inputs import ADVANCED
+from .comfy_objects import TextEncoder, Tokenizer
 
 _answer_lengths: dict[Callable[..., tuple], int] = {}
 """Search of a class of tokenizers -> how many values it gives."""
 
 
-def schema(**fields: object) -> io.Schema:
+def schema(**fields: Any) -> io.Schema:
     """An `io.Schema` of those fields that this ComfyUI knows; unknown ones, such as `search_aliases`, are left out."""
     known = {field.name for field in dataclasses.fields(io.Schema)}
     made = io.Schema(**{name: value for name, value in fields.items() if name in known})
@@ -75,13 +77,13 @@ def quantised_text(weights: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[
     return weights, {} if mark is None else {"scaled_fp8": mark.dtype}, {}
 
 
-def name_device(encoder: object) -> None:
+def name_device(encoder: TextEncoder) -> None:
     """Tell a text encoder its device as this ComfyUI does before it encodes; nothing where it is not told."""
     if hasattr(encoder, "execution_device"):
         encoder.set_clip_options({"execution_device": encoder.execution_device})
 
 
-def embedding_answer(tokenizer: object, vector: Tensor | int | None, name: str, rest: str) -> tuple:
+def embedding_answer(tokenizer: Tokenizer, vector: Tensor | int | None, name: str, rest: str) -> tuple:
     """What a tokenizer expects of whoever answers in place of its own search behind `embedding:`.
 
     Args:
@@ -90,7 +92,7 @@ def embedding_answer(tokenizer: object, vector: Tensor | int | None, name: str, 
         name: the name that was looked for, as it is told to the user.
         rest: text behind it, which is read as text.
     """
-    own = type(tokenizer)._try_get_embedding
+    own: Callable[..., tuple] = type(tokenizer)._try_get_embedding
     # its own search tells how many values it gives: asked for nothing in no folder, once per class
     if own not in _answer_lengths:
         blank = copy.copy(tokenizer)
