@@ -76,10 +76,11 @@ def read_subjects(
     for subject, (names, unreadable) in zip(asked, folders, strict=True):
         skipped += unreadable
         beside = CompanionFolder(subject.masks or subject.folder, names)
+        pictures = frozenset((subject.folder / name).resolve() for name in names)
         for name in names:
             path = subject.folder / name
             try:
-                cut = _cut(path, subject, partial(_mask, beside, name), segment, terms or {}, backend)
+                cut = _cut(path, subject, partial(_mask, beside, name, pictures), segment, terms or {}, backend)
             except UnreadableImage as fault:
                 skipped.append((str(path), fault.reason))
             else:
@@ -112,9 +113,10 @@ def _pictures(folder: Path) -> tuple[list[str], list[tuple[str, str]]]:
     return names, [(str(folder / name), reason) for name, reason in scan.unreadable]
 
 
-def _mask(beside: CompanionFolder, name: str, size: tuple[int, int]) -> np.ndarray | None:
+def _mask(beside: CompanionFolder, name: str, pictures: frozenset[Path], size: tuple[int, int]) -> np.ndarray | None:
     found = beside.of(name)
-    return None if found is None else read_mask(found, size)
+    # in the pictures' own folder a picture bears its own name, and is nobody's mask
+    return None if found is None or found.resolve() in pictures else read_mask(found, size)
 
 
 def _cut(path: Path, asked: SubjectSettings, mask: Callable, segment: Segment | None, terms: Mapping, backend: str):
