@@ -56,8 +56,11 @@ def test_unknown_names_are_underlined_and_the_nearest_is_offered(desk, first_par
     status = desk.page.locator(".bst-status").first
     desk.page.locator(".bst-status", has_text=f"There is no part “{name}x”.").first.wait_for()
     desk.shot(f"faults_{desk.label}")
+    # what is written is looked at a moment later, and the line of faults is made anew
+    desk.page.wait_for_timeout(500)
     status.get_by_role("button").first.click()
     assert desk.value("P", "text").startswith(f"<{name}:{kinds['written'][0]}> and <{name}:99999>")
+    desk.page.wait_for_timeout(500)
     status.get_by_role("button").first.click()
     assert f"<{name}:{kinds['written'][-1]}>" in desk.value("P", "text")
     desk.page.wait_for_timeout(200)
