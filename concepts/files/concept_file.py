@@ -22,6 +22,8 @@ from ..name_search import LONGEST_SHOWN
 from .atomic_file import replacing
 from .wrong_download import wrong_download
 
+DICTIONARY_KIND, CODEBOOK_KIND, SPECTRUM_KIND = "part-dictionary", "parts", "prompt-spectrum"
+"""Kinds of our files, as their metadata says it."""
 FORMAT = 1
 """Version of the layout; readers refuse newer ones."""
 PREFIX = "bestiary."

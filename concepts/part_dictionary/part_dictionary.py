@@ -15,8 +15,13 @@ from torch import Tensor
 
 from ..denoiser.backbone import get_backbone
 from ..errors import BestiaryError
-from ..files.concept_file import from_text_tensor, read_concept_file, to_text_tensor, write_concept_file
-from ..files.file_kinds import DICTIONARY_KIND
+from ..files.concept_file import (
+    DICTIONARY_KIND,
+    from_text_tensor,
+    read_concept_file,
+    to_text_tensor,
+    write_concept_file,
+)
 from ..files.thumbnail_atlas import ThumbnailAtlas
 from ..name_search import choices_text, number_ranges, plain_name, shown_name
 

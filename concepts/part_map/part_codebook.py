@@ -17,8 +17,7 @@ from torch import Tensor
 
 from ..errors import BestiaryError
 from ..features.patch_features import PatchGrid, SourceSpec
-from ..files.concept_file import ConceptFile, read_concept_file, write_concept_file
-from ..files.file_kinds import CODEBOOK_KIND
+from ..files.concept_file import CODEBOOK_KIND, ConceptFile, read_concept_file, write_concept_file
 from ..name_search import shown_name
 from .foreground import CentroidForeground, Foreground, foreground_from_file
 from .kmeans import assign

@@ -28,6 +28,9 @@ DEFAULT_PRESETS: Presets = {
 MOST_ITEMS = 256
 """Items of one selection, and attributes of one list of presets."""
 
+ROUNDING = 1e-9
+"""How far a middle of a stage may lie outside a range that ends there."""
+
 _NUMBERS = re.compile(r"(\d{1,4})\s*(?:-\s*(\d{1,4}))?")
 _PERCENTS = re.compile(r"(\d{1,3}(?:\.\d+)?)\s*%?\s*-\s*(\d{1,3}(?:\.\d+)?)\s*%")
 
@@ -35,7 +38,10 @@ _PERCENTS = re.compile(r"(\d{1,3}(?:\.\d+)?)\s*%?\s*-\s*(\d{1,3}(?:\.\d+)?)\s*%"
 def stages_in_ranges(ranges: tuple[tuple[float, float], ...], bounds: StageBounds) -> tuple[int, ...]:
     """The stages, counted from 0, whose middle lies in one of the ranges (shares of the way)."""
     middles = [(a + b) / 2 for a, b in zip(bounds.fractions, bounds.fractions[1:], strict=False)]
-    return tuple(stage for stage, middle in enumerate(middles) if any(a <= middle <= b for a, b in ranges))
+    # 1 - 900 / 1000 is a little less than 0.1
+    return tuple(
+        stage for stage, middle in enumerate(middles) if any(a - ROUNDING <= middle <= b + ROUNDING for a, b in ranges)
+    )
 
 
 def select_stages(text: str, bounds: StageBounds, presets: Presets = DEFAULT_PRESETS) -> tuple[int, ...]:

@@ -13,8 +13,7 @@ from torch import Tensor
 
 from ..denoiser.backbone import get_backbone
 from ..errors import BestiaryError
-from ..files.concept_file import ConceptFile, read_concept_file, write_concept_file
-from ..files.file_kinds import SPECTRUM_KIND
+from ..files.concept_file import SPECTRUM_KIND, ConceptFile, read_concept_file, write_concept_file
 from ..files.file_schema import (
     broken,
     checked_json,

@@ -8,9 +8,8 @@ from pathlib import Path, PureWindowsPath
 import folder_paths
 
 from ...concepts.errors import BestiaryError
-from ...concepts.files.concept_file import read_header
-from ...concepts.files.concept_names import checked_file_name
-from ...concepts.files.file_kinds import CODEBOOK_SUFFIX, DICTIONARY_KIND
+from ...concepts.files.concept_file import DICTIONARY_KIND, read_header
+from ...concepts.files.concept_names import CODEBOOK_SUFFIX, checked_file_name
 from ...concepts.files.pack import ROOT
 from ...concepts.name_search import choices_text, shown_name
 

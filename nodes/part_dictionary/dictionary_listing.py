@@ -19,8 +19,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from ...concepts.errors import BestiaryError
-from ...concepts.files.concept_file import LARGEST_HEADER, Header, from_text_tensor, read_header
-from ...concepts.files.file_kinds import DICTIONARY_KIND
+from ...concepts.files.concept_file import DICTIONARY_KIND, LARGEST_HEADER, Header, from_text_tensor, read_header
 from ...concepts.files.thumbnail_atlas import ThumbnailAtlas
 from ...concepts.name_search import plain_name
 from ...concepts.part_dictionary.part_dictionary import THUMBNAIL_PREFIX

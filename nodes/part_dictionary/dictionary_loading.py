@@ -7,9 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ...concepts.errors import BestiaryError
-from ...concepts.files.concept_names import checked_file_name
+from ...concepts.files.concept_names import CODEBOOK_SUFFIX, checked_file_name
 from ...concepts.files.concept_names import name_of_file as name_of_file
-from ...concepts.files.file_kinds import CODEBOOK_SUFFIX
 from ...concepts.name_search import choices_text, shown_name
 from ..host.concept_folders import concept_path, dictionary_names, free_concept_path, own_folder
 from ..host.socket_types import NamedDictionary

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ...concepts.errors import BestiaryError
-from ...concepts.files.file_kinds import CODEBOOK_SUFFIX
+from ...concepts.files.concept_names import CODEBOOK_SUFFIX
 from ...concepts.name_search import choices_text, shown_name
 from ...concepts.part_map.part_codebook import PartCodebook
 from ..host.concept_folders import concept_names, concept_path, free_concept_path, own_folder

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from comfy_api.latest import io, ui
 from torch import Tensor
 
-from ...concepts.files.file_kinds import CODEBOOK_SUFFIX
+from ...concepts.files.concept_names import CODEBOOK_SUFFIX
 from ...concepts.pictures.square_fit import SQUARE_FITS
 from ..host.comfy_version import schema, socket
 from ..host.concept_folders import concept_names, file_stamp

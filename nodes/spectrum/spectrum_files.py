@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ...concepts.errors import BestiaryError
-from ...concepts.files.file_kinds import SPECTRUM_KIND
+from ...concepts.files.concept_file import SPECTRUM_KIND
 from ...concepts.name_search import choices_text, shown_name
 from ...concepts.spectrum.attribute_presets import format_presets, stages_text
 from ..host.concept_folders import concept_names, concept_path, free_concept_path, kind_of, own_folder

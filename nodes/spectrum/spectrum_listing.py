@@ -5,8 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from ...concepts.errors import BestiaryError
-from ...concepts.files.concept_file import LARGEST_HEADER, read_header
-from ...concepts.files.file_kinds import SPECTRUM_KIND
+from ...concepts.files.concept_file import LARGEST_HEADER, SPECTRUM_KIND, read_header
 from ...concepts.spectrum.attribute_presets import checked_presets
 from ...concepts.spectrum.stage_bounds import StageBounds
 

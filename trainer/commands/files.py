@@ -6,8 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ...concepts.files.concept_names import name_of_file
-from ...concepts.files.file_kinds import CODEBOOK_SUFFIX
+from ...concepts.files.concept_names import CODEBOOK_SUFFIX, name_of_file
 from .options import OutOption, existing, result_file, result_folder
 
 if TYPE_CHECKING:
@@ -135,8 +134,7 @@ def export(
     ComfyUI, A1111 and diffusers load them; each file is loaded back before it is reported.
     """
     source = existing(concept, "file")
-    from ...concepts.files.concept_file import read_header
-    from ...concepts.files.file_kinds import SPECTRUM_KIND
+    from ...concepts.files.concept_file import SPECTRUM_KIND, read_header
     from ...concepts.spectrum.spectrum_file import load_spectrum
     from ..exchange.new_files import added_together
 

@@ -7,9 +7,8 @@ from pathlib import Path
 import torch
 
 from ...concepts.errors import BestiaryError
-from ...concepts.files.concept_file import read_header
+from ...concepts.files.concept_file import SPECTRUM_KIND, read_header
 from ...concepts.files.concept_names import name_of_file
-from ...concepts.files.file_kinds import SPECTRUM_KIND
 from ...concepts.files.text_file import read_text
 from ...concepts.name_search import choices_text, plain_name, shown_name
 from ...concepts.spectrum.attribute_presets import DEFAULT_PRESETS, Presets, parse_presets, stages_text

@@ -8,8 +8,7 @@ import torch
 import torch.nn.functional as F
 from bestiary.concepts.errors import BestiaryError
 from bestiary.concepts.features.patch_features import PatchGrid
-from bestiary.concepts.files.concept_file import write_concept_file
-from bestiary.concepts.files.file_kinds import CODEBOOK_KIND
+from bestiary.concepts.files.concept_file import CODEBOOK_KIND, write_concept_file
 from bestiary.concepts.part_map.foreground import CentroidForeground
 from bestiary.concepts.part_map.part_codebook import FeatureSpace, PartCodebook, _within_marks
 from bestiary.concepts.part_map.part_map import ABSENT

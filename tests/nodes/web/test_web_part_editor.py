@@ -413,7 +413,7 @@ def test_many_edits_are_shown_too(plain_desk):
 def test_parts_have_the_colours_of_the_overlays(plain_desk):
     ours = plain_desk.page.evaluate(
         """async () => {
-            const { partColor } = await import("/extensions/ComfyUI-Bestiary/js/part_maps.mjs");
+            const { partColor } = await import("/extensions/ComfyUI-Bestiary/js/parts/part_maps.mjs");
             return Array.from({ length: 40 }, (_, part) => partColor(part));
         }"""
     )
@@ -467,7 +467,7 @@ def test_colours_stay_with_their_part_and_names_become_readable(plain_desk):
     # a part that comes before another in number goes
     order = plain_desk.page.evaluate(
         """async () => {
-            const { describeDiscovery } = await import("/extensions/ComfyUI-Bestiary/js/discoveries.mjs");
+            const { describeDiscovery } = await import("/extensions/ComfyUI-Bestiary/js/parts/discoveries.mjs");
             const facts = await describeDiscovery(P.properties.bestiary_part_editor.key, "");
             return facts.edited.filter(({ background }) => !background).map(({ name }) => name);
         }"""

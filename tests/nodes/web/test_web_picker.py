@@ -189,7 +189,7 @@ def test_a_workflow_made_without_a_picker_keeps_its_layout(plain_desk):
     assert picker.locator(".bst-grid").is_hidden()
     size = desk.page.evaluate("[...app.graph.nodes.find((one) => one.comfyClass === 'BestiaryPartPrompt').size]")
     assert size[1] <= 220
-    picker.get_by_role("button", name="Fold or unfold the picker").click()
+    picker.get_by_role("button", name="Fold or unfold").click()
     picker.locator(".bst-tile").first.wait_for()
 
 
@@ -280,7 +280,7 @@ def test_all_dictionaries_behind_the_links_are_found(plain_desk, server, tmp_pat
     # numbers, names and what is written are those of the merged file
     ours = plain_desk.page.evaluate(
         """async () => {
-            const { linkedDictionaries } = await import("/extensions/ComfyUI-Bestiary/js/linked.mjs");
+            const { linkedDictionaries } = await import("/extensions/ComfyUI-Bestiary/js/parts/linked.mjs");
             const merged = linkedDictionaries(P).set.all.find((one) => one.called === "one_two");
             return merged.parts.map((part) => ({
                 number: part.number, name: part.name, written: part.written, background: part.background,
@@ -315,7 +315,7 @@ def test_a_dictionary_socket_carries_one_dictionary(plain_desk):
     plain_desk.page.wait_for_timeout(500)
     called = plain_desk.page.evaluate(
         """async () => {
-            const { upstreamDictionaries } = await import("/extensions/ComfyUI-Bestiary/js/upstream.mjs");
+            const { upstreamDictionaries } = await import("/extensions/ComfyUI-Bestiary/js/parts/upstream.mjs");
             const named = (node) => upstreamDictionaries(node).map((one) => one.called);
             return [named(P), named(F)];
         }"""
@@ -534,7 +534,7 @@ def test_the_page_proposes_the_names_that_the_server_proposes(plain_desk):
     ]
     ours = plain_desk.page.evaluate(
         """async ([typed, names]) => {
-            const { nearest } = await import("/extensions/ComfyUI-Bestiary/js/dictionaries.mjs");
+            const { nearest } = await import("/extensions/ComfyUI-Bestiary/js/parts/dictionaries.mjs");
             return typed.map((text) => nearest(text, names, 5));
         }""",
         [typed, names],
@@ -565,8 +565,8 @@ def test_names_that_are_alike_are_told_apart_as_on_the_server(plain_desk, tmp_pa
     pairs = [(both, both), (one, both), (one, other), (other, both), (both, other)]
     found, fields, merged = plain_desk.page.evaluate(
         """async ([facts, typed, pairs]) => {
-            const { Dictionary, DictionarySet } = await import("/extensions/ComfyUI-Bestiary/js/dictionaries.mjs");
-            const { mergeDictionaries } = await import("/extensions/ComfyUI-Bestiary/js/merging.mjs");
+            const { Dictionary, DictionarySet } = await import("/extensions/ComfyUI-Bestiary/js/parts/dictionaries.mjs");
+            const { mergeDictionaries } = await import("/extensions/ComfyUI-Bestiary/js/parts/merging.mjs");
             const set = new DictionarySet([new Dictionary("made", "made", facts)]);
             const names = ([first, second]) =>
                 mergeDictionaries(new Dictionary("a", "a", first), new Dictionary("b", "b", second), "m").facts.part_names;
@@ -581,7 +581,7 @@ def test_names_that_are_alike_are_told_apart_as_on_the_server(plain_desk, tmp_pa
 def test_parts_are_listed_from_the_head_on_and_by_height(plain_desk):
     listed = plain_desk.page.evaluate(
         """async () => {
-            const { naturalOrder, readableName } = await import("/extensions/ComfyUI-Bestiary/js/part_order.mjs");
+            const { naturalOrder, readableName } = await import("/extensions/ComfyUI-Bestiary/js/parts/part_order.mjs");
             const named = (names) => naturalOrder(names.map((name) => ({ name, background: name === "background" }))).map(({ name }) => name);
             const high = naturalOrder([{ name: "a", height: 0.5 }, { name: "b", height: -0.5 }, { name: "beak", height: 0.9 }]);
             return [

@@ -197,7 +197,7 @@ NUMBERS = [0.000123456, 1234.5, 0, 12]
 
 def test_smoothing_and_ticks(plain_desk):
     given = """async (numbers) => {
-        const chart = await import("/extensions/ComfyUI-Bestiary/js/loss_chart.mjs");
+        const chart = await import("/extensions/ComfyUI-Bestiary/js/training/loss_chart.mjs");
         return {
             short: numbers.map(chart.shortNumber),
             smooth: chart.smoothed([1, null, 0, 0], 0.5),
