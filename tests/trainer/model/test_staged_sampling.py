@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -79,19 +80,21 @@ class _Counted:
 
     def __init__(self, denoiser: object) -> None:
         self._denoiser = denoiser
+        self.text = SimpleNamespace(tokenize=denoiser.text.tokenize, encode=self._encode)
+        self.network = SimpleNamespace(predict=self._predict)
         self.rows: list[int] = []
         self.encoded: list[int] = []
 
     def __getattr__(self, name: str) -> object:
         return getattr(self._denoiser, name)
 
-    def predict(self, latents: torch.Tensor, *others: object, **named: object) -> object:
+    def _predict(self, latents: torch.Tensor, *others: object, **named: object) -> object:
         self.rows.append(len(latents))
-        return self._denoiser.predict(latents, *others, **named)
+        return self._denoiser.network.predict(latents, *others, **named)
 
-    def encode_prompts(self, prompts: list, vectors: torch.Tensor | None) -> Conditioning:
+    def _encode(self, prompts: list, vectors: dict | None) -> Conditioning:
         self.encoded.append(len(prompts))
-        return self._denoiser.encode_prompts(prompts, vectors)
+        return self._denoiser.text.encode(prompts, vectors)
 
 
 @pytest.mark.parametrize("guidance", [1.0, 3.0])

@@ -99,8 +99,8 @@ def test_encodes_of_a_step_are_its_distinct_stages(
     tiny_folder: Callable, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     setup = _setup(tiny_folder("sd15"), pictures, tmp_path, **{"method.stages": 3, "optimizer.batch_size": 4})
-    encode, counts = setup.denoiser.encode_prompts, []
-    monkeypatch.setattr(setup.denoiser, "encode_prompts", lambda p, v: counts.append(len(p)) or encode(p, v))
+    encode, counts = setup.denoiser.text.encode, []
+    monkeypatch.setattr(setup.denoiser.text, "encode", lambda p, v: counts.append(len(p)) or encode(p, v))
     batch = setup.batches.draw(0, 0)
     setup.objective(batch)
     assert counts == [len(set(batch.stages))] == [3]

@@ -41,18 +41,7 @@ class SpectrumTraining:
     @property
     def image_size(self) -> int:
         """Edge of the training square in pixels."""
-        return training_size(self.settings, self.denoiser)
-
-
-def training_size(settings: TrainSpectrumSettings, denoiser: Denoiser) -> int:
-    """Edge of the training square in pixels."""
-    return settings.images.size or denoiser.backbone.image_size
-
-
-def cached_size(settings: TrainSpectrumSettings, denoiser: Denoiser) -> int:
-    """Edge in pixels of the square that is encoded: the margin for crops is whole latent cells."""
-    size, factor = training_size(settings, denoiser), denoiser.backbone.latent_factor
-    return size + round(size * settings.images.margin / factor) * factor
+        return self.settings.images.training_size(self.denoiser.backbone)
 
 
 def set_up_spectrum(
@@ -80,7 +69,7 @@ def set_up_spectrum(
     plan = SpectrumPlan(
         batch_size=settings.optimizer.batch_size,
         accumulation=settings.optimizer.accumulation,
-        latent_size=training_size(settings, denoiser) // denoiser.backbone.latent_factor,
+        latent_size=settings.images.training_size(denoiser.backbone) // denoiser.backbone.latent_factor,
         bounds=bounds,
         process=denoiser.process,
         prompts=tuple(
