@@ -297,7 +297,7 @@ def _check_vectors(vectors: Mapping[str, Tensor] | None, batch: int, most: int, 
                 f"learned vectors are given for {', '.join(vectors) or 'no text encoder'}, but {backbone.name} also reads {spec.name}: "
                 "this dictionary was learned for another base model; load that model, or learn a dictionary for this one"
             )
-        # rows and places first: a wrong width is told apart from a wrong number
+        # rows and places first: a wrong width and a wrong number have messages of their own
         if own.ndim != 3 or own.shape[0] != batch or own.shape[1] < most:
             raise BestiaryError(
                 f"{batch} prompts with up to {most} learned vectors need a tensor (B, P, D) = ({batch}, >= {most}, "
