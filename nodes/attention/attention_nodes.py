@@ -12,6 +12,7 @@ from ..host.socket_types import AttentionSocket
 from .attention_layers import LayerChoice
 
 if TYPE_CHECKING:
+    from ..host.comfy_objects import Model
     from .attention_record import AttentionRecord
 
 
@@ -65,7 +66,7 @@ class BestiaryAttentionMaps(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, model: object, layers: LayerChoice = "auto", include_negative: bool = False) -> io.NodeOutput:
+    def execute(cls, model: Model, layers: LayerChoice = "auto", include_negative: bool = False) -> io.NodeOutput:
         from .attention_record import AttentionRecord
         from .model_patching import record_attention
 
@@ -263,7 +264,7 @@ class BestiaryPartRegions(io.ComfyNode):
     @classmethod
     def execute(
         cls,
-        model: object,
+        model: Model,
         mask: Tensor,
         part: str,
         strength: float = 1.0,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from comfy_api.latest import io, ui
 
 from ..host.comfy_version import schema
@@ -16,6 +18,9 @@ from .dictionary_loading import (
     save_dictionary,
     teach,
 )
+
+if TYPE_CHECKING:
+    from ..host.comfy_objects import Clip, Model
 
 CATEGORY = "Bestiary/parts"
 STRENGTH = {"default": 1.0, "min": -10.0, "max": 10.0, "step": 0.05}
@@ -82,10 +87,10 @@ class BestiaryLoadDictionary(io.ComfyNode):
 
     @classmethod
     def fingerprint_inputs(cls, **inputs: object) -> str:
-        return file_stamp(inputs.get("file"))
+        return file_stamp(str(inputs.get("file") or ""))
 
     @classmethod
-    def execute(cls, model: object, clip: object, file: str, lora_strength: float, name: str = "") -> io.NodeOutput:
+    def execute(cls, model: Model, clip: Clip, file: str, lora_strength: float, name: str = "") -> io.NodeOutput:
         named = read_dictionary(file, name)
         return io.NodeOutput(*teach(model, clip, named, lora_strength), named)
 
@@ -118,7 +123,7 @@ class BestiaryApplyDictionary(io.ComfyNode):
 
     @classmethod
     def execute(
-        cls, model: object, clip: object, dictionary: NamedDictionary, lora_strength: float, name: str = ""
+        cls, model: Model, clip: Clip, dictionary: NamedDictionary, lora_strength: float, name: str = ""
     ) -> io.NodeOutput:
         named = renamed(dictionary, name)
         return io.NodeOutput(*teach(model, clip, named, lora_strength), named)

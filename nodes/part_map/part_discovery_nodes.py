@@ -19,6 +19,7 @@ from .part_pictures import checked_fit, named_faults
 
 if TYPE_CHECKING:
     from ...concepts.denoiser.denoiser import Denoiser
+    from ..host.comfy_objects import Clip, Model, Vae
     from .seen_parts import SeenParts
 
 CATEGORY = "Bestiary/discover"
@@ -144,7 +145,8 @@ class BestiaryDiscoverParts(io.ComfyNode):
         edits: list[str] | None = None,
     ) -> io.NodeOutput:
         from .discovery_job import DiscoveryChoice, doubts, part_confidence, unsure_pictures
-        from .found_parts import AskedDiscovery, BlockPlace, discover_once
+        from .found_parts import AskedDiscovery, discover_once
+        from .kept_discoveries import BlockPlace
         from .part_drawing import found_overlays
         from .part_reports import discovery_text
 
@@ -200,7 +202,7 @@ class BestiaryDiffusionFeatures(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, model: object, clip: object, vae: object) -> io.NodeOutput:
+    def execute(cls, model: Model, clip: Clip, vae: Vae) -> io.NodeOutput:
         from ..denoiser.comfy_denoiser import ComfyDenoiser
 
         with named_faults("Diffusion Features"):

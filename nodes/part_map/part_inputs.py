@@ -62,4 +62,5 @@ def segment(
     source = open_source(codebook.codebook.feature_spec, features)
     progress.begin(len(pictures))
     grid = describe_images(pictures, source, area, progress.add)
-    return pictures, see_parts(codebook.codebook, grid, tuple(pictures.shape[1:3]), area)
+    _, height, width, _ = pictures.shape
+    return pictures, see_parts(codebook.codebook, grid, (height, width), area)

@@ -5,9 +5,8 @@ from __future__ import annotations
 from comfy_api.latest import io
 
 from ..host.comfy_version import schema
-from ..host.socket_types import ChosenParts, DictionarySocket, NamedDictionary
+from ..host.socket_types import ALL_PARTS, ChosenParts, DictionarySocket, NamedDictionary
 from .part_prompt_nodes import CATEGORY, part_outputs, weight_input
-from .reserved_words import ALL_PARTS
 
 
 class BestiaryBlendKinds(io.ComfyNode):

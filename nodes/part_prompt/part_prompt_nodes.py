@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from comfy_api.latest import io
 
 from ..host.comfy_version import schema, socket
-from ..host.socket_types import ChosenParts, DictionarySocket, NamedDictionary, PartSocket
-from .reserved_words import PARTS_PLACE
+from ..host.socket_types import PARTS_PLACE, ChosenParts, DictionarySocket, NamedDictionary, PartSocket
+
+if TYPE_CHECKING:
+    from ..host.comfy_objects import Clip
 
 CATEGORY = "Bestiary/parts"
 LARGEST_WEIGHT = 10.0
@@ -174,7 +178,7 @@ class BestiaryPartPrompt(io.ComfyNode):
 
     @classmethod
     def execute(
-        cls, clip: object, text: str, parts: ChosenParts | None = None, dictionary: NamedDictionary | None = None
+        cls, clip: Clip, text: str, parts: ChosenParts | None = None, dictionary: NamedDictionary | None = None
     ) -> io.NodeOutput:
         import logging
 

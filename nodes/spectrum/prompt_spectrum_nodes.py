@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from comfy_api.latest import io, ui
 
@@ -17,10 +17,14 @@ from ..host.socket_types import DictionarySocket, NamedDictionary, NamedSpectrum
 from ..part_dictionary.dictionary_loading import prompt_name
 from ..part_map.part_pictures import named_faults
 from .spectrum_files import check_spectrum_file, describe_spectrum, read_spectrum, spectrum_names, write_spectrum
-from .stage_ranges import CLOCKS
+from .stage_ranges import CLOCKS, StageClock
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
+    from ...concepts.spectrum.stage_algebra import Rest
     from ...concepts.spectrum.staged_prompt import PromptSources
+    from ..host.comfy_objects import Clip, Model
 
 CATEGORY = "Bestiary/spectrum"
 SLOTS = 4
@@ -128,7 +132,7 @@ class BestiaryLoadSpectrum(io.ComfyNode):
 
     @classmethod
     def fingerprint_inputs(cls, **inputs: object) -> str:
-        return file_stamp(inputs.get("file"))
+        return file_stamp(str(inputs.get("file") or ""))
 
     @classmethod
     def execute(cls, file: str, name: str = "", strength: float = 1.0, soft_boundaries: float = 0.0) -> io.NodeOutput:
@@ -224,7 +228,7 @@ class BestiarySpectrumPrompt(io.ComfyNode):
     @classmethod
     def execute(
         cls,
-        clip: object,
+        clip: Clip,
         text: str,
         negative_text: str,
         stage_texts: str = "",
@@ -232,9 +236,9 @@ class BestiarySpectrumPrompt(io.ComfyNode):
         dictionary: NamedDictionary | None = None,
         stages: int = DEFAULT_STAGES,
         presets: str = "",
-        clock: str = CLOCKS[0],
-        model: object = None,
-        sigmas: object = None,
+        clock: StageClock = CLOCKS[0],
+        model: Model | None = None,
+        sigmas: Tensor | None = None,
         gap_filler: bool = True,
         **slots: NamedSpectrum | None,
     ) -> io.NodeOutput:
@@ -263,7 +267,7 @@ def _is_output_linked(hidden: io.HiddenHolder | None, output: int) -> bool:
     return any(link == [own, output] for link in links)
 
 
-def _sources(clip: object, linked: Sequence[NamedSpectrum | None], dictionary: NamedDictionary | None) -> PromptSources:
+def _sources(clip: Clip, linked: Sequence[NamedSpectrum | None], dictionary: NamedDictionary | None) -> PromptSources:
     from ...concepts.spectrum.staged_prompt import PromptSources
     from ..part_prompt.clip_tokens import dictionaries_of
     from .spectrum_prompts import spectra_by_name
@@ -345,7 +349,7 @@ class BestiaryMixAttributes(io.ComfyNode):
 
     @classmethod
     def execute(
-        cls, name: str, presets: str = "", rest: str = "neutral", soft_boundaries: float = 0.0, **slots: object
+        cls, name: str, presets: str = "", rest: Rest = "neutral", soft_boundaries: float = 0.0, **slots: Any
     ) -> io.NodeOutput:
         from ...concepts.spectrum.stage_claims import Reference, mix_references, shown_reference
 

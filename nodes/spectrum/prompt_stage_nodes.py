@@ -10,9 +10,8 @@ from ...concepts.spectrum.attribute_presets import DEFAULT_PRESETS, format_prese
 from ...concepts.spectrum.stage_bounds import DEFAULT_STAGES, StageBounds
 from ..host.comfy_version import schema
 from ..host.graph_progress import GraphProgress
-from ..host.socket_types import NamedSpectrum, SpectrumSocket
+from ..host.socket_types import WORD_PLACE, NamedSpectrum, SpectrumSocket
 from ..part_map.part_pictures import named_faults
-from ..part_prompt.reserved_words import WORD_PLACE
 from .prompt_spectrum_nodes import (
     CATEGORY,
     LINES_TOOLTIP,
@@ -21,11 +20,14 @@ from .prompt_spectrum_nodes import (
     text_input,
     timing_inputs,
 )
-from .stage_ranges import CLOCKS, intersect_range
+from .stage_ranges import CLOCKS, StageClock, intersect_range
 from .stage_schedule import preview_schedule, sampler_names, schedule_table, scheduler_names
 
 if TYPE_CHECKING:
-    from ..part_prompt.part_encoding import Conditioning
+    from torch import Tensor
+
+    from ..host.comfy_objects import Clip, ClipVision, Conditioning, Model, Vae
+
 
 SWEEP_STAGES = 8
 
@@ -75,14 +77,14 @@ class BestiaryStageText(io.ComfyNode):
     @classmethod
     def execute(
         cls,
-        clip: object,
+        clip: Clip,
         lines: str,
         text: str,
         stages: int = DEFAULT_STAGES,
         presets: str = "",
-        clock: str = CLOCKS[0],
-        model: object = None,
-        sigmas: object = None,
+        clock: StageClock = CLOCKS[0],
+        model: Model | None = None,
+        sigmas: Tensor | None = None,
         gap_filler: bool = True,
     ) -> io.NodeOutput:
         from ..part_prompt.clip_tokens import dictionaries_of
@@ -135,7 +137,7 @@ class BestiaryIntersectRange(io.ComfyNode):
         start: float,
         end: float,
         outside: Conditioning | None = None,
-        model: object = None,
+        model: Model | None = None,
     ) -> io.NodeOutput:
         with named_faults("Intersect Range"):
             return io.NodeOutput(*intersect_range(conditioning, start, end, outside=outside, model=model))
@@ -190,7 +192,7 @@ class BestiaryStagePreview(io.ComfyNode):
     @classmethod
     def execute(
         cls,
-        model: object,
+        model: Model,
         scheduler: str,
         steps: int,
         denoise: float,
@@ -198,7 +200,7 @@ class BestiaryStagePreview(io.ComfyNode):
         spectrum: NamedSpectrum | None = None,
         stages: int = DEFAULT_STAGES,
         sampler: str = "euler",
-        sigmas: object = None,
+        sigmas: Tensor | None = None,
     ) -> io.NodeOutput:
         from .stage_picture import draw_schedule
 
@@ -277,10 +279,10 @@ class BestiaryFindAttributeStages(io.ComfyNode):
     @classmethod
     def execute(
         cls,
-        model: object,
-        clip: object,
-        vae: object,
-        latent: dict[str, object],
+        model: Model,
+        clip: Clip,
+        vae: Vae,
+        latent: dict[str, Tensor],
         text: str,
         word: str,
         otherwise: str,
@@ -292,7 +294,7 @@ class BestiaryFindAttributeStages(io.ComfyNode):
         scheduler: str,
         stages: int = SWEEP_STAGES,
         attribute: str = "",
-        clip_vision: object = None,
+        clip_vision: ClipVision | None = None,
     ) -> io.NodeOutput:
         from .attribute_sweep import SweepSettings, sweep_word
         from .sweep_sampling import SweepSampler, sampling_of, seeing_of, sweep_sheet
