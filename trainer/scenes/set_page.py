@@ -77,7 +77,8 @@ def _cutouts(prefix: str, records: Sequence[SceneRecord]) -> str:
         f"<figcaption><b>{escaped(name)}</b><br>{escaped(Path(file).name)}</figcaption></figure>"
         for (name, cutout), file in sorted(found.items())
     ]
-    return f"<details><summary>{len(figures)} cut-outs{' for evaluation' if prefix else ''}</summary>{gallery(figures)}</details>"
+    called = "cut-outs for evaluation" if prefix else "cut-outs"
+    return f"<details><summary>{len(figures)} {called}</summary>{gallery(figures)}</details>"
 
 
 def _scene(prefix: str, record: SceneRecord) -> str:
