@@ -24,7 +24,6 @@ from bestiary.concepts.denoiser.denoiser import NoiseSchedule
 from bestiary.trainer.learning.parts.objective_setup import (
     build_batches,
     build_objective,
-    loop_settings,
     parameter_groups,
 )
 from bestiary.trainer.learning.parts.settings import TrainPartsSettings, load_recipe
@@ -32,6 +31,7 @@ from bestiary.trainer.learning.parts.training_kinds import TrainingKinds
 from bestiary.trainer.learning.pictures.latent_cache import LatentCache
 from bestiary.trainer.learning.run.fit import fit
 from bestiary.trainer.learning.run.run_folder import RunFolder
+from bestiary.trainer.learning.run.run_settings import loop_settings
 from bestiary.trainer.learning.spectrum.spectrum_objective_setup import set_up_spectrum
 from bestiary.trainer.learning.spectrum.spectrum_settings import TrainSpectrumSettings, load_spectrum_recipe
 from memory_meter import MemoryMeter
@@ -109,7 +109,7 @@ def peak_of_training(
             [tensor for module in modules_of(denoiser) for tensor in (*module.parameters(), *module.buffers())]
         )
         objective, groups, batches = prepare(denoiser, settings, LatentCache(moments))
-        fit(objective, groups, batches, loop_settings(settings, denoiser), run)
+        fit(objective, groups, batches, loop_settings(settings.optimizer, settings.run, denoiser), run)
     return meter.peak, [record["loss"] for record in run.read_log()]
 
 

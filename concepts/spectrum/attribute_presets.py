@@ -12,7 +12,8 @@ import re
 from collections.abc import Mapping
 
 from ..errors import BestiaryError
-from ..name_search import choices_text, plain_name, shown_name
+from ..files.file_schema import checked_table
+from ..name_search import choices_text, same_name, shown_name
 from .stage_bounds import StageBounds
 
 Presets = Mapping[str, tuple[tuple[float, float], ...]]
@@ -72,9 +73,8 @@ def selection_items(text: str) -> list[str]:
 
 def _select(item: str, bounds: StageBounds, presets: Presets) -> tuple[int, ...]:
     # a preset first: it may be called "3"
-    named = [ranges for name, ranges in presets.items() if plain_name(name) == plain_name(item)]
-    if named:
-        return stages_in_ranges(named[0], bounds)
+    if (named := same_name(item, presets)) is not None:
+        return stages_in_ranges(presets[named], bounds)
     # shares of the way are turned into stages by the middle of each stage
     if match := _PERCENTS.fullmatch(item):
         start, end = float(match[1]) / 100, float(match[2]) / 100
@@ -163,7 +163,8 @@ def checked_presets(value: object) -> Presets:
     """
     try:
         presets = {
-            str(name): tuple((float(start), float(end)) for start, end in ranges) for name, ranges in value.items()
+            str(name): tuple((float(start), float(end)) for start, end in ranges)
+            for name, ranges in checked_table(value, "presets").items()
         }
     except (AttributeError, TypeError, ValueError) as fault:
         raise BestiaryError(f"its attribute presets are broken ({type(fault).__name__}: {fault})") from fault

@@ -16,9 +16,9 @@ from ...concepts.errors import BestiaryError
 from ...concepts.spectrum.prompt_spectrum import PromptSpectrum
 from ...concepts.spectrum.spectrum_file import save_spectrum
 from ...concepts.spectrum.staged_conditioning import encode_staged
-from ...trainer.learning.parts.objective_setup import loop_settings
 from ...trainer.learning.pictures.latent_cache import LatentCache
 from ...trainer.learning.run.run_folder import RunFolder
+from ...trainer.learning.run.run_settings import loop_settings
 from ...trainer.learning.spectrum.spectrum_objective import curve_labels
 from ...trainer.learning.spectrum.spectrum_objective_setup import SpectrumTraining, build_spectrum, set_up_spectrum
 from ...trainer.learning.spectrum.spectrum_settings import TrainSpectrumSettings
@@ -104,7 +104,7 @@ def _learn(
 ) -> LearnedSpectrum:
     settings = training.settings
     run.write_curve_labels(curve_labels(training.bounds.stages))
-    loop = loop_settings(settings, training.denoiser)
+    loop = loop_settings(settings.optimizer, settings.run, training.denoiser)
     previews = SpectrumNodePreviews(training, pictures, run, progress)
     state = fit_in_graph(training.objective, training.groups, training.batches, loop, run, progress, previews)
     # the spectrum holds the weights that previews show

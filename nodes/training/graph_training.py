@@ -15,13 +15,13 @@ from ...trainer.learning.parts.objective_setup import (
     build_batches,
     build_objective,
     check_layers,
-    loop_settings,
     parameter_groups,
 )
 from ...trainer.learning.parts.part_objective import PartObjective, curve_labels
 from ...trainer.learning.parts.settings import TrainPartsSettings
 from ...trainer.learning.pictures.latent_cache import LatentCache
 from ...trainer.learning.run.run_folder import RunFolder
+from ...trainer.learning.run.run_settings import loop_settings
 from ...trainer.learning.run.training_state import ParameterGroup, TrainingState
 from ..denoiser.comfy_autoencoder import ComfyAutoencoder
 from ..denoiser.comfy_denoiser import ComfyDenoiser
@@ -106,7 +106,7 @@ def _learn(
     setup: _Setup, training_set: TrainingSet, settings: TrainPartsSettings, run: RunFolder, progress: TrainingProgress
 ) -> LearnedParts:
     run.write_curve_labels(curve_labels(training_set.kinds.part_names))
-    loop = loop_settings(settings, setup.denoiser)
+    loop = loop_settings(settings.optimizer, settings.run, setup.denoiser)
     previews = GraphPreviews(setup.objective, setup.batches, training_set, settings, run, progress)
     state = fit_in_graph(setup.objective, setup.groups, setup.batches, loop, run, progress, previews)
     # the dictionary holds the weights that previews show

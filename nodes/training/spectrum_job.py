@@ -10,9 +10,9 @@ from typing import NamedTuple
 from torch import Tensor
 
 from ...concepts.errors import BestiaryError
-from ...trainer.learning.parts.settings import GRAPH
 from ...trainer.learning.run.run_folder import RunFolder
-from ...trainer.learning.spectrum.spectrum_objective_setup import cached_size, word_start
+from ...trainer.learning.run.run_settings import GRAPH
+from ...trainer.learning.spectrum.spectrum_objective_setup import word_start
 from ...trainer.learning.spectrum.spectrum_settings import TrainSpectrumSettings, load_spectrum_recipe
 from ..denoiser.comfy_denoiser import ComfyDenoiser
 from ..host.graph_progress import GraphProgress
@@ -82,7 +82,7 @@ def run_spectrum_training(
     denoiser = ComfyDenoiser(loaded.model, loaded.clip, loaded.vae)
     check_vae(denoiser, loaded.vae)
     word_start(denoiser, settings.method.initial_words, settings.method.vectors)
-    size = cached_size(settings, denoiser)
+    size = settings.images.cached_size(denoiser.backbone)
     progress = GraphProgress(node_id)
     pictures = prepare_pictures(concept.images, concept.masks, loaded.vae, size, settings.images.flip, progress)
     resume = str(choices.get("resume") or ANEW)

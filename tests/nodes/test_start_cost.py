@@ -16,7 +16,7 @@ SHOWN = {
     *("concepts.files.pack", "concepts.files.wrong_download"),
     *("concepts.spectrum.attribute_presets", "concepts.spectrum.stage_bounds", "nodes.attention.attention_layers"),
     *("nodes.part_dictionary.dictionary_loading", "nodes.part_map.feature_choice", "nodes.part_map.part_inputs"),
-    *("nodes.part_map.part_pictures", "nodes.part_prompt.reserved_words", "nodes.runs.training_runs"),
+    *("nodes.part_map.part_pictures", "nodes.runs.training_runs"),
     *("nodes.spectrum.spectrum_files", "nodes.spectrum.stage_ranges", "nodes.spectrum.stage_schedule"),
     *("nodes.registration", "nodes.web_routes"),
 }

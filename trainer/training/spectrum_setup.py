@@ -10,7 +10,7 @@ from ...concepts.denoiser.denoiser import Denoiser, ProgressCallback
 from ...concepts.errors import BestiaryError
 from ..learning.pictures.latent_cache import CacheSpec, LatentCache, open_cache, picture_stamps
 from ..learning.spectrum.spectrum_images import ConceptPictures, find_pictures, read_masks
-from ..learning.spectrum.spectrum_objective_setup import SpectrumTraining, cached_size, set_up_spectrum, word_start
+from ..learning.spectrum.spectrum_objective_setup import SpectrumTraining, set_up_spectrum, word_start
 from ..learning.spectrum.spectrum_settings import TrainSpectrumSettings
 from ..model.backbones import load_denoiser
 from .training_setup import autoencoder_precision, fingerprint_autoencoder, free_autoencoder
@@ -49,7 +49,7 @@ def prepare_spectrum(
 
 
 def _cache_spec(settings: TrainSpectrumSettings, pictures: ConceptPictures, denoiser: Denoiser) -> CacheSpec:
-    size = cached_size(settings, denoiser)
+    size = settings.images.cached_size(denoiser.backbone)
     return CacheSpec(
         model=fingerprint_autoencoder(settings.base.path),
         image_size=size,

@@ -12,12 +12,12 @@ from ...concepts.denoiser.denoiser import ProgressCallback
 from ...concepts.part_dictionary.part_dictionary import PartDictionary
 from ..exchange.export_parts import export_dictionary
 from ..learning.parts.finished_parts import write_dictionary
-from ..learning.parts.objective_setup import loop_settings
 from ..learning.parts.part_objective import curve_labels
 from ..learning.parts.settings import TrainPartsSettings, load_recipe
 from ..learning.run.fit import Parallel, fit
 from ..learning.run.recipe_file import format_toml
 from ..learning.run.run_folder import RunFolder
+from ..learning.run.run_settings import loop_settings
 from ..learning.run.training_state import TrainingState
 from .doctor import examine_setup
 from .finished_dictionary import build_dictionary
@@ -90,7 +90,7 @@ def _train(
         setup.objective,
         setup.groups,
         setup.batches,
-        loop_settings(settings, setup.denoiser),
+        loop_settings(settings.optimizer, settings.run, setup.denoiser),
         run,
         parallel=parallel,
         on_progress=on_progress if is_first else None,

@@ -11,10 +11,10 @@ from pathlib import Path
 from ...concepts.denoiser.denoiser import ProgressCallback
 from ...concepts.spectrum.spectrum_file import load_spectrum, save_spectrum
 from ..exchange.export_spectrum import export_spectrum
-from ..learning.parts.objective_setup import loop_settings
 from ..learning.run.fit import fit
 from ..learning.run.recipe_file import format_toml
 from ..learning.run.run_folder import RunFolder
+from ..learning.run.run_settings import loop_settings
 from ..learning.run.training_state import TrainingState
 from ..learning.spectrum.spectrum_images import find_pictures
 from ..learning.spectrum.spectrum_objective import curve_labels
@@ -77,7 +77,7 @@ def _train(settings: TrainSpectrumSettings, run: RunFolder, on_progress: Progres
         setup.objective,
         setup.groups,
         setup.batches,
-        loop_settings(settings, setup.denoiser),
+        loop_settings(settings.optimizer, settings.run, setup.denoiser),
         run,
         on_progress=on_progress,
         on_preview=_previews(setup, run),

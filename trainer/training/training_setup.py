@@ -19,7 +19,6 @@ from ..learning.parts.objective_setup import (
     build_objective,
     check_layers,
     parameter_groups,
-    training_size,
 )
 from ..learning.parts.part_objective import PartObjective
 from ..learning.parts.settings import TrainPartsSettings
@@ -64,7 +63,7 @@ class TrainingSetup:
     @property
     def image_size(self) -> int:
         """Edge of the training square in pixels."""
-        return training_size(self.settings, self.denoiser)
+        return self.settings.images.training_size(self.denoiser.backbone)
 
 
 def prepare(
@@ -126,14 +125,11 @@ def load_pictures(settings: TrainPartsSettings) -> TrainingPictures:
 
 def cache_spec(settings: TrainPartsSettings, pictures: TrainingPictures, denoiser: Denoiser) -> CacheSpec:
     """What the latent cache of a training holds; the margin for crops is whole latent cells."""
-    factor = denoiser.backbone.latent_factor
-    size = training_size(settings, denoiser)
-    # room for crops in whole latent cells, so that crops are exact
-    extra = round(size * settings.images.margin / factor) * factor
+    size = settings.images.cached_size(denoiser.backbone)
     return CacheSpec(
         model=fingerprint_autoencoder(settings.base.path),
-        image_size=size + extra,
-        latent_size=(size + extra) // factor,
+        image_size=size,
+        latent_size=size // denoiser.backbone.latent_factor,
         channels=denoiser.backbone.latent_channels,
         flip=settings.images.flip,
         pictures=picture_stamps(pictures.folder, pictures.names),

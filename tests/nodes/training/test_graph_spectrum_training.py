@@ -63,16 +63,18 @@ def _train(loaded: object, pictures: object, settings: object, run: object) -> o
 
 def _command_line_losses(denoiser: object, pictures: object, settings: object, folder: Path) -> list[float]:
     """The standalone trainer's loop over its own denoiser, from the same pictures and seed."""
-    from bestiary.trainer.learning.parts.objective_setup import loop_settings
     from bestiary.trainer.learning.pictures.latent_cache import LatentCache
     from bestiary.trainer.learning.run.fit import fit
     from bestiary.trainer.learning.run.run_folder import RunFolder
+    from bestiary.trainer.learning.run.run_settings import loop_settings
     from bestiary.trainer.learning.spectrum.spectrum_objective_setup import set_up_spectrum
 
     with torch.random.fork_rng():
         setup = set_up_spectrum(settings, denoiser, pictures.names, LatentCache(pictures.moments))
         run = RunFolder.create(folder)
-        fit(setup.objective, setup.groups, setup.batches, loop_settings(settings, denoiser), run)
+        fit(
+            setup.objective, setup.groups, setup.batches, loop_settings(settings.optimizer, settings.run, denoiser), run
+        )
     return [record["loss"] for record in run.read_log()]
 
 

@@ -77,12 +77,12 @@ def _command_line_losses(denoiser: object, made: object, settings: object, folde
     from bestiary.trainer.learning.parts.objective_setup import (
         build_batches,
         build_objective,
-        loop_settings,
         parameter_groups,
     )
     from bestiary.trainer.learning.pictures.latent_cache import LatentCache
     from bestiary.trainer.learning.run.fit import fit
     from bestiary.trainer.learning.run.run_folder import RunFolder
+    from bestiary.trainer.learning.run.run_settings import loop_settings
 
     with torch.random.fork_rng():
         torch.manual_seed(settings.run.seed)
@@ -90,7 +90,7 @@ def _command_line_losses(denoiser: object, made: object, settings: object, folde
         objective = build_objective(settings, made.kinds, denoiser, batches)
         run = RunFolder.create(folder)
         groups = parameter_groups(settings, objective, denoiser)
-        fit(objective, groups, batches, loop_settings(settings, denoiser), run)
+        fit(objective, groups, batches, loop_settings(settings.optimizer, settings.run, denoiser), run)
     return [record["loss"] for record in run.read_log()]
 
 

@@ -54,7 +54,7 @@ def test_unknown_names_are_underlined_and_the_nearest_is_offered(desk, first_par
     lines.nth(1).wait_for(state="attached")
     assert lines.all_text_contents() == [f"<{name}x:{kinds['written'][0]}>", f"<{name}:99999>"]
     status = desk.page.locator(".bst-status").first
-    desk.page.locator(".bst-status", has_text=f"There is no part “{name}x”.").first.wait_for()
+    desk.page.locator(".bst-status", has_text=f"Unknown part “{name}x”.").first.wait_for()
     desk.shot(f"faults_{desk.label}")
     # what is written is looked at a moment later, and the line of faults is made anew
     desk.page.wait_for_timeout(500)
@@ -81,7 +81,7 @@ def test_a_prompt_of_comfyui_tells_what_its_taught_clip_does_not_know(desk, firs
     box.fill(f"<{name}x:{kind}> {understood} <lora:x:0.8>")
     notes.nth(1).wait_for()
     assert lines.all_text_contents() == [f"<{name}x:{kind}>", "<lora:x:0.8>"]
-    assert notes.first.inner_text().startswith(f"There is no part “{name}x”.")
+    assert notes.first.inner_text().startswith(f"Unknown part “{name}x”.")
     assert "Load LoRA" in notes.nth(1).inner_text() and notes.nth(1).get_by_role("button").count() == 0
     desk.shot(f"plain_prompt_{desk.label}")
     notes.first.get_by_role("button", name=f"Use <{name}:{kind}>").click()
@@ -168,7 +168,7 @@ def test_unknown_spectra_and_stages_are_underlined_and_repaired(desk, first_part
     assert lines.all_text_contents() == ["<larc>", "<lark@lyout>", f"<{part}x:{kind}@style>"]
     faults = desk.page.locator(".bst-line-strips .bst-fault")
     faults.nth(2).wait_for(state="attached")
-    wanted = ["There is no spectrum “larc”.", "There are no stages “lyout”.", f"There is no part “{part}x”."]
+    wanted = ["Unknown spectrum “larc”.", "Unknown stages “lyout”.", f"Unknown part “{part}x”."]
     for told, text in zip(faults.all_text_contents(), wanted, strict=True):
         assert told.startswith(text)
     top = faults.first.bounding_box()["y"]

@@ -118,15 +118,15 @@ def test_search_favourites_sources_random_and_clear(plain_desk, dictionary_facts
     found = picker.locator(".bst-tile:visible").evaluate_all("(all) => all.map((one) => one.dataset.number)")
     assert number_of(dictionary_facts, 0, 3) in found and len(found) < len(kinds)
     search.fill("no such kind")
-    assert picker.locator(".bst-empty").inner_text() == "No kind is called “no such kind”."
+    assert picker.locator(".bst-empty").inner_text() == "No kind matches “no such kind”."
     search.fill("")
     grid = picker.get_by_role("listbox")
     grid.press("Home")
     grid.press("ArrowRight")
     grid.press("f")
-    picker.get_by_role("button", name="Show favourites only").click()
+    picker.get_by_role("button", name="Show only favourites").click()
     assert picker.locator(".bst-tile:visible").count() == 1
-    picker.get_by_role("button", name="Show favourites only").click()
+    picker.get_by_role("button", name="Show only favourites").click()
 
     # head of A, everything else of B
     picker.get_by_role("button", name="Mix two creatures").click()
@@ -196,7 +196,7 @@ def test_a_workflow_made_without_a_picker_keeps_its_layout(plain_desk):
 def test_without_a_link_a_dictionary_can_be_chosen_to_look_at(plain_desk):
     plain_desk.build({"P": "BestiaryPartPrompt"}, [])
     picker = plain_desk.page.locator(".bst-picker").first
-    assert "Link Load Part Dictionary" in picker.locator(".bst-status").inner_text()
+    assert "Connect Load Part Dictionary" in picker.locator(".bst-status").inner_text()
     picker.get_by_role("combobox", name="Dictionary to show").select_option(label="creatures")
     picker.locator(".bst-tile").first.wait_for()
 
@@ -467,7 +467,7 @@ def test_linked_parts_are_shown_and_asked_about(desk, dictionary_facts):
     tile(picker, dictionary_facts, 0, 2).click()
     picker.get_by_role("button", name="Use both").click()
     assert desk.value("P", "text") == f"a <{head}:{kinds[2]}> {{parts}} bird"
-    picker.locator(".bst-question", has_text="comes twice").get_by_role("button", name="Keep the link").click()
+    picker.locator(".bst-question", has_text="used twice").get_by_role("button", name="Keep the link").click()
     assert desk.value("P", "text") == "a {parts} bird"
 
     # a creature drawn now never doubles a part

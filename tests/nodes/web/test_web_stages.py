@@ -117,9 +117,9 @@ def test_what_is_typed_wrong_is_told(plain_desk):
     for lines, words in (
         ("12: x", "“12: x” cannot be read: write stages, a colon and a text, such as 1-3: a dog."),
         ("no colon", "“no colon” cannot be read"),
-        ("1-3: a\n3: b", "Stages 3 are typed by number in two lines"),
-        ("", "No text of its own for any stage yet"),
-        ("layout: a", "Drag over the stages of a line."),
+        ("1-3: a\n3: b", "Stages 3 are given by number in two lines"),
+        ("", "No stage has its own text yet"),
+        ("layout: a", "Drag across the stages of a line."),
     ):
         set_field(plain_desk, "P", "lines", lines)
         assert says.inner_text().startswith(words)
@@ -127,12 +127,12 @@ def test_what_is_typed_wrong_is_told(plain_desk):
     panel.locator(".bst-line-track .bst-cell").nth(1).click()
     assert plain_desk.value("P", "lines") == "2: no colon"
     set_field(plain_desk, "P", "stages", 120)
-    assert says.inner_text() == "Shown for up to 40 stages."
+    assert says.inner_text() == "Only up to 40 stages can be shown."
     set_field(plain_desk, "P", "stages", 4)
     assert panel.locator(".bst-line-track .bst-cell").count() == 4
     # none of four stages has its middle in the first tenth
     set_field(plain_desk, "P", "lines", "layout: a")
-    assert says.inner_text().startswith("No stage lies in “layout”: with 4 stages")
+    assert says.inner_text().startswith("“layout” contains no stage: none of the 4 stages")
     assert panel.locator(".bst-broken").count() == 1
 
 
@@ -146,7 +146,7 @@ def test_names_of_linked_presets_are_no_fault(plain_desk):
             M.widgets.find((one) => one.name === "takes_1").callback?.();
         }"""
     )
-    waits = "The linked presets name these stages: the run knows which they are."
+    waits = "These stages come from linked presets; they are known only when the workflow runs."
     says = desk.page.locator(".bst-line-strips .bst-hint").last
     set_field(desk, "P", "lines", "colour: red\n9: blue")
     assert says.inner_text() == waits
@@ -169,7 +169,7 @@ def test_steps_of_the_linked_sampler(desk):
     desk.build(CHAIN, [("P", 0, "S", 1), ("S", 0, "R", 0), ("R", 0, "Z", 0)])
     note = desk.page.locator(".bst-step-note").first
     cells = desk.page.locator(".bst-strips").first.locator(".bst-steps .bst-cell")
-    note.get_by_text("Link a sampler behind this block").wait_for()
+    note.get_by_text("Connect a sampler to this node").wait_for()
     assert set(cells.all_inner_texts()) == {"?"}
     for name, value in (("steps", 20), ("scheduler", "normal")):
         set_field(desk, "K", name, value)
@@ -188,7 +188,7 @@ def test_steps_of_the_linked_sampler(desk):
     # sigmas of a scheduler; without one nothing is known
     desk.page.evaluate("() => { K.disconnectInput(1); Z.connect(0, C, 1) }")
     again(desk)
-    note.get_by_text("known only when the graph runs").wait_for()
+    note.get_by_text("known only when the workflow runs").wait_for()
     desk.page.evaluate("() => { B.connect(0, C, 4) }")
     set_field(desk, "B", "steps", 30)
     set_field(desk, "B", "scheduler", "karras")
@@ -210,7 +210,7 @@ def test_a_model_with_other_noise_is_unknown(plain_desk):
     nodes = {"P": "BestiaryStageText", "K": "KSampler", "M": "ModelSamplingSD3"}
     plain_desk.build(nodes, [("P", 0, "K", 1), ("M", 0, "K", 0)])
     again(plain_desk)
-    plain_desk.page.locator(".bst-step-note").get_by_text("known only when the graph runs").wait_for()
+    plain_desk.page.locator(".bst-step-note").get_by_text("known only when the workflow runs").wait_for()
 
 
 def typed_lines(seed):

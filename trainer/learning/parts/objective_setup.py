@@ -5,7 +5,6 @@ Shared by the command line and the graph, so it imports no library that holds mo
 
 import logging
 from collections.abc import Sequence
-from typing import Protocol
 
 import numpy as np
 import torch
@@ -15,42 +14,19 @@ from ....concepts.denoiser.denoiser import Denoiser, LoraSpec, PromptPiece, Prom
 from ....concepts.errors import BestiaryError
 from ....concepts.part_dictionary.token_projector import TokenProjector
 from ....concepts.part_prompt.part_captions import CaptionStyle
+from ..denoiser.trainable import TrainableDenoiser
 from ..pictures.latent_cache import LatentCache
-from ..run.fit import LoopSettings, Parallel, SingleProcess
+from ..run.fit import Parallel, SingleProcess
 from ..run.training_state import ParameterGroup
 from .concept_images import BatchPlan, ConceptImages
 from .part_objective import AttentionLoss, PartObjective
-from .settings import OptimizerSettings, RunSettings, TrainPartsSettings
+from .settings import TrainPartsSettings
 from .token_start import choose_words, common_start, fit_of_words, word_spread
 from .training_kinds import TrainingKinds
 
 logger = logging.getLogger("bestiary")
 PROBED_PICTURES = 16
 """Pictures in which the attention of candidate words is looked at."""
-
-
-class TrainableDenoiser(Denoiser, Protocol):
-    """A denoiser that can save memory while it is trained."""
-
-    def set_gradient_checkpointing(self, enabled: bool) -> None:
-        """Recompute activations in the backward pass, or keep them."""
-
-
-class LoopedSettings(Protocol):
-    """What the loop reads in the settings of any training."""
-
-    @property
-    def optimizer(self) -> OptimizerSettings:
-        """Steps, schedule and what keeps them steady; another section with these fields does as well."""
-
-    @property
-    def run(self) -> RunSettings:
-        """How often the run is logged, saved and shown."""
-
-
-def training_size(settings: TrainPartsSettings, denoiser: Denoiser) -> int:
-    """Edge of the training square in pixels."""
-    return settings.images.size or denoiser.backbone.image_size
 
 
 def check_layers(settings: TrainPartsSettings, denoiser: Denoiser) -> None:
@@ -133,7 +109,7 @@ def build_batches(
     """Training batches of this process; `names` and `kinds` are in the cache's order of pictures."""
     parallel = parallel or SingleProcess()
     backbone, optimizer, captions = denoiser.backbone, settings.optimizer, settings.captions
-    size = training_size(settings, denoiser)
+    size = settings.images.training_size(backbone)
     # sizes in latent cells and attention cells, as this model counts them
     plan = BatchPlan(
         batch_size=optimizer.batch_size,
@@ -190,24 +166,3 @@ def _attention_loss(settings: TrainPartsSettings, denoiser: Denoiser) -> Attenti
         known = denoiser.cross_attention_layers()
         layers = tuple(name for name, factor in known.items() if factor in asked.downsampling)
     return AttentionLoss(asked.weight, asked.form, layers, asked.columns)
-
-
-def loop_settings(settings: LoopedSettings, denoiser: Denoiser) -> LoopSettings:
-    """The part of the settings that the loop knows."""
-    optimizer, run = settings.optimizer, settings.run
-    # scaling of the loss is for fp16 on CUDA alone
-    return LoopSettings(
-        steps=optimizer.steps,
-        accumulation=optimizer.accumulation,
-        schedule=optimizer.schedule,
-        warmup=optimizer.warmup,
-        clip=optimizer.clip,
-        betas=optimizer.betas,
-        ema=optimizer.ema,
-        log_every=run.log_every,
-        save_every=run.save_every,
-        keep_states=run.keep_states,
-        preview_every=run.preview_every,
-        tensorboard=run.tensorboard,
-        half_precision=denoiser.dtype == torch.float16 and denoiser.device.type == "cuda",
-    )

@@ -17,7 +17,7 @@ from ....concepts.name_search import shown_name
 from ....concepts.spectrum.prompt_spectrum import PromptSpectrum
 from ....concepts.spectrum.stage_bounds import StageBounds
 from ....concepts.spectrum.stage_table import ProspectNetwork, StageTable
-from ..parts.objective_setup import TrainableDenoiser
+from ..denoiser.trainable import TrainableDenoiser
 from ..parts.token_start import COMMON_WORDS, word_spread
 from ..pictures.latent_cache import LatentCache
 from ..run.training_state import ParameterGroup
@@ -42,18 +42,7 @@ class SpectrumTraining:
     @property
     def image_size(self) -> int:
         """Edge of the training square in pixels."""
-        return training_size(self.settings, self.denoiser)
-
-
-def training_size(settings: TrainSpectrumSettings, denoiser: Denoiser) -> int:
-    """Edge of the training square in pixels."""
-    return settings.images.size or denoiser.backbone.image_size
-
-
-def cached_size(settings: TrainSpectrumSettings, denoiser: Denoiser) -> int:
-    """Edge in pixels of the square that is encoded: the margin for crops is whole latent cells."""
-    size, factor = training_size(settings, denoiser), denoiser.backbone.latent_factor
-    return size + round(size * settings.images.margin / factor) * factor
+        return self.settings.images.training_size(self.denoiser.backbone)
 
 
 def set_up_spectrum(
@@ -80,7 +69,7 @@ def set_up_spectrum(
     plan = SpectrumPlan(
         batch_size=settings.optimizer.batch_size,
         accumulation=settings.optimizer.accumulation,
-        latent_size=training_size(settings, denoiser) // denoiser.backbone.latent_factor,
+        latent_size=settings.images.training_size(denoiser.backbone) // denoiser.backbone.latent_factor,
         bounds=bounds,
         prompts=tuple(
             denoiser.tokenize(pieces_of(text, settings.method.vectors), chunks=1)

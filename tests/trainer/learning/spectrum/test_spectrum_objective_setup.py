@@ -13,9 +13,7 @@ from bestiary.trainer.learning.pictures.latent_cache import LatentCache
 from bestiary.trainer.learning.spectrum.spectrum_objective_setup import (
     SpectrumTraining,
     build_spectrum,
-    cached_size,
     set_up_spectrum,
-    training_size,
     word_start,
 )
 from bestiary.trainer.learning.spectrum.spectrum_settings import load_spectrum_recipe
@@ -80,8 +78,8 @@ def test_byte_level_vocabularies_know_every_word(tiny_denoiser) -> None:
 @pytest.mark.parametrize(("size", "margin", "cached"), [(64, 0.0, 64), (64, 0.25, 80), (64, 0.1, 72), (None, 0, 128)])
 def test_the_margin_is_whole_latent_cells(tiny_denoiser, size: int | None, margin: float, cached: int) -> None:
     settings = load_spectrum_recipe(None, {"images.size": size, "images.margin": margin})
-    assert training_size(settings, tiny_denoiser("sd15")) == (size or 128)
-    assert cached_size(settings, tiny_denoiser("sd15")) == cached
+    assert settings.images.training_size(tiny_denoiser("sd15").backbone) == (size or 128)
+    assert settings.images.cached_size(tiny_denoiser("sd15").backbone) == cached
 
 
 def test_rates_are_in_units_of_the_words(set_up, tiny_denoiser) -> None:

@@ -2,11 +2,10 @@
 
 import pytest
 from bestiary.concepts.errors import BestiaryError
-from bestiary.nodes.host.socket_types import ChosenPart, ChosenParts
+from bestiary.nodes.host.socket_types import ALL_PARTS, PARTS_PLACE, WORD_PLACE, ChosenPart, ChosenParts
 from bestiary.nodes.part_prompt.chosen_parts import fill_template
 from bestiary.nodes.part_prompt.part_kind_nodes import BestiaryRandomKind
 from bestiary.nodes.part_prompt.part_prompt_nodes import BestiaryPartPrompt
-from bestiary.nodes.part_prompt.reserved_words import ALL_PARTS, PARTS_PLACE, WORD_PLACE
 from bestiary.nodes.spectrum.attribute_sweep import SweepSettings, sweep_word
 from bestiary.nodes.spectrum.prompt_stage_nodes import BestiaryFindAttributeStages
 
