@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 from bestiary.trainer.discovery import feature_sources
+from bestiary.trainer.learning.parts.concept_images import ConceptImages
 from bestiary.trainer.learning.parts.settings import TrainPartsSettings, load_recipe
 from bestiary.trainer.model.diffusers_denoiser import DiffusersDenoiser
-from bestiary.trainer.training import training_setup
 from bestiary.trainer.training.train_parts import train_parts
 
 
@@ -30,7 +30,7 @@ def settings(
 def test_three_epochs_encode_every_picture_once_and_read_no_features(settings, monkeypatch: pytest.MonkeyPatch) -> None:
     encoded, seen, tokenised = [], [], []
     encode, tokenize = DiffusersDenoiser.encode_images, DiffusersDenoiser.tokenize
-    draw = training_setup.ConceptImages.draw
+    draw = ConceptImages.draw
 
     def counted_encode(self: DiffusersDenoiser, images: object) -> object:
         encoded.append(len(images))
@@ -50,7 +50,7 @@ def test_three_epochs_encode_every_picture_once_and_read_no_features(settings, m
 
     monkeypatch.setattr(DiffusersDenoiser, "encode_images", counted_encode)
     monkeypatch.setattr(DiffusersDenoiser, "tokenize", counted_tokenize)
-    monkeypatch.setattr(training_setup.ConceptImages, "draw", counted_draw)
+    monkeypatch.setattr(ConceptImages, "draw", counted_draw)
     monkeypatch.setattr(feature_sources, "build_feature_source", refuse)
     monkeypatch.setattr(feature_sources, "DinoFeatures", refuse)
     known = set(sys.modules)
