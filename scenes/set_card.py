@@ -124,6 +124,7 @@ def provenance(
         "layout_versions": sorted({record.layout["version"] for record in records}),
         "options": dict(card.options),
         "sources": _sources(records),
+        "skipped": [{"file": file, "reason": reason} for file, reason in card.skipped],
         "rejected": [{"stem": entry["stem"], "reasons": entry["reasons"], "given_up": True} for entry in rejected]
         + [entry | {"given_up": False} for entry in tries],
         "files": dict(sorted(files.items())),

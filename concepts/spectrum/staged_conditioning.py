@@ -33,8 +33,8 @@ class StagedConditioning:
         """The conditioning at one timestep: context `(N, C * L, E)`, pooled `(N, E_pooled)`."""
         stage = int(self.bounds.stage_of(torch.as_tensor(timestep)))
         chosen = self.rows[:, stage].to(self.text.context.device)  # (N,)
-        parts = (self.text.context, self.text.pooled, self.text.positions, self.text.sizes)
-        return TextConditioning(*(None if part is None else part[chosen] for part in parts))
+        others = (self.text.pooled, self.text.positions, self.text.sizes)
+        return TextConditioning(self.text.context[chosen], *(None if part is None else part[chosen] for part in others))
 
     def pictures(self, chosen: slice) -> "StagedConditioning":
         """Some of the pictures."""

@@ -105,7 +105,7 @@ def test_a_words_own_row_equals_the_word(case, text, plain):
 
 @pytest.mark.parametrize("vectors", ["words", "random"])
 def test_the_embedding_form_in_core_gives_the_same(case, vectors):
-    from bestiary.nodes.part_prompt.clip_tokens import with_dictionary
+    from bestiary.nodes.part_prompt.taught_clip import with_dictionary
 
     clip, dictionary = case
     dictionary = dictionary if vectors == "words" else random_dictionary(dictionary)
@@ -118,7 +118,7 @@ def test_the_embedding_form_in_core_gives_the_same(case, vectors):
 
 
 def test_both_forms_in_one_prompt_are_recorded(case):
-    from bestiary.nodes.part_prompt.clip_tokens import with_dictionary
+    from bestiary.nodes.part_prompt.taught_clip import with_dictionary
 
     clip, dictionary = case
     taught = with_dictionary(clip, NamedDictionary("birds", dictionary))
@@ -194,7 +194,7 @@ def test_the_trainer_encodes_alike(demo_model, text):
 
 
 def test_a_dictionary_for_clip_l_alone_leaves_a_plain_word_in_clip_g(sdxl_model):
-    from bestiary.nodes.part_prompt.clip_tokens import with_dictionary
+    from bestiary.nodes.part_prompt.taught_clip import with_dictionary
 
     narrow = word_dictionary(sdxl_model.clip, "sd15", ["clip_l"])
     result = ours(sdxl_model.clip, "the <head:red> bird", narrow)
