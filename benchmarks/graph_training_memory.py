@@ -21,11 +21,7 @@ import torch
 from bench_attention_capture import import_comfyui
 from bestiary.concepts.denoiser.backbone import get_backbone
 from bestiary.concepts.denoiser.process import DiscreteProcess
-from bestiary.trainer.learning.parts.objective_setup import (
-    build_batches,
-    build_objective,
-    parameter_groups,
-)
+from bestiary.trainer.learning.parts.objective_setup import set_up_parts
 from bestiary.trainer.learning.parts.settings import TrainPartsSettings, load_recipe
 from bestiary.trainer.learning.parts.training_kinds import TrainingKinds
 from bestiary.trainer.learning.pictures.latent_cache import LatentCache
@@ -120,10 +116,8 @@ def prepare_parts(denoiser: object, settings: TrainPartsSettings, cache: LatentC
     codes = rng.integers(0, 3, (PICTURES, PARTS))
     names = tuple(f"part{number}" for number in range(PARTS))
     kinds = TrainingKinds(names, ({},) * PARTS, PARTS - 1, labels, codes, {})
-    torch.manual_seed(settings.run.seed)
-    batches = build_batches(settings, FILES, kinds, cache, denoiser)
-    objective = build_objective(settings, kinds, denoiser, batches)
-    return objective, parameter_groups(settings, objective, denoiser), batches
+    training = set_up_parts(settings, denoiser, FILES, kinds, cache)
+    return training.objective, training.groups, training.batches
 
 
 def prepare_spectrum(denoiser: object, settings: TrainSpectrumSettings, cache: LatentCache) -> tuple[object, ...]:

@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Literal, Protocol, cast
 
 import torch
 import torch.nn.functional as F
@@ -63,12 +63,14 @@ class PatchGrid:
 
     def rounded(self) -> PatchGrid:
         """As stored grids are, through half precision and on the CPU: a picture gets the same labels stored or not."""
-        limit = torch.finfo(torch.float16).max
-        features, detail = (
-            None if tensor is None else tensor.float().cpu().clamp(-limit, limit).half().float()
-            for tensor in (self.features, self.detail)
-        )
-        return PatchGrid(features, None if self.saliency is None else self.saliency.float().cpu(), detail)
+        saliency = None if self.saliency is None else self.saliency.float().cpu()
+        return PatchGrid(_rounded(self.features), saliency, None if self.detail is None else _rounded(self.detail))
+
+
+def _rounded(tensor: Tensor) -> Tensor:
+    """Values `(B, h, w, D)` as half precision holds them, on the CPU; what it cannot hold becomes its largest number."""
+    limit = torch.finfo(torch.float16).max
+    return tensor.float().cpu().clamp(-limit, limit).half().float()
 
 
 class FeatureSource(Protocol):
@@ -81,6 +83,7 @@ class FeatureSource(Protocol):
 
     def __call__(self, images: Tensor) -> PatchGrid:
         """Features of images `(B, 3, S, S)` in 0..1, S = `image_size`."""
+        ...
 
 
 class DescriptorFeatures:
@@ -156,6 +159,27 @@ class DescriptorFeatures:
         return self.position * torch.stack([y, x.abs()]).unsqueeze(0)  # (1, 2, g, g)
 
 
+class VisionTransformer(Protocol):
+    """What is read of timm's vision transformers, whatever their class."""
+
+    blocks: Sequence[torch.nn.Module]
+    num_features: int
+
+    def to(self, device: str) -> VisionTransformer:
+        """The network, moved to a device."""
+        ...
+
+    def parameters(self) -> Iterator[torch.nn.Parameter]:
+        """Its weights."""
+        ...
+
+    def forward_intermediates(
+        self, x: Tensor, *, indices: list[int], norm: bool, intermediates_only: bool
+    ) -> list[Tensor]:
+        """Tokens `(B, D, h, w)` of the blocks `indices`, of normalised pictures `(B, 3, S, S)`."""
+        ...
+
+
 class DinoFeatures:
     """Patch tokens of DINOv2 ViT-B/14 before the final norm (Oquab et al. 2023), as the PartCraft authors used them.
 
@@ -183,7 +207,7 @@ class DinoFeatures:
         # whoever moves the network to another device has it computed there
         self.network = built.to(device)
         self.image_size = image_size
-        self.width = int(self.network.num_features)
+        self.width = self.network.num_features
         self.spec: SourceSpec = {"name": self.name, "image_size": image_size, "model": model}
         if weights is not None:
             self.spec["weights"] = str(weights)
@@ -206,7 +230,7 @@ class DinoFeatures:
             intermediates_only=True,
         )
         early, deep = (tokens.permute(0, 2, 3, 1).float().cpu().contiguous() for tokens in found)  # (B, h, w, D)
-        colour = patch_colour(images.float(), tuple(deep.shape[1:3])).permute(0, 2, 3, 1)  # (B, h, w, 6)
+        colour = patch_colour(images.float(), (deep.shape[1], deep.shape[2])).permute(0, 2, 3, 1)  # (B, h, w, 6)
         return PatchGrid(deep, detail=torch.cat([F.normalize(early, dim=-1), colour.cpu()], dim=-1))
 
 
@@ -216,7 +240,7 @@ def _patch_edge(model: str) -> int:
     return int(found[1]) if found else 16
 
 
-def _load_vision_transformer(model: str, weights: Path | str | None, image_size: int) -> tuple[torch.nn.Module, str]:
+def _load_vision_transformer(model: str, weights: Path | str | None, image_size: int) -> tuple[VisionTransformer, str]:
     """The transformer and its name: a DINOv2 file of another size says so itself."""
     try:
         import timm
@@ -225,13 +249,15 @@ def _load_vision_transformer(model: str, weights: Path | str | None, image_size:
             "the source dinov2 needs timm: pip install timm, or choose the source descriptor"
         ) from fault
     # only now: without timm a checkpoint is of no use
-    place = {}
+    overlay: dict[str, object] | None = None
     if weights is not None:
         model, state = read_dino_weights(Path(weights), model)
         # as pretrained weights, whose position embeddings timm fits to the image size
-        place = {"pretrained_cfg_overlay": {"state_dict": state}}
+        overlay = {"state_dict": state}
     try:
-        built = timm.create_model(model, img_size=image_size, num_classes=0, pretrained=True, **place)
+        built = timm.create_model(
+            model, img_size=image_size, num_classes=0, pretrained=True, pretrained_cfg_overlay=overlay
+        )
     except (OSError, RuntimeError, TypeError, ValueError) as fault:
         where = f"from {weights}" if weights is not None else "and timm could not download them"
         raise BestiaryError(
@@ -239,7 +265,7 @@ def _load_vision_transformer(model: str, weights: Path | str | None, image_size:
         ) from fault
     if not hasattr(built, "blocks") or not hasattr(built, "patch_embed"):
         raise BestiaryError(f"{model} is no vision transformer: give one, for example {DINO_MODEL}")
-    return built.eval().requires_grad_(False), model
+    return cast(VisionTransformer, built.eval().requires_grad_(False)), model
 
 
 class DiffusionFeatures:

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 from bestiary.trainer.discovery import feature_sources
 from bestiary.trainer.learning.denoiser.prompt_encoding import PromptEncoding
+from bestiary.trainer.learning.parts.concept_images import ConceptImages
 from bestiary.trainer.learning.parts.settings import TrainPartsSettings, load_recipe
 from bestiary.trainer.model.autoencoder import Autoencoder
-from bestiary.trainer.training import training_setup
 from bestiary.trainer.training.train_parts import train_parts
 
 
@@ -31,7 +31,7 @@ def settings(
 def test_three_epochs_encode_every_picture_once_and_read_no_features(settings, monkeypatch: pytest.MonkeyPatch) -> None:
     encoded, seen, tokenised = [], [], []
     encode, tokenize = Autoencoder.to_cache, PromptEncoding.tokenize
-    draw = training_setup.ConceptImages.draw
+    draw = ConceptImages.draw
 
     def counted_encode(self: Autoencoder, images: object) -> object:
         encoded.append(len(images))
@@ -51,7 +51,7 @@ def test_three_epochs_encode_every_picture_once_and_read_no_features(settings, m
 
     monkeypatch.setattr(Autoencoder, "to_cache", counted_encode)
     monkeypatch.setattr(PromptEncoding, "tokenize", counted_tokenize)
-    monkeypatch.setattr(training_setup.ConceptImages, "draw", counted_draw)
+    monkeypatch.setattr(ConceptImages, "draw", counted_draw)
     monkeypatch.setattr(feature_sources, "build_feature_source", refuse)
     monkeypatch.setattr(feature_sources, "DinoFeatures", refuse)
     known = set(sys.modules)

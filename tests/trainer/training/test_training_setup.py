@@ -8,7 +8,8 @@ from bestiary.concepts.errors import BestiaryError
 from bestiary.trainer.learning.discovery.discovery_folder import write_maps
 from bestiary.trainer.learning.parts.settings import load_recipe
 from bestiary.trainer.learning.parts.token_start import word_spread
-from bestiary.trainer.training.training_setup import TrainingSetup, load_pictures, prepare
+from bestiary.trainer.training.train_parts import PartTask
+from bestiary.trainer.training.training_setup import TrainingSetup, prepare
 
 
 @pytest.fixture
@@ -21,7 +22,9 @@ def prepare_with(found, tiny_folder):
     def build(backbone: str = "bestiary-demo", **flags: object) -> TrainingSetup:
         known = {"images.size": 64, "run.preview_every": 0, "run.dtype": "fp32", "run.device": "cpu"}
         known |= {"discovery.folder": found, "base.path": str(tiny_folder(backbone))}
-        return prepare(load_recipe(None, known | {key.replace("__", "."): value for key, value in flags.items()}))
+        return prepare(
+            PartTask(load_recipe(None, known | {key.replace("__", "."): value for key, value in flags.items()}))
+        )
 
     return build
 
@@ -127,9 +130,9 @@ def test_pictures_without_parts_are_left_out(prepare_with) -> None:
 
 def test_classes_become_kinds(found) -> None:
     flags = {"discovery.folder": found, "method.ids": "class", "images.labels": found.parent / "labels.csv"}
-    kinds = load_pictures(load_recipe(None, flags)).kinds
+    kinds = PartTask(load_recipe(None, flags)).pictures.kinds
     assert kinds.kind_names[0] == {0: "lark", 1: "wren"}
-    whole = load_pictures(load_recipe(None, {**flags, "method.kind": "textual_inversion"})).kinds
+    whole = PartTask(load_recipe(None, {**flags, "method.kind": "textual_inversion"})).pictures.kinds
     assert whole.part_names == ("whole",) and whole.codes[:, 0].tolist() == [0, 1, 0, 1, 0, 1]
 
 

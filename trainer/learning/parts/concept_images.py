@@ -77,14 +77,19 @@ class ConceptImages:
 
         `tokenize` lays out a caption for the text encoders; every distinct caption is laid out once.
         """
-        self._names, self._cache, self._kinds = list(names), cache, kinds
+        self.names, self._cache, self._kinds = list(names), cache, kinds
         self._style, self.plan, self._device = style, plan, torch.device(device)
         self._tokenize = tokenize
         self._known_prompts: dict[tuple[PromptPiece, ...], PromptLayout] = {}
         self._order = lru_cache(maxsize=2)(self._shuffled)
 
     def __len__(self) -> int:
-        return len(self._names)
+        return len(self.names)
+
+    @property
+    def step_size(self) -> int:
+        """Pictures per optimiser step over all processes."""
+        return self.plan.step_size
 
     def draw(self, step: int, micro_step: int) -> PartBatch:
         """Batch of this process for an optimiser step and micro-step."""
@@ -120,7 +125,7 @@ class ConceptImages:
 
     def _shuffled(self, epoch: int) -> np.ndarray:
         """Order of the pictures `(N,)` in an epoch."""
-        return np.random.default_rng((self.plan.seed, 2, epoch)).permutation(len(self._names))
+        return np.random.default_rng((self.plan.seed, 2, epoch)).permutation(len(self.names))
 
     def _batch(
         self,
@@ -136,7 +141,7 @@ class ConceptImages:
         codes = np.stack([kept for kept, _ in captions])  # (B, M)
         # masks compare labels with part numbers: (B, 1, g, g) with (M, 1, 1)
         batch = PartBatch(
-            names=tuple(self._names[row] for row in rows),
+            names=tuple(self.names[row] for row in rows),
             moments=moments,
             noise=self._noise(moments.shape, generators),
             times=times,
@@ -149,7 +154,7 @@ class ConceptImages:
 
     def _crop(self, step: int, slot: int, rng: np.random.Generator) -> _Crop:
         # pictures are dealt out over the whole step, so that micro-steps and processes share one order
-        epoch, place = divmod(step * self.plan.step_size + slot, len(self._names))
+        epoch, place = divmod(step * self.plan.step_size + slot, len(self.names))
         views, cached = self._cache.moments.shape[1], self._cache.moments.shape[-1]
         room = cached - self.plan.latent_size + 1
         view, top, left = (int(rng.integers(count)) for count in (views, room, room))

@@ -5,21 +5,28 @@ Shared by the command line and the graph, so it imports no library that holds mo
 
 import logging
 from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 
 from ....concepts.denoiser.denoiser import Denoiser, PromptLayout, PromptPiece
 from ....concepts.denoiser.low_rank import LoraSpec
 from ....concepts.errors import BestiaryError
+from ....concepts.part_dictionary.part_dictionary import PartDictionary
 from ....concepts.part_dictionary.token_projector import TokenProjector
 from ....concepts.part_prompt.part_captions import CaptionStyle
 from ..pictures.latent_cache import LatentCache
 from ..run.fit import Parallel, SingleProcess
+from ..run.training import Origin, Sample, Training
 from ..run.training_state import ParameterGroup
 from .concept_images import BatchPlan, ConceptImages, quarter_time
-from .part_objective import AttentionLoss, PartObjective
+from .finished_parts import cut_thumbnails, learned_dictionary, write_dictionary
+from .part_objective import AttentionLoss, PartObjective, curve_labels
+from .preview_sheets import pictures_sheet, preview_prompts, token_sheet, varied_rows
 from .settings import TrainPartsSettings
 from .token_start import choose_words, common_start, fit_of_words, mean_word, word_spread
 from .training_kinds import TrainingKinds
@@ -27,6 +34,84 @@ from .training_kinds import TrainingKinds
 logger = logging.getLogger("bestiary")
 PROBED_PICTURES = 16
 """Pictures in which the attention of candidate words is looked at."""
+FORMAT_VERSION = 1
+
+
+@dataclass(frozen=True)
+class PartTraining(Training[PartDictionary]):
+    """Part tokens and adapters, which become a part dictionary."""
+
+    settings: TrainPartsSettings
+    objective: PartObjective
+    batches: ConceptImages
+    kinds: TrainingKinds
+
+    def curve_labels(self) -> dict[str, tuple[str, ...]]:
+        """Curves by part."""
+        return curve_labels(self.kinds.part_names)
+
+    def learned(self, steps: int, origin: Origin) -> PartDictionary:
+        """The dictionary, with a note of how it was made."""
+        settings = self.settings
+        # what another training would need to be compared with this one
+        provenance = {
+            "made_by": f"{origin.made_by}, dictionary format {FORMAT_VERSION}",
+            "base": origin.base,
+            "prediction": self.denoiser.process.prediction,
+            "autoencoder": origin.autoencoder,
+            "method": settings.method.kind,
+            "steps": steps,
+            "pictures": len(self.batches.names),
+            "image_size": self.image_size,
+            "batch": self.batches.step_size,
+            "seed": settings.run.seed,
+            "attention_loss": settings.attention_loss.weight,
+            "lora_rank": settings.lora.rank,
+            **self.kinds.notes,
+        }
+        tiles = cut_thumbnails(self.kinds, origin.thumbnail_square)
+        return learned_dictionary(self.objective, self.kinds, tiles, provenance)
+
+    def size_of(self, concept: PartDictionary) -> str:
+        """How many tokens it has."""
+        return f"{len(concept.rows)} tokens"
+
+    def save(self, concept: PartDictionary, path: Path) -> None:
+        """Write the dictionary and read it back."""
+        write_dictionary(concept, path)
+
+    @torch.no_grad()
+    def sheets(self, origin: Origin, sample: Sample) -> tuple[Image.Image, ...]:
+        """The same few pictures every time, which together show as many kinds as possible; then where their tokens look."""
+        rows = varied_rows(self.kinds.codes, self.settings.run.preview_count)
+        codes = torch.from_numpy(self.kinds.codes[rows])  # (n, M)
+        made = sample(preview_prompts(self.objective, codes, self.settings.captions.noun), range(len(rows)))
+        real = [origin.square(row) for row in rows]
+        pictures = pictures_sheet(real, [self.batches.names[row] for row in rows], made)
+        if self.objective.attention is None:
+            return (pictures,)
+        # all parts in their captions, at a quarter of the noise schedule
+        batch = self.batches.fixed(rows, quarter_time(self.denoiser.process))
+        return pictures, token_sheet(self.objective, batch, self.kinds.part_names, real)
+
+
+def set_up_parts(
+    settings: TrainPartsSettings,
+    denoiser: Denoiser,
+    names: Sequence[str],
+    kinds: TrainingKinds,
+    cache: LatentCache,
+    parallel: Parallel | None = None,
+) -> PartTraining:
+    """A training from its first step on; seeds torch's generator, from which adapters are drawn.
+
+    `names` and `kinds` are in the cache's order of pictures.
+    """
+    torch.manual_seed(settings.run.seed)
+    batches = build_batches(settings, names, kinds, cache, denoiser, parallel)
+    objective = build_objective(settings, kinds, denoiser, batches)
+    groups = parameter_groups(settings, objective, denoiser)
+    return PartTraining(settings, denoiser, objective, batches, groups, kinds)
 
 
 def check_layers(settings: TrainPartsSettings, denoiser: Denoiser) -> None:

@@ -192,6 +192,11 @@ class SpectrumImages:
     def __len__(self) -> int:
         return len(self.names)
 
+    @property
+    def step_size(self) -> int:
+        """Pictures per optimiser step."""
+        return self.plan.step_size
+
     def draw(self, step: int, micro_step: int) -> SpectrumBatch:
         """The batch of an optimiser step and micro-step: the same whenever it is asked for."""
         plan = self.plan

@@ -6,42 +6,68 @@ stage, D width of a vector over all text encoders, (H, W) cached latent grid.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 
 from ....concepts.denoiser.denoiser import Denoiser
 from ....concepts.errors import BestiaryError
 from ....concepts.name_search import shown_name
 from ....concepts.spectrum.prompt_spectrum import PromptSpectrum
+from ....concepts.spectrum.spectrum_file import load_spectrum, save_spectrum
 from ....concepts.spectrum.stage_bounds import StageBounds
 from ....concepts.spectrum.stage_table import ProspectNetwork, StageTable
+from ....concepts.spectrum.staged_conditioning import encode_staged
 from ..parts.token_start import COMMON_WORDS, word_spread
 from ..pictures.latent_cache import LatentCache
+from ..run.training import Origin, Sample, Training
 from ..run.training_state import ParameterGroup
 from .spectrum_images import SpectrumImages, SpectrumPlan
-from .spectrum_objective import SpectrumObjective, pieces_of
+from .spectrum_objective import SpectrumObjective, curve_labels, pieces_of
 from .spectrum_settings import TrainSpectrumSettings
+from .spectrum_sheet import sheet_prompts, sheet_seeds, shown_stages, spectrum_sheet
 
 
 @dataclass(frozen=True)
-class SpectrumTraining:
-    """Everything the loop needs."""
+class SpectrumTraining(Training[PromptSpectrum]):
+    """The vectors of all stages, which become a spectrum."""
 
     settings: TrainSpectrumSettings
-    denoiser: Denoiser
+    objective: SpectrumObjective
+    batches: SpectrumImages
     bounds: StageBounds
     start: Tensor
     """`(V, D)`: the words the vectors start from."""
-    objective: SpectrumObjective
-    batches: SpectrumImages
-    groups: tuple[ParameterGroup, ...]
 
-    @property
-    def image_size(self) -> int:
-        """Edge of the training square in pixels."""
-        return self.settings.images.training_size(self.denoiser.backbone)
+    def curve_labels(self) -> dict[str, tuple[str, ...]]:
+        """Curves by stage."""
+        return curve_labels(self.bounds.stages)
+
+    def learned(self, steps: int, origin: Origin) -> PromptSpectrum:
+        """The spectrum, with a note of how it was made."""
+        return build_spectrum(self, steps, made_by=origin.made_by, base=origin.base)
+
+    def size_of(self, concept: PromptSpectrum) -> str:
+        """How many stages it has."""
+        return f"{concept.stages} stages"
+
+    def save(self, concept: PromptSpectrum, path: Path) -> None:
+        """Write the spectrum and read it back."""
+        save_spectrum(concept, path)
+        load_spectrum(path)
+
+    @torch.no_grad()
+    def sheets(self, origin: Origin, sample: Sample) -> tuple[Image.Image, ...]:
+        """The first few pictures beside those made from all stages, then pictures in which one stage alone has its vectors."""
+        spectrum = build_spectrum(self, 0)
+        names = self.batches.names[: self.settings.run.preview_count]
+        stages = shown_stages(spectrum)
+        prompts = sheet_prompts(spectrum, self.settings.captions.templates[0], len(names), stages)
+        made = sample(encode_staged(self.denoiser, prompts), sheet_seeds(len(names), stages))
+        return (spectrum_sheet([origin.square(row) for row in range(len(names))], names, made, stages),)
 
 
 def set_up_spectrum(
@@ -81,7 +107,7 @@ def set_up_spectrum(
     )
     batches = SpectrumImages(names, cache, plan, masks, denoiser.device)
     groups = parameter_groups(settings, objective, denoiser)
-    return SpectrumTraining(settings, denoiser, bounds, start, objective, batches, groups)
+    return SpectrumTraining(settings, denoiser, objective, batches, groups, bounds, start)
 
 
 def word_start(denoiser: Denoiser, words: str, vectors: int) -> dict[str, Tensor]:
