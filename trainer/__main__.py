@@ -85,6 +85,10 @@ scenes.register(app)
 files.register(app)
 
 
+_FLAGS = {"base": "--base"}
+"""Option that a fault names as data -> the flag that sets it."""
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code; faults a user can mend become one line on the error stream."""
     listen_for_stop()
@@ -112,7 +116,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return 2
         return _failed(f"{fault.format_message()} (see `bestiary --help`)", 2)
     except BestiaryError as fault:
-        return _failed(str(fault), 2)
+        return _failed(_worded(fault), 2)
     except ModuleNotFoundError as fault:
         # a missing library of ours is for the user to install, any other one is our own fault
         if (fault.name or "").split(".")[0] not in _EXTRA:
@@ -128,6 +132,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if result == 130:
         return _failed("stopped; run the same command again (or `bestiary resume RUN`) to go on", 130)
     return result if isinstance(result, int) else 0
+
+
+def _worded(fault: BestiaryError) -> str:
+    """A fault with the option of the command line that it is about."""
+    flag = _FLAGS.get(fault.option or "")
+    return f"{fault} (see {flag})" if flag else str(fault)
 
 
 def _failed(message: str, code: int) -> int:

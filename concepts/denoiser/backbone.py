@@ -114,3 +114,45 @@ def get_backbone(name: str) -> Backbone:
     if name not in BACKBONES:
         raise BestiaryError(f"unknown backbone {name!r}: choose one of {', '.join(BACKBONES)}")
     return BACKBONES[name]
+
+
+class WrongBackboneError(BestiaryError):
+    """A file that was learned for another model than the one that is loaded; a face may word it from its fields."""
+
+    def __init__(self, message: str, *, learned_for: str, loaded: str) -> None:
+        """`learned_for` and `loaded`: names of backbones; the option at fault is the base model."""
+        super().__init__(message, option="base")
+        self.learned_for, self.loaded = learned_for, loaded
+
+
+def check_learned_for(
+    kind: str, name: str, learned_for: str, vectors: Mapping[str, Tensor], backbone: Backbone
+) -> None:
+    """Make sure that a file was learned for the model that is loaded.
+
+    Args:
+        kind: what the file is: dictionary or spectrum.
+        name: what the user calls it.
+        learned_for: name of its backbone.
+        vectors: its vectors, text encoder -> `(..., width)`.
+        backbone: the record of the loaded model.
+
+    Raises:
+        WrongBackboneError: it was learned for another backbone, or its vectors have other widths.
+    """
+    fields = {"learned_for": learned_for, "loaded": backbone.name}
+    if learned_for != backbone.name:
+        raise WrongBackboneError(
+            f"{kind} {name} was learned for {learned_for}, but the base model is {backbone.name}: "
+            f"load a {learned_for} model, or train a {kind} for {backbone.name}",
+            **fields,
+        )
+    # the same kind of model may still have other widths, as small test models do
+    widths = {encoder: own.shape[-1] for encoder, own in vectors.items()}
+    expected = {encoder.name: encoder.width for encoder in backbone.text_encoders}
+    if widths != expected:
+        raise WrongBackboneError(
+            f"{kind} {name} holds vectors of widths {widths}, but the base model takes {expected}: "
+            "load the model it was learned for",
+            **fields,
+        )

@@ -181,7 +181,7 @@ def with_told_alphas(tensors: Mapping[str, Tensor], metadata: Mapping[str, str])
     Raises:
         BestiaryError: the header's table is broken.
     """
-    told = _adapter_table(metadata)
+    declared = _adapter_table(metadata)
     known = {kohya_name(name) for name in tensors}
     found = dict(tensors)
     for name, down in tensors.items():
@@ -189,7 +189,7 @@ def with_told_alphas(tensors: Mapping[str, Tensor], metadata: Mapping[str, str])
         if module is None or not module.endswith(DOWN) or not down.ndim:
             continue
         stem = module.removesuffix(DOWN)
-        alpha = None if stem + ALPHA in known else _told_alpha(stem, down.shape[0], told)
+        alpha = None if stem + ALPHA in known else _declared_alpha(stem, down.shape[0], declared)
         if alpha is not None:
             found[stem + ALPHA] = torch.tensor(alpha)
     return found
@@ -198,7 +198,7 @@ def with_told_alphas(tensors: Mapping[str, Tensor], metadata: Mapping[str, str])
 def _adapter_table(metadata: Mapping[str, str]) -> dict[str, dict[str, object]]:
     """Part of the model ("unet", "text_encoder", "" for all) -> settings of its adapter."""
     text = metadata.get("lora_adapter_metadata")
-    told: dict[str, dict[str, object]] = {}
+    declared: dict[str, dict[str, object]] = {}
     if text is None:
         # an alpha alone: kohya's files normally repeat it in every layer
         alpha = metadata.get("ss_network_alpha", "")
@@ -206,19 +206,19 @@ def _adapter_table(metadata: Mapping[str, str]) -> dict[str, dict[str, object]]:
     try:
         table = json.loads(text)
     except (ValueError, RecursionError) as fault:
-        raise BestiaryError("the LoRA's header has a broken lora_adapter_metadata: it is no JSON text") from fault
+        raise BestiaryError("the LoRA's header has a broken lora_adapter_metadata: it is not valid JSON") from fault
     for name, value in table.items() if isinstance(table, dict) else ():
         part, _, setting = name.rpartition(".")
-        told.setdefault(part, {})[setting] = value
-    return told
+        declared.setdefault(part, {})[setting] = value
+    return declared
 
 
-def _told_alpha(module: str, rank: int, told: Mapping[str, Mapping[str, object]]) -> float | None:
+def _declared_alpha(module: str, rank: int, declared: Mapping[str, Mapping[str, object]]) -> float | None:
     """The alpha of one layer, for a scale of alpha / rank."""
     path = module_path(module)
     starts = ("text_encoder_2", "text_encoder")
     part = next((start for start in starts if path.startswith(start + ".")), "unet")
-    settings = told.get(part, told.get("", {}))
+    settings = declared.get(part, declared.get("", {}))
     # single layers may differ from the rest
     pattern = settings.get("alpha_pattern")
     own = [value for name, value in pattern.items() if path.endswith(name)] if isinstance(pattern, dict) else []

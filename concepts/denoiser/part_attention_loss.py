@@ -1,4 +1,4 @@
-"""The part attention loss: every part's token shall look at its own region and nowhere else.
+"""The part attention loss: it pulls every part token's attention onto that part's region.
 
 PartCraft, arXiv 2407.04604; kamwoh/partcraft @ dfe64e1, dreamcreature/loss.py ("bce"); kamwoh/chirpy3d @ 31040ec,
 loss.py:145-180 ("softmax"). Unlike there, a part that the caption does not name takes no share in the normaliser, the

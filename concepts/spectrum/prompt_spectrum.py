@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..denoiser.backbone import Backbone, get_backbone
+from ..denoiser.backbone import Backbone, check_learned_for, get_backbone
 from ..errors import BestiaryError
 from ..name_search import shown_name
 from .attribute_presets import DEFAULT_PRESETS, Presets, select_stages
@@ -193,16 +193,4 @@ def check_spectrum_backbone(name: str, spectrum: PromptSpectrum, backbone: Backb
     Raises:
         BestiaryError: it was learned for another backbone, or its vectors have another width.
     """
-    if spectrum.backbone != backbone.name:
-        raise BestiaryError(
-            f"spectrum {name} was learned for {spectrum.backbone}, but the base model is {backbone.name}: "
-            f"load a {spectrum.backbone} model, or train a spectrum for {backbone.name}"
-        )
-    # the same kind of model may still have other widths, as small test models do
-    widths = {encoder: tensor.shape[-1] for encoder, tensor in spectrum.embeddings.items()}
-    expected = {encoder.name: encoder.width for encoder in backbone.text_encoders}
-    if widths != expected:
-        raise BestiaryError(
-            f"spectrum {name} holds vectors of widths {widths}, but the base model takes {expected}: "
-            "load the model it was learned for"
-        )
+    check_learned_for("spectrum", name, spectrum.backbone, spectrum.embeddings, backbone)

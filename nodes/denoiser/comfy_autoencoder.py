@@ -22,7 +22,7 @@ class ComfyAutoencoder:
         """`vae`: ComfyUI's VAE object.
 
         Raises:
-            BestiaryError: it is no picture autoencoder.
+            BestiaryError: it is not a picture autoencoder.
         """
         if vae.first_stage_model is None or vae.latent_dim != 2 or vae.output_channels != 3:
             kind = type(vae.first_stage_model).__name__

@@ -103,7 +103,7 @@ def text_encoders(clip: object) -> dict[str, ComfyTextEncoder]:
     """Text encoders of a CLIP by name (clip_l, clip_g, clip_h), in the order in which their states are joined.
 
     Raises:
-        BestiaryError: the CLIP is none of Stable Diffusion's.
+        BestiaryError: the CLIP is not one of Stable Diffusion's.
     """
     stage = clip.cond_stage_model
     found = {

@@ -1,7 +1,7 @@
 """LoRA tensors of any common naming in a clone of a MODEL, with every layer accounted for.
 
 ComfyUI drops layers whose names it does not know and, when it samples, layers whose shapes do not fit, both without an
-error. Here names become kohya's first (concepts/denoiser/lora_names.py), and what reaches nothing is told.
+error. Here names become kohya's first (concepts/denoiser/lora_names.py), and a LoRA that reaches no layer is reported.
 """
 
 from __future__ import annotations
@@ -97,7 +97,7 @@ def _check_shapes(named: Mapping[str, Tensor], known: Mapping[str, object], mode
 
 
 def _layer_shape(roots: Sequence[nn.Module], weight: str) -> tuple[int, ...] | None:
-    """Shape `(out, in, ...)` of the layer whose weight has this name, however it is stored; None if that cannot be told."""
+    """Shape `(out, in, ...)` of the layer whose weight has this name, however it is stored; None if that is unknown."""
     path, _, name = weight.rpartition(".")
     for root in roots:
         try:

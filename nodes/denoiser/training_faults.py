@@ -1,4 +1,4 @@
-"""What may go wrong while a graph trains: out of memory told with what to lower, and random generators left as they were."""
+"""What may go wrong while a graph trains: out of memory reported with what to lower, and random generators left as they were."""
 
 from __future__ import annotations
 
@@ -36,12 +36,12 @@ def memory_told(settings: TrainPartsSettings | TrainSpectrumSettings, image_size
         import comfy.model_management
 
         comfy.model_management.soft_empty_cache()
-        told = BestiaryError(advice)
+        advised = BestiaryError(advice)
         try:
-            raise told
+            raise advised
         finally:
             # the fault holds the tensors of the step
-            told.__context__ = None
+            advised.__context__ = None
 
 
 def _advice(settings: TrainPartsSettings | TrainSpectrumSettings, image_size: int) -> str:

@@ -7,8 +7,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from ...concepts.denoiser.backbone import check_learned_for
 from ...concepts.denoiser.denoiser import AttentionRequest, Conditioning, chunks_of
-from ...concepts.errors import BestiaryError
 from ...concepts.part_dictionary.part_dictionary import PartDictionary
 from ...concepts.part_prompt.part_prompt import ResolvedMention, ResolvedPrompt, parse_part_prompt, resolve_prompt
 from ..model.sampling import Sampler, SamplingDenoiser, pictures_at_once, sample_images
@@ -58,20 +58,7 @@ def check_backbone(name: str, dictionary: PartDictionary, denoiser: SamplingDeno
     Raises:
         BestiaryError: it was learned for another backbone, or its vectors have another width.
     """
-    backbone = denoiser.backbone
-    if dictionary.backbone != backbone.name:
-        raise BestiaryError(
-            f"dictionary {name} was learned for {dictionary.backbone}, but the base model is {backbone.name}: "
-            f"give --base a {dictionary.backbone} model, or train a dictionary for {backbone.name}"
-        )
-    # the same kind of model may still have other widths, as small test models do
-    widths = {encoder: vectors.shape[-1] for encoder, vectors in dictionary.embeddings.items()}
-    expected = {encoder.name: encoder.width for encoder in backbone.text_encoders}
-    if widths != expected:
-        raise BestiaryError(
-            f"dictionary {name} holds vectors of widths {widths}, but the base model takes {expected}: "
-            "give --base the model it was trained on"
-        )
+    check_learned_for("dictionary", name, dictionary.backbone, dictionary.embeddings, denoiser.backbone)
 
 
 def make_pictures(

@@ -59,7 +59,7 @@ def load_denoiser(path: Path | str, *, device: str = "auto", dtype: str = "auto"
     """
     folder = find_model(str(path))
     place = choose_device(device)
-    # folders that name their backbone are loaded by its line in the table; others are told apart by their configs
+    # folders that name their backbone are loaded by its line in the table; others are identified by their configs
     loader = LOADERS.get(named_backbone(folder) or "", load_stable_diffusion)
     # what only the commands of Stable Diffusion ask for (a sampler config, dropping the autoencoder) is checked by no protocol
     return cast(DiffusersDenoiser, loader(folder, place, choose_dtype(dtype, place)))
@@ -98,7 +98,7 @@ def find_model(name: str) -> Path:
     """Folder of a model: "demo", a path, or "owner/name" if the Hugging Face cache holds it; nothing is downloaded.
 
     Raises:
-        BestiaryError: `name` is no path here and looks like a hub model that is not in the cache.
+        BestiaryError: `name` is not a path here and looks like a hub model that is not in the cache.
     """
     if name == DEMO:
         return demo_model_path()
@@ -109,7 +109,7 @@ def find_model(name: str) -> Path:
         return Path(snapshot_download(name, local_files_only=True))
     except (LocalEntryNotFoundError, HFValidationError) as fault:
         raise BestiaryError(
-            f"base model {name!r} is no folder here, and no model of that name is in the Hugging Face cache: give a "
+            f"base model {name!r} is not a folder here, and no model of that name is in the Hugging Face cache: give a "
             f"folder or 'demo', or fetch it once with: hf download {name}"
         ) from fault
 

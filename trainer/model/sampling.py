@@ -28,7 +28,7 @@ SAMPLERS = {
     "euler": EulerDiscreteScheduler,
     "pndm": PNDMScheduler,
 }
-Told = Conditioning | StagedConditioning
+Prompted = Conditioning | StagedConditioning
 """Text conditioning of pictures: the same at every timestep, or stage by stage."""
 PIXELS_AT_ONCE = 2**20
 """Pixels of one batch on a GPU or CPU: 64 pictures of 128, 4 of 512, 1 of 1024."""
@@ -54,8 +54,8 @@ class SampledImages:
 class _Guidance:
     """The two prompts of one batch and how far to go from one to the other."""
 
-    positive: Told
-    negative: Told | None
+    positive: Prompted
+    negative: Prompted | None
     scale: float
 
     def predict(
@@ -86,8 +86,8 @@ class _Guidance:
 
 def sample_images(
     denoiser: SamplingDenoiser,
-    positive: Told,
-    negative: Told | None,
+    positive: Prompted,
+    negative: Prompted | None,
     *,
     seeds: Sequence[int],
     steps: int = 30,
@@ -102,7 +102,7 @@ def sample_images(
 
     Args:
         positive: conditioning of N prompts, or of one that all pictures share. Staged ones cost no more evaluations: at
-            every timestep each picture is told its stage.
+            every timestep each picture gets the conditioning of its stage.
         negative: likewise; None takes the model's empty prompt. It may be longer or shorter than `positive`.
         seeds: one per picture; the same seed gives the same picture in any batch, up to rounding.
         steps: denoising steps, at least 1.
@@ -219,12 +219,12 @@ def _conditional_half(request: AttentionRequest) -> AttentionRequest:
     return replace(request, columns=columns)
 
 
-def _at(text: Told, time: float) -> Conditioning:
+def _at(text: Prompted, time: float) -> Conditioning:
     """The conditioning at a time: itself, or its stage's rows `(B, T, E)`."""
     return text.at(time) if isinstance(text, StagedConditioning) else text
 
 
-def _matched(text: Told, count: int, kind: str) -> Told:
+def _matched(text: Prompted, count: int, kind: str) -> Prompted:
     """One prompt for all pictures, or one for each."""
     batch = len(text)
     if batch == count:
@@ -238,7 +238,7 @@ def _matched(text: Told, count: int, kind: str) -> Told:
     return text.expanded(count)
 
 
-def _rows(text: Told, rows: slice) -> Told:
+def _rows(text: Prompted, rows: slice) -> Prompted:
     if isinstance(text, StagedConditioning):
         return text.pictures(rows)
     return text.rows(rows)

@@ -102,7 +102,10 @@ def estimate_memory(objective: PartObjective, batch: PartBatch, *, ema: bool = F
         names = [name for name in _FAKED if isinstance(getattr(batch, name, None), Tensor)]
         moved: dict[str, Any] = {name: fake.from_tensor(getattr(batch, name)) for name in names}
         if prompts := getattr(batch, "prompts", ()):
-            moved["prompts"] = tuple(replace(p, weights=_NeutralWeights(p.weights.shape)) for p in prompts)
+            moved["prompts"] = tuple(
+                {name: replace(own, weights=_NeutralWeights(own.weights.shape)) for name, own in prompt.items()}
+                for prompt in prompts
+            )
         # fake twins of the weights must not count when an operation returns a view of one
         known = [fake.from_tensor(tensor) for tensor in (*_frozen(objective), *objective.parameters())]
         peak = _peak_of_step(objective, replace(batch, **moved), known)

@@ -65,7 +65,7 @@ def test_models_of_the_hugging_face_cache_are_found_without_a_network(
     (entry / "refs").mkdir()
     (entry / "refs" / "main").write_text("abc")
     assert find_model("someone/tiny") == entry / "snapshots" / "abc"
-    with pytest.raises(BestiaryError, match="'someone/else' is no folder here, and .* hf download someone/else"):
+    with pytest.raises(BestiaryError, match="'someone/else' is not a folder here, and .* hf download someone/else"):
         find_model("someone/else")
 
 

@@ -239,7 +239,7 @@ def test_material_that_gives_no_picture(tiny_folder: Callable, tmp_path: Path, k
     source = tmp_path / "material"
     messages = {
         "nothing": "no picture and no folder",
-        "text": "is no picture by its name",
+        "text": "is not a picture file by its name",
         "empty": r"no picture to learn from in .*\(it holds none\); one readable picture is enough",
         "only broken": r"no picture to learn from in .*files left out: 1, first a.png",
         "broken one": "a.png: ",

@@ -166,7 +166,7 @@ def install_fused_attention(denoiser: nn.Module, float32_backward: bool = False)
     """Give every attention layer of a diffusers denoiser its `FusedAttention`; see there for `float32_backward`.
 
     Raises:
-        BestiaryError: a layer has norms, added keys or a residual of its own, so it is none of the Stable Diffusion family.
+        BestiaryError: a layer has norms, added keys or a residual of its own, so the network is not of the Stable Diffusion family.
     """
     for name, module in denoiser.named_modules():
         if not hasattr(module, "set_processor") or not hasattr(module, "to_q"):

@@ -18,7 +18,7 @@ NEEDED_FIELDS = {
     "text_encoder": ("hidden_size",),
     "text_encoder_2": ("hidden_size",),
 }
-"""Component -> what its config must state before anything can be told of the model."""
+"""Component -> fields its config must have before the model can be identified."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ def read_model_folder(path: Path) -> ModelFolder:
     """Read the configs of a diffusers folder and tell SD1.5, SD2, SDXL and the demo model apart.
 
     Raises:
-        BestiaryError: the folder is missing, is no diffusers folder, mixes components of different models, or lacks
+        BestiaryError: the folder is missing, is not a diffusers folder, mixes components of different models, or lacks
             weights; the message says what was found and what to do.
     """
     # from the folder to its configs, then whether these belong together
@@ -98,11 +98,11 @@ def _refuse_wrong_download(path: Path) -> None:
     """Raises BestiaryError where a pointer of Git LFS, a web page or nothing lies in the place of a file."""
     try:
         with path.open("rb") as stream:
-            told = wrong_download(stream.read(512))
+            wrong = wrong_download(stream.read(512))
     except OSError as fault:
         raise BestiaryError(f"could not read {path}: {fault.strerror or fault}") from fault
-    if told is not None:
-        raise BestiaryError(f"{path} {told}")
+    if wrong is not None:
+        raise BestiaryError(f"{path} {wrong}")
 
 
 def _check_has_weights(folder: Path) -> None:
@@ -127,7 +127,7 @@ def _check_fields(path: Path, configs: Mapping[str, Mapping[str, object]]) -> No
     kind = str(configs["unet"].get("_class_name", "UNet2DConditionModel"))
     if lacking and kind == "UNet2DConditionModel":  # other families are named by _check_fit
         raise BestiaryError(
-            f"{path} is no Stable Diffusion model: {'; '.join(lacking)}; download the model folder again"
+            f"{path} is not a Stable Diffusion model: {'; '.join(lacking)}; download the model folder again"
         )
 
 
@@ -165,7 +165,7 @@ def named_backbone(path: Path) -> str | None:
 
 
 def _backbone_name(path: Path, configs: Mapping[str, Mapping[str, object]]) -> str:
-    # our own folders name themselves; others are told apart by their configs
+    # our own folders name themselves; others are identified by their configs
     if named := named_backbone(path):
         return named
     if "text_encoder_2" in configs:

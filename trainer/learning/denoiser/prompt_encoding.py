@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -149,19 +150,22 @@ class PromptEncoding:
 
     def _columns(self, prompts: Sequence[PromptLayout], count: int) -> Tensor:
         """Columns `(B, count, K)` of the vectors in the context, -1 where absent; encoders that agree share a column."""
-        found: list[Tensor] = []
+        # in numpy, from lists: where memory is estimated with fake tensors, nothing may depend on a tensor's values
+        found: list[np.ndarray] = []
         start = 0
         for group in self.backbone.context_groups:
             for spec in group:
-                slots = _stack_slots([prompt[spec.name] for prompt in prompts], count)  # (B, count)
-                own = torch.where(slots < 0, -1, slots + start)
+                own = np.full((len(prompts), count), -1, dtype=np.int64)  # (B, count)
+                for row, prompt in zip(own, prompts, strict=True):
+                    slots = np.array(prompt[spec.name].slots.tolist(), dtype=np.int64)
+                    row[: len(slots)] = np.where(slots < 0, -1, slots + start)
                 # beside another encoder the same position is the same column
                 for other in found:
-                    own = torch.where(own == other, -1, own)
-                if not found or bool((own >= 0).any()):
+                    own[own == other] = -1
+                if not found or (own >= 0).any():
                     found.append(own)
             start += max(prompts[0][spec.name].ids.numel() for spec in group)
-        return torch.stack(found, dim=-1)  # (B, count, K)
+        return torch.from_numpy(np.stack(found, axis=-1))  # (B, count, K)
 
     def _encode_plain(self, prompts: Sequence[PromptLayout]) -> Conditioning:
         """Prompts without learned vectors: each distinct one is encoded once and remembered."""
@@ -297,7 +301,7 @@ def _check_vectors(vectors: Mapping[str, Tensor] | None, batch: int, most: int, 
                 f"learned vectors are given for {', '.join(vectors) or 'no text encoder'}, but {backbone.name} also reads {spec.name}: "
                 "this dictionary was learned for another base model; load that model, or learn a dictionary for this one"
             )
-        # rows and places first: a wrong width is told apart from a wrong number
+        # rows and places first: a wrong width and a wrong number have messages of their own
         if own.ndim != 3 or own.shape[0] != batch or own.shape[1] < most:
             raise BestiaryError(
                 f"{batch} prompts with up to {most} learned vectors need a tensor (B, P, D) = ({batch}, >= {most}, "

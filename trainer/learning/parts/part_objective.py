@@ -54,7 +54,7 @@ class PartBatch:
     masks: Tensor
     """`(B, M, g, g)` bool: region of every part."""
     sizes: Tensor | None = None
-    """`(B, 6)` pixels: whole picture, crop corner and target, for backbones that are told them; None says no crop."""
+    """`(B, 6)` pixels: whole picture, crop corner and target, for backbones that are conditioned on them; None says no crop."""
 
     def to(self, device: torch.device) -> "PartBatch":
         """The batch with its tensors, (B, ...) each, on `device`; token ids move when they are embedded."""

@@ -59,7 +59,7 @@ def find_pictures(source: Path, masks: Path | None = None, *, warn: bool = True)
     if source.is_file():
         if source.suffix.lower() not in SUFFIXES:
             raise BestiaryError(
-                f"{source} is no picture by its name: give a picture ({', '.join(sorted(SUFFIXES))}) or a folder"
+                f"{source} is not a picture file by its name: give a picture ({', '.join(sorted(SUFFIXES))}) or a folder"
             )
         read_image(source)
         return ConceptPictures(source.parent, (source.name,))
@@ -126,7 +126,7 @@ def read_masks(folder: Path | None, pictures: ConceptPictures, edge: int) -> np.
         shares.append(coverage(mask))
         masks.append(square_mask(mask_image(mask), edge, f"the mask {path}"))
     logger.info("%s", coverage_text(shares, pictures.names))
-    # one picture of a folder is no reason to speak of all the other masks
+    # a single picture of a folder does not use the masks of the others
     left = found.unused() if len(pictures.names) > 1 else []
     if left:
         listed = ", ".join(left[:_NAMED]) + (f" and {len(left) - _NAMED} more" if len(left) > _NAMED else "")

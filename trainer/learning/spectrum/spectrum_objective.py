@@ -42,7 +42,7 @@ class SpectrumBatch:
     masks: Tensor | None = None
     """`(B, 1, h, w)` 0..1: what is learned from; None is everything."""
     sizes: Tensor | None = None
-    """`(B, 6)` pixels: whole picture, crop corner and target, for backbones that are told them."""
+    """`(B, 6)` pixels: whole picture, crop corner and target, for backbones that are conditioned on them."""
 
     def to(self, device: torch.device) -> "SpectrumBatch":
         """The batch with its tensors, (B, ...) each, on `device`."""
