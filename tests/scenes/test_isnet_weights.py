@@ -279,7 +279,7 @@ def test_pieces_of_a_package_are_joined_in_the_order_of_its_list(tmp_path: Path)
         ),
         (
             model_bytes([node_bytes("Relu", ["b"], "a"), node_bytes("Relu", ["a"], "b")], [], ["x"], ["b"]),
-            "one of its values is made from itself",
+            "one of its values is computed from itself",
         ),
         (model_bytes([node_bytes("Conv", ["x", "w"], "y")], [], ["x"], ["y"]), "has no bias"),
         (model_bytes([node_bytes("Conv", ["x", "w", "b"], "y")], [], ["x"], ["y"]), "'w' are not stored in it"),
