@@ -184,8 +184,9 @@ def _described(
     for places, images in reader.batches(indices, batch_size, skipped):
         grid = source(images)
         check_features(grid, [reader.names[place] for place in places])
+        marked = reader.marked(places, (grid.features.shape[1], grid.features.shape[2]))  # (n, h, w)
         # rounded as stored samples are, so that a picture gets the same labels whether it was sampled or not
-        yield SampleShard(torch.tensor(places), grid.rounded(), reader.marked(places, tuple(grid.features.shape[1:3])))
+        yield SampleShard(torch.tensor(places), grid.rounded(), marked)
 
 
 def _in_batches(sampled: SampleShard, batch_size: int) -> Iterator[SampleShard]:

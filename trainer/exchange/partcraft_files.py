@@ -46,7 +46,9 @@ def read_partcraft_file(path: Path) -> PartCraftFile:
     if isinstance(content, Mapping) and "coarse_kmeans" in content:
         return PartCraftFile(path, "kmeans", _centroids(path, content))
     # data-parallel training leaves its wrapper in the names
-    tensors = {re.sub(r"^module\.", "", str(name)): tensor for name, tensor in content.items()}
+    tensors = {
+        re.sub(r"^module\.", "", str(name)): tensor for name, tensor in content.items() if isinstance(tensor, Tensor)
+    }
     # by what the tensors are called, whatever the file is called
     if COARSE in tensors:
         return PartCraftFile(path, "kmeans", tensors)

@@ -6,9 +6,10 @@ Letters: N pictures, M parts, (h, w) patch grid.
 import csv
 import io
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath, PureWindowsPath
+from typing import cast
 
 from ....concepts.errors import BestiaryError
 from ....concepts.files.concept_file import Header
@@ -24,6 +25,7 @@ from ....concepts.files.file_schema import (
 )
 from ....concepts.part_map.part_codebook import PartCodebook
 from ....concepts.part_map.part_map import PartMaps
+from .discovery_report import DiscoveryReport, PartEntry
 
 LARGEST_LIST = 1 << 30
 """Bytes of a list of pictures, or of a report."""
@@ -109,8 +111,8 @@ def checked_skipped(text: str) -> list[tuple[str, str]]:
     return [(path, reason) for path, reason in rows[1:]]
 
 
-def check_report(report: object, needs: Sequence[str]) -> None:
-    """Types and relations of a report's entries, as far as it has them.
+def checked_report(report: object, needs: Sequence[str]) -> DiscoveryReport:
+    """A report, once types and relations of its entries are right, as far as it has them.
 
     Args:
         report: the JSON value.
@@ -144,11 +146,12 @@ def check_report(report: object, needs: Sequence[str]) -> None:
             raise broken("a name in typical", key, "part:kind, two numbers")
         for row in checked_list(rows, f"typical {key}"):
             checked_whole(row, f"a picture in typical {key}", 0, images - 1)
+    return cast(DiscoveryReport, entries)
 
 
-def _check_part(part: object, number: int, images: int) -> None:
+def _check_part(value: object, number: int, images: int) -> None:
     entry = f"parts[{number}]"
-    checked_table(part, entry, ("index", "name", "images", "area", "kinds"))
+    part = checked_table(value, entry, PartEntry.__required_keys__)
     if part["index"] != number or isinstance(part["index"], bool):
         raise broken(f"{entry}.index", part["index"], str(number))
     checked_text(part["name"], f"{entry}.name")
@@ -185,9 +188,7 @@ def check_count(folder: Path, names: Sequence[str], maps: PartMaps) -> None:
         )
 
 
-def check_maps(
-    folder: Path, maps: PartMaps, codebook: PartCodebook, report: Mapping[str, object] | None = None
-) -> None:
+def check_maps(folder: Path, maps: PartMaps, codebook: PartCodebook, report: DiscoveryReport | None = None) -> None:
     """Maps, codebook and report of one folder must tell of the same pictures, parts and kinds.
 
     Raises:
