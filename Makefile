@@ -1,15 +1,19 @@
 # Each target runs with the Python that `PYTHON` names (default: python3).
 PYTHON ?= python3
 
-.PHONY: check lint test test_comfyui test_train
+.PHONY: check lint types test test_comfyui test_train
 
-check: ## format, then lint
+check: ## format, lint, then types
 	$(PYTHON) -m ruff format .
 	$(PYTHON) -m ruff check --fix .
+	$(MAKE) types
 
 lint: ## what CI runs: changes nothing
 	$(PYTHON) -m ruff format --check .
 	$(PYTHON) -m ruff check .
+
+types: ## pyright, basic, with the libraries of this Python
+	$(PYTHON) -m pyright --pythonpath "$$($(PYTHON) -c 'import sys; print(sys.executable)')"
 
 test: ## pure tests: no ComfyUI, no network
 	OMP_NUM_THREADS=1 $(PYTHON) -m pytest -q -m "not comfyui and not train and not slow"

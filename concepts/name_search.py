@@ -1,8 +1,15 @@
-"""Finding a name among many as people type it, and saying what there is when it is not found."""
+"""The one rule by which a typed name finds parts, kinds, spectra, attributes and dictionaries; and the choices to show otherwise.
+
+A name spelt exactly as typed goes first, then names that are equal in their plain form (`plain_name`). A number is an index or
+an id only where all that was typed is a number (`typed_number`).
+"""
 
 import difflib
 import re
 from collections.abc import Iterable, Sequence
+from typing import Generic, TypeVar
+
+Key = TypeVar("Key")
 
 SHOWN_CHOICES = 12
 """Names or numbers that one error message lists."""
@@ -17,13 +24,38 @@ def plain_name(text: str) -> str:
     return re.sub(r"[-_\s]+", " ", text).strip().casefold()
 
 
-def same_names(wanted: str, names: Sequence[str]) -> list[int]:
-    """Places of the names that a typed one means: those spelt exactly so, else those that are alike in their plain form.
+class NameIndex(Generic[Key]):
+    """Names with what each stands for, indexed once so that a look-up costs the same however many there are."""
 
-    "left wing" and "left_wing" are alike, and still two names where both are there.
-    """
-    exact = [place for place, name in enumerate(names) if name == wanted.strip()]
-    return exact or [place for place, name in enumerate(names) if plain_name(name) == plain_name(wanted)]
+    def __init__(self, named: Iterable[tuple[str, Key]]) -> None:
+        """Pairs of a name and its key; names may repeat."""
+        self._exact: dict[str, list[Key]] = {}
+        self._plain: dict[str, list[Key]] = {}
+        for name, key in named:
+            self._exact.setdefault(name.strip(), []).append(key)
+            self._plain.setdefault(plain_name(name), []).append(key)
+
+    def find(self, typed: str) -> list[Key]:
+        """Keys of the names spelt exactly as typed, else of those with the same plain form; in the order they were given.
+
+        "left wing" and "left_wing" have the same plain form, and are still two names where both exist.
+        """
+        return self._exact.get(typed.strip()) or self._plain.get(plain_name(typed), [])
+
+
+def same_names(typed: str, names: Iterable[str]) -> list[int]:
+    """Places of the names that a typed one means; see `NameIndex.find`."""
+    return NameIndex((name, place) for place, name in enumerate(names)).find(typed)
+
+
+def same_name(typed: str, names: Iterable[str]) -> str | None:
+    """The first of these names that a typed one means, as it is spelt; None if there is none."""
+    return next(iter(NameIndex((name, name) for name in names).find(typed)), None)
+
+
+def typed_number(text: str) -> int | None:
+    """The whole number that a text consists of, at most nine digits with or without a sign; None for any other text."""
+    return int(text) if re.fullmatch(r"\s*[+-]?[0-9]{1,9}\s*", text) else None
 
 
 def shown_name(name: str) -> str:

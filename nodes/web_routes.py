@@ -165,7 +165,8 @@ async def show_stage_steps(request: web.Request) -> web.Response:
 
 async def show_newest_discovery(request: web.Request) -> web.Response:
     """GET /bestiary/newest_discovery/NODE?workflow=ID&client=ID: key of a node's newest discovery; null where none is kept."""
-    from .part_map.found_parts import DISCOVERIES, BlockPlace
+    from .part_map.found_parts import DISCOVERIES
+    from .part_map.kept_discoveries import BlockPlace
 
     place = BlockPlace(request.query.get("workflow", ""), request.match_info["node"], request.query.get("client", ""))
     return await _answer(request, _unstamped, lambda: {"key": DISCOVERIES.newest_of(place)})

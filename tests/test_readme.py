@@ -70,7 +70,7 @@ def _help_of(verbs: list[str]) -> str:
 
 
 def test_files_that_commands_show_are_where_the_commands_before_them_write() -> None:
-    from bestiary.trainer.learning.parts.settings import RunSettings
+    from bestiary.trainer.learning.run.run_settings import RunSettings
 
     lines = [line for block in _shell_blocks() for line in block.splitlines()]
     (run,) = [re.search(r"--out (\S+)", line).group(1) for line in lines if line.startswith("bestiary train parts")]
@@ -162,7 +162,8 @@ def test_the_map_has_one_line_for_every_room_and_for_files_beside_rooms() -> Non
     paths = [path.relative_to(ROOT) for package in PACKAGES for path in (ROOT / package).rglob("*.py")]
     rooms = {f"{path.parent.as_posix()}/" for path in paths} - {f"{house}/" for house in houses}
     beside = {path.as_posix() for path in paths if path.parent.as_posix() in houses and path.name != "__init__.py"}
-    headings = {f"{house}/" for house in houses}
+    rooms |= {f"{path.parent.relative_to(ROOT).as_posix()}/" for path in (ROOT / "web" / "js").glob("*/*.mjs")}
+    headings = {f"{house}/" for house in houses} | {"web/js/"}
     assert sorted(name for name in named if name not in headings) == sorted(rooms | beside | {"trainer/recipes/"})
 
 

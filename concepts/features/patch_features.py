@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Protocol, cast
 
@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..denoiser.denoiser import Denoiser, TextConditioning
+from ..denoiser.denoiser import Denoiser
 from ..errors import BestiaryError
 from .dino_weights import read_dino_weights
 from .vit_weights import DINO_MODEL
@@ -278,7 +278,7 @@ class DiffusionFeatures:
     Args:
         denoiser: any supported model; its size, blocks and autoencoder are used as they are.
         timestep: how much noise, in the model's own steps; None takes `default_timestep`.
-        blocks: names from `denoiser.feature_blocks()`; None takes `default_blocks`.
+        blocks: names from `network.feature_grids`; None takes `default_blocks`.
         grid: patches along an edge; None takes the grid on which cross-attention is read.
         draws: noise draws to average.
         margin: patches by which pictures are continued; None takes a quarter of the grid, an eighth of deep models.
@@ -325,7 +325,7 @@ class DiffusionFeatures:
             "margin": self.margin,
         }
         # the empty prompt, and the width as one grey picture shows it
-        self._text = denoiser.encode_prompts([denoiser.tokenize([])], None)
+        self._text = denoiser.text.encode([denoiser.text.tokenize([])], None)
         self.width = self(torch.full((1, 3, self.image_size, self.image_size), 0.5)).features.shape[-1]
 
     @torch.inference_mode()
@@ -335,17 +335,17 @@ class DiffusionFeatures:
         # pictures are continued by their mirror image before they are encoded
         pixels = self.margin * self.image_size // self.grid
         continued = F.pad(images, (pixels,) * 4, mode="reflect") if pixels else images  # (B, 3, S', S')
-        mean, _ = self._denoiser.encode_images(continued.to(self._denoiser.device))
-        latents = self._denoiser.scale_latents(mean)  # (B, C, h, w)
-        timesteps = torch.full((len(images),), self.timestep, dtype=torch.long, device=latents.device)
+        sides, process = self._denoiser.images, self._denoiser.process
+        latents = sides.from_cache(sides.to_cache(continued.to(self._denoiser.device)))  # (B, C, h, w)
+        times = torch.full((len(images),), process.time_of(self.timestep), device=latents.device)  # (B,)
         generator = torch.Generator().manual_seed(self.seed)
-        text = _repeat_text(self._text, len(images))
+        text = self._text.expanded(len(images))
         # averaged over draws, block beside block
         total = torch.zeros(())
         for _ in range(self.draws):
             noise = torch.randn((1, *latents.shape[1:]), generator=generator).to(latents).expand_as(latents)
-            noisy = self._denoiser.schedule.add_noise(latents, noise, timesteps)
-            output = self._denoiser.predict(noisy, timesteps, text, features=self.blocks)
+            noisy = process.noised(latents, noise, times)
+            output = self._denoiser.network.predict(noisy, times, text, features=self.blocks)
             total = total + torch.cat([self._on_grid(output.features[block]) for block in self.blocks], dim=1)
         return PatchGrid((total / self.draws).permute(0, 2, 3, 1).contiguous())  # (B, g, g, D)
 
@@ -368,7 +368,7 @@ def default_blocks(denoiser: Denoiser) -> tuple[str, ...]:
     In a model whose cross-attention grid is its latent grid (the embedded one) the first attention block of the encoder
     gave the best foreground and parts of those tried. For deep models these are the stages DIFT reads.
     """
-    blocks = denoiser.feature_blocks()
+    blocks = denoiser.feature_factors()
     wanted = denoiser.backbone.attention_divisor // denoiser.backbone.latent_factor
     if _reads_latent_grid(denoiser):
         attentive = [name for name, factor in blocks.items() if factor == wanted and "attentions" in name]
@@ -381,7 +381,7 @@ def default_blocks(denoiser: Denoiser) -> tuple[str, ...]:
 
 def default_timestep(denoiser: Denoiser) -> int:
     """Noise to read at: 2 % of the schedule for the embedded model, as measured on drawings, else DIFT's 26 %."""
-    steps = len(denoiser.schedule.alphas_cumprod)
+    steps = denoiser.process.num_timesteps
     return round(steps * (0.02 if _reads_latent_grid(denoiser) else 0.261))
 
 
@@ -410,11 +410,6 @@ def patch_colour(images: Tensor, grid: tuple[int, int]) -> Tensor:
     return torch.cat([mean, spread], dim=1)
 
 
-def _repeat_text(text: TextConditioning, count: int) -> TextConditioning:
-    pooled = None if text.pooled is None else text.pooled.expand(count, -1)
-    return replace(text, context=text.context.expand(count, -1, -1), pooled=pooled, positions=None)
-
-
 def _check_images(images: Tensor, size: int) -> None:
     if images.dim() != 4 or tuple(images.shape[1:]) != (3, size, size):
         raise BestiaryError(
@@ -423,10 +418,10 @@ def _check_images(images: Tensor, size: int) -> None:
 
 
 def _check_blocks(blocks: tuple[str, ...], denoiser: Denoiser, timestep: int) -> None:
-    known = denoiser.feature_blocks()
+    known = denoiser.feature_factors()
     unknown = [block for block in blocks if block not in known]
     if unknown:
         raise BestiaryError(f"unknown block {unknown[0]!r} of the denoiser: choose among {', '.join(known)}")
-    steps = len(denoiser.schedule.alphas_cumprod)
+    steps = denoiser.process.num_timesteps
     if not 0 <= timestep < steps:
         raise BestiaryError(f"timestep {timestep} is outside the noise schedule: choose 0 to {steps - 1}")

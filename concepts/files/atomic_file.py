@@ -4,6 +4,7 @@ import errno
 import itertools
 import os
 import re
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -102,6 +103,8 @@ def is_running(process: int) -> bool:
 
 
 def _runs_on_windows(process: int) -> bool:
+    if sys.platform != "win32":
+        return False  # the library below exists on Windows only
     import ctypes
 
     query, still_active = 0x1000, 259  # PROCESS_QUERY_LIMITED_INFORMATION, STILL_ACTIVE

@@ -11,6 +11,7 @@ import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeGuard
 
 import torch
 from safetensors import SafetensorError
@@ -22,6 +23,8 @@ from ..name_search import LONGEST_SHOWN
 from .atomic_file import replacing
 from .wrong_download import wrong_download
 
+DICTIONARY_KIND, CODEBOOK_KIND, SPECTRUM_KIND = "part-dictionary", "parts", "prompt-spectrum"
+"""Kinds of our files, as their metadata says it."""
 FORMAT = 1
 """Version of the layout; readers refuse newer ones."""
 PREFIX = "bestiary."
@@ -261,10 +264,16 @@ def _checked_entry(name: str, entry: object) -> tuple[str, tuple[int, ...], int,
     if not isinstance(dtype, str) or dtype not in _DTYPE_BYTES:
         raise BestiaryError(f"{shown} is of the unknown type {str(dtype)[:20]!r}")
     # bounds come before any product: a few axes of giant sizes would take minutes to multiply
-    sound = isinstance(shape, list) and len(shape) <= MOST_AXES and isinstance(place, list) and len(place) == 2
-    if not sound or not all(type(n) is int and 0 <= n < LARGEST_SIZE for n in (*shape, *place)):
+    if not _are_sizes(shape, 0, MOST_AXES) or not _are_sizes(place, 2, 2):
         raise BestiaryError(f"{shown} has no valid shape or place")
     return dtype, tuple(shape), place[0], place[1]
+
+
+def _are_sizes(value: object, least: int, most: int) -> TypeGuard[list[int]]:
+    """Whether a value is a list of `least` to `most` whole numbers below `LARGEST_SIZE`."""
+    if not isinstance(value, list) or not least <= len(value) <= most:
+        return False
+    return all(type(n) is int and 0 <= n < LARGEST_SIZE for n in value)
 
 
 def _is_text(text: str) -> bool:

@@ -11,6 +11,9 @@ LONGEST_NAME = 160
 RESERVED_NAMES = frozenset(["con", "prn", "aux", "nul", *(f"{kind}{n}" for kind in ("com", "lpt") for n in range(10))])
 """Names that Windows keeps for devices, whatever ending follows."""
 
+CODEBOOK_SUFFIX = ".parts.safetensors"
+"""Ending of the files that hold part codebooks."""
+
 _ENDINGS = (".safetensors", ".spectrum")
 _PLAIN = re.compile(r"[^\w .-]+")
 _SIGNS = re.compile(r"[\x00-\x1f<>:\"/\\|?*\x7f]")

@@ -8,6 +8,7 @@ stand-ins alone, so nothing outside the result can be changed. Opcodes, bytes, d
 import struct
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 MOST_STEPS = 1 << 20
 """Opcodes and copied entries of one file; a checkpoint of 10,000 tensors takes about 250,000."""
@@ -21,6 +22,7 @@ LARGEST_KEY = 1 << 60
 """Whole numbers as keys end here: beyond, their hashes could be made to collide."""
 
 Builder = Callable[[tuple], object]
+Kind = TypeVar("Kind")
 
 
 class PickleFault(Exception):
@@ -158,7 +160,7 @@ class InertMachine:
             raise PickleFault("it takes more values than it has")
         return self._stack.pop()
 
-    def _top(self, kind: type) -> object:
+    def _top(self, kind: type[Kind]) -> Kind:
         if not self._stack or not isinstance(self._stack[-1], kind):
             raise PickleFault("it fills something that is no container")
         return self._stack[-1]
@@ -193,10 +195,12 @@ class InertMachine:
         self._top(dict)[checked_key(key)] = value
 
     def _set_items(self) -> None:
-        self._top_after(dict, _pairs(self._items()))
+        pairs = _pairs(self._items())
+        self._top(dict).update(pairs)
 
-    def _top_after(self, kind: type, items: object) -> None:
-        self._top(kind).update(items)
+    def _add_items(self) -> None:
+        members = _members(self._items())
+        self._top(set).update(members)
 
     # --- memo ---
 
@@ -378,7 +382,7 @@ _HANDLERS: dict[int, Callable[[InertMachine], object]] = {
     ord("s"): _M._set_item,
     ord("u"): _M._set_items,
     0x8F: lambda m: m._push(set()),
-    0x90: lambda m: m._top_after(set, _members(m._items())),
+    0x90: _M._add_items,
     0x91: lambda m: m._push(frozenset(_members(m._items()))),
     ord("h"): lambda m: m._get(m._number("<B")),
     ord("j"): lambda m: m._get(m._number("<I")),

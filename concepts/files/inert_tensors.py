@@ -46,13 +46,25 @@ class _Type(StandIn):
         self.text, self.order = text.lstrip("<>=|"), ""
 
     def built(self, state: object) -> object:
-        if state[1] in ("<", ">"):
-            self.order = state[1]
+        order = _state(state)[1]
+        if order in ("<", ">"):
+            self.order = order
         return self
 
     @property
     def dtype(self) -> np.dtype:
         return np.dtype(self.order + self.text)
+
+
+def _state(state: object) -> tuple:
+    """The state of a numpy object, which is always a tuple.
+
+    Raises:
+        PickleFault: it is something else.
+    """
+    if not isinstance(state, tuple):
+        raise PickleFault(f"it holds an array with a {type(state).__name__} in the place of its state")
+    return state
 
 
 class _Array(StandIn):
@@ -62,7 +74,7 @@ class _Array(StandIn):
         self._budget = budget
 
     def built(self, state: object) -> object:
-        _, shape, kind, by_columns, raw = state
+        _, shape, kind, by_columns, raw = _state(state)
         return _array(shape, kind, raw, by_columns, self._budget)
 
 

@@ -6,6 +6,7 @@ inert shells that only keep their attributes, and every other name in the file i
 of their own (inert_pickle.py): nothing of this process can be reached from a file, and what a file may cost is bounded.
 """
 
+import io
 import struct
 import sys
 import zipfile
@@ -13,7 +14,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import BinaryIO
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -91,7 +92,7 @@ class _ArchiveNumbers(_Numbers):
         if entry.file_size != flat.numel() * flat.element_size():
             raise PickleFault(f"the numbers {key[:40]!r} take {entry.file_size:,} bytes, not those announced")
         with self._archive.open(entry) as stream:
-            _fill(stream, flat)
+            _fill(cast(io.BufferedIOBase, stream), flat)  # a ZipExtFile is one, its stubs only say IO[bytes]
 
 
 class _TrailingNumbers(_Numbers):
@@ -100,7 +101,7 @@ class _TrailingNumbers(_Numbers):
     def _read(self, key: str, flat: Tensor) -> None:
         """Their place is known only when every pickle has been read."""
 
-    def read_all(self, stream: BinaryIO, keys: object) -> None:
+    def read_all(self, stream: io.BufferedIOBase, keys: object) -> None:
         """Fill the storages in the order of `keys`, each with its length before it."""
         if not isinstance(keys, list) or {str(key) for key in keys} != self._stored.keys():
             raise PickleFault("its list of numbers contradicts its tensors")
@@ -111,9 +112,9 @@ class _TrailingNumbers(_Numbers):
             _fill(stream, flat)
 
 
-def _fill(stream: BinaryIO, flat: Tensor) -> None:
+def _fill(stream: io.BufferedIOBase, flat: Tensor) -> None:
     """Read the bytes of `flat` `(n,)`."""
-    view = memoryview(flat.view(torch.uint8).numpy()) if len(flat) else memoryview(b"")
+    view = flat.view(torch.uint8).numpy().data if len(flat) else memoryview(b"")
     while len(view):
         count = stream.readinto(view)
         if not count:
@@ -157,7 +158,9 @@ def load_inert(path: Path, shells: Collection[str] = ()) -> object:
     )
 
 
-def _read_archive(stream: BinaryIO, size: int, budget: Budget, shells: frozenset[str], refused: set[str]) -> object:
+def _read_archive(
+    stream: io.BufferedIOBase, size: int, budget: Budget, shells: frozenset[str], refused: set[str]
+) -> object:
     with zipfile.ZipFile(stream) as archive:
         (entry,) = (one for one in archive.infolist() if one.filename.endswith("/data.pkl"))
         folder = entry.filename.removesuffix("data.pkl")
@@ -170,7 +173,9 @@ def _read_archive(stream: BinaryIO, size: int, budget: Budget, shells: frozenset
         return _machine(archive.read(entry), numbers, budget, shells, refused).run()
 
 
-def _read_stream(stream: BinaryIO, size: int, budget: Budget, shells: frozenset[str], refused: set[str]) -> object:
+def _read_stream(
+    stream: io.BufferedIOBase, size: int, budget: Budget, shells: frozenset[str], refused: set[str]
+) -> object:
     numbers = _TrailingNumbers(size)
     machine = _machine(stream.read(LARGEST_PICKLE), numbers, budget, shells, refused)
     # a number that says what it is, a version, the machine it was written on
@@ -258,7 +263,7 @@ def _check_container(path: Path) -> tuple[int, bool]:
     return size, start[:2] == b"PK"
 
 
-def _entries_of(stream: BinaryIO, size: int, path: Path) -> list[str]:
+def _entries_of(stream: io.BufferedIOBase, size: int, path: Path) -> list[str]:
     """Names in an archive whose table of contents and unpacked size are within bounds."""
     if (length := _directory_bytes(stream, size)) > LARGEST_DIRECTORY:
         raise BestiaryError(
@@ -279,7 +284,7 @@ def _entries_of(stream: BinaryIO, size: int, path: Path) -> list[str]:
     return [entry.filename for entry in entries]
 
 
-def _directory_bytes(stream: BinaryIO, size: int) -> int:
+def _directory_bytes(stream: io.BufferedIOBase, size: int) -> int:
     """Length of an archive's table of contents as its last record says; 0 where there is none to be found."""
     stream.seek(max(0, size - (1 << 16) - 22))
     tail = stream.read()

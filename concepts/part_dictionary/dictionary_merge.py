@@ -74,7 +74,8 @@ def _match_parts(first: PartDictionary, second: PartDictionary) -> tuple[list[st
         # whatever the two backgrounds are called
         both_backgrounds = part == second.background and first.background is not None
         target = first.background if both_backgrounds else exact.get(name)
-        if target is None and (alike := known.get(plain_name(name))) not in spoken_for:
+        alike = known.get(plain_name(name))
+        if target is None and alike is not None and alike not in spoken_for:
             target = alike
             spoken_for.add(alike)
         if target is None:
@@ -116,5 +117,5 @@ def free_name(name: str, taken: dict[int, str]) -> str:
 def _joined_thumbnails(first: PartDictionary, second: PartDictionary, mapping: PairMapping) -> ThumbnailAtlas | None:
     atlases = [(one, {pair: pair for pair in one.index}) for one in [first.thumbnails] if one]
     atlases += [(one, mapping) for one in [second.thumbnails] if one]
-    tiles = {new: one.tile(*old) for one, pairs in atlases for old, new in pairs.items() if one.tile(*old)}
+    tiles = {new: tile for one, pairs in atlases for old, new in pairs.items() if (tile := one.tile(*old))}
     return ThumbnailAtlas.from_images(tiles, max(one.tile_size for one, _ in atlases)) if tiles else None

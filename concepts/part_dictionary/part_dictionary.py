@@ -4,7 +4,6 @@ Vectors are stored after the projector (`TokenProjector.collapse`), so that usin
 trained rows exist; a pair that was never trained cannot be asked for. Letters: R rows, M parts, D width of a vector.
 """
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -15,10 +14,17 @@ from torch import Tensor
 
 from ..denoiser.backbone import get_backbone
 from ..errors import BestiaryError
-from ..files.concept_file import from_text_tensor, read_concept_file, to_text_tensor, write_concept_file
-from ..files.file_kinds import DICTIONARY_KIND
+from ..files.concept_file import (
+    DICTIONARY_KIND,
+    ConceptFile,
+    from_text_tensor,
+    read_concept_file,
+    to_text_tensor,
+    write_concept_file,
+)
+from ..files.file_schema import checked_table, checked_whole
 from ..files.thumbnail_atlas import ThumbnailAtlas
-from ..name_search import choices_text, number_ranges, plain_name, shown_name
+from ..name_search import NameIndex, choices_text, number_ranges, shown_name, typed_number
 
 LORA_PREFIX = "lora."
 THUMBNAIL_PREFIX = "thumbnails."
@@ -123,28 +129,26 @@ class PartDictionary:
         return {part: tuple(own) for part, own in kinds.items()}
 
     @cached_property
-    def _parts_by_name(self) -> Mapping[str, int]:
-        """Name as it is spelt, and plain name -> the first trained part that is called so; the spelling goes before."""
-        trained = sorted(self._kinds, reverse=True)
-        plain = {plain_name(self.part_names[part]): part for part in trained}
-        return {**plain, **{self.part_names[part]: part for part in trained}}
+    def _parts_by_name(self) -> NameIndex[int]:
+        """The trained parts."""
+        return NameIndex((self.part_names[part], part) for part in sorted(self._kinds))
 
     @cached_property
-    def _kinds_by_name(self) -> Mapping[tuple[int, str], tuple[int, ...]]:
-        """Part and plain name -> stored ids of the trained kinds that are called so."""
-        kinds: dict[tuple[int, str], list[int]] = {}
-        for part, kind in sorted(self.row_of):
-            if kind in self.kind_names[part]:
-                kinds.setdefault((part, plain_name(self.kind_names[part][kind])), []).append(kind)
-        return {key: tuple(own) for key, own in kinds.items()}
+    def _kinds_by_name(self) -> Mapping[int, NameIndex[int]]:
+        """Part -> stored ids of its trained kinds that have a name."""
+        return {
+            part: NameIndex((self.kind_names[part][kind], kind) for kind in kinds if kind in self.kind_names[part])
+            for part, kinds in self._kinds.items()
+        }
 
     def part_called(self, text: str, *, by_number: bool = True) -> int | None:
         """Index of a trained part by its name, or by its number; None where there is none."""
-        # a name first: a part may be called "2"; "left wing" and "left_wing" are two names where both are there
-        found = self._parts_by_name.get(text.strip(), self._parts_by_name.get(plain_name(text)))
-        if found is None and by_number and re.fullmatch(r"\d{1,6}", text.strip()) and int(text) in self._kinds:
-            return int(text)
-        return found
+        # a name first: a part may be called "2"
+        found = self._parts_by_name.find(text)
+        if found:
+            return found[0]
+        number = typed_number(text) if by_number else None
+        return number if number in self._kinds else None
 
     def kind_label(self, part: int, kind: int) -> str:
         """What people call a kind: its name, else the number they type."""
@@ -171,14 +175,14 @@ class PartDictionary:
         Raises:
             BestiaryError: no trained kind of this part is called so, or several are.
         """
-        # a number first: ids are numbers, whatever the kinds are called
+        # a number first: ids are numbers, so that every kind can be asked for whatever the others are called
         kinds = self.kinds_of(part)
-        if re.fullmatch(r"[+-]?\d{1,9}", text.strip()):
-            if (part, int(text) - self.id_base) not in self.row_of:
-                raise BestiaryError(self._unknown_number(part, int(text)))
-            return int(text) - self.id_base
-        # then names, in the plain form in which people type them
-        found = self._kinds_by_name.get((part, plain_name(text)), ())
+        number = typed_number(text)
+        if number is not None:
+            if (part, number - self.id_base) not in self.row_of:
+                raise BestiaryError(self._unknown_number(part, number))
+            return number - self.id_base
+        found = self._kinds_by_name[part].find(text) if kinds else []
         if len(found) > 1:
             numbers = number_ranges(kind + self.id_base for kind in found)
             raise BestiaryError(
@@ -261,7 +265,7 @@ class PartDictionary:
         try:
             encoders = get_backbone(str(content.metadata.get("backbone"))).text_encoders
             check_dictionary(content, tuple(encoder.name for encoder in encoders))
-            return cls(**_fields(content.tensors, content.metadata))
+            return _from_file(content)
         except BestiaryError as fault:
             raise BestiaryError(f"{path} is no usable part dictionary: {fault}") from fault
 
@@ -278,31 +282,33 @@ class PartDictionary:
         return f"unknown kind {number} of part {self._part(part)}: choose of {number_ranges(numbers)}; nearest: {named}"
 
 
-def _fields(tensors: dict[str, Tensor], metadata: dict[str, object]) -> dict[str, object]:
-    """Constructor arguments from a file's content: rows `(R, 2)`, tables `(R, width)`, and the rest."""
+def _from_file(content: ConceptFile) -> PartDictionary:
+    """The dictionary in a file whose entries have been checked: rows `(R, 2)`, tables `(R, width)`, and the rest."""
+    tensors, metadata = content.tensors, content.metadata
     backbone = get_backbone(str(metadata.get("backbone")))
     encoders = [encoder.name for encoder in backbone.text_encoders]
     # names lie in a tensor: there are too many for the header
     part_names, kind_names = _names(from_text_tensor(tensors["names"]))
     # prefixes keep the three groups of tensors apart in one file
     pictures = {n.removeprefix(THUMBNAIL_PREFIX): t for n, t in tensors.items() if n.startswith(THUMBNAIL_PREFIX)}
-    background, provenance, id_base = (metadata.get(name) for name in ("background", "provenance", "id_base"))
-    return {
-        "backbone": backbone.name,
-        "part_names": part_names,
-        "kind_names": kind_names,
-        "background": background,
-        "rows": tensors["rows"].long(),
-        "embeddings": {name: tensors[name].float() for name in encoders},
-        "lora": {n.removeprefix(LORA_PREFIX): t.float() for n, t in tensors.items() if n.startswith(LORA_PREFIX)},
-        "thumbnails": ThumbnailAtlas.from_tensors(pictures) if pictures else None,
-        "provenance": provenance if isinstance(provenance, dict) else {},
-        "id_base": id_base if id_base is not None else 0,
-    }
+    background, provenance = metadata.get("background"), metadata.get("provenance")
+    return PartDictionary(
+        backbone=backbone.name,
+        part_names=part_names,
+        kind_names=kind_names,
+        background=None if background is None else checked_whole(background, "background"),
+        rows=tensors["rows"].long(),
+        embeddings={name: tensors[name].float() for name in encoders},
+        lora={n.removeprefix(LORA_PREFIX): t.float() for n, t in tensors.items() if n.startswith(LORA_PREFIX)},
+        thumbnails=ThumbnailAtlas.from_tensors(pictures) if pictures else None,
+        provenance=provenance if isinstance(provenance, dict) else {},
+        id_base=checked_whole(metadata.get("id_base") or 0, "id_base"),
+    )
 
 
-def _names(table: object) -> tuple[tuple[str, ...], tuple[dict[int, str], ...]]:
+def _names(stored: object) -> tuple[tuple[str, ...], tuple[dict[int, str], ...]]:
     """Part names and kind names from the stored table."""
+    table = checked_table(stored, "the table of names", ("parts", "kinds"))
     kinds = tuple({int(kind): name for kind, name in named.items()} for named in table["kinds"])
     return tuple(table["parts"]), kinds
 

@@ -1,6 +1,7 @@
 """Renaming, merging and dropping parts and kinds of a codebook, and carrying part maps over to the edited one.
 
-Every edit returns a `CodebookEdit`: the new codebook, and where old parts and kinds went.
+Every edit returns a `CodebookEdit`: the new codebook, and where old parts and kinds went. People name a part (`head`, or its
+number) or a kind of a part (`head:17`, `head:cardinal`).
 """
 
 from collections.abc import Mapping, Sequence
@@ -132,6 +133,52 @@ def drop_kind(codebook: PartCodebook, part: str, kind: str) -> CodebookEdit:
     """Remove a kind: pictures that showed it have no code for that part any more."""
     index = codebook.find_part(part)
     return _kinds_edited(codebook, index, codebook.fine[index], {codebook.find_kind(index, kind): ABSENT}, {})
+
+
+def split_name(name: str) -> tuple[str, str | None]:
+    """Part, and kind where one is named.
+
+    Raises:
+        BestiaryError: nothing stands before or behind the colon.
+    """
+    # names hold no colon, so the first one parts them
+    part, colon, kind = name.partition(":")
+    if colon and not (part.strip() and kind.strip()):
+        raise BestiaryError(f"{name!r} is neither a part nor a kind: write part, or part:kind")
+    return part.strip(), kind.strip() if colon else None
+
+
+def rename_named(codebook: PartCodebook, name: str, new_name: str) -> CodebookEdit:
+    """Give a part or a kind a name; faults as `rename`."""
+    part, kind = split_name(name)
+    if kind is None:
+        return rename(codebook, parts={part: new_name})
+    return rename(codebook, kinds={part: {kind: new_name}})
+
+
+def merge_named(codebook: PartCodebook, names: Sequence[str]) -> CodebookEdit:
+    """Join parts, or kinds of one part, into the first one named.
+
+    Raises:
+        BestiaryError: fewer than two names, unknown ones, parts mixed with kinds, or kinds of different parts.
+    """
+    split = [split_name(name) for name in names]
+    kinds = [kind for _, kind in split if kind is not None]
+    if not kinds:
+        return merge_parts(codebook, [part for part, _ in split])
+    # parts with parts, kinds of one part with each other
+    shown = ", ".join(names)
+    if len(kinds) < len(split):
+        raise BestiaryError(f"{shown}: parts and kinds cannot be joined; name parts alone, or kinds of one part")
+    if len({codebook.find_part(part) for part, _ in split}) > 1:
+        raise BestiaryError(f"{shown}: kinds of different parts cannot be joined; join the parts instead")
+    return merge_kinds(codebook, split[0][0], kinds)
+
+
+def drop_named(codebook: PartCodebook, name: str) -> CodebookEdit:
+    """Leave a part or a kind out; faults as `drop_part` and `drop_kind`."""
+    part, kind = split_name(name)
+    return drop_part(codebook, part) if kind is None else drop_kind(codebook, part, kind)
 
 
 def _dropped(codebook: PartCodebook, parts: list[int]) -> CodebookEdit:

@@ -12,9 +12,8 @@ from dataclasses import dataclass, field, replace
 
 from ..errors import BestiaryError
 from ..name_search import shown_name
-from .codebook_edits import CodebookEdit
+from .codebook_edits import CodebookEdit, drop_named, merge_named, rename_named
 from .joined_kinds import PartMeans, refit_kinds
-from .named_edits import drop_named, merge_named, rename_named
 from .part_codebook import PartCodebook
 from .part_map import ABSENT, PartMaps
 

@@ -7,7 +7,6 @@ spaces, M parts, K_m kinds of part m.
 from __future__ import annotations
 
 import difflib
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -18,9 +17,8 @@ from torch import Tensor
 
 from ..errors import BestiaryError
 from ..features.patch_features import PatchGrid, SourceSpec
-from ..files.concept_file import read_concept_file, write_concept_file
-from ..files.file_kinds import CODEBOOK_KIND
-from ..name_search import shown_name
+from ..files.concept_file import CODEBOOK_KIND, read_concept_file, write_concept_file
+from ..name_search import NameIndex, same_names, shown_name, typed_number
 from .foreground import CentroidForeground, Foreground, ForegroundSettings, foreground_from_file
 from .kmeans import assign
 from .looks_foreground import LooksForeground
@@ -30,7 +28,6 @@ from .part_map import ABSENT, PartMaps
 from .part_model import PartModel, part_model_from_file
 
 _FEWEST_PATCHES = 1
-_NUMBER = re.compile(r"[0-9]{1,6}")
 _LONGEST_COMPARED = 200
 """Characters of a typed name that are compared with the names there are."""
 
@@ -201,14 +198,15 @@ class PartCodebook:
         Raises:
             BestiaryError: no such part; the message lists those that exist.
         """
-        wanted = text.strip().lower()
-        names = [name.lower() for name in self.part_names]
         # a name first: a part may be called "2"
-        if wanted in names:
-            return names.index(wanted)
-        if _NUMBER.fullmatch(wanted) and int(wanted) < len(names):
-            return int(wanted)
-        near = difflib.get_close_matches(wanted[:_LONGEST_COMPARED], names, n=1, cutoff=0.5)
+        found = same_names(text, self.part_names)
+        if found:
+            return found[0]
+        number = typed_number(text)
+        if number is not None and number in range(self.num_parts):
+            return number
+        names = [name.lower() for name in self.part_names]
+        near = difflib.get_close_matches(text.strip().lower()[:_LONGEST_COMPARED], names, n=1, cutoff=0.5)
         hint = f" (did you mean {near[0]!r}?)" if near else ""
         raise BestiaryError(f"unknown part {shown_name(text)}{hint}: parts are {', '.join(self.part_names)}")
 
@@ -218,16 +216,17 @@ class PartCodebook:
         Raises:
             BestiaryError: no such kind; the message lists the valid ones.
         """
-        wanted = text.strip().lower()
-        names = {name.lower(): kind for kind, name in self.kind_names[part].items()} if self.kind_names else {}
-        if wanted in names:
-            return names[wanted]
+        names = self.kind_names[part] if self.kind_names else {}
+        found = NameIndex((name, kind) for kind, name in names.items()).find(text)
+        if found:
+            return found[0]
         # a number counts from 0, as the codes do
         kinds = len(self.fine[part]) if self.fine else 0
-        if _NUMBER.fullmatch(wanted) and int(wanted) < kinds:
-            return int(wanted)
+        number = typed_number(text)
+        if number is not None and number in range(kinds):
+            return number
         valid = f"0 to {kinds - 1}" if kinds else "none"
-        named = f" or {', '.join(names)}" if names else ""
+        named = f" or {', '.join(names.values())}" if names else ""
         raise BestiaryError(
             f"unknown kind {shown_name(text)} of part {self.part_names[part]!r}: kinds are {valid}{named}"
         )

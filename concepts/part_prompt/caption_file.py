@@ -103,7 +103,8 @@ def _parse_line(line: str, number: int) -> dict[int, int]:
 
 def _parse_listed(line: str, number: int) -> ListedImage:
     # a path without a suffix is taken to end before the last number
-    match = _LISTED.fullmatch(line) or _LISTED_BARE.fullmatch(line)
+    matches = (form.fullmatch(line) for form in (_LISTED, _LISTED_BARE))
+    match = next(found for found in matches if found)
     path, labels = match["path"].replace("\\", "/"), [int(word) for word in match["labels"].split()]
     if len(labels) <= 1:
         return ListedImage(path, labels[0] if labels else None)

@@ -95,4 +95,5 @@ def blend_kinds(first: KindBlend, second: KindBlend, amount: float) -> KindBlend
 
 def blended_vector(dictionary: PartDictionary, part: int, kinds: KindBlend) -> Tensor:
     """The vector `(D,)` of a blend, a weighted sum of rows of `(R, D)`, as `resolve_prompt` forms it."""
-    return sum(factor * dictionary.vector(part, kind) for kind, factor in kinds)
+    first, *others = (factor * dictionary.vector(part, kind) for kind, factor in kinds)
+    return sum(others, start=first)

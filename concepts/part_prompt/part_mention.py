@@ -144,7 +144,7 @@ def read_kinds(text: str, column: int) -> tuple[tuple[str, float], ...]:
     Raises:
         PromptError: a term names no kind, or a factor is missing or no number.
     """
-    terms: list[tuple[str, float]] = []
+    terms: list[tuple[str, float | None]] = []
     begin = 0
     while begin <= len(text):
         end = next_plain(text, "+", begin)

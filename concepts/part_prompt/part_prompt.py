@@ -13,15 +13,15 @@ counts from 0 there and from the dictionary's id base here. A bare "10:30" is te
 
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
-from typing import NamedTuple
+from dataclasses import Field, dataclass, replace
+from typing import ClassVar, NamedTuple, Protocol, TypeVar
 
 import torch
 from torch import Tensor
 
 from ..denoiser.denoiser import PromptPiece
 from ..errors import BestiaryError
-from ..name_search import choices_text, plain_name, shown_name
+from ..name_search import NameIndex, choices_text, same_name, shown_name
 from ..part_dictionary.part_dictionary import PartDictionary
 from .part_mention import (
     LONGEST_NAME,
@@ -44,7 +44,20 @@ _ESCAPED = re.compile(r"\\([()<>\\])")
 _BRACKETS = re.compile(r"\\.?|[()<]", re.DOTALL)
 """What ends a run of plain text; an escape is passed over."""
 
-Mentions = Mapping[int, tuple[int, PartMention]]
+
+class Weighed(Protocol):
+    """A mention that takes the weight of the brackets around it: a dataclass with a field `weight`."""
+
+    __dataclass_fields__: ClassVar[dict[str, Field]]
+
+    @property
+    def weight(self) -> float:
+        """1 is neutral."""
+        ...
+
+
+Mention = TypeVar("Mention", bound=Weighed)
+Mentions = Mapping[int, tuple[int, Mention]]
 """Start of a mention -> its end and content."""
 
 
@@ -81,7 +94,7 @@ class ResolvedMention:
 
 @dataclass(frozen=True)
 class ResolvedPrompt:
-    """What a denoiser's `tokenize` and `encode_prompts` take."""
+    """What a denoiser's text side takes."""
 
     pieces: tuple[PromptPiece, ...]
     vectors: Tensor
@@ -98,7 +111,7 @@ def parse_part_prompt(text: str) -> PartPrompt:
     return PartPrompt(tuple(weigh_segments(text, find_mentions(text))))
 
 
-def weigh_segments(text: str, mentions: Mentions) -> Iterator[TextSegment | PartMention]:
+def weigh_segments(text: str, mentions: Mentions[Mention]) -> Iterator[TextSegment | Mention]:
     """Text and mentions in their order, each with the weight that the brackets around it give.
 
     Raises:
@@ -147,8 +160,8 @@ def _find_brackets(text: str, mentions: Mentions) -> dict[int, _Bracket]:
 
 
 def _weigh(
-    text: str, begin: int, end: int, weight: float, mentions: Mentions, brackets: Mapping[int, _Bracket]
-) -> Iterator[TextSegment | PartMention]:
+    text: str, begin: int, end: int, weight: float, mentions: Mentions[Mention], brackets: Mapping[int, _Bracket]
+) -> Iterator[TextSegment | Mention]:
     """The segments of `text[begin:end]`, whose surroundings give it `weight`; brackets are followed inwards."""
     plain_from = begin
     found = _BRACKETS.search(text, begin, end)
@@ -252,9 +265,9 @@ def _choose_dictionary(mention: PartMention, dictionaries: Mapping[str, PartDict
     dot = next_plain(mention.target, ".", 0)
     while dot < len(mention.target):
         named, part = unescaped(mention.target[:dot]), unescaped(mention.target[dot + 1 :])
-        matches = [name for name in dictionaries if plain_name(name) == plain_name(named)]
-        if matches:
-            return matches[0], part
+        owner = same_name(named, dictionaries)
+        if owner is not None:
+            return owner, part
         dot = next_plain(mention.target, ".", dot + 1)
     if next_plain(mention.target, ".", 0) < len(mention.target):
         named = mention.target[: last_plain(mention.target, ".")]
@@ -272,11 +285,11 @@ def names_part(target: str, dictionaries: Mapping[str, PartDictionary]) -> bool:
     """Whether what stands before the colon of a mention is a part of one of the dictionaries."""
     if any(one.part_called(unescaped(target)) is not None for one in dictionaries.values()):
         return True
-    by_name = {plain_name(name): one for name, one in dictionaries.items()}
+    by_name = NameIndex(dictionaries.items())
     dot = next_plain(target[:LONGEST_NAME], ".", 0)
     while dot < min(len(target), LONGEST_NAME):
-        owner = by_name.get(plain_name(unescaped(target[:dot])))
-        if owner is not None and owner.part_called(unescaped(target[dot + 1 :])) is not None:
+        owners = by_name.find(unescaped(target[:dot]))
+        if owners and owners[0].part_called(unescaped(target[dot + 1 :])) is not None:
             return True
         dot = next_plain(target[:LONGEST_NAME], ".", dot + 1)
     return False

@@ -94,11 +94,13 @@ def add_legend(pictures: Sequence[Image.Image], legends: Sequence[Sequence[Legen
     return results
 
 
+Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
+"""What Pillow's default font is: scalable where it was built with FreeType."""
 _Placed = tuple[int, int, LegendEntry]
 """Left edge in pixels, row, entry."""
 
 
-def _place_entries(legend: Sequence[LegendEntry], width: int, line: int, font: ImageFont.FreeTypeFont) -> list[_Placed]:
+def _place_entries(legend: Sequence[LegendEntry], width: int, line: int, font: Font) -> list[_Placed]:
     """Entries side by side, in as many rows as they need."""
     margin = round(line * 0.4)
     places, left, row = [], margin, 0
@@ -112,9 +114,7 @@ def _place_entries(legend: Sequence[LegendEntry], width: int, line: int, font: I
     return places
 
 
-def _draw_entries(
-    draw: ImageDraw.ImageDraw, places: Sequence[_Placed], top: int, line: int, font: ImageFont.FreeTypeFont
-) -> None:
+def _draw_entries(draw: ImageDraw.ImageDraw, places: Sequence[_Placed], top: int, line: int, font: Font) -> None:
     edge = round(line * 0.56)
     for left, row, entry in places:
         middle = top + row * line + line // 2

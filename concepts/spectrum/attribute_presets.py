@@ -12,7 +12,8 @@ import re
 from collections.abc import Mapping
 
 from ..errors import BestiaryError
-from ..name_search import choices_text, plain_name, shown_name
+from ..files.file_schema import checked_table
+from ..name_search import choices_text, same_name, shown_name
 from .stage_bounds import StageBounds
 
 Presets = Mapping[str, tuple[tuple[float, float], ...]]
@@ -28,6 +29,9 @@ DEFAULT_PRESETS: Presets = {
 MOST_ITEMS = 256
 """Items of one selection, and attributes of one list of presets."""
 
+ROUNDING = 1e-9
+"""How far a middle of a stage may lie outside a range that ends there."""
+
 _NUMBERS = re.compile(r"(\d{1,4})\s*(?:-\s*(\d{1,4}))?")
 _PERCENTS = re.compile(r"(\d{1,3}(?:\.\d+)?)\s*%?\s*-\s*(\d{1,3}(?:\.\d+)?)\s*%")
 
@@ -35,7 +39,10 @@ _PERCENTS = re.compile(r"(\d{1,3}(?:\.\d+)?)\s*%?\s*-\s*(\d{1,3}(?:\.\d+)?)\s*%"
 def stages_in_ranges(ranges: tuple[tuple[float, float], ...], bounds: StageBounds) -> tuple[int, ...]:
     """The stages, counted from 0, whose middle lies in one of the ranges (shares of the way)."""
     middles = [(a + b) / 2 for a, b in zip(bounds.fractions, bounds.fractions[1:], strict=False)]
-    return tuple(stage for stage, middle in enumerate(middles) if any(a <= middle <= b for a, b in ranges))
+    # 1 - 900 / 1000 is a little less than 0.1
+    return tuple(
+        stage for stage, middle in enumerate(middles) if any(a - ROUNDING <= middle <= b + ROUNDING for a, b in ranges)
+    )
 
 
 def select_stages(text: str, bounds: StageBounds, presets: Presets = DEFAULT_PRESETS) -> tuple[int, ...]:
@@ -66,9 +73,8 @@ def selection_items(text: str) -> list[str]:
 
 def _select(item: str, bounds: StageBounds, presets: Presets) -> tuple[int, ...]:
     # a preset first: it may be called "3"
-    named = [ranges for name, ranges in presets.items() if plain_name(name) == plain_name(item)]
-    if named:
-        return stages_in_ranges(named[0], bounds)
+    if (named := same_name(item, presets)) is not None:
+        return stages_in_ranges(presets[named], bounds)
     # shares of the way are turned into stages by the middle of each stage
     if match := _PERCENTS.fullmatch(item):
         start, end = float(match[1]) / 100, float(match[2]) / 100
@@ -157,7 +163,8 @@ def checked_presets(value: object) -> Presets:
     """
     try:
         presets = {
-            str(name): tuple((float(start), float(end)) for start, end in ranges) for name, ranges in value.items()
+            str(name): tuple((float(start), float(end)) for start, end in ranges)
+            for name, ranges in checked_table(value, "presets").items()
         }
     except (AttributeError, TypeError, ValueError) as fault:
         raise BestiaryError(f"its attribute presets are broken ({type(fault).__name__}: {fault})") from fault

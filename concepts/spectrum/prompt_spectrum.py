@@ -7,6 +7,7 @@ D width of a vector over all text encoders, W width of one encoder.
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -157,9 +158,19 @@ class PromptSpectrum:
         return select_stages(stages, self.bounds, self.presets)
 
     @classmethod
-    def from_matrix(cls, backbone: Backbone, matrix: Tensor, bounds: StageBounds, **fields: object) -> "PromptSpectrum":
-        """A spectrum from vectors `(S, V, D)` or `(S, L, V, D)` of all text encoders side by side."""
-        neutral = fields.pop("neutral", None)
+    def from_matrix(
+        cls,
+        backbone: Backbone,
+        matrix: Tensor,
+        bounds: StageBounds,
+        *,
+        neutral: Tensor | None = None,
+        **fields: Any,
+    ) -> "PromptSpectrum":
+        """A spectrum from vectors `(S, V, D)` or `(S, L, V, D)` and neutral ones `(V, D)`, text encoders side by side.
+
+        `fields` are those of the record that are left.
+        """
         # neutral vectors too are cut into one tensor per encoder
         pieces = {} if neutral is None else backbone.split_vector(neutral.detach().float().cpu())
         return cls(

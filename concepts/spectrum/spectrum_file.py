@@ -13,8 +13,7 @@ from torch import Tensor
 
 from ..denoiser.backbone import get_backbone
 from ..errors import BestiaryError
-from ..files.concept_file import ConceptFile, read_concept_file, write_concept_file
-from ..files.file_kinds import SPECTRUM_KIND
+from ..files.concept_file import SPECTRUM_KIND, ConceptFile, read_concept_file, write_concept_file
 from ..files.file_schema import (
     broken,
     checked_json,
@@ -95,8 +94,9 @@ def _spectrum(content: ConceptFile) -> PromptSpectrum:
         raise BestiaryError(f"it lacks {', '.join(missing)}")
     _check(content, encoders)
     # JSON knows no tuples and no numbers as keys: both are made again
-    edges, counts = tuple(metadata["edges"]), tuple(metadata.get("counts") or ())
-    words = {int(stage): text for stage, text in (metadata.get("words") or {}).items()}
+    edges = tuple(checked_list(metadata["edges"], "edges"))
+    counts = tuple(checked_list(metadata.get("counts") or [], "counts"))
+    words = {int(stage): text for stage, text in checked_table(metadata.get("words") or {}, "words").items()}
     provenance = metadata.get("provenance")
     # the mean for other programs is not read back: it follows from the stages
     return PromptSpectrum(

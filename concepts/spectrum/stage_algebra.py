@@ -5,6 +5,7 @@ Stages are counted from 0 in generation order. Letters: S stages, L layers, V ve
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import reduce
 from typing import Literal
 
 import torch
@@ -99,10 +100,14 @@ def _row(
 ) -> Tensor:
     """One stage `(V, W)` or `(L, V, W)` of one encoder, zeros where there is nothing."""
     width = like.embeddings[encoder].shape[-1]
-    tensor = None if isinstance(pick, str) else tensors_of(pick[0]).get(encoder)
+    silent = torch.zeros(vectors, width) if layers is None else torch.zeros(layers, vectors, width)
+    if isinstance(pick, str):
+        return silent
+    spectrum, stage = pick
+    tensor = tensors_of(spectrum).get(encoder)
     if tensor is None:
-        return torch.zeros(vectors, width) if layers is None else torch.zeros(layers, vectors, width)
-    row = _padded(tensor[pick[1]].float(), vectors)  # ([L,] V, W)
+        return silent
+    row = _padded(tensor[stage].float(), vectors)  # ([L,] V, W)
     # vectors shared by all layers are the same on each of them
     return row if layers is None or row.ndim == 3 else row.expand(layers, -1, -1)
 
@@ -211,8 +216,8 @@ def _moved(learned: Tensor, neutral: Tensor, strength: float) -> Tensor:
     if strength in (0.0, 1.0):
         return neutral.expand_as(learned) if strength == 0 else learned
     mixed = torch.lerp(neutral.expand_as(learned), learned, strength)
-    ends = [tensor.norm(dim=-1, keepdim=True) for tensor in (neutral.expand_as(learned), learned)]  # ([L,] V, 1) each
-    norm = torch.lerp(*ends, strength).clamp_min(0)
+    start, end = (tensor.norm(dim=-1, keepdim=True) for tensor in (neutral.expand_as(learned), learned))
+    norm = torch.lerp(start, end, strength).clamp_min(0)  # ([L,] V, 1)
     return mixed * norm / mixed.norm(dim=-1, keepdim=True).clamp_min(1e-12)
 
 
@@ -283,8 +288,8 @@ def merge_by_attribute(
             f"no preset for the attribute {shown_name(unknown[0])}: choose {choices_text(unknown[0], list(presets))}"
         )
     # stages as fine as any reference has them
-    for spectrum in references.values():
-        bounds = spectrum.bounds if bounds is None else bounds.refined_by(spectrum.bounds)
+    asked = [] if bounds is None else [bounds]
+    bounds = reduce(StageBounds.refined_by, [*asked, *(spectrum.bounds for spectrum in references.values())])
     owners = attribute_of_stages(list(references), bounds, presets)
     # what nobody claims comes from the reference for content, else from the first one
     first = references.get("content", next(iter(references.values())))

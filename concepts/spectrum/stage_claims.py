@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from ..errors import BestiaryError
-from ..name_search import plain_name, shown_name
+from ..name_search import same_name, shown_name
 from .attribute_presets import Presets, parse_presets, select_stages, selection_items, stages_text
 from .prompt_spectrum import PromptSpectrum
 from .stage_algebra import Rest, merge_by_attribute, with_soft_bounds, with_strength
@@ -43,9 +43,8 @@ def claims_of(owner: int, selection: str, bounds: StageBounds, presets: Presets)
     Raises:
         BestiaryError: one is no attribute, number or range of these stages.
     """
-    known = {plain_name(name) for name in presets}
     return [
-        Claim(owner, select_stages(item, bounds, presets), plain_name(item) not in known)
+        Claim(owner, select_stages(item, bounds, presets), same_name(item, presets) is None)
         for item in selection_items(selection)
     ]
 

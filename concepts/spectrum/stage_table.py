@@ -23,9 +23,11 @@ class StageVectors(Protocol):
 
     def stages_of(self, stages: Sequence[int]) -> Tensor:
         """Vectors `(U, V, D)` of U stages counted from 0, with gradients."""
+        ...
 
     def matrix(self) -> Tensor:
         """Vectors `(S, V, D)` of all stages as they are used and saved."""
+        ...
 
 
 class StageTable(nn.Module):
@@ -33,6 +35,9 @@ class StageTable(nn.Module):
 
     So a stage that a step does not sample has no gradient, and the optimiser leaves it and its averages alone.
     """
+
+    norms: Tensor
+    """`(V, 1)`, those of the vectors at the start."""
 
     def __init__(self, start: Tensor, stages: int, *, norm: NormRule = "keep") -> None:
         """All stages start at `start` `(V, D)`."""

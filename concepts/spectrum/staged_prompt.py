@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ..denoiser.denoiser import PromptPiece
 from ..errors import BestiaryError
-from ..name_search import choices_text, plain_name, shown_name
+from ..name_search import choices_text, same_name, shown_name
 from ..part_dictionary.part_dictionary import PartDictionary
 from ..part_prompt.part_mention import PromptError
 from ..part_prompt.part_prompt import PartPrompt, TextSegment, resolve_prompt, weigh_segments
@@ -269,7 +269,8 @@ class _Reading:
         firsts = {number: self.mentions[start][1] for start, number in reversed(self.number_of.items())}
         parts = [one for _, one in sorted(firsts.items()) if not isinstance(one, SpectrumMention)]
         vectors = iter(resolve_prompt(PartPrompt(tuple(parts)), sources.dictionaries).vectors.split(1))  # (1, D) each
-        self.spectra: dict[tuple[str, float], _Named] = {}
+        self.spectra: dict[tuple[str | None, float], _Named] = {}
+        self.bounds: list[StageBounds] = []
         self.named = [
             self._spectrum(one) if isinstance(one, SpectrumMention) else _Named(one, None, next(vectors))
             for _, one in sorted(firsts.items())
@@ -281,7 +282,7 @@ class _Reading:
 
     def _spectrum(self, mention: SpectrumMention) -> _Named:
         # the same spectrum at other stages shares its vectors
-        key = plain_name(mention.name), mention.strength
+        key = same_name(mention.name, self.sources.spectra), mention.strength
         if key not in self.spectra:
             if len(self.spectra) >= MOST_STRENGTHS:
                 raise PromptError(
@@ -291,15 +292,16 @@ class _Reading:
             found = _Named(mention, spectrum, spectrum.matrix(), spectrum.bypass_matrix())
             self.budget.spend(0, found.vectors.numel())
             self.spectra[key] = found
+            self.bounds.append(spectrum.bounds)
         return replace(self.spectra[key], mention=mention)
 
     def first_bounds(self) -> StageBounds | None:
         """Stages of the first spectrum named."""
-        return next((found.spectrum.bounds for found in self.spectra.values()), None)
+        return next(iter(self.bounds), None)
 
     def refine(self, bounds: StageBounds) -> StageBounds:
         """`bounds` with an edge wherever this text may change."""
-        for own in dict.fromkeys(found.spectrum.bounds for found in self.spectra.values()):
+        for own in dict.fromkeys(self.bounds):
             bounds = bounds.refined_by(own)
         shares = [share for share in self.shares if 0 < share < 1]
         return bounds.refined_by(StageBounds.from_fractions(shares, bounds.num_timesteps)) if shares else bounds
@@ -373,8 +375,8 @@ class _Reading:
     def _presets_of(self, spectrum: PromptSpectrum) -> Presets:
         """The attributes of a spectrum, those typed for the prompt in place of its own of the same name."""
         if id(spectrum) not in self._presets:
-            typed = {plain_name(name) for name in self.sources.typed}
-            own = {name: ranges for name, ranges in spectrum.presets.items() if plain_name(name) not in typed}
+            typed = self.sources.typed
+            own = {name: ranges for name, ranges in spectrum.presets.items() if same_name(name, typed) is None}
             self._presets[id(spectrum)] = {**self.sources.typed, **own}
         return self._presets[id(spectrum)]
 
@@ -410,26 +412,24 @@ def _joined(pieces: Sequence[PromptPiece]) -> tuple[PromptPiece, ...]:
             continue
         last = joined[-1] if joined else None
         # vectors are never joined: None stands for one
-        if last is not None and None not in (last.text, piece.text) and last.weight == piece.weight:
-            joined[-1] = PromptPiece(last.text + piece.text, piece.weight)
-        else:
+        if last is None or last.text is None or piece.text is None or last.weight != piece.weight:
             joined.append(piece)
+        else:
+            joined[-1] = PromptPiece(last.text + piece.text, piece.weight)
     return tuple(joined)
 
 
 def _find_spectrum(mention: SpectrumMention, sources: PromptSources) -> PromptSpectrum:
     """The spectrum a mention names, at the strength it asks for."""
-    # names are compared in their plain form, as people type them
-    names = [name for name in sources.spectra if plain_name(name) == plain_name(mention.name)]
-    if not names:
+    named = same_name(mention.name, sources.spectra)
+    if named is None:
         if not sources.spectra:
             cause = f"<{mention.name[:40]}> names a spectrum, but none is loaded: load it, or write \\< for a plain <"
         else:
             cause = f"unknown spectrum {shown_name(mention.name)}: choose {choices_text(mention.name, list(sources.spectra))}"
         raise PromptError(mention.column, cause)
-    spectrum = sources.spectra[names[0]]
     try:
-        return with_strength(spectrum, mention.strength)
+        return with_strength(sources.spectra[named], mention.strength)
     except BestiaryError as fault:
         raise PromptError(mention.column, str(fault)) from fault
 

@@ -12,6 +12,7 @@ from ..host.socket_types import AttentionSocket
 from .attention_layers import LayerChoice
 
 if TYPE_CHECKING:
+    from ..host.comfy_objects import Model
     from .attention_record import AttentionRecord
 
 
@@ -31,12 +32,12 @@ class BestiaryAttentionMaps(io.ComfyNode):
             category="Bestiary/attention",
             hidden=[io.Hidden.unique_id],
             description=(
-                "Records where each part token of the prompt looks while a sampler runs. The picture stays the same to "
-                "the last bit. Show the record with Show Attention."
+                "Records the cross-attention of each part token in the prompt while a sampler runs, without "
+                "changing the picture. Connect the record to Show Attention."
             ),
             inputs=[
                 io.Model.Input(
-                    "model", tooltip="The model that will be sampled. It stays as it is; a patched copy comes out."
+                    "model", tooltip="The model to sample with. It is not modified; the output is a patched copy."
                 ),
                 io.Combo.Input(
                     "layers",
@@ -44,25 +45,28 @@ class BestiaryAttentionMaps(io.ComfyNode):
                     default="auto",
                     optional=True,
                     tooltip=(
-                        "Which cross-attention layers to record, by their grid: full, half, quarter or eighth of the latent. "
-                        "auto takes those at which parts are trained (16x16 for SD 1.5 at 512 pixels), all takes every one."
+                        "Cross-attention layers to record, given by their resolution: full, half, quarter or eighth of "
+                        "the latent. auto: the resolution at which parts are trained (16x16 for SD 1.5 at 512 pixels). "
+                        "all: every layer."
                     ),
                 ),
                 io.Boolean.Input(
                     "include_negative",
                     default=False,
                     optional=True,
-                    tooltip="Also record the parts that the negative prompt holds.",
+                    tooltip="Also record the parts of the negative prompt.",
                 ),
             ],
             outputs=[
-                io.Model.Output("patched_model", display_name="MODEL", tooltip="For any sampler; it fills the record."),
+                io.Model.Output(
+                    "patched_model", display_name="MODEL", tooltip="For any sampler; sampling with it fills the record."
+                ),
                 AttentionSocket.Output("attention", display_name="attention", tooltip="For Show Attention."),
             ],
         )
 
     @classmethod
-    def execute(cls, model: object, layers: LayerChoice = "auto", include_negative: bool = False) -> io.NodeOutput:
+    def execute(cls, model: Model, layers: LayerChoice = "auto", include_negative: bool = False) -> io.NodeOutput:
         from .attention_record import AttentionRecord
         from .model_patching import record_attention
 
@@ -80,24 +84,27 @@ class BestiaryShowAttention(io.ComfyNode):
             display_name="Show Attention",
             category="Bestiary/attention",
             description=(
-                "Draws where each part token looked as a heat map over the picture, and gives the same as masks. "
-                "Needs the latent or the picture of the sampler, so that it runs after it."
+                "Shows the cross-attention of each part token as a heat map over the picture, and outputs it as "
+                "masks. Connect the latent or the decoded picture of the sampler, so that this node runs after "
+                "it."
             ),
             inputs=[
-                AttentionSocket.Input("record", tooltip="The attention output of Attention Maps."),
+                AttentionSocket.Input("record", tooltip="The output attention of Attention Maps."),
                 io.Latent.Input(
                     "latent",
                     optional=True,
-                    tooltip="What the sampler gave. Says which sampling is meant if several used the model.",
+                    tooltip="Latent output of the sampler. Selects the sampling run if several samplers used the model.",
                 ),
                 io.Image.Input(
-                    "image", optional=True, tooltip="The decoded picture to draw over. Without it the ground is dark."
+                    "image",
+                    optional=True,
+                    tooltip="The decoded picture, as background of the heat maps. Without it the background is dark.",
                 ),
                 io.String.Input(
                     "parts",
                     default="",
                     optional=True,
-                    tooltip="Parts to show, separated by commas, such as head, wing:cardinal. Empty shows all.",
+                    tooltip="Parts to show, separated by commas, such as head, wing:cardinal. Leave empty to show all.",
                 ),
                 io.Int.Input(
                     "first_step",
@@ -105,7 +112,7 @@ class BestiaryShowAttention(io.ComfyNode):
                     min=1,
                     max=10000,
                     optional=True,
-                    tooltip="First step to average over, from 1.",
+                    tooltip="First sampling step to average, counted from 1.",
                 ),
                 io.Int.Input(
                     "last_step",
@@ -113,7 +120,7 @@ class BestiaryShowAttention(io.ComfyNode):
                     min=1,
                     max=10000,
                     optional=True,
-                    tooltip="Last step to average over; anything above the number of steps means the last one.",
+                    tooltip="Last sampling step to average; a value above the number of steps means the last step.",
                 ),
                 io.Float.Input(
                     "opacity",
@@ -122,7 +129,7 @@ class BestiaryShowAttention(io.ComfyNode):
                     max=1.0,
                     step=0.05,
                     optional=True,
-                    tooltip="How much the heat map covers the picture: 0 not at all, 1 altogether.",
+                    tooltip="Opacity of the heat map over the picture: 0 invisible, 1 opaque.",
                 ),
                 socket(
                     io.Float.Input,
@@ -132,16 +139,23 @@ class BestiaryShowAttention(io.ComfyNode):
                     max=1.0,
                     step=0.05,
                     optional=True,
-                    tooltip="0 gives soft masks. Above, a mask is 1 where attention reaches this share of its range.",
+                    tooltip=(
+                        "0 gives soft masks. Otherwise the mask is 1 where the attention reaches this fraction of its "
+                        "range."
+                    ),
                 ),
             ],
             outputs=[
-                io.Image.Output("heat_maps", display_name="heat maps", tooltip="One for every part of every picture."),
-                io.Image.Output("overview", display_name="overview", tooltip="Each picture with all its heat maps."),
-                io.Mask.Output(
-                    "masks", display_name="masks", tooltip="One for every heat map, as large as the picture."
+                io.Image.Output("heat_maps", display_name="heat maps", tooltip="One heat map per part and picture."),
+                io.Image.Output(
+                    "overview", display_name="overview", tooltip="One sheet per picture with all its heat maps."
                 ),
-                io.String.Output("description", display_name="text", tooltip="How strong each part was, and where."),
+                io.Mask.Output(
+                    "masks", display_name="masks", tooltip="One mask per heat map, in the size of the picture."
+                ),
+                io.String.Output(
+                    "description", display_name="text", tooltip="Strength and centre of the attention of each part."
+                ),
             ],
             is_output_node=True,
         )
@@ -179,21 +193,24 @@ class BestiaryPartRegions(io.ComfyNode):
             category="Bestiary/attention",
             hidden=[io.Hidden.unique_id],
             description=(
-                "Keeps the tokens of one part inside a mask: elsewhere the picture does not listen to them. "
-                "Chain several for several parts."
+                "Restricts the tokens of one part to a mask: outside the mask, the picture does not attend to "
+                "them. Chain one node per part."
             ),
             inputs=[
                 io.Model.Input(
-                    "model", tooltip="The model that will be sampled. It stays as it is; a patched copy comes out."
+                    "model", tooltip="The model to sample with. It is not modified; the output is a patched copy."
                 ),
                 io.Mask.Input(
                     "mask",
-                    tooltip="White where the part may be. Any size; it is stretched over the picture. One for all, or one each.",
+                    tooltip=(
+                        "White where the part may appear. Any size; it is scaled to the picture. One mask for the batch, "
+                        "or one per picture."
+                    ),
                 ),
                 io.String.Input(
                     "part",
                     default="head",
-                    tooltip="Part of the prompt, such as head, or head:cardinal for that kind alone. It must be in a prompt.",
+                    tooltip="A part that the prompt contains, such as head, or head:cardinal for that kind only.",
                 ),
                 io.Float.Input(
                     "strength",
@@ -202,7 +219,10 @@ class BestiaryPartRegions(io.ComfyNode):
                     max=1.0,
                     step=0.05,
                     optional=True,
-                    tooltip="1 keeps the part inside altogether, 0.5 halves its weight outside, 0 changes nothing.",
+                    tooltip=(
+                        "1 removes the part outside the mask completely, 0.5 halves its attention there, 0 changes "
+                        "nothing."
+                    ),
                 ),
                 io.Float.Input(
                     "start_percent",
@@ -211,7 +231,7 @@ class BestiaryPartRegions(io.ComfyNode):
                     max=1.0,
                     step=0.01,
                     optional=True,
-                    tooltip="When it begins, as a share of the sampling.",
+                    tooltip="Start of the range in which the mask is applied, as a fraction of the sampling.",
                 ),
                 io.Float.Input(
                     "end_percent",
@@ -220,7 +240,10 @@ class BestiaryPartRegions(io.ComfyNode):
                     max=1.0,
                     step=0.01,
                     optional=True,
-                    tooltip="When it ends, as a share of the sampling. Early steps settle where things are.",
+                    tooltip=(
+                        "End of the range in which the mask is applied, as a fraction of the sampling. Early steps "
+                        "decide positions."
+                    ),
                 ),
                 io.Int.Input(
                     "feather",
@@ -228,7 +251,7 @@ class BestiaryPartRegions(io.ComfyNode):
                     min=0,
                     max=512,
                     optional=True,
-                    tooltip="Width of the soft edge, in pixels of the mask. 0 leaves the edge hard.",
+                    tooltip="Width of the soft edge, in pixels of the mask. 0 gives a hard edge.",
                 ),
             ],
             outputs=[
@@ -241,7 +264,7 @@ class BestiaryPartRegions(io.ComfyNode):
     @classmethod
     def execute(
         cls,
-        model: object,
+        model: Model,
         mask: Tensor,
         part: str,
         strength: float = 1.0,

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from ...concepts.pictures.color_scale import scale_colors
+from ...concepts.pictures.part_overlay import Font
 
 LEAST_EDGE = 448
 """Small pictures are enlarged to this shorter edge, so that names can be read."""
@@ -129,7 +130,7 @@ def percent(share: float) -> str:
     return "under 0.01 %" if 0 < share < 1e-4 else f"{100 * share:.2g} %"
 
 
-def _fitting(draw: ImageDraw.ImageDraw, text: str, font: ImageFont.ImageFont, width: float) -> str:
+def _fitting(draw: ImageDraw.ImageDraw, text: str, font: Font, width: float) -> str:
     """The text, cut with an ellipsis where it would be wider."""
     if draw.textlength(text, font=font) <= width:
         return text
@@ -138,5 +139,5 @@ def _fitting(draw: ImageDraw.ImageDraw, text: str, font: ImageFont.ImageFont, wi
 
 
 @functools.lru_cache(maxsize=8)
-def _font(size: int) -> ImageFont.ImageFont:
+def _font(size: int) -> Font:
     return ImageFont.load_default(size)

@@ -13,6 +13,7 @@ import math
 import threading
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -224,7 +225,7 @@ class ModelEvaluation:
         )
 
     def attend(
-        self, attention: Callable[..., Tensor], q: Tensor, k: Tensor, v: Tensor, heads: int, *args: object, **kw: object
+        self, attention: Callable[..., Tensor], q: Tensor, k: Tensor, v: Tensor, heads: int, *args: Any, **kw: Any
     ) -> Tensor:
         """The attention itself, with regions added to its mask, and the columns of the parts recorded beside it.
 
@@ -263,8 +264,8 @@ class ModelEvaluation:
     def _rows(self, options: dict, q: Tensor, k: Tensor) -> list[tuple[slice, PromptEntry, int]]:
         """Rows of every prompt in this run of the model, and the length of the context; empty if they cannot be told."""
         sides = list(zip(options.get("cond_or_uncond", ()), options.get("uuids", ()), strict=False))
-        found = [self.entries.get(side) for side in sides]
-        if not sides or None in found:
+        found = [entry for side in sides if (entry := self.entries.get(side)) is not None]
+        if not sides or len(found) < len(sides):
             self.sampling.warn(
                 "Bestiary: another pack evaluates prompts in its own way and does not say which rows are whose; part "
                 "attention is left alone there"
@@ -332,7 +333,8 @@ class ModelEvaluation:
                 own = (threading.get_ident(), q.device)
                 if own not in self.sums[number]:
                     finest = min(self._factors[number])
-                    grid = tuple(-(-edge // finest) for edge in self.latent)
+                    height, width = self.latent
+                    grid = -(-height // finest), -(-width // finest)
                     self.sums[number][own] = PartMapSum(self.images, len(positions), grid, q.device)
                 held = [bool(places) for places in positions]
                 self.sums[number][own].add(columns, size, held, entry.area, self.latent)

@@ -21,7 +21,7 @@ LARGEST_EDGE = 48
 """Longer edge of a map; finer ones are averaged."""
 
 
-def attention_sheet(sampling: RecordedSampling) -> tuple[Tensor, dict[str, object]]:
+def sheet_of_maps(sampling: RecordedSampling) -> tuple[Tensor, dict[str, object]]:
     """All maps in one picture, tile by tile, and what a reader needs to find them.
 
     Returns:
@@ -65,6 +65,6 @@ def saved_maps(
     sampling: RecordedSampling, image: Tensor | None, node: type[io.ComfyNode] | None = None
 ) -> dict[str, object]:
     """The maps and the pictures `(B, H, W, 3)` under them as files of the temporary folder, and the facts beside them."""
-    sheet, facts = attention_sheet(sampling)
+    sheet, facts = sheet_of_maps(sampling)
     pictures = [] if image is None else ui.PreviewImage(image[: facts["pictures"]], cls=node).as_dict()["images"]
     return {**facts, "sheet": ui.PreviewImage(sheet, cls=node).as_dict()["images"][0], "grounds": pictures}

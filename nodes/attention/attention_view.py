@@ -14,7 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from ...concepts.errors import BestiaryError
-from ...concepts.name_search import choices_text, plain_name, shown_name
+from ...concepts.name_search import NameIndex, choices_text, shown_name
 from .attention_pictures import (
     blank_picture,
     heat_frame,
@@ -107,8 +107,8 @@ def _chosen(sampling: RecordedSampling, held: Tensor, names: str, first: int, la
 
 def _named(parts: tuple[RecordedPart, ...], name: str) -> list[int]:
     # a part, or a part with its kind, as people type it
-    wanted = plain_name(name)
-    found = [i for i, part in enumerate(parts) if wanted in map(plain_name, (part.title, part.label, part.part))]
+    named = ((text, i) for i, part in enumerate(parts) for text in dict.fromkeys((part.title, part.label, part.part)))
+    found = list(dict.fromkeys(NameIndex(named).find(name)))
     if not found:
         choices = list(dict.fromkeys(text for part in parts for text in (part.part, part.title)))
         raise BestiaryError(
@@ -136,7 +136,7 @@ def _draw(
 def _masks(maps: Tensor, image: Tensor | None, latent: tuple[int, int], threshold: float) -> Tensor:
     """`(F, H, W)` attention of every part stretched to 0..1, or its brightest places."""
     # masks fit the picture, or the size it would have
-    size = (latent[0] * 8, latent[1] * 8) if image is None else tuple(image.shape[1:3])
+    size = (latent[0] * 8, latent[1] * 8) if image is None else (image.shape[1], image.shape[2])
     weights = resized_weights(stretched(maps.flatten(0, 1))[0], size)
     return weights if threshold <= 0 else (weights >= threshold).float()
 

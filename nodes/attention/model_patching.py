@@ -11,7 +11,7 @@ from __future__ import annotations
 import functools
 import sys
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
@@ -103,7 +103,7 @@ def _chained(previous: Callable[..., Tensor] | None) -> Callable[..., Tensor]:
     """The attention override, calling the one that was there before where it does not act, and inside where it does."""
 
     def attend(
-        attention: Callable[..., Tensor], q: Tensor, k: Tensor, v: Tensor, heads: int, *args: object, **kw: object
+        attention: Callable[..., Tensor], q: Tensor, k: Tensor, v: Tensor, heads: int, *args: Any, **kw: Any
     ) -> Tensor:
         inner = attention if previous is None else functools.partial(previous, attention)
         options = kw.get("transformer_options") or {}
@@ -150,8 +150,9 @@ def watch_sampling(
     notice = sampling.unseen() if is_asked else ""
     for block in dict.fromkeys(one.block for one in (*options.get(RECORDS_KEY, ()), *regions)):
         tell_block(block, notice)
+    height, width = noise.shape[-2:]
     for record, recording in sampling.recordings:
-        record.keep(recording.finished(samples, tuple(noise.shape[-2:]), notice))
+        record.keep(recording.finished(samples, (height, width), notice))
     return samples
 
 

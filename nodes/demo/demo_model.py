@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Mapping
 from functools import cached_property, partial
 from pathlib import Path
+from typing import Any, TypedDict
 
 import comfy.latent_formats
 import comfy.model_management
@@ -101,7 +101,7 @@ class DemoLatentFormat(comfy.latent_formats.LatentFormat):
 class DemoModelConfig(comfy.supported_models_base.BASE):
     """What ComfyUI must know of the denoiser."""
 
-    latent_format = DemoLatentFormat
+    latent_format: type[DemoLatentFormat] | DemoLatentFormat = DemoLatentFormat
     memory_usage_factor = 1.0
 
     def inpaint_model(self) -> bool:
@@ -133,14 +133,51 @@ class WordTokenizer:
     @property
     def unk_token_id(self) -> int:
         """Id of every word that is not in the vocabulary."""
-        return self._tokenizer.token_to_id(self._tokenizer.model.unk_token)
+        number = self._tokenizer.token_to_id(self._tokenizer.model.unk_token)
+        if number is None:
+            raise BestiaryError(
+                "the embedded model's vocabulary lacks its word for unknown words: install Bestiary again"
+            )
+        return number
 
     def get_vocab(self) -> dict[str, int]:
         """Word -> id."""
         return self._tokenizer.get_vocab()
 
 
-def unet_config(config: Mapping[str, object]) -> dict[str, object]:
+class UnetSettings(TypedDict):
+    """What is read of diffusers' config.json of a UNet."""
+
+    block_out_channels: list[int]
+    layers_per_block: int
+    down_block_types: list[str]
+    up_block_types: list[str]
+    sample_size: int
+    in_channels: int
+    out_channels: int
+    cross_attention_dim: int
+    use_linear_projection: bool
+    attention_head_dim: int
+
+
+class TextSettings(TypedDict):
+    """What is read of transformers' config.json of a CLIP text encoder."""
+
+    hidden_size: int
+    vocab_size: int
+    max_position_embeddings: int
+    bos_token_id: int
+    eos_token_id: int
+    pad_token_id: int
+
+
+class AutoencoderSettings(TypedDict):
+    """What is read of diffusers' config.json of an autoencoder."""
+
+    scaling_factor: float
+
+
+def unet_config(config: UnetSettings) -> dict[str, object]:
     """ComfyUI's description of a UNet from diffusers' config.json, for UNets that attend to the text on every level."""
     widths, layers = config["block_out_channels"], config["layers_per_block"]
     if not all("CrossAttn" in block for block in [*config["down_block_types"], *config["up_block_types"]]):
@@ -170,11 +207,12 @@ def unet_config(config: Mapping[str, object]) -> dict[str, object]:
 
 def _model(folder: Path) -> ModelPatcher:
     """The UNet; weights `(out, in, ...)` only change their names."""
-    config = _config(folder, "unet")
+    config: UnetSettings = _config(folder, "unet")
+    autoencoder: AutoencoderSettings = _config(folder, "vae")
     settings = DemoModelConfig(unet_config(config))
     # diffusers calls the number of heads a dimension
     settings.unet_config |= {"num_heads": config["attention_head_dim"], "num_head_channels": -1}
-    settings.latent_format = DemoLatentFormat(_config(folder, "vae")["scaling_factor"], folder)
+    settings.latent_format = DemoLatentFormat(autoencoder["scaling_factor"], folder)
     settings.set_inference_dtype(torch.float32, None)
     names = comfy.utils.unet_to_diffusers(settings.unet_config)
     tensors = read_tensors(folder / "unet" / "diffusion_pytorch_model.safetensors")
@@ -188,7 +226,7 @@ def _model(folder: Path) -> ModelPatcher:
 
 def _clip(folder: Path) -> comfy.sd.CLIP:
     """The text encoder over token rows `(V, D)`, and its tokenizer."""
-    config = _config(folder, "text_encoder")
+    config: TextSettings = _config(folder, "text_encoder")
     target = comfy.supported_models_base.ClipTarget(
         partial(SD1Tokenizer, tokenizer=partial(_tokenizer, folder / "tokenizer", config)),
         partial(SD1ClipModel, clip_model=partial(_text_encoder, config)),
@@ -206,22 +244,22 @@ def _clip(folder: Path) -> comfy.sd.CLIP:
     return clip
 
 
-def _tokenizer(folder: Path, config: Mapping[str, object], **options: object) -> SDTokenizer:
+def _tokenizer(folder: Path, config: TextSettings, **options: object) -> SDTokenizer:
     """ComfyUI's tokenizer, with its weights and `embedding:`, over the model's own words."""
     return SDTokenizer(folder, tokenizer_class=WordTokenizer, embedding_size=config["hidden_size"], **options)
 
 
 def _text_encoder(
-    config: Mapping[str, object], device: str | torch.device, dtype: torch.dtype, model_options: dict[str, object]
+    config: TextSettings, device: str | torch.device, dtype: torch.dtype, model_options: dict[str, object]
 ) -> SDClipModel:
     """ComfyUI's text encoder, token ids `(B, L)` -> `(B, L, D)`, with the model's own widths and special tokens."""
-    names = {"start": "bos_token_id", "end": "eos_token_id", "pad": "pad_token_id"}
+    tokens = {"start": config["bos_token_id"], "end": config["eos_token_id"], "pad": config["pad_token_id"]}
     return SDClipModel(
         device=device,
         dtype=dtype,
         textmodel_json_config=dict(config),
         model_class=_SmallVocabularyModel,
-        special_tokens={name: config[key] for name, key in names.items()},
+        special_tokens=tokens,
         return_projected_pooled=False,
         model_options=model_options,
     )
@@ -230,7 +268,7 @@ def _text_encoder(
 class _SmallVocabularyModel(CLIPTextModel):
     """ComfyUI's CLIP with as many token rows as the config says instead of 49,408."""
 
-    def __init__(self, config: dict[str, object], dtype: torch.dtype, device: object, operations: object) -> None:
+    def __init__(self, config: TextSettings, dtype: torch.dtype, device: object, operations: object) -> None:
         super().__init__(config, dtype, device, operations)
         # (V, D) and (L, D)
         self.text_model.embeddings = CLIPEmbeddings(
@@ -262,7 +300,8 @@ def _embedding_folders() -> list[str]:
     return folder_paths.get_folder_paths("embeddings")
 
 
-def _config(folder: Path, component: str) -> dict[str, object]:
+def _config(folder: Path, component: str) -> Any:
+    """The settings of one component, as its JSON says them."""
     path = folder / component / "config.json"
     try:
         return json.loads(path.read_text(encoding="utf-8"))

@@ -19,16 +19,20 @@ class BestiaryDemoModel(io.ComfyNode):
             node_id="BestiaryDemoModel",
             display_name="Demo Model (Bestiary)",
             category="Bestiary/demo",
-            description="The miniature model that comes with Bestiary: draws creatures of 128x128 pixels in seconds on "
-            "a CPU and needs no download. It works with every core node; use 128x128 latents.",
+            description=(
+                "The miniature model included in Bestiary: generates creatures of 128x128 pixels in seconds on a "
+                "CPU, without any download. It works with all core nodes; use 128x128 latents."
+            ),
             search_aliases=["bestiary base model", "tiny checkpoint", "load checkpoint"],
             inputs=[],
             outputs=[
                 io.Model.Output(
-                    "model", display_name="MODEL", tooltip="The network, for a sampler or for nodes that patch it."
+                    "model", display_name="MODEL", tooltip="The denoiser, for a sampler or for nodes that patch it."
                 ),
                 io.Clip.Output(
-                    "clip", display_name="CLIP", tooltip="Its text encoder, for Load Part Dictionary or a text node."
+                    "clip",
+                    display_name="CLIP",
+                    tooltip="Its text encoder, for Load Part Dictionary or a text encode node.",
                 ),
                 io.Vae.Output("vae", display_name="VAE", tooltip="Its autoencoder, for VAE Decode."),
             ],
@@ -50,14 +54,20 @@ class BestiaryDemoPictures(io.ComfyNode):
             node_id="BestiaryDemoPictures",
             display_name="Demo Pictures (Bestiary)",
             category="Bestiary/demo",
-            description="Draws creatures of species that the miniature model never saw, 128x128 pixels, in place of a "
-            "folder of your own pictures: for discovering parts, for training, for trying things out.",
+            description=(
+                "Draws pictures of creatures, 128x128 pixels, to try part discovery and training without "
+                "pictures of your own. The miniature model was not trained on these species."
+            ),
             search_aliases=["bestiary creatures", "example images", "sample data"],
             inputs=[
                 io.Int.Input(
-                    "count", default=24, min=1, max=LARGEST_COUNT, tooltip="How many; they go round 14 species."
+                    "count",
+                    default=24,
+                    min=1,
+                    max=LARGEST_COUNT,
+                    tooltip="Number of pictures; they cycle through 14 species.",
                 ),
-                io.Int.Input("seed", default=0, min=0, max=2**31 - 1, tooltip="The same seed draws the same pictures."),
+                io.Int.Input("seed", default=0, min=0, max=2**31 - 1, tooltip="The same seed gives the same pictures."),
             ],
             outputs=[
                 io.Image.Output(
@@ -67,7 +77,7 @@ class BestiaryDemoPictures(io.ComfyNode):
                     "captions",
                     display_name="captions",
                     is_output_list=True,
-                    tooltip="What each picture shows, in the words of the miniature model.",
+                    tooltip="One caption per picture, in the vocabulary of the miniature model.",
                 ),
             ],
         )

@@ -9,12 +9,15 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from torch import Tensor, nn
 
 from ...concepts.denoiser.lora_names import DOWN, UP, to_kohya
 from ...concepts.errors import BestiaryError
+
+if TYPE_CHECKING:
+    from ..host.comfy_objects import Clip, Model
 
 logger = logging.getLogger(__name__)
 
@@ -22,8 +25,8 @@ logger = logging.getLogger(__name__)
 class AppliedLora(NamedTuple):
     """The patched clones, and how much of the file they hold."""
 
-    model: object
-    clip: object | None
+    model: Model
+    clip: Clip | None
     """The given one where no layer is for it: clones that nobody keeps make ComfyUI search for leaks."""
     reached: int
     """Layers of the model and the text encoders that are changed."""

@@ -34,38 +34,44 @@ class BestiaryEvaluateParts(io.ComfyNode):
             node_id="BestiaryEvaluateParts",
             display_name="Evaluate Parts",
             category="Bestiary/discover",
-            description="Looks whether pictures show the parts that were asked for, and how near the others come: exact match "
-            "rate (EMR) and code similarity (CoSim) of PartCraft, with a reason for every part.",
+            description=(
+                "Checks whether generated pictures show the requested parts: exact match rate (EMR) and code "
+                "similarity (CoSim) of PartCraft, with a result for every part."
+            ),
             search_aliases=["EMR", "CoSim", "metrics"],
             is_output_node=True,
             inputs=[
-                io.Image.Input("images", tooltip="Pictures made with the parts asked for."),
+                io.Image.Input("images", tooltip="Pictures generated with the requested parts."),
                 CodebookSocket.Input("codebook", tooltip="The codebook the dictionary was trained with."),
-                DictionarySocket.Input("dictionary", tooltip="The dictionary the pictures were made with."),
+                DictionarySocket.Input("dictionary", tooltip="The dictionary the pictures were generated with."),
                 io.String.Input(
                     "prompt",
                     multiline=True,
                     default="",
-                    tooltip="The prompt of the pictures with its <part:kind> mentions; its other words do not matter.",
+                    tooltip="The prompt of the pictures. Only its <part:kind> mentions are used.",
                 ),
                 PartSocket.Input(
-                    "parts", optional=True, tooltip="Parts asked for, in place of a prompt or besides it."
+                    "parts", optional=True, tooltip="Requested parts, instead of or in addition to a prompt."
                 ),
                 features_input(),
                 fit_input(),
             ],
             outputs=[
-                io.Float.Output("emr", display_name="EMR", tooltip="Share of the asked parts seen as asked, 0 to 1."),
                 io.Float.Output(
-                    "cosim", display_name="CoSim", tooltip="Mean similarity of seen and asked kinds, -1 to 1."
+                    "emr",
+                    display_name="EMR",
+                    tooltip="Fraction of the requested parts found with the requested kind, 0 to 1.",
+                ),
+                io.Float.Output(
+                    "cosim", display_name="CoSim", tooltip="Mean similarity of found and requested kinds, -1 to 1."
                 ),
                 io.String.Output(
                     "report",
                     display_name="report",
-                    tooltip="Every part that was asked for, and what the pictures show.",
+                    tooltip="Every requested part, and what the pictures show.",
                 ),
                 io.Image.Output(
-                    "overlay", display_name="overlay", tooltip="The pictures with the parts that were seen, in colour."
+                    "overlay", display_name="overlay", tooltip="The pictures with the found parts in colour."
                 ),
             ],
             hidden=[io.Hidden.unique_id],

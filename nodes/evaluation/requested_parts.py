@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from ...concepts.errors import BestiaryError
-from ...concepts.name_search import choices_text, number_ranges, plain_name, same_names, shown_name
+from ...concepts.name_search import NameIndex, choices_text, number_ranges, same_names, shown_name
 from ...concepts.part_dictionary.part_dictionary import PartDictionary
 from ...concepts.part_map.part_codebook import PartCodebook
 from ...concepts.part_prompt.part_prompt import ResolvedMention, parse_part_prompt, resolve_prompt
@@ -97,8 +97,8 @@ def _match_parts(named: NamedDictionary, codebook: PartCodebook) -> dict[int, in
 
 def _match_kind(owner: PartDictionary, part: int, kind: int, codebook: PartCodebook, own_part: int) -> int | None:
     names = codebook.kind_names[own_part] if own_part < len(codebook.kind_names) else {}
-    wanted = plain_name(owner.kind_names[part].get(kind, ""))
-    named = [number for number, name in names.items() if wanted and plain_name(name) == wanted]
+    wanted = owner.kind_names[part].get(kind, "")
+    named = NameIndex((name, number) for number, name in names.items()).find(wanted) if wanted.strip() else []
     if named:
         return named[0]
     return kind if kind < codebook.num_kinds[own_part] else None

@@ -3,11 +3,12 @@
 | since | what changed | where it is met |
 |---|---|---|
 | 0.8 to 0.15 | `io.Schema` and inputs take more fields (`search_aliases`, `advanced`, ...) | `schema`, `socket` |
-| 0.15.1 | `CLIP.clone` takes arguments, such as `disable_dynamic` of Set CLIP Hooks | `clip_tokens.py` hands them on |
+| 0.15.1 | `CLIP.clone` takes arguments, such as `disable_dynamic` of Set CLIP Hooks | `taught_clip.py` hands them on |
 | 0.15.1 | a CLIP whose weights move as they are needed is reloaded for Set CLIP Hooks, from a file that our own model has not | `fixed_clip_options` |
 | 0.15.1 | conditionings with hooks make ComfyUI load the MODEL a second time | `layer_prompts.py` does without them |
 | 0.22 | a CLIP names its device to the text encoders after the layer, which makes them forget a skip that is too great | `name_device` |
 | 0.22 | prompts are evaluated in several threads, one per GPU | `attention_sampling.py` sums by thread and device |
+| 0.10 to 0.15 | text encoders with scaled 8-bit weights are described by metadata per layer instead of one type | `quantised_text` |
 | 0.28 | `SDTokenizer._try_get_embedding` gives (vector, name, text left over) instead of (vector, text left over) | `embedding_answer` |
 """
 
@@ -17,17 +18,19 @@ import copy
 import dataclasses
 import inspect
 from collections.abc import Callable
+from typing import Any
 
 from comfy_api.latest import io
 from torch import Tensor
 
 from .advanced_inputs import ADVANCED
+from .comfy_objects import TextEncoder, Tokenizer
 
 _answer_lengths: dict[Callable[..., tuple], int] = {}
 """Search of a class of tokenizers -> how many values it gives."""
 
 
-def schema(**fields: object) -> io.Schema:
+def schema(**fields: Any) -> io.Schema:
     """An `io.Schema` of those fields that this ComfyUI knows; unknown ones, such as `search_aliases`, are left out."""
     known = {field.name for field in dataclasses.fields(io.Schema)}
     made = io.Schema(**{name: value for name, value in fields.items() if name in known})
@@ -52,13 +55,35 @@ def fixed_clip_options() -> dict[str, bool]:
     return {name: True} if name in inspect.signature(comfy.sd.CLIP).parameters else {}
 
 
-def name_device(encoder: object) -> None:
+def quantised_text(weights: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, object], dict[str, object]]:
+    """Weights of a text encoder as this ComfyUI keeps them, the `model_options` by which its classes compute with them, and
+    further options of `comfy.sd.CLIP`.
+
+    Both options are empty unless the file holds scaled 8-bit weights.
+    """
+    import comfy.utils
+
+    # one converts the layout of the other when it loads a file
+    if hasattr(comfy.utils, "convert_old_quants"):
+        weights, _ = comfy.utils.convert_old_quants(dict(weights), model_prefix="", metadata={})
+        found = comfy.utils.detect_layer_quantization(weights, "")
+        # such layers have no weight at all before they are loaded, which is when the encoder is first moved
+        return (
+            (weights, {}, {})
+            if found is None
+            else (weights, {"quantization_metadata": found}, {"state_dict": [weights]})
+        )
+    mark = weights.get("scaled_fp8")
+    return weights, {} if mark is None else {"scaled_fp8": mark.dtype}, {}
+
+
+def name_device(encoder: TextEncoder) -> None:
     """Tell a text encoder its device as this ComfyUI does before it encodes; nothing where it is not told."""
     if hasattr(encoder, "execution_device"):
         encoder.set_clip_options({"execution_device": encoder.execution_device})
 
 
-def embedding_answer(tokenizer: object, vector: Tensor | int | None, name: str, rest: str) -> tuple:
+def embedding_answer(tokenizer: Tokenizer, vector: Tensor | int | None, name: str, rest: str) -> tuple:
     """What a tokenizer expects of whoever answers in place of its own search behind `embedding:`.
 
     Args:
@@ -67,7 +92,7 @@ def embedding_answer(tokenizer: object, vector: Tensor | int | None, name: str, 
         name: the name that was looked for, as it is told to the user.
         rest: text behind it, which is read as text.
     """
-    own = type(tokenizer)._try_get_embedding
+    own: Callable[..., tuple] = type(tokenizer)._try_get_embedding
     # its own search tells how many values it gives: asked for nothing in no folder, once per class
     if own not in _answer_lengths:
         blank = copy.copy(tokenizer)

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from pathlib import Path, PureWindowsPath
 
 import folder_paths
 
 from ...concepts.errors import BestiaryError
-from ...concepts.files.concept_file import read_header
-from ...concepts.files.concept_names import checked_file_name
-from ...concepts.files.file_kinds import CODEBOOK_SUFFIX, DICTIONARY_KIND
+from ...concepts.files.concept_file import DICTIONARY_KIND, read_header
+from ...concepts.files.concept_names import CODEBOOK_SUFFIX, checked_file_name
 from ...concepts.files.pack import ROOT
 from ...concepts.name_search import choices_text, shown_name
 
@@ -136,6 +136,21 @@ def free_concept_path(name: str, suffix: str = ".safetensors") -> Path:
         number += 1
         path = path.with_name(f"{stem}_{number}{suffix}")
     return path
+
+
+def save_free(name: str, write: Callable[[Path], object], suffix: str = ".safetensors") -> str:
+    """Writes a file under a free name, as `free_concept_path`, and returns its name below models/bestiary.
+
+    Args:
+        name: as a user typed it; a taken name gets a number.
+        write: makes the file at a path.
+
+    Raises:
+        BestiaryError: as `free_concept_path`, or `write` refuses.
+    """
+    path = free_concept_path(name, suffix)
+    write(path)
+    return path.relative_to(own_folder().resolve()).as_posix()
 
 
 def _misplaced(name: str) -> BestiaryError:

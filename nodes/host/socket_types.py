@@ -21,6 +21,13 @@ SpectrumSocket = io.Custom("BESTIARY_SPECTRUM")
 AttentionSocket = io.Custom("BESTIARY_ATTENTION")
 TrainingSetSocket = io.Custom("BESTIARY_TRAINING_SET")
 
+PARTS_PLACE = "{parts}"
+"""Where the text of a prompt takes the linked parts."""
+WORD_PLACE = "{word}"
+"""Where the text of a sweep takes the word."""
+ALL_PARTS = "all"
+"""Typed for a part: every part of a dictionary except the background."""
+
 
 @dataclass(frozen=True)
 class NamedDictionary:

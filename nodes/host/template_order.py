@@ -46,7 +46,7 @@ def order_templates() -> bool:
         answer = await handler(request)
         if request.path not in _LISTS or not isinstance(answer, web.Response) or answer.status != 200:
             return answer
-        listed = json.loads(answer.body)
+        listed = json.loads(answer.text or "{}")
         if PACK not in listed:
             return answer
         return web.json_response({**listed, PACK: in_order(listed[PACK])})

@@ -19,8 +19,8 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from ...concepts.errors import BestiaryError
-from ...concepts.files.concept_file import LARGEST_HEADER, Header, from_text_tensor, read_header
-from ...concepts.files.file_kinds import DICTIONARY_KIND
+from ...concepts.files.concept_file import DICTIONARY_KIND, LARGEST_HEADER, Header, from_text_tensor, read_header
+from ...concepts.files.file_schema import checked_table
 from ...concepts.files.thumbnail_atlas import ThumbnailAtlas
 from ...concepts.name_search import plain_name
 from ...concepts.part_dictionary.part_dictionary import THUMBNAIL_PREFIX
@@ -168,7 +168,7 @@ def _shown(name: str) -> str:
 def _names(tables: ListedTables, path: Path) -> tuple[list[str], list[dict[int, str]]]:
     """Names of the parts, and per part those of its kinds by stored id."""
     try:
-        table = from_text_tensor(tables.tensors["names"])
+        table = checked_table(from_text_tensor(tables.tensors["names"]), "the table of names", ("parts", "kinds"))
         kinds = [{int(kind): str(name) for kind, name in named.items()} for named in table["kinds"]]
         parts = [str(name) for name in table["parts"]]
     except (BestiaryError, KeyError, TypeError, ValueError, AttributeError) as fault:
@@ -226,8 +226,9 @@ def cut_pages(atlas: ThumbnailAtlas) -> list[bytes]:
     for first in range(0, len(atlas.index), TILES_A_PAGE):
         pairs = atlas.index[first : first + TILES_A_PAGE]
         sheet = Image.new("RGB", (PAGE_COLUMNS * edge, math.ceil(len(pairs) / PAGE_COLUMNS) * edge))
-        for place, pair in enumerate(pairs):
-            sheet.paste(atlas.tile(*pair), (place % PAGE_COLUMNS * edge, place // PAGE_COLUMNS * edge))
+        tiles = ((place, atlas.tile(*pair)) for place, pair in enumerate(pairs))
+        for place, tile in ((place, tile) for place, tile in tiles if tile is not None):
+            sheet.paste(tile, (place % PAGE_COLUMNS * edge, place // PAGE_COLUMNS * edge))
         stream = io.BytesIO()
         sheet.save(stream, "WEBP", quality=82, method=2)
         pages.append(stream.getvalue())

@@ -7,15 +7,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ...concepts.errors import BestiaryError
-from ...concepts.files.concept_names import checked_file_name
+from ...concepts.files.concept_names import CODEBOOK_SUFFIX, checked_file_name
 from ...concepts.files.concept_names import name_of_file as name_of_file
-from ...concepts.files.file_kinds import CODEBOOK_SUFFIX
 from ...concepts.name_search import choices_text, shown_name
-from ..host.concept_folders import concept_path, dictionary_names, free_concept_path, own_folder
+from ..host.concept_folders import concept_path, dictionary_names, save_free
 from ..host.socket_types import NamedDictionary
 
 if TYPE_CHECKING:
     from ...concepts.part_dictionary.part_dictionary import PartDictionary
+    from ..host.comfy_objects import Clip, Model
 
 SUFFIX = ".safetensors"
 _NAME = re.compile(r"[\w](?:[\w .-]*[\w])?")
@@ -46,7 +46,7 @@ def read_dictionary(file: str, name: str = "") -> NamedDictionary:
     return renamed(NamedDictionary(name_of_file(file), PartDictionary.load(path)), name)
 
 
-def teach(model: object, clip: object, named: NamedDictionary, strength: float) -> tuple[object, object]:
+def teach(model: Model, clip: Clip, named: NamedDictionary, strength: float) -> tuple[Model, Clip]:
     """Clones of MODEL and CLIP: the CLIP understands the dictionary's names, the MODEL has its LoRA at this strength.
 
     Raises:
@@ -54,14 +54,14 @@ def teach(model: object, clip: object, named: NamedDictionary, strength: float) 
     """
     from ..denoiser.lora_loading import apply_lora
     from ..denoiser.model_backbone import check_backbone
-    from ..part_prompt.clip_tokens import with_dictionary
+    from ..part_prompt.taught_clip import with_dictionary
 
     check_backbone(named.dictionary, named.name, model, clip)
     taught = with_dictionary(clip, named)
     if not named.dictionary.lora:
         return model.clone(), taught
     applied = apply_lora(model, named.dictionary.lora, strength, clip=taught)
-    return applied.model, applied.clip
+    return applied.model, applied.clip or taught
 
 
 def merge(
@@ -95,9 +95,8 @@ def save_dictionary(dictionary: PartDictionary, filename: str) -> str:
         BestiaryError: the name leaves models/bestiary, or the file cannot be written.
     """
     # "birds.parts" would be listed as a codebook
-    path = free_concept_path(filename.strip().removesuffix(SUFFIX).removesuffix(CODEBOOK_SUFFIX.removesuffix(SUFFIX)))
-    dictionary.save(path)
-    return path.relative_to(own_folder().resolve()).as_posix()
+    name = filename.strip().removesuffix(SUFFIX).removesuffix(CODEBOOK_SUFFIX.removesuffix(SUFFIX))
+    return save_free(name, dictionary.save)
 
 
 def prompt_name(typed: str) -> str:

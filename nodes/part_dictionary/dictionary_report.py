@@ -12,6 +12,7 @@ from torch import Tensor
 from ...concepts.denoiser.backbone import get_backbone
 from ...concepts.name_search import number_ranges
 from ...concepts.part_dictionary.part_dictionary import PartDictionary
+from ...concepts.pictures.part_overlay import Font
 
 COLUMNS = 8
 MOST_TILES = 400
@@ -109,7 +110,7 @@ def _short(value: object) -> str:
     return text if len(text) <= LONGEST_FACT else text[: LONGEST_FACT - 1] + "…"
 
 
-def _fitted(draw: ImageDraw.ImageDraw, font: ImageFont.ImageFont, text: str, width: int) -> str:
+def _fitted(draw: ImageDraw.ImageDraw, font: Font, text: str, width: int) -> str:
     """As much of a text as a line of this width holds; characters that the font lacks become question marks."""
     plain = text if isinstance(font, ImageFont.FreeTypeFont) else text.encode("latin-1", "replace").decode("latin-1")
     while plain and draw.textlength(plain, font) > width:

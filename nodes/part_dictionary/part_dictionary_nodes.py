@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from comfy_api.latest import io, ui
 
 from ..host.comfy_version import schema
@@ -17,32 +19,37 @@ from .dictionary_loading import (
     teach,
 )
 
+if TYPE_CHECKING:
+    from ..host.comfy_objects import Clip, Model
+
 CATEGORY = "Bestiary/parts"
 STRENGTH = {"default": 1.0, "min": -10.0, "max": 10.0, "step": 0.05}
 
 
 def _name_input(default: str) -> io.Input:
     return io.String.Input(
-        "name", default="", optional=True, tooltip=f"What prompts call the dictionary; empty takes {default}."
+        "name", default="", optional=True, tooltip=f"Name of the dictionary in prompts; leave empty to use {default}."
     )
 
 
 def _model_inputs() -> list[io.Input]:
     return [
-        io.Model.Input("model", tooltip="The model that the dictionary was trained for, or a finetune of it."),
-        io.Clip.Input("clip", tooltip="The CLIP of that model; it may know other dictionaries already."),
+        io.Model.Input("model", tooltip="The base model the dictionary was trained for, or a finetune of it."),
+        io.Clip.Input("clip", tooltip="The CLIP of that model; it may already contain other dictionaries."),
     ]
 
 
 def _strength_input() -> io.Input:
-    tooltip = "How strongly the LoRA inside the dictionary acts on the model; 0 leaves the model as it is."
+    tooltip = "Strength of the dictionary's LoRA; 0 leaves the model unchanged."
     return io.Float.Input("lora_strength", tooltip=tooltip, **STRENGTH)
 
 
 def _model_outputs() -> list[io.Output]:
     return [
         io.Model.Output("model_out", display_name="MODEL", tooltip="With the dictionary's LoRA."),
-        io.Clip.Output("clip_out", display_name="CLIP", tooltip="Understands the dictionary's names in any prompt."),
+        io.Clip.Output(
+            "clip_out", display_name="CLIP", tooltip="With the part tokens of the dictionary, for any text encode node."
+        ),
     ]
 
 
@@ -55,8 +62,10 @@ class BestiaryLoadDictionary(io.ComfyNode):
             node_id="BestiaryLoadDictionary",
             display_name="Load Part Dictionary",
             category=CATEGORY,
-            description="Teaches a CLIP the parts of a dictionary and adds its LoRA to the MODEL. After it every text "
-            "encoder understands embedding:name/part.kind, such as (embedding:creatures/head.3:1.2).",
+            description=(
+                "Loads a part dictionary, adds its part tokens to the CLIP and its LoRA to the MODEL. Every text "
+                "encode node then accepts embedding:name/part.kind, such as (embedding:creatures/head.3:1.2)."
+            ),
             search_aliases=["bestiary", "part tokens", "load embeddings", "lora"],
             inputs=[
                 *_model_inputs(),
@@ -64,7 +73,7 @@ class BestiaryLoadDictionary(io.ComfyNode):
                     "file", options=dictionary_names(), tooltip="A part dictionary (.safetensors) in models/bestiary."
                 ),
                 _strength_input(),
-                _name_input("the file's name"),
+                _name_input("the file name"),
             ],
             outputs=[
                 *_model_outputs(),
@@ -78,10 +87,10 @@ class BestiaryLoadDictionary(io.ComfyNode):
 
     @classmethod
     def fingerprint_inputs(cls, **inputs: object) -> str:
-        return file_stamp(inputs.get("file"))
+        return file_stamp(str(inputs.get("file") or ""))
 
     @classmethod
-    def execute(cls, model: object, clip: object, file: str, lora_strength: float, name: str = "") -> io.NodeOutput:
+    def execute(cls, model: Model, clip: Clip, file: str, lora_strength: float, name: str = "") -> io.NodeOutput:
         named = read_dictionary(file, name)
         return io.NodeOutput(*teach(model, clip, named, lora_strength), named)
 
@@ -95,14 +104,16 @@ class BestiaryApplyDictionary(io.ComfyNode):
             node_id="BestiaryApplyDictionary",
             display_name="Apply Part Dictionary",
             category=CATEGORY,
-            description="Teaches a CLIP a dictionary that comes from another node, such as a merged one, and adds its "
-            "LoRA to the MODEL: Load Part Dictionary without the file.",
+            description=(
+                "Adds the part tokens of a dictionary to a CLIP and its LoRA to a MODEL, for a dictionary that "
+                "comes from another node, such as Merge Dictionaries."
+            ),
             search_aliases=["bestiary", "use merged dictionary"],
             inputs=[
                 *_model_inputs(),
-                DictionarySocket.Input("dictionary", tooltip="From Merge Dictionaries or any dictionary output."),
+                DictionarySocket.Input("dictionary", tooltip="From Merge Dictionaries or any other dictionary output."),
                 _strength_input(),
-                _name_input("the name it has"),
+                _name_input("its current name"),
             ],
             outputs=[
                 *_model_outputs(),
@@ -112,7 +123,7 @@ class BestiaryApplyDictionary(io.ComfyNode):
 
     @classmethod
     def execute(
-        cls, model: object, clip: object, dictionary: NamedDictionary, lora_strength: float, name: str = ""
+        cls, model: Model, clip: Clip, dictionary: NamedDictionary, lora_strength: float, name: str = ""
     ) -> io.NodeOutput:
         named = renamed(dictionary, name)
         return io.NodeOutput(*teach(model, clip, named, lora_strength), named)
@@ -123,22 +134,28 @@ class BestiaryMergeDictionaries(io.ComfyNode):
 
     @classmethod
     def define_schema(cls) -> io.Schema:
-        tooltip = "Factor of the {} dictionary's LoRA in the merged one."
+        tooltip = "Strength of the {} dictionary's LoRA in the merged LoRA."
         return schema(
             node_id="BestiaryMergeDictionaries",
             display_name="Merge Dictionaries",
             category=CATEGORY,
-            description="Joins two dictionaries of the same base model: parts of one name become one part, kinds are "
-            "kept apart, LoRAs are added exactly.",
+            description=(
+                "Merges two dictionaries of the same base model: parts of the same name are merged, their kinds "
+                "are kept separate, LoRAs are summed exactly."
+            ),
             search_aliases=["bestiary", "combine dictionaries"],
             inputs=[
-                DictionarySocket.Input("first", tooltip="Keeps its numbers."),
-                DictionarySocket.Input("second", tooltip="Kinds whose numbers are taken get the next free ones."),
+                DictionarySocket.Input("first", tooltip="Its kinds keep their numbers."),
+                DictionarySocket.Input(
+                    "second", tooltip="A kind whose number is already used gets the next free number."
+                ),
                 io.Float.Input("first_strength", tooltip=tooltip.format("first"), optional=True, **STRENGTH),
                 io.Float.Input("second_strength", tooltip=tooltip.format("second"), optional=True, **STRENGTH),
                 _name_input("both names joined"),
             ],
-            outputs=[DictionarySocket.Output("merged", display_name="dictionary", tooltip="Everything of both.")],
+            outputs=[
+                DictionarySocket.Output("merged", display_name="dictionary", tooltip="All parts and kinds of both.")
+            ],
         )
 
     @classmethod
@@ -162,11 +179,13 @@ class BestiaryDictionaryInfo(io.ComfyNode):
             node_id="BestiaryDictionaryInfo",
             display_name="Dictionary Info",
             category=CATEGORY,
-            description="Shows the parts, kinds, base model and origin of a dictionary, and a sheet of its thumbnails.",
+            description=(
+                "Shows the parts, kinds, base model and provenance of a dictionary, and a sheet of its thumbnails."
+            ),
             search_aliases=["bestiary", "inspect", "list parts"],
             inputs=[DictionarySocket.Input("dictionary", tooltip="From Load Part Dictionary or Merge Dictionaries.")],
             outputs=[
-                io.String.Output("text", display_name="text", tooltip="One line for every part, then the origin."),
+                io.String.Output("text", display_name="text", tooltip="One line per part, then the provenance."),
                 io.Image.Output("thumbnails", display_name="thumbnails", tooltip="All thumbnails on one sheet."),
             ],
             is_output_node=True,
@@ -191,16 +210,21 @@ class BestiarySaveDictionary(io.ComfyNode):
             node_id="BestiarySaveDictionary",
             display_name="Save Dictionary",
             category=CATEGORY,
-            description="Writes a dictionary into models/bestiary. An existing file is never overwritten: a number is added.",
+            description=(
+                "Saves a dictionary in models/bestiary. Existing files are never overwritten: a number is "
+                "appended to the name."
+            ),
             search_aliases=["bestiary", "export dictionary"],
             inputs=[
                 DictionarySocket.Input("dictionary", tooltip="From Merge Dictionaries or any other dictionary output."),
                 io.String.Input(
-                    "filename", default="my_dictionary", tooltip="Name inside models/bestiary; sub-folders are allowed."
+                    "filename", default="my_dictionary", tooltip="Name inside models/bestiary; subfolders are allowed."
                 ),
             ],
             outputs=[
-                io.String.Output("file", display_name="file", tooltip="Name of the written file below models/bestiary.")
+                io.String.Output(
+                    "file", display_name="file", tooltip="Name of the saved file, relative to models/bestiary."
+                )
             ],
             is_output_node=True,
         )

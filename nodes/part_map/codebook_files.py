@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from ...concepts.errors import BestiaryError
-from ...concepts.files.file_kinds import CODEBOOK_SUFFIX
+from ...concepts.files.concept_names import CODEBOOK_SUFFIX
 from ...concepts.name_search import choices_text, shown_name
 from ...concepts.part_map.part_codebook import PartCodebook
-from ..host.concept_folders import concept_names, concept_path, free_concept_path, own_folder
+from ..host.concept_folders import concept_names, concept_path, save_free
 from ..host.socket_types import NamedCodebook
 
 
@@ -28,6 +28,4 @@ def save_codebook(codebook: PartCodebook, filename: str) -> str:
     Raises:
         BestiaryError: the name leaves models/bestiary, or the file cannot be written.
     """
-    path = free_concept_path(filename, CODEBOOK_SUFFIX)
-    codebook.save(path)
-    return path.relative_to(own_folder().resolve()).as_posix()
+    return save_free(filename, codebook.save, CODEBOOK_SUFFIX)

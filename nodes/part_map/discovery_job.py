@@ -104,7 +104,9 @@ def find_parts(
         sure = part_sureness(codebook.confidence(grid, maps.labels), maps.labels, codebook.num_parts)
         codebook = codebook.with_names(_names_by_place(codebook, maps), codebook.kind_names)
     progress.finish()
-    seen = seen_by_entry(codebook, maps, [(tuple(entry.shape[1:3]), len(entry)) for entry in checked], choice.fit)
+    seen = seen_by_entry(
+        codebook, maps, [((entry.shape[1], entry.shape[2]), len(entry)) for entry in checked], choice.fit
+    )
     return FoundParts(codebook, checked, seen, PartMeans(means.half(), counts), sure)
 
 
@@ -223,8 +225,6 @@ def _checked_masks(masks: Sequence[Tensor], images: Sequence[Tensor]) -> list[Te
 
 
 def _on_grid(masks: Sequence[Tensor], grid: PatchGrid, fit: SquareFit) -> Tensor:
-    shares = [
-        patch_shares(mask, tuple(grid.features.shape[1:3]), seen_box(mask.shape[1], mask.shape[0], fit))
-        for mask in masks
-    ]
+    _, height, width, _ = grid.features.shape  # (N, h, w, D)
+    shares = [patch_shares(mask, (height, width), seen_box(mask.shape[1], mask.shape[0], fit)) for mask in masks]
     return torch.stack(shares)  # (N, h, w)

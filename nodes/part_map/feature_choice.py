@@ -6,7 +6,7 @@ import importlib.util
 import threading
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import folder_paths
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from ...concepts.denoiser.denoiser import Denoiser
     from ...concepts.features.imagenet_features import ImagenetFeatures
-    from ...concepts.features.patch_features import DinoFeatures, FeatureSource, PatchGrid, SourceSpec
+    from ...concepts.features.patch_features import DinoFeatures, FeatureSource, PatchGrid, SourceName, SourceSpec
 
 SOURCES = ("descriptor", "dinov2", "diffusion", "imagenet")
 """Choices of a discovery; diffusion needs a connected model."""
@@ -40,7 +40,7 @@ def open_source(spec: SourceSpec, model: Denoiser | None = None, *, allow_downlo
     Raises:
         BestiaryError: an unknown name, a library, weights or model that is missing.
     """
-    settings = dict(spec)
+    settings: dict[str, Any] = dict(spec)  # each source checks its own
     name = settings.pop("name", None)
     if name == "descriptor":
         from ...concepts.features.patch_features import DescriptorFeatures
@@ -69,7 +69,7 @@ def find_dino_weights(model: str = DINO_MODEL) -> Path | None:
     return found
 
 
-def _dino(settings: SourceSpec, allow_download: bool) -> FeatureSource:
+def _dino(settings: dict[str, Any], allow_download: bool) -> FeatureSource:
     if importlib.util.find_spec("timm") is None:
         raise BestiaryError("the feature source dinov2 needs timm: pip install timm, or choose descriptor")
     model, size = str(settings.get("model", DINO_MODEL)), int(settings.get("image_size", _DINO_SIZE))
@@ -88,7 +88,7 @@ def _dino(settings: SourceSpec, allow_download: bool) -> FeatureSource:
     )
 
 
-def _imagenet(settings: SourceSpec) -> FeatureSource:
+def _imagenet(settings: dict[str, Any]) -> FeatureSource:
     from ...concepts.features.imagenet_features import ImagenetFeatures
 
     # what a codebook says of another machine's files means nothing here
@@ -118,7 +118,8 @@ class ManagedFeatures:
         from comfy.model_patcher import ModelPatcher
 
         self._source = source
-        self.name, self.spec = source.name, source.spec
+        self.name: SourceName = source.name
+        self.spec = source.spec
         self.image_size, self.width = source.image_size, source.width
         self._patcher = ModelPatcher(source.network, get_torch_device(), torch.device("cpu"))
 
@@ -131,7 +132,7 @@ class ManagedFeatures:
         return self._source(images)
 
 
-def _diffusion(settings: SourceSpec, model: Denoiser | None) -> FeatureSource:
+def _diffusion(settings: dict[str, Any], model: Denoiser | None) -> FeatureSource:
     wanted = settings.pop("backbone", None)
     if model is None:
         kind = f"the model {wanted}" if wanted else "a diffusion model"

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from comfy_api.latest import io, ui
 from torch import Tensor
 
-from ...concepts.files.file_kinds import CODEBOOK_SUFFIX
+from ...concepts.files.concept_names import CODEBOOK_SUFFIX
 from ...concepts.pictures.square_fit import SQUARE_FITS
 from ..host.comfy_version import schema, socket
 from ..host.concept_folders import concept_names, file_stamp
@@ -19,6 +19,7 @@ from .part_pictures import checked_fit, named_faults
 
 if TYPE_CHECKING:
     from ...concepts.denoiser.denoiser import Denoiser
+    from ..host.comfy_objects import Clip, Model, Vae
     from .seen_parts import SeenParts
 
 CATEGORY = "Bestiary/discover"
@@ -33,48 +34,52 @@ class BestiaryDiscoverParts(io.ComfyNode):
             node_id="BestiaryDiscoverParts",
             display_name="Discover Parts",
             category=CATEGORY,
-            description="Finds the parts of the things in your pictures and the kinds in which each part comes, without labels. "
-            "Give some dozens of pictures of one sort of thing, for example birds.",
+            description=(
+                "Finds the parts of the objects in your pictures and the kinds of each part, without labels. Use "
+                "a few dozen pictures of one class of objects, for example birds."
+            ),
             search_aliases=["segment", "cluster", "unsupervised", "dino"],
             is_input_list=True,
             # so that it can be run alone, to be looked at and edited, and tells the page its key each time
             is_output_node=True,
             inputs=[
                 io.Image.Input(
-                    "images", tooltip="Pictures of one sort of thing: a batch, or a list of different sizes."
+                    "images", tooltip="Pictures of one class of objects: a batch, or a list of different sizes."
                 ),
                 io.Combo.Input(
                     "feature_source",
                     options=list(SOURCES),
                     default="imagenet",
-                    tooltip="What parts are recognised by. imagenet: a network that learned photographs, needs nothing. dinov2: a "
-                    "larger one, needs its weights. diffusion: activations of the model at the input features. descriptor: "
-                    "colour and texture, for flat drawings.",
+                    tooltip=(
+                        "Feature source. imagenet: a small network for photographs, included. dinov2: a larger network; "
+                        "its weights must be in models/dinov2. diffusion: activations of the model connected to "
+                        "features. descriptor: colour and texture, for flat drawings."
+                    ),
                 ),
                 io.Int.Input(
                     "num_parts",
                     default=0,
                     min=0,
                     max=32,
-                    tooltip="Parts of the thing; 0 measures how many, 3 to 12; five for descriptor and diffusion.",
+                    tooltip="Number of parts. 0 estimates it, 3 to 12; descriptor and diffusion use five.",
                 ),
                 io.Int.Input(
                     "num_kinds",
                     default=0,
                     min=0,
                     max=256,
-                    tooltip="Kinds of every part; 0 measures how many there are.",
+                    tooltip="Number of kinds per part; 0 estimates it.",
                 ),
-                io.Int.Input("seed", default=0, min=0, max=2**31 - 1, tooltip="The same seed finds the same parts."),
+                io.Int.Input("seed", default=0, min=0, max=2**31 - 1, tooltip="The same seed gives the same parts."),
                 io.Boolean.Input(
                     "flip_foreground",
                     default=False,
-                    tooltip="On if the overlays show the surroundings instead of the thing.",
+                    tooltip="Swaps object and background. Switch it on if the overlays show the parts in the background.",
                 ),
                 io.Mask.Input(
                     "foreground",
                     optional=True,
-                    tooltip="The thing in white, one mask per picture; unconnected, it is found.",
+                    tooltip="One mask per picture with the object in white. If not connected, the object is detected.",
                 ),
                 features_input(),
                 fit_input(),
@@ -91,29 +96,35 @@ class BestiaryDiscoverParts(io.ComfyNode):
                     default="",
                     multiline=True,
                     optional=True,
-                    tooltip="Changes to what was found, one a line: rename part 2, head / merge head, beak / drop tail; a kind is "
-                    "head:3. Nothing is discovered again for them.",
+                    tooltip=(
+                        "Edits of the discovered parts, one per line: rename part 2, head / merge head, beak / drop "
+                        "tail. Write a kind as head:3. Edits do not repeat the discovery."
+                    ),
                 ),
             ],
             outputs=[
                 CodebookSocket.Output(
                     "codebook",
                     display_name="codebook",
-                    tooltip="The parts and their kinds, for Segment Parts and others.",
+                    tooltip="The parts and their kinds, for Segment Parts and other nodes.",
                 ),
                 PartMapsSocket.Output(
                     "part_maps",
                     display_name="part maps",
                     is_output_list=True,
-                    tooltip="Which part each patch of a picture shows, picture by picture.",
+                    tooltip="The part of each patch, per picture; for Part Mask.",
                 ),
                 io.Image.Output(
                     "overlays",
                     display_name="overlays",
                     is_output_list=True,
-                    tooltip="Every picture with its parts in colour.",
+                    tooltip="The pictures with the parts in colour.",
                 ),
-                io.String.Output("report", display_name="report", tooltip="What was found, and what to look at."),
+                io.String.Output(
+                    "report",
+                    display_name="report",
+                    tooltip="Summary of the discovery, and the pictures to check first.",
+                ),
             ],
             hidden=[io.Hidden.unique_id, io.Hidden.extra_pnginfo],
         )
@@ -134,7 +145,8 @@ class BestiaryDiscoverParts(io.ComfyNode):
         edits: list[str] | None = None,
     ) -> io.NodeOutput:
         from .discovery_job import DiscoveryChoice, doubts, part_confidence, unsure_pictures
-        from .found_parts import AskedDiscovery, BlockPlace, discover_once
+        from .found_parts import AskedDiscovery, discover_once
+        from .kept_discoveries import BlockPlace
         from .part_drawing import found_overlays
         from .part_reports import discovery_text
 
@@ -169,24 +181,28 @@ class BestiaryDiffusionFeatures(io.ComfyNode):
             node_id="BestiaryDiffusionFeatures",
             display_name="Diffusion Features",
             category=CATEGORY,
-            description="Lets Discover Parts, Segment Parts and Evaluate Parts look at pictures with the eyes of a diffusion "
-            "model, for codebooks whose features are diffusion. Nothing has to be downloaded.",
+            description=(
+                "Makes a diffusion model the feature source of Discover Parts, Segment Parts and Evaluate Parts. "
+                "Required for codebooks whose features are diffusion. No download."
+            ),
             inputs=[
-                io.Model.Input("model", tooltip="The plain model, without LoRA: a codebook knows it as it was."),
-                io.Clip.Input("clip", tooltip="Its text encoder, without a dictionary."),
-                io.Vae.Input("vae", tooltip="Its autoencoder."),
+                io.Model.Input(
+                    "model", tooltip="The base model, without LoRA: features of a codebook depend on the exact model."
+                ),
+                io.Clip.Input("clip", tooltip="Its CLIP, without a dictionary."),
+                io.Vae.Input("vae", tooltip="Its VAE."),
             ],
             outputs=[
                 FeaturesSocket.Output(
                     "features",
                     display_name="features",
-                    tooltip="For the input features of Discover Parts and Segment Parts.",
+                    tooltip="For the input features of Discover Parts, Segment Parts and Evaluate Parts.",
                 )
             ],
         )
 
     @classmethod
-    def execute(cls, model: object, clip: object, vae: object) -> io.NodeOutput:
+    def execute(cls, model: Model, clip: Clip, vae: Vae) -> io.NodeOutput:
         from ..denoiser.comfy_denoiser import ComfyDenoiser
 
         with named_faults("Diffusion Features"):
@@ -202,10 +218,10 @@ class BestiarySegmentParts(io.ComfyNode):
             node_id="BestiarySegmentParts",
             display_name="Segment Parts",
             category=CATEGORY,
-            description="Finds the parts of a codebook again in any picture: where they are and of which kind each is.",
+            description="Finds the parts of a codebook in any picture: the area of each part, and its kind.",
             search_aliases=["part mask", "part map"],
             inputs=[
-                io.Image.Input("images", tooltip="Pictures of the sort of thing the codebook knows."),
+                io.Image.Input("images", tooltip="Pictures of the class of objects the codebook was made from."),
                 CodebookSocket.Input("codebook", tooltip="From Discover Parts or Load Codebook."),
                 features_input(),
                 fit_input(),
@@ -215,22 +231,22 @@ class BestiarySegmentParts(io.ComfyNode):
                     "masks",
                     display_name="masks (one per part)",
                     is_output_list=True,
-                    tooltip="White where the part is; a mask for every part.",
+                    tooltip="One mask per part, white where the part is.",
                 ),
                 io.String.Output(
                     "part_names",
                     display_name="names of the parts",
                     is_output_list=True,
-                    tooltip="In the order of the masks.",
+                    tooltip="The part names, in the order of the masks.",
                 ),
-                io.Image.Output("overlay", display_name="overlay", tooltip="The pictures with their parts in colour."),
+                io.Image.Output("overlay", display_name="overlay", tooltip="The pictures with the parts in colour."),
                 io.String.Output(
                     "codes",
                     display_name="codes",
-                    tooltip="The kind of every part of every picture, as prompts write it.",
+                    tooltip="The kind of every part, one line per picture, in the form used in prompts.",
                 ),
                 PartMapsSocket.Output(
-                    "part_maps", display_name="part maps", tooltip="Which part each patch shows, for Part Mask."
+                    "part_maps", display_name="part maps", tooltip="The part of each patch, for Part Mask."
                 ),
             ],
             hidden=[io.Hidden.unique_id],
@@ -263,21 +279,26 @@ class BestiaryPartMask(io.ComfyNode):
             node_id="BestiaryPartMask",
             display_name="Part Mask",
             category=CATEGORY,
-            description="The mask of one part, or of several together, for inpainting, regional prompts or cutting out.",
+            description="Outputs the mask of one or several parts, for inpainting, regional prompts or cut-outs.",
             inputs=[
                 PartMapsSocket.Input("part_maps", tooltip="From Segment Parts or Discover Parts."),
                 io.String.Input(
                     "parts",
                     default="foreground",
-                    tooltip="Names or numbers of parts, joined by commas: head, wing. foreground is all but the background.",
+                    tooltip=(
+                        "Names or numbers of parts, separated by commas: head, wing. foreground means everything except "
+                        "the background."
+                    ),
                 ),
-                io.Boolean.Input("invert", default=False, tooltip="Everything but these parts; done last."),
+                io.Boolean.Input(
+                    "invert", default=False, tooltip="Inverts the mask: everything except these parts. Applied last."
+                ),
                 io.Int.Input(
                     "grow",
                     default=0,
                     min=-512,
                     max=512,
-                    tooltip="Pixels to add around the parts, negative to take away.",
+                    tooltip="Pixels by which the mask is expanded; negative values shrink it.",
                 ),
                 io.Float.Input(
                     "feather",
@@ -285,10 +306,10 @@ class BestiaryPartMask(io.ComfyNode):
                     min=0.0,
                     max=256.0,
                     step=0.5,
-                    tooltip="Softness of the edge in pixels; after growing.",
+                    tooltip="Width of the soft edge in pixels; applied after grow.",
                 ),
             ],
-            outputs=[io.Mask.Output("mask", display_name="mask", tooltip="White where the part is.")],
+            outputs=[io.Mask.Output("mask", display_name="mask", tooltip="White where the parts are.")],
         )
 
     @classmethod
@@ -310,7 +331,7 @@ class BestiaryLoadCodebook(io.ComfyNode):
             node_id="BestiaryLoadCodebook",
             display_name="Load Codebook",
             category=CATEGORY,
-            description="Reads a codebook of parts from models/bestiary, as Save Codebook and `bestiary discover` write them.",
+            description="Loads a codebook from models/bestiary, as written by Save Codebook and `bestiary discover`.",
             inputs=[
                 io.Combo.Input(
                     "codebook_name",
@@ -322,9 +343,11 @@ class BestiaryLoadCodebook(io.ComfyNode):
                 CodebookSocket.Output(
                     "codebook",
                     display_name="codebook",
-                    tooltip="The parts and their kinds, for Segment Parts and others.",
+                    tooltip="The parts and their kinds, for Segment Parts and other nodes.",
                 ),
-                io.String.Output("summary", display_name="summary", tooltip="Its parts, kinds and feature source."),
+                io.String.Output(
+                    "summary", display_name="summary", tooltip="Parts, kinds and feature source of the codebook."
+                ),
             ],
         )
 
@@ -351,7 +374,10 @@ class BestiarySaveCodebook(io.ComfyNode):
             node_id="BestiarySaveCodebook",
             display_name="Save Codebook",
             category=CATEGORY,
-            description="Writes a codebook to models/bestiary; a name that is taken gets a number, nothing is overwritten.",
+            description=(
+                "Saves a codebook in models/bestiary. Existing files are never overwritten: a number is appended "
+                "to the name."
+            ),
             is_output_node=True,
             inputs=[
                 CodebookSocket.Input("codebook", tooltip="From Discover Parts."),
@@ -361,7 +387,7 @@ class BestiarySaveCodebook(io.ComfyNode):
             ],
             outputs=[
                 io.String.Output(
-                    "saved_name", display_name="saved as", tooltip="Name of the file as Load Codebook lists it."
+                    "saved_name", display_name="saved as", tooltip="The file name as listed by Load Codebook."
                 )
             ],
         )

@@ -29,8 +29,11 @@ def fit_input() -> io.Input:
         options=list(SQUARE_FITS),
         default=SQUARE_FITS[0],
         optional=True,
-        tooltip="How pictures that are not square are looked at. centre square: as bestiary discover does, the rest counts "
-        "as background. whole picture: squeezed to a square. Use the same for finding and segmenting.",
+        tooltip=(
+            "How pictures that are not square are used. centre square: only the centre, as in bestiary "
+            "discover; the rest counts as background. whole picture: squeezed to a square. Use the same "
+            "setting for discovery and segmentation."
+        ),
     )
 
 
@@ -39,7 +42,7 @@ def features_input() -> io.Input:
     return FeaturesSocket.Input(
         "features",
         optional=True,
-        tooltip="From Diffusion Features, for codebooks made with features of a diffusion model.",
+        tooltip="From Diffusion Features; only for codebooks made with features of a diffusion model.",
     )
 
 
@@ -59,4 +62,5 @@ def segment(
     source = open_source(codebook.codebook.feature_spec, features)
     progress.begin(len(pictures))
     grid = describe_images(pictures, source, area, progress.add)
-    return pictures, see_parts(codebook.codebook, grid, tuple(pictures.shape[1:3]), area)
+    _, height, width, _ = pictures.shape
+    return pictures, see_parts(codebook.codebook, grid, (height, width), area)

@@ -26,7 +26,7 @@ def mask_of_parts(seen: SeenParts, parts: str, *, grow: int = 0, feather: float 
     chosen = seen.find_parts(parts)
     areas = [seen.areas(picture)[chosen].sum(dim=0) for picture in range(len(seen.maps.labels))]
     mask = torch.stack(areas).clamp(0, 1)  # (B, H, W)
-    mask = feathered(grown(mask, grow), feather)
+    mask = softened(grown(mask, grow), feather)
     return 1 - mask if invert else mask
 
 
@@ -51,7 +51,7 @@ def grown(mask: Tensor, pixels: int) -> Tensor:
     return spread.squeeze(1)
 
 
-def feathered(mask: Tensor, deviation: float) -> Tensor:
+def softened(mask: Tensor, deviation: float) -> Tensor:
     """A mask `(B, H, W)` blurred by a Gaussian of this deviation in pixels; borders are continued."""
     if deviation <= 0:
         return mask

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ...concepts.errors import BestiaryError
 from ...concepts.features.patch_features import FeatureSource, PatchGrid
-from ...concepts.name_search import choices_text, plain_name, shown_name
+from ...concepts.name_search import choices_text, plain_name, same_names, shown_name, typed_number
 from ...concepts.part_map.part_areas import part_areas
 from ...concepts.part_map.part_codebook import PartCodebook
 from ...concepts.part_map.part_map import PartMaps
@@ -67,13 +67,14 @@ class SeenParts:
 
     def _find(self, name: str) -> list[int]:
         # a name first, then the word for all parts of the thing, then a number
-        names = [plain_name(known) for known in self.part_names]
-        if plain_name(name) in names:
-            return [names.index(plain_name(name))]
+        found = same_names(name, self.part_names)
+        if found:
+            return found[:1]
         if plain_name(name) == FOREGROUND:
-            return [part for part in range(len(names)) if part != self.background]
-        if name.isdecimal() and int(name) < len(names):
-            return [int(name)]
+            return [part for part in range(len(self.part_names)) if part != self.background]
+        number = typed_number(name)
+        if number is not None and number in range(len(self.part_names)):
+            return [number]
         raise BestiaryError(f"unknown part {shown_name(name)}: choose {self._choices(name)}")
 
     def _choices(self, wanted: str) -> str:

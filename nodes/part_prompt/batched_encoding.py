@@ -7,7 +7,7 @@ of a prompt, L positions of a chunk, E width of the conditioning, D width of a t
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
+from ..host.comfy_objects import Tokens
 from ..host.socket_types import SPANS_KEY
-from .part_encoding import Tokens
 
 if TYPE_CHECKING:
     from comfy.sd import CLIP
@@ -139,7 +139,7 @@ def _chunk_counts(prompts: list[Tokens]) -> list[int] | None:
 def _pooled_of(watch: _Watch, joined: Tensor | None, rows: list[int]) -> list[Tensor | None] | None:
     """The pooled vector `(1, E_pooled)` of every prompt; None if it is unclear which text encoder gave it."""
     if joined is None:
-        return [None] * len(rows)
+        return [None for _ in rows]
     # the joined prompt's pooled vector is that of its first chunk: whoever gave it, gave one per chunk
     for calls in watch.pooled.values():
         pooled = calls[-1]
@@ -175,7 +175,7 @@ def _text_encoders(clip: CLIP) -> dict[str, nn.Module]:
     return {name: module for name, module in children if hasattr(module, "transformer")}
 
 
-def _pooled_hook(calls: list[Tensor | None]) -> object:
+def _pooled_hook(calls: list[Tensor | None]) -> Callable[[nn.Module, tuple, tuple], None]:
     """A hook that notes the pooled vectors `(rows, E_pooled)` of every call."""
 
     def keep(module: nn.Module, inputs: tuple, output: tuple) -> None:
@@ -184,7 +184,7 @@ def _pooled_hook(calls: list[Tensor | None]) -> object:
     return keep
 
 
-def _input_hook(calls: list[Tensor]) -> object:
+def _input_hook(calls: list[Tensor]) -> Callable[[nn.Module, tuple], None]:
     """A hook that notes what goes into a module, `(rows, L, D)`, at every call."""
 
     def keep(module: nn.Module, inputs: tuple) -> None:

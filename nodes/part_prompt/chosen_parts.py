@@ -6,14 +6,14 @@ import re
 from collections.abc import Iterable, Sequence
 
 import torch
+from torch import Tensor
 
 from ...concepts.errors import BestiaryError
 from ...concepts.name_search import plain_name, shown_name
 from ...concepts.part_dictionary.new_kinds import random_kinds, with_new_kinds
 from ...concepts.part_prompt.mention_writing import KindBlend, blended_vector, written_kinds, written_mention
 from ...concepts.part_prompt.part_mention import PartMention, find_mentions, unescaped
-from ..host.socket_types import ChosenPart, ChosenParts, NamedDictionary
-from .reserved_words import ALL_PARTS, PARTS_PLACE
+from ..host.socket_types import ALL_PARTS, PARTS_PLACE, ChosenPart, ChosenParts, NamedDictionary
 
 MentionKey = tuple[str, tuple[tuple[str, float], ...]]
 """A mention in the form in which two of them are compared: its target, and its kinds with their factors."""
@@ -123,17 +123,17 @@ def parts_by_mention(chosen: ChosenParts | None) -> dict[MentionKey, ChosenPart]
         BestiaryError: two parts are written alike but differ, so that a prompt could not tell them apart.
     """
     found: dict[MentionKey, ChosenPart] = {}
-    for part in _with_vector(chosen.parts if chosen else ()):
+    vectors: dict[MentionKey, Tensor] = {}
+    for part in chosen.parts if chosen else ():
+        if part.vector is None:
+            continue
         mention = written_mention(part.dictionary, part.part, part.kind)
         ((_, content),) = find_mentions(mention).values()
-        earlier = found.setdefault(key_of(content), part)
-        if earlier.vector.shape != part.vector.shape or not torch.equal(earlier.vector, part.vector):
+        found.setdefault(key_of(content), part)
+        earlier = vectors.setdefault(key_of(content), part.vector)
+        if earlier.shape != part.vector.shape or not torch.equal(earlier, part.vector):
             raise BestiaryError(
                 f"two different parts are both written {mention}: load their dictionaries under different names, "
                 "or draw the second one from the dictionary that the first one gave"
             )
     return found
-
-
-def _with_vector(parts: Sequence[ChosenPart]) -> list[ChosenPart]:
-    return [part for part in parts if part.vector is not None]

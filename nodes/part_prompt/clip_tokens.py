@@ -1,26 +1,23 @@
 """Part vectors in a CLIP: `embedding:creatures/head.cardinal` in any prompt, without a file in the embeddings folder.
 
-A CLIP that learned a dictionary is a clone whose tokenizers answer for names of that dictionary and leave all others to
-ComfyUI. Every vector carries a mark, so wherever tokens are encoded the conditioning records where its parts stand. The
-tokenizer travels with every further clone (LoRA loaders, CLIP skip), and so do dictionaries and marks.
+`PartEmbeddings` answers for the names of its dictionaries and leaves all others to ComfyUI. Every vector carries a mark, from
+which the conditioning records where its parts stand. `taught_clip.py` puts both into a clone of a CLIP.
 """
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from functools import cache
 
 from torch import Tensor
 
 from ...concepts.errors import BestiaryError
-from ...concepts.name_search import choices_text, plain_name, shown_name
+from ...concepts.name_search import NameIndex, choices_text, shown_name
 from ...concepts.part_dictionary.part_dictionary import PartDictionary
 from ...concepts.part_prompt.part_mention import LONGEST_NAME
-from ..denoiser.model_backbone import check_widths
+from ..host.comfy_objects import Clip, Tokenizer, Tokens
 from ..host.comfy_version import embedding_answer
-from ..host.socket_types import SPANS_KEY, NamedDictionary, PartSpan
+from ..host.socket_types import PartSpan
 
 MARK = "bestiary_mark"
 """Attribute of a token (vector or filler) that stands for a part."""
@@ -51,9 +48,9 @@ class PartEmbeddings:
 
     encoder: str
     """Name of the text encoder: clip_l, clip_g, clip_h."""
-    tokenizer: object = field(repr=False)
+    tokenizer: Tokenizer = field(repr=False)
     """The one that asks, and that says in which form it is answered."""
-    search_folder: object = field(repr=False)
+    search_folder: Callable[[str], tuple] = field(repr=False)
     """The tokenizer's own search: name -> what `embedding_answer` makes of (tensor or None, name, text left over)."""
     filler: int
     dictionaries: dict[str, PartDictionary]
@@ -79,55 +76,28 @@ class PartEmbeddings:
 
     def _owner(self, bare: str) -> tuple[str, str] | None:
         """Name of the dictionary a name begins with, and what follows its slash."""
-        known = {plain_name(name): name for name in self.dictionaries}
+        known = NameIndex((name, name) for name in self.dictionaries)
         # Windows writes sub-folders with backslashes
         slashes = [place for place, letter in enumerate(bare[:LONGEST_NAME]) if letter in "/\\"]
         # the longest dictionary name wins: names may hold slashes themselves
         for place in reversed(slashes):
-            if plain_name(bare[:place]) in known:
-                return known[plain_name(bare[:place])], bare[place + 1 :]
+            if named := known.find(bare[:place]):
+                return named[0], bare[place + 1 :]
         return None
 
 
-def with_dictionary(clip: object, named: NamedDictionary) -> object:
-    """A clone of a CLIP that understands a dictionary's names besides those it understood before; the original stays.
-
-    Raises:
-        BestiaryError: the vectors do not fit its text encoders, or the name is taken by another dictionary.
-    """
-    check_widths(named.dictionary, named.name, clip)
-    known = dictionaries_of(clip)
-    if plain_name(named.name) in map(plain_name, known):
-        raise BestiaryError(
-            f"a dictionary called {shown_name(named.name)} is loaded already ({', '.join(known)}): give this one another name"
-        )
-    # weights are shared, only what reads the prompt is copied
-    taught = clip.clone()
-    tokenizers = _tokenizers(clip)
-    if not tokenizers:
-        raise BestiaryError(
-            f"{type(clip.tokenizer).__name__} of this CLIP knows no embeddings: connect a Stable Diffusion CLIP"
-        )
-    taught.tokenizer = copy.copy(clip.tokenizer)
-    # every tokenizer of the clone answers for the dictionaries before it, and for this one
-    dictionaries = {**known, named.name: named.dictionary}
-    for attribute, tokenizer in tokenizers.items():
-        setattr(taught.tokenizer, attribute, _taught_tokenizer(tokenizer, dictionaries))
-    taught.__class__ = _recording_class(type(taught))
-    return taught
-
-
-def dictionaries_of(clip: object) -> dict[str, PartDictionary]:
+def dictionaries_of(clip: Clip) -> dict[str, PartDictionary]:
     """The dictionaries a CLIP understands, by name, in the order of loading."""
-    for tokenizer in _tokenizers(clip).values():
-        if isinstance(tokenizer._try_get_embedding, PartEmbeddings):
-            return dict(tokenizer._try_get_embedding.dictionaries)
+    for tokenizer in tokenizers_of(clip).values():
+        search = tokenizer._try_get_embedding
+        if isinstance(search, PartEmbeddings):
+            return dict(search.dictionaries)
     return {}
 
 
-def filler_tokens(clip: object) -> dict[str, int]:
+def filler_tokens(clip: Clip) -> dict[str, int]:
     """Text encoder name -> id of the plain word that stands where a dictionary has no vector."""
-    return {tokenizer.embedding_key: _filler(tokenizer) for tokenizer in _tokenizers(clip).values()}
+    return {tokenizer.embedding_key: filler_of(tokenizer) for tokenizer in tokenizers_of(clip).values()}
 
 
 def marked_vector(dictionary: PartDictionary, part: int, kind: int, encoder: str, filler: int) -> Tensor | FillerToken:
@@ -147,7 +117,7 @@ def marked(token: Tensor | FillerToken, mark: PartMark) -> Tensor | FillerToken:
     return token
 
 
-def tokenize_plainly(clip: object, text: str, *args: object, **options: object) -> object:
+def tokenize_plainly(clip: Clip, text: str, *args: object, **options: object) -> Tokens:
     """Tokens of a text as ComfyUI makes them, whatever dictionaries the CLIP knows: mentions in it are plain text."""
     return getattr(clip, "tokenize_plainly", clip.tokenize)(text, *args, **options)
 
@@ -176,71 +146,14 @@ def part_spans(tokens: object) -> tuple[PartSpan, ...]:
     return tuple(sorted(spans, key=lambda span: span.positions))
 
 
-def _tokenizers(clip: object) -> dict[str, object]:
+def tokenizers_of(clip: Clip) -> dict[str, Tokenizer]:
     """The tokenizers inside a CLIP's tokenizer that understand `embedding:`, by attribute."""
     return {name: value for name, value in vars(clip.tokenizer).items() if hasattr(value, "_try_get_embedding")}
 
 
-def _taught_tokenizer(tokenizer: object, dictionaries: dict[str, PartDictionary]) -> object:
-    taught = copy.copy(tokenizer)
-    if taught.embedding_directory is None:
-        # ComfyUI takes None for "no embeddings at all" and would not even ask
-        taught.embedding_directory = []
-    search = tokenizer._try_get_embedding
-    if isinstance(search, PartEmbeddings):
-        search = search.search_folder
-    elif getattr(search, "__self__", None) is tokenizer:
-        # bound to the copy, which has a folder list
-        search = search.__func__.__get__(taught)
-    filler = _filler(tokenizer)
-    taught._try_get_embedding = PartEmbeddings(tokenizer.embedding_key, taught, search, filler, dictionaries)
-    return taught
-
-
-def _filler(tokenizer: object) -> int:
+def filler_of(tokenizer: Tokenizer) -> int:
+    """Id of `FILLER_WORD`."""
     return tokenizer.tokenizer(FILLER_WORD)["input_ids"][tokenizer.tokens_start]
-
-
-@cache
-def _recording_class(base: type) -> type:
-    """A CLIP class that writes the places of marked tokens beside each conditioning it makes."""
-
-    class RecordingClip(base):
-        """A CLIP whose clones record too."""
-
-        def clone(self, *args: object, **options: object) -> object:
-            """A clone of the same class; arguments are ComfyUI's own."""
-            clone = super().clone(*args, **options)
-            clone.__class__ = type(self)
-            return clone
-
-        def tokenize(self, text: str, *args: object, **options: object) -> object:
-            """As ComfyUI does it, but for mentions of its parts, such as <head:cardinal>, in any node's text."""
-            from .part_encoding import tokenize_known_mentions
-
-            return tokenize_known_mentions(self, text, *args, **options)
-
-        def tokenize_plainly(self, text: str, *args: object, **options: object) -> object:
-            """As ComfyUI does it."""
-            return super().tokenize(text, *args, **options)
-
-        def encode_from_tokens(self, tokens: object, *args: object, **options: object) -> object:
-            """As ComfyUI does it; a returned dict gets the spans."""
-            encoded = super().encode_from_tokens(tokens, *args, **options)
-            if isinstance(encoded, dict) and (spans := part_spans(tokens)):
-                encoded.setdefault(SPANS_KEY, spans)
-            return encoded
-
-        def encode_from_tokens_scheduled(self, tokens: object, *args: object, **options: object) -> object:
-            """As ComfyUI does it; every entry gets the spans."""
-            encoded = super().encode_from_tokens_scheduled(tokens, *args, **options)
-            if spans := part_spans(tokens):
-                for _, facts in encoded:
-                    facts.setdefault(SPANS_KEY, spans)
-            return encoded
-
-    # a second dictionary needs no second layer
-    return base if base.__name__ == RecordingClip.__name__ else RecordingClip
 
 
 def _find_row(dictionary: PartDictionary, name: str, asked: str) -> tuple[tuple[int, int], str]:

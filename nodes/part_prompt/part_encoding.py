@@ -14,7 +14,6 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -34,18 +33,11 @@ from ...concepts.part_prompt.part_mention import (
 )
 from ...concepts.part_prompt.part_prompt import PartPrompt, check_brackets, names_part, resolve_prompt
 from ..denoiser.model_backbone import text_widths
+from ..host.comfy_objects import Clip, Conditioning, Tokenizer, Tokens
 from ..host.comfy_version import embedding_answer
 from ..host.socket_types import SPANS_KEY, ChosenPart
 from .chosen_parts import MentionKey, key_of
 from .clip_tokens import FillerToken, PartMark, dictionaries_of, filler_tokens, marked, part_spans, tokenize_plainly
-
-if TYPE_CHECKING:
-    from comfy.sd import CLIP
-
-Tokens = dict[str, list[list[tuple]]]
-"""What a CLIP's tokenizer gives: encoder -> C chunks of L entries, each an id or a vector with its weight."""
-Conditioning = list[list]
-"""What ComfyUI's samplers take: pairs of a tensor `(1, C * L, E)` and its options."""
 
 log = logging.getLogger(__name__)
 
@@ -70,7 +62,7 @@ class LearnedMention:
 
 
 def encode_part_prompt(
-    clip: CLIP,
+    clip: Clip,
     text: str,
     dictionaries: Mapping[str, PartDictionary],
     carried: Mapping[MentionKey, ChosenPart] | None = None,
@@ -128,7 +120,8 @@ def _looked_up(
     looked_up = iter(zip(resolved.mentions, resolved.vectors, strict=True))
     mentions = []
     for start, (end, mention) in found.items():
-        if (own := carried.get(key_of(mention))) is not None:
+        own = carried.get(key_of(mention))
+        if own is not None and own.vector is not None:
             mentions.append(LearnedMention(start, end, _label(own.part, own.kind), own.part, own.vector))
         else:
             numbers, vector = next(looked_up)
@@ -139,7 +132,7 @@ def _looked_up(
     return mentions
 
 
-def tokenize_known_mentions(clip: CLIP, text: str, *args: object, **options: object) -> Tokens:
+def tokenize_known_mentions(clip: Clip, text: str, *args: object, **options: object) -> Tokens:
     """Tokens of a text typed into a node of ComfyUI or another pack: mentions of parts that the CLIP knows are understood.
 
     Whatever else stands in angle brackets is plain text there, as without the dictionaries; `args` and `options` are those
@@ -167,9 +160,9 @@ def known_mentions(text: str, dictionaries: Mapping[str, PartDictionary]) -> dic
         # "I <3: ..." is text: nothing closes it
         if not target[:1].strip() or text[closing : closing + 1] != ">":
             pass
-        elif names_part(target, dictionaries):
-            found[place] = read_mention(text, place)
-            end = found[place][0]
+        elif names_part(target, dictionaries) and (mention := read_mention(text, place)) is not None:
+            found[place] = mention
+            end = mention[0]
         else:
             hint = foreign_hint(target) or "it names no part that this CLIP knows"
             log.warning("Bestiary: <%s:...> is plain text here: %s", unescaped(target[:40]), hint)
@@ -178,7 +171,7 @@ def known_mentions(text: str, dictionaries: Mapping[str, PartDictionary]) -> dic
 
 
 def tokenize_mentions(
-    clip: CLIP, text: str, mentions: list[LearnedMention], *args: object, **options: object
+    clip: Clip, text: str, mentions: list[LearnedMention], *args: object, **options: object
 ) -> Tokens:
     """Tokens of a text with a vector `(D of the encoder,)`, marked with its mention, in place of every mention.
 
@@ -213,7 +206,7 @@ def tokenize_mentions(
     return filled
 
 
-def encoder_widths(clip: CLIP) -> dict[str, int]:
+def encoder_widths(clip: Clip) -> dict[str, int]:
     """Text encoders of a CLIP that learned vectors can go into, and the width of their token embeddings.
 
     Raises:
@@ -273,7 +266,7 @@ def _with_stand_ins(text: str, mentions: list[LearnedMention], names: list[str])
     return "".join([*pieces, _plain(text[place:])])
 
 
-def _stand_in_clip(clip: CLIP, stand_ins: Mapping[str, Tensor]) -> CLIP:
+def _stand_in_clip(clip: Clip, stand_ins: Mapping[str, Tensor]) -> Clip:
     """A view of a CLIP whose tokenizer also knows the stand-ins; the CLIP and its tokenizer stay as they are."""
     # only the tokenizer is a copy; weights are shared
     view = copy.copy(clip)
@@ -290,7 +283,7 @@ def _stand_in_clip(clip: CLIP, stand_ins: Mapping[str, Tensor]) -> CLIP:
 
 
 def _find_stand_in(
-    stand_ins: Mapping[str, Tensor], tokenizer: object, search: Callable[[str], tuple] | None, name: str
+    stand_ins: Mapping[str, Tensor], tokenizer: Tokenizer, search: Callable[[str], tuple] | None, name: str
 ) -> tuple:
     """A stand-in's tensor `(1,)` and the text behind it, or what the CLIP itself makes of an `embedding:`."""
     first, _, rest = name.partition(" ")

@@ -5,9 +5,8 @@ from __future__ import annotations
 from comfy_api.latest import io
 
 from ..host.comfy_version import schema
-from ..host.socket_types import ChosenParts, DictionarySocket, NamedDictionary
+from ..host.socket_types import ALL_PARTS, ChosenParts, DictionarySocket, NamedDictionary
 from .part_prompt_nodes import CATEGORY, part_outputs, weight_input
-from .reserved_words import ALL_PARTS
 
 
 class BestiaryBlendKinds(io.ComfyNode):
@@ -20,7 +19,7 @@ class BestiaryBlendKinds(io.ComfyNode):
             node_id="BestiaryBlendKinds",
             display_name="Blend Kinds",
             category=CATEGORY,
-            description="Makes a part that lies between two kinds, such as a head half cardinal, half blue jay.",
+            description="Blends two kinds of a part, such as a head halfway between cardinal and blue jay.",
             search_aliases=["mix", "interpolate"],
             inputs=[
                 DictionarySocket.Input("dictionary", tooltip="From Load Part Dictionary."),
@@ -28,7 +27,7 @@ class BestiaryBlendKinds(io.ComfyNode):
                 io.String.Input("first_kind", default="", tooltip="Name or number of the kind at amount 0."),
                 io.String.Input("second_kind", default="", tooltip="Name or number of the kind at amount 1."),
                 io.Float.Input(
-                    "amount", tooltip="0 is exactly the first kind, 1 exactly the second, 0.5 the middle.", **amount
+                    "amount", tooltip="0 gives the first kind exactly, 1 the second, 0.5 an equal blend.", **amount
                 ),
                 weight_input(optional=True),
             ],
@@ -65,14 +64,17 @@ class BestiaryRandomKind(io.ComfyNode):
             node_id="BestiaryRandomKind",
             display_name="Random Kind",
             category=CATEGORY,
-            description="Draws new kinds from the mean and spread of the learned ones: creatures that no picture showed.",
+            description=(
+                "Samples new kinds from the mean and standard deviation of the learned ones, for creatures that "
+                "are in none of the training pictures."
+            ),
             search_aliases=["sample", "novel", "seed"],
             inputs=[
                 DictionarySocket.Input("dictionary", tooltip="From Load Part Dictionary."),
                 io.String.Input(
                     "part",
                     default=ALL_PARTS,
-                    tooltip="Name or number of the part, or all for every part but the background.",
+                    tooltip="Name or number of the part, or all for every part except the background.",
                 ),
                 io.Int.Input(
                     "seed",
@@ -80,11 +82,14 @@ class BestiaryRandomKind(io.ComfyNode):
                     min=0,
                     max=0xFFFFFFFFFFFFFFFF,
                     control_after_generate=True,
-                    tooltip="The same seed draws the same kind; other parts draw differently from it.",
+                    tooltip="The same seed gives the same kind. Parts are sampled independently of each other.",
                 ),
                 io.Float.Input(
                     "spread",
-                    tooltip="How far from the mean kind: 0 is the mean itself, 1 as far as the learned kinds are.",
+                    tooltip=(
+                        "Distance from the mean kind: 0 gives the mean, 1 the standard deviation of the learned kinds; "
+                        "higher values are more unusual."
+                    ),
                     **spread,
                 ),
                 weight_input(optional=True),
@@ -94,7 +99,10 @@ class BestiaryRandomKind(io.ComfyNode):
                 DictionarySocket.Output(
                     "extended",
                     display_name="dictionary",
-                    tooltip="The dictionary with the new kinds in it, named such as random 7: save it, or name them in text.",
+                    tooltip=(
+                        "The dictionary with the new kinds added under names such as random 7. Save it, or connect it to "
+                        "Part Prompt."
+                    ),
                 ),
             ],
         )

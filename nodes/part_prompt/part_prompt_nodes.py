@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from comfy_api.latest import io
 
 from ..host.comfy_version import schema, socket
-from ..host.socket_types import ChosenParts, DictionarySocket, NamedDictionary, PartSocket
-from .reserved_words import PARTS_PLACE
+from ..host.socket_types import PARTS_PLACE, ChosenParts, DictionarySocket, NamedDictionary, PartSocket
+
+if TYPE_CHECKING:
+    from ..host.comfy_objects import Clip
 
 CATEGORY = "Bestiary/parts"
 LARGEST_WEIGHT = 10.0
@@ -15,7 +19,7 @@ PART_SLOTS = 6
 
 def weight_input(*, optional: bool = False) -> io.Input:
     """The prompt weight that every block with parts offers."""
-    tooltip = "How strongly the prompt asks for it, like (text:1.2). 1 is neutral."
+    tooltip = "Prompt weight, as in (text:1.2). 1 is neutral."
     limits = {"default": 1.0, "min": 0.0, "max": LARGEST_WEIGHT, "step": 0.05}
     return io.Float.Input("weight", tooltip=tooltip, optional=optional, **limits)
 
@@ -24,7 +28,7 @@ def part_outputs() -> list[io.Output]:
     """What every block that makes parts gives: the parts, and how a prompt writes them."""
     return [
         PartSocket.Output("chosen", display_name="part", tooltip="For Part Prompt or Combine Parts."),
-        io.String.Output("written", display_name="text", tooltip="The same as text, to be put into any part prompt."),
+        io.String.Output("written", display_name="text", tooltip="The same as prompt text."),
     ]
 
 
@@ -37,7 +41,7 @@ class BestiaryPart(io.ComfyNode):
             node_id="BestiaryPart",
             display_name="Part",
             category=CATEGORY,
-            description="Picks one learned part of one kind, such as the head of a cardinal, for a prompt.",
+            description="Selects one learned part of one kind, such as the head of a cardinal, for a prompt.",
             search_aliases=["part token", "head", "wing", "bestiary"],
             inputs=[
                 DictionarySocket.Input("dictionary", tooltip="From Load Part Dictionary."),
@@ -49,7 +53,10 @@ class BestiaryPart(io.ComfyNode):
                 ),
                 weight_input(),
                 io.String.Input(
-                    "blend_with", default="", optional=True, tooltip="A second kind of the same part; empty for none."
+                    "blend_with",
+                    default="",
+                    optional=True,
+                    tooltip="A second kind of the same part to blend with; leave empty for none.",
                 ),
                 socket(
                     io.Float.Input,
@@ -59,7 +66,7 @@ class BestiaryPart(io.ComfyNode):
                     max=1.0,
                     step=0.05,
                     optional=True,
-                    tooltip="Share of the second kind: 0 is the first kind alone, 1 the second alone.",
+                    tooltip="Factor of the second kind: 0 gives the first kind only, 1 the second only.",
                 ),
             ],
             outputs=part_outputs(),
@@ -97,20 +104,23 @@ class BestiaryCombineParts(io.ComfyNode):
             node_id="BestiaryCombineParts",
             display_name="Combine Parts",
             category=CATEGORY,
-            description="Puts parts together into one creature: a head of this, wings of that. Chain it for more than six.",
+            description=(
+                "Combines several parts for Part Prompt, such as a head of one species and wings of another. "
+                "Chain nodes for more than six parts."
+            ),
             inputs=[
                 *[
-                    PartSocket.Input(slot, optional=True, tooltip="A part; empty sockets are passed over.")
+                    PartSocket.Input(slot, optional=True, tooltip="A part. Unconnected inputs are ignored.")
                     for slot in slots
                 ],
                 PartSocket.Input(
-                    "chain", optional=True, tooltip="Parts of another Combine Parts; they come before those here."
+                    "chain", optional=True, tooltip="Output of another Combine Parts; its parts come first."
                 ),
                 io.Boolean.Input(
                     "allow_repeats",
                     default=False,
                     optional=True,
-                    tooltip="Let the same part stand there twice, such as two heads. Off, that is an error.",
+                    tooltip="Allows the same part twice, such as two heads. If off, this is an error.",
                 ),
             ],
             outputs=part_outputs(),
@@ -136,36 +146,39 @@ class BestiaryPartPrompt(io.ComfyNode):
             node_id="BestiaryPartPrompt",
             display_name="Part Prompt",
             category=CATEGORY,
-            description="Encodes a prompt that names learned parts, as <head:cardinal>, for any sampler; positive or negative.",
+            description=(
+                "Encodes a prompt with learned parts, such as <head:cardinal>. Use it as positive or negative "
+                "conditioning of any sampler."
+            ),
             search_aliases=["text encode", "prompt", "clip"],
             inputs=[
-                io.Clip.Input("clip", tooltip="From Load Part Dictionary, so that it knows the parts."),
+                io.Clip.Input("clip", tooltip="From Load Part Dictionary, which adds the part tokens."),
                 io.String.Input(
                     "text",
                     multiline=True,
                     # the browser's dynamic prompts would take the brackets of {parts} away
                     dynamic_prompts=False,
                     default=f"a photo of a {PARTS_PLACE}",
-                    tooltip="A prompt with parts as <head:cardinal>, <head:17> or <head:17*0.6+18*0.4>, with weights as "
-                    f"(<head:cardinal>:1.2). {PARTS_PLACE} is where linked parts go; without it they come last.",
+                    tooltip="The prompt. Write parts as <head:cardinal>, <head:17> or <head:17*0.6+18*0.4>, weights as "
+                    f"(<head:cardinal>:1.2). {PARTS_PLACE} is the placeholder for linked parts; without it "
+                    "they are appended.",
                 ),
-                PartSocket.Input("parts", optional=True, tooltip=f"Parts that go where the text says {PARTS_PLACE}."),
+                PartSocket.Input("parts", optional=True, tooltip=f"Parts to insert at {PARTS_PLACE}."),
                 DictionarySocket.Input(
                     "dictionary",
                     optional=True,
-                    tooltip="A dictionary whose parts the text may name besides those that the CLIP knows, "
-                    "such as that of Random Kind.",
+                    tooltip="One more dictionary, in addition to those of the CLIP, for example from Random Kind.",
                 ),
             ],
             outputs=[
                 io.Conditioning.Output("conditioning", display_name="conditioning", tooltip="For any sampler."),
-                io.String.Output("prompt", display_name="text", tooltip="The whole prompt as it was encoded."),
+                io.String.Output("prompt", display_name="text", tooltip="The complete prompt as encoded."),
             ],
         )
 
     @classmethod
     def execute(
-        cls, clip: object, text: str, parts: ChosenParts | None = None, dictionary: NamedDictionary | None = None
+        cls, clip: Clip, text: str, parts: ChosenParts | None = None, dictionary: NamedDictionary | None = None
     ) -> io.NodeOutput:
         import logging
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from ...concepts.errors import BestiaryError
 from ...concepts.name_search import choices_text, shown_name
 from ..host.concept_folders import concept_names, concept_path
-from .training_curves import CurveReaders, file_stamp
+from .training_curves import CurveReaders, path_stamp
 from .training_runs import CONFIG, run_names, runs_folder
 
 SHEETS = {"pictures": "", "attention": "-attention"}
@@ -58,9 +58,9 @@ def run_stamp(name: str) -> str:
     if name not in run_names():
         return ""
     folder = runs_folder() / name
-    previews = f"{file_stamp(folder / 'samples')}-{zlib.crc32((stopped_file(name) or '').encode()):08x}"
+    previews = f"{path_stamp(folder / 'samples')}-{zlib.crc32((stopped_file(name) or '').encode()):08x}"
     # a name may hold letters that a header cannot
-    return f"{zlib.crc32(os.fsencode(name)):08x}-{file_stamp(folder / 'log.jsonl')}-{previews}"
+    return f"{zlib.crc32(os.fsencode(name)):08x}-{path_stamp(folder / 'log.jsonl')}-{previews}"
 
 
 def list_run(name: str) -> dict[str, object]:
@@ -120,7 +120,7 @@ def preview_picture(name: str, step: int, sheet: str) -> bytes:
 def preview_stamp(name: str, step: int, sheet: str) -> str:
     """Changes with a preview; empty where there is none."""
     try:
-        return file_stamp(_preview_path(name, step, sheet))
+        return path_stamp(_preview_path(name, step, sheet))
     except BestiaryError:
         return ""
 

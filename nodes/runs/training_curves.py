@@ -81,10 +81,10 @@ class TrainingCurves:
         if (facts.st_ino, facts.st_dev) != self._file or facts.st_size < self._place:
             self._forget()
             self._file = (facts.st_ino, facts.st_dev)
-        for record in self._new_records(facts.st_size):
-            self._add(record)
+        for step, record in self._new_records(facts.st_size):
+            self._add(step, record)
 
-    def _new_records(self, size: int) -> Iterator[Mapping[str, object]]:
+    def _new_records(self, size: int) -> Iterator[tuple[int, Mapping[str, object]]]:
         with self.path.open("rb") as file:
             file.seek(self._place)
             while self._place < size:
@@ -96,9 +96,9 @@ class TrainingCurves:
                 if record := _record(line):
                     yield record
 
-    def _add(self, record: Mapping[str, object]) -> None:
+    def _add(self, step: int, record: Mapping[str, object]) -> None:
         self.last = dict(record)
-        bucket = _Bucket(record["step"], 1)
+        bucket = _Bucket(step, 1)
         for name, value in _flat(record):
             if name not in self._names:
                 if len(self._names) >= MOST_CURVES:
@@ -153,7 +153,7 @@ class CurveReaders:
             return reader.listed(), dict(reader.last)
 
 
-def file_stamp(path: Path) -> str:
+def path_stamp(path: Path) -> str:
     """Changes when a file does; empty where there is none."""
     try:
         facts = os.stat(path)
@@ -162,13 +162,14 @@ def file_stamp(path: Path) -> str:
     return f"{facts.st_mtime_ns}-{facts.st_size}"
 
 
-def _record(line: bytes) -> Mapping[str, object] | None:
+def _record(line: bytes) -> tuple[int, Mapping[str, object]] | None:
+    """Step and content of a log's line; None for what is no record of a step."""
     try:
         record = json.loads(line)
     except (ValueError, RecursionError):
         return None
-    steps = record.get("step") if isinstance(record, dict) else None
-    return record if isinstance(steps, int) and not isinstance(steps, bool) else None
+    step = record.get("step") if isinstance(record, dict) else None
+    return (step, record) if isinstance(step, int) and not isinstance(step, bool) else None
 
 
 def _flat(record: Mapping[str, object]) -> Iterator[tuple[str, float]]:

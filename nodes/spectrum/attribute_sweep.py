@@ -18,9 +18,9 @@ from ...concepts.name_search import shown_name
 from ...concepts.spectrum.attribute_presets import Presets, format_presets, stages_text
 from ...concepts.spectrum.stage_bounds import StageBounds
 from ...concepts.spectrum.staged_prompt import Override, PromptSources, resolve_staged_prompt
+from ..host.comfy_objects import Conditioning
 from ..host.graph_progress import GraphProgress
-from ..part_prompt.part_encoding import Conditioning
-from ..part_prompt.reserved_words import WORD_PLACE
+from ..host.socket_types import WORD_PLACE
 from .stage_ranges import stage_percents
 from .staged_encoding import StagedSide, encode_sides
 
@@ -120,9 +120,8 @@ def sweep_word(
     # without the word, with it at one stage alone, and with it everywhere
     bounds = StageBounds.equal(settings.stages)
     with_word, without = (settings.text.replace(WORD_PLACE, one) for one in (settings.word, settings.otherwise))
-    plans: list[tuple[str, dict[int, Override]]] = [(without, {})]
-    plans += [(without, {stage: with_word}) for stage in range(bounds.stages)]
-    plans += [(with_word, {})]
+    staged: list[tuple[str, dict[int, Override]]] = [(without, {stage: with_word}) for stage in range(bounds.stages)]
+    plans = [(without, {}), *staged, (with_word, {})]
     # all prompts in one encoding; the negative one is the last
     sides = [_side(model, text, overrides, bounds) for text, overrides in [*plans, (settings.negative, {})]]
     *positives, negative = encode_sides(clip, sides)
@@ -164,9 +163,10 @@ def _side(model: ModelPatcher, text: str, overrides: dict[int, Override], bounds
 
 def picture_features(pictures: Tensor) -> Tensor:
     """What is compared of pictures `(N, H, W, 3)` without a CLIP vision model: small pixels `(N, F)`."""
-    small = torch.nn.functional.adaptive_avg_pool2d(
-        pictures[..., :3].permute(0, 3, 1, 2).float(), tuple(min(FEATURE_EDGE, edge) for edge in pictures.shape[1:3])
-    )  # (N, 3, h, w)
+    _, height, width, _ = pictures.shape
+    channels = pictures[..., :3].permute(0, 3, 1, 2).float()  # (N, 3, H, W)
+    size = (min(FEATURE_EDGE, height), min(FEATURE_EDGE, width))
+    small = torch.nn.functional.adaptive_avg_pool2d(channels, size)  # (N, 3, h, w)
     return small.flatten(1)
 
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -138,7 +138,7 @@ def _with_noted_contexts(
     context: Tensor | None = None,
     y: Tensor | None = None,
     control: object = None,
-    transformer_options: Mapping[str, object] | None = None,
+    transformer_options: Mapping[str, Any] | None = None,
     **options: object,
 ) -> Tensor:
     """Wrapper of one call of the UNet: packed prompts `(B, T, packed_width)` are known by their width, others pass."""
@@ -177,7 +177,7 @@ def _with_own_contexts(
     context: Tensor | None = None,
     y: Tensor | None = None,
     control: object = None,
-    transformer_options: Mapping[str, object] | None = None,
+    transformer_options: Mapping[str, Any] | None = None,
     **options: object,
 ) -> Tensor:
     """Wrapper of one call of the UNet on packed prompts `(B, T, packed_width)`: each layer gets its own context."""
@@ -188,7 +188,7 @@ def _with_own_contexts(
     layer_of = _check_layers(packing, executor.class_obj)
     _check_width(packing, context)
 
-    def choose(n: Tensor, packed: Tensor, value: Tensor, facts: Mapping[str, object]) -> tuple[Tensor, Tensor, Tensor]:
+    def choose(n: Tensor, packed: Tensor, value: Tensor, facts: Mapping[str, Any]) -> tuple[Tensor, Tensor, Tensor]:
         """ComfyUI's attn2_patch: keys and values `(B, T, E)` of the layer that asks."""
         return n, *packing.context(packed, layer_of[tuple(facts["block"])])
 

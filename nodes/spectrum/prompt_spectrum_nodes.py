@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from comfy_api.latest import io, ui
 
@@ -17,10 +17,14 @@ from ..host.socket_types import DictionarySocket, NamedDictionary, NamedSpectrum
 from ..part_dictionary.dictionary_loading import prompt_name
 from ..part_map.part_pictures import named_faults
 from .spectrum_files import check_spectrum_file, describe_spectrum, read_spectrum, spectrum_names, write_spectrum
-from .stage_ranges import CLOCKS
+from .stage_ranges import CLOCKS, StageClock
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
+    from ...concepts.spectrum.stage_algebra import Rest
     from ...concepts.spectrum.staged_prompt import PromptSources
+    from ..host.comfy_objects import Clip, Model
 
 CATEGORY = "Bestiary/spectrum"
 SLOTS = 4
@@ -30,10 +34,10 @@ MODEL_OUTPUT = 3
 MOST_STAGES = 250
 USUAL_SHARES = ("layout", "content", "material", "style")
 LINES_TOOLTIP = (
-    "Other texts for some stages, one line each: layout: a wide meadow; 3-5: a red bird; 0%-40%: a cat; 10: =4 repeats "
-    "what stage 4 says. Numbers go before attributes."
+    "Different texts for some stages, one line each: layout: a wide meadow; 3-5: a red bird; 0%-40%: "
+    "a cat; 10: =4 repeats stage 4. Numbers take precedence over attributes."
 )
-PRESETS_TOOLTIP = "Which part of the way carries which attribute, one line each, such as layout: 0%-10%. Empty takes "
+PRESETS_TOOLTIP = "Which stages belong to which attribute, one line each, such as layout: 0%-10%. Leave empty to use "
 
 
 def timing_inputs() -> list[io.Input]:
@@ -44,19 +48,23 @@ def timing_inputs() -> list[io.Input]:
             options=list(CLOCKS),
             default=CLOCKS[0],
             optional=True,
-            tooltip="timesteps: stages share the noise levels, as they were learned. steps: they share the sampler's steps; "
-            "needs model and sigmas.",
+            tooltip=(
+                "How stages are placed. timesteps: by noise level, as in training. steps: in proportion to the "
+                "number of sampler steps; requires model and sigmas."
+            ),
         ),
         io.Model.Input(
-            "model", optional=True, tooltip="Needed for the clock steps, and for models other than Stable Diffusion."
+            "model", optional=True, tooltip="Required for clock = steps, and for models other than Stable Diffusion."
         ),
-        io.Sigmas.Input("sigmas", optional=True, tooltip="From Basic Scheduler; needed for the clock steps."),
+        io.Sigmas.Input("sigmas", optional=True, tooltip="From Basic Scheduler; required for clock = steps."),
         io.Boolean.Input(
             "gap_filler",
             default=True,
             optional=True,
-            tooltip="Adds an entry that acts only where no stage does, at no cost. It steps back where a node sets a mask, an "
-            "area or a strength.",
+            tooltip=(
+                "Adds a conditioning that is used only at steps without a stage, at no cost. It is inactive if a "
+                "node sets a mask, an area or a strength."
+            ),
         ),
     ]
 
@@ -77,15 +85,21 @@ class BestiaryLoadSpectrum(io.ComfyNode):
             node_id="BestiaryLoadSpectrum",
             display_name="Load Spectrum",
             category=CATEGORY,
-            description="Loads a prompt spectrum: what a picture says about layout, content, material and style, stage by "
-            "stage of its denoising. Learned by bestiary train spectrum, or imported.",
+            description=(
+                "Loads a prompt spectrum: the embeddings of a concept, learned separately for each denoising "
+                "stage, so that layout, content, material and style can be used on their own. Trained with "
+                "bestiary train spectrum, or imported."
+            ),
             search_aliases=["bestiary", "prospect", "prompt spectrum", "textual inversion", "xti", "neti"],
             inputs=[
                 io.Combo.Input(
                     "file", options=spectrum_names(), tooltip="A prompt spectrum (.safetensors) in models/bestiary."
                 ),
                 io.String.Input(
-                    "name", default="", optional=True, tooltip="What prompts call it; empty takes the file's name."
+                    "name",
+                    default="",
+                    optional=True,
+                    tooltip="Name of the spectrum in prompts; leave empty to use the file name.",
                 ),
                 io.Float.Input(
                     "strength",
@@ -94,7 +108,7 @@ class BestiaryLoadSpectrum(io.ComfyNode):
                     max=4.0,
                     step=0.05,
                     optional=True,
-                    tooltip="1 is as learned, 0 the words it was learned from, more exaggerates.",
+                    tooltip="1 is as trained, 0 gives the words it was initialised from, values above 1 exaggerate.",
                 ),
                 io.Float.Input(
                     "soft_boundaries",
@@ -103,12 +117,12 @@ class BestiaryLoadSpectrum(io.ComfyNode):
                     max=1.0,
                     step=0.05,
                     optional=True,
-                    tooltip="How far neighbouring stages blend into each other; 0 keeps them as learned.",
+                    tooltip="How much neighbouring stages are blended; 0 uses them as trained.",
                 ),
             ],
             outputs=[
                 SpectrumSocket.Output("spectrum", display_name="spectrum", tooltip="For the spectrum nodes."),
-                io.String.Output("info", display_name="info", tooltip="Stages, words and how it was made."),
+                io.String.Output("info", display_name="info", tooltip="Stages, words and provenance."),
             ],
         )
 
@@ -118,7 +132,7 @@ class BestiaryLoadSpectrum(io.ComfyNode):
 
     @classmethod
     def fingerprint_inputs(cls, **inputs: object) -> str:
-        return file_stamp(inputs.get("file"))
+        return file_stamp(str(inputs.get("file") or ""))
 
     @classmethod
     def execute(cls, file: str, name: str = "", strength: float = 1.0, soft_boundaries: float = 0.0) -> io.NodeOutput:
@@ -140,31 +154,39 @@ class BestiarySpectrumPrompt(io.ComfyNode):
             node_id=SPECTRUM_PROMPT,
             display_name="Spectrum Prompt",
             category=CATEGORY,
-            description="Encodes a prompt whose words change on the way from noise to picture: <name> puts in what a "
-            "spectrum says at each stage. Costs no more than one prompt.",
+            description=(
+                "Encodes a prompt whose content can change between denoising stages: <name> inserts the "
+                "embedding of a spectrum for each stage. Sampling takes as long as with a single prompt."
+            ),
             search_aliases=["text encode", "prospect", "prompt scheduling", "prompt editing", "stages"],
             hidden=[io.Hidden.unique_id, io.Hidden.prompt],
             inputs=[
-                io.Clip.Input("clip", tooltip="The CLIP of the model; after Load Part Dictionary it also knows parts."),
+                io.Clip.Input(
+                    "clip", tooltip="The CLIP of the model. Connect it through Load Part Dictionary to use parts."
+                ),
                 text_input(
                     "text",
                     "a photo of a <name>",
-                    "A prompt with <corgi>, <corgi*0.7>, <corgi@layout>, <corgi@1-3|a dog>, <head:cardinal@content> or "
-                    "[a cat:a dog:0.4]; weights as usual.",
+                    (
+                        "The prompt. Syntax: <corgi>, <corgi*0.7>, <corgi@layout>, <corgi@1-3|a dog>, "
+                        "<head:cardinal@content>, [a cat:a dog:0.4]; weights as usual."
+                    ),
                 ),
-                text_input("negative_text", "", "What the picture shall not show; it may name the same things."),
+                text_input("negative_text", "", "The negative prompt; it can use the same syntax."),
                 *[
                     SpectrumSocket.Input(
                         f"spectrum_{n}",
                         optional=True,
-                        tooltip="A spectrum that the texts may name; from Load Spectrum.",
+                        tooltip="A spectrum for the texts; from Load Spectrum.",
                     )
                     for n in range(1, SLOTS + 1)
                 ],
                 text_input("stage_texts", "", LINES_TOOLTIP, optional=True),
-                text_input("negative_stage_texts", "", "The same for the negative text.", optional=True),
+                text_input(
+                    "negative_stage_texts", "", "Different texts for some stages of the negative prompt.", optional=True
+                ),
                 DictionarySocket.Input(
-                    "dictionary", optional=True, tooltip="Parts that the texts may name besides those the CLIP knows."
+                    "dictionary", optional=True, tooltip="One more part dictionary, in addition to those of the CLIP."
                 ),
                 socket(
                     io.Int.Input,
@@ -173,7 +195,10 @@ class BestiarySpectrumPrompt(io.ComfyNode):
                     min=1,
                     max=MOST_STAGES,
                     optional=True,
-                    tooltip="Stages of a text that names no spectrum; others have those of the first one they name.",
+                    tooltip=(
+                        "Number of stages of a text that contains no spectrum; other texts use the stages of their first "
+                        "spectrum."
+                    ),
                 ),
                 text_input("presets", "", PRESETS_TOOLTIP + "those of the spectrum.", optional=True),
                 *timing_inputs(),
@@ -181,12 +206,15 @@ class BestiarySpectrumPrompt(io.ComfyNode):
             outputs=[
                 io.Conditioning.Output("positive", display_name="positive", tooltip="For any sampler."),
                 io.Conditioning.Output("negative", display_name="negative", tooltip="For the same sampler."),
-                io.String.Output("report", display_name="report", tooltip="What stands at every stage."),
+                io.String.Output("report", display_name="report", tooltip="The content of each stage."),
                 io.Model.Output(
                     "patched_model",
                     display_name="model",
-                    tooltip="The model of the input, ready for prompts that tell every layer something else (XTI, NeTI). "
-                    "Sampling with it spares ComfyUI a second copy of the model; for other prompts it changes nothing.",
+                    tooltip=(
+                        "The model of the input, prepared for spectra with vectors per layer (XTI, NeTI). If you sample "
+                        "with it, ComfyUI does not have to load the model a second time; for other prompts it is "
+                        "unchanged."
+                    ),
                 ),
             ],
         )
@@ -200,7 +228,7 @@ class BestiarySpectrumPrompt(io.ComfyNode):
     @classmethod
     def execute(
         cls,
-        clip: object,
+        clip: Clip,
         text: str,
         negative_text: str,
         stage_texts: str = "",
@@ -208,9 +236,9 @@ class BestiarySpectrumPrompt(io.ComfyNode):
         dictionary: NamedDictionary | None = None,
         stages: int = DEFAULT_STAGES,
         presets: str = "",
-        clock: str = CLOCKS[0],
-        model: object = None,
-        sigmas: object = None,
+        clock: StageClock = CLOCKS[0],
+        model: Model | None = None,
+        sigmas: Tensor | None = None,
         gap_filler: bool = True,
         **slots: NamedSpectrum | None,
     ) -> io.NodeOutput:
@@ -239,7 +267,7 @@ def _is_output_linked(hidden: io.HiddenHolder | None, output: int) -> bool:
     return any(link == [own, output] for link in links)
 
 
-def _sources(clip: object, linked: Sequence[NamedSpectrum | None], dictionary: NamedDictionary | None) -> PromptSources:
+def _sources(clip: Clip, linked: Sequence[NamedSpectrum | None], dictionary: NamedDictionary | None) -> PromptSources:
     from ...concepts.spectrum.staged_prompt import PromptSources
     from ..part_prompt.clip_tokens import dictionaries_of
     from .spectrum_prompts import spectra_by_name
@@ -258,13 +286,17 @@ class BestiaryMixAttributes(io.ComfyNode):
         inputs = []
         for number, share in enumerate(USUAL_SHARES, start=1):
             inputs += [
-                SpectrumSocket.Input(f"reference_{number}", optional=True, tooltip="A spectrum; empty is passed over."),
+                SpectrumSocket.Input(
+                    f"reference_{number}", optional=True, tooltip="A spectrum. Unconnected inputs are ignored."
+                ),
                 io.String.Input(
                     f"takes_{number}",
                     default=share,
                     optional=True,
-                    tooltip="What the mixture takes from it: attributes (layout), stages (4-6) or percents (0%-30%), "
-                    "with commas between several.",
+                    tooltip=(
+                        "Stages to take from it: attributes (layout), stage numbers (4-6) or percentages (0%-30%), "
+                        "separated by commas."
+                    ),
                 ),
                 io.Float.Input(
                     f"strength_{number}",
@@ -273,18 +305,20 @@ class BestiaryMixAttributes(io.ComfyNode):
                     max=4.0,
                     step=0.05,
                     optional=True,
-                    tooltip="1 is as learned, 0 the words it was learned from.",
+                    tooltip="1 is as trained, 0 gives the words it was initialised from.",
                 ),
             ]
         return schema(
             node_id="BestiaryMixAttributes",
             display_name="Mix Attributes",
             category=CATEGORY,
-            description="Makes one spectrum of several: layout of one reference, content of another, material and style of "
-            "a third. Where attributes overlap, the one with fewer stages wins.",
+            description=(
+                "Combines several spectra into one: layout of one reference, content of another, material and "
+                "style of a third. Where attributes overlap, the one with fewer stages takes precedence."
+            ),
             search_aliases=["prospect", "merge spectra", "style mixing", "attribute transfer"],
             inputs=[
-                io.String.Input("name", default="mix", tooltip="What prompts call the mixture."),
+                io.String.Input("name", default="mix", tooltip="Name of the mixture in prompts."),
                 *inputs,
                 text_input("presets", "", PRESETS_TOOLTIP + "those of the first reference.", optional=True),
                 io.Combo.Input(
@@ -292,7 +326,10 @@ class BestiaryMixAttributes(io.ComfyNode):
                     options=["neutral", "silent"],
                     default="neutral",
                     optional=True,
-                    tooltip="What stands at stages nobody takes: the words a reference was learned from, or nothing.",
+                    tooltip=(
+                        "What to use at stages that no reference takes. neutral: the words a reference was initialised "
+                        "from. silent: nothing."
+                    ),
                 ),
                 io.Float.Input(
                     "soft_boundaries",
@@ -301,18 +338,18 @@ class BestiaryMixAttributes(io.ComfyNode):
                     max=1.0,
                     step=0.05,
                     optional=True,
-                    tooltip="How far neighbouring stages blend into each other.",
+                    tooltip="How much neighbouring stages are blended.",
                 ),
             ],
             outputs=[
                 SpectrumSocket.Output("spectrum", display_name="spectrum", tooltip="For Spectrum Prompt."),
-                io.String.Output("table", display_name="table", tooltip="Which reference has which stages."),
+                io.String.Output("table", display_name="table", tooltip="Which reference is used at which stage."),
             ],
         )
 
     @classmethod
     def execute(
-        cls, name: str, presets: str = "", rest: str = "neutral", soft_boundaries: float = 0.0, **slots: object
+        cls, name: str, presets: str = "", rest: Rest = "neutral", soft_boundaries: float = 0.0, **slots: Any
     ) -> io.NodeOutput:
         from ...concepts.spectrum.stage_claims import Reference, mix_references, shown_reference
 
@@ -336,18 +373,20 @@ class BestiarySaveSpectrum(io.ComfyNode):
             node_id="BestiarySaveSpectrum",
             display_name="Save Spectrum",
             category=CATEGORY,
-            description="Writes a spectrum into models/bestiary. A name that is taken gets a number; nothing is overwritten. "
-            "Other programs load the file as a plain embedding.",
+            description=(
+                "Saves a spectrum in models/bestiary. Existing files are never overwritten: a number is appended "
+                "to the name. Other programs load the file as an ordinary embedding."
+            ),
             search_aliases=["bestiary", "save prospect"],
             is_output_node=True,
             inputs=[
-                SpectrumSocket.Input("spectrum", tooltip="What to save, such as a mixture."),
+                SpectrumSocket.Input("spectrum", tooltip="The spectrum to save, such as a mixture."),
                 io.String.Input(
-                    "filename", default="my_spectrum", tooltip="Name below models/bestiary; sub-folders are allowed."
+                    "filename", default="my_spectrum", tooltip="Name inside models/bestiary; subfolders are allowed."
                 ),
             ],
             outputs=[
-                io.String.Output("file", display_name="file", tooltip="Name of the file as Load Spectrum lists it.")
+                io.String.Output("file", display_name="file", tooltip="The file name as listed by Load Spectrum.")
             ],
         )
 

@@ -10,9 +10,8 @@ from ...concepts.spectrum.attribute_presets import DEFAULT_PRESETS, format_prese
 from ...concepts.spectrum.stage_bounds import DEFAULT_STAGES, StageBounds
 from ..host.comfy_version import schema
 from ..host.graph_progress import GraphProgress
-from ..host.socket_types import NamedSpectrum, SpectrumSocket
+from ..host.socket_types import WORD_PLACE, NamedSpectrum, SpectrumSocket
 from ..part_map.part_pictures import named_faults
-from ..part_prompt.reserved_words import WORD_PLACE
 from .prompt_spectrum_nodes import (
     CATEGORY,
     LINES_TOOLTIP,
@@ -21,11 +20,14 @@ from .prompt_spectrum_nodes import (
     text_input,
     timing_inputs,
 )
-from .stage_ranges import CLOCKS, intersect_range
+from .stage_ranges import CLOCKS, StageClock, intersect_range
 from .stage_schedule import preview_schedule, sampler_names, schedule_table, scheduler_names
 
 if TYPE_CHECKING:
-    from ..part_prompt.part_encoding import Conditioning
+    from torch import Tensor
+
+    from ..host.comfy_objects import Clip, ClipVision, Conditioning, Model, Vae
+
 
 SWEEP_STAGES = 8
 
@@ -47,34 +49,42 @@ class BestiaryStageText(io.ComfyNode):
             node_id="BestiaryStageText",
             display_name="Stage Text",
             category=CATEGORY,
-            description="Says different words at different stages of the denoising, without any learned file. Works with "
-            "every model. Costs no more than one prompt.",
+            description=(
+                "Uses different prompts at different stages of the denoising, without a trained file. Works with "
+                "every model. Sampling takes as long as with a single prompt."
+            ),
             search_aliases=["prompt scheduling", "prompt travel", "timestep range", "text encode"],
             inputs=[
                 io.Clip.Input("clip", tooltip="The CLIP of the model."),
                 text_input("lines", "layout: a wide meadow\n3-10: a red bird on a meadow", LINES_TOOLTIP),
-                text_input("text", "a bird on a meadow", "What stands at all other stages; empty asks for all stages."),
-                _stages_input("How many stages of equal length the way has."),
-                text_input("presets", "", PRESETS_TOOLTIP + "the usual ones.", optional=True),
+                text_input(
+                    "text", "a bird on a meadow", "The prompt for all other stages. If empty, every stage needs a line."
+                ),
+                _stages_input("Number of stages of equal length."),
+                text_input("presets", "", PRESETS_TOOLTIP + "the default presets.", optional=True),
                 *timing_inputs(),
             ],
             outputs=[
-                io.Conditioning.Output("conditioning", display_name="conditioning", tooltip="Positive or negative."),
-                io.String.Output("report", display_name="report", tooltip="What stands at every stage."),
+                io.Conditioning.Output(
+                    "conditioning",
+                    display_name="conditioning",
+                    tooltip="Positive or negative conditioning for any sampler.",
+                ),
+                io.String.Output("report", display_name="report", tooltip="The content of each stage."),
             ],
         )
 
     @classmethod
     def execute(
         cls,
-        clip: object,
+        clip: Clip,
         lines: str,
         text: str,
         stages: int = DEFAULT_STAGES,
         presets: str = "",
-        clock: str = CLOCKS[0],
-        model: object = None,
-        sigmas: object = None,
+        clock: StageClock = CLOCKS[0],
+        model: Model | None = None,
+        sigmas: Tensor | None = None,
         gap_filler: bool = True,
     ) -> io.NodeOutput:
         from ..part_prompt.clip_tokens import dictionaries_of
@@ -95,21 +105,28 @@ class BestiaryIntersectRange(io.ComfyNode):
             node_id="BestiaryIntersectRange",
             display_name="Intersect Range",
             category=CATEGORY,
-            description="Limits a conditioning to a part of the way and keeps its stages, which the core node Set Timestep "
-            "Range would all overwrite with the same range.",
+            description=(
+                "Restricts a conditioning to a range of the sampling schedule and keeps its stages. The core "
+                "node ConditioningSetTimestepRange would set the same range for every stage."
+            ),
             search_aliases=["ConditioningSetTimestepRange", "timestep range", "limit conditioning"],
             inputs=[
-                io.Conditioning.Input("conditioning", tooltip="With or without stages."),
-                _range_input("start", 0.0, "Where it begins: 0 is pure noise."),
-                _range_input("end", 1.0, "Where it ends: 1 is the picture."),
+                io.Conditioning.Input("conditioning", tooltip="A conditioning with or without stages."),
+                _range_input("start", 0.0, "Start of the range; 0 is pure noise."),
+                _range_input("end", 1.0, "End of the range; 1 is the finished picture."),
                 io.Conditioning.Input(
-                    "outside", optional=True, tooltip="What acts elsewhere; without it nothing of this does."
+                    "outside",
+                    optional=True,
+                    tooltip=(
+                        "Conditioning to use outside the range. Without it, combine the result with one that covers the "
+                        "rest."
+                    ),
                 ),
-                io.Model.Input("model", optional=True, tooltip="Only for models other than Stable Diffusion."),
+                io.Model.Input("model", optional=True, tooltip="Only required for models other than Stable Diffusion."),
             ],
             outputs=[
                 io.Conditioning.Output("limited", display_name="conditioning", tooltip="For any sampler."),
-                io.String.Output("report", display_name="report", tooltip="How many stages are left."),
+                io.String.Output("report", display_name="report", tooltip="The number of remaining stages."),
             ],
         )
 
@@ -120,7 +137,7 @@ class BestiaryIntersectRange(io.ComfyNode):
         start: float,
         end: float,
         outside: Conditioning | None = None,
-        model: object = None,
+        model: Model | None = None,
     ) -> io.NodeOutput:
         with named_faults("Intersect Range"):
             return io.NodeOutput(*intersect_range(conditioning, start, end, outside=outside, model=model))
@@ -135,41 +152,47 @@ class BestiaryStagePreview(io.ComfyNode):
             node_id="BestiaryStagePreview",
             display_name="Stage Preview",
             category=CATEGORY,
-            description="Shows which steps of a sampler fall into which stage, before anything is sampled, and warns of "
-            "stages that are never reached.",
+            description=(
+                "Shows which sampler steps fall into which stage, without sampling, and warns about stages that "
+                "are never reached."
+            ),
             search_aliases=["schedule preview", "timesteps", "sigmas"],
             is_output_node=True,
             inputs=[
-                io.Model.Input("model", tooltip="The model that will be sampled."),
+                io.Model.Input("model", tooltip="The model to sample with."),
                 io.Combo.Input("scheduler", options=scheduler_names(), default="normal", tooltip="As in KSampler."),
                 io.Int.Input("steps", default=20, min=1, max=10000, tooltip="As in KSampler."),
                 io.Float.Input("denoise", default=1.0, min=0.0, max=1.0, step=0.01, tooltip="As in KSampler."),
                 io.Conditioning.Input(
-                    "conditioning", optional=True, tooltip="Shows the stages that this one has; goes before the others."
+                    "conditioning",
+                    optional=True,
+                    tooltip="Shows the stages of this conditioning; takes precedence over spectrum and stages.",
                 ),
-                SpectrumSocket.Input("spectrum", optional=True, tooltip="Shows the stages and attributes of this one."),
-                _stages_input("How many equal stages to show, where nothing is connected."),
+                SpectrumSocket.Input(
+                    "spectrum", optional=True, tooltip="Shows the stages and attributes of this spectrum."
+                ),
+                _stages_input("Number of equal stages to show if neither conditioning nor spectrum is connected."),
                 io.Combo.Input(
                     "sampler",
                     options=sampler_names(),
                     default="euler",
                     optional=True,
-                    tooltip="As in KSampler; a few samplers leave out a step.",
+                    tooltip="As in KSampler; a few samplers skip a step.",
                 ),
-                io.Sigmas.Input(
-                    "sigmas", optional=True, tooltip="Takes these instead of scheduler, steps and denoise."
-                ),
+                io.Sigmas.Input("sigmas", optional=True, tooltip="Replace scheduler, steps and denoise."),
             ],
             outputs=[
-                io.Image.Output("picture", display_name="picture", tooltip="The way, its stages and the steps."),
-                io.String.Output("table", display_name="table", tooltip="Steps of every stage, and warnings."),
+                io.Image.Output(
+                    "picture", display_name="picture", tooltip="The denoising, its stages and the sampler steps."
+                ),
+                io.String.Output("table", display_name="table", tooltip="Steps per stage, and warnings."),
             ],
         )
 
     @classmethod
     def execute(
         cls,
-        model: object,
+        model: Model,
         scheduler: str,
         steps: int,
         denoise: float,
@@ -177,7 +200,7 @@ class BestiaryStagePreview(io.ComfyNode):
         spectrum: NamedSpectrum | None = None,
         stages: int = DEFAULT_STAGES,
         sampler: str = "euler",
-        sigmas: object = None,
+        sigmas: Tensor | None = None,
     ) -> io.NodeOutput:
         from .stage_picture import draw_schedule
 
@@ -199,8 +222,10 @@ class BestiaryFindAttributeStages(io.ComfyNode):
             node_id="BestiaryFindAttributeStages",
             display_name="Find Attribute Stages",
             category=CATEGORY,
-            description="Says a word at one stage at a time, measures how far the picture goes towards what the word does "
-            "at all stages, and proposes a preset. Samples once per stage and twice more.",
+            description=(
+                "Measures which stages a word affects: uses the word at one stage at a time, compares with the "
+                "word at all stages, and proposes a preset. Samples once per stage and two more times."
+            ),
             search_aliases=["attribute localisation", "prompt spectrum", "stage sweep"],
             is_output_node=True,
             hidden=[io.Hidden.unique_id],
@@ -208,34 +233,45 @@ class BestiaryFindAttributeStages(io.ComfyNode):
                 io.Model.Input("model", tooltip="The model to measure."),
                 io.Clip.Input("clip", tooltip="Its CLIP."),
                 io.Vae.Input("vae", tooltip="Its VAE."),
-                io.Latent.Input("latent", tooltip="Size, and number of pictures to average over; an empty latent."),
-                io.String.Input(
-                    "text", default=f"a {WORD_PLACE} bird", tooltip=f"A prompt with {WORD_PLACE} where the word goes."
+                io.Latent.Input(
+                    "latent", tooltip="An empty latent. Sets the size and the number of pictures to average over."
                 ),
-                io.String.Input("word", default="red", tooltip="The word whose stages are looked for."),
-                io.String.Input("otherwise", default="", tooltip="What stands there at the other stages."),
-                text_input("negative_text", "", "As in any sampling."),
+                io.String.Input(
+                    "text",
+                    default=f"a {WORD_PLACE} bird",
+                    tooltip=f"The prompt, with {WORD_PLACE} as the placeholder of the word.",
+                ),
+                io.String.Input("word", default="red", tooltip="The word to measure."),
+                io.String.Input("otherwise", default="", tooltip="The word at all other stages."),
+                text_input("negative_text", "", "The negative prompt."),
                 io.Int.Input(
-                    "seed", default=0, min=0, max=2**64 - 1, control_after_generate=False, tooltip="Same for all runs."
+                    "seed",
+                    default=0,
+                    min=0,
+                    max=2**64 - 1,
+                    control_after_generate=False,
+                    tooltip="Seed of all sampling runs.",
                 ),
                 io.Int.Input("steps", default=20, min=1, max=10000, tooltip="As in KSampler."),
                 io.Float.Input("cfg", default=7.0, min=0.0, max=100.0, step=0.1, tooltip="As in KSampler."),
                 io.Combo.Input("sampler", options=sampler_names(), default="euler", tooltip="As in KSampler."),
                 io.Combo.Input("scheduler", options=scheduler_names(), default="normal", tooltip="As in KSampler."),
-                _stages_input("Into how many stages the way is cut.", SWEEP_STAGES, 50),
+                _stages_input("Number of stages.", SWEEP_STAGES, 50),
                 io.String.Input(
                     "attribute",
                     default="",
                     optional=True,
-                    tooltip="Name for the proposed preset; empty takes the word.",
+                    tooltip="Name of the proposed preset; leave empty to use the word.",
                 ),
                 io.ClipVision.Input(
-                    "clip_vision", optional=True, tooltip="Compares meanings (CLIP) instead of pixels."
+                    "clip_vision", optional=True, tooltip="Compares the pictures by CLIP features instead of pixels."
                 ),
             ],
             outputs=[
-                io.String.Output("presets", display_name="presets", tooltip="A line for the presets of other nodes."),
-                io.String.Output("table", display_name="table", tooltip="Scores of every stage."),
+                io.String.Output(
+                    "presets", display_name="presets", tooltip="A line for the presets input of other nodes."
+                ),
+                io.String.Output("table", display_name="table", tooltip="Score of each stage."),
                 io.Image.Output("pictures", display_name="pictures", tooltip="One picture per stage with its score."),
             ],
         )
@@ -243,10 +279,10 @@ class BestiaryFindAttributeStages(io.ComfyNode):
     @classmethod
     def execute(
         cls,
-        model: object,
-        clip: object,
-        vae: object,
-        latent: dict[str, object],
+        model: Model,
+        clip: Clip,
+        vae: Vae,
+        latent: dict[str, Tensor],
         text: str,
         word: str,
         otherwise: str,
@@ -258,7 +294,7 @@ class BestiaryFindAttributeStages(io.ComfyNode):
         scheduler: str,
         stages: int = SWEEP_STAGES,
         attribute: str = "",
-        clip_vision: object = None,
+        clip_vision: ClipVision | None = None,
     ) -> io.NodeOutput:
         from .attribute_sweep import SweepSettings, sweep_word
         from .sweep_sampling import SweepSampler, sampling_of, seeing_of, sweep_sheet

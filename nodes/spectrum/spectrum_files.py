@@ -6,15 +6,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ...concepts.errors import BestiaryError
-from ...concepts.files.file_kinds import SPECTRUM_KIND
+from ...concepts.files.concept_file import SPECTRUM_KIND
 from ...concepts.name_search import choices_text, shown_name
 from ...concepts.spectrum.attribute_presets import format_presets, stages_text
-from ..host.concept_folders import concept_names, concept_path, free_concept_path, kind_of, own_folder
+from ..host.concept_folders import concept_names, concept_path, kind_of, save_free
 from ..host.socket_types import NamedSpectrum
 from ..part_dictionary.dictionary_loading import name_of_file, prompt_name
 
 if TYPE_CHECKING:
     from ...concepts.spectrum.prompt_spectrum import PromptSpectrum
+    from ..host.comfy_objects import Clip
 
 SUFFIX = ".safetensors"
 
@@ -67,12 +68,11 @@ def write_spectrum(spectrum: PromptSpectrum, filename: str) -> str:
     from ...concepts.spectrum.spectrum_file import save_spectrum
 
     # what prompts call it, so ".spectrum" is an ending here as on the command line
-    path = free_concept_path(filename.strip().removesuffix(SUFFIX).removesuffix(".spectrum"))
-    save_spectrum(spectrum, path)
-    return path.relative_to(own_folder().resolve()).as_posix()
+    name = filename.strip().removesuffix(SUFFIX).removesuffix(".spectrum")
+    return save_free(name, lambda path: save_spectrum(spectrum, path))
 
 
-def check_spectrum_widths(name: str, spectrum: PromptSpectrum, clip: object) -> None:
+def check_spectrum_widths(name: str, spectrum: PromptSpectrum, clip: Clip) -> None:
     """Refuses vectors that ComfyUI would drop without an error.
 
     Raises:

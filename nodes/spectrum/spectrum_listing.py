@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from ...concepts.errors import BestiaryError
-from ...concepts.files.concept_file import LARGEST_HEADER, read_header
-from ...concepts.files.file_kinds import SPECTRUM_KIND
+from ...concepts.files.concept_file import LARGEST_HEADER, SPECTRUM_KIND, read_header
+from ...concepts.files.file_schema import checked_list
 from ...concepts.spectrum.attribute_presets import checked_presets
 from ...concepts.spectrum.stage_bounds import StageBounds
 
@@ -24,8 +24,8 @@ def list_spectrum(path: Path) -> dict[str, object]:
     if header.kind != SPECTRUM_KIND:
         raise BestiaryError(f"{path.name} is {header.kind or 'of another program'}, no prompt spectrum")
     try:
-        bounds = StageBounds(tuple(int(edge) for edge in header.concept["edges"]))
-    except (KeyError, TypeError, ValueError) as fault:
+        bounds = StageBounds(tuple(int(edge) for edge in checked_list(header.concept["edges"], "edges")))
+    except (KeyError, TypeError, ValueError, BestiaryError) as fault:
         raise BestiaryError(f"{path.name} is broken: its stages cannot be read ({type(fault).__name__})") from fault
     presets = checked_presets(header.concept.get("presets") or {})
     listed = {name[:LONGEST_NAME]: ranges[:MOST_RANGES] for name, ranges in list(presets.items())[:MOST_PRESETS]}

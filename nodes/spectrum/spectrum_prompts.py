@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from torch import Tensor
 
 from ...concepts.errors import BestiaryError
-from ...concepts.name_search import plain_name, shown_name
+from ...concepts.name_search import NameIndex, same_name, shown_name
 from ...concepts.part_dictionary.part_dictionary import PartDictionary
 from ...concepts.part_prompt.mention_writing import written_kinds
 from ...concepts.part_prompt.part_mention import PartMention, unescaped
@@ -26,8 +26,8 @@ from ...concepts.spectrum.staged_prompt import (
     resolve_staged_prompt,
 )
 from ..denoiser.model_backbone import check_widths
+from ..host.comfy_objects import Conditioning
 from ..host.socket_types import NamedSpectrum
-from ..part_prompt.part_encoding import Conditioning
 from .plain_embeddings import warn_of_misread
 from .spectrum_files import check_spectrum_widths
 from .stage_ranges import StageClock, stage_percents
@@ -79,7 +79,7 @@ def spectra_by_name(linked: Sequence[NamedSpectrum | None]) -> dict[str, PromptS
     """
     found: dict[str, PromptSpectrum] = {}
     for named in (one for one in linked if one is not None):
-        if plain_name(named.name) in map(plain_name, found):
+        if same_name(named.name, found):
             raise BestiaryError(
                 f"two linked spectra are called {shown_name(named.name)}: give one of them another name where it is loaded"
             )
@@ -155,25 +155,23 @@ def stage_report(side: StagedSide) -> str:
 
 
 def _first_spectrum(mentions: Mapping[int, tuple[int, StagedMention]], sources: PromptSources) -> PromptSpectrum | None:
-    names = {plain_name(name): spectrum for name, spectrum in sources.spectra.items()}
+    names = NameIndex(sources.spectra.items())
     typed = (mention.name for _, mention in mentions.values() if isinstance(mention, SpectrumMention))
-    return next((names[plain_name(name)] for name in typed if plain_name(name) in names), None)
+    return next((spectrum for name in typed for spectrum in names.find(name)), None)
 
 
 def _vector_names(text: str, overrides: Mapping[int, Override], sources: PromptSources) -> VectorNames:
     """Labels of all vectors that the texts mention, which have been looked up before."""
     names: dict[bytes, tuple[str, str]] = {}
-    spectra = {plain_name(name): (name, spectrum) for name, spectrum in sources.spectra.items()}
+    spectra = NameIndex((name, name) for name in sources.spectra)
     texts = dict.fromkeys([text, *(entry for entry in overrides.values() if isinstance(entry, str))])
     mentions = [mention for one in texts for _, mention in find_staged_mentions(one).values()]
     # each thing once, however often it stands there
     parts = {(one.target, one.kinds): one for one in mentions if isinstance(one, PartMention)}
     names |= _part_labels(list(parts.values()), sources.dictionaries)
-    for plain, strength in {
-        (plain_name(one.name), one.strength) for one in mentions if isinstance(one, SpectrumMention)
-    }:
-        name, spectrum = spectra[plain]
-        rows = with_strength(spectrum, strength).matrix().flatten(0, -2)  # (S * [L *] V, D)
+    named = {(spectra.find(one.name)[0], one.strength) for one in mentions if isinstance(one, SpectrumMention)}
+    for name, strength in named:
+        rows = with_strength(sources.spectra[name], strength).matrix().flatten(0, -2)  # (S * [L *] V, D)
         names |= {row.numpy().tobytes(): (name, name) for row in rows}
     return names
 

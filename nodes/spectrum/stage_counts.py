@@ -5,12 +5,11 @@ from __future__ import annotations
 import functools
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import get_args
 
 from ...concepts.errors import BestiaryError
 from ...concepts.name_search import shown_name
 from ...concepts.spectrum.stage_bounds import StageBounds
-from .stage_ranges import StageClock, stage_percents
+from .stage_ranges import CLOCKS, StageClock, stage_percents
 from .stage_schedule import sampler_sigmas, schedule_stages
 
 MOST_STAGES, MOST_STEPS = 250, 1000
@@ -73,11 +72,12 @@ def count_steps(walk: SamplerWalk) -> dict[str, object]:
             f"{walk.steps} steps with denoise {walk.denoise:g} over {walk.stages} stages are not counted: at most "
             f"{MOST_STEPS} steps in all and {MOST_STAGES} stages"
         )
-    if walk.clock not in get_args(StageClock):
-        raise BestiaryError(f"unknown clock {shown_name(walk.clock)}: choose {' or '.join(get_args(StageClock))}")
+    clock: StageClock | None = next((known for known in CLOCKS if known == walk.clock), None)
+    if clock is None:
+        raise BestiaryError(f"unknown clock {shown_name(walk.clock)}: choose {' or '.join(CLOCKS)}")
     model = _noise()
     sigmas = sampler_sigmas(model, walk.sampler, walk.scheduler, walk.steps, walk.denoise)
-    percents = stage_percents(StageBounds.equal(walk.stages), walk.clock, model, sigmas)
+    percents = stage_percents(StageBounds.equal(walk.stages), clock, model, sigmas)
     walked = sigmas[walk.first : walk.last + 1]
     if len(walked) < 2:
         raise BestiaryError(f"no step lies between start_at_step {walk.first} and end_at_step {walk.last}")

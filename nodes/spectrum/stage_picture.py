@@ -11,6 +11,7 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
+from ...concepts.pictures.part_overlay import Font
 from ...concepts.spectrum.attribute_presets import Presets
 from .stage_schedule import StageSchedule
 
@@ -30,7 +31,8 @@ def stage_color(stage: int, stages: int) -> tuple[int, int, int]:
     """A colour for a stage, from violet for the first to green for the last, neighbours told apart by lightness."""
     share = stage / max(1, stages - 1)
     light = 0.72 if stage % 2 else 0.62
-    return tuple(round(255 * part) for part in colorsys.hls_to_rgb(0.78 - 0.42 * share, light, 0.55))
+    red, green, blue = colorsys.hls_to_rgb(0.78 - 0.42 * share, light, 0.55)
+    return round(255 * red), round(255 * green), round(255 * blue)
 
 
 def draw_schedule(schedule: StageSchedule, presets: Presets | None = None) -> Tensor:
@@ -174,5 +176,5 @@ class _Canvas:
 
 
 @functools.lru_cache(maxsize=16)
-def _font(size: int) -> ImageFont.ImageFont:
+def _font(size: int) -> Font:
     return ImageFont.load_default(size)

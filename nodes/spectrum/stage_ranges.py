@@ -19,7 +19,7 @@ from ...concepts.spectrum.stage_bounds import Clock, StageBounds
 if TYPE_CHECKING:
     from comfy.model_patcher import ModelPatcher
 
-    from ..part_prompt.part_encoding import Conditioning
+    from ..host.comfy_objects import Conditioning, ModelSampling
 
 StageClock = Literal["timesteps", "steps"]
 CLOCKS: tuple[StageClock, ...] = ("timesteps", "steps")
@@ -93,7 +93,7 @@ def stage_percents(
     return _step_percents(bounds, model.get_model_object("model_sampling"), sigmas.double().tolist())
 
 
-def _step_percents(bounds: StageBounds, sampling: object, sigmas: Sequence[float]) -> tuple[float, ...]:
+def _step_percents(bounds: StageBounds, sampling: ModelSampling, sigmas: Sequence[float]) -> tuple[float, ...]:
     levels = [sigma for sigma in sigmas[:-1] if sigma > 0]
     if not levels:
         raise BestiaryError(f"the sigmas hold {len(sigmas)} noise levels, no step: connect those of the sampler")
@@ -109,7 +109,7 @@ def _step_percents(bounds: StageBounds, sampling: object, sigmas: Sequence[float
     return (0.0, *inner, 1.0)
 
 
-def percent_of_sigma(sampling: object, sigma: float) -> float:
+def percent_of_sigma(sampling: ModelSampling, sigma: float) -> float:
     """The share of the way at which a model's noise has fallen to a level."""
     low, high = 0.0, 1.0
     for _ in range(_HALVINGS):

@@ -18,7 +18,7 @@ from .stage_ranges import END, FILLER, START, percent_clock, percent_of_sigma
 if TYPE_CHECKING:
     from comfy.model_patcher import ModelPatcher
 
-    from ..part_prompt.part_encoding import Conditioning
+    from ..host.comfy_objects import Conditioning
 
 
 @dataclass(frozen=True)

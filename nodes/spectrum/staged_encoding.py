@@ -10,7 +10,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -18,14 +18,16 @@ from torch import Tensor
 from ...concepts.denoiser.denoiser import PromptPiece
 from ...concepts.errors import BestiaryError
 from ...concepts.spectrum.staged_prompt import StagedPrompt, StagePrompt
+from ..host.comfy_objects import Conditioning, Tokens
 from ..host.socket_types import SPANS_KEY
 from ..part_prompt.batched_encoding import EncodedPrompt, encode_together, last_norm
 from ..part_prompt.clip_tokens import MARK, part_spans, tokenize_plainly
-from ..part_prompt.part_encoding import Conditioning, LearnedMention, Tokens, tokenize_mentions
+from ..part_prompt.part_encoding import LearnedMention, tokenize_mentions
 from .layer_prompts import CONTROLNET_KEY, PACKING_KEY, LayerPacking, pack_layers, packing_hooks
 from .stage_ranges import END, FILLER, START, FillerOptions, staged_entries
 
 if TYPE_CHECKING:
+    from comfy.hooks import HookGroup
     from comfy.sd import CLIP
 
 BYPASS_FACTOR = 0.2
@@ -147,7 +149,7 @@ def _encode_contents(clip: CLIP, contents: list[_Content], names: VectorNames) -
         options = dict(result.facts)
         if spans := part_spans(own):
             options[SPANS_KEY] = spans
-        values = result.cond if content.bypass is None else _bypassed(clip, content, own, result)
+        values = result.cond if content.bypass is None else _bypassed(clip, content.bypass, own, result)
         encoded.append(_Encoded(result.cond, values, options))
     return encoded
 
@@ -198,20 +200,20 @@ def plain_form(text: str) -> str:
     return _OWN_ESCAPES.sub(r"\1", text)
 
 
-def _bypassed(clip: CLIP, content: _Content, tokens: Tokens, result: EncodedPrompt) -> Tensor:
-    """The conditioning `(1, C * L, E)` for values: bypass vectors added to the states before the last norm."""
+def _bypassed(clip: CLIP, vectors: Tensor, tokens: Tokens, result: EncodedPrompt) -> Tensor:
+    """The conditioning `(1, C * L, E)` for values: bypass vectors `(P, D)` added to the states before the last norm."""
     (name, states), *others = result.states.items() or [("", None)]
-    if states is None or others or states.shape[-1] != content.bypass.shape[-1]:
+    norm = None if states is None else last_norm(getattr(clip.cond_stage_model, name))
+    if states is None or norm is None or others or states.shape[-1] != vectors.shape[-1]:
         raise BestiaryError(
-            f"bypass vectors of {content.bypass.shape[-1]} numbers (NeTI) need a CLIP with one text encoder that wide; this "
+            f"bypass vectors of {vectors.shape[-1]} numbers (NeTI) need a CLIP with one text encoder that wide; this "
             f"one has {', '.join(result.states) or 'none'}: connect the CLIP of the model they were learned for"
         )
-    norm = last_norm(getattr(clip.cond_stage_model, name))
     flat = states.reshape(1, -1, states.shape[-1])  # (1, C * L, D)
     values = result.cond.clone()
     entries = [entry for chunk in next(iter(tokens.values())) for entry in chunk]
     places = [place for place, entry in enumerate(entries) if getattr(entry[0], MARK, None) is not None]
-    for place, bypass in zip(places, content.bypass, strict=True):
+    for place, bypass in zip(places, vectors, strict=True):
         if not bypass.any():
             continue
         state = flat[:, place]  # (1, D)
@@ -227,7 +229,7 @@ def _packed_sides(
 ) -> list[Conditioning]:
     """Sides whose layers are told different things; all share one hook, if any, so that they also share a batch."""
     has_values = any(one.values is not one.keys for rows in stages for row in rows for one in row)
-    hooks: dict[LayerPacking, object] = {}
+    hooks: dict[LayerPacking, HookGroup] = {}
     packed_sides = []
     for side, rows in zip(sides, stages, strict=True):
         contents = []
@@ -246,7 +248,7 @@ def _packed_sides(
     return packed_sides
 
 
-def _with_hooks(options: dict[str, object], group: object) -> dict[str, object]:
+def _with_hooks(options: dict[str, Any], group: HookGroup) -> dict[str, Any]:
     own = options.get("hooks")
     return {**options, "hooks": group if own is None else own.clone_and_combine(group)}
 

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 from torch import Tensor
 
 from ..attention.attention_pictures import overview, picture_of, plain_frame
+from ..host.comfy_objects import Conditioning
 from ..part_map.part_pictures import as_images
-from ..part_prompt.part_encoding import Conditioning
 from .attribute_sweep import Sampling, Seeing, Sweep, picture_features, sweep_labels
 from .stage_schedule import sampler_sigmas
 

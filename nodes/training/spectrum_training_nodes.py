@@ -16,34 +16,36 @@ CATEGORY = "Bestiary/train"
 def _concept_inputs() -> list[io.Input]:
     """What is learned from, and into what."""
     return [
-        io.Model.Input("model", tooltip="The model to learn on; it stays as it is."),
-        io.Clip.Input("clip", tooltip="The CLIP of that model; it stays as it is."),
-        io.Vae.Input("vae", tooltip="The VAE of that model, for the pictures and previews."),
+        io.Model.Input("model", tooltip="The model to train on; it is not modified."),
+        io.Clip.Input("clip", tooltip="The CLIP of that model; it is not modified."),
+        io.Vae.Input("vae", tooltip="The VAE of that model, used to encode the pictures and decode previews."),
         io.Image.Input(
-            "images", tooltip="One picture, or several of one concept: a batch, or a list of different sizes."
+            "images", tooltip="One or several pictures of one concept: a batch, or a list of different sizes."
         ),
         io.String.Input(
-            "name", default="my_concept", tooltip="What prompts will call it, as <name>; names the run folder too."
+            "name", default="my_concept", tooltip="Name of the concept in prompts, as <name>, and of the run folder."
         ),
         io.String.Input(
             "initial_words",
             default="",
-            tooltip="What the pictures show, in a word or two (a corgi); learning starts there. creature suits the demo model. "
-            "Empty starts from common words.",
+            tooltip=(
+                "What the pictures show, in one or two words (a corgi); the vectors are initialised from them. "
+                "Use creature for the demo model. Leave empty to start from common words."
+            ),
         ),
         io.Int.Input(
             "stages",
             default=10,
             min=1,
             max=250,
-            tooltip="Stages of the denoising that get vectors of their own; 1 is plain textual inversion.",
+            tooltip="Number of denoising stages with separate vectors; 1 is ordinary textual inversion.",
         ),
         io.Int.Input(
             "vectors",
             default=1,
             min=1,
             max=32,
-            tooltip="Vectors per stage; more learn more detail. 12 for the demo model.",
+            tooltip="Number of vectors per stage; more vectors capture more detail. Use 12 for the demo model.",
         ),
     ]
 
@@ -51,13 +53,13 @@ def _concept_inputs() -> list[io.Input]:
 def _loop_inputs() -> list[io.Input]:
     """How it is learned."""
     return [
-        io.Int.Input("steps", default=600, min=1, max=1_000_000, tooltip="Optimizer steps in all."),
+        io.Int.Input("steps", default=600, min=1, max=1_000_000, tooltip="Total number of optimizer steps."),
         io.Int.Input(
             "batch_size",
             default=2,
             min=1,
             max=256,
-            tooltip="Pictures at once; the first thing to lower. 4 for the demo model.",
+            tooltip="Pictures per step. If memory runs out, lower this first. Use 4 for the demo model.",
         ),
         io.Float.Input(
             "vector_lr",
@@ -66,7 +68,9 @@ def _loop_inputs() -> list[io.Input]:
             max=10.0,
             step=0.01,
             round=0.0001,
-            tooltip="Learning rate in units of the spread of word embeddings; 3.0 for the demo model.",
+            tooltip=(
+                "Learning rate, in units of the standard deviation of the word embeddings. Use 3.0 for the demo model."
+            ),
         ),
         io.Int.Input(
             "image_size",
@@ -74,27 +78,29 @@ def _loop_inputs() -> list[io.Input]:
             min=0,
             max=2048,
             step=8,
-            tooltip="Edge of the training square in pixels; 0 takes the model's own: 512, SDXL 1024, the demo model 128.",
+            tooltip="Training resolution in pixels; 0 uses that of the model: 512, SDXL 1024, demo model 128.",
         ),
-        io.Int.Input("seed", default=0, min=0, max=2**31 - 1, tooltip="The same seed trains the same spectrum."),
+        io.Int.Input("seed", default=0, min=0, max=2**31 - 1, tooltip="The same seed gives the same spectrum."),
         io.Int.Input(
-            "preview_every", default=100, min=0, max=100_000, tooltip="Steps between two previews; 0 for none."
+            "preview_every", default=100, min=0, max=100_000, tooltip="Number of steps between previews; 0 for none."
         ),
         io.Boolean.Input(
             "recompute",
             default=False,
-            tooltip="Less than half the memory for a third more time (gradient checkpointing).",
+            tooltip="Gradient checkpointing: uses less than half the memory and takes about a third longer.",
         ),
         io.Combo.Input(
             "resume",
             options=resume_choices("spectrum"),
             default=ANEW,
-            tooltip="Go on with a cancelled training from its last state: the newest run, or one of output/bestiary.",
+            tooltip=(
+                "Continue a cancelled training from its last saved state: the latest run, or one of output/bestiary."
+            ),
         ),
         io.Mask.Input(
             "foreground",
             optional=True,
-            tooltip="The thing in white, one mask per picture; what lies outside is not learned from.",
+            tooltip="One mask per picture with the object in white; areas outside are not trained on.",
         ),
         socket(
             io.String.Input,
@@ -116,8 +122,11 @@ class TrainSpectrum(io.ComfyNode):
             node_id="BestiaryTrainSpectrum",
             display_name="Train Spectrum",
             category=CATEGORY,
-            description="Learns what a picture says about layout, content, material and style, stage by stage of the denoising, "
-            "on the connected model. Cancel keeps what was learned; choose the run at resume to go on.",
+            description=(
+                "Trains a prompt spectrum on the connected model: separate embeddings for every denoising stage, "
+                "which separate layout, content, material and style. Cancel saves the progress; select the run "
+                "in resume to continue."
+            ),
             search_aliases=["prospect", "textual inversion", "prompt spectrum", "learn a style"],
             is_input_list=True,
             inputs=[*_concept_inputs(), *_loop_inputs()],
@@ -131,9 +140,11 @@ class TrainSpectrum(io.ComfyNode):
                 io.Image.Output(
                     "preview",
                     display_name="preview",
-                    tooltip="The pictures, the concept as a whole, and each stage of it alone.",
+                    tooltip="The training pictures, the concept with all stages, and each stage alone.",
                 ),
-                io.String.Output("run", display_name="run", tooltip="Its folder below output/bestiary, for resume."),
+                io.String.Output(
+                    "run", display_name="run", tooltip="Name of the run folder in output/bestiary, for resume."
+                ),
             ],
             hidden=[io.Hidden.unique_id],
             is_output_node=True,
@@ -149,11 +160,11 @@ class TrainSpectrum(io.ComfyNode):
         foreground: list[Tensor] | None = None,
         **choices: list[object],
     ) -> io.NodeOutput:
-        from .spectrum_job import ConceptImages, GraphModel, run_spectrum_training
+        from .spectrum_job import ConnectedPictures, GraphModel, run_spectrum_training
 
         chosen = {name: values[0] for name, values in choices.items() if values}
         with named_faults("Train Spectrum"):
-            loaded, concept = GraphModel(model[0], clip[0], vae[0]), ConceptImages(images, foreground)
+            loaded, concept = GraphModel(model[0], clip[0], vae[0]), ConnectedPictures(images, foreground)
             *outputs, text = run_spectrum_training(loaded, concept, chosen, cls.hidden.unique_id)
         shown = {**ui.PreviewImage(outputs[2], cls=cls).as_dict(), **ui.PreviewText(text).as_dict()}
         return io.NodeOutput(*outputs, ui=shown)

@@ -32,53 +32,59 @@ class TrainingImages(io.ComfyNode):
             node_id="BestiaryTrainingImages",
             display_name="Training Images",
             category=CATEGORY,
-            description="Prepares pictures for training: encodes each once with the VAE and notes its parts and their kinds.",
+            description=(
+                "Prepares pictures for training: encodes each once with the VAE and labels its parts and their kinds."
+            ),
             search_aliases=["dataset", "training data", "part captions"],
             is_input_list=True,
             inputs=[
-                io.Image.Input("images", tooltip="Pictures to learn from: a batch, or a list of different sizes."),
+                io.Image.Input("images", tooltip="The training pictures: a batch, or a list of different sizes."),
                 CodebookSocket.Input(
-                    "codebook", tooltip="The parts and kinds to learn, from Discover Parts or Load Codebook."
+                    "codebook", tooltip="The parts and kinds to train, from Discover Parts or Load Codebook."
                 ),
-                io.Vae.Input("vae", tooltip="The VAE of the model that will be trained."),
+                io.Vae.Input("vae", tooltip="The VAE of the model to train."),
                 io.Int.Input(
                     "image_size",
                     default=0,
                     min=0,
                     max=2048,
                     step=8,
-                    tooltip="Edge of the training square in pixels; 0 takes that of the model that is trained: 512, SDXL 1024, the "
-                    "demo model 128.",
+                    tooltip="Training resolution in pixels; 0 uses that of the trained model: 512, SDXL 1024, demo model 128.",
                 ),
                 io.Boolean.Input(
                     "mirror",
                     default=False,
-                    tooltip="Also learn from mirrored pictures; leave it off where left and right parts differ.",
+                    tooltip="Also train on mirrored pictures; leave off if left and right parts differ.",
                 ),
                 PartMapsSocket.Input(
                     "part_maps",
                     optional=True,
-                    tooltip="Part maps of these pictures, in their order; unconnected, the codebook looks for the parts.",
+                    tooltip="Part maps of these pictures, in the same order. If not connected, the codebook finds the parts.",
                 ),
                 io.Mask.Input(
                     "foreground",
                     optional=True,
-                    tooltip="The thing in white, one mask per picture; what lies outside becomes background.",
+                    tooltip="One mask per picture with the object in white; everything outside becomes background.",
                 ),
                 io.String.Input(
                     "classes",
                     optional=True,
                     force_input=True,
-                    tooltip="One name per picture (a list, or one text with a name per line): kinds are then these classes.",
+                    tooltip=(
+                        "One class name per picture (a list, or one text with a name per line). The classes then replace "
+                        "the kinds of the codebook."
+                    ),
                 ),
                 features_input(),
             ],
             outputs=[
                 TrainingSetSocket.Output(
-                    "training_set", display_name="training set", tooltip="For Train Parts and Train in Background."
+                    "training_set",
+                    display_name="training set",
+                    tooltip="For Train Parts and Train Parts in Own Process.",
                 ),
                 io.String.Output(
-                    "captions", display_name="captions", tooltip="part:kind of every picture, one per line."
+                    "captions", display_name="captions", tooltip="One line per picture with its part:kind pairs."
                 ),
             ],
             hidden=[io.Hidden.unique_id],
@@ -113,27 +119,39 @@ def _training_inputs() -> list[io.Input]:
     return [
         TrainingSetSocket.Input("training_set", tooltip="From Training Images."),
         io.String.Input(
-            "name", default="my_parts", tooltip="What prompts will call the dictionary; names the run folder."
+            "name", default="my_parts", tooltip="Name of the dictionary in prompts, and of the run folder."
         ),
-        io.Int.Input("steps", default=300, min=1, max=1_000_000, tooltip="Optimizer steps in all."),
-        io.Int.Input("batch_size", default=2, min=1, max=256, tooltip="Pictures at once; the first thing to lower."),
+        io.Int.Input("steps", default=300, min=1, max=1_000_000, tooltip="Total number of optimizer steps."),
         io.Int.Input(
-            "accumulation", default=4, min=1, max=256, tooltip="Batches of one step: memory of one, effect of all."
+            "batch_size", default=2, min=1, max=256, tooltip="Pictures per batch. If memory runs out, lower this first."
+        ),
+        io.Int.Input(
+            "accumulation",
+            default=4,
+            min=1,
+            max=256,
+            tooltip="Batches per optimizer step (gradient accumulation); needs the memory of one batch.",
         ),
         io.Float.Input(
             "token_lr",
             default=0.001,
-            tooltip="Learning rate of the tokens, in units of the spread of word embeddings; 0.02 for the demo model.",
+            tooltip=(
+                "Learning rate of the tokens, in units of the standard deviation of the word embeddings. Use "
+                "0.02 for the demo model."
+            ),
             **RATE,
         ),
         io.Float.Input(
-            "lora_lr", default=0.0001, tooltip="Learning rate of the LoRA; 0.0015 for the demo model.", **RATE
+            "lora_lr", default=0.0001, tooltip="Learning rate of the LoRA. Use 0.0015 for the demo model.", **RATE
         ),
         io.Combo.Input(
             "attention_loss",
             options=["bce", "softmax"],
             default="bce",
-            tooltip="Form of the loss that ties a token to its part: bce as published, softmax across parts.",
+            tooltip=(
+                "Form of the loss that binds a token to the region of its part: bce as published, or softmax "
+                "across parts."
+            ),
         ),
         io.Float.Input(
             "attention_weight",
@@ -142,23 +160,25 @@ def _training_inputs() -> list[io.Input]:
             max=100.0,
             step=0.001,
             round=0.0001,
-            tooltip="Factor of the attention loss; 0 switches it off, 0.2 suits the demo model.",
+            tooltip="Weight of the attention loss; 0 disables it. Use 0.2 for the demo model.",
         ),
-        io.Int.Input("rank", default=4, min=0, max=256, tooltip="Rank of the LoRA; 0 learns tokens alone."),
-        io.Int.Input("seed", default=0, min=0, max=2**31 - 1, tooltip="The same seed trains the same dictionary."),
+        io.Int.Input("rank", default=4, min=0, max=256, tooltip="Rank of the LoRA; 0 trains tokens only."),
+        io.Int.Input("seed", default=0, min=0, max=2**31 - 1, tooltip="The same seed gives the same dictionary."),
         io.Int.Input(
-            "preview_every", default=50, min=0, max=100_000, tooltip="Steps between two previews; 0 for none."
+            "preview_every", default=50, min=0, max=100_000, tooltip="Number of steps between previews; 0 for none."
         ),
         io.Boolean.Input(
             "recompute",
             default=False,
-            tooltip="Less than half the memory for a third more time (gradient checkpointing).",
+            tooltip="Gradient checkpointing: uses less than half the memory and takes about a third longer.",
         ),
         io.Combo.Input(
             "resume",
             options=resume_choices(),
             default=ANEW,
-            tooltip="Go on with a cancelled training from its last state: the newest run, or one of output/bestiary.",
+            tooltip=(
+                "Continue a cancelled training from its last saved state: the latest run, or one of output/bestiary."
+            ),
         ),
         socket(
             io.String.Input,
@@ -180,12 +200,14 @@ class TrainParts(io.ComfyNode):
             node_id="BestiaryTrainParts",
             display_name="Train Parts",
             category=CATEGORY,
-            description="Learns one token for every part and kind of the training set, and a LoRA, on the connected model. "
-            "Cancel keeps what was learned; choose the run at resume to go on.",
+            description=(
+                "Trains one token per part and kind of the training set, and a LoRA, on the connected model. "
+                "Cancel saves the progress; select the run in resume to continue."
+            ),
             search_aliases=["train lora", "textual inversion", "partcraft"],
             inputs=[
-                io.Model.Input("model", tooltip="The model to learn on; it stays as it is."),
-                io.Clip.Input("clip", tooltip="The CLIP of that model; it stays as it is."),
+                io.Model.Input("model", tooltip="The model to train on; it is not modified."),
+                io.Clip.Input("clip", tooltip="The CLIP of that model; it is not modified."),
                 io.Vae.Input("vae", tooltip="The VAE of that model, for previews."),
                 *_training_inputs(),
             ],
@@ -193,11 +215,13 @@ class TrainParts(io.ComfyNode):
                 DictionarySocket.Output(
                     "dictionary", display_name="dictionary", tooltip="For Save Dictionary and part nodes."
                 ),
-                io.Model.Output("model_out", display_name="MODEL", tooltip="With the LoRA that was learned."),
-                io.Clip.Output("clip_out", display_name="CLIP", tooltip="Understands the dictionary's names."),
+                io.Model.Output("model_out", display_name="MODEL", tooltip="With the trained LoRA."),
+                io.Clip.Output("clip_out", display_name="CLIP", tooltip="With the part tokens of the dictionary."),
                 io.LossMap.Output("loss_map", display_name="loss map", tooltip="For the core node Plot Loss Graph."),
                 io.Image.Output(
-                    "preview", display_name="preview", tooltip="Pictures, those from their tokens, heat maps."
+                    "preview",
+                    display_name="preview",
+                    tooltip="Training pictures, pictures generated from their tokens, and heat maps.",
                 ),
             ],
             hidden=[io.Hidden.unique_id],
@@ -226,8 +250,11 @@ class TrainInBackground(io.ComfyNode):
             node_id="BestiaryTrainInBackground",
             display_name="Train Parts in Own Process",
             category=CATEGORY,
-            description="Starts the standalone trainer on the training set and waits for its file: for long trainings. Needs "
-            "the trainer's libraries (pip install bestiary[trainer]) and the model as a diffusers folder.",
+            description=(
+                "Runs the standalone trainer on the training set in a separate process and waits for the result; "
+                "for long trainings. Requires the trainer's libraries (pip install bestiary[trainer]) and the "
+                "base model as a diffusers folder."
+            ),
             search_aliases=["bestiary train", "background", "child process"],
             inputs=[
                 *_training_inputs(),
@@ -238,8 +265,8 @@ class TrainInBackground(io.ComfyNode):
                 ),
             ],
             outputs=[
-                DictionarySocket.Output("dictionary", display_name="dictionary", tooltip="What was learned."),
-                io.String.Output("file", display_name="file", tooltip="Its file below models/bestiary."),
+                DictionarySocket.Output("dictionary", display_name="dictionary", tooltip="The trained dictionary."),
+                io.String.Output("file", display_name="file", tooltip="Its file name in models/bestiary."),
             ],
             hidden=[io.Hidden.unique_id],
             is_output_node=True,

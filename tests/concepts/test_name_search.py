@@ -1,7 +1,15 @@
 """Comparing and listing names."""
 
 import pytest
-from bestiary.concepts.name_search import choices_text, number_ranges, plain_name, same_names, shown_name
+from bestiary.concepts.name_search import (
+    choices_text,
+    number_ranges,
+    plain_name,
+    same_name,
+    same_names,
+    shown_name,
+    typed_number,
+)
 
 
 @pytest.mark.parametrize("typed", ["Blue Jay", "blue_jay", "  blue-jay ", "BLUE \t JAY"])
@@ -32,3 +40,10 @@ def test_a_name_spelt_exactly_so_comes_before_those_that_are_alike() -> None:
     names = ["head", "left wing", "left_wing", "Left Wing"]
     assert same_names("left_wing ", names) == [2] and same_names("Left Wing", names) == [3]
     assert same_names("LEFT-WING", names) == [1, 2, 3] and same_names("tail", names) == []
+    assert same_name("left-wing", names) == "left wing" and same_name("LEFT_WING", names[2:]) == "left_wing"
+    assert same_name("tail", names) is None
+
+
+def test_a_number_is_one_only_where_nothing_else_was_typed() -> None:
+    assert [typed_number(text) for text in ("7", " 017 ", "-3", "+2")] == [7, 17, -3, 2]
+    assert [typed_number(text) for text in ("", "7a", "1.5", "²", "٣", "1234567890", "0x1")] == [None] * 7

@@ -142,7 +142,8 @@ def test_sd15_of_real_shape_samples_with_parts(server, checkpoint):
 def test_sdxls_two_encoders_of_real_shape_take_part_vectors():
     import comfy.sd
     from bestiary.nodes.host.socket_types import SPANS_KEY, NamedDictionary
-    from bestiary.nodes.part_prompt.clip_tokens import part_spans, with_dictionary
+    from bestiary.nodes.part_prompt.clip_tokens import part_spans
+    from bestiary.nodes.part_prompt.taught_clip import with_dictionary
     from comfy.sdxl_clip import SDXLClipModel
 
     import nodes

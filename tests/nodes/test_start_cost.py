@@ -13,10 +13,10 @@ ROOT = Path(__file__).parent.parent.parent
 SHOWN = {
     *("concepts.errors", "concepts.name_search", "concepts.features.vit_weights", "concepts.pictures.square_fit"),
     *("concepts.files.atomic_file", "concepts.files.concept_file", "concepts.files.concept_names"),
-    *("concepts.files.file_kinds", "concepts.files.pack", "concepts.files.wrong_download"),
+    *("concepts.files.pack", "concepts.files.wrong_download"),
     *("concepts.spectrum.attribute_presets", "concepts.spectrum.stage_bounds", "nodes.attention.attention_layers"),
     *("nodes.part_dictionary.dictionary_loading", "nodes.part_map.feature_choice", "nodes.part_map.part_inputs"),
-    *("nodes.part_map.part_pictures", "nodes.part_prompt.reserved_words", "nodes.runs.training_runs"),
+    *("nodes.part_map.part_pictures", "nodes.runs.training_runs"),
     *("nodes.spectrum.spectrum_files", "nodes.spectrum.stage_ranges", "nodes.spectrum.stage_schedule"),
     *("nodes.registration", "nodes.web_routes"),
 }

@@ -15,7 +15,7 @@ from .options import (
     result_folder,
 )
 
-app = typer.Typer(help="The whole job on drawn creatures, in minutes.")
+app = typer.Typer(help="Run the complete workflow on drawn creatures, in minutes.")
 
 
 @app.callback(invoke_without_command=True)
@@ -23,14 +23,16 @@ def demo(
     context: typer.Context,
     out: OutOption = None,
     seed: SeedOption = 0,
-    pictures: Annotated[int | None, typer.Option("--pictures", help="Pictures to draw.")] = None,
-    steps: Annotated[int | None, typer.Option("--steps", help="Training steps; left out: about three minutes.")] = None,
-    judged: Annotated[int | None, typer.Option("--judged", help="Pictures of each test.")] = None,
+    pictures: Annotated[int | None, typer.Option("--pictures", help="Number of pictures to draw.")] = None,
+    steps: Annotated[
+        int | None, typer.Option("--steps", help="Training steps; by default as many as fit into about three minutes.")
+    ] = None,
+    judged: Annotated[int | None, typer.Option("--judged", help="Pictures per test.")] = None,
     device: DeviceOption = "auto",
     dtype: DtypeOption = "auto",
     progress: ProgressOption = "line",
 ) -> None:
-    """Discover the parts of drawn creatures, learn their tokens, compose creatures nobody drew, measure them."""
+    """Discover the parts of drawn creatures, train their tokens, compose new creatures and evaluate them."""
     if context.invoked_subcommand:
         return
     from ..demo.job import DemoSettings, run_demo
@@ -47,21 +49,21 @@ def train_base(
     out: OutOption = None,
     seed: Annotated[
         int | None,
-        typer.Option("--seed", help="Number from which every random choice follows; left out: the shipped one."),
+        typer.Option("--seed", help="Random seed; default: that of the shipped model."),
     ] = None,
     device: DeviceOption = "auto",
     dtype: DtypeOption = "auto",
     hours: Annotated[
-        float | None, typer.Option("--hours", help="Stop after this much time; run again to go on.")
+        float | None, typer.Option("--hours", help="Stop after this time; run the command again to continue.")
     ] = None,
     more: Annotated[
         list[str] | None,
         typer.Option("--set", metavar="KEY=VALUE", help="Any other setting, such as denoiser_steps=20000."),
     ] = None,
 ) -> None:
-    """Train the miniature base model from nothing.
+    """Train the miniature base model from scratch.
 
-    Run the same command again to go on after a stop.
+    Run the same command again to continue after a stop.
     """
     from ..base_model.train_base import TrainBaseSettings
     from ..base_model.train_base import train_base as train

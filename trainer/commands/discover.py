@@ -18,8 +18,8 @@ from .options import (
     page_folder,
 )
 
-parts = typer.Typer(help="Name, join or drop the parts of a discovery.", no_args_is_help=True)
-FolderArgument = Annotated[Path, typer.Argument(help="Folder that `bestiary discover` wrote.", metavar="FOLDER")]
+parts = typer.Typer(help="Rename, merge or drop the parts of a discovery.", no_args_is_help=True)
+FolderArgument = Annotated[Path, typer.Argument(help="Folder written by `bestiary discover`.", metavar="FOLDER")]
 
 
 def register(app: typer.Typer) -> None:
@@ -31,58 +31,67 @@ def register(app: typer.Typer) -> None:
 def discover(
     images: Annotated[
         Path,
-        typer.Argument(
-            metavar="FOLDER", help="Folder of pictures; subfolders are read too, HEIC where pillow-heif is installed."
-        ),
+        typer.Argument(metavar="FOLDER", help="Folder of pictures, including subfolders. HEIC requires pillow-heif."),
     ],
     out: OutOption = None,
     source: Annotated[
         Literal["auto", "dinov2", "imagenet", "diffusion", "descriptor"],
         typer.Option(
             "--source",
-            help="What describes a patch; auto takes dinov2 where its weights are on disk, else imagenet, which needs "
-            "nothing; descriptor is for flat drawings.",
+            help=(
+                "Feature source; auto uses dinov2 if its weights are on disk, otherwise imagenet, which is "
+                "included; descriptor is for flat drawings."
+            ),
         ),
     ] = "auto",
     base: BaseOption = None,
-    num_parts: Annotated[int | None, typer.Option("--parts", help="Foreground parts; left out: chosen.")] = None,
-    kinds: Annotated[int | None, typer.Option("--kinds", help="Kinds of each part; left out: chosen.")] = None,
+    num_parts: Annotated[
+        int | None, typer.Option("--parts", help="Number of foreground parts; default: estimated.")
+    ] = None,
+    kinds: Annotated[int | None, typer.Option("--kinds", help="Number of kinds per part; default: estimated.")] = None,
     names: Annotated[Path | None, typer.Option("--names", help="TOML file with names of parts and kinds.")] = None,
-    flip_foreground: Annotated[
-        bool, typer.Option("--flip-foreground", help="Take what was held for background.")
-    ] = False,
+    flip_foreground: Annotated[bool, typer.Option("--flip-foreground", help="Swap foreground and background.")] = False,
     min_margin: Annotated[
         float | None,
         typer.Option(
-            "--min-margin", help="How much more the foreground must cover the centre than the borders, -1 to 1."
+            "--min-margin",
+            help="Minimum by which the foreground must cover more of the centre than of the borders, -1 to 1.",
         ),
     ] = None,
-    batch_size: Annotated[int | None, typer.Option("--batch-size", help="Pictures read at a time.")] = None,
+    batch_size: Annotated[int | None, typer.Option("--batch-size", help="Pictures per batch.")] = None,
     sample_patches: Annotated[
-        int | None, typer.Option("--sample-patches", help="Patches the parts are fitted on.")
+        int | None, typer.Option("--sample-patches", help="Number of patches to fit the parts on.")
     ] = None,
     weights: Annotated[
-        Path | None, typer.Option("--weights", help="Checkpoint of dinov2 or imagenet; left out: the published one.")
+        Path | None, typer.Option("--weights", help="Checkpoint of dinov2 or imagenet; default: the published one.")
     ] = None,
-    restart: Annotated[bool, typer.Option("--restart", help="Forget what an earlier discovery left there.")] = False,
+    restart: Annotated[
+        bool, typer.Option("--restart", help="Discard the results of an earlier discovery in this folder.")
+    ] = False,
     seed: SeedOption = 0,
     device: DeviceOption = "auto",
     dtype: DtypeOption = "auto",
     progress: ProgressOption = "line",
     model: Annotated[
         str | None,
-        typer.Option("--model", help="timm's name of a vision transformer for dinov2: DINOv2, with registers, DINOv3."),
+        typer.Option(
+            "--model", help="timm name of the vision transformer for dinov2: DINOv2, DINOv2 with registers, or DINOv3."
+        ),
     ] = None,
     masks: Annotated[
         Path | None,
         typer.Option(
-            "--masks", help="Folder of masks called as their pictures, the thing in white; transparency counts too."
+            "--masks",
+            help=(
+                "Folder of masks with the names of their pictures and the object in white; transparent pictures "
+                "count as masks too."
+            ),
         ),
     ] = None,
 ) -> None:
-    """Find the parts of things in a folder of pictures.
+    """Discover the parts of objects in a folder of pictures.
 
-    No labels are needed; writes a codebook, part maps, captions and a page to look at.
+    Needs no labels; writes a codebook, part maps, captions and an HTML page.
     """
     existing(images, "folder")
     from ..discovery.discover import DiscoverSettings
@@ -102,9 +111,9 @@ def discover(
 def rename(
     folder: FolderArgument,
     name: Annotated[str, typer.Argument(metavar="PART", help="A part, or a kind as part:kind.")],
-    new_name: Annotated[str, typer.Argument(metavar="NEW", help="Its new name.")],
+    new_name: Annotated[str, typer.Argument(metavar="NEW", help="The new name.")],
 ) -> None:
-    """Give a part (`part 2`) or a kind (`head:17`) a name."""
+    """Rename a part (`part 2`) or a kind (`head:17`)."""
     from ..discovery.edit_parts import rename_part
 
     rename_part(existing(folder, "folder"), name, new_name)
@@ -114,11 +123,13 @@ def rename(
 @parts.command("merge")
 def merge(
     folder: FolderArgument,
-    names: Annotated[list[str], typer.Argument(metavar="PART...", help="Two or more; all become the first.")],
+    names: Annotated[
+        list[str], typer.Argument(metavar="PART...", help="Two or more parts or kinds; all are merged into the first.")
+    ],
 ) -> None:
-    """Join parts, or kinds of one part (`head:3 head:7`).
+    """Merge parts, or kinds of one part (`head:3 head:7`).
 
-    All become the first one named.
+    All are merged into the first one.
     """
     from ..discovery.edit_parts import merge_parts
 
@@ -131,7 +142,7 @@ def drop(
     folder: FolderArgument,
     names: Annotated[list[str], typer.Argument(metavar="PART...", help="Parts, or kinds as part:kind.")],
 ) -> None:
-    """Leave parts or kinds out of training.
+    """Exclude parts or kinds from training.
 
     Patches of a dropped part become background.
     """

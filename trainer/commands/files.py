@@ -6,15 +6,14 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ...concepts.files.concept_names import name_of_file
-from ...concepts.files.file_kinds import CODEBOOK_SUFFIX
+from ...concepts.files.concept_names import CODEBOOK_SUFFIX, name_of_file
 from .options import OutOption, existing, result_file, result_folder
 
 if TYPE_CHECKING:
     from ...concepts.spectrum.prompt_spectrum import PromptSpectrum
 
 _FOREIGN = (".pt", ".pth", ".bin", ".ckpt")
-imports = typer.Typer(help="Turn files of other programs into ours.", no_args_is_help=True)
+imports = typer.Typer(help="Convert files of other programs to Bestiary files.", no_args_is_help=True)
 
 
 def register(app: typer.Typer) -> None:
@@ -27,22 +26,23 @@ def register(app: typer.Typer) -> None:
 @imports.command("partcraft")
 def import_partcraft(
     files: Annotated[
-        list[Path], typer.Argument(metavar="FILE...", help="Mapper, LoRA and k-means files, in any order.")
+        list[Path], typer.Argument(metavar="FILE...", help="Mapper, LoRA and k-means files of PartCraft, in any order.")
     ],
     out: OutOption = None,
     names: Annotated[
-        str | None, typer.Option("--names", help="cub, dogs, or a TOML file that names the parts; else by the path.")
+        str | None,
+        typer.Option("--names", help="cub, dogs, or a TOML file with part names; default: guessed from the path."),
     ] = None,
     class_names: Annotated[
         Path | None, typer.Option("--class-names", help="Text file with one class name per line.")
     ] = None,
     captions: Annotated[
-        Path | None, typer.Option("--captions", help="Caption file, for a training without class labels.")
+        Path | None, typer.Option("--captions", help="Caption file, if the training used no class labels.")
     ] = None,
 ) -> None:
-    """Turn published PartCraft checkpoints into one part dictionary.
+    """Convert published PartCraft checkpoints to a part dictionary.
 
-    Pickles are read with an allow-list: code in them is never run.
+    Pickle files are read with an allow-list: code in them is never executed.
     """
     # files are looked for before any library is loaded
     sources = [existing(path, "file") for path in files]
@@ -55,13 +55,13 @@ def import_partcraft(
 
 @imports.command("prospect")
 def import_prospect(
-    file: Annotated[Path, typer.Argument(metavar="FILE", help="embeddings.pt of ProSpect.")],
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="The embeddings.pt file of ProSpect.")],
     out: OutOption = None,
-    words: Annotated[str, typer.Option("--words", help="The initial words of its training, if known.")] = "",
+    words: Annotated[str, typer.Option("--words", help="The initial words of the training, if known.")] = "",
 ) -> None:
-    """Bake a published ProSpect file into a spectrum.
+    """Convert a published ProSpect file to a spectrum.
 
-    The pickle is read with an allow-list: code in it is never run, and `ldm` is not needed.
+    The pickle file is read with an allow-list: code in it is never executed, and `ldm` is not required.
     """
     source = existing(file, "file")
     from ..exchange.import_spectrum import import_prospect as convert
@@ -74,7 +74,7 @@ def import_xti(
     file: Annotated[Path, typer.Argument(metavar="FILE", help="An XTI (P+) embedding with <name-layer-number> keys.")],
     out: OutOption = None,
 ) -> None:
-    """Turn an XTI file into a spectrum with a vector for every cross-attention layer."""
+    """Convert an XTI file to a spectrum with one vector per cross-attention layer."""
     source = existing(file, "file")
     from ..exchange.import_spectrum import import_xti as convert
 
@@ -83,14 +83,19 @@ def import_xti(
 
 @imports.command("neti")
 def import_neti(
-    file: Annotated[Path, typer.Argument(metavar="FILE", help="mapper-steps-N.pt of NeTI.")],
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="The mapper-steps-N.pt file of NeTI.")],
     out: OutOption = None,
-    stages: Annotated[int, typer.Option("--stages", min=1, max=250, help="Stages of equal width to bake.")] = 10,
+    stages: Annotated[
+        int, typer.Option("--stages", min=1, max=250, help="Number of stages of equal width to compute.")
+    ] = 10,
     truncation: Annotated[
-        int | None, typer.Option("--truncation", help="Keep so many of 128 hidden numbers; fewer is easier to edit.")
+        int | None,
+        typer.Option(
+            "--truncation", help="Hidden units to keep, of 128 (nested dropout); fewer make the concept easier to edit."
+        ),
     ] = None,
 ) -> None:
-    """Bake a NeTI mapper into a spectrum with vectors for every stage and cross-attention layer."""
+    """Convert a NeTI mapper to a spectrum with vectors per stage and cross-attention layer."""
     source = existing(file, "file")
     from ..exchange.import_spectrum import import_neti as convert
 
@@ -102,10 +107,10 @@ def import_textual_inversion(
     file: Annotated[Path, typer.Argument(metavar="FILE", help="An embedding of diffusers, A1111 or kohya.")],
     out: OutOption = None,
     name: Annotated[
-        str | None, typer.Option("--name", help="Which embedding, where the file holds several or is a LoRA.")
+        str | None, typer.Option("--name", help="Name of the embedding, if the file contains several or is a LoRA.")
     ] = None,
 ) -> None:
-    """Turn a textual inversion into a spectrum of one stage, to be mixed with others."""
+    """Convert a textual inversion to a spectrum with one stage, for mixing with others."""
     source = existing(file, "file")
     from ..exchange.import_spectrum import import_textual_inversion as convert
 
@@ -130,13 +135,12 @@ def export(
     ],
     out: OutOption = None,
 ) -> None:
-    """Write embeddings and a LoRA for other programs.
+    """Export embeddings and a LoRA for other programs.
 
-    ComfyUI, A1111 and diffusers load them; each file is loaded back before it is reported.
+    For ComfyUI, A1111 and diffusers; each written file is loaded again as a check.
     """
     source = existing(concept, "file")
-    from ...concepts.files.concept_file import read_header
-    from ...concepts.files.file_kinds import SPECTRUM_KIND
+    from ...concepts.files.concept_file import SPECTRUM_KIND, read_header
     from ...concepts.spectrum.spectrum_file import load_spectrum
     from ..exchange.new_files import added_together
 
@@ -159,10 +163,10 @@ def export(
 
 
 def inspect(
-    file: Annotated[Path, typer.Argument(metavar="FILE", help="Any file of this program.")],
-    as_json: Annotated[bool, typer.Option("--json", help="As JSON, for programs.")] = False,
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="Any file written by Bestiary.")],
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Show what one of our files holds."""
+    """Show the contents of a Bestiary file."""
     source = existing(file, "file")
     from ..exchange.inspect_file import describe_file, description_text
 

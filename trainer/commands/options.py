@@ -16,7 +16,7 @@ from ...concepts.name_search import shown_name
 Device = Literal["auto", "cpu", "cuda", "mps"]
 Dtype = Literal["auto", "fp32", "bf16", "fp16"]
 
-SeedOption = Annotated[int, typer.Option("--seed", help="Number from which every random choice follows.")]
+SeedOption = Annotated[int, typer.Option("--seed", help="Random seed.")]
 
 
 def _place(text: str) -> Path:
@@ -60,18 +60,20 @@ OutOption = Annotated[
         "--out",
         parser=_place,
         metavar="PATH",
-        help="Folder for the result, made where it is missing; imports also take a file that ends with .safetensors.",
+        help=(
+            "Folder for the result, created if missing; import commands also accept a file name ending in .safetensors."
+        ),
     ),
 ]
 DeviceOption = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:1, mps.")]
-DtypeOption = Annotated[Dtype, typer.Option("--dtype", help="Precision of the work; auto chooses by device.")]
+DtypeOption = Annotated[Dtype, typer.Option("--dtype", help="Floating-point precision; auto chooses by device.")]
 BaseOption = Annotated[
     str | None,
-    typer.Option("--base", help="Base model: a diffusers folder, or `demo` for the model that comes with the program."),
+    typer.Option("--base", help="Base model: a folder in diffusers format, or `demo` for the included model."),
 ]
 ProgressOption = Annotated[
     Literal["line", "json", "off"],
-    typer.Option("--progress", help="How progress is reported on stderr; json writes one object per line."),
+    typer.Option("--progress", help="Format of progress on stderr; json writes one object per line."),
 ]
 
 SUFFIX = ".safetensors"

@@ -22,12 +22,14 @@ train = typer.Typer(help="Train concepts on a base model.", no_args_is_help=True
 
 RecipeArgument = Annotated[
     Path | None,
-    typer.Argument(metavar="[RECIPE]", help="A TOML file, or the name of a shipped recipe; flags override it."),
+    typer.Argument(
+        metavar="[RECIPE]", help="A TOML file, or the name of an included recipe; options override its settings."
+    ),
 ]
-DiscoveryOption = Annotated[Path | None, typer.Option("--discovery", help="Folder that `bestiary discover` wrote.")]
+DiscoveryOption = Annotated[Path | None, typer.Option("--discovery", help="Folder written by `bestiary discover`.")]
 SetOption = Annotated[
     list[str] | None,
-    typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Any setting of the recipe; may be given several times."),
+    typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Any setting of the recipe; can be given several times."),
 ]
 
 
@@ -44,23 +46,22 @@ def train_parts(
     discovery: DiscoveryOption = None,
     base: BaseOption = None,
     out: OutOption = None,
-    steps: Annotated[int | None, typer.Option("--steps", help="Optimizer steps.")] = None,
-    batch_size: Annotated[int | None, typer.Option("--batch-size", help="Pictures of one step and process.")] = None,
-    seed: Annotated[int | None, typer.Option("--seed", help="Number from which every random choice follows.")] = None,
+    steps: Annotated[int | None, typer.Option("--steps", help="Number of optimizer steps.")] = None,
+    batch_size: Annotated[int | None, typer.Option("--batch-size", help="Pictures per step and process.")] = None,
+    seed: Annotated[int | None, typer.Option("--seed", help="Random seed.")] = None,
     device: DeviceOption = "auto",
     dtype: DtypeOption = "auto",
     more: SetOption = None,
     progress: ProgressOption = "line",
 ) -> None:
-    """Learn one token for every part and kind of a discovery.
+    """Train one token per part and kind of a discovery.
 
-    Writes a run folder and, in it, a part dictionary.
+    Writes a run folder that contains the part dictionary.
     """
     from ..training.train_parts import train_parts as run_training
 
     settings = _recipe_settings(recipe, discovery, base, out, steps, batch_size, seed, device, dtype, more)
-    result = run_training(settings, on_progress=progress_callback("train", progress))
-    typer.echo(f"wrote {result.dictionary_path}")
+    typer.echo(f"wrote {run_training(settings, on_progress=progress_callback('train', progress)).path}")
 
 
 @train.command("spectrum")
@@ -68,74 +69,69 @@ def train_spectrum(
     source: Annotated[
         Path | None,
         typer.Argument(
-            metavar="IMAGE_OR_FOLDER", help="One picture, or a folder of one concept; HEIC needs pillow-heif."
+            metavar="IMAGE_OR_FOLDER",
+            help="A picture, or a folder of pictures of one concept. HEIC requires pillow-heif.",
         ),
     ] = None,
     recipe: Annotated[
         Path | None,
-        typer.Option("--recipe", help="A TOML file, or a shipped one such as spectrum_sd15; flags override it."),
+        typer.Option(
+            "--recipe",
+            help=(
+                "A TOML file, or the name of an included recipe such as spectrum_sd15; options override its settings."
+            ),
+        ),
     ] = None,
     words: Annotated[
-        str | None, typer.Option("--words", help="What the pictures show, such as `teddy`: where vectors start from.")
+        str | None,
+        typer.Option("--words", help="What the pictures show, such as `teddy`; the vectors are initialised from it."),
     ] = None,
     name: Annotated[str | None, typer.Option("--name", help="Name of the concept in prompts.")] = None,
     stages: Annotated[
-        int | None, typer.Option("--stages", help="Stages of equal width; 1 is textual inversion.")
+        int | None, typer.Option("--stages", help="Number of stages of equal width; 1 is ordinary textual inversion.")
     ] = None,
     base: BaseOption = None,
     out: OutOption = None,
-    steps: Annotated[int | None, typer.Option("--steps", help="Optimizer steps.")] = None,
-    batch_size: Annotated[int | None, typer.Option("--batch-size", help="Pictures of one step.")] = None,
-    seed: Annotated[int | None, typer.Option("--seed", help="Number from which every random choice follows.")] = None,
+    steps: Annotated[int | None, typer.Option("--steps", help="Number of optimizer steps.")] = None,
+    batch_size: Annotated[int | None, typer.Option("--batch-size", help="Pictures per step.")] = None,
+    seed: Annotated[int | None, typer.Option("--seed", help="Random seed.")] = None,
     device: DeviceOption = "auto",
     dtype: DtypeOption = "auto",
     more: SetOption = None,
-    check: Annotated[
-        bool, typer.Option("--check", help="Only look everything over, as `bestiary doctor` does.")
-    ] = False,
+    check: Annotated[bool, typer.Option("--check", help="Only check everything, as `bestiary doctor` does.")] = False,
     progress: ProgressOption = "line",
 ) -> None:
-    """Learn what a picture says, stage by stage of its generation.
+    """Train a prompt spectrum: separate embeddings per denoising stage, from one or more pictures.
 
-    Writes a run folder and, in it, a spectrum file that prompts name as <NAME>.
+    Writes a run folder that contains the spectrum file; use it in prompts as <NAME>.
     """
     from ..learning.spectrum.spectrum_settings import load_spectrum_recipe
 
-    # flags become dotted keys of the recipe, `--set` comes last and wins
     called = name and name.removesuffix(".safetensors").removesuffix(".spectrum")
     typed = {"images.source": source, "method.initial_words": words, "run.name": called, "method.stages": stages}
     typed |= _shared_flags(base, out, steps, batch_size, seed, device, dtype)
-    overrides = {key: value for key, value in typed.items() if value is not None}
-    settings = load_spectrum_recipe(recipe, overrides | dict(assignment(text, "--set") for text in more or ()))
+    settings = load_spectrum_recipe(recipe, _overrides(typed, more))
     checked_file_name(settings.run.name, "run.name")
     if check:
-        from ..training.spectrum_doctor import examine_spectrum
+        from ..training.doctor import examine
+        from ..training.train_spectrum import SpectrumTask
 
-        for line in examine_spectrum(settings):
-            typer.echo(line)
+        typer.echo("\n".join(examine(SpectrumTask(settings))))
         return
     from ..training.train_spectrum import train_spectrum as run_training
 
-    typer.echo(f"wrote {run_training(settings, on_progress=progress_callback('train', progress)).spectrum_path}")
+    typer.echo(f"wrote {run_training(settings, on_progress=progress_callback('train', progress)).path}")
 
 
 def resume(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="Run folder of a stopped training.")],
     progress: ProgressOption = "line",
 ) -> None:
-    """Go on with a training that was stopped."""
-    from ..training.resume import find_run
+    """Continue a stopped training."""
+    from ..training.tasks import resume_training
 
-    # a run folder knows what kind of training it holds
-    report, folder = progress_callback("train", progress), find_run(existing(run, "folder"))
-    if folder.kind == "spectrum":
-        from ..training.train_spectrum import resume_spectrum
-
-        typer.echo(f"wrote {resume_spectrum(folder.path, on_progress=report).spectrum_path}")
-        return
-    from ..training.train_parts import resume_training
-
-    typer.echo(f"wrote {resume_training(folder.path, on_progress=report).dictionary_path}")
+    report = progress_callback("train", progress)
+    typer.echo(f"wrote {resume_training(existing(run, 'folder'), on_progress=report).path}")
 
 
 def doctor(
@@ -147,15 +143,15 @@ def doctor(
     dtype: DtypeOption = "auto",
     more: SetOption = None,
 ) -> None:
-    """Check a training before its first step.
+    """Check a training before it starts.
 
-    Pictures, sizes, disk, memory, one forward pass, one preview.
+    Pictures, sizes, disk space, memory, one forward pass, one preview.
     """
     from ..training.doctor import examine
+    from ..training.train_parts import PartTask
 
     settings = _recipe_settings(recipe, discovery, base, out, None, None, None, device, dtype, more)
-    for line in examine(settings):
-        typer.echo(line)
+    typer.echo("\n".join(examine(PartTask(settings))))
 
 
 def _recipe_settings(
@@ -172,13 +168,16 @@ def _recipe_settings(
 ) -> Any:
     from ..learning.parts.settings import load_recipe
 
-    # flags become dotted keys of the recipe, `--set` comes last and wins
     typed = {"discovery.folder": discovery, **_shared_flags(base, out, steps, batch_size, seed, device, dtype)}
-    overrides = {key: value for key, value in typed.items() if value is not None}
-    overrides |= dict(assignment(text, "--set") for text in more or ())
-    settings = load_recipe(recipe, overrides)
+    settings = load_recipe(recipe, _overrides(typed, more))
     checked_file_name(settings.run.name, "run.name")
     return settings
+
+
+def _overrides(typed: dict[str, Any], more: list[str] | None) -> dict[str, Any]:
+    """Flags that were given, as dotted keys of the recipe; `--set` comes last and wins."""
+    given = {key: value for key, value in typed.items() if value is not None}
+    return given | dict(assignment(text, "--set") for text in more or ())
 
 
 def _shared_flags(

@@ -20,7 +20,7 @@ from .options import (
     result_folder,
 )
 
-evaluate = typer.Typer(help="Judge what was learned.", no_args_is_help=True)
+evaluate = typer.Typer(help="Evaluate a part dictionary or a spectrum.", no_args_is_help=True)
 Sampler = Literal["ddim", "dpmpp_2m", "euler", "pndm"]
 
 
@@ -39,40 +39,53 @@ def compose(
         typer.Argument(metavar="PROMPT...", help='For example "a photo of a <head:cardinal> <wing:blue jay> bird".'),
     ],
     more: Annotated[
-        list[Path] | None, typer.Option("--with", help="One more, for <its name.part:kind> or <its name>.")
+        list[Path] | None,
+        typer.Option("--with", help="A further dictionary or spectrum, for <its name.part:kind> or <its name>."),
     ] = None,
     mix: Annotated[
         list[str] | None,
-        typer.Option("--mix", metavar="ATTRIBUTE=NAME", help="layout=corgi and so on: prompts call the mix <mix>."),
+        typer.Option(
+            "--mix",
+            metavar="ATTRIBUTE=NAME",
+            help="Attribute and spectrum, such as layout=corgi; use the mixture in prompts as <mix>.",
+        ),
     ] = None,
     presets: Annotated[
         Path | None, typer.Option("--presets", help="Text file with lines such as `layout: 0%-10%`.")
     ] = None,
     stage_texts: Annotated[
         list[str] | None,
-        typer.Option("--stage-text", metavar="STAGES:TEXT", help="Another prompt for some stages: `layout: a meadow`."),
+        typer.Option(
+            "--stage-text",
+            metavar="STAGES:TEXT",
+            help="A different prompt for some stages, such as `layout: a meadow`.",
+        ),
     ] = None,
-    negative: Annotated[str, typer.Option("--negative", help="What to keep out; may name parts too.")] = "",
+    negative: Annotated[str, typer.Option("--negative", help="Negative prompt; can contain parts.")] = "",
     base: BaseOption = None,
     out: OutOption = None,
-    count: Annotated[int, typer.Option("--count", min=1, help="Pictures of each prompt.")] = 1,
+    count: Annotated[int, typer.Option("--count", min=1, help="Pictures per prompt.")] = 1,
     seed: SeedOption = 0,
     steps: Annotated[int, typer.Option("--steps", min=1, help="Denoising steps.")] = 30,
-    guidance: Annotated[float, typer.Option("--guidance", min=0, help="Classifier-free guidance.")] = 7.5,
-    size: Annotated[int | None, typer.Option("--size", help="Edge in pixels; left out: the model's own.")] = None,
-    sampler: Annotated[Sampler, typer.Option("--sampler", help="How noise is taken away.")] = "ddim",
+    guidance: Annotated[float, typer.Option("--guidance", min=0, help="Classifier-free guidance scale.")] = 7.5,
+    size: Annotated[
+        int | None, typer.Option("--size", help="Edge length in pixels; default: that of the model.")
+    ] = None,
+    sampler: Annotated[Sampler, typer.Option("--sampler", help="Sampling method.")] = "ddim",
     lora_strength: Annotated[
-        float, typer.Option("--lora-strength", help="1 as trained, 0 without the adapters.")
+        float, typer.Option("--lora-strength", help="Strength of the LoRA: 1 as trained, 0 without it.")
     ] = 1.0,
     sheet: Annotated[bool, typer.Option("--sheet", help="Also write a contact sheet with captions.")] = False,
-    heat_maps: Annotated[bool, typer.Option("--heat-maps", help="Also write where each part token looked.")] = False,
+    heat_maps: Annotated[
+        bool, typer.Option("--heat-maps", help="Also write heat maps of the attention of each part token.")
+    ] = False,
     device: DeviceOption = "auto",
     dtype: DtypeOption = "auto",
     progress: ProgressOption = "line",
 ) -> None:
-    """Make pictures from prompts that name learned parts and spectra.
+    """Generate pictures from prompts with learned parts and spectra.
 
-    Earlier pictures are never overwritten; each PNG carries its prompt, its seed and what made it.
+    Existing pictures are never overwritten; each PNG stores its prompt, seed and settings.
     """
     from ..composing.compose import ComposeSettings, compose_files
 
@@ -97,24 +110,25 @@ def evaluate_parts(
     dictionary: Annotated[Path, typer.Argument(metavar="DICT", help="A part dictionary (.safetensors).")],
     discovery: Annotated[Path, typer.Option("--discovery", help="The discovery it was trained on.")],
     labels: Annotated[
-        Path | None, typer.Option("--labels", help="CSV with path and class, where it was trained on classes.")
+        Path | None, typer.Option("--labels", help="CSV file with path and class, if it was trained on classes.")
     ] = None,
     base: BaseOption = None,
     out: OutOption = None,
-    count: Annotated[int, typer.Option("--count", min=1, help="Pictures of each test.")] = 96,
+    count: Annotated[int, typer.Option("--count", min=1, help="Pictures per test.")] = 96,
     baseline: Annotated[
-        list[str] | None, typer.Option("--baseline", metavar="NAME=DICT", help="Another dictionary, judged beside it.")
+        list[str] | None, typer.Option("--baseline", metavar="NAME=DICT", help="Another dictionary to compare with.")
     ] = None,
     seed: SeedOption = 0,
     steps: Annotated[int, typer.Option("--steps", min=1, help="Denoising steps.")] = 30,
-    guidance: Annotated[float, typer.Option("--guidance", min=0, help="Classifier-free guidance.")] = 7.5,
+    guidance: Annotated[float, typer.Option("--guidance", min=0, help="Classifier-free guidance scale.")] = 7.5,
     device: DeviceOption = "auto",
     dtype: DtypeOption = "auto",
     progress: ProgressOption = "line",
 ) -> None:
-    """Judge a part dictionary, as JSON and as a page.
+    """Evaluate a part dictionary; writes JSON and an HTML page.
 
-    Reconstruction and mixes of 1 to 4 sources: exact matches (EMR), CoSim, absent parts, attention IoU, likeness.
+    Reconstruction and mixes of 1 to 4 sources: exact match rate (EMR), CoSim, absent parts, attention IoU,
+    similarity.
     """
     from ..evaluation.evaluate import EvaluateSettings, evaluate_files
 
@@ -135,37 +149,41 @@ def evaluate_spectrum(
     images: Annotated[Path, typer.Option("--images", help="A picture, or a folder of pictures, of the concept.")],
     base: BaseOption = None,
     out: OutOption = None,
-    count: Annotated[int, typer.Option("--count", min=1, help="Noised pictures for every stage.")] = 8,
+    count: Annotated[int, typer.Option("--count", min=1, help="Noised pictures per stage.")] = 8,
     seed: SeedOption = 0,
     clip: Annotated[
         str | None,
         typer.Option(
             "--clip",
             metavar="MODEL",
-            help="Also draw pictures and judge them by this CLIP model: a folder in transformers format, or a name such as "
-            "openai/clip-vit-base-patch32 that is in the Hugging Face cache.",
+            help=(
+                "Also generate pictures and score them with this CLIP model: a folder in transformers format, or "
+                "a name such as openai/clip-vit-base-patch32 from the Hugging Face cache."
+            ),
         ),
     ] = None,
     prompts: Annotated[
         list[str] | None,
         typer.Option(
-            "--prompt", help="A prompt that CLIP judges, with <NAME OF THE FILE>; may be given several times."
+            "--prompt", help="A prompt for the CLIP evaluation, with <NAME OF THE FILE>; can be given several times."
         ),
     ] = None,
     pictures: Annotated[
-        int | None, typer.Option("--pictures", help="Pictures of each prompt and stage that CLIP judges; 8 by default.")
+        int | None,
+        typer.Option("--pictures", help="Pictures per prompt and stage for the CLIP evaluation; default: 8."),
     ] = None,
-    steps: Annotated[int | None, typer.Option("--steps", help="Denoising steps of these pictures.")] = None,
-    guidance: Annotated[float | None, typer.Option("--guidance", help="Guidance of these pictures.")] = None,
-    size: Annotated[int | None, typer.Option("--size", help="Edge of all pictures in pixels.")] = None,
+    steps: Annotated[int | None, typer.Option("--steps", help="Denoising steps of the CLIP evaluation.")] = None,
+    guidance: Annotated[float | None, typer.Option("--guidance", help="Guidance scale of the CLIP evaluation.")] = None,
+    size: Annotated[int | None, typer.Option("--size", help="Edge length of all pictures in pixels.")] = None,
     device: DeviceOption = "auto",
     dtype: DtypeOption = "auto",
     progress: ProgressOption = "line",
 ) -> None:
-    """Judge a spectrum stage by stage, as JSON and as a page.
+    """Evaluate a spectrum per stage; writes JSON and an HTML page.
 
-    Noise loss with the spectrum, with its mean, with the words it started from, and with shuffled stages. With a CLIP model
-    also how like the pictures (CLIP-I) and how true to the prompts (CLIP-T) it draws, and how much each stage alone lets through.
+    Noise loss with the spectrum, with its mean, with its initial words, and with shuffled stages. With a CLIP model
+    also the similarity to the pictures (CLIP-I), the agreement with the prompts (CLIP-T), and the leakage of each
+    stage.
     """
     from ..evaluation.evaluate_spectrum import EvaluateSpectrumSettings
     from ..evaluation.evaluate_spectrum import evaluate_spectrum as run_evaluation

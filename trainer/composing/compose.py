@@ -18,7 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from ...concepts.errors import BestiaryError
 from ...concepts.files.atomic_file import check_writable, replacing
 from ...concepts.files.concept_names import name_of_file
-from ...concepts.name_search import plain_name
+from ...concepts.name_search import same_name
 from ...concepts.part_dictionary.part_dictionary import PartDictionary
 from ...concepts.spectrum.prompt_spectrum import PromptSpectrum
 from ...concepts.spectrum.stage_bounds import DEFAULT_STAGES, StageBounds
@@ -186,7 +186,7 @@ def load_dictionaries(paths: Sequence[Path]) -> dict[str, PartDictionary]:
     dictionaries: dict[str, PartDictionary] = {}
     for path in paths:
         name = name_of_file(path.name)
-        if plain_name(name) in map(plain_name, dictionaries):
+        if same_name(name, dictionaries):
             raise BestiaryError(
                 f"two dictionaries are named {name!r}: rename one file, so that prompts can tell them apart"
             )
@@ -215,7 +215,7 @@ def add_adapters(denoiser: SamplingDenoiser, dictionaries: Mapping[str, PartDict
     for name, dictionary in dictionaries.items():
         check_backbone(name, dictionary, denoiser)
         if dictionary.lora and strength:
-            denoiser.load_lora(dictionary.lora, strength)
+            denoiser.network.adapters.load(dictionary.lora, strength)
 
 
 def recipe_of(settings: ComposeSettings, base: str) -> dict[str, object]:

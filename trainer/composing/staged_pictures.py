@@ -6,12 +6,12 @@ from pathlib import Path
 
 import torch
 
+from ...concepts.denoiser.denoiser import chunks_of
 from ...concepts.errors import BestiaryError
-from ...concepts.files.concept_file import read_header
+from ...concepts.files.concept_file import SPECTRUM_KIND, read_header
 from ...concepts.files.concept_names import name_of_file
-from ...concepts.files.file_kinds import SPECTRUM_KIND
 from ...concepts.files.text_file import read_text
-from ...concepts.name_search import choices_text, plain_name, shown_name
+from ...concepts.name_search import choices_text, same_name, shown_name
 from ...concepts.spectrum.attribute_presets import DEFAULT_PRESETS, Presets, parse_presets, stages_text
 from ...concepts.spectrum.prompt_spectrum import PromptSpectrum, check_spectrum_backbone
 from ...concepts.spectrum.spectrum_file import load_spectrum
@@ -117,7 +117,7 @@ def _alike(
     for row, pair in enumerate(zip(positives, negatives, strict=True)):
         # of a staged prompt the longest stage decides
         chunks = tuple(
-            max(len(denoiser.tokenize(stage.pieces).weights) for stage in prompt.distinct()[0]) for prompt in pair
+            max(chunks_of(denoiser.text.tokenize(stage.pieces)) for stage in prompt.distinct()[0]) for prompt in pair
         )
         groups.setdefault(chunks, []).append(row)
     for rows in groups.values():
@@ -140,7 +140,7 @@ def load_spectra(paths: Sequence[Path]) -> dict[str, PromptSpectrum]:
     spectra: dict[str, PromptSpectrum] = {}
     for path in paths:
         name = name_of_file(path.name)
-        if plain_name(name) in map(plain_name, spectra):
+        if same_name(name, spectra):
             raise BestiaryError(f"two spectra are named {name!r}: rename one file, so that prompts can tell them apart")
         spectra[name] = load_spectrum(path)
     return spectra
@@ -156,12 +156,11 @@ def mix_spectra(
     """
     found = {}
     for attribute, wanted in mix.items():
-        # names in their plain form, as people type them
-        names = [name for name in spectra if plain_name(name) == plain_name(wanted)]
-        if not names:
+        named = same_name(wanted, spectra)
+        if named is None:
             known = choices_text(wanted, list(spectra)) if spectra else "none is loaded"
             raise BestiaryError(f"{attribute}: no spectrum is called {shown_name(wanted)}: choose {known}")
-        found[attribute] = spectra[names[0]]
+        found[attribute] = spectra[named]
     return merge_by_attribute(found, presets)
 
 

@@ -13,9 +13,8 @@ from torch import Tensor
 
 from ...concepts.errors import BestiaryError
 from ...concepts.part_map import codebook_edits
-from ...concepts.part_map.codebook_edits import CodebookEdit
+from ...concepts.part_map.codebook_edits import CodebookEdit, merge_named, rename_named, split_name
 from ...concepts.part_map.joined_kinds import PartMeans, refit_kinds
-from ...concepts.part_map.named_edits import merge_named, rename_named, split_name
 from ...concepts.part_map.part_codebook import PartCodebook
 from ...concepts.part_map.part_map import ABSENT, PartMaps
 from ...concepts.part_prompt.caption_file import format_caption

@@ -17,7 +17,7 @@ from torch import Tensor
 from ...concepts.denoiser.backbone import BACKBONES, get_backbone
 from ...concepts.denoiser.lora_names import BUNDLED, check_family, to_kohya
 from ...concepts.errors import BestiaryError
-from ...concepts.files.file_kinds import CODEBOOK_SUFFIX
+from ...concepts.files.concept_names import CODEBOOK_SUFFIX
 from ...concepts.files.text_file import LARGEST_TOML, parse_toml, read_text
 from ...concepts.part_dictionary.part_dictionary import PartDictionary
 from ...concepts.part_dictionary.token_projector import TokenProjector

@@ -18,8 +18,15 @@ from ...concepts.denoiser.lora_names import (
     with_told_alphas,
 )
 from ...concepts.errors import BestiaryError
-from ...concepts.files.concept_file import Header, TensorEntry, read_header, read_tensors
-from ...concepts.files.file_kinds import CODEBOOK_KIND, DICTIONARY_KIND, SPECTRUM_KIND
+from ...concepts.files.concept_file import (
+    CODEBOOK_KIND,
+    DICTIONARY_KIND,
+    SPECTRUM_KIND,
+    Header,
+    TensorEntry,
+    read_header,
+    read_tensors,
+)
 from ...concepts.files.inert_pickle import Shell
 from ...concepts.files.safe_pickle import load_inert, tensors_in
 from ...concepts.name_search import number_ranges

@@ -2,11 +2,11 @@
 
 import { api } from "../../../scripts/api.js";
 import { app } from "../../../scripts/app.js";
-import { addStyle, make, ownEvents, slider } from "./elements.mjs";
-import { HeatMaps, color, loadImage } from "./heat_maps.mjs";
-import { after } from "./linked.mjs";
-import { keepMounted, showPicturesOnce } from "./mounting.mjs";
-import { loadStrings, t } from "./strings.mjs";
+import { HeatMaps, color, loadImage } from "./attention/heat_maps.mjs";
+import { addStyle, make, ownEvents, slider } from "./host/elements.mjs";
+import { keepMounted, showPicturesOnce } from "./host/mounting.mjs";
+import { after } from "./host/safely.mjs";
+import { loadStrings, t } from "./host/strings.mjs";
 
 const HEIGHT = 440;
 const SIZE = [420, 760];

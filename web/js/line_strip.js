@@ -2,18 +2,18 @@
 
 import { api } from "../../../scripts/api.js";
 import { app } from "../../../scripts/app.js";
-import { addStyle, iconButton, make, ownEvents } from "./elements.mjs";
-import { Panel } from "./folding.mjs";
-import { after, debounced, linkedDictionaries } from "./linked.mjs";
-import { isFed } from "./links.mjs";
-import { safely } from "./safely.mjs";
-import { fetchSpectraAgain, linkedSpectra } from "./spectra.mjs";
-import { CellRow, ownerCells, presetChoice } from "./stage_cells.mjs";
-import { STAGED_FIELDS, repairStaged, stagedChoices, stagedFaults } from "./staged_texts.mjs";
-import { assignStages, readLines, writtenStages } from "./stages.mjs";
-import { StepRow } from "./step_row.mjs";
-import { loadStrings, t } from "./strings.mjs";
-import { findWidget, ownWidget, setWidget, watchWidget } from "./upstream.mjs";
+import { addStyle, iconButton, make, ownEvents } from "./host/elements.mjs";
+import { Panel } from "./host/folding.mjs";
+import { isFed } from "./host/links.mjs";
+import { after, debounced, safely } from "./host/safely.mjs";
+import { loadStrings, t } from "./host/strings.mjs";
+import { findWidget, ownWidget, setWidget, watchWidget } from "./host/widgets.mjs";
+import { linkedDictionaries } from "./parts/linked.mjs";
+import { fetchSpectraAgain, linkedSpectra } from "./stages/spectra.mjs";
+import { CellRow, ownerCells, presetChoice } from "./stages/stage_cells.mjs";
+import { STAGED_FIELDS, repairStaged, stagedChoices, stagedFaults } from "./stages/staged_texts.mjs";
+import { assignStages, readLines, writtenStages } from "./stages/stages.mjs";
+import { StepRow } from "./stages/step_row.mjs";
 
 /** Blocks, their fields of lines, and what a side is called. */
 const BLOCKS = {
@@ -148,7 +148,7 @@ class LineStrip {
       const { selection, words: said, claims } = lines[place];
       words.textContent = said;
       words.title = said;
-      element.classList.toggle("bst-broken", !claims && !this.waits(lines[place]));
+      element.classList.toggle("bst-broken", lines[place].empty || (!claims && !this.waits(lines[place])));
       choice.show(presets, selection.trim());
       row.render(count);
     });
@@ -162,7 +162,7 @@ class LineStrip {
     this.steps.element.hidden = this.steps.note.hidden = !fits;
   }
 
-  /** What the texts name in vain, with the nearest that is there. */
+  /** Shows unknown names in the texts, each with the closest valid one. */
   showFaults() {
     const { node } = this;
     const found = STAGED_FIELDS[node.comfyClass].flatMap((name) => stagedFaults(node, name, `${findWidget(node, name)?.value ?? ""}`).map((fault) => ({ name, ...fault })));
@@ -183,6 +183,8 @@ class LineStrip {
     if (!fits) return t("stages.tooMany", { most: MOST });
     const broken = lines.find((line) => !line.claims && !this.waits(line));
     if (broken) return t("stages.brokenLine", { text: this.text.slice(broken.start, broken.end) });
+    const empty = lines.find((line) => line.empty);
+    if (empty) return t("stages.emptyLine", { text: empty.selection.trim(), count: this.count });
     if (lines.some((line) => this.waits(line))) return t("stages.linkedPresets");
     if (double.length) return t("stages.doubleLine", { stages: double.map((stage) => stage + 1).join(", ") });
     return t(lines.length ? "stages.lineHint" : "stages.noLine");

@@ -1,19 +1,19 @@
 /** Suggests parts, kinds, spectra and stages while a prompt is typed, and underlines those that nothing linked knows. */
 
 import { app } from "../../../scripts/app.js";
-import { addStyle, make } from "./elements.mjs";
-import { after, debounced, linkedDictionaries } from "./linked.mjs";
-import { findMentions } from "./mentions.mjs";
-import { Mirror } from "./mirror.mjs";
-import { resolveMention } from "./picks.mjs";
-import { BoxNote, plainFaults, plainFields } from "./plain_boxes.mjs";
-import { safely } from "./safely.mjs";
-import { linkedSpectra } from "./spectra.mjs";
-import { STAGED_FIELDS, stagedChoices, stagedFaults } from "./staged_texts.mjs";
-import { loadStrings, t } from "./strings.mjs";
-import { suggestions } from "./suggest.mjs";
-import { weighed } from "./weighing.mjs";
-import { bodyOf, findField, ownWidget, watchWidget } from "./upstream.mjs";
+import { addStyle, make } from "./host/elements.mjs";
+import { Mirror } from "./host/mirror.mjs";
+import { after, debounced, safely } from "./host/safely.mjs";
+import { loadStrings, t } from "./host/strings.mjs";
+import { bodyOf, findField, ownWidget, watchWidget } from "./host/widgets.mjs";
+import { linkedDictionaries } from "./parts/linked.mjs";
+import { findMentions } from "./parts/mentions.mjs";
+import { resolveMention } from "./parts/picks.mjs";
+import { BoxNote, plainFaults, plainFields } from "./parts/plain_boxes.mjs";
+import { suggestions } from "./parts/suggest.mjs";
+import { weighed } from "./parts/weighing.mjs";
+import { linkedSpectra } from "./stages/spectra.mjs";
+import { STAGED_FIELDS, stagedChoices, stagedFaults } from "./stages/staged_texts.mjs";
 
 /** Blocks whose prompts name parts, and the fields that hold them. */
 const PROMPTS = { BestiaryPartPrompt: ["text"], ...STAGED_FIELDS };
@@ -70,16 +70,16 @@ function noteOf(textarea) {
   return note;
 }
 
-/** Mentions of a prompt that name something in vain. */
+/** Mentions of a prompt whose part, kind, spectrum or stages are unknown. */
 function faultsOf({ node, name, textarea }) {
-  if (isPlain(node)) return plainFaults(node, textarea.value).map((fault) => ({ ...fault.mention, malformed: fault.mention.fault, told: fault }));
+  if (isPlain(node)) return plainFaults(node, textarea.value).map((fault) => ({ ...fault.mention, malformed: fault.mention.fault, note: fault }));
   if (isStaged(node)) return stagedFaults(node, name, textarea.value).map(({ mention, fault }) => ({ ...mention, malformed: mention.fault, fault }));
   const { set } = linkedDictionaries(node);
   const wrong = (mention) => mention.fault || (set.parts.length > 0 && resolveMention(mention, set).fault);
   return findMentions(textarea.value).filter(wrong).map((mention) => ({ ...mention, malformed: mention.fault }));
 }
 
-/** Underlines what a prompt names in vain. */
+/** Underlines unknown names in a prompt. */
 function underline(box) {
   const { node, name, textarea } = box;
   // what is being typed is not wrong yet
@@ -90,7 +90,7 @@ function underline(box) {
   mirrorOf(textarea).mark(textarea.value, faults);
   textarea.setAttribute("aria-invalid", `${faults.length > 0}`);
   // blocks of ours tell it beside the box
-  if (isPlain(node)) noteOf(textarea).show(node, name, faults.map(({ told }) => told));
+  if (isPlain(node)) noteOf(textarea).show(node, name, faults.map(({ note }) => note));
   if (isPlain(node)) mirrorOf(textarea).place();
 }
 

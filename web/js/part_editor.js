@@ -2,17 +2,17 @@
 
 import { api } from "../../../scripts/api.js";
 import { app } from "../../../scripts/app.js";
-import { describeDiscovery, newestDiscovery } from "./discoveries.mjs";
-import { addStyle, make, ownEvents, slider } from "./elements.mjs";
-import { Panel } from "./folding.mjs";
-import { after, debounced } from "./linked.mjs";
-import { executionIds, isFed } from "./links.mjs";
-import { PartMap, colorsOf } from "./part_maps.mjs";
-import { readableName } from "./part_order.mjs";
-import { PartTree } from "./part_tree.mjs";
-import { plainName } from "./mentions.mjs";
-import { loadStrings, t } from "./strings.mjs";
-import { findWidget, ownWidget, setWidget, watchWidget } from "./upstream.mjs";
+import { addStyle, make, ownEvents, slider } from "./host/elements.mjs";
+import { Panel } from "./host/folding.mjs";
+import { executionIds, isFed } from "./host/links.mjs";
+import { after, debounced } from "./host/safely.mjs";
+import { loadStrings, t } from "./host/strings.mjs";
+import { findWidget, ownWidget, setWidget, watchWidget } from "./host/widgets.mjs";
+import { describeDiscovery, newestDiscovery } from "./parts/discoveries.mjs";
+import { plainName } from "./parts/mentions.mjs";
+import { PartMap, colorsOf } from "./parts/part_maps.mjs";
+import { readableName } from "./parts/part_order.mjs";
+import { PartTree } from "./parts/part_tree.mjs";
 
 const BLOCK = "BestiaryDiscoverParts";
 const HEIGHT = 560;

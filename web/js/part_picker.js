@@ -1,20 +1,19 @@
 /** Adds the part picker to the blocks that name parts. */
 
 import { app } from "../../../scripts/app.js";
-import { addStyle } from "./elements.mjs";
-import { after, debounced, fetchAgain, linkedDictionaries, updateAll } from "./linked.mjs";
-import { canReplace, followTitle, linkedParts, replaceLinked } from "./linked_parts.mjs";
-import { keepMounted } from "./mounting.mjs";
-import { PickerView } from "./picker_view.mjs";
-import { FieldPicks, TextPicks } from "./picks.mjs";
-import { loadStrings, t } from "./strings.mjs";
-import { safely } from "./safely.mjs";
-import { findWidget, ownWidget, watchWidget } from "./upstream.mjs";
+import { addStyle } from "./host/elements.mjs";
+import { Panel } from "./host/folding.mjs";
+import { after, debounced, safely } from "./host/safely.mjs";
+import { loadStrings, t } from "./host/strings.mjs";
+import { findWidget, ownWidget, watchWidget } from "./host/widgets.mjs";
+import { fetchAgain, linkedDictionaries, updateAll } from "./parts/linked.mjs";
+import { canReplace, followTitle, linkedParts, replaceLinked } from "./parts/linked_parts.mjs";
+import { PickerView } from "./parts/picker_view.mjs";
+import { FieldPicks, TextPicks } from "./parts/picks.mjs";
 
 const PROPERTY = "bestiary_picker";
 const FAVOURITES = "Bestiary.Favourites";
-const LEAST_HEIGHT = 330;
-const FOLDED_HEIGHT = 46;
+const HEIGHT = 330;
 const SIZE = [470, 620];
 
 /** Blocks with a picker, and where each keeps what is picked. */
@@ -38,18 +37,21 @@ class PickerModel {
     this.linked = linkedDictionaries(node);
     this.quiet = 0;
     this.view = new PickerView(this);
+    const { element, tools } = this.view;
+    // the prompt itself is what is kept; the picker only shows it
+    this.panel = new Panel(node, { name: "picker", widgetName: "picker", property: PROPERTY, element, height: HEIGHT, size: SIZE });
+    tools.prepend(this.panel.button);
     this.linked.chosen = () => this.state.file ?? null;
     this.linked.listeners.add(() => this.view.refresh());
     this.linked.listeners.add(() => this.follow());
   }
 
   get state() {
-    return this.node.properties?.[PROPERTY] ?? {};
+    return this.panel.state;
   }
 
   remember(changes) {
-    this.node.properties ??= {};
-    this.node.properties[PROPERTY] = { ...this.state, ...changes };
+    this.panel.remember(changes);
     this.view.refresh();
   }
 
@@ -88,7 +90,7 @@ class PickerModel {
     const kinds = pick?.kinds.map(({ kind }) => kind.label).join(" + ");
     const title = pick ? t("picker.pieceTitle", { part: pick.part.name, kind: kinds }) : "";
     followTitle(this.node, title, this.state.titled);
-    if (title !== (this.state.titled ?? "")) this.node.properties[PROPERTY] = { ...this.state, titled: title };
+    if (title !== (this.state.titled ?? "")) this.panel.remember({ titled: title });
   }
 
   write(part, pick) {
@@ -107,16 +109,6 @@ class PickerModel {
     if (this.quiet) return;
     this.view.refresh();
     this.follow();
-  }
-
-  /** Shows only the tools, or everything again. */
-  fold(folded) {
-    this.remember({ open: !folded });
-    const { node } = this;
-    const [width, height] = node.size;
-    const change = LEAST_HEIGHT - FOLDED_HEIGHT;
-    node.setSize([width, folded ? Math.max(node.computeSize()[1], height - change) : height + change]);
-    node.graph?.setDirtyCanvas(true, true);
   }
 
   /** Files to choose from, where no dictionary is linked. */
@@ -166,24 +158,6 @@ function readFavourites() {
 function addPicker(node) {
   const picks = BLOCKS[node.comfyClass](node);
   const model = new PickerModel(node, picks);
-  const { element } = model.view;
-  const widget = node.addDOMWidget("picker", "BESTIARY_PICKER", element, {
-    serialize: false,
-    hideOnZoom: false,
-    getValue: () => "",
-    setValue: () => {},
-    getMinHeight: () => (model.state.open === false ? FOLDED_HEIGHT : LEAST_HEIGHT),
-  });
-  // the prompt itself is what is kept; the picker only shows it
-  widget.serialize = false;
-  model.remember({ open: true });
-  after(node, "onConfigure", (saved) => {
-    if (saved?.properties?.[PROPERTY]) return;
-    // a workflow made without a picker keeps its layout
-    model.remember({ open: true });
-    if (saved?.size && saved.size[1] + 1 < node.computeSize()[1]) model.remember({ open: false });
-  });
-  node.setSize([Math.max(node.size[0], SIZE[0]), Math.max(node.size[1], SIZE[1])]);
   const shown = debounced(() => {
     if (model.quiet) return;
     model.view.refresh();
@@ -200,9 +174,9 @@ function addPicker(node) {
     one.element?.addEventListener("input", shown);
   }
   after(node, "onRemoved", () => pickers.delete(model));
-  element.addEventListener("pointerenter", debounced(() => model.linked.update()));
+  model.view.element.addEventListener("pointerenter", debounced(() => model.linked.update()));
   pickers.add(model);
-  keepMounted(node, element);
+  model.view.refresh();
 }
 
 app.registerExtension({

@@ -2,20 +2,19 @@
 
 import { api } from "../../../scripts/api.js";
 import { app } from "../../../scripts/app.js";
-import { addStyle, make, ownEvents } from "./elements.mjs";
-import { after, debounced } from "./linked.mjs";
-import { isFed } from "./links.mjs";
-import { keepMounted } from "./mounting.mjs";
-import { safely } from "./safely.mjs";
-import { CellRow, ownerCells, presetChoice } from "./stage_cells.mjs";
-import { PRESETS, assignStages, readClaims, readPresets, readStages, writtenStages } from "./stages.mjs";
-import { StepRow } from "./step_row.mjs";
-import { loadStrings, t } from "./strings.mjs";
-import { findWidget, ownWidget, setWidget, watchWidget } from "./upstream.mjs";
+import { addStyle, make, ownEvents } from "./host/elements.mjs";
+import { Panel } from "./host/folding.mjs";
+import { isFed } from "./host/links.mjs";
+import { after, debounced, safely } from "./host/safely.mjs";
+import { loadStrings, t } from "./host/strings.mjs";
+import { findWidget, ownWidget, setWidget, watchWidget } from "./host/widgets.mjs";
+import { CellRow, ownerCells, presetChoice } from "./stages/stage_cells.mjs";
+import { PRESETS, assignStages, readClaims, readPresets, readStages, writtenStages } from "./stages/stages.mjs";
+import { StepRow } from "./stages/step_row.mjs";
 
 const REFERENCES = [1, 2, 3, 4];
 const STAGES = 10;
-const HEIGHT = 284;
+const HEIGHT = 318;
 const SIZE = [430, 770];
 
 /** What one node shows; the texts of its fields are what is kept. */
@@ -26,10 +25,12 @@ class StageStrip {
     this.result = make("div", { className: "bst-cells bst-result", role: "img" });
     this.steps = new StepRow(node);
     this.status = make("p", { className: "bst-hint", role: "status" });
+    const tools = make("div", { className: "bst-tools" }, make("b", { className: "bst-run", textContent: t("stages.title") }));
     const ends = make("div", { className: "bst-ends" }, make("span", { textContent: t("stages.noise") }), make("span", { textContent: t("stages.picture") }));
     this.element = make(
       "div",
       { className: "bst-picker bst-strips", role: "group", "aria-label": t("stages.title") },
+      tools,
       ends,
       ...this.tracks.map(({ element }) => element),
       make("div", { className: "bst-track" }, make("b", { textContent: "=", title: t("stages.result") }), this.result),
@@ -39,6 +40,8 @@ class StageStrip {
     );
     ownEvents(this.element);
     this.element.addEventListener("pointerenter", () => this.steps.update(STAGES));
+    const panel = new Panel(node, { name: "stages", property: "bestiary_stages", element: this.element, height: HEIGHT, size: SIZE, fixed: true });
+    tools.prepend(panel.button);
   }
 
   track(number) {
@@ -120,16 +123,6 @@ app.registerExtension({
   nodeCreated(node) {
     if (node.comfyClass !== "BestiaryMixAttributes") return;
     const strip = new StageStrip(node);
-    const widget = node.addDOMWidget("bestiary_stages", "BESTIARY_STAGE_STRIP", strip.element, {
-      serialize: false,
-      hideOnZoom: false,
-      getValue: () => "",
-      setValue: () => {},
-      getMinHeight: () => HEIGHT,
-      getMaxHeight: () => HEIGHT,
-    });
-    widget.serialize = false;
-    node.setSize([Math.max(node.size[0], SIZE[0]), Math.max(node.size[1], SIZE[1])]);
     strips.add(strip);
     const later = debounced(() => strip.render());
     for (const name of [...REFERENCES.map((number) => `takes_${number}`), "presets"]) {
@@ -139,7 +132,6 @@ app.registerExtension({
     }
     for (const method of ["onConnectionsChange", "onConfigure"]) after(node, method, later);
     after(node, "onRemoved", () => strips.delete(strip));
-    keepMounted(node, strip.element);
     later();
   },
 });

@@ -2,10 +2,9 @@
 
 import { api } from "../../../scripts/api.js";
 import { app } from "../../../scripts/app.js";
-import { addStyle, make } from "./elements.mjs";
-import { debounced } from "./linked.mjs";
-import { safely } from "./safely.mjs";
-import { bodyOf } from "./upstream.mjs";
+import { addStyle, make } from "./host/elements.mjs";
+import { debounced, safely } from "./host/safely.mjs";
+import { bodyOf } from "./host/widgets.mjs";
 
 const OURS = /^Bestiary/;
 const LATER = [300, 1200, 3000];

@@ -2,15 +2,14 @@
 
 import { api } from "../../../scripts/api.js";
 import { app } from "../../../scripts/app.js";
-import { addStyle, iconButton, make, ownEvents, slider } from "./elements.mjs";
-import { Panel } from "./folding.mjs";
-import { after, debounced } from "./linked.mjs";
-import { executionIds } from "./links.mjs";
-import { LossChart, shortNumber } from "./loss_chart.mjs";
-import { showPicturesOnce } from "./mounting.mjs";
-import { safely } from "./safely.mjs";
-import { loadStrings, t } from "./strings.mjs";
-import { findWidget, ownWidget, watchWidget } from "./upstream.mjs";
+import { addStyle, iconButton, make, ownEvents, slider } from "./host/elements.mjs";
+import { Panel } from "./host/folding.mjs";
+import { executionIds } from "./host/links.mjs";
+import { showPicturesOnce } from "./host/mounting.mjs";
+import { after, debounced, safely } from "./host/safely.mjs";
+import { loadStrings, t } from "./host/strings.mjs";
+import { findWidget, ownWidget, watchWidget } from "./host/widgets.mjs";
+import { LossChart, shortNumber } from "./training/loss_chart.mjs";
 
 /** Blocks that train, and what. */
 const BLOCKS = { BestiaryTrainParts: "parts", BestiaryTrainInBackground: "parts", BestiaryTrainSpectrum: "spectrum" };

@@ -11,6 +11,9 @@ import pytest
 import torch
 from bestiary.concepts.errors import BestiaryError
 from bestiary.concepts.files.concept_file import (
+    CODEBOOK_KIND,
+    DICTIONARY_KIND,
+    SPECTRUM_KIND,
     from_text_tensor,
     read_concept_file,
     read_header,
@@ -19,8 +22,11 @@ from bestiary.concepts.files.concept_file import (
     write_concept_file,
     write_tensors,
 )
+from bestiary.concepts.files.concept_names import CODEBOOK_SUFFIX
 from safetensors import safe_open
 from safetensors.torch import save_file
+
+SHIPPED = Path(__file__).parents[3] / "demo" / "concepts"
 
 
 def raw(path: Path, header: object, body: bytes = b"", length: int | None = None) -> Path:
@@ -213,3 +219,16 @@ def test_a_kind_of_thousands_of_letters_is_shown_short(tmp_path) -> None:
     with pytest.raises(BestiaryError) as fault:
         read_concept_file(path, "part codebook")
     assert str(fault.value).endswith(f"is a {'y' * 60}… file, a part codebook file is needed here")
+
+
+def test_kinds_and_ending_stay_what_files_in_use_say():
+    assert (DICTIONARY_KIND, CODEBOOK_KIND, SPECTRUM_KIND) == ("part-dictionary", "parts", "prompt-spectrum")
+    assert CODEBOOK_SUFFIX == ".parts.safetensors"
+
+
+def test_shipped_files_are_of_these_kinds_and_codebooks_end_as_such():
+    kinds = {path.name: read_header(path).kind for path in SHIPPED.glob("*.safetensors")}
+    assert set(kinds.values()) == {DICTIONARY_KIND, CODEBOOK_KIND, SPECTRUM_KIND}
+    assert {name for name, kind in kinds.items() if kind == CODEBOOK_KIND} == {
+        name for name in kinds if name.endswith(CODEBOOK_SUFFIX)
+    }

@@ -97,10 +97,16 @@ def test_untrained_parts_cannot_be_asked_for() -> None:
         make().vector(0, 3)
 
 
-def test_a_name_of_two_kinds_asks_for_the_number() -> None:
+def test_a_kind_spelt_exactly_as_typed_is_found_before_those_that_are_alike() -> None:
     ours = make(kind_names=({0: "jay", 4: "Jay"}, {}, {}))
-    with pytest.raises(BestiaryError, match="'jay' names several kinds of part 'head': use one of 0, 4"):
-        ours.find_kind(0, "jay")
+    assert [ours.find_kind(0, text) for text in ("jay", " Jay ")] == [0, 4]
+
+
+@pytest.mark.parametrize(("names", "text"), [(("jay", "Jay"), "JAY"), (("jay", "jay"), "jay")])
+def test_a_name_of_two_kinds_asks_for_the_number(names: tuple[str, str], text: str) -> None:
+    ours = make(kind_names=(dict(zip((0, 4), names, strict=True)), {}, {}))
+    with pytest.raises(BestiaryError, match=f"'{text}' names several kinds of part 'head': use one of 0, 4"):
+        ours.find_kind(0, text)
 
 
 def test_mean_spread_and_samples_of_a_part() -> None:

@@ -4,7 +4,17 @@ import pytest
 import torch
 import torch.nn.functional as F
 from bestiary.concepts.errors import BestiaryError
-from bestiary.concepts.part_map.codebook_edits import drop_kind, drop_part, merge_kinds, merge_parts, rename
+from bestiary.concepts.part_map.codebook_edits import (
+    drop_kind,
+    drop_named,
+    drop_part,
+    merge_kinds,
+    merge_named,
+    merge_parts,
+    rename,
+    rename_named,
+    split_name,
+)
 from bestiary.concepts.part_map.foreground import CentroidForeground
 from bestiary.concepts.part_map.part_codebook import PartCodebook
 from bestiary.concepts.part_map.part_map import ABSENT, PartMaps
@@ -128,3 +138,45 @@ def test_a_dropped_kind_leaves_its_pictures_without_the_part() -> None:
 def test_edits_without_sense_are_refused(edit, message: str) -> None:
     with pytest.raises(BestiaryError, match=message):
         edit(codebook())
+
+
+@pytest.mark.parametrize(
+    ("name", "split"), [("head", ("head", None)), (" head : 17 ", ("head", "17")), ("0:blue jay", ("0", "blue jay"))]
+)
+def test_a_name_is_parted_at_its_colon(name: str, split: tuple[str, str | None]) -> None:
+    assert split_name(name) == split
+
+
+@pytest.mark.parametrize("name", ["head:", ":3", ":", " : "])
+def test_a_colon_wants_both_sides(name: str) -> None:
+    with pytest.raises(BestiaryError, match="is neither a part nor a kind: write part, or part:kind"):
+        split_name(name)
+
+
+def test_parts_and_kinds_get_names() -> None:
+    assert rename_named(codebook(), "0", "beak").codebook.part_names == ("beak", "neck", "body", "background")
+    assert rename_named(codebook(), "head:red", "scarlet").codebook.kind_names[0] == {0: "scarlet", 1: "blue"}
+
+
+def test_parts_join_parts_and_kinds_their_like() -> None:
+    assert merge_named(codebook(), ["neck", "head"]).parts == (0, 0, 1, 2)
+    assert merge_named(codebook(), ["head:1", "0:red"]).kinds[:2] == ((0, 0), (0,))
+
+
+def test_parts_and_kinds_are_dropped() -> None:
+    assert drop_named(codebook(), "head").parts == (2, 0, 1, 2)
+    assert drop_named(codebook(), "head:red").kinds[0] == (ABSENT, 0)
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (["head", "body:1"], "head, body:1: parts and kinds cannot be joined; name parts alone, or kinds of one part"),
+        (["head:0", "body:1"], "head:0, body:1: kinds of different parts cannot be joined; join the parts instead"),
+        (["head"], "merging needs at least two different parts"),
+    ],
+)
+def test_parts_and_kinds_that_cannot_be_joined_are_refused(names: list[str], message: str) -> None:
+    with pytest.raises(BestiaryError) as fault:
+        merge_named(codebook(), names)
+    assert message in str(fault.value)

@@ -8,8 +8,7 @@ import torch
 import torch.nn.functional as F
 from bestiary.concepts.errors import BestiaryError
 from bestiary.concepts.features.patch_features import PatchGrid
-from bestiary.concepts.files.concept_file import write_concept_file
-from bestiary.concepts.files.file_kinds import CODEBOOK_KIND
+from bestiary.concepts.files.concept_file import CODEBOOK_KIND, write_concept_file
 from bestiary.concepts.part_map.foreground import CentroidForeground
 from bestiary.concepts.part_map.part_codebook import FeatureSpace, PartCodebook, _within_marks
 from bestiary.concepts.part_map.part_map import ABSENT
@@ -83,12 +82,12 @@ def test_similarity_of_kinds_is_the_cosine_of_their_centroids() -> None:
     assert ours.kind_similarity(0, 1, 1) == pytest.approx(1)
 
 
-@pytest.mark.parametrize(("text", "part"), [("head", 0), (" HEAD ", 0), ("1", 1), ("background", 2)])
+@pytest.mark.parametrize(("text", "part"), [("head", 0), (" HEAD ", 0), ("1", 1), (" 1 ", 1), ("background", 2)])
 def test_parts_are_found(text: str, part: int) -> None:
     assert codebook().find_part(text) == part
 
 
-@pytest.mark.parametrize(("text", "kind"), [("red", 0), ("Blue Jay", 1), ("1", 1), (" 0 ", 0)])
+@pytest.mark.parametrize(("text", "kind"), [("red", 0), ("Blue Jay", 1), ("blue_jay", 1), ("1", 1), (" 0 ", 0)])
 def test_kinds_are_found(text: str, kind: int) -> None:
     assert codebook().find_kind(0, text) == kind
 
@@ -100,7 +99,7 @@ def test_unknown_names_list_the_choices() -> None:
         codebook().find_part("haed")
     with pytest.raises(BestiaryError, match="unknown part '3': parts are head, body, background"):
         codebook().find_part("3")
-    with pytest.raises(BestiaryError, match="unknown kind '2' of part 'head': kinds are 0 to 1 or red, blue jay"):
+    with pytest.raises(BestiaryError, match="unknown kind '2' of part 'head': kinds are 0 to 1 or Red, blue jay"):
         codebook().find_kind(0, "2")
     with pytest.raises(BestiaryError, match="unknown kind '0' of part 'body': kinds are none"):
         codebook(fine=()).find_kind(1, "0")

@@ -5,8 +5,7 @@ import pytest
 import torch
 from bestiary.concepts.errors import BestiaryError
 from bestiary.concepts.features.patch_features import DescriptorFeatures, PatchGrid
-from bestiary.concepts.files.concept_file import read_concept_file, write_concept_file
-from bestiary.concepts.files.file_kinds import CODEBOOK_KIND
+from bestiary.concepts.files.concept_file import CODEBOOK_KIND, read_concept_file, write_concept_file
 from bestiary.concepts.part_map.part_codebook import PartCodebook
 from bestiary.concepts.part_map.part_discovery import (
     MOST_STAGES,

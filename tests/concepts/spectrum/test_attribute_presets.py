@@ -31,6 +31,8 @@ def test_presets_are_the_stages_of_the_authors_examples() -> None:
         ("10, 1", (0, 9)),
         (" Layout ,2 - 3", (0, 1, 2)),
         ("0%-50%", (0, 1, 2, 3, 4)),
+        # the middle of stage 1 is 0.04999... in floating point
+        ("5%-15%", (0, 1)),
         ("46-100%", (5, 6, 7, 8, 9)),
         ("material,layout", (0, 5, 6, 7, 8, 9)),
     ],

@@ -7,8 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from bestiary.concepts.errors import BestiaryError
-from bestiary.concepts.files.concept_file import read_header, write_concept_file
-from bestiary.concepts.files.file_kinds import SPECTRUM_KIND
+from bestiary.concepts.files.concept_file import SPECTRUM_KIND, read_header, write_concept_file
 from bestiary.concepts.spectrum.prompt_spectrum import PromptSpectrum
 from bestiary.concepts.spectrum.spectrum_file import load_spectrum, save_spectrum
 from bestiary.concepts.spectrum.stage_bounds import StageBounds

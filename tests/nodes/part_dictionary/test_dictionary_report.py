@@ -48,7 +48,8 @@ def test_the_text_names_parts_kinds_and_origin():
 
 def test_the_example_of_the_text_can_be_used(sd15_model):
     from bestiary.nodes.host.socket_types import NamedDictionary
-    from bestiary.nodes.part_prompt.clip_tokens import part_spans, with_dictionary
+    from bestiary.nodes.part_prompt.clip_tokens import part_spans
+    from bestiary.nodes.part_prompt.taught_clip import with_dictionary
 
     one = dictionary(embeddings={"clip_l": torch.zeros(6, 32)})
     line = next(line for line in describe_dictionary(one, "my birds").splitlines() if line.startswith("in a prompt"))

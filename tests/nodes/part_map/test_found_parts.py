@@ -20,17 +20,13 @@ from bestiary.nodes.host.socket_types import NamedCodebook
 from bestiary.nodes.part_map import found_parts
 from bestiary.nodes.part_map.discovery_job import DiscoveryChoice
 from bestiary.nodes.part_map.found_parts import (
-    EDGE,
-    MOST_KEPT,
     AskedDiscovery,
-    BlockPlace,
-    Discoveries,
-    DiscoveryGone,
     describe_discovery,
     discover_once,
     labels_of,
     picture_of,
 )
+from bestiary.nodes.part_map.kept_discoveries import EDGE, MOST_KEPT, BlockPlace, Discoveries, DiscoveryGone
 from bestiary.nodes.part_map.part_drawing import found_overlays, legend
 from PIL import Image
 

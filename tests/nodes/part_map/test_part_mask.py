@@ -4,7 +4,7 @@ import pytest
 import torch
 from bestiary.concepts.errors import BestiaryError
 from bestiary.concepts.part_map.part_map import PartMaps
-from bestiary.nodes.part_map.part_mask import feathered, grown, mask_of_parts, part_masks
+from bestiary.nodes.part_map.part_mask import grown, mask_of_parts, part_masks, softened
 from bestiary.nodes.part_map.seen_parts import SeenParts
 
 
@@ -70,15 +70,15 @@ def test_soft_masks_stay_soft_when_grown():
 
 
 def test_feathering_is_a_gaussian_that_keeps_its_mass():
-    blurred = feathered(dot(), 3.0)[0]
+    blurred = softened(dot(), 3.0)[0]
     assert blurred.sum() == pytest.approx(1, abs=1e-4)
     place = torch.arange(41.0) - 20
     assert float((blurred.sum(0) * place.square()).sum()) == pytest.approx(9, rel=0.05)
-    assert torch.equal(feathered(dot(), 0), dot())
+    assert torch.equal(softened(dot(), 0), dot())
 
 
 def test_feathering_leaves_a_full_mask_full():
-    assert torch.allclose(feathered(torch.ones(1, 20, 30), 6.0), torch.ones(1, 20, 30), atol=1e-6)
+    assert torch.allclose(softened(torch.ones(1, 20, 30), 6.0), torch.ones(1, 20, 30), atol=1e-6)
 
 
 def test_an_unknown_part_is_told():

@@ -13,8 +13,8 @@ from bestiary.nodes.part_prompt.clip_tokens import (
     filler_tokens,
     marked,
     part_spans,
-    with_dictionary,
 )
+from bestiary.nodes.part_prompt.taught_clip import with_dictionary
 
 
 def gap(ours: torch.Tensor, theirs: torch.Tensor) -> float:

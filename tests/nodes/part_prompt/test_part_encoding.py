@@ -105,7 +105,7 @@ def test_a_words_own_row_equals_the_word(case, text, plain):
 
 @pytest.mark.parametrize("vectors", ["words", "random"])
 def test_the_embedding_form_in_core_gives_the_same(case, vectors):
-    from bestiary.nodes.part_prompt.clip_tokens import with_dictionary
+    from bestiary.nodes.part_prompt.taught_clip import with_dictionary
 
     clip, dictionary = case
     dictionary = dictionary if vectors == "words" else random_dictionary(dictionary)
@@ -118,7 +118,7 @@ def test_the_embedding_form_in_core_gives_the_same(case, vectors):
 
 
 def test_both_forms_in_one_prompt_are_recorded(case):
-    from bestiary.nodes.part_prompt.clip_tokens import with_dictionary
+    from bestiary.nodes.part_prompt.taught_clip import with_dictionary
 
     clip, dictionary = case
     taught = with_dictionary(clip, NamedDictionary("birds", dictionary))
@@ -186,15 +186,16 @@ def test_the_trainer_encodes_alike(demo_model, text):
     denoiser = load_denoiser("demo", device="cpu", dtype="fp32")
     dictionary = random_dictionary(word_dictionary(demo_model.clip, "bestiary-demo"))
     resolved = resolve_prompt(parse_part_prompt(text), {"birds": dictionary})
-    theirs = denoiser.encode_prompts([denoiser.tokenize(resolved.pieces)], resolved.vectors[None])
+    tokens = denoiser.text.tokenize(resolved.pieces)
+    theirs = denoiser.text.encode([tokens], denoiser.backbone.split_vector(resolved.vectors[None]))
     result = ours(demo_model.clip, text, dictionary)
     assert (result[0][0] - theirs.context).abs().max().item() <= 1e-5
     positions = [span.positions[0] for span in result[0][1][SPANS_KEY]]
-    assert positions == theirs.positions[0].tolist()
+    assert positions == theirs.columns[0, :, 0].tolist()
 
 
 def test_a_dictionary_for_clip_l_alone_leaves_a_plain_word_in_clip_g(sdxl_model):
-    from bestiary.nodes.part_prompt.clip_tokens import with_dictionary
+    from bestiary.nodes.part_prompt.taught_clip import with_dictionary
 
     narrow = word_dictionary(sdxl_model.clip, "sd15", ["clip_l"])
     result = ours(sdxl_model.clip, "the <head:red> bird", narrow)

@@ -2,8 +2,7 @@
 
 import pytest
 from bestiary.concepts.errors import BestiaryError
-from bestiary.concepts.files.concept_file import write_concept_file
-from bestiary.concepts.files.file_kinds import SPECTRUM_KIND
+from bestiary.concepts.files.concept_file import SPECTRUM_KIND, write_concept_file
 from bestiary.concepts.spectrum.spectrum_file import load_spectrum
 from bestiary.nodes.host.concept_folders import SHIPPED
 from bestiary.nodes.spectrum.spectrum_listing import MOST_PRESETS, list_spectrum

@@ -77,4 +77,4 @@ def test_parts_are_seen_compared_and_scrubbed(desk, dictionary_facts):
 def test_before_the_first_run_it_says_what_to_do(plain_desk):
     plain_desk.build({"W": "BestiaryShowAttention"}, [])
     viewer = plain_desk.page.locator(".bst-attention")
-    assert viewer.inner_text().strip() == "Run the graph to see where each part looked."
+    assert viewer.inner_text().strip() == "Run the workflow to see the attention of each part."

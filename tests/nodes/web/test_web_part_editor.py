@@ -219,7 +219,7 @@ def test_quick_edits_wait_for_slow_answers(plain_desk):
     desk.page.keyboard.press("Delete")
     desk.page.keyboard.press("Delete")
     becomes(desk, editor, ["trunk", *found[2:]])
-    says(desk, "Not done: the parts had changed meanwhile.")
+    says(desk, "Not applied: the parts have changed in the meantime.")
     assert desk.value("P", "edits").count("drop") == 1
 
 
@@ -230,7 +230,7 @@ def test_all_can_be_taken_back_and_brought_again(plain_desk):
     for name in ("beak", "trunk"):
         rename(desk, rows.nth(0), name)
         becomes(desk, editor, [name, *found[1:]])
-    says(desk, "Edited since the last run: run the graph to use it.", wrong=False)
+    says(desk, "Edited since the last run: run the workflow to apply the edits.", wrong=False)
     rows.nth(0).focus()
     for key, name in (("z", "beak"), ("z", found[0]), ("y", "beak"), ("Shift+z", "trunk")):
         desk.page.keyboard.press(f"Control+{key}")
@@ -241,7 +241,7 @@ def test_all_can_be_taken_back_and_brought_again(plain_desk):
     editor.get_by_role("button", name="Undo").click()
     becomes(desk, editor, ["trunk", *found[1:]])
     queue(desk)
-    says(desk, "Edits are kept as text in the field edits", wrong=False)
+    says(desk, "Edits are stored as text in the field edits", wrong=False)
 
 
 def test_linked_edits_are_shown_as_the_run_used_them(plain_desk):
@@ -256,7 +256,7 @@ def test_linked_edits_are_shown_as_the_run_used_them(plain_desk):
         }""",
         f"rename {found[0]}, beak",
     )
-    says(desk, "The edits come from the linked text: change them there.", wrong=False)
+    says(desk, "The edits come from a linked text: change them there.", wrong=False)
     queue(desk)
     becomes(desk, editor, ["beak", *found[1:]])
     for name in ("Rename", "Merge", "Drop", "Undo", "Reset"):
@@ -391,13 +391,13 @@ def test_another_workflow_shows_nothing_of_this_one(plain_desk):
     other = {**saved, "id": "00000000-1111-2222-3333-444444444444"}
     other["nodes"] = [{**node, "properties": {"bestiary_part_editor": {"open": True}}} for node in saved["nodes"]]
     desk.page.evaluate("async (graph) => app.loadGraphData(graph)", other)
-    says(desk, "Run the graph to see the parts that are found.", wrong=False)
+    says(desk, "Run the workflow to see the discovered parts.", wrong=False)
     assert editor.locator(".bst-tree-row").count() == 0
     # a discovery that is gone is told as such, and the first one is still there
     for node in other["nodes"]:
         node["properties"] = {"bestiary_part_editor": {"open": True, "key": "0123456789abcdef"}}
     desk.page.evaluate("async (graph) => app.loadGraphData(graph)", other)
-    says(desk, "What was found is no longer in memory.", wrong=False)
+    says(desk, "The discovery is no longer in memory.", wrong=False)
     desk.page.evaluate("async (graph) => app.loadGraphData(graph)", saved)
     becomes(desk, editor, ["beak", *found[1:]])
 
@@ -413,7 +413,7 @@ def test_many_edits_are_shown_too(plain_desk):
 def test_parts_have_the_colours_of_the_overlays(plain_desk):
     ours = plain_desk.page.evaluate(
         """async () => {
-            const { partColor } = await import("/extensions/ComfyUI-Bestiary/js/part_maps.mjs");
+            const { partColor } = await import("/extensions/ComfyUI-Bestiary/js/parts/part_maps.mjs");
             return Array.from({ length: 40 }, (_, part) => partColor(part));
         }"""
     )
@@ -467,7 +467,7 @@ def test_colours_stay_with_their_part_and_names_become_readable(plain_desk):
     # a part that comes before another in number goes
     order = plain_desk.page.evaluate(
         """async () => {
-            const { describeDiscovery } = await import("/extensions/ComfyUI-Bestiary/js/discoveries.mjs");
+            const { describeDiscovery } = await import("/extensions/ComfyUI-Bestiary/js/parts/discoveries.mjs");
             const facts = await describeDiscovery(P.properties.bestiary_part_editor.key, "");
             return facts.edited.filter(({ background }) => !background).map(({ name }) => name);
         }"""

@@ -118,15 +118,15 @@ def test_search_favourites_sources_random_and_clear(plain_desk, dictionary_facts
     found = picker.locator(".bst-tile:visible").evaluate_all("(all) => all.map((one) => one.dataset.number)")
     assert number_of(dictionary_facts, 0, 3) in found and len(found) < len(kinds)
     search.fill("no such kind")
-    assert picker.locator(".bst-empty").inner_text() == "No kind is called “no such kind”."
+    assert picker.locator(".bst-empty").inner_text() == "No kind matches “no such kind”."
     search.fill("")
     grid = picker.get_by_role("listbox")
     grid.press("Home")
     grid.press("ArrowRight")
     grid.press("f")
-    picker.get_by_role("button", name="Show favourites only").click()
+    picker.get_by_role("button", name="Show only favourites").click()
     assert picker.locator(".bst-tile:visible").count() == 1
-    picker.get_by_role("button", name="Show favourites only").click()
+    picker.get_by_role("button", name="Show only favourites").click()
 
     # head of A, everything else of B
     picker.get_by_role("button", name="Mix two creatures").click()
@@ -189,14 +189,14 @@ def test_a_workflow_made_without_a_picker_keeps_its_layout(plain_desk):
     assert picker.locator(".bst-grid").is_hidden()
     size = desk.page.evaluate("[...app.graph.nodes.find((one) => one.comfyClass === 'BestiaryPartPrompt').size]")
     assert size[1] <= 220
-    picker.get_by_role("button", name="Fold or unfold the picker").click()
+    picker.get_by_role("button", name="Fold or unfold").click()
     picker.locator(".bst-tile").first.wait_for()
 
 
 def test_without_a_link_a_dictionary_can_be_chosen_to_look_at(plain_desk):
     plain_desk.build({"P": "BestiaryPartPrompt"}, [])
     picker = plain_desk.page.locator(".bst-picker").first
-    assert "Link Load Part Dictionary" in picker.locator(".bst-status").inner_text()
+    assert "Connect Load Part Dictionary" in picker.locator(".bst-status").inner_text()
     picker.get_by_role("combobox", name="Dictionary to show").select_option(label="creatures")
     picker.locator(".bst-tile").first.wait_for()
 
@@ -280,7 +280,7 @@ def test_all_dictionaries_behind_the_links_are_found(plain_desk, server, tmp_pat
     # numbers, names and what is written are those of the merged file
     ours = plain_desk.page.evaluate(
         """async () => {
-            const { linkedDictionaries } = await import("/extensions/ComfyUI-Bestiary/js/linked.mjs");
+            const { linkedDictionaries } = await import("/extensions/ComfyUI-Bestiary/js/parts/linked.mjs");
             const merged = linkedDictionaries(P).set.all.find((one) => one.called === "one_two");
             return merged.parts.map((part) => ({
                 number: part.number, name: part.name, written: part.written, background: part.background,
@@ -315,7 +315,7 @@ def test_a_dictionary_socket_carries_one_dictionary(plain_desk):
     plain_desk.page.wait_for_timeout(500)
     called = plain_desk.page.evaluate(
         """async () => {
-            const { upstreamDictionaries } = await import("/extensions/ComfyUI-Bestiary/js/upstream.mjs");
+            const { upstreamDictionaries } = await import("/extensions/ComfyUI-Bestiary/js/parts/upstream.mjs");
             const named = (node) => upstreamDictionaries(node).map((one) => one.called);
             return [named(P), named(F)];
         }"""
@@ -467,7 +467,7 @@ def test_linked_parts_are_shown_and_asked_about(desk, dictionary_facts):
     tile(picker, dictionary_facts, 0, 2).click()
     picker.get_by_role("button", name="Use both").click()
     assert desk.value("P", "text") == f"a <{head}:{kinds[2]}> {{parts}} bird"
-    picker.locator(".bst-question", has_text="comes twice").get_by_role("button", name="Keep the link").click()
+    picker.locator(".bst-question", has_text="used twice").get_by_role("button", name="Keep the link").click()
     assert desk.value("P", "text") == "a {parts} bird"
 
     # a creature drawn now never doubles a part
@@ -534,7 +534,7 @@ def test_the_page_proposes_the_names_that_the_server_proposes(plain_desk):
     ]
     ours = plain_desk.page.evaluate(
         """async ([typed, names]) => {
-            const { nearest } = await import("/extensions/ComfyUI-Bestiary/js/dictionaries.mjs");
+            const { nearest } = await import("/extensions/ComfyUI-Bestiary/js/parts/dictionaries.mjs");
             return typed.map((text) => nearest(text, names, 5));
         }""",
         [typed, names],
@@ -565,8 +565,8 @@ def test_names_that_are_alike_are_told_apart_as_on_the_server(plain_desk, tmp_pa
     pairs = [(both, both), (one, both), (one, other), (other, both), (both, other)]
     found, fields, merged = plain_desk.page.evaluate(
         """async ([facts, typed, pairs]) => {
-            const { Dictionary, DictionarySet } = await import("/extensions/ComfyUI-Bestiary/js/dictionaries.mjs");
-            const { mergeDictionaries } = await import("/extensions/ComfyUI-Bestiary/js/merging.mjs");
+            const { Dictionary, DictionarySet } = await import("/extensions/ComfyUI-Bestiary/js/parts/dictionaries.mjs");
+            const { mergeDictionaries } = await import("/extensions/ComfyUI-Bestiary/js/parts/merging.mjs");
             const set = new DictionarySet([new Dictionary("made", "made", facts)]);
             const names = ([first, second]) =>
                 mergeDictionaries(new Dictionary("a", "a", first), new Dictionary("b", "b", second), "m").facts.part_names;
@@ -581,7 +581,7 @@ def test_names_that_are_alike_are_told_apart_as_on_the_server(plain_desk, tmp_pa
 def test_parts_are_listed_from_the_head_on_and_by_height(plain_desk):
     listed = plain_desk.page.evaluate(
         """async () => {
-            const { naturalOrder, readableName } = await import("/extensions/ComfyUI-Bestiary/js/part_order.mjs");
+            const { naturalOrder, readableName } = await import("/extensions/ComfyUI-Bestiary/js/parts/part_order.mjs");
             const named = (names) => naturalOrder(names.map((name) => ({ name, background: name === "background" }))).map(({ name }) => name);
             const high = naturalOrder([{ name: "a", height: 0.5 }, { name: "b", height: -0.5 }, { name: "beak", height: 0.9 }]);
             return [

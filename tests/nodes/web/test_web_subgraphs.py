@@ -4,10 +4,11 @@ OWN_PAGES = (
     True  # what stays of subgraphs, of nodes that others bring and of widgets broken on purpose disturbs later tests
 )
 IMPORTS = """
-    const { linkedDictionaries } = await import("/extensions/ComfyUI-Bestiary/js/linked.mjs");
-    const { executionIds, isFed, sourceOf, targetsOf } = await import("/extensions/ComfyUI-Bestiary/js/links.mjs");
-    const { samplingsOf } = await import("/extensions/ComfyUI-Bestiary/js/sampling.mjs");
-    const { findWidget, upstreamDictionaries, widgetValue } = await import("/extensions/ComfyUI-Bestiary/js/upstream.mjs");
+    const { linkedDictionaries } = await import("/extensions/ComfyUI-Bestiary/js/parts/linked.mjs");
+    const { executionIds, isFed, sourceOf, targetsOf } = await import("/extensions/ComfyUI-Bestiary/js/host/links.mjs");
+    const { samplingsOf } = await import("/extensions/ComfyUI-Bestiary/js/stages/sampling.mjs");
+    const { upstreamDictionaries } = await import("/extensions/ComfyUI-Bestiary/js/parts/upstream.mjs");
+    const { findWidget, widgetValue } = await import("/extensions/ComfyUI-Bestiary/js/host/widgets.mjs");
 """
 CREATURE = {"L": "BestiaryDemoModel", "D": "BestiaryLoadDictionary", "P": "BestiaryPartPrompt"}
 LINKS = [("L", 0, "D", 0), ("L", 1, "D", 1), ("D", 1, "P", 0)]

@@ -46,7 +46,7 @@ def test_the_newest_run_of_a_name_is_shown_and_browsed(desk, server, request):
     name = f"shown_{desk.label}"
     made_run(desk.server, name)
     preview = look_at(desk, name)
-    assert preview.locator(".bst-progress-text").inner_text() == "step 200 of 400 · 2 steps a second"
+    assert preview.locator(".bst-progress-text").inner_text() == "step 200 of 400 · 2 steps/s"
     assert preview.locator(".bst-line:not(.bst-faint)").count() == 3
     desk.shot(f"training_{desk.label}")
 
@@ -59,7 +59,7 @@ def test_the_newest_run_of_a_name_is_shown_and_browsed(desk, server, request):
     assert preview.locator(".bst-line:not(.bst-faint)").count() == 2
     assert legend.nth(1).get_attribute("aria-pressed") == "false"
     chart = preview.locator(".bst-chart")
-    assert chart.get_attribute("aria-label").startswith("Curves; at the end head 0.3")
+    assert chart.get_attribute("aria-label").startswith("Curves; last values: head 0.3")
 
     # logarithmic and smoothed, kept with the workflow
     before = preview.locator("path.bst-line").last.get_attribute("d")
@@ -75,14 +75,14 @@ def test_the_newest_run_of_a_name_is_shown_and_browsed(desk, server, request):
 
     # back through the previews, pictures and heat maps
     picture = preview.locator("img.bst-sheet")
-    scrub = preview.get_by_role("slider", name="Which preview")
+    scrub = preview.get_by_role("slider", name="Preview to show")
     assert scrub.get_attribute("aria-valuetext") == "step 60"
     scrub.fill("0")
     assert "step=20&sheet=pictures" in picture.get_attribute("src")
     preview.get_by_role("button", name="Heat maps").click()
     assert "step=20&sheet=attention" in picture.get_attribute("src")
     desk.page.wait_for_function("document.querySelector('img.bst-sheet').naturalWidth === 320")
-    preview.get_by_role("button", name="Back to the newest").click()
+    preview.get_by_role("button", name="Back to the latest").click()
     assert "step=60&sheet=attention" in picture.get_attribute("src")
     assert desk.page.evaluate("window.broken") is None
 
@@ -141,7 +141,7 @@ def test_curves_and_previews_follow_a_training_and_outlast_the_page(desk):
     preview.locator(".bst-progress-text", has_text="step 6 of 6 ·").wait_for(timeout=120_000)
     page.wait_for_function("document.querySelector('.bst-scrub output').textContent === 'step 6'", timeout=20_000)
     said = page.evaluate("said")
-    assert any("passed" in text and "left" in text for text in said), said
+    assert any("elapsed" in text and "left" in text for text in said), said
     log = (desk.server.folder / "output" / "bestiary" / name / "log.jsonl").read_text().splitlines()
     assert len(log) == 6
     desk.shot(f"trained_{desk.label}")
@@ -197,7 +197,7 @@ NUMBERS = [0.000123456, 1234.5, 0, 12]
 
 def test_smoothing_and_ticks(plain_desk):
     given = """async (numbers) => {
-        const chart = await import("/extensions/ComfyUI-Bestiary/js/loss_chart.mjs");
+        const chart = await import("/extensions/ComfyUI-Bestiary/js/training/loss_chart.mjs");
         return {
             short: numbers.map(chart.shortNumber),
             smooth: chart.smoothed([1, null, 0, 0], 0.5),
@@ -219,10 +219,10 @@ def test_a_cancelled_run_says_where_its_file_is_and_how_to_go_on(plain_desk):
     made_run(plain_desk.server, name)
     (plain_desk.server.folder / "models" / "bestiary" / f"{name}_stopped.safetensors").write_bytes(b"")
     preview = look_at(plain_desk, name)
-    words = f"Stopped at step 200. What was learned is in models/bestiary/{name}_stopped.safetensors"
+    words = f"Stopped at step 200. The result so far is models/bestiary/{name}_stopped.safetensors"
     hint = preview.locator(".bst-hint.bst-notice", has_text=words)
     hint.wait_for()
-    assert f"choose {name} in the field resume" in hint.inner_text()
+    assert f"select {name} in the field resume" in hint.inner_text()
     assert hint.evaluate(
         "(hint) => hint.scrollHeight <= hint.clientHeight + 1 && hint.scrollWidth <= hint.clientWidth + 1"
     )

@@ -14,8 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from bestiary.concepts.files.concept_file import write_concept_file
-from bestiary.concepts.files.file_kinds import SPECTRUM_KIND
+from bestiary.concepts.files.concept_file import SPECTRUM_KIND, write_concept_file
 from bestiary.concepts.spectrum.prompt_spectrum import PromptSpectrum
 from bestiary.concepts.spectrum.spectrum_file import load_spectrum, save_spectrum
 from bestiary.concepts.spectrum.stage_bounds import StageBounds
