@@ -173,8 +173,8 @@ def _check_still_there(reader: PictureReader, count: int, skipped: Skipped) -> N
     if not reader.root.is_dir() or 2 * len(gone) > count:
         told = f"{len(gone)} of {count} pictures are no longer there, first {gone[0]}" if gone else "it is gone"
         raise BestiaryError(
-            f"the picture folder {reader.root} has vanished while it was read ({told}): bring it back and run the same command "
-            "again, which goes on where this one stopped"
+            f"the picture folder {reader.root} has vanished while it was read ({told}): restore it and run the same command "
+            "again, which continues where this one stopped"
         )
 
 

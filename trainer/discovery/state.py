@@ -227,7 +227,7 @@ def open_plan(folder: Path, plan: DiscoveryPlan, restart: bool = False) -> None:
     if differences:
         raise BestiaryError(
             f"{folder} holds a discovery with other settings ({'; '.join(differences)}): "
-            "choose another --out, or --restart to begin anew there"
+            "choose another --out, or --restart to start over there"
         )
 
 
@@ -241,7 +241,7 @@ def read_plan(folder: Path) -> DiscoveryPlan:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as fault:
-        raise BestiaryError(f"{path} cannot be read ({fault}): begin anew with --restart") from fault
+        raise BestiaryError(f"{path} cannot be read ({fault}): start over with --restart") from fault
 
 
 def _differences(earlier: Mapping[str, object], now: Mapping[str, object]) -> list[str]:

@@ -61,7 +61,7 @@ def read_partcraft_file(path: Path) -> PartCraftFile:
     _told(path, lambda: check_forms(tensors))
     found = ", ".join(list(tensors)[:3])
     raise BestiaryError(
-        f"{path} is no PartCraft file: it holds {found}; expected a mapper (embedding.weight, pe, projection...), "
+        f"{path} is not a PartCraft file: it holds {found}; expected a mapper (embedding.weight, pe, projection...), "
         "a LoRA (...to_q_lora.up.weight) or a k-means (coarse_kmeans)"
     )
 

@@ -39,10 +39,10 @@ def told_as_damaged(path: Path) -> Iterator[None]:
         yield
     except BestiaryError as fault:
         reason = str(fault).removeprefix(f"{path} ").removesuffix("; fetch or write it again")
-        raise BestiaryError(f"{path} is damaged ({reason}): discover anew with --restart") from fault
+        raise BestiaryError(f"{path} is damaged ({reason}): run the discovery again with --restart") from fault
     except OSError as fault:
         raise BestiaryError(
-            f"{path} cannot be read ({fault.strerror or 'it is gone'}): discover anew with --restart"
+            f"{path} cannot be read ({fault.strerror or 'it is gone'}): run the discovery again with --restart"
         ) from fault
 
 
@@ -58,7 +58,7 @@ def text_of(path: Path) -> str:
     try:
         return path.read_bytes().decode("utf-8-sig").replace("\r\n", "\n")
     except UnicodeDecodeError as fault:
-        raise BestiaryError(f"it is no text in UTF-8: {fault.reason} at byte {fault.start}") from fault
+        raise BestiaryError(f"it is not UTF-8 text: {fault.reason} at byte {fault.start}") from fault
 
 
 def json_of(text: str) -> object:
@@ -88,7 +88,7 @@ def checked_names(names: Sequence[str]) -> list[str]:
         checked_text(name, f"line {line}", _LONGEST_PATH)
         outside = PurePosixPath(name).is_absolute() or PureWindowsPath(name).is_absolute()
         if outside or ".." in PurePosixPath(name).parts:
-            raise BestiaryError(f"line {line} is {name[:80]!r}, which leads out of the folder of the pictures")
+            raise BestiaryError(f"line {line} is {name[:80]!r}, which points outside the picture folder")
     return list(names)
 
 
@@ -101,7 +101,7 @@ def checked_skipped(text: str) -> list[tuple[str, str]]:
     try:
         rows = list(csv.reader(io.StringIO(text, newline=""), strict=False))
     except csv.Error as fault:
-        raise BestiaryError("it is no table of paths and reasons") from fault
+        raise BestiaryError("it is not a table of paths and reasons") from fault
     rows = [row for row in rows if row]
     if not rows or rows[0] != ["path", "reason"]:
         raise BestiaryError("its first line is not 'path,reason'")
@@ -184,7 +184,7 @@ def check_count(folder: Path, names: Sequence[str], maps: PartMaps) -> None:
     """Raises BestiaryError where the list of pictures and the maps, labels `(N, h, w)`, differ in N."""
     if len(names) != len(maps.labels):
         raise BestiaryError(
-            f"{folder}: images.txt has {len(names)} lines, part_maps.safetensors {len(maps.labels)} pictures; discover anew"
+            f"{folder}: images.txt has {len(names)} lines, part_maps.safetensors {len(maps.labels)} pictures; run the discovery again"
         )
 
 
@@ -198,12 +198,12 @@ def check_maps(folder: Path, maps: PartMaps, codebook: PartCodebook, report: Dis
     if parts != codebook.num_parts:
         raise BestiaryError(
             f"{folder}: part_maps.safetensors has {parts} parts, codebook.parts.safetensors {codebook.num_parts}: "
-            "files of two discoveries; discover anew"
+            "files of two discoveries; run the discovery again"
         )
     largest = int(maps.labels.max())
     if largest >= parts:
         raise BestiaryError(
-            f"{folder}: part_maps.safetensors shows part {largest} of {parts}: it is damaged; discover anew"
+            f"{folder}: part_maps.safetensors shows part {largest} of {parts}: it is damaged; run the discovery again"
         )
     # an absent part has the code -1
     for part, kinds in enumerate(codebook.num_kinds):
@@ -211,7 +211,7 @@ def check_maps(folder: Path, maps: PartMaps, codebook: PartCodebook, report: Dis
         if low < -1 or high >= kinds:
             raise BestiaryError(
                 f"{folder}: part_maps.safetensors has kind {high if high >= kinds else low} of part "
-                f"{codebook.part_names[part]!r}, which has {kinds} kinds: it is damaged; discover anew"
+                f"{codebook.part_names[part]!r}, which has {kinds} kinds: it is damaged; run the discovery again"
             )
     if report is None:
         return
@@ -219,10 +219,12 @@ def check_maps(folder: Path, maps: PartMaps, codebook: PartCodebook, report: Dis
     told = report.get("images", len(maps.labels))
     if told != len(maps.labels) or len(report.get("parts", range(parts))) != parts:
         raise BestiaryError(
-            f"{folder}: report.json tells of {told} pictures and {len(report.get('parts', ()))} parts, part_maps.safetensors "
-            f"of {len(maps.labels)} and {parts}: files of two discoveries; discover anew"
+            f"{folder}: report.json lists {told} pictures and {len(report.get('parts', ()))} parts, part_maps.safetensors "
+            f"of {len(maps.labels)} and {parts}: files of two discoveries; run the discovery again"
         )
     for key in report.get("typical", {}):
         part, kind = (int(number) for number in key.split(":"))
         if part >= parts or kind >= codebook.num_kinds[part]:
-            raise BestiaryError(f"{folder}: report.json has typical pictures of {key}, which is no kind; discover anew")
+            raise BestiaryError(
+                f"{folder}: report.json has typical pictures of {key}, which is not a kind; run the discovery again"
+            )
