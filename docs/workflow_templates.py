@@ -341,6 +341,55 @@ def sd15_mix_parts(graph: Graph, shipped: Shipped) -> list[Node]:
     return []
 
 
+def deepfloyd_if_cascade(graph: Graph, shipped: Shipped) -> list[Node]:
+    graph.group("1  Stage I: 64 x 64", "model")
+    graph.note(
+        "## DeepFloyd IF\nPut `IF-I-M-v1.0` and `IF-II-M-v1.0` into `models/diffusers`, the Stable Diffusion x4 upscaler into "
+        "`models/checkpoints`, and run `python -m pip install diffusers`. Weights for non-commercial research only."
+    )
+    first = graph.add("BestiaryLoadIF", folder="IF-I-M-v1.0")
+    text = "a photo of a cardinal on a snowy branch, morning light"
+    positive = graph.add("CLIPTextEncode", title="Prompt", text=text, clip=first["CLIP"])
+    negative = graph.add("CLIPTextEncode", title="Negative", text="", clip=first["CLIP"])
+    graph.column()
+    empty = graph.add("EmptyChromaRadianceLatentImage", title="Empty pixels", width=64, height=64, batch_size=1)
+    settings = {"seed": SEED, "steps": 50, "sampler_name": "euler", "scheduler": "normal"}
+    conditions = {"positive": positive["CONDITIONING"], "negative": negative["CONDITIONING"]}
+    small = graph.add("KSampler", model=first["MODEL"], **conditions, latent_image=empty["LATENT"], cfg=7.0, **settings)
+    picture = graph.add("VAEDecode", samples=small["LATENT"], vae=first["VAE"])
+    graph.group("2  Stage II: 256 x 256", "picture")
+    second = graph.add("BestiaryLoadIF", folder="IF-II-M-v1.0", text_encoder="none")
+    upscale = graph.add("BestiaryIFUpscale", **conditions, image=picture["IMAGE"])
+    graph.column()
+    conditions = {"positive": upscale["positive"], "negative": upscale["negative"]}
+    larger = graph.add(
+        "KSampler", model=second["MODEL"], **conditions, latent_image=upscale["LATENT"], cfg=4.0, **settings
+    )
+    picture = graph.add("VAEDecode", samples=larger["LATENT"], vae=second["VAE"])
+    graph.add("SaveImage", images=picture["IMAGE"], filename_prefix="deepfloyd_if_256")
+    graph.group("3  Stable Diffusion x4: 1024 x 1024", "look")
+    third = graph.add("CheckpointLoaderSimple", ckpt_name="x4-upscaler-ema.safetensors")
+    positive = graph.add("CLIPTextEncode", title="Prompt", text=text, clip=third["CLIP"])
+    negative = graph.add("CLIPTextEncode", title="Negative", text="", clip=third["CLIP"])
+    graph.column()
+    upscale = graph.add(
+        "SD_4XUpscale_Conditioning",
+        title="x4 upscale",
+        images=picture["IMAGE"],
+        positive=positive["CONDITIONING"],
+        negative=negative["CONDITIONING"],
+        scale_ratio=4.0,
+        noise_augmentation=0.1,
+    )
+    conditions = {"positive": upscale["positive"], "negative": upscale["negative"]}
+    large = graph.add(
+        "KSampler", model=third["MODEL"], **conditions, latent_image=upscale["latent"], cfg=7.0, **settings
+    )
+    picture = graph.add("VAEDecode", samples=large["LATENT"], vae=third["VAE"])
+    graph.add("SaveImage", images=picture["IMAGE"], filename_prefix="deepfloyd_if_1024")
+    return []
+
+
 EXAMPLES: dict[str, Example] = {
     "mix_four_species": Example(mix_four_species),
     "blend_two_kinds": Example(blend_two_kinds, columns=3),
@@ -352,6 +401,7 @@ EXAMPLES: dict[str, Example] = {
     "train_parts": Example(train_parts, columns=1),
     "look_into_a_dictionary": Example(look_into_a_dictionary, columns=1),
     "sd15_mix_parts": Example(sd15_mix_parts, runs=False),
+    "deepfloyd_if_cascade": Example(deepfloyd_if_cascade, runs=False),
     **SPECTRUM_EXAMPLES,
 }
 """Every example by the name of its file."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from comfy_api.latest import ComfyExtension, io
 
 from .attention import attention_nodes
+from .deepfloyd_if import if_nodes
 from .demo import demo_model_nodes
 from .evaluation import part_evaluation_nodes
 from .host.concept_folders import register_folder
@@ -28,6 +29,7 @@ NODES: list[type[io.ComfyNode]] = [
     *prompt_stage_nodes.NODES,
     *training_nodes.NODES,
     *spectrum_training_nodes.NODES,
+    *if_nodes.NODES,
 ]
 
 

@@ -92,8 +92,18 @@ def read_isnet_weights(path: Path) -> dict[str, Tensor]:
         return plain_weights(read_tensors(path))
     if ending in (".pth", ".pt", ".bin"):
         return plain_weights(load_inert(path))
-    raise BestiaryError(
-        f"{path} is no file of weights for IS-Net: give a {', '.join(ENDINGS[:-1])} or {ENDINGS[-1]} file"
+    raise _no_weights(path)
+
+
+def check_ending(path: Path) -> None:
+    """Raises BestiaryError where the ending is not that of a file of weights; the file is not opened."""
+    if Path(path).suffix.lower() not in (*ENDINGS, ".pt", ".bin"):
+        raise _no_weights(path)
+
+
+def _no_weights(path: Path) -> BestiaryError:
+    return BestiaryError(
+        f"{path} is not a file of IS-Net weights: give a {', '.join(ENDINGS[:-1])} or {ENDINGS[-1]} file"
     )
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -81,6 +81,7 @@ class SceneSet:
         self.folder = Path(folder)
         self.card = card or SetCard()
         self._stored: dict[str, tuple[str, str]] = {}
+        self._whole: set[tuple[str, str]] = set()
         checked_set_name(self.folder.name)
         for place in (self.folder, *(path for path in self.folder.glob("*") if path.is_dir())):
             remove_leftovers(place)
@@ -93,10 +94,36 @@ class SceneSet:
                 return True
         try:
             record = read_record(self.folder / RECORDS / f"{stem}.json")
-            files = {inside(self.folder, name): sha for name, sha in record.files.items()}
-            return record.key == key and all(sha256_of(path.read_bytes()) == sha for path, sha in files.items())
+            return record.key == key and all(self._is_whole(name, sha) for name, sha in record.files.items())
         except (BestiaryError, OSError):
             return False
+
+    def _is_whole(self, name: str, sha: str) -> bool:
+        # cut-outs and backgrounds are shared by many scenes: each is read once
+        if (name, sha) in self._whole:
+            return True
+        if sha256_of(inside(self.folder, name).read_bytes()) != sha:
+            return False
+        if name.startswith(("subjects/", "backgrounds/")):
+            self._whole.add((name, sha))
+        return True
+
+    def rejection(self, stem: str) -> tuple[str, ...]:
+        """Reasons why a scene could not be made; none where it was made, or never tried."""
+        with suppress(OSError, ValueError, KeyError, TypeError):
+            content = json.loads((self.folder / REJECTED / f"{checked_stem(stem)}.json").read_text("utf-8"))
+            return tuple(map(str, content["reasons"]))
+        return ()
+
+    def clear(self) -> None:
+        """Remove all scenes and the files that describe them; whatever else lies in the folder stays."""
+        for folder in (RECORDS, REJECTED):
+            for path in (self.folder / folder).glob("[!.]*.json"):
+                self._remove(path.stem)
+                path.unlink(missing_ok=True)
+        self._remove_unused([])
+        for name in ("metadata.jsonl", "annotations.coco.json", "README.md", "provenance.json"):
+            (self.folder / name).unlink(missing_ok=True)
 
     def write(self, stem: str, entry: SceneEntry, key: str) -> SceneRecord:
         """Write one scene.
@@ -147,6 +174,23 @@ class SceneSet:
         with suppress(OSError):
             (self.folder / REJECTED / f"{stem}.json").unlink(missing_ok=True)
         return record
+
+    def recaption(self, record: SceneRecord, text: str, prompt: str, captions: tuple[str, ...] = ()) -> bool:
+        """Give a scene that is there other captions; returns whether they differ. `finish` then lists them.
+
+        Raises:
+            BestiaryError: a caption that is empty or has more than one line, or no place on the disk.
+        """
+        stem = checked_stem(record.stem)
+        _check_captions(stem, (text, prompt, *captions))
+        if (record.text, record.prompt, record.captions) == (text, prompt, captions):
+            return False
+        name, content = f"images/{stem}.txt", f"{text}\n".encode()
+        files = {**record.files, name: sha256_of(content)}
+        write_bytes(self.folder / name, content)
+        changed = replace(record, text=text, prompt=prompt, captions=captions, files=files)
+        write_text(self.folder / RECORDS / f"{stem}.json", changed.to_json())
+        return True
 
     def reject(self, stem: str, key: str, reasons: Sequence[str]) -> None:
         """Note that no try of this scene was good enough; it has no files."""
@@ -286,9 +330,7 @@ def stored_subject(folder: Path, files: SubjectFiles) -> Subject:
 
 
 def _check(stem: str, entry: SceneEntry) -> None:
-    for text in (entry.text, entry.prompt or entry.text, *entry.captions):
-        if not text.strip() or "\n" in text or "\r" in text:
-            raise BestiaryError(f"scene {stem}: a caption is one line that says something, not {text[:80]!r}")
+    _check_captions(stem, (entry.text, entry.prompt or entry.text, *entry.captions))
     if entry.picture is not None and entry.picture.shape != entry.scene.picture.shape:
         raise BestiaryError(
             f"scene {stem}: the repainted picture is {entry.picture.shape}, the collage {entry.scene.picture.shape}"
@@ -298,6 +340,12 @@ def _check(stem: str, entry: SceneEntry) -> None:
             raise BestiaryError(
                 f"scene {stem}: nothing is to be seen of {subject.name!r}, and the caption would claim it; solve another layout"
             )
+
+
+def _check_captions(stem: str, captions: Sequence[str]) -> None:
+    for text in captions:
+        if not text.strip() or "\n" in text or "\r" in text:
+            raise BestiaryError(f"scene {stem}: a caption is one line that says something, not {text[:80]!r}")
 
 
 def _described(scene: Scene, index: int) -> SceneObject:

@@ -15,7 +15,7 @@ def metadata_rows(records: Sequence[SceneRecord]) -> Iterable[dict[str, object]]
     """Rows of `metadata.jsonl`: columns of one type in all rows, `*_file_name` for pictures."""
     scores = sorted({name for record in records for name in record.scores})
     for record in records:
-        row = {
+        row: dict[str, object] = {
             "file_name": f"images/{record.stem}.png",
             "mask_file_name": f"masks/{record.stem}.png",
             "instances_file_name": f"instances/{record.stem}.png",
@@ -124,6 +124,7 @@ def provenance(
         "layout_versions": sorted({record.layout["version"] for record in records}),
         "options": dict(card.options),
         "sources": _sources(records),
+        "skipped": [{"file": file, "reason": reason} for file, reason in card.skipped],
         "rejected": [{"stem": entry["stem"], "reasons": entry["reasons"], "given_up": True} for entry in rejected]
         + [entry | {"given_up": False} for entry in tries],
         "files": dict(sorted(files.items())),

@@ -6,7 +6,7 @@ import hashlib
 import io
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -111,6 +111,8 @@ class SetCard:
     """Whether subjects whose source names no licence are refused."""
     options: Mapping[str, object] = field(default_factory=dict)
     """Settings of the run, for provenance; plain JSON values."""
+    skipped: Sequence[tuple[str, str]] = ()
+    """Pictures that gave no subject, with the reason."""
 
 
 def checked_set_name(name: str) -> str:

@@ -36,7 +36,12 @@ class PlannedScene:
 
 
 def plan_scenes(
-    pictures: Mapping[str, int], count: int, per_scene: Sequence[int] = (2,), places: int = 1, seed: int = 0
+    pictures: Mapping[str, int],
+    count: int,
+    per_scene: Sequence[int] = (2,),
+    places: int = 1,
+    seed: int = 0,
+    carriers: Mapping[str, str] | None = None,
 ) -> list[PlannedScene]:
     """Scenes that use everything equally often; the first n of a longer plan are a balanced plan too.
 
@@ -44,9 +49,10 @@ def plan_scenes(
         pictures: how many pictures there are of each subject.
         per_scene: numbers of subjects, taken in turn.
         places: how many places there are, at least 1.
+        carriers: subject -> the subject that it stands on; it is only shown together with that one.
 
     Raises:
-        BestiaryError: fewer subjects than a scene shows, or no picture of one.
+        BestiaryError: fewer subjects than a scene shows, no picture of one, or a number per scene at which nobody has a carrier.
     """
     names = sorted(pictures)
     if empty := [name for name in names if pictures[name] < 1]:
@@ -61,11 +67,17 @@ def plan_scenes(
     plan = []
     for index in range(count):
         size = per_scene[index % len(per_scene)]
-        group = _least(_groups(names, size, random), lambda group: _cost_of_group(used, group), random)
+        groups = _carried(_groups(names, size, random), carriers or {})
+        if not groups:
+            raise BestiaryError(
+                f"no scene of {size} subjects has all the subjects that others stand on (support on:NAME): "
+                "raise per_scene, or let a subject stand on the ground"
+            )
+        group = _least(groups, lambda group: _cost_of_group(used, group), random)
         order = _least(_orders(group, random), lambda order: _cost_of_order(used, order), random)
         place = _least(range(places), lambda place, order=order: _cost_of_place(used, order, place), random)
         shown = tuple(
-            _least(range(pictures[name]), lambda picture, name=name: used["picture", name, picture], random)
+            _least(range(pictures[name]), lambda picture, name=name: (used["picture", name, picture],), random)
             for name in order
         )
         _count(used, order, shown, place)
@@ -119,7 +131,13 @@ def _groups(names: Sequence[str], size: int, random: np.random.Generator) -> lis
     groups = list(islice(combinations(names, size), _MOST_CHOICES + 1))
     if len(groups) <= _MOST_CHOICES:
         return groups
-    return [tuple(sorted(random.choice(names, size, replace=False).tolist())) for _ in range(_MOST_CHOICES)]
+    drawn = (random.permutation(len(names))[:size] for _ in range(_MOST_CHOICES))
+    return [tuple(sorted(names[int(place)] for place in places)) for places in drawn]
+
+
+def _carried(groups: list[tuple[str, ...]], carriers: Mapping[str, str]) -> list[tuple[str, ...]]:
+    """Groups in which everybody has the subject that he stands on."""
+    return [group for group in groups if all(carriers.get(name, name) in group for name in group)]
 
 
 def _orders(group: Sequence[str], random: np.random.Generator) -> list[tuple[str, ...]]:
@@ -128,7 +146,9 @@ def _orders(group: Sequence[str], random: np.random.Generator) -> list[tuple[str
     return [tuple(group[index] for index in random.permutation(len(group))) for _ in range(100)]
 
 
-def _least(choices: Sequence[_Choice], cost: Callable[[_Choice], object], random: np.random.Generator) -> _Choice:
+def _least(
+    choices: Sequence[_Choice], cost: Callable[[_Choice], tuple[int, ...]], random: np.random.Generator
+) -> _Choice:
     """The choice of least cost; chance decides between equals."""
     costs = [cost(choice) for choice in choices]
     least = min(costs)

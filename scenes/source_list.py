@@ -12,7 +12,7 @@ licence = "CC0"
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
@@ -65,7 +65,12 @@ def with_terms(source: PictureSource, terms: Mapping[str, SourceTerms]) -> Pictu
 
 def check_licences(subjects: Sequence[Subject]) -> None:
     """Raises BestiaryError with the files of subjects whose licence is not known."""
-    files = sorted({subject.source.file or subject.name for subject in subjects if not subject.source.licence.strip()})
+    check_terms((subject.name, subject.source) for subject in subjects)
+
+
+def check_terms(sources: Iterable[tuple[str, PictureSource]]) -> None:
+    """Raises BestiaryError with the files whose licence is not known; takes (name of the subject, source)."""
+    files = sorted({source.file or name for name, source in sources if not source.licence.strip()})
     if files:
         raise BestiaryError(
             f"no licence is given for {', '.join(files[:5])}{' and others' if len(files) > 5 else ''}: "

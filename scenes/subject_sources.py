@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import PurePath
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -70,7 +71,10 @@ class FoundMask:
     @property
     def limits(self) -> CutoutLimits:
         """What masks of this way must keep where nobody says otherwise."""
-        return LIMITS_AS_GIVEN if self.way in ("alpha", "mask") else CutoutLimits()
+        if self.way in ("alpha", "mask"):
+            return LIMITS_AS_GIVEN
+        # patches are larger than any edge: what comes of them is soft
+        return CutoutLimits(edge=None) if self.way == "parts" else CutoutLimits()
 
 
 @dataclass(frozen=True)
@@ -94,6 +98,8 @@ def cut_subject(
     backend: str = "",
     options: CutoutOptions | None = None,
     limits: CutoutLimits | None = None,
+    changed: Mapping[str, Any] | None = None,
+    changed_limits: Mapping[str, float | None] | None = None,
     words: str = "",
     size: float | str | None = None,
     support: str = "ground",
@@ -109,6 +115,8 @@ def cut_subject(
         backend: as in `find_mask`.
         options: how the mask is cleaned; None for what suits its way.
         limits: what the mask must keep; None for what suits its way.
+        changed: fields of the options that differ from those.
+        changed_limits: fields of the limits that differ from those; None switches a check off.
         words: as in `Subject`, like all that follow.
         size: as in `Subject`.
         support: as in `Subject`.
@@ -119,14 +127,14 @@ def cut_subject(
         BestiaryError: as `find_mask`; labels of another size; what `Subject` refuses.
     """
     found = find_mask(picture, source.file if source and source.file else name, sources, backend)
-    faults = faults_of(found.alpha, limits or found.limits)
+    faults = faults_of(found.alpha, replace(limits or found.limits, **(changed_limits or {})))
     if faults:
         return CutSubject(None, found.way, faults, found.warning)
     subject = make_subject(
         name,
         picture,
         found.alpha,
-        options or found.options,
+        replace(options or found.options, **(changed or {})),
         words=words,
         size=size,
         support=support,
@@ -179,14 +187,14 @@ def _mask_of(picture: NDArray[np.uint8], sources: MaskSources, way: str) -> NDAr
 def _remedy(called: str, backend: str) -> str:
     remedies = {
         "alpha": "save it with a transparent ground (PNG or WebP)",
-        "mask": f"put its mask beside it as {PurePath(called).stem}_mask.png, or into a folder given by --masks",
-        "isnet": f"give the weights of IS-Net by --weights, or as a file in {WEIGHTS_FOLDER}",
-        "parts": "give a codebook of discovered parts",
+        "mask": f"put its mask beside it as {PurePath(called).stem}_mask.png, or give a folder of masks (--masks, or `masks` in a recipe)",
+        "isnet": f"give the weights of IS-Net with --weights, or put them into {WEIGHTS_FOLDER} "
+        "(`bestiary import isnet --help` says where they come from)",
+        "parts": "give a discovery that this picture is part of",
     }
     if backend:
-        return f"there is nothing to take its subject from by {backend}: {remedies[backend]}"
-    ways = [remedies[way] for way in WAYS]
-    return f"nothing tells its subject from its ground. {ways[0].capitalize()}; {ways[1]}; or {ways[2]}"
+        return f"backend {backend!r} finds no mask for it: {remedies[backend]}"
+    return f"there is no mask for its subject. Do one of these three: {'; '.join(remedies[way] for way in WAYS)}"
 
 
 def in_rounds(picture: NDArray[np.uint8], segment: Segment, rounds: int) -> NDArray[np.float32]:

@@ -97,12 +97,19 @@ def test_arrows_between_our_packages(package: str) -> None:
     assert faults == {}
 
 
+LOADED_WHEN_ASKED_FOR = {"nodes/deepfloyd_if/if_model.py": {"diffusers"}}
+"""A model that ComfyUI has no code for: inside a function, and its absence is told with the command that installs it."""
+
+
 @pytest.mark.parametrize("package", BANNED_OUTSIDE)
 def test_outside_libraries(package: str) -> None:
     faults = {
         str(path.relative_to(ROOT)): sorted(wrong)
         for path in _modules(package)
-        if (wrong := _outside_imports(path) & BANNED_OUTSIDE[package])
+        if (
+            wrong := (_outside_imports(path) & BANNED_OUTSIDE[package])
+            - LOADED_WHEN_ASKED_FOR.get(path.relative_to(ROOT).as_posix(), set())
+        )
     }
     assert faults == {}
 

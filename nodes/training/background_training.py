@@ -28,10 +28,11 @@ from ...trainer.learning.discovery.discovery_folder import (
     write_maps,
     write_report,
 )
-from ...trainer.learning.parts.settings import GRAPH, TrainPartsSettings, load_recipe
+from ...trainer.learning.parts.settings import TrainPartsSettings, load_recipe
 from ...trainer.learning.run.launch import launch, read_progress
 from ...trainer.learning.run.recipe_file import format_toml
 from ...trainer.learning.run.run_folder import RunFolder
+from ...trainer.learning.run.run_settings import GRAPH
 from ..part_dictionary.dictionary_loading import save_dictionary
 from ..runs.training_runs import ANEW, run_to_resume, runs_folder
 from .training_progress import TrainingProgress

@@ -21,7 +21,10 @@ ROOT = Path(__file__).parent.parent.parent
 WORKFLOWS, TWINS = ROOT / "example_workflows", ROOT / "tests" / "workflows"
 RELEASES = sorted((TWINS / "released").glob("*"))
 NAMES = sorted(path.stem for path in WORKFLOWS.glob("*.json"))
-NEED_FILES = {"sd15_mix_parts": {("CheckpointLoaderSimple", "ckpt_name"), ("BestiaryLoadDictionary", "file")}}
+NEED_FILES = {
+    "sd15_mix_parts": {("CheckpointLoaderSimple", "ckpt_name"), ("BestiaryLoadDictionary", "file")},
+    "deepfloyd_if_cascade": {("CheckpointLoaderSimple", "ckpt_name"), ("BestiaryLoadIF", "folder")},
+}
 """Values that name files which people bring themselves."""
 TYPES = {"INT": int, "FLOAT": (int, float), "STRING": str, "BOOLEAN": bool}
 COMFY = shutil.which("comfy", path=os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")]))

@@ -15,6 +15,7 @@ CATEGORIES = {
     "Bestiary/parts",
     "Bestiary/attention",
     "Bestiary/discover",
+    "Bestiary/deepfloyd if",
     "Bestiary/demo",
     "Bestiary/train",
     "Bestiary/spectrum",

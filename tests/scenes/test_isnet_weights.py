@@ -333,7 +333,7 @@ def test_a_pickle_in_a_pth_runs_nothing(tmp_path: Path, capsys: pytest.CaptureFi
 
 
 def test_what_is_no_file_of_weights(tmp_path: Path) -> None:
-    with pytest.raises(BestiaryError, match="isnet.txt is no file of weights"):
+    with pytest.raises(BestiaryError, match="isnet.txt is not a file of IS-Net weights"):
         read_isnet_weights(tmp_path / "isnet.txt")
     with pytest.raises(BestiaryError, match="could not read .*gone.onnx"):
         read_isnet_weights(tmp_path / "gone.onnx")

@@ -51,7 +51,7 @@ def test_without_any_the_three_ways_are_told_at_once() -> None:
         find_mask(PICTURE, "photos/cat.jpg", MaskSources(mask=lambda: None))
     text = str(fault.value)
     assert text.startswith(
-        "photos/cat.jpg: nothing tells its subject from its ground. Save it with a transparent ground"
+        "photos/cat.jpg: there is no mask for its subject. Do one of these three: save it with a transparent ground"
     )
     assert "cat_mask.png" in text and "--masks" in text
     assert "--weights" in text and "models/bestiary/segmentation" in text and "\n" not in text
@@ -59,12 +59,10 @@ def test_without_any_the_three_ways_are_told_at_once() -> None:
 
 @pytest.mark.parametrize(
     ("backend", "told"),
-    [("alpha", "transparent"), ("mask", "_mask.png"), ("isnet", "--weights"), ("parts", "codebook")],
+    [("alpha", "transparent"), ("mask", "_mask.png"), ("isnet", "--weights"), ("parts", "discovery")],
 )
 def test_a_named_way_that_has_nothing_says_what_it_needs(backend: str, told: str) -> None:
-    with pytest.raises(
-        BestiaryError, match=f"cat.jpg: there is nothing to take its subject from by {backend}: .*{told}"
-    ):
+    with pytest.raises(BestiaryError, match=f"cat.jpg: backend '{backend}' finds no mask for it: .*{told}"):
         find_mask(PICTURE, "cat.jpg", MaskSources(), backend)
 
 
@@ -80,7 +78,7 @@ def test_a_named_way_is_taken_and_no_other() -> None:
 def test_rough_ways_exist_by_name_only_and_warn() -> None:
     picture = PICTURE.copy()
     picture[10:30, 10:30] = (220, 30, 30)
-    with pytest.raises(BestiaryError, match="nothing tells its subject"):
+    with pytest.raises(BestiaryError, match="there is no mask for its subject"):
         find_mask(picture, "cat.jpg", MaskSources(parts=looked))
     border = cut_subject(picture, "cat", MaskSources(), backend="border")
     assert border.subject is not None and border.subject.cutout.shape == (20, 20, 4)

@@ -18,6 +18,7 @@ COMMANDS = [
     "demo",
     "discover",
     "parts",
+    "scenes",
     "train",
     "resume",
     "doctor",

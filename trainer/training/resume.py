@@ -8,9 +8,9 @@ from pathlib import Path
 
 from ...concepts.errors import BestiaryError
 from ...concepts.files.atomic_file import write_text
-from ..learning.parts.settings import GRAPH, BaseSettings
 from ..learning.pictures.latent_cache import SPEC_NAME
 from ..learning.run.run_folder import CONFIG_NAME, RunFolder
+from ..learning.run.run_settings import GRAPH, BaseSettings
 
 logger = logging.getLogger("bestiary")
 PICTURES_NAME = "pictures.json"

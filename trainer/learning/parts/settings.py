@@ -1,45 +1,26 @@
-"""Settings of a training run: what a recipe may say, with defaults, units and ranges."""
+"""Settings of a part training: what a recipe may say, with defaults, units and ranges."""
 
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import Field, model_validator
 
 from ..run.recipe_file import read_recipe
-
-GRAPH = "graph"
-"""`base.path` of a training in ComfyUI, whose model came through a socket."""
-LONGEST_NAME = 200
-"""Bytes of a file's name without its ending, with room for numbers and temporary names."""
-DtypeName = Literal["auto", "fp32", "bf16", "fp16"]
+from ..run.run_settings import LoraSettings, OptimizerSettings, PictureSettings, Section, TrainingSettings
 
 
-class Section(BaseModel):
-    """One table of a recipe; keys that do not exist are faults."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
-
-
-class ImageSettings(Section):
+class ImageSettings(PictureSettings):
     """Which pictures are learned from, and how they are cut."""
 
     folder: Path | None = None
     """Folder of the pictures; unset takes the folder that was discovered."""
-    size: int | None = Field(None, ge=64, le=2048, multiple_of=8)
-    """Edge of the training square in pixels, 64 to 2048 in steps of 8; unset takes the base model's native size."""
-    margin: float = Field(0.0, ge=0, le=1)
-    """Room for random crops: pictures are cached this share larger than the training square, 0 to 1."""
     flip: bool = False
     """Also learn from mirrored pictures; off, because left and right wings may be different parts."""
     labels: Path | None = None
     """CSV with columns `path` and `class` that names the class of every picture, for `method.ids = "class"`."""
     cache: Path | None = None
     """Folder of the cached latents, in which later runs find them again; unset makes one beside the discovery."""
-    workers: int = Field(0, ge=0, le=64)
-    """Processes that decode pictures while the cache is built, 0 to 64; 0 decodes in the training process."""
-    encode_batch: int = Field(8, ge=1, le=256)
-    """Pictures the autoencoder encodes at once while the cache is built, 1 to 256."""
 
 
 class DiscoverySection(Section):
@@ -47,15 +28,6 @@ class DiscoverySection(Section):
 
     folder: Path = Path("discovery")
     """Result folder of `bestiary discover`."""
-
-
-class BaseSettings(Section):
-    """The diffusion model to adapt."""
-
-    path: str = "demo"
-    """Folder of a diffusers-format SD1.5, SD2 or SDXL model, or "demo" for the embedded one."""
-    checkpointing: bool = False
-    """Recompute activations in the backward pass: about a third slower, less than half the memory."""
 
 
 class MethodSettings(Section):
@@ -83,17 +55,6 @@ class MethodSettings(Section):
     """Share by which the noise loss leaves out what no part of the caption covers, 0 (off) to 1."""
     timesteps: Literal["uniform", "stratified"] = "stratified"
     """Draw timesteps independently, or spread evenly over every optimiser step (less noise in the gradient)."""
-
-
-class LoraSettings(Section):
-    """Low-rank adapters on the denoiser's attention layers."""
-
-    rank: int = Field(4, ge=0, le=256)
-    """Rank of the adapters, 0 (none: only tokens are learned) to 256."""
-    alpha: float | None = Field(None, gt=0)
-    """Scale of the update times the rank, above 0; unset equals the rank (scale 1)."""
-    self_attention: bool = True
-    """Adapt the self-attention layers too."""
 
 
 class CaptionSettings(Section):
@@ -132,15 +93,9 @@ class AttentionLossSettings(Section):
         return self
 
 
-class OptimizerSettings(Section):
+class PartOptimizerSettings(OptimizerSettings):
     """How it is learned."""
 
-    steps: int = Field(1000, ge=1)
-    """Optimiser steps, at least 1."""
-    batch_size: int = Field(2, ge=1, le=1024)
-    """Pictures per process and micro-step, 1 to 1024."""
-    accumulation: int = Field(4, ge=1, le=1024)
-    """Micro-steps per optimiser step, 1 to 1024."""
     token_lr: float = Field(1e-3, ge=0, le=1)
     """Learning rate of the token table and the part vectors, 0 to 1, in units of the spread of word embeddings."""
     projector_lr: float = Field(1e-4, ge=0, le=1)
@@ -149,80 +104,15 @@ class OptimizerSettings(Section):
     """Learning rate of the adapters, 0 to 1."""
     weight_decay: float = Field(1e-2, ge=0, le=1)
     """AdamW weight decay of the adapters, 0 to 1; tokens and projector have none."""
-    betas: tuple[float, float] = (0.9, 0.999)
-    """AdamW's two averaging factors, each from 0 to below 1."""
-    schedule: Literal["constant", "cosine"] = "constant"
-    """Learning rate after the warm-up: as it is, or falling to a hundredth along a cosine."""
-    warmup: int = Field(0, ge=0)
-    """Steps over which the learning rate rises from zero, 0 or more."""
-    clip: float = Field(1.0, gt=0)
-    """Largest norm of the gradient, above 0."""
-    ema: float = Field(0.0, ge=0, lt=1)
-    """Factor of the running average of the learned weights that is exported, 0 (off) to below 1."""
-
-    @field_validator("betas")
-    @classmethod
-    def _betas_below_one(cls, betas: tuple[float, float]) -> tuple[float, float]:
-        if not all(0 <= beta < 1 for beta in betas):
-            raise ValueError(f"each beta must be from 0 to below 1, got {betas[0]} and {betas[1]}")
-        return betas
 
 
-class RunSettings(Section):
-    """Where the run lives and how often it writes."""
-
-    out: Path = Path("runs/parts")
-    """Run folder; when it exists a number is added, so that no run is overwritten."""
-    name: str = "parts"
-    """Name of the dictionary file, without its ending: a file name, never a path."""
-    device: str = "auto"
-    """Device by torch's name such as cpu, cuda or cuda:1, or "auto"."""
-    dtype: DtypeName = "auto"
-    """Arithmetic of the frozen model; learned weights always stay in fp32."""
-    seed: int = Field(0, ge=0, lt=2**31)
-    """Seed of everything drawn at random, 0 to 2147483647."""
-    save_every: int = Field(200, ge=1)
-    """Steps between two saved states, at least 1: what a crash can cost."""
-    keep_states: int = Field(2, ge=1, le=100)
-    """Saved states that are kept, 1 to 100."""
-    log_every: int = Field(10, ge=1)
-    """Steps between two lines of log.jsonl, at least 1."""
-    estimate_memory: bool = True
-    """Estimate the memory before the first step; takes some seconds."""
-    preview_every: int = Field(200, ge=0)
-    """Steps between two preview sheets, 0 for none."""
-    preview_count: int = Field(4, ge=1, le=32)
-    """Pictures on a preview sheet, 1 to 32."""
-    preview_steps: int = Field(20, ge=1, le=1000)
-    """Sampling steps of a preview, 1 to 1000."""
-    preview_guidance: float = Field(5.0, ge=1, le=30)
-    """Classifier-free guidance of a preview, 1 (none) to 30."""
-    tensorboard: bool = True
-    """Also write curves for tensorboard where it is installed."""
-
-    @field_validator("name")
-    @classmethod
-    def _name_stays_in_the_run(cls, name: str) -> str:
-        # a recipe or a run from elsewhere must not name a file outside of the run's folder
-        strange = sorted({letter for letter in name if letter in "/\\:" or ord(letter) < 32})
-        if strange or name.strip() in ("", ".", "..") or len(name.encode(errors="replace")) > LONGEST_NAME:
-            said = f"it holds {strange[0]!r}" if strange else "it is empty, dots alone or too long"
-            raise ValueError(
-                f"{said}: it names a file in the run's folder, so take a plain name such as 'my parts', of {LONGEST_NAME} bytes "
-                "at most; run.out says where the folder lies"
-            )
-        return name
-
-
-class TrainPartsSettings(Section):
+class TrainPartsSettings(TrainingSettings):
     """All settings of `bestiary train parts`."""
 
     images: ImageSettings = ImageSettings()
     """The pictures."""
     discovery: DiscoverySection = DiscoverySection()
     """The part maps."""
-    base: BaseSettings = BaseSettings()
-    """The diffusion model."""
     method: MethodSettings = MethodSettings()
     """What is learned."""
     lora: LoraSettings = LoraSettings()
@@ -231,10 +121,8 @@ class TrainPartsSettings(Section):
     """The sentences."""
     attention_loss: AttentionLossSettings = AttentionLossSettings()
     """The loss on attention maps."""
-    optimizer: OptimizerSettings = OptimizerSettings()
+    optimizer: PartOptimizerSettings = PartOptimizerSettings()
     """The optimiser."""
-    run: RunSettings = RunSettings()
-    """The run folder."""
 
     @model_validator(mode="after")
     def _combinations(self) -> "TrainPartsSettings":
@@ -242,10 +130,7 @@ class TrainPartsSettings(Section):
         faults = []
         if self.method.ids == "class" and self.images.labels is None:
             faults.append('method.ids = "class" needs images.labels, a CSV file with the columns path and class')
-        if self.optimizer.warmup >= self.optimizer.steps:
-            faults.append(
-                f"optimizer.warmup {self.optimizer.warmup} must be below optimizer.steps {self.optimizer.steps}"
-            )
+        faults += self.shared_faults()
         if not (self.optimizer.token_lr or self.optimizer.lora_lr):
             faults.append("optimizer.token_lr and optimizer.lora_lr are both 0: nothing would be learned")
         if faults:

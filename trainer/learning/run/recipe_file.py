@@ -126,8 +126,13 @@ def _check_kind(tree: Mapping[str, Any], model: type[BaseModel], path: Path | st
     wanted = model.model_fields["kind"].default if "kind" in model.model_fields else PARTS
     if (kind := tree.get("kind", wanted)) != wanted:
         raise BestiaryError(
-            f"recipe {path} is for `bestiary train {kind}`, not for `bestiary train {wanted}`: choose another recipe"
+            f"recipe {path} is for `{_command(kind)}`, not for `{_command(wanted)}`: choose another recipe"
         )
+
+
+def _command(kind: object) -> str:
+    """The command that takes recipes of a kind."""
+    return "bestiary scenes build" if kind == "scenes" else f"bestiary train {kind}"
 
 
 def _check_cache(tree: Mapping[str, Any], source: str) -> None:

@@ -7,11 +7,11 @@ from typing import Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from ....concepts.spectrum.stage_bounds import MOST_STAGES, StageBounds
-from ..parts.settings import BaseSettings, RunSettings, Section
 from ..run.recipe_file import read_recipe
+from ..run.run_settings import OptimizerSettings, PictureSettings, RunSettings, Section, TrainingSettings
 
 
-class SpectrumImageSettings(Section):
+class SpectrumImageSettings(PictureSettings):
     """Which pictures are learned from, and how they are cut."""
 
     source: Path = Path("pictures")
@@ -19,18 +19,10 @@ class SpectrumImageSettings(Section):
     masks: Path | None = None
     """Folder of masks (white or opaque is learned from), to leave surroundings out of the loss: `a/b.jpg.png`, `a/b_mask.png`
     or, where it is unambiguous, `a/b.png` for the picture `a/b.jpg`."""
-    size: int | None = Field(None, ge=64, le=2048, multiple_of=8)
-    """Edge of the training square in pixels, 64 to 2048 in steps of 8; unset takes the base model's native size."""
-    margin: float = Field(0.0, ge=0, le=1)
-    """Room for random crops: pictures are cached this share larger than the training square, 0 to 1."""
     flip: bool = False
     """Also learn from mirrored pictures; off, because that teaches a mirrored layout."""
     cache: Path | None = None
     """Folder of the cached latents; unset makes one beside the run folder."""
-    workers: int = Field(0, ge=0, le=64)
-    """Processes that decode pictures while the cache is built, 0 to 64; 0 decodes in the training process."""
-    encode_batch: int = Field(8, ge=1, le=256)
-    """Pictures the autoencoder encodes at once while the cache is built, 1 to 256."""
 
 
 class SpectrumMethodSettings(Section):
@@ -89,13 +81,11 @@ class SpectrumCaptionSettings(Section):
         return templates
 
 
-class SpectrumOptimizerSettings(Section):
+class SpectrumOptimizerSettings(OptimizerSettings):
     """How it is learned."""
 
     steps: int = Field(600, ge=1)
     """Optimiser steps, at least 1."""
-    batch_size: int = Field(2, ge=1, le=1024)
-    """Pictures per micro-step, 1 to 1024."""
     accumulation: int = Field(1, ge=1, le=1024)
     """Micro-steps per optimiser step, 1 to 1024."""
     vector_lr: float = Field(0.3, ge=0, le=10)
@@ -104,23 +94,8 @@ class SpectrumOptimizerSettings(Section):
     """Learning rate of the reference network's weights, 0 to 1."""
     weight_decay: float = Field(1e-2, ge=0, le=1)
     """AdamW weight decay of the reference network, 0 to 1; direct vectors have none."""
-    betas: tuple[float, float] = (0.9, 0.999)
-    """AdamW's two averaging factors, each from 0 to below 1."""
     schedule: Literal["constant", "cosine"] = "cosine"
     """Learning rate after the warm-up: as it is, or falling to a hundredth along a cosine."""
-    warmup: int = Field(0, ge=0)
-    """Steps over which the learning rate rises from zero, 0 or more."""
-    clip: float = Field(1.0, gt=0)
-    """Largest norm of the gradient, above 0."""
-    ema: float = Field(0.0, ge=0, lt=1)
-    """Factor of the running average of the learned weights that is exported, 0 (off) to below 1."""
-
-    @field_validator("betas")
-    @classmethod
-    def _betas_below_one(cls, betas: tuple[float, float]) -> tuple[float, float]:
-        if not all(0 <= beta < 1 for beta in betas):
-            raise ValueError(f"each beta must be from 0 to below 1, got {betas[0]} and {betas[1]}")
-        return betas
 
 
 class SpectrumRunSettings(RunSettings):
@@ -132,15 +107,13 @@ class SpectrumRunSettings(RunSettings):
     """Name of the spectrum file, without its ending; prompts call it by this name."""
 
 
-class TrainSpectrumSettings(Section):
+class TrainSpectrumSettings(TrainingSettings):
     """All settings of `bestiary train spectrum`."""
 
     kind: Literal["spectrum"] = "spectrum"
     """Tells `bestiary resume` what a run trains."""
     images: SpectrumImageSettings = SpectrumImageSettings()
     """The pictures."""
-    base: BaseSettings = BaseSettings()
-    """The diffusion model."""
     method: SpectrumMethodSettings = SpectrumMethodSettings()
     """What is learned."""
     captions: SpectrumCaptionSettings = SpectrumCaptionSettings()
@@ -152,12 +125,10 @@ class TrainSpectrumSettings(Section):
 
     @model_validator(mode="after")
     def _combinations(self) -> "TrainSpectrumSettings":
-        optimizer, faults = self.optimizer, []
-        if optimizer.warmup >= optimizer.steps:
-            # all contradictions at once, so that a recipe is mended in one go
-            faults.append(f"optimizer.warmup {optimizer.warmup} must be below optimizer.steps {optimizer.steps}")
+        # all contradictions at once, so that a recipe is mended in one go
+        faults = self.shared_faults()
         rate = "vector_lr" if self.method.parameterisation == "direct" else "network_lr"
-        if not getattr(optimizer, rate):
+        if not getattr(self.optimizer, rate):
             faults.append(f"optimizer.{rate} is 0: nothing would be learned")
         if faults:
             raise ValueError("; ".join(faults))

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 from bestiary.concepts.errors import BestiaryError
-from bestiary.trainer.learning.parts.settings import Section, TrainPartsSettings, load_recipe
+from bestiary.trainer.learning.parts.settings import TrainPartsSettings, load_recipe
+from bestiary.trainer.learning.run.run_settings import Section
 from bestiary.trainer.learning.spectrum.spectrum_settings import load_spectrum_recipe
 from pydantic import ValidationError
 from pydantic.fields import FieldInfo

@@ -1,0 +1,1 @@
+"""DeepFloyd IF as an ordinary MODEL, CLIP and VAE."""

@@ -1,0 +1,231 @@
+"""DeepFloyd IF as graph blocks: a loader for one stage, and the conditioning of stage II."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import folder_paths
+import torch
+from comfy_api.latest import io
+
+from ...concepts.errors import BestiaryError
+from ...concepts.name_search import choices_text, shown_name
+from ..host.comfy_version import schema
+
+log = logging.getLogger(__name__)
+
+CATEGORY = "Bestiary/deepfloyd if"
+NO_FOLDER = "(no DeepFloyd IF below models/diffusers)"
+FROM_FOLDER, NO_TEXT = "from the model's folder", "none"
+LARGEST_EDGE = 4096
+_state = {"noted": False}
+"""Whether the licence was named since ComfyUI started."""
+
+
+def if_folders() -> list[str]:
+    """Folders of DeepFloyd IF below models/diffusers, by name."""
+    return sorted(_known_folders())
+
+
+def _known_folders() -> dict[str, Path]:
+    """Name -> folder; of two with one name the first counts."""
+    roots = [Path(place) for place in folder_paths.get_folder_paths("diffusers")]
+    with_unet = [path for root in roots if root.is_dir() for path in sorted(root.iterdir()) if (path / "unet").is_dir()]
+    if not with_unet:
+        return {}
+    from ...trainer.learning.denoiser.if_folder import is_if_folder
+
+    return {path.name: path for path in reversed(with_unet) if is_if_folder(path)}
+
+
+def _folder(name: str, path: str) -> Path:
+    """The folder that a name of the menu or a path means; the path wins.
+
+    Raises:
+        BestiaryError: no folder has this name.
+    """
+    if path.strip():
+        return Path(path.strip()).expanduser()
+    known = _known_folders()
+    if name in known:
+        return known[name]
+    listed = choices_text(name, sorted(known)) or "none"
+    raise BestiaryError(
+        f"no DeepFloyd IF folder {shown_name(name)} below models/diffusers; there is: {listed}. "
+        "Put a diffusers folder such as IF-I-M-v1.0 there, or give its path"
+    )
+
+
+def _text_files() -> list[str]:
+    return folder_paths.get_filename_list("text_encoders")
+
+
+class BestiaryLoadIF(io.ComfyNode):
+    """One stage as MODEL, CLIP and VAE."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return schema(
+            node_id="BestiaryLoadIF",
+            display_name="Load DeepFloyd IF",
+            category=CATEGORY,
+            description=(
+                "Loads stage I or II of DeepFloyd IF from a diffusers folder as MODEL, CLIP and VAE for the core "
+                "nodes. IF works on pixels: stage I at 64x64, stage II at 256x256. Its weights are for "
+                "non-commercial research only. Requires the Python package diffusers."
+            ),
+            search_aliases=["deepfloyd", "if-i-xl", "pixel diffusion", "load diffusers model"],
+            inputs=[
+                io.Combo.Input(
+                    "folder",
+                    options=if_folders() or [NO_FOLDER],
+                    tooltip="Diffusers folder of one stage in models/diffusers, such as IF-I-M-v1.0 or IF-II-M-v1.0.",
+                ),
+                io.Combo.Input(
+                    "text_encoder",
+                    options=[FROM_FOLDER, *_text_files(), NO_TEXT],
+                    default=FROM_FOLDER,
+                    tooltip=(
+                        "T5 v1.1 XXL encoder: from the model's folder, or a file in models/text_encoders such as "
+                        "t5xxl_fp16.safetensors. none: no CLIP, for stage II, which uses the conditionings of stage I."
+                    ),
+                ),
+                io.Boolean.Input(
+                    "dynamic_thresholding",
+                    default=True,
+                    optional=True,
+                    tooltip=(
+                        "Clips every predicted picture to its own range, as the authors of IF do; without it, a high CFG "
+                        "gives oversaturated colours."
+                    ),
+                ),
+                io.String.Input(
+                    "path",
+                    default="",
+                    optional=True,
+                    tooltip=(
+                        "Path of a diffusers folder elsewhere on this machine; leave empty to use the folder chosen "
+                        "above."
+                    ),
+                ),
+            ],
+            outputs=[
+                io.Model.Output("model", display_name="MODEL", tooltip="The UNet of the stage, for a sampler."),
+                io.Clip.Output(
+                    "clip", display_name="CLIP", tooltip="The T5 encoder, for CLIP Text Encode; at most 77 tokens."
+                ),
+                io.Vae.Output(
+                    "vae", display_name="VAE", tooltip="For VAE Decode and VAE Encode; the latents of IF are pictures."
+                ),
+            ],
+        )
+
+    @classmethod
+    def validate_inputs(cls, folder: str, path: str = "") -> bool | str:
+        # the menu's value counts only where no path is given
+        from ...trainer.learning.denoiser.if_folder import read_if_folder
+
+        try:
+            read_if_folder(_folder(folder, path))
+        except BestiaryError as fault:
+            return str(fault)
+        return True
+
+    @classmethod
+    def execute(
+        cls, folder: str, text_encoder: str, dynamic_thresholding: bool = True, path: str = ""
+    ) -> io.NodeOutput:
+        import comfy.sd
+
+        from ...trainer.learning.denoiser.if_folder import LICENCE_NOTE, read_if_folder
+        from .if_model import load_model
+        from .if_text import load_text
+
+        found = read_if_folder(_folder(folder, path))
+        if not _state["noted"]:
+            log.warning("%s", LICENCE_NOTE)
+            _state["noted"] = True
+        # the text first: on a machine with little memory it can leave before the UNet comes
+        clip = None
+        if text_encoder != NO_TEXT:
+            source = found.text_encoder
+            if text_encoder != FROM_FOLDER:
+                source = Path(folder_paths.get_full_path_or_raise("text_encoders", text_encoder))
+            if source is None:
+                raise BestiaryError(
+                    f"{found.path} holds no text_encoder: choose a T5 file in models/text_encoders, such as "
+                    "t5xxl_fp16.safetensors, or none for stage II"
+                )
+            clip = load_text(source, found.text_width)
+        # ComfyUI's own autoencoder for models that draw in pixels
+        vae = comfy.sd.VAE(sd={"pixel_space_vae": torch.tensor(1.0)})
+        return io.NodeOutput(load_model(found, dynamic_thresholding), clip, vae)
+
+
+class BestiaryIFUpscale(io.ComfyNode):
+    """What stage II must know besides the text."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return schema(
+            node_id="BestiaryIFUpscale",
+            display_name="IF Upscale Conditioning",
+            category=CATEGORY,
+            description=(
+                "Adds the picture to enlarge to the conditionings of DeepFloyd IF stage II. Connect the picture "
+                "of stage I, and all outputs to a KSampler with the MODEL of stage II."
+            ),
+            search_aliases=["deepfloyd stage 2", "super resolution", "upscale"],
+            inputs=[
+                io.Conditioning.Input("positive", tooltip="The prompt, encoded with the CLIP of stage I or II."),
+                io.Conditioning.Input("negative", tooltip="The negative prompt, encoded with the same CLIP."),
+                io.Image.Input("image", tooltip="The picture to enlarge, 64x64 from stage I."),
+                io.Int.Input(
+                    "noise_level",
+                    default=250,
+                    min=0,
+                    max=999,
+                    optional=True,
+                    tooltip="Noise added to the small picture, 0 to 999; with more noise, stage II changes more.",
+                ),
+                io.Int.Input(
+                    "scale", default=4, min=1, max=8, optional=True, tooltip="Scale factor of width and height."
+                ),
+            ],
+            outputs=[
+                io.Conditioning.Output(
+                    "positive_out", display_name="positive", tooltip="The conditioning with the picture."
+                ),
+                io.Conditioning.Output(
+                    "negative_out", display_name="negative", tooltip="The conditioning with the picture."
+                ),
+                io.Latent.Output(
+                    "latent", display_name="LATENT", tooltip="An empty latent of the enlarged size, for KSampler."
+                ),
+            ],
+        )
+
+    @classmethod
+    def execute(
+        cls, positive: list, negative: list, image: torch.Tensor, noise_level: int = 250, scale: int = 4
+    ) -> io.NodeOutput:
+        import comfy.model_management
+        import node_helpers
+
+        from .if_model import LOW_PICTURE, NOISE_LEVEL
+
+        low = image[..., :3].movedim(-1, 1) * 2 - 1  # (B, 3, h, w) in -1..1
+        height, width = low.shape[2] * scale, low.shape[3] * scale
+        if max(height, width) > LARGEST_EDGE:
+            raise BestiaryError(
+                f"a picture of {low.shape[3]} x {low.shape[2]} pixels times {scale} is {width} x {height}: at most "
+                f"{LARGEST_EDGE} pixels an edge. Scale the picture down to 64 x 64 first, or choose a smaller scale"
+            )
+        values = {LOW_PICTURE: low, NOISE_LEVEL: noise_level}
+        told = [node_helpers.conditioning_set_values(one, values) for one in (positive, negative)]
+        empty = torch.zeros(len(low), 3, height, width, device=comfy.model_management.intermediate_device())
+        return io.NodeOutput(*told, {"samples": empty})
+
+
+NODES: list[type[io.ComfyNode]] = [BestiaryLoadIF, BestiaryIFUpscale]

@@ -1,0 +1,181 @@
+"""Settings that every training has: pictures, model, adapters, optimiser and run folder, with defaults, units and ranges."""
+
+from pathlib import Path
+from typing import Literal
+
+import torch
+from pydantic import BaseModel, Field, field_validator
+
+from ....concepts.denoiser.backbone import Backbone
+from ....concepts.denoiser.denoiser import Denoiser
+from .fit import LoopSettings
+
+GRAPH = "graph"
+"""`base.path` of a training in ComfyUI, whose model came through a socket."""
+LONGEST_NAME = 200
+"""Bytes of a file's name without its ending, with room for numbers and temporary names."""
+DtypeName = Literal["auto", "fp32", "bf16", "fp16"]
+
+
+class Section(BaseModel, extra="forbid", frozen=True, use_attribute_docstrings=True):
+    """One table of a recipe; keys that do not exist are faults."""
+
+
+class PictureSettings(Section):
+    """How pictures are cut and encoded, whatever is learned from them."""
+
+    size: int | None = Field(None, ge=64, le=2048, multiple_of=8)
+    """Edge of the training square in pixels, 64 to 2048 in steps of 8; unset takes the base model's native size."""
+    margin: float = Field(0.0, ge=0, le=1)
+    """Room for random crops: pictures are cached this share larger than the training square, 0 to 1."""
+    flip: bool = False
+    """Also learn from mirrored pictures."""
+    cache: Path | None = None
+    """Folder of the cached latents, in which later runs find them again."""
+    workers: int = Field(0, ge=0, le=64)
+    """Processes that decode pictures while the cache is built, 0 to 64; 0 decodes in the training process."""
+    encode_batch: int = Field(8, ge=1, le=256)
+    """Pictures the autoencoder encodes at once while the cache is built, 1 to 256."""
+
+    def training_size(self, backbone: Backbone) -> int:
+        """Edge of the training square in pixels."""
+        return self.size or backbone.image_size
+
+    def cached_size(self, backbone: Backbone) -> int:
+        """Edge in pixels of the square that is encoded: the margin is whole latent cells, so that crops are exact."""
+        size, factor = self.training_size(backbone), backbone.latent_factor
+        return size + round(size * self.margin / factor) * factor
+
+
+class BaseSettings(Section):
+    """The diffusion model to adapt."""
+
+    path: str = "demo"
+    """Folder of a diffusers-format SD1.5, SD2 or SDXL model, or "demo" for the embedded one."""
+    checkpointing: bool = False
+    """Recompute activations in the backward pass: about a third slower, less than half the memory."""
+
+
+class LoraSettings(Section):
+    """Low-rank adapters on the denoiser's attention layers."""
+
+    rank: int = Field(4, ge=0, le=256)
+    """Rank of the adapters, 0 (none: only tokens are learned) to 256."""
+    alpha: float | None = Field(None, gt=0)
+    """Scale of the update times the rank, above 0; unset equals the rank (scale 1)."""
+    self_attention: bool = True
+    """Adapt the self-attention layers too."""
+
+
+class OptimizerSettings(Section):
+    """How anything is learned; each training adds its learning rates."""
+
+    steps: int = Field(1000, ge=1)
+    """Optimiser steps, at least 1."""
+    batch_size: int = Field(2, ge=1, le=1024)
+    """Pictures per process and micro-step, 1 to 1024."""
+    accumulation: int = Field(4, ge=1, le=1024)
+    """Micro-steps per optimiser step, 1 to 1024."""
+    weight_decay: float = Field(1e-2, ge=0, le=1)
+    """AdamW weight decay of what decays at all, 0 to 1."""
+    betas: tuple[float, float] = (0.9, 0.999)
+    """AdamW's two averaging factors, each from 0 to below 1."""
+    schedule: Literal["constant", "cosine"] = "constant"
+    """Learning rate after the warm-up: as it is, or falling to a hundredth along a cosine."""
+    warmup: int = Field(0, ge=0)
+    """Steps over which the learning rate rises from zero, 0 or more."""
+    clip: float = Field(1.0, gt=0)
+    """Largest norm of the gradient, above 0."""
+    ema: float = Field(0.0, ge=0, lt=1)
+    """Factor of the running average of the learned weights that is exported, 0 (off) to below 1."""
+
+    @field_validator("betas")
+    @classmethod
+    def _betas_below_one(cls, betas: tuple[float, float]) -> tuple[float, float]:
+        if not all(0 <= beta < 1 for beta in betas):
+            raise ValueError(f"each beta must be from 0 to below 1, got {betas[0]} and {betas[1]}")
+        return betas
+
+
+class RunSettings(Section):
+    """Where the run lives and how often it writes."""
+
+    out: Path = Path("runs/parts")
+    """Run folder; when it exists a number is added, so that no run is overwritten."""
+    name: str = "parts"
+    """Name of the dictionary file, without its ending: a file name, never a path."""
+    device: str = "auto"
+    """Device by torch's name such as cpu, cuda or cuda:1, or "auto"."""
+    dtype: DtypeName = "auto"
+    """Arithmetic of the frozen model; learned weights always stay in fp32."""
+    seed: int = Field(0, ge=0, lt=2**31)
+    """Seed of everything drawn at random, 0 to 2147483647."""
+    save_every: int = Field(200, ge=1)
+    """Steps between two saved states, at least 1: what a crash can cost."""
+    keep_states: int = Field(2, ge=1, le=100)
+    """Saved states that are kept, 1 to 100."""
+    log_every: int = Field(10, ge=1)
+    """Steps between two lines of log.jsonl, at least 1."""
+    estimate_memory: bool = True
+    """Estimate the memory before the first step; takes some seconds."""
+    preview_every: int = Field(200, ge=0)
+    """Steps between two preview sheets, 0 for none."""
+    preview_count: int = Field(4, ge=1, le=32)
+    """Pictures on a preview sheet, 1 to 32."""
+    preview_steps: int = Field(20, ge=1, le=1000)
+    """Sampling steps of a preview, 1 to 1000."""
+    preview_guidance: float = Field(5.0, ge=1, le=30)
+    """Classifier-free guidance of a preview, 1 (none) to 30."""
+    tensorboard: bool = True
+    """Also write curves for tensorboard where it is installed."""
+
+    @field_validator("name")
+    @classmethod
+    def _name_stays_in_the_run(cls, name: str) -> str:
+        # a recipe or a run from elsewhere must not name a file outside of the run's folder
+        strange = sorted({letter for letter in name if letter in "/\\:" or ord(letter) < 32})
+        if strange or name.strip() in ("", ".", "..") or len(name.encode(errors="replace")) > LONGEST_NAME:
+            said = f"it holds {strange[0]!r}" if strange else "it is empty, dots alone or too long"
+            raise ValueError(
+                f"{said}: it names a file in the run's folder, so take a plain name such as 'my parts', of {LONGEST_NAME} bytes "
+                "at most; run.out says where the folder lies"
+            )
+        return name
+
+
+class TrainingSettings(Section):
+    """What the recipe of any training says; each has sections of its own beside these."""
+
+    images: PictureSettings = PictureSettings()
+    """The pictures."""
+    base: BaseSettings = BaseSettings()
+    """The diffusion model."""
+    optimizer: OptimizerSettings = OptimizerSettings()
+    """The optimiser."""
+    run: RunSettings = RunSettings()
+    """The run folder."""
+
+    def shared_faults(self) -> list[str]:
+        """Contradictions between sections that every training has."""
+        warmup, steps = self.optimizer.warmup, self.optimizer.steps
+        return [f"optimizer.warmup {warmup} must be below optimizer.steps {steps}"] if warmup >= steps else []
+
+
+def loop_settings(optimizer: OptimizerSettings, run: RunSettings, denoiser: Denoiser) -> LoopSettings:
+    """The part of the settings that the loop knows."""
+    # scaling of the loss is for fp16 on CUDA alone
+    return LoopSettings(
+        steps=optimizer.steps,
+        accumulation=optimizer.accumulation,
+        schedule=optimizer.schedule,
+        warmup=optimizer.warmup,
+        clip=optimizer.clip,
+        betas=optimizer.betas,
+        ema=optimizer.ema,
+        log_every=run.log_every,
+        save_every=run.save_every,
+        keep_states=run.keep_states,
+        preview_every=run.preview_every,
+        tensorboard=run.tensorboard,
+        half_precision=denoiser.dtype == torch.float16 and denoiser.device.type == "cuda",
+    )
