@@ -31,6 +31,7 @@ except ModuleNotFoundError:
 from bestiary.trainer.learning.parts.settings import load_recipe
 from bestiary.trainer.learning.run.fit import LoopSettings, fit
 from bestiary.trainer.learning.run.run_folder import RunFolder
+from bestiary.trainer.training.train_parts import PartTask
 from bestiary.trainer.training.training_setup import TrainingSetup, prepare
 
 WARM_UP = 3
@@ -101,7 +102,7 @@ def main() -> None:
         "optimizer.batch_size": arguments.batch, "optimizer.accumulation": 1, "run.dtype": arguments.dtype,
         "base.checkpointing": arguments.checkpointing, "run.preview_every": 0,
     }  # fmt: skip
-    setup = prepare(load_recipe(None, {key: value for key, value in flags.items() if value is not None}))
+    setup = prepare(PartTask(load_recipe(None, {key: value for key, value in flags.items() if value is not None})))
     with tempfile.TemporaryDirectory() as folder:
         loop = measure_loop(setup, arguments.steps, Path(folder) / "run")
     parts = measure_parts(setup, arguments.steps)

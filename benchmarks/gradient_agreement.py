@@ -45,6 +45,7 @@ def run_rank(out: Path, found: Path, model: str) -> None:
     """One process: write its gradients to `out/SIZE-RANK.safetensors`."""
     from bestiary.trainer.learning.parts.settings import load_recipe
     from bestiary.trainer.training.several_processes import join_processes
+    from bestiary.trainer.training.train_parts import PartTask
     from bestiary.trainer.training.training_setup import prepare
 
     torch.set_num_threads(1)
@@ -57,7 +58,7 @@ def run_rank(out: Path, found: Path, model: str) -> None:
         "optimizer.batch_size": PICTURES // (accumulation * parallel.size), "optimizer.accumulation": accumulation,
     }  # fmt: skip
     # small, in float32, with everything that could make ranks differ: dropped tokens, attention, adapters
-    setup = prepare(load_recipe(None, flags), parallel=parallel)
+    setup = prepare(PartTask(load_recipe(None, flags)), parallel=parallel)
     for number, parameter in enumerate(setup.objective.adapters):  # zeros would hide half of the gradients
         torch.nn.init.normal_(parameter, std=0.1, generator=torch.Generator().manual_seed(number))
     gradients_of_step(setup.objective, setup.batches, parallel, accumulation)

@@ -85,7 +85,8 @@ def train_in_comfyui(folder: Path, discovery: Discovery, seed: int, steps: int) 
     from bestiary.nodes.host.socket_types import NamedCodebook
     from bestiary.nodes.part_map.picture_encoding import AREA
     from bestiary.nodes.part_map.seen_parts import SeenParts
-    from bestiary.nodes.training.graph_training import GraphModel, train_in_graph
+    from bestiary.nodes.training.graph_fit import GraphModel, train_in_graph
+    from bestiary.nodes.training.graph_training import PartsInGraph
     from bestiary.nodes.training.training_set import TrainingSetChoice, build_training_set
 
     model = GraphModel(*load_demo_model())
@@ -100,7 +101,8 @@ def train_in_comfyui(folder: Path, discovery: Discovery, seed: int, steps: int) 
     values = {"base.path": "graph", "run.seed": seed, "run.log_every": 1, "run.tensorboard": False}
     values |= {"optimizer.steps": steps, "optimizer.warmup": min(20, steps // 10), "images.size": 128}
     settings = load_recipe("demo", values)
-    return train_in_graph(model, training_set, settings, RunFolder.create(folder / "train-graph")).dictionary
+    run = RunFolder.create(folder / "train-graph")
+    return train_in_graph(model, PartsInGraph(training_set, settings), run).concept
 
 
 def _parse() -> argparse.Namespace:

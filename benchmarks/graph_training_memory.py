@@ -20,12 +20,8 @@ import numpy as np
 import torch
 from bench_attention_capture import import_comfyui
 from bestiary.concepts.denoiser.backbone import get_backbone
-from bestiary.concepts.denoiser.denoiser import NoiseSchedule
-from bestiary.trainer.learning.parts.objective_setup import (
-    build_batches,
-    build_objective,
-    parameter_groups,
-)
+from bestiary.concepts.denoiser.process import DiscreteProcess
+from bestiary.trainer.learning.parts.objective_setup import set_up_parts
 from bestiary.trainer.learning.parts.settings import TrainPartsSettings, load_recipe
 from bestiary.trainer.learning.parts.training_kinds import TrainingKinds
 from bestiary.trainer.learning.pictures.latent_cache import LatentCache
@@ -80,9 +76,9 @@ def measure(learn: str, model: str, width: int, size: int, batch: int, place: Pa
             "ratio": round(graph / standalone, 3),
             "largest_loss_gap": float(f"{np.abs(np.array(our_losses) - np.array(their_losses)).max():.2g}"),
         }
-        theirs.set_gradient_checkpointing(False)
-        theirs.unload_lora()
-        ours.unload_lora()
+        theirs.network.set_gradient_checkpointing(False)
+        theirs.network.adapters.unload()
+        ours.network.adapters.unload()
     return figures
 
 
@@ -103,7 +99,7 @@ def peak_of_training(
     prepare = prepare_parts if isinstance(settings, TrainPartsSettings) else prepare_spectrum
     run = RunFolder.create(folder)
     # prompts without vectors are encoded before, so that neither side counts them
-    denoiser.encode_prompts([denoiser.tokenize([], chunks=1)], None)
+    denoiser.text.encode([denoiser.text.tokenize([], chunks=1)], None)
     with MemoryMeter() as meter:
         meter.ignore(
             [tensor for module in modules_of(denoiser) for tensor in (*module.parameters(), *module.buffers())]
@@ -120,10 +116,8 @@ def prepare_parts(denoiser: object, settings: TrainPartsSettings, cache: LatentC
     codes = rng.integers(0, 3, (PICTURES, PARTS))
     names = tuple(f"part{number}" for number in range(PARTS))
     kinds = TrainingKinds(names, ({},) * PARTS, PARTS - 1, labels, codes, {})
-    torch.manual_seed(settings.run.seed)
-    batches = build_batches(settings, FILES, kinds, cache, denoiser)
-    objective = build_objective(settings, kinds, denoiser, batches)
-    return objective, parameter_groups(settings, objective, denoiser), batches
+    training = set_up_parts(settings, denoiser, FILES, kinds, cache)
+    return training.objective, training.groups, training.batches
 
 
 def prepare_spectrum(denoiser: object, settings: TrainSpectrumSettings, cache: LatentCache) -> tuple[object, ...]:
@@ -170,7 +164,7 @@ def standalone_denoiser(reference: SimpleNamespace | None) -> object:
     scheduler = DDIMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear")
     backbone = get_backbone("sd15")
     text = TextEncoders(backbone, {"clip_l": words}, {"clip_l": reference.text})
-    schedule = NoiseSchedule(scheduler.alphas_cumprod, "epsilon")
+    schedule = DiscreteProcess(scheduler.alphas_cumprod, "epsilon")
     parts = DenoiserParts(
         reference.unet, AutoencoderKL(), text, schedule, dict(scheduler.config), memory_format=torch.contiguous_format
     )

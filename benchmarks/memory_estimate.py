@@ -25,6 +25,7 @@ except ModuleNotFoundError:
 
 from bestiary.trainer.learning.parts.settings import load_recipe
 from bestiary.trainer.training.memory_estimate import estimate_memory, measure_memory
+from bestiary.trainer.training.train_parts import PartTask
 from bestiary.trainer.training.training_setup import prepare
 
 MIB = 2**20
@@ -46,7 +47,7 @@ def main() -> None:
         "run.dtype": arguments.dtype, "run.preview_every": 0,
     }  # fmt: skip
     # one real batch of the training, estimated first and then measured
-    setup = prepare(load_recipe(None, {key: value for key, value in flags.items() if value is not None}))
+    setup = prepare(PartTask(load_recipe(None, {key: value for key, value in flags.items() if value is not None})))
     batch = setup.batches.draw(0, 0)
     started = time.monotonic()
     ours = estimate_memory(setup.objective, batch)

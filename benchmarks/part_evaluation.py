@@ -118,7 +118,7 @@ def train_method(
     if method == "textual_inversion":
         values["images.labels"] = folder / TRUTH / "labels.csv"
     result = train_parts(load_recipe("demo", values), on_progress=progress_callback(method))
-    return PartDictionary.load(result.dictionary_path)
+    return PartDictionary.load(result.path)
 
 
 def summarise(results: Mapping[int, Mapping[str, Any]], options: argparse.Namespace) -> dict[str, Any]:

@@ -41,7 +41,8 @@ from bestiary.trainer.learning.run.progress_report import progress_callback
 from bestiary.trainer.learning.spectrum.spectrum_settings import load_spectrum_recipe
 from bestiary.trainer.model.backbones import load_denoiser
 from bestiary.trainer.pages.pages import data_uri, figure, paragraph, section, table, write_page
-from bestiary.trainer.training.train_spectrum import resume_spectrum, train_spectrum
+from bestiary.trainer.training.tasks import resume_training
+from bestiary.trainer.training.train_spectrum import train_spectrum
 from PIL import Image
 
 STAGES = 10
@@ -124,8 +125,8 @@ def train_one(options: argparse.Namespace, folder: Path, role: str, method: str,
     values |= {"method.norm": options.norm, "optimizer.vector_lr": options.lr}
     report = progress_callback(f"{role} {method}")
     if list((out / "state").glob("step-*.safetensors")):
-        return str(resume_spectrum(out, on_progress=report).spectrum_path)
-    return str(train_spectrum(load_spectrum_recipe(None, values), on_progress=report).spectrum_path)
+        return str(resume_training(out, on_progress=report).path)
+    return str(train_spectrum(load_spectrum_recipe(None, values), on_progress=report).path)
 
 
 class Bench:

@@ -83,7 +83,7 @@ def train(name: str, number: int, steps: int | None, work: Path) -> Path:
         values["optimizer.steps"] = steps
     trained = train_spectrum(load_spectrum_recipe("spectrum_demo", values))
     target = CONCEPTS / f"{name}.spectrum.safetensors"
-    save_spectrum(load_spectrum(trained.spectrum_path), target)
+    save_spectrum(load_spectrum(trained.path), target)
     return target
 
 

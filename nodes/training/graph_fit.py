@@ -1,18 +1,26 @@
-"""What all trainings in the graph share: ComfyUI's objects, the fit loop with the node as its face, and the end after Cancel."""
+"""Every training in the graph: ComfyUI's objects, the loop with the node as its face, previews, and the end after Cancel.
+
+A `GraphTask` says what is learned.
+"""
 
 from __future__ import annotations
 
 import logging
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import TypeVar
+from dataclasses import dataclass, field
+from typing import ClassVar, Generic, TypeVar
 
 from PIL import Image
 from torch import nn
 
 from ...trainer.learning.run.fit import Batches, LoopSettings, TrainingStopped, fit
 from ...trainer.learning.run.run_folder import RunFolder
+from ...trainer.learning.run.run_settings import TrainingSettings, loop_settings
+from ...trainer.learning.run.training import Concept, Origin, Training
 from ...trainer.learning.run.training_state import ParameterGroup, TrainingState
+from ..denoiser.comfy_denoiser import ComfyDenoiser
+from ..denoiser.training_faults import memory_told, random_state_kept
 from .node_previews import NodePreviews
 from .training_progress import TrainingProgress
 
@@ -29,8 +37,103 @@ class GraphModel:
     vae: object
 
 
+class GraphTask(ABC, Generic[Concept]):
+    """What a training in the graph does its own way; one small class for each thing that can be learned."""
+
+    what: ClassVar[str]
+    """What is learned, for the log."""
+    made_by: ClassVar[str]
+    """What the file says of the program that made it."""
+    settings: TrainingSettings
+
+    @abstractmethod
+    def check(self, denoiser: ComfyDenoiser, vae: object) -> None:
+        """Raise BestiaryError for pictures and objects that do not belong together."""
+
+    @abstractmethod
+    def set_up(self, denoiser: ComfyDenoiser) -> Training[Concept]:
+        """The training from its first step on."""
+
+    @abstractmethod
+    def square(self, row: int) -> Image.Image:
+        """The training square of a picture."""
+
+    @abstractmethod
+    def keep(self, concept: Concept, name: str) -> str:
+        """Write what was learned below models/bestiary; the name of its file there."""
+
+    def origin(self) -> Origin:
+        """What the file says of pictures and model."""
+        return Origin(self.made_by, "MODEL of a graph", self.autoencoder, self.square, self.square)
+
+    @property
+    def autoencoder(self) -> str:
+        """Fingerprint of the VAE that encoded the pictures, where the file names it."""
+        return ""
+
+
+@dataclass(frozen=True)
+class Learned(Generic[Concept]):
+    """What a training in the graph leaves."""
+
+    concept: Concept = field(repr=False)
+    losses: list[float]
+    """One per step, those of the steps before a stop included."""
+    preview: Image.Image
+    steps: int
+    text: str
+    """One line for the node."""
+
+
+def train_in_graph(
+    loaded: GraphModel, task: GraphTask[Concept], run: RunFolder, node_id: str | None = None
+) -> Learned[Concept]:
+    """Learn in a run folder, from its newest state if it has one.
+
+    MODEL, CLIP and VAE are afterwards what they were, whatever happens.
+
+    Raises:
+        BestiaryError: things that do not fit together, a loss that is not finite, or too little memory.
+        InterruptProcessingException: the user cancelled; the state and a file of what was learned are saved.
+    """
+    progress = begin_progress(run, node_id, task.what)
+    denoiser = ComfyDenoiser(loaded.model, loaded.clip, loaded.vae)
+    task.check(denoiser, loaded.vae)
+    size = task.settings.images.training_size(denoiser.backbone)
+    with memory_told(task.settings, size), random_state_kept(), denoiser.training():
+        training = whatever_cancel(progress, lambda: task.set_up(denoiser))
+        learned = _learn(training, denoiser, task, run, progress)
+    if progress.cancelled:
+        end_cancelled(progress, learned.steps, lambda: task.keep(learned.concept, f"{run.path.name}_stopped"))
+    return learned
+
+
+def _learn(
+    training: Training[Concept],
+    denoiser: ComfyDenoiser,
+    task: GraphTask[Concept],
+    run: RunFolder,
+    progress: TrainingProgress,
+) -> Learned[Concept]:
+    settings, origin = training.settings, task.origin()
+    run.write_curve_labels(training.curve_labels())
+    loop = loop_settings(settings.optimizer, settings.run, denoiser)
+    previews = NodePreviews(training, denoiser, origin, run, progress)
+    state = fit_in_graph(training.objective, training.groups, training.batches, loop, run, progress, previews)
+    # the file holds the weights that previews show
+    with state.averaged():
+        concept = whatever_cancel(progress, lambda: training.learned(state.step, origin))
+        shown = last_sheet(previews, loop, progress)
+    training.save(concept, run.path / f"{settings.run.name}.safetensors")
+    losses = logged_losses(run)
+    last = f", loss {losses[-1]:.4f}" if losses else ""
+    size, place = training.size_of(concept), f"run folder output/bestiary/{run.path.name}"
+    text = f"{size} learned in {state.step} steps{last}; {place}"
+    return Learned(concept, losses, shown or task.square(0), state.step, text)
+
+
 def begin_progress(run: RunFolder, node_id: str | None, what: str) -> TrainingProgress:
-    """The face of a training that goes on from the newest state of its run; `what` is learned, for the log."""
+    """Progress display of a run that goes on from its newest state; `what` is learned, for the log."""
     saved = run.newest_state()
     return TrainingProgress(node_id, 0 if saved is None else saved.step, run.path.name, what)
 

@@ -11,47 +11,33 @@ from torch import Tensor
 
 from ...concepts.errors import BestiaryError
 from ...trainer.learning.run.run_folder import RunFolder
-from ...trainer.learning.run.run_settings import GRAPH
 from ...trainer.learning.spectrum.spectrum_objective_setup import word_start
 from ...trainer.learning.spectrum.spectrum_settings import TrainSpectrumSettings, load_spectrum_recipe
 from ..denoiser.comfy_denoiser import ComfyDenoiser
 from ..host.graph_progress import GraphProgress
 from ..host.socket_types import NamedSpectrum
 from ..part_dictionary.dictionary_loading import prompt_name
-from ..runs.training_runs import ANEW, checked_name, more_choices, open_run
-from .graph_fit import GraphModel
-from .graph_previews import as_image
-from .graph_spectrum_training import LearnedSpectrum, check_vae, train_spectrum_in_graph
+from ..runs.training_runs import ANEW, checked_name, open_run
+from .graph_fit import GraphModel, train_in_graph
+from .graph_spectrum_training import SpectrumInGraph, check_vae
+from .node_previews import as_image
+from .node_settings import SHARED_GIVES, SHARED_KEYS, settings_of_node
 from .spectrum_pictures import prepare_pictures
 
 logger = logging.getLogger("bestiary")
 KEYS = {
-    "name": "run.name",
+    **SHARED_KEYS,
     "initial_words": "method.initial_words",
     "stages": "method.stages",
     "vectors": "method.vectors",
-    "steps": "optimizer.steps",
-    "batch_size": "optimizer.batch_size",
     "vector_lr": "optimizer.vector_lr",
-    "seed": "run.seed",
-    "preview_every": "run.preview_every",
-    "recompute": "base.checkpointing",
 }
 """Inputs of the node and the settings they are."""
-GRAPH_GIVES = (
-    "images.source",
-    "images.masks",
-    "images.cache",
-    "base.path",
-    "run.out",
-    "run.device",
-    "run.dtype",
-    "kind",
-)
+GRAPH_GIVES = (*SHARED_GIVES, "images.source", "images.masks", "run.device", "run.dtype", "kind")
 """Settings that sockets decide."""
 
 
-class TrainedOutputs(NamedTuple):
+class SpectrumOutputs(NamedTuple):
     """Outputs of Train Spectrum in order, and a line for the node."""
 
     spectrum: NamedSpectrum
@@ -63,7 +49,7 @@ class TrainedOutputs(NamedTuple):
 
 
 @dataclass(frozen=True)
-class ConceptImages:
+class ConnectedPictures:
     """What sockets carry."""
 
     images: Sequence[Tensor]
@@ -73,12 +59,12 @@ class ConceptImages:
 
 
 def run_spectrum_training(
-    loaded: GraphModel, concept: ConceptImages, choices: Mapping[str, object], node_id: str | None
-) -> TrainedOutputs:
-    """Train on the objects of the graph; see `train_spectrum_in_graph` for what may be raised."""
+    loaded: GraphModel, concept: ConnectedPictures, choices: Mapping[str, object], node_id: str | None
+) -> SpectrumOutputs:
+    """Train on the objects of the graph; see `train_in_graph` for what may be raised."""
     name = prompt_name(checked_name(str(choices["name"])))
     settings = spectrum_settings({**choices, "name": name})
-    # what can be told at once comes before pictures are encoded
+    # fail before pictures are encoded, not after it
     denoiser = ComfyDenoiser(loaded.model, loaded.clip, loaded.vae)
     check_vae(denoiser, loaded.vae)
     word_start(denoiser, settings.method.initial_words, settings.method.vectors)
@@ -89,27 +75,19 @@ def run_spectrum_training(
     run = open_run(name, resume, settings, pictures.fingerprint())
     if resume != ANEW:
         _check_same_method(run, settings)
-    learned = train_spectrum_in_graph(loaded, pictures, settings, run, node_id)
-    losses = {"loss": learned.losses}
-    text = _summary(learned, run.path.name)
-    logger.info("%s", text)
-    return TrainedOutputs(NamedSpectrum(name, learned.spectrum), losses, as_image(learned.preview), run.path.name, text)
+    learned = train_in_graph(loaded, SpectrumInGraph(pictures, settings), run, node_id)
+    logger.info("%s", learned.text)
+    named, shown = NamedSpectrum(name, learned.concept), as_image(learned.preview)
+    return SpectrumOutputs(named, {"loss": learned.losses}, shown, run.path.name, learned.text)
 
 
 def spectrum_settings(choices: Mapping[str, object]) -> TrainSpectrumSettings:
-    """Settings of a training from the node's inputs; the graph gives pictures, model and device.
+    """Settings of a training from the node's inputs.
 
     Raises:
         BestiaryError: values out of range, or settings that a graph cannot follow.
     """
-    more = more_choices(str(choices.get("more_settings") or ""))
-    decided = sorted(set(more) & set(GRAPH_GIVES))
-    if decided:
-        raise BestiaryError(f"more_settings: {', '.join(decided)} is decided by what is connected; leave it out")
-    given = {KEYS[key]: value for key, value in choices.items() if key in KEYS}
-    given |= {"images.size": choices.get("image_size") or None, "base.path": GRAPH}
-    given |= {"run.tensorboard": False, "run.log_every": 1, "run.save_every": 100}
-    return load_spectrum_recipe(None, {**given, **more})
+    return settings_of_node(load_spectrum_recipe, choices, KEYS, GRAPH_GIVES, size=choices.get("image_size") or None)
 
 
 def _check_same_method(run: RunFolder, settings: TrainSpectrumSettings) -> None:
@@ -119,9 +97,3 @@ def _check_same_method(run: RunFolder, settings: TrainSpectrumSettings) -> None:
     if changed:
         listed = ", ".join(f"{key} {getattr(then, key)!r}, not {getattr(now, key)!r}" for key in changed)
         raise BestiaryError(f"run {run.path.name} was started with {listed}: set what it had, or choose {ANEW!r}")
-
-
-def _summary(learned: LearnedSpectrum, run: str) -> str:
-    last = f", loss {learned.losses[-1]:.4f}" if learned.losses else ""
-    stages = learned.spectrum.stages
-    return f"{stages} stages learned in {learned.steps} steps{last}; run folder output/bestiary/{run}"

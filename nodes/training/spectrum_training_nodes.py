@@ -160,11 +160,11 @@ class TrainSpectrum(io.ComfyNode):
         foreground: list[Tensor] | None = None,
         **choices: list[object],
     ) -> io.NodeOutput:
-        from .spectrum_job import ConceptImages, GraphModel, run_spectrum_training
+        from .spectrum_job import ConnectedPictures, GraphModel, run_spectrum_training
 
         chosen = {name: values[0] for name, values in choices.items() if values}
         with named_faults("Train Spectrum"):
-            loaded, concept = GraphModel(model[0], clip[0], vae[0]), ConceptImages(images, foreground)
+            loaded, concept = GraphModel(model[0], clip[0], vae[0]), ConnectedPictures(images, foreground)
             *outputs, text = run_spectrum_training(loaded, concept, chosen, cls.hidden.unique_id)
         shown = {**ui.PreviewImage(outputs[2], cls=cls).as_dict(), **ui.PreviewText(text).as_dict()}
         return io.NodeOutput(*outputs, ui=shown)

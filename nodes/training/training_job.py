@@ -1,4 +1,4 @@
-"""From the inputs of a training node to its outputs: checks before the first step, then the training, then what it gives."""
+"""From the inputs of a part training node to its outputs: checks before the first step, then the training, then what it gives."""
 
 from __future__ import annotations
 
@@ -11,43 +11,37 @@ from torch import Tensor
 
 from ...concepts.errors import BestiaryError
 from ...trainer.learning.denoiser.model_folder import read_model_folder
-from ...trainer.learning.parts.settings import TrainPartsSettings
+from ...trainer.learning.parts.settings import TrainPartsSettings, load_recipe
 from ..denoiser.comfy_denoiser import ComfyDenoiser
 from ..host.graph_progress import GraphProgress
 from ..host.socket_types import NamedDictionary
 from ..part_dictionary.dictionary_loading import prompt_name, teach
 from ..part_prompt.clip_tokens import dictionaries_of
-from ..runs.training_runs import checked_name, more_choices, open_run, settings_from
+from ..runs.training_runs import checked_name, open_run
 from .background_training import train_in_background
-from .graph_fit import GraphModel
-from .graph_previews import as_image
-from .graph_training import LearnedParts, train_in_graph
+from .graph_fit import GraphModel, train_in_graph
+from .graph_training import PartsInGraph
+from .node_previews import as_image
+from .node_settings import SHARED_GIVES, SHARED_KEYS, settings_of_node
 from .training_progress import TrainingProgress
 from .training_set import TrainingSet, at_size
 
 logger = logging.getLogger("bestiary")
 KEYS = {
-    "name": "run.name",
-    "steps": "optimizer.steps",
-    "batch_size": "optimizer.batch_size",
+    **SHARED_KEYS,
     "accumulation": "optimizer.accumulation",
     "token_lr": "optimizer.token_lr",
     "lora_lr": "optimizer.lora_lr",
     "attention_loss": "attention_loss.form",
     "attention_weight": "attention_loss.weight",
     "rank": "lora.rank",
-    "seed": "run.seed",
-    "preview_every": "run.preview_every",
-    "recompute": "base.checkpointing",
 }
 """Inputs of the nodes and the settings they are."""
+GRAPH_GIVES = (*SHARED_GIVES, "images.folder", "images.labels", "discovery.folder")
+"""Settings that sockets decide."""
 
 
-GRAPH_GIVES = ("images.folder", "images.labels", "images.cache", "discovery.folder", "base.path", "run.out")
-"""Settings that sockets decide; a graph from elsewhere must not name folders of this machine."""
-
-
-class TrainedOutputs(NamedTuple):
+class PartOutputs(NamedTuple):
     """Outputs of Train Parts in order, and a line for the node."""
 
     dictionary: NamedDictionary
@@ -61,10 +55,10 @@ class TrainedOutputs(NamedTuple):
 
 def run_graph_training(
     loaded: GraphModel, training_set: TrainingSet, choices: Mapping[str, object], node_id: str | None
-) -> TrainedOutputs:
+) -> PartOutputs:
     """Train on the objects of the graph; see `train_in_graph` for what may be raised."""
     name = prompt_name(checked_name(str(choices["name"])))
-    # an hour later the same fault would cost the hour
+    # fail before training, not after it
     if name in dictionaries_of(loaded.clip):
         raise BestiaryError(f"the CLIP knows a dictionary {name!r} already: give this training another name")
     size = ComfyDenoiser(loaded.model, loaded.clip, loaded.vae).backbone.image_size
@@ -73,29 +67,21 @@ def run_graph_training(
     run = open_run(
         name, str(choices.get("resume", "")), settings, training_set.fingerprint(), training_set.earlier_fingerprint()
     )
-    learned = train_in_graph(loaded, training_set, settings, run, node_id)
-    text = _summary(learned, run.path.name)
-    logger.info("%s", text)
-    named = NamedDictionary(name, learned.dictionary)
+    learned = train_in_graph(loaded, PartsInGraph(training_set, settings), run, node_id)
+    logger.info("%s", learned.text)
+    named = NamedDictionary(name, learned.concept)
     model, clip = teach(loaded.model, loaded.clip, named, 1.0)
-    losses = {"loss": learned.losses}
-    return TrainedOutputs(named, model, clip, losses, as_image(learned.preview), text)
+    return PartOutputs(named, model, clip, {"loss": learned.losses}, as_image(learned.preview), learned.text)
 
 
 def graph_settings(choices: Mapping[str, object], training_set: TrainingSet) -> TrainPartsSettings:
-    """Settings of a training from a node's inputs; the graph gives pictures, model and device.
+    """Settings of a training from a node's inputs and the training set.
 
     Raises:
         BestiaryError: values out of range, or settings that a graph cannot follow.
     """
-    given = {KEYS[key]: value for key, value in choices.items() if key in KEYS}
-    given |= {"images.size": training_set.image_size, "images.flip": training_set.flip, "base.path": "graph"}
-    given |= {"run.tensorboard": False, "run.log_every": 1, "run.save_every": 100}
-    more = str(choices.get("more_settings") or "")
-    decided = sorted(set(more_choices(more)) & set(GRAPH_GIVES))
-    if decided:
-        raise BestiaryError(f"more_settings: {', '.join(decided)} is decided by what is connected; leave it out")
-    settings = settings_from(given, more)
+    cut = {"size": training_set.image_size, "flip": training_set.flip}
+    settings = settings_of_node(load_recipe, choices, KEYS, GRAPH_GIVES, **cut)
     if settings.method.kind != "parts" or settings.method.ids != "discovered" or settings.images.margin:
         raise BestiaryError(
             "more_settings: method.kind, method.ids and images.margin are decided by Training Images (classes) or belong to "
@@ -117,9 +103,3 @@ def run_background_training(
     resume = str(choices.get("resume", ""))
     dictionary, file = train_in_background(training_set, base, settings, name, resume, progress)
     return NamedDictionary(name, dictionary), file
-
-
-def _summary(learned: LearnedParts, run: str) -> str:
-    rows = len(learned.dictionary.rows)
-    last = f", loss {learned.losses[-1]:.4f}" if learned.losses else ""
-    return f"{rows} tokens learned in {learned.steps} steps{last}; run folder output/bestiary/{run}"

@@ -61,8 +61,7 @@ def train_parts(
     from ..training.train_parts import train_parts as run_training
 
     settings = _recipe_settings(recipe, discovery, base, out, steps, batch_size, seed, device, dtype, more)
-    result = run_training(settings, on_progress=progress_callback("train", progress))
-    typer.echo(f"wrote {result.dictionary_path}")
+    typer.echo(f"wrote {run_training(settings, on_progress=progress_callback('train', progress)).path}")
 
 
 @train.command("spectrum")
@@ -108,22 +107,20 @@ def train_spectrum(
     """
     from ..learning.spectrum.spectrum_settings import load_spectrum_recipe
 
-    # flags become dotted keys of the recipe, `--set` comes last and wins
     called = name and name.removesuffix(".safetensors").removesuffix(".spectrum")
     typed = {"images.source": source, "method.initial_words": words, "run.name": called, "method.stages": stages}
     typed |= _shared_flags(base, out, steps, batch_size, seed, device, dtype)
-    overrides = {key: value for key, value in typed.items() if value is not None}
-    settings = load_spectrum_recipe(recipe, overrides | dict(assignment(text, "--set") for text in more or ()))
+    settings = load_spectrum_recipe(recipe, _overrides(typed, more))
     checked_file_name(settings.run.name, "run.name")
     if check:
-        from ..training.spectrum_doctor import examine_spectrum
+        from ..training.doctor import examine
+        from ..training.train_spectrum import SpectrumTask
 
-        for line in examine_spectrum(settings):
-            typer.echo(line)
+        typer.echo("\n".join(examine(SpectrumTask(settings))))
         return
     from ..training.train_spectrum import train_spectrum as run_training
 
-    typer.echo(f"wrote {run_training(settings, on_progress=progress_callback('train', progress)).spectrum_path}")
+    typer.echo(f"wrote {run_training(settings, on_progress=progress_callback('train', progress)).path}")
 
 
 def resume(
@@ -131,18 +128,10 @@ def resume(
     progress: ProgressOption = "line",
 ) -> None:
     """Continue a stopped training."""
-    from ..training.resume import find_run
+    from ..training.tasks import resume_training
 
-    # a run folder knows what kind of training it holds
-    report, folder = progress_callback("train", progress), find_run(existing(run, "folder"))
-    if folder.kind == "spectrum":
-        from ..training.train_spectrum import resume_spectrum
-
-        typer.echo(f"wrote {resume_spectrum(folder.path, on_progress=report).spectrum_path}")
-        return
-    from ..training.train_parts import resume_training
-
-    typer.echo(f"wrote {resume_training(folder.path, on_progress=report).dictionary_path}")
+    report = progress_callback("train", progress)
+    typer.echo(f"wrote {resume_training(existing(run, 'folder'), on_progress=report).path}")
 
 
 def doctor(
@@ -159,10 +148,10 @@ def doctor(
     Pictures, sizes, disk space, memory, one forward pass, one preview.
     """
     from ..training.doctor import examine
+    from ..training.train_parts import PartTask
 
     settings = _recipe_settings(recipe, discovery, base, out, None, None, None, device, dtype, more)
-    for line in examine(settings):
-        typer.echo(line)
+    typer.echo("\n".join(examine(PartTask(settings))))
 
 
 def _recipe_settings(
@@ -179,13 +168,16 @@ def _recipe_settings(
 ) -> Any:
     from ..learning.parts.settings import load_recipe
 
-    # flags become dotted keys of the recipe, `--set` comes last and wins
     typed = {"discovery.folder": discovery, **_shared_flags(base, out, steps, batch_size, seed, device, dtype)}
-    overrides = {key: value for key, value in typed.items() if value is not None}
-    overrides |= dict(assignment(text, "--set") for text in more or ())
-    settings = load_recipe(recipe, overrides)
+    settings = load_recipe(recipe, _overrides(typed, more))
     checked_file_name(settings.run.name, "run.name")
     return settings
+
+
+def _overrides(typed: dict[str, Any], more: list[str] | None) -> dict[str, Any]:
+    """Flags that were given, as dotted keys of the recipe; `--set` comes last and wins."""
+    given = {key: value for key, value in typed.items() if value is not None}
+    return given | dict(assignment(text, "--set") for text in more or ())
 
 
 def _shared_flags(

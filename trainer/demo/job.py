@@ -25,7 +25,8 @@ from ..learning.run.progress_report import ProgressStyle, duration, progress_cal
 from ..learning.run.run_folder import CONFIG_NAME
 from ..model.backbones import load_denoiser
 from ..model.diffusers_denoiser import DiffusersDenoiser
-from ..training.train_parts import resume_training, train_parts
+from ..training.tasks import resume_training
+from ..training.train_parts import train_parts
 from . import pictures as demo_pictures
 from .drawn_masks import PICTURES, draw_pictures
 from .judging import judge_demo
@@ -130,7 +131,7 @@ class DemoJob:
                     "optimizer.warmup": min(20, self.settings.steps // 10),
                 }
             result = train_parts(load_recipe("demo", overrides), on_progress=self._progress("train"))
-        write_bytes(self.dictionary_path, result.dictionary_path.read_bytes())
+        write_bytes(self.dictionary_path, result.path.read_bytes())
 
     def compose(self) -> None:
         """Make creatures nobody drew."""

@@ -28,7 +28,8 @@ from ..learning.pictures.image_files import read_image
 from ..learning.spectrum.spectrum_settings import load_spectrum_recipe
 from ..model.backbones import choose_device
 from ..pages.pages import data_uri, figure, paragraph, section, strip, table, write_page
-from ..training.spectrum_setup import SpectrumSetup, prepare_spectrum
+from ..training.train_spectrum import SpectrumTask
+from ..training.training_setup import TrainingSetup, prepare
 from .clip_judge import ClipJudge
 from .spectrum_likeness import LikenessOrder, judge_likeness
 
@@ -147,7 +148,7 @@ def _order(settings: EvaluateSpectrumSettings, spectrum: PromptSpectrum) -> Like
     return LikenessOrder(name, prompts, settings.pictures, settings.seed, choice)
 
 
-def _setup(settings: EvaluateSpectrumSettings, spectrum: PromptSpectrum) -> SpectrumSetup:
+def _setup(settings: EvaluateSpectrumSettings, spectrum: PromptSpectrum) -> TrainingSetup:
     folder = settings.out or Path(f"{settings.spectrum.name.split('.')[0]}-evaluation")
     values = {
         "images.source": settings.images, "images.cache": folder / "latents", "base.path": settings.base or base_of(spectrum),
@@ -157,12 +158,12 @@ def _setup(settings: EvaluateSpectrumSettings, spectrum: PromptSpectrum) -> Spec
     }  # fmt: skip
     if spectrum.stages == 1:
         values |= {"method.boundaries": (), "method.stages": 1}
-    return prepare_spectrum(load_spectrum_recipe(None, values), keep_decoder=settings.clip is not None)
+    return prepare(SpectrumTask(load_spectrum_recipe(None, values)), keep_decoder=settings.clip is not None)
 
 
 @torch.no_grad()
 def stage_losses(
-    setup: SpectrumSetup, spectrum: PromptSpectrum, count: int, on_progress: ProgressReport | None = None
+    setup: TrainingSetup, spectrum: PromptSpectrum, count: int, on_progress: ProgressReport | None = None
 ) -> dict[str, list[float]]:
     """Mean noise loss of every stage, by what stands in the prompt: the spectrum, its mean, its words, shuffled stages."""
     matrix = spectrum.matrix()  # (S, V, D)

@@ -3,7 +3,6 @@
 import logging
 import shutil
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -11,23 +10,20 @@ import numpy as np
 import torch
 
 from ...concepts.errors import BestiaryError
-from ..learning.parts.settings import TrainPartsSettings
 from ..learning.run.run_folder import RunFolder
 from .memory_estimate import GIB, estimate_memory
-from .part_previews import PartPreviews
-from .training_setup import TrainingSetup, prepare
+from .previews import Previews
+from .training_setup import Task, TrainingSetup, prepare
 
 logger = logging.getLogger("bestiary")
 MIB = 2**20
-RARE = 3
-"""A kind shown by fewer pictures than this is hard to learn."""
 PREVIEW_STEPS = 4
 PREVIEW_MIB = 2
 """Disk space of one preview sheet, at most."""
 
 
 @dataclass
-class DoctorReport:
+class Checks:
     """Findings in the order they were made."""
 
     lines: list[str] = field(default_factory=list)
@@ -38,62 +34,34 @@ class DoctorReport:
         logger.info("%s", line)
 
 
-def examine(settings: TrainPartsSettings) -> Iterator[str]:
+def examine(task: Task) -> list[str]:
     """Findings about a training that is not started; only latents are written, into their cache.
 
     Raises:
         BestiaryError: what would stop the training.
     """
-    yield from examine_setup(prepare(settings), None).lines
+    return examine_setup(prepare(task), None).lines
 
 
-def examine_setup(setup: TrainingSetup, run: RunFolder | None) -> DoctorReport:
+def examine_setup(setup: TrainingSetup, run: RunFolder | None) -> Checks:
     """Findings about a prepared training; with a run folder also a first preview.
 
     Raises:
         BestiaryError: the disk is too small, or the first forward pass gives no finite loss.
     """
     # from what is known at once to what must be computed
-    report = DoctorReport()
-    for line in (*_picture_lines(setup), *_size_lines(setup)):
-        report.add(line)
-    place = run.path if run else setup.settings.run.out
-    report.add(_disk_line(setup, place))
+    checks = Checks()
+    for line in setup.task.findings(setup):
+        checks.add(line)
+    checks.add(_disk_line(setup, run.path if run else setup.settings.run.out))
     if setup.settings.run.estimate_memory:
-        report.add(_memory_line(setup))
-    report.add(_forward_line(setup))
+        checks.add(_memory_line(setup))
+    checks.add(_forward_line(setup))
     if run and setup.settings.run.preview_every:
         started = time.monotonic()
-        PartPreviews(setup, run).write(0, sampling_steps=PREVIEW_STEPS)
-        report.add(f"preview: {run.samples / 'step-0000000.png'} in {time.monotonic() - started:.1f} s")
-    return report
-
-
-def _picture_lines(setup: TrainingSetup) -> Iterator[str]:
-    pictures, kinds = setup.pictures, setup.pictures.kinds
-    yield f"pictures: {len(pictures.names)} in {pictures.folder}, {pictures.left_out} without parts left out"
-    counts = (kinds.codes >= 0).sum(0)  # (N, M) -> (M,)
-    shown = [f"{name} {count}" for name, count in zip(kinds.part_names, counts, strict=True) if count]
-    yield f"parts and the pictures that show them: {', '.join(shown)}"
-    # rare kinds have too few pictures to be learned from
-    sizes = [int((kinds.codes[:, part] == kind).sum()) for part, kind in kinds.rows()]
-    rare = sum(size < RARE for size in sizes)
-    yield (
-        f"tokens: {len(sizes)}, each in {min(sizes)} to {max(sizes)} pictures (median {int(np.median(sizes))}), "
-        f"{rare} in fewer than {RARE}"
-    )
-
-
-def _size_lines(setup: TrainingSetup) -> Iterator[str]:
-    plan, spec = setup.batches.plan, setup.spec
-    yield (
-        f"sizes: trained at {setup.image_size} px, cached at {spec.image_size} px "
-        f"({spec.byte_count / MIB:.0f} MiB of latents), attention read at {plan.grid} x {plan.grid}"
-    )
-    steps = setup.settings.optimizer.steps
-    # how often every picture is seen in all
-    epochs = steps * plan.step_size / len(setup.pictures.names)
-    yield f"work: {steps} steps of {plan.step_size} pictures, {epochs:.1f} passes over all pictures"
+        Previews(setup, run).write(0, sampling_steps=PREVIEW_STEPS)
+        checks.add(f"preview: {run.samples / 'step-0000000.png'} in {time.monotonic() - started:.1f} s")
+    return checks
 
 
 def state_bytes(setup: TrainingSetup) -> int:
@@ -105,8 +73,8 @@ def state_bytes(setup: TrainingSetup) -> int:
 def _disk_line(setup: TrainingSetup, place: Path) -> str:
     settings = setup.settings
     previews = settings.optimizer.steps // settings.run.preview_every if settings.run.preview_every else 0
-    # states that are kept, and two more while they change; two sheets a preview
-    needed = state_bytes(setup) * (settings.run.keep_states + 2) + 2 * previews * PREVIEW_MIB * MIB
+    # states that are kept, and two more while they change
+    needed = state_bytes(setup) * (settings.run.keep_states + 2) + setup.task.sheets * previews * PREVIEW_MIB * MIB
     existing = next(folder for folder in (place.absolute(), *place.absolute().parents) if folder.exists())
     free = shutil.disk_usage(existing).free
     if free < needed:

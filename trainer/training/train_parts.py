@@ -1,133 +1,141 @@
-"""PartCraft training: `bestiary train parts RECIPE.toml`. Paper: arXiv 2407.04604.
-
-Settings -> pictures, model, cache and objective -> doctor -> one flat loop (fit.py) -> part dictionary and exports.
-"""
+"""PartCraft training: `bestiary train parts RECIPE.toml`. Paper: arXiv 2407.04604."""
 
 import logging
-from collections.abc import Callable
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+from PIL import Image
+
 from ...concepts.denoiser.denoiser import ProgressCallback
+from ...concepts.errors import BestiaryError
 from ...concepts.part_dictionary.part_dictionary import PartDictionary
 from ..exchange.export_parts import export_dictionary
-from ..learning.parts.finished_parts import write_dictionary
-from ..learning.parts.part_objective import curve_labels
-from ..learning.parts.settings import TrainPartsSettings, load_recipe
-from ..learning.run.fit import Parallel, fit
-from ..learning.run.recipe_file import format_toml
-from ..learning.run.run_folder import RunFolder
-from ..learning.run.run_settings import loop_settings
-from ..learning.run.training_state import TrainingState
-from .doctor import examine_setup
-from .finished_dictionary import build_dictionary
-from .part_previews import PartPreviews
-from .resume import check_resumable, find_run, tell_changed_pictures
-from .several_processes import join_processes, shared_text
-from .training_setup import TrainingSetup, load_pictures, prepare
+from ..learning.discovery.discovery_folder import Discovery
+from ..learning.parts.finished_parts import THUMBNAIL_EDGE
+from ..learning.parts.objective_setup import PartTraining, check_layers, set_up_parts
+from ..learning.parts.settings import TrainPartsSettings
+from ..learning.parts.training_kinds import TrainingKinds, class_kinds, discovered_kinds, read_classes, whole_kinds
+from ..learning.pictures.image_files import fit_square, read_image
+from ..learning.pictures.latent_cache import LatentCache
+from ..learning.run.fit import Parallel
+from ..model.diffusers_denoiser import DiffusersDenoiser
+from .doctor import MIB
+from .train import Trained, train
+from .training_setup import Task, TrainingSetup
 
 logger = logging.getLogger("bestiary")
+RARE = 3
+"""A kind shown by fewer pictures than this is hard to learn."""
 
 
 @dataclass(frozen=True)
-class TrainedParts:
-    """What a finished training leaves."""
+class PartPictures:
+    """The pictures of a part training, those without any part left out."""
 
-    run: RunFolder
-    dictionary_path: Path
-    exports: tuple[Path, ...]
+    folder: Path
+    names: tuple[str, ...]
+    kinds: TrainingKinds
+    left_out: int
+    """Pictures of the discovery that show no part."""
+
+    @property
+    def paths(self) -> list[Path]:
+        """The picture files."""
+        return [self.folder / name for name in self.names]
 
 
-def train_parts(settings: TrainPartsSettings, *, on_progress: ProgressCallback | None = None) -> TrainedParts:
+class PartTask(Task[TrainPartsSettings, PartPictures]):
+    """Part tokens and adapters from the pictures of a discovery."""
+
+    kind = "parts"
+    sheets = 2
+
+    def read_pictures(self) -> PartPictures:
+        """Pictures and kinds of a discovery, as `method` wants them.
+
+        Raises:
+            BestiaryError: no discovery, missing classes, or no picture with parts.
+        """
+        settings = self.settings
+        discovery = Discovery.load(settings.discovery.folder, settings.images.folder)
+        # names are relative, so that a moved folder gives the same cache and the same messages
+        names = [path.relative_to(discovery.images_folder).as_posix() for path in discovery.image_paths]
+        labels = settings.images.labels
+        classes = read_classes(labels, names) if labels is not None else None
+        kinds = discovered_kinds(discovery.codebook, discovery.maps)
+        if settings.method.kind == "textual_inversion":
+            given = classes if settings.method.ids == "class" else None
+            kinds = whole_kinds(kinds, discovery.codebook, given, settings.run.seed)
+        elif settings.method.ids == "class":
+            kinds = class_kinds(kinds, classes)
+        if not settings.method.background:
+            kinds = kinds.without_background()
+        # codes are (N, M): pictures without any part have nothing to caption
+        rows = np.flatnonzero((kinds.codes >= 0).any(1))
+        if not len(rows):
+            raise BestiaryError(
+                f"no picture of {settings.discovery.folder} shows a part: look at its index.html, then discover again "
+                "with other settings or merge fewer parts away"
+            )
+        if len(rows) < len(names):
+            logger.info("%d of %d pictures show no part and are left out", len(names) - len(rows), len(names))
+        kept = tuple(names[row] for row in rows)
+        return PartPictures(discovery.images_folder, kept, kinds.subset(rows), len(names) - len(rows))
+
+    @property
+    def cache_folder(self) -> Path:
+        """Beside the discovery."""
+        return self.settings.discovery.folder / "latents"
+
+    def check(self, denoiser: DiffusersDenoiser) -> None:
+        """Attention layers that are asked for must exist."""
+        check_layers(self.settings, denoiser)
+
+    def set_up(self, denoiser: DiffusersDenoiser, cache: LatentCache, parallel: Parallel) -> PartTraining:
+        """Projector, adapters and captioned batches."""
+        return set_up_parts(self.settings, denoiser, self.pictures.names, self.pictures.kinds, cache, parallel)
+
+    def thumbnail_square(self, row: int) -> Image.Image:
+        """A square of at most 512 pixels, large enough to cut parts from it."""
+        least = 4 * THUMBNAIL_EDGE
+        picture = read_image(self.pictures.paths[row], least)
+        return fit_square(picture, min(512, max(least, min(picture.size))))
+
+    def findings(self, setup: TrainingSetup) -> Iterator[str]:
+        """Pictures by part and kind, sizes, and passes over all pictures."""
+        pictures, kinds, steps = self.pictures, self.pictures.kinds, self.settings.optimizer.steps
+        yield f"pictures: {len(pictures.names)} in {pictures.folder}, {pictures.left_out} without parts left out"
+        counts = (kinds.codes >= 0).sum(0)  # (N, M) -> (M,)
+        shown = [f"{name} {count}" for name, count in zip(kinds.part_names, counts, strict=True) if count]
+        yield f"parts and the pictures that show them: {', '.join(shown)}"
+        # rare kinds have too few pictures to be learned from
+        sizes = [int((kinds.codes[:, part] == kind).sum()) for part, kind in kinds.rows()]
+        rare = sum(size < RARE for size in sizes)
+        yield (
+            f"tokens: {len(sizes)}, each in {min(sizes)} to {max(sizes)} pictures (median {int(np.median(sizes))}), "
+            f"{rare} in fewer than {RARE}"
+        )
+        grid = setup.image_size // setup.denoiser.backbone.attention_divisor
+        yield (
+            f"sizes: trained at {setup.image_size} px, cached at {setup.spec.image_size} px "
+            f"({setup.spec.byte_count / MIB:.0f} MiB of latents), attention read at {grid} x {grid}"
+        )
+        # how often every picture is seen in all
+        size = setup.batches.step_size
+        yield f"work: {steps} steps of {size} pictures, {steps * size / len(pictures.names):.1f} passes over all pictures"
+
+    def export(self, path: Path, folder: Path) -> list[Path]:
+        """Every token as an embedding, the LoRA, and a guide."""
+        return export_dictionary(PartDictionary.load(path), folder)
+
+
+def train_parts(settings: TrainPartsSettings, *, on_progress: ProgressCallback | None = None) -> Trained:
     """Learn part tokens and adapters in a new run folder.
 
     Raises:
         BestiaryError: settings, pictures, discovery and base model do not fit together, or the loss is not finite.
         TrainingStopped: Ctrl-C; the state is saved.
     """
-    parallel, device = join_processes(settings.run.device)
-    load_pictures(settings)  # faults in the material show before a folder is made or a model loaded
-    created = str(RunFolder.create(settings.run.out).path) if parallel.rank == 0 else ""
-    run = RunFolder(Path(shared_text(parallel, created)))
-    if parallel.rank == 0:
-        run.write_config(format_toml(_with_absolute_paths(settings)))
-    return _train(settings, run, parallel, device, on_progress)
-
-
-def resume_training(folder: Path, *, on_progress: ProgressCallback | None = None) -> TrainedParts:
-    """Go on with the training of a run folder from its newest state; bit-exact on one thread.
-
-    Raises:
-        BestiaryError: `folder` is no run folder, one of a ComfyUI graph, or its discovery, pictures or base model have gone or
-            changed.
-    """
-    run = find_run(folder)
-    settings = load_recipe(run.config, of_run=True)
-    check_resumable(run, settings.base, settings.images.cache)
-    parallel, device = join_processes(settings.run.device)
-    return _train(settings, run, parallel, device, on_progress)
-
-
-def _train(
-    settings: TrainPartsSettings,
-    run: RunFolder,
-    parallel: Parallel,
-    device: str,
-    on_progress: ProgressCallback | None,
-) -> TrainedParts:
-    # the device of this process takes the place of the one that was asked for
-    settings = settings.model_copy(update={"run": settings.run.model_copy(update={"device": device})})
-    setup = prepare(settings, parallel=parallel)
-    # the first process examines, previews, saves and exports
-    is_first = parallel.rank == 0
-    if is_first:
-        tell_changed_pictures(run, setup.pictures.folder, setup.pictures.names)
-    if is_first and run.newest_state() is None:
-        examine_setup(setup, run)
-    if is_first:
-        run.write_curve_labels(curve_labels(setup.pictures.kinds.part_names))
-    state = fit(
-        setup.objective,
-        setup.groups,
-        setup.batches,
-        loop_settings(settings.optimizer, settings.run, setup.denoiser),
-        run,
-        parallel=parallel,
-        on_progress=on_progress if is_first else None,
-        on_preview=_previews(setup, run) if is_first else None,
-    )
-    path = run.path / f"{settings.run.name}.safetensors"
-    # the dictionary holds the weights that the previews showed
-    exports: list[Path] = []
-    if is_first:
-        with state.averaged():
-            write_dictionary(build_dictionary(setup, state.step), path)
-        exports = export_dictionary(PartDictionary.load(path), run.export)
-        logger.info("%d tokens in %s, %d files in %s", len(setup.pictures.kinds.rows()), path, len(exports), run.export)
-    parallel.wait()
-    return TrainedParts(run, path, tuple(exports))
-
-
-def _previews(setup: TrainingSetup, run: RunFolder) -> Callable[[TrainingState], None] | None:
-    """Writes preview sheets with the weights that would be exported."""
-    if not setup.settings.run.preview_every:
-        return None
-    sheets = PartPreviews(setup, run)
-
-    def write(state: TrainingState) -> None:
-        with state.averaged():
-            sheets.write(state.step)
-
-    return write
-
-
-def _with_absolute_paths(settings: TrainPartsSettings) -> TrainPartsSettings:
-    """The settings with folders that mean the same from any working directory."""
-    # relative folders would mean others where the run is resumed
-    discovery = settings.discovery.model_copy(update={"folder": settings.discovery.folder.absolute()})
-    own = {name: getattr(settings.images, name) for name in ("folder", "labels", "cache")}
-    images = settings.images.model_copy(update={name: path.absolute() for name, path in own.items() if path})
-    base = settings.base
-    if base.path != "demo":
-        base = base.model_copy(update={"path": str(Path(base.path).absolute())})
-    return settings.model_copy(update={"discovery": discovery, "images": images, "base": base})
+    return train(PartTask(settings), on_progress=on_progress)

@@ -1,117 +1,88 @@
-"""ProSpect training: `bestiary train spectrum IMAGE_OR_FOLDER`. Paper: arXiv 2305.16225.
+"""ProSpect training: `bestiary train spectrum IMAGE_OR_FOLDER`. Paper: arXiv 2305.16225."""
 
-Settings -> pictures, model, cache and objective -> doctor -> one flat loop (fit.py) -> spectrum file and exports.
-"""
-
-import logging
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
+
 from ...concepts.denoiser.denoiser import ProgressCallback
-from ...concepts.spectrum.spectrum_file import load_spectrum, save_spectrum
+from ...concepts.errors import BestiaryError
+from ...concepts.spectrum.spectrum_file import load_spectrum
 from ..exchange.export_spectrum import export_spectrum
-from ..learning.run.fit import fit
-from ..learning.run.recipe_file import format_toml
-from ..learning.run.run_folder import RunFolder
-from ..learning.run.run_settings import loop_settings
-from ..learning.run.training_state import TrainingState
-from ..learning.spectrum.spectrum_images import find_pictures
-from ..learning.spectrum.spectrum_objective import curve_labels
-from ..learning.spectrum.spectrum_objective_setup import build_spectrum
-from ..learning.spectrum.spectrum_settings import TrainSpectrumSettings, load_spectrum_recipe
-from .resume import check_resumable, find_run, tell_changed_pictures
-from .several_processes import join_processes
-from .spectrum_doctor import examine_spectrum_setup
-from .spectrum_previews import SpectrumPreviews
-from .spectrum_setup import SpectrumSetup, check_one_process, prepare_spectrum
-
-logger = logging.getLogger("bestiary")
+from ..learning.pictures.latent_cache import LatentCache
+from ..learning.run.fit import Parallel
+from ..learning.spectrum.spectrum_images import ConceptPictures, find_pictures, read_masks
+from ..learning.spectrum.spectrum_objective_setup import SpectrumTraining, set_up_spectrum, word_start
+from ..learning.spectrum.spectrum_settings import TrainSpectrumSettings
+from ..model.diffusers_denoiser import DiffusersDenoiser
+from .train import Trained, train
+from .training_setup import Task, TrainingSetup
 
 
-@dataclass(frozen=True)
-class TrainedSpectrum:
-    """What a finished training leaves."""
+class SpectrumTask(Task[TrainSpectrumSettings, ConceptPictures]):
+    """The vectors of all stages from one picture or a folder of pictures."""
 
-    run: RunFolder
-    spectrum_path: Path
-    exports: tuple[Path, ...]
+    kind = "spectrum"
+    masks: np.ndarray | None = None
+    """(N, h, w) 0..1 of what is learned from, read once the model is known."""
+
+    def read_pictures(self) -> ConceptPictures:
+        """All readable pictures."""
+        return find_pictures(self.settings.images.source, self.settings.images.masks)
+
+    @property
+    def cache_folder(self) -> Path:
+        """Beside the run folder."""
+        return Path(self.settings.run.out).absolute().parent / "latents"
+
+    def check(self, denoiser: DiffusersDenoiser) -> None:
+        """The words to start from must be known, and every picture must have its mask where there are any."""
+        images, method = self.settings.images, self.settings.method
+        word_start(denoiser, method.initial_words, method.vectors)
+        edge = images.cached_size(denoiser.backbone) // denoiser.backbone.latent_factor
+        self.masks = read_masks(images.masks, self.pictures, edge)
+
+    def set_up(self, denoiser: DiffusersDenoiser, cache: LatentCache, parallel: Parallel) -> SpectrumTraining:
+        """Vectors and batches that serve every stage."""
+        return set_up_spectrum(self.settings, denoiser, self.pictures.names, cache, self.masks)
+
+    def findings(self, setup: TrainingSetup) -> Iterator[str]:
+        """Pictures, sizes, stages, and pictures for every stage."""
+        pictures, settings, stages = self.pictures, self.settings, len(setup.training.curve_labels()["stage_loss"])
+        yield f"pictures: {len(pictures.names)} in {pictures.folder}, {len(pictures.skipped)} files left out"
+        yield f"sizes: trained at {setup.image_size} px, cached at {setup.spec.image_size} px"
+        words = settings.method.initial_words or "common words"
+        yield (
+            f"stages: {stages} with {settings.method.vectors} vectors each, "
+            f"{sum(p.numel() for p in setup.objective.parameters()):,} learned numbers, start from {words}"
+        )
+        steps, size = settings.optimizer.steps, setup.batches.step_size
+        yield f"work: {steps} steps of {size} pictures, {steps * size / stages:.1f} pictures for every stage"
+
+    def export(self, path: Path, folder: Path) -> list[Path]:
+        """The mean, every stage, and a guide."""
+        return export_spectrum(load_spectrum(path), folder, self.settings.run.name)
+
+    def located(self) -> TrainSpectrumSettings:
+        """Also with the folder of latents, which lies beside the run."""
+        settings = super().located()
+        cache = settings.images.cache or self.cache_folder
+        return settings.model_copy(update={"images": settings.images.model_copy(update={"cache": cache})})
+
+    def check_processes(self, count: int) -> None:
+        """One alone: stages without a picture in one of several processes would stop the others."""
+        if count > 1:
+            raise BestiaryError(
+                f"{count} processes were started, but a spectrum is learned by one: leave `accelerate launch` out "
+                "(a few hundred steps on one GPU are enough)"
+            )
 
 
-def train_spectrum(settings: TrainSpectrumSettings, *, on_progress: ProgressCallback | None = None) -> TrainedSpectrum:
+def train_spectrum(settings: TrainSpectrumSettings, *, on_progress: ProgressCallback | None = None) -> Trained:
     """Learn the spectrum of a picture or a folder of pictures in a new run folder.
 
     Raises:
         BestiaryError: pictures, settings and base model do not fit together, or the loss is not finite.
         TrainingStopped: Ctrl-C; the state is saved.
     """
-    check_one_process(join_processes("cpu")[0].size)
-    # faults in the material show before a folder is made or a model loaded
-    find_pictures(settings.images.source, settings.images.masks, warn=False)
-    run = RunFolder.create(settings.run.out)
-    settings = _with_absolute_paths(settings)
-    run.write_config(format_toml(settings))
-    return _train(settings, run, on_progress)
-
-
-def resume_spectrum(folder: Path, *, on_progress: ProgressCallback | None = None) -> TrainedSpectrum:
-    """Go on with the training of a run folder from its newest state; bit-exact on one thread.
-
-    Raises:
-        BestiaryError: `folder` is no run folder of a spectrum, one of a ComfyUI graph, or its pictures or base model have gone or
-            changed.
-    """
-    run = find_run(folder)
-    settings = load_spectrum_recipe(run.config, of_run=True)
-    check_resumable(run, settings.base, settings.images.cache)
-    return _train(settings, run, on_progress)
-
-
-def _train(settings: TrainSpectrumSettings, run: RunFolder, on_progress: ProgressCallback | None) -> TrainedSpectrum:
-    setup = prepare_spectrum(settings)
-    tell_changed_pictures(run, setup.pictures.folder, setup.pictures.names)
-    if run.newest_state() is None:
-        examine_spectrum_setup(setup, run)
-    run.write_curve_labels(curve_labels(setup.bounds.stages))
-    state = fit(
-        setup.objective,
-        setup.groups,
-        setup.batches,
-        loop_settings(settings.optimizer, settings.run, setup.denoiser),
-        run,
-        on_progress=on_progress,
-        on_preview=_previews(setup, run),
-    )
-    path = run.path / f"{settings.run.name}.safetensors"
-    # the file holds the weights that the previews showed, and is read back before its path is given out
-    with state.averaged():
-        save_spectrum(build_spectrum(setup, state.step), path)
-    exports = export_spectrum(load_spectrum(path), run.export, settings.run.name)
-    logger.info("%d stages in %s (%d bytes)", setup.bounds.stages, path, path.stat().st_size)
-    return TrainedSpectrum(run, path, tuple(exports))
-
-
-def _previews(setup: SpectrumSetup, run: RunFolder) -> Callable[[TrainingState], None] | None:
-    if not setup.settings.run.preview_every:
-        return None
-    sheets = SpectrumPreviews(setup, run)
-
-    def write(state: TrainingState) -> None:
-        with state.averaged():
-            sheets.write(state.step)
-
-    return write
-
-
-def _with_absolute_paths(settings: TrainSpectrumSettings) -> TrainSpectrumSettings:
-    """The settings with folders that mean the same from any working directory."""
-    # relative folders would mean others where the run is resumed
-    images = settings.images
-    cache = images.cache or settings.run.out.absolute().parent / "latents"
-    paths = {"source": images.source.absolute(), "cache": cache.absolute()}
-    if images.masks:
-        paths["masks"] = images.masks.absolute()
-    base = settings.base
-    if base.path != "demo":
-        base = base.model_copy(update={"path": str(Path(base.path).absolute())})
-    return settings.model_copy(update={"images": images.model_copy(update=paths), "base": base})
+    return train(SpectrumTask(settings), on_progress=on_progress)

@@ -1,181 +1,230 @@
-"""From settings to everything a part training needs: pictures, kinds, model, cache, objective; cheap faults come first."""
+"""From settings to everything a training on the command line needs; cheap faults come first.
+
+`Task` is what a training does its own way here, one small class for each thing that can be learned.
+"""
 
 import hashlib
 import json
-import logging
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
+from typing import ClassVar, Generic, Protocol, TypeVar
 
-import numpy as np
-import torch
-from torch import Tensor, nn
+from PIL import Image
+from torch import nn
 
-from ...concepts.denoiser.denoiser import Denoiser, ProgressCallback
-from ...concepts.errors import BestiaryError
-from ..learning.discovery.discovery_folder import Discovery
-from ..learning.parts.concept_images import ConceptImages
-from ..learning.parts.objective_setup import (
-    build_batches,
-    build_objective,
-    check_layers,
-    parameter_groups,
-)
-from ..learning.parts.part_objective import PartObjective
-from ..learning.parts.settings import TrainPartsSettings
-from ..learning.parts.training_kinds import TrainingKinds, class_kinds, discovered_kinds, read_classes, whole_kinds
-from ..learning.pictures.latent_cache import CacheSpec, LatentCache, open_cache, picture_stamps
+from ...concepts.denoiser.denoiser import ProgressCallback
+from ..learning.pictures.image_files import fit_square, read_image
+from ..learning.pictures.latent_cache import CacheSpec, LatentCache, cache_spec, open_cache
 from ..learning.run.fit import Parallel, SingleProcess
+from ..learning.run.run_settings import Section, TrainingSettings
+from ..learning.run.training import Origin, Training, TrainingBatches
 from ..learning.run.training_state import ParameterGroup
-from ..model.backbones import demo_model_path, load_denoiser
+from ..model.backbones import DEMO, find_model, load_denoiser
+from ..model.diffusers_denoiser import DiffusersDenoiser
 
-logger = logging.getLogger("bestiary")
 
+class TrainingPictures(Protocol):
+    """The picture files of a training."""
 
-@dataclass(frozen=True)
-class TrainingPictures:
-    """The pictures of a training, those without any part left out."""
+    @property
+    def folder(self) -> Path:
+        """Where they lie."""
+        ...
 
-    folder: Path
-    names: tuple[str, ...]
-    kinds: TrainingKinds
-    left_out: int
-    """Pictures of the discovery that show no part."""
+    @property
+    def names(self) -> Sequence[str]:
+        """Relative to the folder."""
+        ...
 
     @property
     def paths(self) -> list[Path]:
-        """The picture files."""
-        return [self.folder / name for name in self.names]
+        """The files, in the order of the names."""
+        ...
+
+
+Settings = TypeVar("Settings", bound=TrainingSettings)
+Pictures = TypeVar("Pictures", bound=TrainingPictures)
+
+
+class Task(ABC, Generic[Settings, Pictures]):
+    """What a training on the command line does its own way; the way itself is in train.py."""
+
+    kind: ClassVar[str]
+    """What `bestiary train` and run folders call it."""
+    sheets: ClassVar[int] = 1
+    """Sheets of a preview."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+
+    @cached_property
+    def pictures(self) -> Pictures:
+        """What is learned from, read once.
+
+        Raises:
+            BestiaryError: there are no pictures, or they lack what this training needs.
+        """
+        return self.read_pictures()
+
+    @abstractmethod
+    def read_pictures(self) -> Pictures:
+        """Find the pictures and what belongs to them."""
+
+    @property
+    @abstractmethod
+    def cache_folder(self) -> Path:
+        """Where latents are cached if the settings do not say."""
+
+    @abstractmethod
+    def check(self, denoiser: DiffusersDenoiser) -> None:
+        """Raise BestiaryError for what does not fit this model, before pictures are encoded."""
+
+    @abstractmethod
+    def set_up(self, denoiser: DiffusersDenoiser, cache: LatentCache, parallel: Parallel) -> Training:
+        """The training from its first step on."""
+
+    @abstractmethod
+    def findings(self, setup: "TrainingSetup") -> Iterator[str]:
+        """What the doctor says of pictures, sizes and work."""
+
+    @abstractmethod
+    def export(self, path: Path, folder: Path) -> list[Path]:
+        """Write what other programs read of the file `path`."""
+
+    def check_processes(self, count: int) -> None:  # noqa: B027 - any number trains, unless a task says otherwise
+        """Raise BestiaryError where so many processes cannot learn together."""
+
+    def located(self) -> Settings:
+        """The settings with folders that mean the same from any working directory, in which the run may be resumed."""
+        changed: dict[str, Section] = {}
+        for name, section in self.settings:
+            if isinstance(section, Section) and name != "run":
+                paths = {key: value.absolute() for key, value in section if isinstance(value, Path)}
+                changed[name] = section.model_copy(update=paths)
+        base = self.settings.base
+        if base.path != DEMO and Path(base.path).exists():  # a name of the hub is the same everywhere
+            changed["base"] = base.model_copy(update={"path": str(Path(base.path).absolute())})
+        return self.settings.model_copy(update=changed)
+
+    def thumbnail_square(self, row: int) -> Image.Image:
+        """The square of picture `row` that thumbnails are cut from."""
+        raise NotImplementedError(f"{self.kind} has no thumbnails")
 
 
 @dataclass(frozen=True)
 class TrainingSetup:
     """Everything between the settings and the first step."""
 
-    settings: TrainPartsSettings
-    pictures: TrainingPictures
-    denoiser: Denoiser
-    cache: LatentCache
+    task: Task
+    denoiser: DiffusersDenoiser
     spec: CacheSpec
-    objective: PartObjective
-    batches: ConceptImages
-    groups: tuple[ParameterGroup, ...]
+    cache: LatentCache
+    training: Training
+
+    @property
+    def settings(self) -> TrainingSettings:
+        """The settings."""
+        return self.task.settings
+
+    @property
+    def pictures(self) -> TrainingPictures:
+        """The pictures."""
+        return self.task.pictures
+
+    @property
+    def objective(self) -> nn.Module:
+        """Owns every learned parameter."""
+        return self.training.objective
+
+    @property
+    def batches(self) -> TrainingBatches:
+        """What is drawn in each step."""
+        return self.training.batches
+
+    @property
+    def groups(self) -> tuple[ParameterGroup, ...]:
+        """Parameters by learning rate."""
+        return self.training.groups
 
     @property
     def image_size(self) -> int:
         """Edge of the training square in pixels."""
-        return self.settings.images.training_size(self.denoiser.backbone)
+        return self.training.image_size
+
+    @property
+    def origin(self) -> Origin:
+        """What the finished file says of the training."""
+        made_by, base = f"bestiary train {self.task.kind}", self.settings.base.path
+        return Origin(made_by, base, self.spec.model, self.square, self.task.thumbnail_square)
+
+    def square(self, row: int) -> Image.Image:
+        """The training square of a picture."""
+        return fit_square(read_image(self.pictures.paths[row], self.image_size), self.image_size)
 
 
 def prepare(
-    settings: TrainPartsSettings, *, parallel: Parallel | None = None, on_progress: ProgressCallback | None = None
+    task: Task,
+    *,
+    parallel: Parallel | None = None,
+    keep_decoder: bool | None = None,
+    on_progress: ProgressCallback | None = None,
 ) -> TrainingSetup:
     """Load, cache and build.
+
+    Args:
+        keep_decoder: None keeps what decodes pictures in memory where previews need it.
 
     Raises:
         BestiaryError: one clear message about the first thing that does not fit.
     """
-    parallel = parallel or SingleProcess()
+    settings, parallel = task.settings, parallel or SingleProcess()
     # what can be told without the model comes first
-    pictures = load_pictures(settings)
+    pictures = task.pictures
     denoiser = load_denoiser(settings.base.path, device=settings.run.device, dtype=settings.run.dtype)
-    check_layers(settings, denoiser)
+    task.check(denoiser)
     # the long work: encoding what no earlier run has encoded
-    spec = cache_spec(settings, pictures, denoiser)
-    cache = _open_cache(settings, pictures, denoiser, spec, parallel, on_progress)
-    free_autoencoder(denoiser, keep_decoder=settings.run.preview_every > 0 and parallel.rank == 0)
-    torch.manual_seed(settings.run.seed)  # adapters draw from torch's own generator
-    batches = build_batches(settings, pictures.names, pictures.kinds, cache, denoiser, parallel)
-    objective = build_objective(settings, pictures.kinds, denoiser, batches)
-    return TrainingSetup(
-        settings, pictures, denoiser, cache, spec, objective, batches, parameter_groups(settings, objective, denoiser)
-    )
-
-
-def load_pictures(settings: TrainPartsSettings) -> TrainingPictures:
-    """Pictures and kinds of a discovery, as `method` wants them.
-
-    Raises:
-        BestiaryError: no discovery, missing classes, or no picture with parts.
-    """
-    discovery = Discovery.load(settings.discovery.folder, settings.images.folder)
-    # names are relative, so that a moved folder gives the same cache and the same messages
-    names = [path.relative_to(discovery.images_folder).as_posix() for path in discovery.image_paths]
-    labels = settings.images.labels
-    classes = read_classes(labels, names) if labels is not None else None
-    kinds = discovered_kinds(discovery.codebook, discovery.maps)
-    if settings.method.kind == "textual_inversion":
-        given = classes if settings.method.ids == "class" else None
-        kinds = whole_kinds(kinds, discovery.codebook, given, settings.run.seed)
-    elif settings.method.ids == "class":
-        kinds = class_kinds(kinds, classes)
-    if not settings.method.background:
-        kinds = kinds.without_background()
-    # codes are (N, M): pictures without any part have nothing to caption
-    rows = np.flatnonzero((kinds.codes >= 0).any(1))
-    if not len(rows):
-        raise BestiaryError(
-            f"no picture of {settings.discovery.folder} shows a part: look at its index.html, then discover again "
-            "with other settings or merge fewer parts away"
-        )
-    if len(rows) < len(names):
-        logger.info("%d of %d pictures show no part and are left out", len(names) - len(rows), len(names))
-    kept = tuple(names[row] for row in rows)
-    return TrainingPictures(discovery.images_folder, kept, kinds.subset(rows), len(names) - len(rows))
-
-
-def cache_spec(settings: TrainPartsSettings, pictures: TrainingPictures, denoiser: Denoiser) -> CacheSpec:
-    """What the latent cache of a training holds; the margin for crops is whole latent cells."""
-    size = settings.images.cached_size(denoiser.backbone)
-    return CacheSpec(
+    images = settings.images
+    spec = cache_spec(
+        images,
+        denoiser.backbone,
+        pictures.folder,
+        pictures.names,
         model=fingerprint_autoencoder(settings.base.path),
-        image_size=size,
-        latent_size=size // denoiser.backbone.latent_factor,
-        channels=denoiser.backbone.latent_channels,
-        flip=settings.images.flip,
-        pictures=picture_stamps(pictures.folder, pictures.names),
-        precision=autoencoder_precision(denoiser),
+        precision=str(denoiser.autoencoder_dtype).removeprefix("torch."),
     )
 
+    def encode(images: Tensor) -> tuple[Tensor, Tensor]:
+        mean, log_variance = denoiser.images.to_cache(images).unbind(1)
+        return mean, log_variance  # (B, C, h, w) each
 
-def autoencoder_precision(denoiser: Denoiser) -> str:
-    """What the autoencoder computes in, as a latent cache notes it, such as "float32"."""
-    return str(denoiser.autoencoder_dtype).removeprefix("torch.")
+    cache = open_cache(
+        images.cache or task.cache_folder,
+        spec,
+        pictures.paths,
+        lambda: encode,
+        batch_size=images.encode_batch,
+        workers=images.workers,
+        parallel=parallel,
+        on_progress=on_progress,
+    )
+    wanted = settings.run.preview_every > 0 and parallel.rank == 0 if keep_decoder is None else keep_decoder
+    free_autoencoder(denoiser, keep_decoder=wanted)
+    return TrainingSetup(task, denoiser, spec, cache, task.set_up(denoiser, cache, parallel))
 
 
 def fingerprint_autoencoder(path: str) -> str:
     """Sixteen hex digits that change when the autoencoder's files do (names, sizes, configuration)."""
-    folder = (demo_model_path() if path == "demo" else Path(path)) / "vae"
+    folder = find_model(path) / "vae"
     files = sorted((entry.name, entry.stat().st_size) for entry in folder.iterdir() if entry.is_file())
     config = (folder / "config.json").read_bytes()
     weights = [entry.stat().st_mtime_ns for entry in sorted(folder.glob("*.safetensors"))]
     return hashlib.sha256(json.dumps([files, weights]).encode() + config).hexdigest()[:16]
 
 
-def _open_cache(
-    settings: TrainPartsSettings,
-    pictures: TrainingPictures,
-    denoiser: Denoiser,
-    spec: CacheSpec,
-    parallel: Parallel,
-    on_progress: ProgressCallback | None,
-) -> LatentCache:
-    def encode(images: Tensor) -> tuple[Tensor, Tensor]:
-        return denoiser.encode_images(images)  # (B, C, h, w) each
-
-    # the encoder is at hand already; it runs only for pictures that are not in the cache
-    return open_cache(
-        settings.images.cache or settings.discovery.folder / "latents",
-        spec,
-        pictures.paths,
-        lambda: encode,
-        batch_size=settings.images.encode_batch,
-        workers=settings.images.workers,
-        parallel=parallel,
-        on_progress=on_progress,
-    )
-
-
-def free_autoencoder(denoiser: Denoiser, *, keep_decoder: bool) -> None:
+def free_autoencoder(denoiser: DiffusersDenoiser, *, keep_decoder: bool) -> None:
     """Drop what encodes pictures `(B, 3, H, W)` from memory, and what decodes them unless previews need it."""
     if not keep_decoder:
         denoiser.drop_autoencoder()

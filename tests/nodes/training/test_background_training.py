@@ -29,11 +29,11 @@ def test_the_command_line_reads_the_same_pictures_parts_and_kinds(made) -> None:
     from bestiary.nodes.training.background_training import write_training_set
     from bestiary.trainer.learning.parts.settings import load_recipe
     from bestiary.trainer.learning.pictures.image_files import fit_square, read_image
-    from bestiary.trainer.training.training_setup import load_pictures
+    from bestiary.trainer.training.train_parts import PartTask
 
     found = write_training_set(made)
     flags = {"discovery.folder": found, "method.ids": "class", "images.labels": found.parent / "classes.csv"}
-    theirs = load_pictures(load_recipe(None, flags))
+    theirs = PartTask(load_recipe(None, flags)).pictures
     assert len(theirs.names) == len(made.names)
     assert np.array_equal(theirs.kinds.codes, made.kinds.codes) and np.array_equal(
         theirs.kinds.labels, made.kinds.labels

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import random
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
 
@@ -52,19 +52,6 @@ class CancelAt:
         self.calls += 1
 
 
-@pytest.fixture(autouse=True)
-def outputs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """Runs and files go to a folder of the test; nobody pressed Cancel."""
-    import comfy.model_management
-    import folder_paths
-
-    monkeypatch.setattr(folder_paths, "output_directory", str(tmp_path / "output"))
-    monkeypatch.setattr(folder_paths, "models_dir", str(tmp_path / "models"))
-    comfy.model_management.interrupt_current_processing(False)
-    yield tmp_path
-    comfy.model_management.interrupt_current_processing(False)
-
-
 @pytest.fixture
 def train_parts(sd15_model, drawn_images, small_codebook) -> Callable[..., torch.Tensor]:
     """`train_parts(resume)` runs Train Parts as its node does; the learned vectors and adapters as one row of numbers."""
@@ -90,31 +77,22 @@ def train_parts(sd15_model, drawn_images, small_codebook) -> Callable[..., torch
 def train_spectrum(sd15_model, drawn_images) -> Callable[..., torch.Tensor]:
     """`train_spectrum(resume)` runs Train Spectrum as its node does, encoding included; the learned vectors."""
     from bestiary.nodes.training import spectrum_pictures
-    from bestiary.nodes.training.spectrum_job import ConceptImages, GraphModel, run_spectrum_training
+    from bestiary.nodes.training.spectrum_job import ConnectedPictures, GraphModel, run_spectrum_training
 
     def train(resume: str = "start anew") -> torch.Tensor:
         spectrum_pictures._encoded.clear()
         with torch.inference_mode():
-            concept = ConceptImages([drawn_images[:3]], None)
+            concept = ConnectedPictures([drawn_images[:3]], None)
             made = run_spectrum_training(GraphModel(*sd15_model), concept, {**SPECTRUM, "resume": resume}, None)
         return made.spectrum.spectrum.matrix().flatten()
 
     return train
 
 
-def _weights(loaded: object) -> dict[str, torch.Tensor]:
-    modules = {"model": loaded.model.model, "clip": loaded.clip.cond_stage_model, "vae": loaded.vae.first_stage_model}
-    return {
-        f"{kind}.{name}": tensor.detach().clone()
-        for kind, module in modules.items()
-        for name, tensor in module.state_dict().items()
-    }
-
-
-def _assert_untouched(loaded: object, weights: dict[str, torch.Tensor]) -> None:
+def _assert_untouched(loaded: object, weights: dict[str, torch.Tensor], weights_of: Callable) -> None:
     import comfy.model_management
 
-    now = _weights(loaded)
+    now = weights_of(loaded)
     assert now.keys() == weights.keys() and all(torch.equal(now[name], weights[name]) for name in weights)
     for module in (loaded.model.model, loaded.clip.cond_stage_model):
         assert not any("forward" in part.__dict__ for part in module.modules())
@@ -123,13 +101,15 @@ def _assert_untouched(loaded: object, weights: dict[str, torch.Tensor]) -> None:
     assert torch.is_grad_enabled() and not torch.is_inference_mode_enabled()
 
 
-def _cancel_everywhere(train: Callable[..., torch.Tensor], loaded: object, count: int, seed: int) -> list[str]:
+def _cancel_everywhere(
+    train: Callable[..., torch.Tensor], loaded: object, weights_of: Callable, count: int, seed: int
+) -> list[str]:
     """Trains once for every moment; where each lay and how it ended."""
     import comfy.model_management
     from bestiary.nodes.runs.training_runs import run_names, runs_folder
     from bestiary.trainer.learning.run.run_folder import RunFolder
 
-    weights, random_state = _weights(loaded), torch.get_rng_state()
+    weights, random_state = weights_of(loaded), torch.get_rng_state()
     with CancelAt(None) as counted:
         whole = train()
     ends: list[str] = []
@@ -142,7 +122,7 @@ def _cancel_everywhere(train: Callable[..., torch.Tensor], loaded: object, count
         except comfy.model_management.InterruptProcessingException:
             end = "stopped"
         comfy.model_management.interrupt_current_processing(False)
-        _assert_untouched(loaded, weights)
+        _assert_untouched(loaded, weights, weights_of)
         assert torch.equal(torch.get_rng_state(), random_state)
         made = set(run_names()) - known
         if end == "stopped" and made:
@@ -164,40 +144,40 @@ def _assert_of_many_kinds(ends: list[str]) -> None:
     assert len({end for end in ends if end.startswith("stopped at step")}) >= 3, ends
 
 
-def test_a_cancelled_part_training_loses_nothing(train_parts, sd15_model) -> None:
-    ends = _cancel_everywhere(train_parts, sd15_model, FEW, seed=1)
+def test_a_cancelled_part_training_loses_nothing(train_parts, sd15_model, weights_of) -> None:
+    ends = _cancel_everywhere(train_parts, sd15_model, weights_of, FEW, seed=1)
     assert any(end.startswith("stopped at step") for end in ends), ends
 
 
-def test_a_cancelled_spectrum_training_loses_nothing(train_spectrum, sd15_model) -> None:
-    ends = _cancel_everywhere(train_spectrum, sd15_model, FEW, seed=1)
+def test_a_cancelled_spectrum_training_loses_nothing(train_spectrum, sd15_model, weights_of) -> None:
+    ends = _cancel_everywhere(train_spectrum, sd15_model, weights_of, FEW, seed=1)
     assert any(end.startswith("stopped at step") for end in ends), ends
 
 
 @pytest.mark.slow
-def test_forty_cancelled_part_trainings_lose_nothing(train_parts, sd15_model) -> None:
-    _assert_of_many_kinds(_cancel_everywhere(train_parts, sd15_model, MANY, seed=2))
+def test_forty_cancelled_part_trainings_lose_nothing(train_parts, sd15_model, weights_of) -> None:
+    _assert_of_many_kinds(_cancel_everywhere(train_parts, sd15_model, weights_of, MANY, seed=2))
 
 
 @pytest.mark.slow
-def test_forty_cancelled_spectrum_trainings_lose_nothing(train_spectrum, sd15_model) -> None:
-    _assert_of_many_kinds(_cancel_everywhere(train_spectrum, sd15_model, MANY, seed=2))
+def test_forty_cancelled_spectrum_trainings_lose_nothing(train_spectrum, sd15_model, weights_of) -> None:
+    _assert_of_many_kinds(_cancel_everywhere(train_spectrum, sd15_model, weights_of, MANY, seed=2))
 
 
 def test_the_host_is_told_that_a_training_runs(train_spectrum, monkeypatch) -> None:
     import comfy.model_management
-    from bestiary.nodes.denoiser.comfy_denoiser import ComfyDenoiser
+    from bestiary.nodes.denoiser.comfy_network import ComfyNetwork
 
     monkeypatch.setattr(comfy.model_management, "in_training", False, raising=False)
-    seen, predict = [], ComfyDenoiser.predict
+    seen, predict = [], ComfyNetwork.predict
 
-    def noted(self: ComfyDenoiser, *inputs: object) -> object:
+    def noted(self: ComfyNetwork, *inputs: object) -> object:
         seen.append(comfy.model_management.in_training)
         if len(seen) == 3:
             raise RuntimeError("on the way")
         return predict(self, *inputs)
 
-    monkeypatch.setattr(ComfyDenoiser, "predict", noted)
+    monkeypatch.setattr(ComfyNetwork, "predict", noted)
     with pytest.raises(RuntimeError, match="on the way"):
         train_spectrum()
     assert seen == [True] * 3 and comfy.model_management.in_training is False

@@ -14,7 +14,7 @@ def prepared(demo_model, drawn_images, small_codebook) -> tuple:
     from bestiary.nodes.denoiser.comfy_denoiser import ComfyDenoiser
     from bestiary.nodes.host.graph_progress import GraphProgress
     from bestiary.nodes.host.socket_types import NamedCodebook
-    from bestiary.nodes.training.graph_training import set_up
+    from bestiary.nodes.training.graph_training import PartsInGraph
     from bestiary.nodes.training.training_job import graph_settings
     from bestiary.nodes.training.training_set import TrainingSetChoice, build_training_set
 
@@ -22,56 +22,56 @@ def prepared(demo_model, drawn_images, small_codebook) -> tuple:
     made = build_training_set([drawn_images[:6]], codebook, demo_model.vae, choice, GraphProgress(None))
     more = "run.preview_steps = 2\nrun.preview_count = 2"
     settings = graph_settings({"name": "birds", "rank": 0, "seed": 1, "more_settings": more}, made)
+    task, denoiser = PartsInGraph(made, settings), ComfyDenoiser(*demo_model)
     with torch.random.fork_rng():
-        return made, settings, set_up(ComfyDenoiser(*demo_model), made, settings)
+        return made, settings, denoiser, task, task.set_up(denoiser)
 
 
 @pytest.fixture
 def previews(prepared, tmp_path: Path) -> object:
     from types import SimpleNamespace
 
-    from bestiary.nodes.training.graph_previews import GraphPreviews
+    from bestiary.nodes.training.node_previews import NodePreviews
     from bestiary.trainer.learning.run.run_folder import RunFolder
 
-    made, settings, setup = prepared
-    progress = SimpleNamespace(should_stop=lambda: False)
-    run = RunFolder.create(tmp_path / "run")
-    return GraphPreviews(setup.objective, setup.batches, made, settings, run, progress)
+    _, _, denoiser, task, training = prepared
+    progress = SimpleNamespace(should_stop=lambda: False, interruption=KeyboardInterrupt)
+    return NodePreviews(training, denoiser, task.origin(), RunFolder.create(tmp_path / "run"), progress)
 
 
-def _drawn(previews: object) -> tuple[Image.Image, ...]:
-    with torch.no_grad(), previews.denoiser.training():
-        return previews.draw()
+def _drawn(previews: object, prepared: tuple) -> tuple[Image.Image, ...]:
+    with prepared[2].training():
+        return previews._sheets()
 
 
 def test_pictures_and_heat_maps_are_two_sheets(previews, prepared) -> None:
-    made, _, _ = prepared
-    pictures, attention = _drawn(previews)
+    made = prepared[0]
+    pictures, attention = _drawn(previews, prepared)
     # two rows of two; then a row for each part
     assert (pictures.width // 160, pictures.height // 160) == (2, 2)
     assert (attention.width // 160, attention.height // 160) == (2, len(made.kinds.part_names))
-    again = _drawn(previews)
+    again = _drawn(previews, prepared)
     assert all(np.array_equal(one, other) for one, other in zip((pictures, attention), again, strict=True))
 
 
 def test_real_pictures_stand_above_those_that_are_made(previews, prepared) -> None:
     from bestiary.trainer.learning.parts.preview_sheets import varied_rows
 
-    made, settings, _ = prepared
+    made, settings = prepared[:2]
     first = varied_rows(made.kinds.codes, settings.run.preview_count)[0]
-    tile = np.asarray(_drawn(previews)[0])[12 : 12 + 160, 12 : 12 + 160].astype(float)
+    tile = np.asarray(_drawn(previews, prepared)[0])[12 : 12 + 160, 12 : 12 + 160].astype(float)
     real = np.asarray(made.picture(first).resize((160, 160), Image.Resampling.LANCZOS)).astype(float)
     assert np.abs(tile - real).max() < 1
 
 
 def test_without_an_attention_loss_there_are_no_heat_maps(previews, prepared, monkeypatch) -> None:
-    _, _, setup = prepared
-    monkeypatch.setattr(setup.objective, "attention", None)
-    assert len(_drawn(previews)) == 1
+    training = prepared[4]
+    monkeypatch.setattr(training.objective, "attention", None)
+    assert len(_drawn(previews, prepared)) == 1
 
 
 def test_a_picture_becomes_an_image_of_the_graph() -> None:
-    from bestiary.nodes.training.graph_previews import as_image
+    from bestiary.nodes.training.node_previews import as_image
 
     image = as_image(Image.new("RGBA", (4, 2), (255, 0, 51, 9)))
     assert image.shape == (1, 2, 4, 3) and image.dtype == torch.float32

@@ -1,8 +1,7 @@
 """Learning a spectrum on ComfyUI's weights: the losses of the command line, models untouched, stops that keep what was learned."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,19 +13,6 @@ KINDS = ("demo", "sd15", "sdxl")
 STEPS = 20
 CHEAP = {"name": "corgi", "initial_words": "red bird", "stages": 4, "vectors": 2, "steps": STEPS, "batch_size": 3}
 CHEAP |= {"vector_lr": 0.3, "image_size": 128, "seed": 3, "preview_every": 0}
-
-
-@pytest.fixture(autouse=True)
-def outputs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """Runs and spectra go to a folder of the test; nobody pressed Cancel."""
-    import comfy.model_management
-    import folder_paths
-
-    monkeypatch.setattr(folder_paths, "output_directory", str(tmp_path / "output"))
-    monkeypatch.setattr(folder_paths, "models_dir", str(tmp_path / "models"))
-    comfy.model_management.interrupt_current_processing(False)
-    yield tmp_path
-    comfy.model_management.interrupt_current_processing(False)
 
 
 @pytest.fixture
@@ -55,53 +41,45 @@ def _run(settings: object, pictures: object, resume: str = "start anew") -> obje
 
 
 def _train(loaded: object, pictures: object, settings: object, run: object) -> object:
-    from bestiary.nodes.training.graph_spectrum_training import train_spectrum_in_graph
+    from bestiary.nodes.training.graph_fit import train_in_graph
+    from bestiary.nodes.training.graph_spectrum_training import SpectrumInGraph
 
     with torch.inference_mode():  # as ComfyUI's executor runs nodes
-        return train_spectrum_in_graph(loaded, pictures, settings, run)
+        return train_in_graph(loaded, SpectrumInGraph(pictures, settings), run)
 
 
-def _command_line_losses(denoiser: object, pictures: object, settings: object, folder: Path) -> list[float]:
-    """The standalone trainer's loop over its own denoiser, from the same pictures and seed."""
+def _set_up(denoiser: object, pictures: object, settings: object) -> object:
+    """The standalone trainer's training from the same pictures and seed."""
     from bestiary.trainer.learning.pictures.latent_cache import LatentCache
-    from bestiary.trainer.learning.run.fit import fit
-    from bestiary.trainer.learning.run.run_folder import RunFolder
-    from bestiary.trainer.learning.run.run_settings import loop_settings
     from bestiary.trainer.learning.spectrum.spectrum_objective_setup import set_up_spectrum
 
-    with torch.random.fork_rng():
-        setup = set_up_spectrum(settings, denoiser, pictures.names, LatentCache(pictures.moments))
-        run = RunFolder.create(folder)
-        fit(
-            setup.objective, setup.groups, setup.batches, loop_settings(settings.optimizer, settings.run, denoiser), run
-        )
-    return [record["loss"] for record in run.read_log()]
+    return set_up_spectrum(settings, denoiser, pictures.names, LatentCache(pictures.moments))
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_losses_are_those_of_the_command_line(kind: str, prepared, diffusers_denoiser, tmp_path) -> None:
+def test_losses_are_those_of_the_command_line(kind: str, prepared, diffusers_denoiser, command_line_losses) -> None:
     """At a rate at which Adam does not blow rounding up to the bound."""
     loaded, pictures, settings = prepared(kind, vector_lr=0.03)
     ours = _train(loaded, pictures, settings, _run(settings, pictures))
-    theirs = _command_line_losses(diffusers_denoiser(kind), pictures, settings, tmp_path / "standalone")
+    theirs = command_line_losses(lambda: _set_up(diffusers_denoiser(kind), pictures, settings))
     assert len(ours.losses) == len(theirs) == STEPS
     assert np.abs(np.array(ours.losses) - np.array(theirs)).max() < 1e-4
     assert len(set(ours.losses)) == STEPS
 
 
-def test_the_published_network_learns_too(prepared, diffusers_denoiser, tmp_path) -> None:
+def test_the_published_network_learns_too(prepared, diffusers_denoiser, command_line_losses) -> None:
     more = 'method.parameterisation = "reference"\noptimizer.network_lr = 1e-5'
     loaded, pictures, settings = prepared("sd15", vectors=1, steps=4, more_settings=more)
     ours = _train(loaded, pictures, settings, _run(settings, pictures))
-    theirs = _command_line_losses(diffusers_denoiser("sd15"), pictures, settings, tmp_path / "standalone")
+    theirs = command_line_losses(lambda: _set_up(diffusers_denoiser("sd15"), pictures, settings))
     assert np.abs(np.array(ours.losses) - np.array(theirs)).max() < 1e-4
-    assert ours.spectrum.matrix().shape == (4, 1, 32)
+    assert ours.concept.matrix().shape == (4, 1, 32)
 
 
 def test_every_stage_moves_and_keeps_its_norm(prepared) -> None:
     loaded, pictures, settings = prepared("demo", steps=4, initial_words="creature")
     learned = _train(loaded, pictures, settings, _run(settings, pictures))
-    spectrum, start = learned.spectrum, learned.spectrum.neutral_matrix()
+    spectrum, start = learned.concept, learned.concept.neutral_matrix()
     assert (spectrum.backbone, spectrum.stages, spectrum.vectors) == ("bestiary-demo", 4, 2)
     assert spectrum.initial_words == "creature" and spectrum.provenance["steps"] == learned.steps == 4
     assert all(not torch.allclose(spectrum.matrix()[stage], start) for stage in range(4))
@@ -110,46 +88,6 @@ def test_every_stage_moves_and_keeps_its_norm(prepared) -> None:
 
 
 # --- the model afterwards -------------------------------------------------------------------------------------------
-
-
-def _sampled(loaded: object) -> torch.Tensor:
-    """A latent of two sampling steps with the graph's own objects."""
-    import comfy.sample
-
-    with torch.inference_mode():
-        tokens = loaded.clip.tokenize("a red bird")
-        positive = loaded.clip.encode_from_tokens_scheduled(tokens)
-        channels = loaded.model.model.latent_format.latent_channels
-        latent = torch.zeros(1, channels, 16, 16)
-        noise = torch.randn(latent.shape, generator=torch.Generator().manual_seed(0))
-        return comfy.sample.sample(
-            loaded.model, noise, 2, 2.0, "euler", "normal", positive, positive, latent, disable_pbar=True, seed=0
-        ).clone()
-
-
-def _weights(loaded: object) -> dict[str, torch.Tensor]:
-    modules = {"model": loaded.model.model, "clip": loaded.clip.cond_stage_model, "vae": loaded.vae.first_stage_model}
-    return {
-        f"{kind}.{name}": tensor.detach().clone()
-        for kind, module in modules.items()
-        for name, tensor in module.state_dict().items()
-    }
-
-
-@pytest.fixture
-def untouched() -> Iterator[Callable[[object], None]]:
-    """`untouched(loaded)`: at the end of the test the model samples as now, bit by bit, and holds the same weights."""
-    noted: list[tuple] = []
-    yield lambda loaded: noted.append((loaded, _sampled(loaded), _weights(loaded), torch.get_rng_state()))
-    assert noted
-    for loaded, sampled, weights, state in noted:
-        assert torch.equal(torch.get_rng_state(), state)
-        assert torch.equal(_sampled(loaded), sampled)
-        now = _weights(loaded)
-        assert now.keys() == weights.keys() and all(torch.equal(now[name], weights[name]) for name in weights)
-        for module in (loaded.model.model, loaded.clip.cond_stage_model):
-            assert not any("forward" in part.__dict__ for part in module.modules())
-            assert not any(parameter.requires_grad for parameter in module.parameters())
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -195,26 +133,26 @@ def test_cancel_saves_a_spectrum_and_a_state_and_resume_gives_the_same(
     assert run.newest_state().step == 3
     resumed = _train(loaded, pictures, settings, run)
     assert resumed.losses == whole.losses
-    assert torch.equal(resumed.spectrum.matrix(), whole.spectrum.matrix())
-    assert torch.equal(load_spectrum(run.path / "corgi.safetensors").matrix(), whole.spectrum.matrix())
+    assert torch.equal(resumed.concept.matrix(), whole.concept.matrix())
+    assert torch.equal(load_spectrum(run.path / "corgi.safetensors").matrix(), whole.concept.matrix())
 
 
 def test_cancel_in_the_middle_of_a_preview_ends_it(prepared, untouched, outputs, monkeypatch) -> None:
     import comfy.model_management
-    from bestiary.nodes.denoiser.comfy_denoiser import ComfyDenoiser
+    from bestiary.nodes.denoiser.comfy_network import ComfyNetwork
 
     loaded, pictures, settings = prepared("sd15", steps=4, preview_every=2, more_settings="run.preview_steps = 3")
     untouched(loaded)
-    run, predict, calls = _run(settings, pictures), ComfyDenoiser.predict, []
+    run, predict, calls = _run(settings, pictures), ComfyNetwork.predict, []
 
-    def cancel_in_the_first_preview(self: ComfyDenoiser, *inputs: object) -> object:
+    def cancel_in_the_first_preview(self: ComfyNetwork, *inputs: object) -> object:
         calls.append(torch.is_grad_enabled())
         if not calls[-1]:
             comfy.model_management.interrupt_current_processing(True)
         return predict(self, *inputs)
 
     with monkeypatch.context() as patch:
-        patch.setattr(ComfyDenoiser, "predict", cancel_in_the_first_preview)
+        patch.setattr(ComfyNetwork, "predict", cancel_in_the_first_preview)
         with pytest.raises(comfy.model_management.InterruptProcessingException):
             _train(loaded, pictures, settings, run)
     # two steps, then one step of the sampler with and without the prompt; newer ComfyUIs end inside the first of these
@@ -233,16 +171,16 @@ def test_a_loss_that_is_not_finite_names_its_pictures(prepared, untouched) -> No
 
 
 def test_too_little_memory_is_one_message_that_says_what_to_lower(prepared, untouched, monkeypatch) -> None:
-    from bestiary.nodes.denoiser.comfy_denoiser import ComfyDenoiser
+    from bestiary.nodes.denoiser.comfy_network import ComfyNetwork
 
     loaded, pictures, settings = prepared("sd15", steps=3)
     untouched(loaded)
 
-    def fail(self: ComfyDenoiser, *inputs: object) -> None:
+    def fail(self: ComfyNetwork, *inputs: object) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB")
 
     with monkeypatch.context() as patch:
-        patch.setattr(ComfyDenoiser, "predict", fail)
+        patch.setattr(ComfyNetwork, "predict", fail)
         with pytest.raises(BestiaryError, match="out of memory in training: lower batch_size 3 ") as raised:
             _train(loaded, pictures, settings, _run(settings, pictures))
     assert "switching recompute on, or the image_size 128, or close other programs" in str(raised.value)
@@ -273,23 +211,24 @@ def test_preview_pictures_are_those_of_the_other_denoiser(prepared, monkeypatch)
     """From the same vectors and noise, however many are made at once."""
     from bestiary.concepts.denoiser.ddim import sample_ddim
     from bestiary.concepts.spectrum.staged_conditioning import encode_staged
-    from bestiary.nodes.training import graph_spectrum_training
+    from bestiary.nodes.training import node_previews
+    from bestiary.trainer.learning.spectrum import spectrum_objective_setup
     from bestiary.trainer.learning.spectrum.spectrum_sheet import sheet_prompts, sheet_seeds
     from bestiary.trainer.model.backbones import load_denoiser
 
     made = []
-    sheet = graph_spectrum_training.spectrum_sheet
+    sheet = spectrum_objective_setup.spectrum_sheet
     monkeypatch.setattr(
-        graph_spectrum_training,
+        spectrum_objective_setup,
         "spectrum_sheet",
         lambda real, names, pictures, stages: made.append(pictures) or sheet(real, names, pictures, stages),
     )
-    monkeypatch.setattr(graph_spectrum_training, "PIXELS_AT_ONCE", 4 * 128**2)
+    monkeypatch.setattr(node_previews, "PIXELS_AT_ONCE", 4 * 128**2)
     more = "run.preview_steps = 4\nrun.preview_count = 2"
     loaded, pictures, settings = prepared("demo", steps=1, more_settings=more, initial_words="creature")
     learned = _train(loaded, pictures, settings, _run(settings, pictures))
     denoiser, stages = load_denoiser("demo", device="cpu", dtype="fp32"), range(4)
-    told = encode_staged(denoiser, sheet_prompts(learned.spectrum, "a photo of a {}", 2, stages))
+    told = encode_staged(denoiser, sheet_prompts(learned.concept, "a photo of a {}", 2, stages))
     options = {"steps": 4, "guidance": settings.run.preview_guidance, "size": 128, "seeds": sheet_seeds(2, stages)}
     theirs = sample_ddim(denoiser, told.at, denoiser.empty_conditioning(), **options)
     assert made[0].shape == theirs.shape == (6, 3, 128, 128)

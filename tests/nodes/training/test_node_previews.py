@@ -27,18 +27,21 @@ class _State:
 
 
 @pytest.fixture
-def previews(tmp_path: Path) -> object:
+def previews(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> object:
     """Previews of two sheets, whose `told` are the calls."""
-    from bestiary.nodes.training.node_previews import NodePreviews
+    from bestiary.nodes.training import node_previews
     from bestiary.trainer.learning.run.run_folder import RunFolder
 
-    class Drawn(NodePreviews):
-        def draw(self) -> tuple[Image.Image, ...]:
-            self.told.append(("draw", self.state.is_averaged, torch.is_grad_enabled()))
-            self.ask(1, 2)
-            made = self.sampled(lambda: torch.ones(1))
-            assert bool(made)
-            return Image.new("RGB", (40, 20), "red"), Image.new("RGB", (30, 10), "blue")
+    def sampled(*given: object, seeds: range, on_step: object, **choices: object) -> torch.Tensor:
+        on_step(1, 2)
+        if made.fault:
+            raise made.fault
+        return torch.ones(len(seeds))
+
+    def sheets(origin: object, sample: object) -> tuple[Image.Image, ...]:
+        told.append(("draw", made.state.is_averaged, torch.is_grad_enabled()))
+        assert len(sample(object(), range(3))) == 3
+        return Image.new("RGB", (40, 20), "red"), Image.new("RGB", (30, 10), "blue")
 
     told: list[tuple] = []
     progress = SimpleNamespace(
@@ -47,9 +50,14 @@ def previews(tmp_path: Path) -> object:
         interruption=_HostStop,
         cancelled=False,
     )
-    denoiser = SimpleNamespace(make_room=lambda: told.append(("room",)))
-    made = Drawn(denoiser, RunFolder.create(tmp_path / "run"), progress, 9)
-    made.told, made.stop, made.state = told, False, _State(4)
+    monkeypatch.setattr(node_previews, "sample_ddim", sampled)
+    denoiser = SimpleNamespace(make_room=lambda: told.append(("room",)), empty_conditioning=object)
+    settings = SimpleNamespace(
+        optimizer=SimpleNamespace(steps=9), run=SimpleNamespace(preview_steps=2, preview_guidance=1.0)
+    )
+    training = SimpleNamespace(sheets=sheets, settings=settings, image_size=64)
+    made = node_previews.NodePreviews(training, denoiser, None, RunFolder.create(tmp_path / "run"), progress)
+    made.told, made.stop, made.fault, made.state = told, False, None, _State(4)
     return made
 
 
@@ -72,24 +80,12 @@ def test_cancel_cuts_a_preview_short(previews, tmp_path: Path) -> None:
 
 
 def test_cancel_raised_by_the_model_itself_cuts_a_preview_short_too(previews) -> None:
-    def raised(done: int, steps: int) -> None:
-        raise _HostStop
-
-    previews.ask = raised
+    previews.fault = _HostStop()
     assert previews.sheet() is None and previews._progress.cancelled
 
 
 def test_the_model_has_its_place_again_after_a_fault(previews) -> None:
-    def fail() -> torch.Tensor:
-        raise RuntimeError("no")
-
+    previews.fault = RuntimeError("no")
     with pytest.raises(RuntimeError, match="no"):
-        previews.sampled(fail)
-    assert previews.told == [("room",)]
-
-
-def test_what_a_preview_shows_must_be_said() -> None:
-    from bestiary.nodes.training.node_previews import NodePreviews
-
-    with pytest.raises(NotImplementedError):
-        NodePreviews(None, None, None, 1).draw()
+        previews.sheet()
+    assert previews.told[-1] == ("room",)

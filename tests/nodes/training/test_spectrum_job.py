@@ -1,6 +1,6 @@
 """From the inputs of Train Spectrum to its outputs: settings, checks before pictures are encoded, what comes out."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -12,26 +12,16 @@ CHOICES |= {"vector_lr": 0.5, "image_size": 0, "seed": 4, "preview_every": 0, "r
 CHOICES |= {"resume": "start anew", "more_settings": "run.preview_steps = 1\nrun.preview_count = 1"}
 
 
-@pytest.fixture(autouse=True)
-def outputs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """Runs and spectra go to a folder of the test."""
-    import folder_paths
-
-    monkeypatch.setattr(folder_paths, "output_directory", str(tmp_path / "output"))
-    monkeypatch.setattr(folder_paths, "models_dir", str(tmp_path / "models"))
-    return tmp_path / "output" / "bestiary"
-
-
 @pytest.fixture
 def train(demo_model, drawn_images) -> Callable[..., object]:
     """`train(vae=..., images=..., **choices)` -> outputs of a training of two steps on two drawings."""
 
     def build(vae: object = None, images: list | None = None, masks: list | None = None, **choices: object) -> object:
         from bestiary.nodes.training.graph_fit import GraphModel
-        from bestiary.nodes.training.spectrum_job import ConceptImages, run_spectrum_training
+        from bestiary.nodes.training.spectrum_job import ConnectedPictures, run_spectrum_training
 
         loaded = GraphModel(demo_model.model, demo_model.clip, vae or demo_model.vae)
-        concept = ConceptImages([drawn_images[:2]] if images is None else images, masks)
+        concept = ConnectedPictures([drawn_images[:2]] if images is None else images, masks)
         with torch.inference_mode():
             return run_spectrum_training(loaded, concept, {**CHOICES, **choices}, None)
 
@@ -94,14 +84,14 @@ def test_more_settings_win_and_may_not_say_what_sockets_do() -> None:
         spectrum_settings({**CHOICES, "more_settings": "method.stags = 3"})
 
 
-def test_outputs_are_those_of_the_node(train, outputs: Path) -> None:
+def test_outputs_are_those_of_the_node(train, runs: Path) -> None:
     made = train()
     assert made.spectrum.name == "moth" and made.spectrum.spectrum.stages == 3
     assert made.spectrum.spectrum.provenance["made_by"] == "Bestiary Train Spectrum in ComfyUI"
     assert len(made.loss_map["loss"]) == 2 and made.run == "moth"
     assert made.preview.ndim == 4 and made.preview.shape[0] == 1 and float(made.preview.min()) >= 0
     assert made.text.startswith("3 stages learned in 2 steps, loss 0.") and made.text.endswith("output/bestiary/moth")
-    assert (outputs / "moth" / "moth.safetensors").is_file()
+    assert (runs / "moth" / "moth.safetensors").is_file()
     assert train(steps=1).run == "moth-2"
 
 
@@ -124,19 +114,19 @@ def test_masks_and_margins_reach_the_training(train, drawn_images) -> None:
         ({"images": []}, "images: connect at least one picture"),
     ],
 )
-def test_nothing_is_begun_where_something_is_wrong(train, outputs: Path, choices: dict, message: str) -> None:
+def test_nothing_is_begun_where_something_is_wrong(train, runs: Path, choices: dict, message: str) -> None:
     with pytest.raises(BestiaryError, match=message):
         train(**choices)
-    assert not outputs.exists()
+    assert not runs.exists()
 
 
-def test_the_vae_of_another_model_is_told(train, sd15_model, outputs: Path) -> None:
+def test_the_vae_of_another_model_is_told(train, sd15_model, runs: Path) -> None:
     with pytest.raises(
         BestiaryError,
         match=r"this VAE makes latents of 4 channels, this MODEL \(bestiary-demo\) takes 8: connect the VAE",
     ):
         train(vae=sd15_model.vae)
-    assert not outputs.exists()
+    assert not runs.exists()
 
 
 def test_a_run_goes_on_with_what_it_learned(train, drawn_images) -> None:

@@ -1,7 +1,5 @@
 """From the inputs of the part training nodes to settings, training and outputs."""
 
-from collections.abc import Iterator
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -11,16 +9,6 @@ from bestiary.concepts.errors import BestiaryError
 CHOICES = {"name": "birds", "steps": 1, "batch_size": 2, "accumulation": 1, "token_lr": 0.1, "lora_lr": 1e-3}
 CHOICES |= {"attention_loss": "softmax", "attention_weight": 0.2, "rank": 2, "seed": 3, "preview_every": 0}
 CHOICES |= {"recompute": True, "resume": "start anew", "more_settings": "run.preview_steps = 1\nrun.preview_count = 1"}
-
-
-@pytest.fixture(autouse=True)
-def outputs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """Runs and dictionaries go to a folder of the test."""
-    import folder_paths
-
-    monkeypatch.setattr(folder_paths, "output_directory", str(tmp_path / "output"))
-    monkeypatch.setattr(folder_paths, "models_dir", str(tmp_path / "models"))
-    return tmp_path / "output" / "bestiary"
 
 
 @pytest.fixture(scope="module")
@@ -72,17 +60,17 @@ def test_more_settings_name_no_place_on_this_machine(more: str, message: str) ->
         graph_settings({**CHOICES, "more_settings": more}, SimpleNamespace(image_size=128, flip=False))
 
 
-def test_a_name_that_the_clip_knows_is_told_at_once(demo_model, training_set, outputs, monkeypatch) -> None:
+def test_a_name_that_the_clip_knows_is_told_at_once(demo_model, training_set, runs, monkeypatch) -> None:
     from bestiary.nodes.training import training_job
     from bestiary.nodes.training.graph_fit import GraphModel
 
     monkeypatch.setattr(training_job, "dictionaries_of", lambda clip: {"birds": object()})
     with pytest.raises(BestiaryError, match="the CLIP knows a dictionary 'birds' already: give this training another"):
         training_job.run_graph_training(GraphModel(*demo_model), training_set, CHOICES, None)
-    assert not outputs.exists()
+    assert not runs.exists()
 
 
-def test_outputs_are_those_of_the_node(demo_model, training_set, outputs) -> None:
+def test_outputs_are_those_of_the_node(demo_model, training_set, runs) -> None:
     from bestiary.nodes.part_prompt.clip_tokens import dictionaries_of
     from bestiary.nodes.training.graph_fit import GraphModel
     from bestiary.nodes.training.training_job import run_graph_training
@@ -94,7 +82,7 @@ def test_outputs_are_those_of_the_node(demo_model, training_set, outputs) -> Non
     assert len(made.loss_map["loss"]) == 1 and made.preview.shape[0] == 1
     rows = len(made.dictionary.dictionary.rows)
     assert made.text.startswith(f"{rows} tokens learned in 1 steps, loss ") and made.text.endswith("bestiary/birds")
-    assert (outputs / "birds" / "birds.safetensors").is_file()
+    assert (runs / "birds" / "birds.safetensors").is_file()
 
 
 def test_a_training_in_its_own_process_gets_the_same_settings(training_set, monkeypatch) -> None:

@@ -8,6 +8,7 @@ import torch
 from bestiary.concepts.errors import BestiaryError
 from bestiary.trainer.learning.parts.settings import TrainPartsSettings, load_recipe
 from bestiary.trainer.training.doctor import examine, examine_setup, state_bytes
+from bestiary.trainer.training.train_parts import PartTask
 from bestiary.trainer.training.training_setup import prepare
 
 
@@ -22,7 +23,7 @@ def settings(tmp_path_factory, make_discovery, tiny_folder) -> TrainPartsSetting
 
 
 def test_findings_cover_pictures_sizes_disk_memory_and_one_forward_pass(settings) -> None:
-    lines = list(examine(settings))
+    lines = list(examine(PartTask(settings)))
     text = "\n".join(lines)
     assert "pictures: 6 in " in text and "head 4, body 5, background 6" in text
     assert "tokens: 6, each in 1 to 6 pictures (median 2), 5 in fewer than 3" in text
@@ -39,11 +40,13 @@ def test_a_disk_that_is_too_small_is_refused(settings, monkeypatch: pytest.Monke
     with pytest.raises(
         BestiaryError, match=r"has 0 MiB free, this training needs about \d+ MiB .*set run.out, run.keep_states"
     ):
-        list(examine(settings))
+        list(examine(PartTask(settings)))
 
 
 def test_a_loss_that_is_not_finite_is_refused(settings) -> None:
-    setup = prepare(settings.model_copy(update={"run": settings.run.model_copy(update={"estimate_memory": False})}))
+    setup = prepare(
+        PartTask(settings.model_copy(update={"run": settings.run.model_copy(update={"estimate_memory": False})}))
+    )
     with torch.no_grad():
         setup.objective.projector.embedding.weight.fill_(torch.nan)
     with pytest.raises(BestiaryError, match='first forward pass gives a loss of nan: set run.dtype = "fp32"'):
@@ -51,6 +54,6 @@ def test_a_loss_that_is_not_finite_is_refused(settings) -> None:
 
 
 def test_a_state_holds_weights_moments_and_the_average(settings) -> None:
-    setup = prepare(settings)
+    setup = prepare(PartTask(settings))
     learned = sum(parameter.numel() for parameter in setup.objective.parameters())
     assert state_bytes(setup) == 12 * learned

@@ -4,6 +4,7 @@ import pytest
 import torch
 from bestiary.trainer.learning.parts.settings import load_recipe
 from bestiary.trainer.training.memory_estimate import StorageHighWater, estimate_memory, measure_memory
+from bestiary.trainer.training.train_parts import PartTask
 from bestiary.trainer.training.training_setup import TrainingSetup, prepare
 
 
@@ -14,7 +15,7 @@ def found(tmp_path_factory, make_discovery):
 
 def setup_of(found, folder, **flags: object) -> TrainingSetup:
     flags = {"images.size": 64, "run.preview_every": 0, "run.dtype": "fp32", "run.device": "cpu", **flags}
-    return prepare(load_recipe(None, {"discovery.folder": found, "base.path": str(folder), **flags}))
+    return prepare(PartTask(load_recipe(None, {"discovery.folder": found, "base.path": str(folder), **flags})))
 
 
 def test_the_high_water_mark_counts_what_lives_at_once() -> None:

@@ -37,10 +37,9 @@ def test_a_run_of_a_graph_is_gone_on_with_there(tmp_path: Path) -> None:
     from bestiary.trainer.learning.parts.settings import load_recipe
     from bestiary.trainer.learning.run.recipe_file import format_toml
     from bestiary.trainer.learning.spectrum.spectrum_settings import load_spectrum_recipe
-    from bestiary.trainer.training.train_parts import resume_training
-    from bestiary.trainer.training.train_spectrum import resume_spectrum
+    from bestiary.trainer.training.tasks import resume_training
 
-    for name, load, go_on in (("birds", load_recipe, resume_training), ("moth", load_spectrum_recipe, resume_spectrum)):
+    for name, load, go_on in (("birds", load_recipe, resume_training), ("moth", load_spectrum_recipe, resume_training)):
         run = RunFolder.create(tmp_path / name)
         run.write_config(format_toml(load(None, {"base.path": "graph"})))
         with pytest.raises(
@@ -52,7 +51,7 @@ def test_a_run_of_a_graph_is_gone_on_with_there(tmp_path: Path) -> None:
 
 def test_a_run_from_elsewhere_makes_no_folder_that_is_not_its_own(tmp_path: Path) -> None:
     from bestiary.trainer.learning.parts.settings import load_recipe
-    from bestiary.trainer.training.train_parts import resume_training
+    from bestiary.trainer.training.tasks import resume_training
 
     run = RunFolder.create(tmp_path / "runs" / "got")
     outside, base = tmp_path / "elsewhere", load_recipe(None, {}).base

@@ -16,6 +16,7 @@ from PIL import Image
 
 RECIPES = sorted(path.stem for path in RECIPE_FOLDER.glob("*.toml"))
 SPECTRA = [name for name in RECIPES if name.startswith("spectrum_")]
+SCENES = ["scenes"]
 
 pytestmark = pytest.mark.train
 
@@ -40,11 +41,11 @@ def _small(family: str, tiny_folder: Callable[[str], Path], folder: Path) -> dic
     }  # fmt: skip
 
 
-@pytest.mark.parametrize("recipe", [name for name in RECIPES if name not in SPECTRA])
+@pytest.mark.parametrize("recipe", [name for name in RECIPES if name not in (*SPECTRA, *SCENES)])
 def test_a_recipe_trains(recipe: str, found: Path, tiny_folder: Callable[[str], Path], tmp_path: Path) -> None:
     family = _family(recipe)
     trained = train_parts(load_recipe(recipe, _small(family, tiny_folder, tmp_path) | {"discovery.folder": found}))
-    dictionary = PartDictionary.load(trained.dictionary_path)
+    dictionary = PartDictionary.load(trained.path)
     assert dictionary.backbone == family and dictionary.provenance["steps"] == 1
     record = json.loads((tmp_path / "run" / "log.jsonl").read_text().splitlines()[-1])
     assert record["loss"] > 0 and "attention_loss" in record
@@ -57,7 +58,7 @@ def test_a_recipe_of_a_spectrum_trains(recipe: str, tiny_folder: Callable[[str],
     # the recipe's own number of pictures: several stages of one step learn together
     small = _small(family, tiny_folder, tmp_path) | {"optimizer.batch_size": 2, "images.source": tmp_path / "a.png"}
     settings = load_spectrum_recipe(recipe, small)
-    spectrum = load_spectrum(train_spectrum(settings).spectrum_path)
+    spectrum = load_spectrum(train_spectrum(settings).path)
     assert (spectrum.backbone, spectrum.stages) == (family, 10)
     assert spectrum.vectors == settings.method.vectors and spectrum.provenance["steps"] == 1
     record = json.loads((tmp_path / "run" / "log.jsonl").read_text().splitlines()[-1])

@@ -11,8 +11,9 @@ import torch
 from bestiary.concepts.errors import BestiaryError
 from bestiary.trainer.learning.run.run_folder import RunFolder
 from bestiary.trainer.learning.spectrum.spectrum_settings import TrainSpectrumSettings, load_spectrum_recipe
-from bestiary.trainer.training.spectrum_doctor import examine_spectrum, examine_spectrum_setup
-from bestiary.trainer.training.spectrum_setup import prepare_spectrum
+from bestiary.trainer.training.doctor import examine, examine_setup
+from bestiary.trainer.training.train_spectrum import SpectrumTask
+from bestiary.trainer.training.training_setup import prepare
 from PIL import Image
 
 
@@ -37,7 +38,7 @@ def settings(tiny_folder: Callable, tmp_path: Path) -> Callable[..., TrainSpectr
 
 
 def test_findings_name_material_work_and_cost(settings, tmp_path: Path) -> None:
-    lines = list(examine_spectrum(settings(**{"method.vectors": 3, "images.margin": 0.25})))
+    lines = list(examine(SpectrumTask(settings(**{"method.vectors": 3, "images.margin": 0.25}))))
     assert lines[0] == f"pictures: 1 in {tmp_path}, 0 files left out"
     assert lines[1] == "sizes: trained at 64 px, cached at 80 px"
     assert lines[2] == "stages: 10 with 3 vectors each, 960 learned numbers, start from common words"
@@ -47,14 +48,16 @@ def test_findings_name_material_work_and_cost(settings, tmp_path: Path) -> None:
 
 
 def test_memory_is_estimated_where_asked(settings) -> None:
-    (line,) = [one for one in examine_spectrum(settings(**{"run.estimate_memory": True})) if one.startswith("memory")]
+    (line,) = [
+        one for one in examine(SpectrumTask(settings(**{"run.estimate_memory": True}))) if one.startswith("memory")
+    ]
     assert "frozen weights" in line and "activations" in line
 
 
 def test_a_run_gets_a_first_preview(settings, tmp_path: Path) -> None:
-    setup = prepare_spectrum(settings(**{"run.preview_every": 10, "method.stages": 2}))
+    setup = prepare(SpectrumTask(settings(**{"run.preview_every": 10, "method.stages": 2})))
     run = RunFolder.create(tmp_path / "run")
-    report = examine_spectrum_setup(setup, run)
+    report = examine_setup(setup, run)
     assert any("step-0000000.png in " in line for line in report.lines)
     assert (run.samples / "step-0000000.png").is_file()
 
@@ -63,13 +66,13 @@ def test_a_full_disk_is_told_beforehand(settings, monkeypatch: pytest.MonkeyPatc
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr(shutil, "disk_usage", lambda folder: usage(10**9, 10**9, 1000))
     with pytest.raises(BestiaryError, match=r"has 0 MiB free, this training needs about 0 MiB for states and previews"):
-        list(examine_spectrum(settings()))
+        list(examine(SpectrumTask(settings())))
 
 
 def test_a_loss_that_is_not_finite_is_told_beforehand(settings) -> None:
-    setup = prepare_spectrum(settings())
+    setup = prepare(SpectrumTask(settings()))
     with torch.no_grad():
         for row in setup.objective.table.rows:
             row.fill_(float("nan"))
     with pytest.raises(BestiaryError, match='gives a loss of nan: set run.dtype = "fp32", or use another base model'):
-        examine_spectrum_setup(setup, None)
+        examine_setup(setup, None)

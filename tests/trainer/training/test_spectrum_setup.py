@@ -8,30 +8,32 @@ import pytest
 import torch
 from bestiary.concepts.errors import BestiaryError
 from bestiary.trainer.learning.spectrum.spectrum_settings import load_spectrum_recipe
-from bestiary.trainer.training import spectrum_setup
-from bestiary.trainer.training.spectrum_setup import SpectrumSetup, check_one_process, prepare_spectrum
+from bestiary.trainer.training import training_setup
+from bestiary.trainer.training.train_spectrum import SpectrumTask
+from bestiary.trainer.training.training_setup import TrainingSetup
+from bestiary.trainer.training.training_setup import prepare as prepare_setup
 from PIL import Image
 
 
 @pytest.fixture
-def prepare(tiny_folder: Callable, tmp_path: Path) -> Callable[..., SpectrumSetup]:
+def prepare(tiny_folder: Callable, tmp_path: Path) -> Callable[..., TrainingSetup]:
     """`prepare(**changes)` -> a setup on two pictures in `tmp_path/pictures`."""
     (tmp_path / "pictures").mkdir()
     for number in range(2):
         pixels = np.random.default_rng(number).integers(0, 255, (90, 70, 3), dtype=np.uint8)
         Image.fromarray(pixels).save(tmp_path / "pictures" / f"{number}.png")
 
-    def build(**changes: object) -> SpectrumSetup:
+    def build(**changes: object) -> TrainingSetup:
         values = {"images.source": tmp_path / "pictures", "images.size": 64, "base.path": str(tiny_folder("sd15"))}
         values |= {"run.out": tmp_path / "run", "run.device": "cpu", "run.dtype": "fp32", "run.preview_every": 0}
-        return prepare_spectrum(load_spectrum_recipe(None, {**values, **changes}))
+        return prepare_setup(SpectrumTask(load_spectrum_recipe(None, {**values, **changes})))
 
     return build
 
 
 def test_latents_are_encoded_once(prepare, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first = prepare()
-    monkeypatch.setattr(spectrum_setup, "open_cache", _counting(spectrum_setup.open_cache, calls := [], opened := []))
+    monkeypatch.setattr(training_setup, "open_cache", _counting(training_setup.open_cache, calls := [], opened := []))
     again = prepare(**{"method.stages": 3})
     assert calls == [] and len(opened) == 1  # nothing was left to encode
     assert torch.equal(first.batches.draw(0, 0).moments, again.batches.draw(0, 0).moments)
@@ -67,12 +69,13 @@ def test_words_are_looked_at_before_pictures_are_encoded(prepare, tmp_path: Path
 
 def test_the_autoencoder_is_dropped_unless_previews_need_it(prepare) -> None:
     kept = prepare(**{"run.preview_every": 5})
-    assert kept.denoiser.decode_latents(torch.zeros(1, 4, 8, 8)).shape == (1, 3, 64, 64)
+    assert kept.denoiser.images.decode(torch.zeros(1, 4, 8, 8)).shape == (1, 3, 64, 64)
     with pytest.raises(BestiaryError, match="autoencoder"):
-        prepare().denoiser.decode_latents(torch.zeros(1, 4, 8, 8))
+        prepare().denoiser.images.decode(torch.zeros(1, 4, 8, 8))
 
 
 def test_one_process_alone() -> None:
-    check_one_process(1)
+    task = SpectrumTask(load_spectrum_recipe(None))
+    task.check_processes(1)
     with pytest.raises(BestiaryError, match="3 processes were started, but a spectrum is learned by one"):
-        check_one_process(3)
+        task.check_processes(3)

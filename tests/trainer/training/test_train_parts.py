@@ -14,7 +14,8 @@ from bestiary.concepts.errors import BestiaryError
 from bestiary.concepts.part_dictionary.part_dictionary import PartDictionary
 from bestiary.trainer.learning.parts.settings import TrainPartsSettings, load_recipe
 from bestiary.trainer.learning.run.fit import TrainingStopped
-from bestiary.trainer.training.train_parts import resume_training, train_parts
+from bestiary.trainer.training.tasks import resume_training
+from bestiary.trainer.training.train_parts import train_parts
 from safetensors.torch import load_file
 
 ROOT = Path(__file__).parents[3]
@@ -59,7 +60,7 @@ def test_a_training_leaves_a_dictionary_and_its_exports(settings_for, tmp_path) 
     flags = {"run__preview_every": 2, "run__preview_steps": 1, "run__preview_count": 2, "optimizer__ema": 0.5}
     trained = train_parts(settings_for(**flags), on_progress=lambda done, total: steps.append((done, total)))
     assert steps == [(step, 4) for step in (1, 2, 3, 4)]
-    dictionary = PartDictionary.load(trained.dictionary_path)
+    dictionary = PartDictionary.load(trained.path)
     assert dictionary.rows.tolist() == [[0, 0], [0, 1], [1, 0], [1, 1], [1, 2], [2, 0]]
     assert dictionary.kind_names[0] == {0: "red", 1: "blue"} and dictionary.background == 2
     assert dictionary.thumbnails.tile(1, 2) is not None and dictionary.provenance["steps"] == 4
@@ -79,7 +80,7 @@ def test_a_training_leaves_a_dictionary_and_its_exports(settings_for, tmp_path) 
 def test_a_second_run_overwrites_nothing(settings_for) -> None:
     first, second = train_parts(settings_for()), train_parts(settings_for())
     assert (first.run.path.name, second.run.path.name) == ("run", "run-2")
-    assert first.dictionary_path.read_bytes() == second.dictionary_path.read_bytes()
+    assert first.path.read_bytes() == second.path.read_bytes()
 
 
 def test_a_stopped_training_goes_on_bit_for_bit(settings_for, monkeypatch) -> None:
@@ -96,7 +97,7 @@ def test_a_stopped_training_goes_on_bit_for_bit(settings_for, monkeypatch) -> No
     assert curve(resumed.run.path) == curve(whole.run.path)
     ours, theirs = weights(resumed.run.path), weights(whole.run.path)
     assert ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
-    assert resumed.dictionary_path.read_bytes() == whole.dictionary_path.read_bytes()
+    assert resumed.path.read_bytes() == whole.path.read_bytes()
 
 
 @pytest.mark.train
@@ -127,7 +128,7 @@ def test_a_killed_training_goes_on_bit_for_bit(settings_for, tmp_path) -> None:
 def test_the_baselines_train_by_the_same_program(settings_for, found) -> None:
     flags = {"method__ids": "class", "images__labels": found.parent / "labels.csv"}
     trained = train_parts(settings_for(method__kind="textual_inversion", **flags))
-    dictionary = PartDictionary.load(trained.dictionary_path)
+    dictionary = PartDictionary.load(trained.path)
     assert dictionary.part_names == ("whole",) and dictionary.kind_names == ({0: "lark", 1: "wren"},)
     assert len(dictionary.provenance["codes_of_kind"]) == 2
     without = train_parts(settings_for("without", attention_loss__weight=0))

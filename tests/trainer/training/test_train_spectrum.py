@@ -17,8 +17,9 @@ from bestiary.trainer.learning.run.recipe_file import format_toml
 from bestiary.trainer.learning.run.run_folder import RunFolder
 from bestiary.trainer.learning.spectrum.spectrum_objective_setup import build_spectrum, word_start
 from bestiary.trainer.learning.spectrum.spectrum_settings import TrainSpectrumSettings, load_spectrum_recipe
-from bestiary.trainer.training.spectrum_setup import check_one_process, prepare_spectrum
-from bestiary.trainer.training.train_spectrum import resume_spectrum, train_spectrum
+from bestiary.trainer.training.tasks import resume_training
+from bestiary.trainer.training.train_spectrum import SpectrumTask, train_spectrum
+from bestiary.trainer.training.training_setup import prepare
 from PIL import Image
 
 
@@ -47,9 +48,9 @@ def test_every_backbone_trains_and_gives_a_small_file(
     tiny_folder: Callable, pictures: Path, tmp_path: Path, backbone: str
 ) -> None:
     trained = train_spectrum(_settings(tiny_folder(backbone), pictures, tmp_path / "run"))
-    spectrum = load_spectrum(trained.spectrum_path)
+    spectrum = load_spectrum(trained.path)
     assert (spectrum.backbone, spectrum.stages, spectrum.initial_words) == (backbone, 10, "red bird")
-    assert trained.spectrum_path.stat().st_size <= 100_000
+    assert trained.path.stat().st_size <= 100_000
     assert spectrum.provenance["steps"] == 4 and spectrum.provenance["pictures"] == ["0.png", "1.png", "2.png"]
     # every stage has moved away from the start, none of them out of its norm
     start = spectrum.neutral_matrix()
@@ -65,7 +66,7 @@ def test_every_backbone_trains_and_gives_a_small_file(
 
 
 def _setup(base: Path, pictures: Path, tmp_path: Path, **changes: object) -> object:
-    return prepare_spectrum(_settings(base, pictures, tmp_path / "run", **changes))
+    return prepare(SpectrumTask(_settings(base, pictures, tmp_path / "run", **changes)))
 
 
 def test_stages_are_served_equally_often(tiny_folder: Callable, pictures: Path, tmp_path: Path) -> None:
@@ -75,7 +76,7 @@ def test_stages_are_served_equally_often(tiny_folder: Callable, pictures: Path, 
     assert np.bincount(stages).tolist() == [6] * 10
     bounds = StageBounds.equal(10)
     for batch in drawn:
-        assert bounds.stage_of(batch.timesteps).tolist() == list(batch.stages)
+        assert bounds.stage_at(batch.times).tolist() == list(batch.stages)
 
 
 def test_batches_depend_on_nothing_but_their_step(tiny_folder: Callable, pictures: Path, tmp_path: Path) -> None:
@@ -99,8 +100,8 @@ def test_encodes_of_a_step_are_its_distinct_stages(
     tiny_folder: Callable, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     setup = _setup(tiny_folder("sd15"), pictures, tmp_path, **{"method.stages": 3, "optimizer.batch_size": 4})
-    encode, counts = setup.denoiser.encode_prompts, []
-    monkeypatch.setattr(setup.denoiser, "encode_prompts", lambda p, v: counts.append(len(p)) or encode(p, v))
+    encode, counts = setup.denoiser.text.encode, []
+    monkeypatch.setattr(setup.denoiser.text, "encode", lambda p, v: counts.append(len(p)) or encode(p, v))
     batch = setup.batches.draw(0, 0)
     setup.objective(batch)
     assert counts == [len(set(batch.stages))] == [3]
@@ -141,7 +142,7 @@ def test_halves_of_a_batch_average_to_the_whole(tiny_folder: Callable, pictures:
     for rows in (slice(0, 2), slice(2, 4)):
         cut = {
             n: getattr(whole, n)[rows]
-            for n in ("names", "moments", "noise", "timesteps", "stages", "templates", "prompts", "sizes")
+            for n in ("names", "moments", "noise", "times", "stages", "templates", "prompts", "sizes")
         }
         parts.append(setup.objective(replace(whole, **cut)).total)
     assert torch.allclose(sum(parts) / 2, setup.objective(whole).total, atol=1e-6)
@@ -168,7 +169,7 @@ def test_masks_leave_the_surroundings_out(tiny_folder: Callable, pictures: Path,
 def test_the_reference_parameterisation_trains_too(tiny_folder: Callable, pictures: Path, tmp_path: Path) -> None:
     changes = {"method.parameterisation": "reference", "method.initial_words": "bird", "optimizer.network_lr": 1e-3}
     trained = train_spectrum(_settings(tiny_folder("sd15"), pictures, tmp_path / "run", **changes))
-    spectrum = load_spectrum(trained.spectrum_path)
+    spectrum = load_spectrum(trained.path)
     assert spectrum.matrix().shape == (10, 1, 32) and spectrum.provenance["parameterisation"] == "reference"
 
 
@@ -177,9 +178,9 @@ def test_it_starts_at_whole_words(tiny_denoiser: Callable) -> None:
     start = word_start(denoiser, "head", 2)
     assert start.shape == (2, 32)
     # "head" is one token here; the reference takes the first letter of a word for it
-    assert torch.equal(start[0], denoiser.word_vectors("head")[0].cpu())
-    assert not torch.allclose(start[0], denoiser.word_vectors("h")[0].cpu())
-    rows = denoiser.word_vectors("red bird").cpu()
+    assert torch.equal(start[0], denoiser.text.word_vectors("head")[0].cpu())
+    assert not torch.allclose(start[0], denoiser.text.word_vectors("h")[0].cpu())
+    rows = denoiser.text.word_vectors("red bird").cpu()
     assert torch.allclose(word_start(denoiser, "red bird", 1).norm(), rows.norm(dim=-1).mean())
     with pytest.raises(BestiaryError, match="holds no word"):
         word_start(denoiser, " ", 1)
@@ -201,8 +202,8 @@ def test_a_stopped_run_goes_on_bit_for_bit(
             train_spectrum(_settings(tiny_folder("sd15"), pictures, tmp_path / "cut", **{"optimizer.steps": 6}))
     assert not (tmp_path / "cut" / "spectrum.safetensors").exists()
     assert RunFolder.open(tmp_path / "cut").kind == "spectrum"
-    resumed = resume_spectrum(tmp_path / "cut")
-    ours, theirs = load_spectrum(resumed.spectrum_path), load_spectrum(whole.spectrum_path)
+    resumed = resume_training(tmp_path / "cut")
+    ours, theirs = load_spectrum(resumed.path), load_spectrum(whole.path)
     assert torch.equal(ours.matrix(), theirs.matrix())
 
 
@@ -218,11 +219,13 @@ def test_previews_show_the_whole_and_every_stage(tiny_folder: Callable, pictures
 
 
 def test_what_the_doctor_says(tiny_folder: Callable, pictures: Path, tmp_path: Path) -> None:
-    from bestiary.trainer.training.spectrum_doctor import examine_spectrum
+    from bestiary.trainer.training.doctor import examine
 
     (pictures / "broken.png").write_bytes(b"no picture")
     lines = "\n".join(
-        examine_spectrum(_settings(tiny_folder("sd15"), pictures, tmp_path / "run", **{"run.estimate_memory": True}))
+        examine(
+            SpectrumTask(_settings(tiny_folder("sd15"), pictures, tmp_path / "run", **{"run.estimate_memory": True}))
+        )
     )
     assert "pictures: 3 in" in lines and "1 files left out" in lines
     assert "stages: 10 with 1 vectors each, 320 learned numbers, start from red bird" in lines
@@ -291,17 +294,11 @@ def test_settings_read_back_and_tell_their_faults(tmp_path: Path) -> None:
         assert message in str(raised.value)
 
 
-def test_several_processes_are_refused() -> None:
-    check_one_process(1)
-    with pytest.raises(BestiaryError, match="2 processes were started, but a spectrum is learned by one"):
-        check_one_process(2)
-
-
 def test_pictures_that_go_missing_before_a_resume(tiny_folder: Callable, pictures: Path, tmp_path: Path) -> None:
     trained = train_spectrum(_settings(tiny_folder("sd15"), pictures, tmp_path / "run", **{"optimizer.steps": 1}))
     shutil.rmtree(pictures)
     with pytest.raises(BestiaryError, match="no picture and no folder"):
-        resume_spectrum(trained.run.path)
+        resume_training(trained.run.path)
 
 
 def test_weights_that_are_not_finite_are_never_written(tiny_folder: Callable, pictures: Path, tmp_path: Path) -> None:
@@ -309,4 +306,4 @@ def test_weights_that_are_not_finite_are_never_written(tiny_folder: Callable, pi
     with torch.no_grad():
         setup.objective.table.rows[4].fill_(float("nan"))
     with pytest.raises(BestiaryError, match="hold values that are not finite"):
-        build_spectrum(setup, 1)
+        build_spectrum(setup.training, 1)

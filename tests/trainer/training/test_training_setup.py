@@ -8,7 +8,8 @@ from bestiary.concepts.errors import BestiaryError
 from bestiary.trainer.learning.discovery.discovery_folder import write_maps
 from bestiary.trainer.learning.parts.settings import load_recipe
 from bestiary.trainer.learning.parts.token_start import word_spread
-from bestiary.trainer.training.training_setup import TrainingSetup, load_pictures, prepare
+from bestiary.trainer.training.train_parts import PartTask
+from bestiary.trainer.training.training_setup import TrainingSetup, prepare
 
 
 @pytest.fixture
@@ -21,7 +22,9 @@ def prepare_with(found, tiny_folder):
     def build(backbone: str = "bestiary-demo", **flags: object) -> TrainingSetup:
         known = {"images.size": 64, "run.preview_every": 0, "run.dtype": "fp32", "run.device": "cpu"}
         known |= {"discovery.folder": found, "base.path": str(tiny_folder(backbone))}
-        return prepare(load_recipe(None, known | {key.replace("__", "."): value for key, value in flags.items()}))
+        return prepare(
+            PartTask(load_recipe(None, known | {key.replace("__", "."): value for key, value in flags.items()}))
+        )
 
     return build
 
@@ -38,7 +41,7 @@ def test_the_autoencoder_is_freed_and_not_called_again(prepare_with) -> None:
     setup = prepare_with()
     assert setup.denoiser.vae is None
     with pytest.raises(BestiaryError, match="the autoencoder was dropped"):
-        setup.denoiser.encode_images(torch.zeros(1, 3, 64, 64))
+        setup.denoiser.images.to_cache(torch.zeros(1, 3, 64, 64))
     for step in range(2 * len(setup.pictures.names)):  # more than an epoch without it
         assert len(setup.batches.draw(step, 0).names) == setup.batches.plan.batch_size
     decoding = prepare_with(run__preview_every=5)
@@ -57,13 +60,13 @@ def test_groups_have_their_own_rates_and_only_adapters_decay(prepare_with) -> No
 def test_without_adapters_or_projector_only_tokens_are_learned(prepare_with) -> None:
     setup = prepare_with(lora__rank=0, method__projector_depth=0, method__positional=False)
     assert [group.name for group in setup.groups] == ["tokens"]
-    assert setup.denoiser.lora_tensors() == {}
+    assert setup.denoiser.network.adapters.tensors() == {}
 
 
 @pytest.mark.parametrize("depth", [0, 1, 2, 3])
 def test_tokens_start_around_words(prepare_with, depth: int) -> None:
     setup = prepare_with(method__initial_words="head bird", method__initial_spread=0.5, method__projector_depth=depth)
-    middle = setup.denoiser.word_vectors("head bird").mean(0)
+    middle = setup.denoiser.text.word_vectors("head bird").mean(0)
     vectors = setup.objective.projector.collapse().detach() - middle  # (M, K + 1, D)
     assert vectors.std().item() == pytest.approx(0.5 * word_spread(setup.denoiser), rel=0.1)
     exact = prepare_with(method__initial_words="head bird", method__initial_spread=0, method__projector_depth=depth)
@@ -73,7 +76,7 @@ def test_tokens_start_around_words(prepare_with, depth: int) -> None:
 def test_parts_start_at_the_words_that_fit_them(prepare_with) -> None:
     setup = prepare_with(method__part_words="head red bird", method__initial_spread=0)
     starts = setup.objective.projector.collapse()[:, 0]  # (M, D)
-    words = torch.stack([setup.denoiser.word_vectors(word).mean(0) for word in ("head", "red", "bird")])
+    words = torch.stack([setup.denoiser.text.word_vectors(word).mean(0) for word in ("head", "red", "bird")])
     near = torch.cdist(starts, words) < 1e-3  # (M, W)
     assert near[:2].any(1).all() and near.sum() == 2  # two different words, and none for the background
 
@@ -127,9 +130,9 @@ def test_pictures_without_parts_are_left_out(prepare_with) -> None:
 
 def test_classes_become_kinds(found) -> None:
     flags = {"discovery.folder": found, "method.ids": "class", "images.labels": found.parent / "labels.csv"}
-    kinds = load_pictures(load_recipe(None, flags)).kinds
+    kinds = PartTask(load_recipe(None, flags)).pictures.kinds
     assert kinds.kind_names[0] == {0: "lark", 1: "wren"}
-    whole = load_pictures(load_recipe(None, {**flags, "method.kind": "textual_inversion"})).kinds
+    whole = PartTask(load_recipe(None, {**flags, "method.kind": "textual_inversion"})).pictures.kinds
     assert whole.part_names == ("whole",) and whole.codes[:, 0].tolist() == [0, 1, 0, 1, 0, 1]
 
 

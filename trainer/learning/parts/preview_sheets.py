@@ -11,16 +11,13 @@ from PIL import Image
 from torch import Tensor
 
 from ....concepts.denoiser.attention_maps import average_maps
-from ....concepts.denoiser.denoiser import PromptPiece, TextConditioning
-from ..pictures.contact_sheet import contact_sheet
+from ....concepts.denoiser.denoiser import Conditioning, PromptPiece
+from ..pictures.contact_sheet import PREVIEW_TILE, contact_sheet, to_image
 from ..pictures.heat_maps import heat_map
 from .part_objective import PartBatch, PartObjective
 
-TILE = 160
-"""Edge of a preview tile in pixels."""
 
-
-def preview_prompts(objective: PartObjective, codes: Tensor, noun: str = "") -> TextConditioning:
+def preview_prompts(objective: PartObjective, codes: Tensor, noun: str = "") -> Conditioning:
     """ "a photo of a" and all tokens of each of n pictures with codes `(n, M)`, -1 where a part is absent."""
     denoiser = objective.denoiser
     prompts, vectors = [], []
@@ -28,16 +25,22 @@ def preview_prompts(objective: PartObjective, codes: Tensor, noun: str = "") -> 
     for row in codes.tolist():
         shown = [(part, kind) for part, kind in enumerate(row) if kind >= 0]
         pieces = [PromptPiece("a photo of a"), *(PromptPiece(None) for _ in shown)]
-        prompts.append(denoiser.tokenize([*pieces, *([PromptPiece(noun)] if noun else [])], chunks=1))
+        prompts.append(denoiser.text.tokenize([*pieces, *([PromptPiece(noun)] if noun else [])], chunks=1))
         # vectors in the order of the prompt, then zeros
         own = table.new_zeros(codes.shape[1], table.shape[-1])  # (M, D)
         own[: len(shown)] = torch.stack([table[part, kind] for part, kind in shown])
         vectors.append(own)
-    return denoiser.encode_prompts(prompts, torch.stack(vectors))
+    return denoiser.text.encode(prompts, denoiser.backbone.split_vector(torch.stack(vectors)))
+
+
+def pictures_sheet(real: Sequence[Image.Image], names: Sequence[str], made: Tensor) -> Image.Image:
+    """A column per picture: the real one with its name above what its tokens make, `(n, 3, S, S)` in 0..1."""
+    captions = [*names, *("made from its tokens" for _ in names)]
+    return contact_sheet([*real, *map(to_image, made)], captions, columns=len(names), tile=PREVIEW_TILE)
 
 
 @torch.no_grad()
-def attention_sheet(
+def token_sheet(
     objective: PartObjective, batch: PartBatch, part_names: Sequence[str], pictures: Sequence[Image.Image]
 ) -> Image.Image:
     """One row per part: where its token looks in each of the batch's n pictures."""
@@ -48,9 +51,9 @@ def attention_sheet(
     tiles, captions = [], []
     for part, name in enumerate(part_names):
         for column, picture in enumerate(pictures):
-            tiles.append(heat_map(picture, share[column, part], TILE))
+            tiles.append(heat_map(picture, share[column, part], PREVIEW_TILE))
             captions.append(name if batch.codes[column, part] >= 0 else f"{name} (absent)")
-    return contact_sheet(tiles, captions, columns=len(pictures), tile=TILE)
+    return contact_sheet(tiles, captions, columns=len(pictures), tile=PREVIEW_TILE)
 
 
 def varied_rows(codes: np.ndarray, count: int) -> list[int]:
@@ -65,8 +68,3 @@ def varied_rows(codes: np.ndarray, count: int) -> list[int]:
         chosen.append(row)
         seen |= codes == codes[row]
     return chosen
-
-
-def to_image(image: Tensor) -> Image.Image:
-    """`(3, H, W)` in 0..1 -> Pillow."""
-    return Image.fromarray((image * 255).round().byte().permute(1, 2, 0).contiguous().numpy())

@@ -3,11 +3,14 @@
 from collections.abc import Sequence
 
 from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
 
 from ....concepts.errors import BestiaryError
 
 PAPER = (250, 247, 240)
 INK = (60, 54, 46)
+PREVIEW_TILE = 160
+"""Edge of a tile of a training's previews in pixels."""
 _MARGIN = 12
 _LINE = 15
 _FONT_SIZE = 12
@@ -54,6 +57,11 @@ def contact_sheet(
         sheet.paste(fitted, (left + (tile - fitted.width) // 2, top + (tile - fitted.height) // 2))
         draw.multiline_text((left, top + tile + 4), "\n".join(lines), INK, font, spacing=3)
     return sheet
+
+
+def to_image(image: Tensor) -> Image.Image:
+    """`(3, H, W)` in 0..1 -> Pillow."""
+    return Image.fromarray((image * 255).round().byte().permute(1, 2, 0).contiguous().numpy())
 
 
 def wrap_text(text: str, font: ImageFont.FreeTypeFont, width: int) -> list[str]:

@@ -19,10 +19,12 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from ....concepts.denoiser.backbone import Backbone
 from ....concepts.denoiser.denoiser import ProgressCallback
 from ....concepts.errors import BestiaryError
 from ....concepts.files.atomic_file import remove_leftovers, write_text
 from ..run.fit import Parallel, SingleProcess
+from ..run.run_settings import PictureSettings
 from .image_files import fit_square, image_to_tensor, read_image
 
 logger = logging.getLogger("bestiary")
@@ -129,6 +131,30 @@ def picture_stamps(folder: Path, names: Sequence[str]) -> tuple[tuple[str, int, 
             "put them back, point images.folder at them, or run `bestiary discover` again"
         )
     return tuple(stamps)
+
+
+def cache_spec(
+    images: PictureSettings, backbone: Backbone, folder: Path, names: Sequence[str], *, model: str, precision: str
+) -> CacheSpec:
+    """What the latent cache of a training holds: `names` below `folder`, encoded as `images` says.
+
+    Args:
+        model: fingerprint of the autoencoder.
+        precision: in what it computes, such as "float32".
+
+    Raises:
+        BestiaryError: pictures are missing.
+    """
+    size = images.cached_size(backbone)
+    return CacheSpec(
+        model=model,
+        image_size=size,
+        latent_size=size // backbone.latent_factor,
+        channels=backbone.latent_channels,
+        flip=images.flip,
+        pictures=picture_stamps(folder, names),
+        precision=precision,
+    )
 
 
 def open_cache(

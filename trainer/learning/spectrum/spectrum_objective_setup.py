@@ -6,48 +6,73 @@ stage, D width of a vector over all text encoders, (H, W) cached latent grid.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 
 from ....concepts.denoiser.denoiser import Denoiser
 from ....concepts.errors import BestiaryError
 from ....concepts.name_search import shown_name
 from ....concepts.spectrum.prompt_spectrum import PromptSpectrum
+from ....concepts.spectrum.spectrum_file import load_spectrum, save_spectrum
 from ....concepts.spectrum.stage_bounds import StageBounds
 from ....concepts.spectrum.stage_table import ProspectNetwork, StageTable
-from ..denoiser.trainable import TrainableDenoiser
+from ....concepts.spectrum.staged_conditioning import encode_staged
 from ..parts.token_start import COMMON_WORDS, word_spread
 from ..pictures.latent_cache import LatentCache
+from ..run.training import Origin, Sample, Training
 from ..run.training_state import ParameterGroup
 from .spectrum_images import SpectrumImages, SpectrumPlan
-from .spectrum_objective import SpectrumObjective, pieces_of
+from .spectrum_objective import SpectrumObjective, curve_labels, pieces_of
 from .spectrum_settings import TrainSpectrumSettings
+from .spectrum_sheet import sheet_prompts, sheet_seeds, shown_stages, spectrum_sheet
 
 
 @dataclass(frozen=True)
-class SpectrumTraining:
-    """Everything the loop needs."""
+class SpectrumTraining(Training[PromptSpectrum]):
+    """The vectors of all stages, which become a spectrum."""
 
     settings: TrainSpectrumSettings
-    denoiser: Denoiser
+    objective: SpectrumObjective
+    batches: SpectrumImages
     bounds: StageBounds
     start: Tensor
     """`(V, D)`: the words the vectors start from."""
-    objective: SpectrumObjective
-    batches: SpectrumImages
-    groups: tuple[ParameterGroup, ...]
 
-    @property
-    def image_size(self) -> int:
-        """Edge of the training square in pixels."""
-        return self.settings.images.training_size(self.denoiser.backbone)
+    def curve_labels(self) -> dict[str, tuple[str, ...]]:
+        """Curves by stage."""
+        return curve_labels(self.bounds.stages)
+
+    def learned(self, steps: int, origin: Origin) -> PromptSpectrum:
+        """The spectrum, with a note of how it was made."""
+        return build_spectrum(self, steps, made_by=origin.made_by, base=origin.base)
+
+    def size_of(self, concept: PromptSpectrum) -> str:
+        """How many stages it has."""
+        return f"{concept.stages} stages"
+
+    def save(self, concept: PromptSpectrum, path: Path) -> None:
+        """Write the spectrum and read it back."""
+        save_spectrum(concept, path)
+        load_spectrum(path)
+
+    @torch.no_grad()
+    def sheets(self, origin: Origin, sample: Sample) -> tuple[Image.Image, ...]:
+        """The first few pictures beside those made from all stages, then pictures in which one stage alone has its vectors."""
+        spectrum = build_spectrum(self, 0)
+        names = self.batches.names[: self.settings.run.preview_count]
+        stages = shown_stages(spectrum)
+        prompts = sheet_prompts(spectrum, self.settings.captions.templates[0], len(names), stages)
+        made = sample(encode_staged(self.denoiser, prompts), sheet_seeds(len(names), stages))
+        return (spectrum_sheet([origin.square(row) for row in range(len(names))], names, made, stages),)
 
 
 def set_up_spectrum(
     settings: TrainSpectrumSettings,
-    denoiser: TrainableDenoiser,
+    denoiser: Denoiser,
     names: Sequence[str],
     cache: LatentCache,
     masks: np.ndarray | None = None,
@@ -62,8 +87,9 @@ def set_up_spectrum(
     Raises:
         BestiaryError: the words to start from give no token, or one that the tokenizer does not know.
     """
-    bounds = settings.method.bounds(len(denoiser.schedule.alphas_cumprod))
-    start = word_start(denoiser, settings.method.initial_words, settings.method.vectors)  # (V, D)
+    bounds = settings.method.bounds(denoiser.process.num_timesteps)
+    words = word_start(denoiser, settings.method.initial_words, settings.method.vectors)
+    start = denoiser.backbone.join_vectors(words)  # (V, D)
     torch.manual_seed(settings.run.seed)  # the network draws from torch's own generator
     objective = build_objective(settings, denoiser, bounds, start)
     plan = SpectrumPlan(
@@ -71,8 +97,9 @@ def set_up_spectrum(
         accumulation=settings.optimizer.accumulation,
         latent_size=settings.images.training_size(denoiser.backbone) // denoiser.backbone.latent_factor,
         bounds=bounds,
+        process=denoiser.process,
         prompts=tuple(
-            denoiser.tokenize(pieces_of(text, settings.method.vectors), chunks=1)
+            denoiser.text.tokenize(pieces_of(text, settings.method.vectors), chunks=1)
             for text in settings.captions.templates
         ),
         seed=settings.run.seed,
@@ -80,43 +107,41 @@ def set_up_spectrum(
     )
     batches = SpectrumImages(names, cache, plan, masks, denoiser.device)
     groups = parameter_groups(settings, objective, denoiser)
-    return SpectrumTraining(settings, denoiser, bounds, start, objective, batches, groups)
+    return SpectrumTraining(settings, denoiser, objective, batches, groups, bounds, start)
 
 
-def word_start(denoiser: Denoiser, words: str, vectors: int) -> Tensor:
-    """What `vectors` vectors start from, `(V, D)` float32 on the CPU: the mean of the words' embeddings, whole words only.
+def word_start(denoiser: Denoiser, words: str, vectors: int) -> dict[str, Tensor]:
+    """What `vectors` vectors start from, encoder -> `(V, D)` float32 on the CPU: the mean of the words' embeddings, whole words only.
 
     The mean is given the words' usual norm, because a mean of many words is far shorter than any word.
 
     Raises:
         BestiaryError: the words give no token, or one that the tokenizer does not know.
     """
-    if words and (unknown := denoiser.unknown_words(words)):
+    if words and (unknown := denoiser.text.unknown_words(words)):
         listed = ", ".join(map(shown_name, unknown))
         raise BestiaryError(
             f"initial words: {denoiser.backbone.name} does not know {listed}; name what the pictures show in other plain "
             "words, or leave them empty to start from common ones"
         )
-    rows = denoiser.word_vectors(words or COMMON_WORDS).float().cpu()  # (n, D)
-    # at the words' own norm, encoder by encoder
-    mean = rows.mean(0, keepdim=True)
-    # each text encoder has norms of its own
-    scaled = []
-    for part, own in zip(
-        denoiser.backbone.split_vector(mean).values(), denoiser.backbone.split_vector(rows).values(), strict=True
-    ):
-        scaled.append(part * own.norm(dim=-1).mean() / part.norm().clamp_min(1e-12))
-    start = mean if len(rows) == 1 else torch.cat(scaled, dim=-1)  # (1, D)
-    return start.repeat(vectors, 1)
+    start = {}
+    for name, rows in denoiser.text.word_vectors(words or COMMON_WORDS).items():
+        own = rows.float().cpu()  # (n, D)
+        mean = own.mean(0, keepdim=True)
+        # each text encoder has norms of its own; a single word needs no scaling
+        if len(own) > 1:
+            mean = mean * own.norm(dim=-1).mean() / mean.norm().clamp_min(1e-12)
+        start[name] = mean.repeat(vectors, 1)  # (V, D)
+    return start
 
 
 def build_objective(
-    settings: TrainSpectrumSettings, denoiser: TrainableDenoiser, bounds: StageBounds, start: Tensor
+    settings: TrainSpectrumSettings, denoiser: Denoiser, bounds: StageBounds, start: Tensor
 ) -> SpectrumObjective:
     """Fresh vectors around `start` `(V, D)`, or ProSpect's fresh network, in their objective; draws from torch's generator."""
     method = settings.method
     if settings.base.checkpointing:
-        denoiser.set_gradient_checkpointing(True)
+        denoiser.network.set_gradient_checkpointing(True)
     if method.parameterisation == "reference":
         table: StageTable | ProspectNetwork = ProspectNetwork(start[:1], bounds.stages)
     else:

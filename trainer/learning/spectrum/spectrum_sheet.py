@@ -12,8 +12,7 @@ from ....concepts.spectrum.attribute_presets import stages_text
 from ....concepts.spectrum.prompt_spectrum import PromptSpectrum
 from ....concepts.spectrum.stage_algebra import assemble
 from ....concepts.spectrum.staged_prompt import PromptSources, StagedPrompt, resolve_staged_prompt
-from ..parts.preview_sheets import TILE, to_image
-from ..pictures.contact_sheet import contact_sheet
+from ..pictures.contact_sheet import PREVIEW_TILE, contact_sheet, to_image
 
 MOST_STAGES_SHOWN = 20
 
@@ -40,7 +39,7 @@ def spectrum_sheet(
 ) -> Image.Image:
     """Real pictures with their names, and those of `sheet_prompts`, `(n + m, 3, H, W)` in 0..1, on one sheet."""
     captions = [*names, *("all stages" for _ in names), *(f"stage {stages_text((s,))} alone" for s in stages)]
-    return contact_sheet([*real, *map(to_image, made)], captions, columns=max(2 * len(names), 5), tile=TILE)
+    return contact_sheet([*real, *map(to_image, made)], captions, columns=max(2 * len(names), 5), tile=PREVIEW_TILE)
 
 
 def only_stage(spectrum: PromptSpectrum, stage: int) -> PromptSpectrum:

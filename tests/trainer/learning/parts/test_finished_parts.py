@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import torch
 from bestiary.concepts.part_dictionary.part_dictionary import PartDictionary
-from bestiary.trainer.learning.parts.finished_parts import write_dictionary
+from bestiary.trainer.learning.parts.finished_parts import cut_thumbnails, write_dictionary
 from bestiary.trainer.learning.parts.settings import load_recipe
 from bestiary.trainer.learning.pictures.image_files import read_image
-from bestiary.trainer.training.finished_dictionary import build_dictionary, thumbnails
+from bestiary.trainer.training.train_parts import PartTask
 from bestiary.trainer.training.training_setup import TrainingSetup, prepare
 
 
@@ -20,22 +20,22 @@ def setup(tmp_path_factory, make_discovery, tiny_folder) -> TrainingSetup:
         "discovery.folder": found, "base.path": str(tiny_folder("sdxl")), "images.size": 128, "run.device": "cpu",
         "run.dtype": "fp32", "run.preview_every": 0, "lora.rank": 2,
     }  # fmt: skip
-    return prepare(load_recipe(None, flags))
+    return prepare(PartTask(load_recipe(None, flags)))
 
 
 def test_rows_are_what_the_projector_gives(setup: TrainingSetup) -> None:
-    dictionary = build_dictionary(setup, steps=7)
+    dictionary = setup.training.learned(7, setup.origin)
     with torch.no_grad():
         for part, kind in setup.pictures.kinds.rows():
             theirs = setup.objective.projector(torch.tensor(part), torch.tensor(kind))
             torch.testing.assert_close(dictionary.vector(part, kind), theirs)
     assert {name: tensor.shape[1] for name, tensor in dictionary.embeddings.items()} == {"clip_l": 32, "clip_g": 64}
-    assert dictionary.lora.keys() == setup.denoiser.lora_tensors().keys()
+    assert dictionary.lora.keys() == setup.denoiser.network.adapters.tensors().keys()
     assert dictionary.provenance["steps"] == 7 and dictionary.provenance["ids"] == "discovered"
 
 
 def test_it_is_read_back_before_its_path_is_given(setup: TrainingSetup, tmp_path: Path) -> None:
-    dictionary = build_dictionary(setup, steps=7)
+    dictionary = setup.training.learned(7, setup.origin)
     path = write_dictionary(dictionary, tmp_path / "parts.safetensors")
     again = PartDictionary.load(path)
     torch.testing.assert_close(again.matrix(), dictionary.matrix(), atol=1e-3, rtol=1e-2)
@@ -44,7 +44,8 @@ def test_it_is_read_back_before_its_path_is_given(setup: TrainingSetup, tmp_path
 
 def test_a_thumbnail_shows_its_part(setup: TrainingSetup) -> None:
     """The drawn squares have one colour per part, so the middle of a thumbnail is the part's colour."""
-    kinds, tiles = setup.pictures.kinds, thumbnails(setup.pictures)
+    kinds = setup.pictures.kinds
+    tiles = cut_thumbnails(kinds, setup.task.thumbnail_square)
     assert set(tiles) == set(kinds.rows())
     for (part, kind), tile in tiles.items():
         if part == kinds.background:
@@ -58,4 +59,5 @@ def test_a_thumbnail_shows_its_part(setup: TrainingSetup) -> None:
 
 
 def test_the_background_is_shown_whole(setup: TrainingSetup) -> None:
-    assert thumbnails(setup.pictures)[2, 0].width == thumbnails(setup.pictures)[2, 0].height >= 64
+    tile = cut_thumbnails(setup.pictures.kinds, setup.task.thumbnail_square)[2, 0]
+    assert tile.width == tile.height >= 64

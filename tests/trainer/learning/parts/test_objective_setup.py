@@ -9,6 +9,7 @@ from bestiary.concepts.errors import BestiaryError
 from bestiary.trainer.learning.parts.objective_setup import build_batches, check_layers
 from bestiary.trainer.learning.parts.settings import load_recipe
 from bestiary.trainer.learning.run.run_settings import loop_settings
+from bestiary.trainer.training.train_parts import PartTask
 from bestiary.trainer.training.training_setup import prepare
 
 
@@ -22,7 +23,7 @@ def flags(tmp_path: Path, make_discovery: Callable[..., Path], tiny_folder: Call
 
 def test_the_loop_gets_what_the_recipe_says(flags: dict[str, object]) -> None:
     settings = load_recipe(None, flags)
-    setup = prepare(settings)
+    setup = prepare(PartTask(settings))
     loop = loop_settings(settings.optimizer, settings.run, setup.denoiser)
     assert (loop.steps, loop.accumulation, loop.ema, loop.preview_every) == (7, 4, 0.5, 3)
     assert not loop.half_precision  # float32 needs no scaled loss
@@ -30,7 +31,7 @@ def test_the_loop_gets_what_the_recipe_says(flags: dict[str, object]) -> None:
 
 def test_batches_of_one_process(flags: dict[str, object]) -> None:
     settings = load_recipe(None, flags)
-    setup = prepare(settings)
+    setup = prepare(PartTask(settings))
     again = build_batches(settings, setup.pictures.names, setup.pictures.kinds, setup.cache, setup.denoiser)
     ours, theirs = again.draw(3, 1), setup.batches.draw(3, 1)
     assert ours.names == theirs.names and torch.equal(ours.noise, theirs.noise)
@@ -38,6 +39,6 @@ def test_batches_of_one_process(flags: dict[str, object]) -> None:
 
 
 def test_unknown_layers_are_told(flags: dict[str, object]) -> None:
-    setup = prepare(load_recipe(None, flags))
+    setup = prepare(PartTask(load_recipe(None, flags)))
     with pytest.raises(BestiaryError, match=r"attention_loss.layers: nowhere do not exist in this model; it has down"):
         check_layers(load_recipe(None, flags | {"attention_loss.layers": ["nowhere"]}), setup.denoiser)

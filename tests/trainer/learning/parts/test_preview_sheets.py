@@ -5,8 +5,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from bestiary.trainer.learning.parts.preview_sheets import TILE, attention_sheet, preview_prompts, to_image
+from bestiary.trainer.learning.parts.preview_sheets import preview_prompts, token_sheet
 from bestiary.trainer.learning.parts.settings import load_recipe
+from bestiary.trainer.learning.pictures.contact_sheet import PREVIEW_TILE, to_image
+from bestiary.trainer.training.train_parts import PartTask
 from bestiary.trainer.training.training_setup import TrainingSetup, prepare
 from PIL import Image
 
@@ -18,20 +20,20 @@ def setup(tmp_path_factory, make_discovery: Callable[..., Path], tiny_folder: Ca
         "discovery.folder": found, "base.path": str(tiny_folder("bestiary-demo")), "images.size": 64, "run.device": "cpu",
         "run.dtype": "fp32", "run.preview_every": 0, "lora.rank": 2,
     }  # fmt: skip
-    return prepare(load_recipe(None, flags))
+    return prepare(PartTask(load_recipe(None, flags)))
 
 
 def test_prompts_hold_the_shown_parts_only(setup: TrainingSetup) -> None:
     codes = torch.tensor([[0, 1, 0], [-1, 0, 0]])
     text = preview_prompts(setup.objective, codes, "bird")
     assert text.context.shape[0] == 2
-    assert (text.positions >= 0).sum(1).tolist() == [3, 2]
+    assert (text.columns[..., 0] >= 0).sum(1).tolist() == [3, 2]
 
 
 def test_a_sheet_has_a_row_per_part(setup: TrainingSetup) -> None:
-    batch = setup.batches.fixed([0, 1], 250)
-    sheet = attention_sheet(setup.objective, batch, ("head", "body", "background"), [Image.new("RGB", (64, 64))] * 2)
-    assert sheet.width > 2 * TILE and sheet.height > 3 * TILE
+    batch = setup.batches.fixed([0, 1], 0.251)
+    sheet = token_sheet(setup.objective, batch, ("head", "body", "background"), [Image.new("RGB", (64, 64))] * 2)
+    assert sheet.width > 2 * PREVIEW_TILE and sheet.height > 3 * PREVIEW_TILE
 
 
 def test_tensors_become_pictures() -> None:

@@ -1,0 +1,103 @@
+"""What all tests of trainings in the graph share: folders of their own, and a model that must be as it was."""
+
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+
+
+@pytest.fixture(autouse=True)
+def outputs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """Runs and files of a test go to its own folder; nobody pressed Cancel, before or after."""
+    import comfy.model_management
+    import folder_paths
+
+    monkeypatch.setattr(folder_paths, "output_directory", str(tmp_path / "output"))
+    monkeypatch.setattr(folder_paths, "models_dir", str(tmp_path / "models"))
+    comfy.model_management.interrupt_current_processing(False)
+    yield tmp_path
+    comfy.model_management.interrupt_current_processing(False)
+
+
+@pytest.fixture
+def runs(outputs: Path) -> Path:
+    """Where the runs of a test lie."""
+    return outputs / "output" / "bestiary"
+
+
+@pytest.fixture
+def command_line_losses(tmp_path: Path) -> Callable[[Callable[[], object]], list[float]]:
+    """`command_line_losses(set_up)` -> losses of the standalone trainer's loop over the training that `set_up()` makes."""
+
+    def losses(set_up: Callable[[], object]) -> list[float]:
+        from bestiary.trainer.learning.run.fit import fit
+        from bestiary.trainer.learning.run.run_folder import RunFolder
+        from bestiary.trainer.learning.run.run_settings import loop_settings
+
+        run = RunFolder.create(tmp_path / "standalone")
+        with torch.random.fork_rng():
+            made = set_up()
+            loop = loop_settings(made.settings.optimizer, made.settings.run, made.denoiser)
+            fit(made.objective, made.groups, made.batches, loop, run)
+        return [record["loss"] for record in run.read_log()]
+
+    return losses
+
+
+@pytest.fixture
+def weights_of() -> Callable[[object], dict[str, torch.Tensor]]:
+    """`weights_of(loaded)` -> copies of all weights of MODEL, CLIP and VAE."""
+    return _weights
+
+
+@pytest.fixture
+def untouched() -> Iterator[Callable[[object], Callable[[], None]]]:
+    """`check = untouched(loaded)`: at `check()`, and at the end of the test, the model samples as now and holds the same weights."""
+    noted: list[Callable[[], None]] = []
+
+    def note(loaded: object) -> Callable[[], None]:
+        noted.append(partial(_assert_untouched, loaded, _sampled(loaded), _weights(loaded), torch.get_rng_state()))
+        return noted[-1]
+
+    yield note
+    assert noted
+    for check in noted:
+        check()
+
+
+def _assert_untouched(
+    loaded: object, sampled: torch.Tensor, weights: dict[str, torch.Tensor], random_state: torch.Tensor
+) -> None:
+    assert torch.equal(torch.get_rng_state(), random_state)
+    assert torch.equal(_sampled(loaded), sampled)
+    now = _weights(loaded)
+    assert now.keys() == weights.keys() and all(torch.equal(now[name], weights[name]) for name in weights)
+    for module in (loaded.model.model, loaded.clip.cond_stage_model):
+        assert not any("forward" in part.__dict__ for part in module.modules())
+        assert not any(parameter.requires_grad for parameter in module.parameters())
+
+
+def _sampled(loaded: object) -> torch.Tensor:
+    """A latent of two sampling steps with the graph's own objects."""
+    import comfy.sample
+
+    with torch.inference_mode():
+        tokens = loaded.clip.tokenize("a red bird")
+        positive = loaded.clip.encode_from_tokens_scheduled(tokens)
+        channels = loaded.model.model.latent_format.latent_channels
+        latent = torch.zeros(1, channels, 16, 16)
+        noise = torch.randn(latent.shape, generator=torch.Generator().manual_seed(0))
+        return comfy.sample.sample(
+            loaded.model, noise, 2, 2.0, "euler", "normal", positive, positive, latent, disable_pbar=True, seed=0
+        ).clone()
+
+
+def _weights(loaded: object) -> dict[str, torch.Tensor]:
+    modules = {"model": loaded.model.model, "clip": loaded.clip.cond_stage_model, "vae": loaded.vae.first_stage_model}
+    return {
+        f"{kind}.{name}": tensor.detach().clone()
+        for kind, module in modules.items()
+        for name, tensor in module.state_dict().items()
+    }
