@@ -74,9 +74,9 @@ class TypicalPictures:
             if not len(rows):
                 continue
             kinds = codes[rows, part]
-            offset = 0 if self._codebook.kind_centers is None else self._codebook.kind_centers[part]
-            # as kinds are assigned: by cosine around the centre of the part
-            nearness = F.cosine_similarity(means[rows, part].float() - offset, centroids[kinds], dim=1)  # (rows,)
+            # as kinds are assigned: by cosine, where the part's kinds are compared
+            compared = self._codebook.as_compared(means[rows, part].float(), part)
+            nearness = F.cosine_similarity(compared, centroids[kinds], dim=1)  # (rows,)
             for row, kind, value in zip(rows.tolist(), kinds.tolist(), nearness.tolist(), strict=True):
                 # rows are negated below, so that of equally near pictures the first is kept
                 self._note(part, kind, value, first + row)
