@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from ..concepts.errors import BestiaryError
 from .host.concept_folders import FOLDER, SHIPPED, concept_path, dictionary_names, file_stamp
+from .host.running_graph import running_server
 from .part_dictionary.dictionary_loading import name_of_file
 
 if TYPE_CHECKING:
@@ -57,11 +58,7 @@ def listed_dictionaries() -> dict[str, object]:
 @functools.cache
 def add_routes() -> bool:
     """Offers the routes, once; False where there is no server, as in tests. To be called before ComfyUI starts to serve."""
-    try:
-        from server import PromptServer
-    except ImportError:
-        return False
-    server = getattr(PromptServer, "instance", None)
+    server = running_server()
     if server is None:
         return False
     for place, handler in (

@@ -81,7 +81,7 @@ class Place:
         """`(h, w, 3)` RGB.
 
         Raises:
-            BestiaryError: it is no picture of that shape.
+            BestiaryError: the pixels have another shape.
         """
         pixels = self.picture() if callable(self.picture) else self.picture
         if pixels.ndim != 3 or pixels.shape[2] != 3 or pixels.dtype != np.uint8 or 0 in pixels.shape:
@@ -121,7 +121,7 @@ def make_background(
         phrase: words for captions instead of the place's own.
 
     Raises:
-        BestiaryError: an unknown mode, a mode that needs a place and has none, or a place that is no picture.
+        BestiaryError: an unknown mode, a mode that needs a place and has none, or a place that is not a picture.
     """
     if mode not in MODES:
         raise BestiaryError(f"background {mode!r} is not one of {', '.join(MODES)}")
@@ -133,7 +133,7 @@ def make_background(
         return Background(_noise(random, width, height), "" if phrase is None else phrase, mode)
     if not places:
         raise BestiaryError(
-            f"background {mode!r} needs a picture of a place and there is none: give a folder or a picture, or take noise or plain"
+            f"background {mode!r} needs a picture of a place: give a folder or a picture, or choose noise or plain"
         )
     place = places[place_of(seed, index, len(places))]
     pixels = _fitted(place.pixels(), width, height, random)
@@ -165,7 +165,7 @@ def place_phrase(name: str) -> str:
     preposition = "under" if last in _UNDER and len(words) == 1 else "on" if last in _ON else "in"
     if words[0] in ("the", "a", "an") or last in _NO_ARTICLE:
         return f"{preposition} {' '.join(words)}"
-    # a name that is no known kind of place may be a proper one, and `the` fits those too
+    # a name that is not a known kind of place may be a proper name, and `the` fits those too
     article = ("an" if last[0] in "aeiou" else "a") if last in _KNOWN and len(words) == 1 else "the"
     if last in _KNOWN and len(words) > 1:
         article = "an" if words[0][0] in "aeiou" else "a"

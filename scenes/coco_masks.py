@@ -49,7 +49,7 @@ def decoded_mask(segmentation: Mapping[str, Any]) -> NDArray[np.bool_]:
     for letter in str(segmentation["counts"]):
         bits = ord(letter) - _FIRST
         if not 0 <= bits < 64:
-            raise ValueError(f"{letter!r} is no letter of run lengths")
+            raise ValueError(f"{letter!r} is not a letter of run lengths")
         value |= (bits & _BITS) << shift
         shift += 5
         if bits & _MORE:

@@ -186,7 +186,7 @@ def painting_order(layout: SceneLayout) -> tuple[int, ...]:
 def repaint_mask(union: Plane, inset: int = 5) -> Plane:
     """255 where a picture may be painted anew: outside the subjects `(H, W)`, and `inset` pixels into them.
 
-    The canvas's own border is no edge of a subject that it cuts.
+    Where the canvas cuts a subject, its border does not count as the subject's edge.
     """
     return 255 - _eroded(union, inset)
 
@@ -333,7 +333,7 @@ def _touched(alpha: _Floats, shadow: _Floats) -> tuple[slice, slice]:
 
 def _layer(color: _Floats, alpha: _Floats, shadow: _Floats) -> Plane:
     """Straight RGBA of a subject over its black shadow."""
-    whole: _Floats = alpha + shadow * (np.float32(1) - alpha)  # (H, W)
+    whole: _Floats = (alpha + shadow * (1 - alpha)).astype(np.float32, copy=False)  # (H, W)
     straight: _Floats = (color / np.maximum(whole, np.float32(1e-6))[..., None]).astype(np.float32, copy=False)
     return np.dstack([_bytes(straight), _bytes((whole * np.float32(255)).astype(np.float32, copy=False))])
 

@@ -1,4 +1,4 @@
-"""Whether a mask is to be trusted, and if not, why: one line for each reason.
+"""Whether a mask can be trusted, and one line for each reason against it.
 
 Letters: (h, w) pixels, k pieces.
 """
@@ -21,7 +21,7 @@ _CLEAR, _SOLID = 0.1, 0.9
 
 @dataclass(frozen=True)
 class CutoutLimits:
-    """What a mask must keep to be trusted; `None` leaves a check out."""
+    """Limits that a mask must keep to be accepted; `None` leaves a check out."""
 
     least_area: float | None = 0.005
     """Share 0..1 of the picture that the subject covers at least."""
@@ -40,7 +40,7 @@ LIMITS_AS_GIVEN = CutoutLimits(most_area=None, second_piece=None, border=None, e
 
 
 def faults_of(mask: NDArray, limits: CutoutLimits | None = None) -> tuple[str, ...]:
-    """Why a mask, before it is cleaned, is not to be trusted; nothing where it is.
+    """Why a mask, before it is cleaned, cannot be trusted; empty where it can.
 
     Args:
         mask: `(h, w)`, as `as_alpha` takes it.
@@ -91,7 +91,7 @@ def _border_fault(core: NDArray[np.bool_], most: float | None) -> str:
 
 
 def _edge_fault(alpha: NDArray[np.float32], core: NDArray[np.bool_], most: float | None) -> str:
-    """The reason, if any, why the edge of an opacity `(h, w)` is no edge; `core` `(h, w)` is what is solid."""
+    """The reason, if any, why the edge of an opacity `(h, w)` is not sharp enough; `core` `(h, w)` is what is solid."""
     # the outline: solid pixels with a neighbour that is not
     inside = np.pad(core, 1)
     surrounded = inside[:-2, 1:-1] & inside[2:, 1:-1] & inside[1:-1, :-2] & inside[1:-1, 2:]

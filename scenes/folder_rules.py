@@ -39,7 +39,7 @@ def caption_faults(folder: Path, root: Path, *, one_line: bool = True) -> Iterat
     """Rules for pictures with captions beside them: one for each, `.txt`, not empty, no other ending, no picture below."""
     pictures = picture_files(folder)
     if not pictures:
-        yield SetFault(name_in(folder, root), "there is no picture in this folder")
+        yield SetFault(name_in(folder, root), "this folder holds no picture")
     stems = {path.stem for path in pictures}
     for path in pictures:
         caption = path.with_suffix(".txt")
@@ -121,7 +121,7 @@ def coco_faults(coco: dict, name: str, records: dict[str, SceneRecord] | None = 
     images, categories = {image["id"]: image for image in coco["images"]}, {entry["id"] for entry in coco["categories"]}
     found = {image["file_name"] for image in coco["images"]}
     for file in sorted((records or {}).keys() - found):
-        yield SetFault(name, f"there is no image {file}")
+        yield SetFault(name, f"no image {file}")
     for annotation in coco["annotations"]:
         called, image = f"annotation {annotation['id']}", images.get(annotation["image_id"])
         if image is None or annotation["category_id"] not in categories:

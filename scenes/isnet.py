@@ -289,11 +289,11 @@ def _check_state(state: Mapping[str, Tensor]) -> None:
     lacking = [name for name in expected if name not in state]
     foreign = [name for name in state if name not in expected]
     if lacking or foreign:
-        told = (
+        difference = (
             f"it lacks {len(lacking)} of IS-Net's {len(expected)} tensors" if lacking else "it holds more than IS-Net's"
         )
         first = f"such as {lacking[0]}" if lacking else f"such as {foreign[0][:80]!r}"
-        raise BestiaryError(f"these are the weights of another network: {told}, {first}")
+        raise BestiaryError(f"these are the weights of another network: {difference}, {first}")
     for name, shape in expected.items():
         if tuple(state[name].shape) != shape:
             raise BestiaryError(
@@ -307,7 +307,7 @@ def _check_state(state: Mapping[str, Tensor]) -> None:
 def segment(network: IsNet, picture: NDArray[np.uint8], *, edge: int = EDGE, bf16: bool = False) -> NDArray[np.float32]:
     """How far each pixel of a picture belongs to its most striking thing.
 
-    Nothing is stretched afterwards: a picture in which nothing strikes gives a mask that is dark everywhere.
+    Nothing is stretched afterwards: a picture without a striking thing gives a mask that is dark everywhere.
 
     Args:
         network: with weights, on any device.

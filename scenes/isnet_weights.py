@@ -1,6 +1,6 @@
 """IS-Net's weights as people have them: safetensors, the authors' .pth, ONNX with folded batch norms, or pieces of a package.
 
-In an ONNX file the convolutions have lost their names together with their batch norms. They are told by what they compute: every
+In an ONNX file the convolutions have lost their names together with their batch norms. They are identified by what they compute: every
 value of the graph is described by the operation that makes it and the descriptions of what that takes, back to the picture. Our own
 network is described alike (isnet.wiring), and a convolution of the file is the one of ours with the same description.
 """
@@ -188,12 +188,12 @@ def _listed(listing: Path) -> tuple[str, list[str], int]:
     """Name, pieces in order and bytes of the network in a package's list."""
     try:
         if listing.stat().st_size > _LARGEST_LISTING:
-            raise BestiaryError(f"{listing} has more than {_LARGEST_LISTING:,} bytes: it is no list of {PACKAGE}")
+            raise BestiaryError(f"{listing} has more than {_LARGEST_LISTING:,} bytes: it is not the list of {PACKAGE}")
         content = json.loads(listing.read_bytes())
     except OSError as fault:
         raise BestiaryError(f"could not read {listing}: {fault.strerror or fault}") from fault
     except (ValueError, RecursionError) as fault:
-        raise BestiaryError(f"{listing} is no readable JSON: {fault}; unpack {PACKAGE} again") from fault
+        raise BestiaryError(f"{listing} is not valid JSON: {fault}; unpack {PACKAGE} again") from fault
     table = content if isinstance(content, dict) else {}
     name = next((name for name in MODELS_IN_PACKAGE if name in table), None)
     if name is None:
@@ -295,7 +295,7 @@ def _in_order(makers: Mapping[str, OnnxNode]) -> list[str]:
     try:
         return list(sorter.static_order())
     except graphlib.CycleError as fault:
-        raise BestiaryError("it is no network that can be computed: one of its values is made from itself") from fault
+        raise BestiaryError("its graph is circular: one of its values is computed from itself") from fault
 
 
 def _form(graph: OnnxGraph, makers: Mapping[str, OnnxNode], node: OnnxNode) -> tuple[int, ...]:

@@ -55,7 +55,7 @@ def match_names(names: Sequence[str], subjects: Sequence[Subject]) -> MatchedNam
             else:
                 still.append(place)
         left = still
-    notes += [f"{shown_name(names[place])} is no subject of the scene: left out" for place in left]
+    notes += [f"{shown_name(names[place])} is not a subject of the scene: left out" for place in left]
     return MatchedNames(places, tuple(notes))
 
 

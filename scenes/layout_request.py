@@ -74,7 +74,7 @@ def supporters(subjects: Sequence[Subject]) -> list[int | None]:
         BestiaryError: no subject or too many, two of one name, or a supporter that is not there or stands on itself by way of others.
     """
     if not subjects:
-        raise BestiaryError("a layout needs subjects and there is none: give at least one")
+        raise BestiaryError("a layout needs at least one subject, got none")
     if len(subjects) > MOST_SUBJECTS:
         raise BestiaryError(f"{len(subjects)} subjects are too many for one scene: at most {MOST_SUBJECTS}")
     names = [subject.name for subject in subjects]

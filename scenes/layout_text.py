@@ -230,7 +230,7 @@ def _collect_mapping(value: Mapping[object, object], found: _Found) -> None:
                 *box,
                 float(turn) if isinstance(turn, int | float) and is_number(turn) else 0.0,
                 flip is True,
-                z if isinstance(z, int) and is_number(z) else None,
+                z if is_number(z) and isinstance(z, int) else None,
             )
         )
         return

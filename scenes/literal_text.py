@@ -45,7 +45,9 @@ def find_values(text: str) -> list[object]:
         BestiaryError: more than 100 kB, brackets nested deeper than 64, or what looks like program code.
     """
     if len(text) > MOST_TEXT or len(text.encode("utf-8", "replace")) > MOST_TEXT:
-        raise BestiaryError(f"a text of {len(text)} characters is no layout: at most {MOST_TEXT // 1000} kB are read")
+        raise BestiaryError(
+            f"a text of {len(text)} characters is too long for a layout: at most {MOST_TEXT // 1000} kB are read"
+        )
     if code := _CODE.search(text):
         raise BestiaryError(
             f"the text holds what looks like program code, {code.group()[:40]!r}, which is never run: ask for JSON alone"
@@ -75,7 +77,7 @@ def find_values(text: str) -> list[object]:
 
 
 def _refuse(word: str) -> NoReturn:
-    raise ValueError(f"{word} is no number")
+    raise ValueError(f"{word} is not a number")
 
 
 def _check_depth(text: str) -> None:
@@ -83,7 +85,7 @@ def _check_depth(text: str) -> None:
     for bracket in re.finditer(r"[\[\](){}]", text):
         depth = depth + 1 if bracket.group() in _CLOSING else max(0, depth - 1)
         if depth > DEEPEST:
-            raise BestiaryError(f"the text has brackets nested deeper than {DEEPEST}: it is no layout")
+            raise BestiaryError(f"the text has brackets nested deeper than {DEEPEST}: this is not a layout")
 
 
 def _bracketed(text: str, start: int, steps: int) -> tuple[_Bracketed | None, int]:

@@ -67,7 +67,7 @@ def read_onnx(path: Path) -> OnnxGraph:
     """Read the graph of an ONNX file.
 
     Raises:
-        BestiaryError: it cannot be read, is cut off, or is no ONNX file.
+        BestiaryError: it cannot be read, is cut off, or is not an ONNX file.
     """
     path = Path(path)
     try:
@@ -77,8 +77,8 @@ def read_onnx(path: Path) -> OnnxGraph:
         content = path.read_bytes()
     except OSError as fault:
         raise BestiaryError(f"could not read {path}: {fault.strerror or fault}") from fault
-    if (told := wrong_download(content[:512])) is not None:
-        raise BestiaryError(f"{path} {told}")
+    if (hint := wrong_download(content[:512])) is not None:
+        raise BestiaryError(f"{path} {hint}")
     return parsed_onnx(content, str(path))
 
 
@@ -94,7 +94,7 @@ def parsed_onnx(content: bytes, called: str) -> OnnxGraph:
             raise _Broken("it holds no graph")
         return _graph(_message(graphs[0]))
     except (_Broken, UnicodeDecodeError) as fault:
-        raise BestiaryError(f"{called} is no ONNX file, or it is cut off: {fault}; fetch it again") from fault
+        raise BestiaryError(f"{called} is not an ONNX file, or is truncated: {fault}; fetch it again") from fault
 
 
 def decoded(tensor: memoryview) -> NDArray:
@@ -135,7 +135,7 @@ def _raw(raw: memoryview, kind: int) -> NDArray:
     """Numbers `(n,)` that are stored as plain bytes."""
     dtype = np.dtype(_DTYPES[kind])
     if len(raw) % dtype.itemsize:
-        raise _Broken(f"a tensor's {len(raw):,} bytes are no whole numbers")
+        raise _Broken(f"a tensor's {len(raw):,} bytes are not whole numbers")
     flat = np.frombuffer(raw, dtype)
     return (flat.astype(np.uint32) << 16).view(np.float32) if kind == _BFLOAT16 else flat
 

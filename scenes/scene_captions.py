@@ -52,7 +52,7 @@ class CaptionOptions:
     """How a scene is put into words."""
 
     template: str = TEMPLATE
-    """With `{subjects}` and, where the place is to be named, `{place}`."""
+    """With `{subjects}` and, where the place is named, `{place}`."""
     triggers: Mapping[str, str] = field(default_factory=dict)
     """Trigger word by name of the subject: it stands before the subject's words, `sks cat`."""
     prefix: str = ""
@@ -228,7 +228,7 @@ def _filled(
         raise BestiaryError("a caption needs a subject at least")
     said = ", ".join([subject_list(concepts)] * options.repeat)
     values = {"subjects": said, "place": _one_line(place)}
-    # one pass: braces in the words of a subject are nobody's placeholder
+    # one pass: braces in the words of a subject are not placeholders
     text = re.sub(r"\{(subjects|place)\}", lambda match: values[match[1]], options.template)
     if options.relations and layout is not None:
         names = {

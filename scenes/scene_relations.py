@@ -27,7 +27,7 @@ def relations(layout: SceneLayout, supports: Mapping[str, str] | None = None) ->
 
 
 def relation_clause(layout: SceneLayout, called: Mapping[str, str], supports: Mapping[str, str] | None = None) -> str:
-    """`the cat to the left of the dog and the bird on the dog`; empty where nobody can be told from others by words.
+    """`the cat to the left of the dog and the bird on the dog`; empty where words do not distinguish the subjects.
 
     Args:
         called: words for each subject by name; subjects that share theirs are left out.

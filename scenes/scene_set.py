@@ -338,7 +338,7 @@ def _check(stem: str, entry: SceneEntry) -> None:
     for index, subject in enumerate(entry.scene.subjects):
         if not entry.scene.area(index):
             raise BestiaryError(
-                f"scene {stem}: nothing is to be seen of {subject.name!r}, and the caption would claim it; solve another layout"
+                f"scene {stem}: no pixel of {subject.name!r} is visible, though the caption would name it; solve another layout"
             )
 
 

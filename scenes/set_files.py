@@ -190,7 +190,7 @@ def read_record(path: Path) -> SceneRecord:
     except BestiaryError:
         raise
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as fault:
-        raise BestiaryError(f"{path} is no record of a scene: {fault!r}; build the set again") from fault
+        raise BestiaryError(f"{path} is not the record of a scene: {fault!r}; build the set again") from fault
 
 
 def read_records(folder: Path) -> Iterator[SceneRecord]:
@@ -202,7 +202,7 @@ def read_records(folder: Path) -> Iterator[SceneRecord]:
     paths = sorted((folder / RECORDS).glob("[!.]*.json"))
     if not paths:
         raise BestiaryError(
-            f"{folder} is no set of scenes: it has no {RECORDS}/*.json; give the folder that a build wrote"
+            f"{folder} is not a set of scenes: it has no {RECORDS}/*.json; give the folder that a build wrote"
         )
     for path in paths:
         yield read_record(path)

@@ -143,7 +143,7 @@ def _carried(groups: list[tuple[str, ...]], carriers: Mapping[str, str]) -> list
 def _orders(group: Sequence[str], random: np.random.Generator) -> list[tuple[str, ...]]:
     if len(group) <= 5:
         return list(permutations(group))
-    return [tuple(group[index] for index in random.permutation(len(group))) for _ in range(100)]
+    return [tuple(group[int(index)] for index in random.permutation(len(group))) for _ in range(100)]
 
 
 def _least(

@@ -41,12 +41,12 @@ def verify_set(folder: Path, kind: str | None = None) -> list[SetFault]:
 
     folder = Path(folder)
     if kind is not None and kind not in KINDS:
-        raise BestiaryError(f"there is no view for {kind!r}: choose {', '.join(KINDS)}")
+        raise BestiaryError(f"no view for {kind!r}: choose {', '.join(KINDS)}")
     if (folder / MARK).is_file():
         return _sorted(verify_view(folder, kind))
     if not (folder / RECORDS).is_dir():
         raise BestiaryError(
-            f"{folder} is no set of scenes: it has no folder {RECORDS}; give the folder that a build wrote"
+            f"{folder} is not a set of scenes: it has no folder {RECORDS}; give the folder that a build wrote"
         )
     faults = list(_faults_of_set(folder))
     if (folder / EVALUATION).is_dir():
@@ -128,7 +128,7 @@ def _faults_of_labels(stem: str, labels: Plane, union: Plane, record: SceneRecor
                 f"{RECORDS}/{stem}.json", f"the area of {entry.id!r} is {entry.area}, the label map's {area}"
             )
         if not area:
-            yield SetFault(file, f"nothing is to be seen of {entry.id!r}, which the caption names")
+            yield SetFault(file, f"no pixel of {entry.id!r} is visible, though the caption names it")
 
 
 def _faults_of_rows(folder: Path, records: list[SceneRecord]) -> Iterator[SetFault]:
@@ -144,7 +144,7 @@ def _faults_of_rows(folder: Path, records: list[SceneRecord]) -> Iterator[SetFau
         for column in ("file_name", "mask_file_name", "instances_file_name"):
             try:
                 if not inside(folder, str(row.get(column, ""))).is_file():
-                    yield SetFault(name, f"{column} {str(row.get(column))!r} is no file of the set")
+                    yield SetFault(name, f"{column} {str(row.get(column))!r} is not a file of the set")
             except BestiaryError:
                 yield SetFault(name, f"{column} {str(row.get(column))!r} leads out of the set")
         if not str(row.get("text", "")).strip():
@@ -158,7 +158,7 @@ def _faults_of_rows(folder: Path, records: list[SceneRecord]) -> Iterator[SetFau
         if caption.is_file() and caption.read_text("utf-8", "replace").strip() != str(row.get("text", "")).strip():
             yield SetFault(name_in(caption, folder), "the caption is not the text of its row in metadata.jsonl")
     for file in sorted(wanted.keys() - listed.keys()):
-        yield SetFault(name, f"there is no row for {file}")
+        yield SetFault(name, f"no row for {file}")
     if len(rows) != len(listed):
         yield SetFault(name, "a picture has two rows")
 

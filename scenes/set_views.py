@@ -99,7 +99,7 @@ def export_view(folder: Path, kind: str, out: Path | None = None) -> Path:
     """
     folder = Path(folder)
     if kind not in _WRITERS:
-        raise BestiaryError(f"there is no view for {kind!r}: choose {', '.join(_WRITERS)}")
+        raise BestiaryError(f"no view for {kind!r}: choose {', '.join(_WRITERS)}")
     records = list(read_records(folder))
     out = folder / "views" / kind if out is None else Path(out)
     if suffix := next((suffix for suffix in PICTURE_SUFFIXES if suffix in str(out.absolute()).lower()), None):
@@ -345,7 +345,7 @@ KINDS = tuple(_WRITERS)
 
 
 def instruction(record: SceneRecord) -> str:
-    """What an edit model is told: `put the cat of picture 1 and the bird of picture 2 in a wood`."""
+    """Instruction for an edit model: `put the cat of picture 1 and the bird of picture 2 in a wood`."""
     said = [f"the {entry.words} of picture {number}" for number, entry in enumerate(record.objects, start=1)]
     who = said[0] if len(said) == 1 else f"{', '.join(said[:-1])} and {said[-1]}"
     return f"put {who} {record.place or 'into one picture'}"

@@ -80,7 +80,7 @@ def check_terms(sources: Iterable[tuple[str, PictureSource]]) -> None:
 
 def _terms(name: str, table: object) -> SourceTerms:
     if not isinstance(table, dict) or not all(isinstance(value, str) for value in table.values()):
-        raise BestiaryError(f"{name!r} is no table of texts: write [{name!r}] with licence and author below it")
+        raise BestiaryError(f"{name!r} is not a table of texts: write [{name!r}] with licence and author below it")
     if unknown := sorted(table.keys() - {"licence", "author"}):
         raise BestiaryError(f"{unknown[0]!r} of {name!r} is not known: a file has licence and author")
     return SourceTerms(**table)

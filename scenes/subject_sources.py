@@ -61,7 +61,7 @@ class FoundMask:
     way: str
     """One of `WAYS` and `BY_NAME`."""
     warning: str = ""
-    """What the user must know of this way."""
+    """Warning for the user."""
 
     @property
     def options(self) -> CutoutOptions:
@@ -82,11 +82,11 @@ class CutSubject:
     """What became of one picture."""
 
     subject: Subject | None
-    """None where the mask was not to be trusted."""
+    """None where the mask was refused."""
     way: str
     """Where the mask came from."""
     faults: tuple[str, ...]
-    """Why it was not to be trusted."""
+    """Why it was refused."""
     warning: str = ""
 
 

@@ -18,7 +18,7 @@ def verify_view(folder: Path, kind: str | None = None) -> list[SetFault]:
     """All faults of a view.
 
     Raises:
-        BestiaryError: it is no view, or one of another kind.
+        BestiaryError: the folder is not a view, or a view of another kind.
     """
     try:
         mark = json.loads(read_text(folder / MARK))
@@ -202,7 +202,9 @@ def _places(config: str, *folders: str) -> Iterator[SetFault]:
     """The folders that a configuration names are there."""
     for folder in folders:
         if not Path(folder).is_dir():
-            yield SetFault(config, f"it names {folder}, which is no folder: export the view again where it is now")
+            yield SetFault(
+                config, f"it names the folder {folder}, which does not exist: export the view again where it is now"
+            )
 
 
 def _all_there(folder: Path, place: str, scenes: list[str]) -> Iterator[SetFault]:
@@ -220,6 +222,6 @@ def _row_faults(place: Path, folder: Path, columns: list[str]) -> Iterator[SetFa
             entries = row[column] if isinstance(row[column], list) else [row[column]]
             for entry in entries:
                 if size_of(inside(place, entry)) is None:
-                    yield SetFault(name, f"{column} names {entry!r}, which is no picture")
+                    yield SetFault(name, f"{column} names {entry!r}, which is not a picture")
         if not row["text"].strip():
             yield SetFault(name, f"the text of {row['file_name']} is empty")

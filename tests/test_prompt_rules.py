@@ -36,6 +36,7 @@ CAUSES = {
     "unknownDictionary": "unknown dictionary",
     "ambiguousPart": "in several dictionaries",
     "unknownKind": r"unknown kind|has no (trained )?kind \d",
+    "ambiguousKind": "names several kinds of part",
     "noStage": "does not exist",
     "badRange": "write a range that rises",
     "unknown": "unknown stages",

@@ -9,6 +9,7 @@ import logging
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any, cast
 
 
 def _run_uninstalled() -> int:
@@ -19,6 +20,8 @@ def _run_uninstalled() -> int:
     sys.path[:] = [entry for entry in sys.path if entry != script_folder]
     places = [str(root)]
     spec = importlib.util.spec_from_file_location("bestiary", root / "__init__.py", submodule_search_locations=places)
+    if spec is None or spec.loader is None:
+        raise ImportError(f"{root} holds no __init__.py that Python can load: install the pack again")
     module = importlib.util.module_from_spec(spec)
     sys.modules["bestiary"] = module
     spec.loader.exec_module(module)
@@ -40,7 +43,7 @@ from .commands import demo, discover, files, scenes, train, use  # noqa: E402
 from .learning.run.stop_signals import listen_for_stop  # noqa: E402
 
 # Typer carried click as a dependency and later as a copy of its own: the public class leads to the right one.
-_UsageFault = typer.BadParameter.__mro__[2]
+_UsageFault = cast("type[typer.BadParameter]", typer.BadParameter.__mro__[2])
 
 _EXTRA = ("diffusers", "transformers", "accelerate")
 _NO_MEMORY = "out of memory: take a smaller batch or size, for training base.checkpointing=true or a recipe for less"
@@ -63,7 +66,8 @@ _COMMANDS = (
 class _InOrderOfWork(TyperGroup):
     """Lists commands in the order in which a person meets them."""
 
-    def list_commands(self, ctx: typer.Context) -> list[str]:
+    def list_commands(self, ctx: Any) -> list[str]:
+        # `ctx` has typer's or click's class, as the version of typer says
         return sorted(super().list_commands(ctx), key=_COMMANDS.index)
 
 
@@ -99,10 +103,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     for noisy in ("httpx", "PIL", "timm"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
-    # a console that cannot show a letter shows its number: no message, and no work, is lost over it
-    for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="backslashreplace")
     try:
         result = app(args=None if arguments is None else list(arguments), prog_name="bestiary", standalone_mode=False)
     # newer versions of typer turn Ctrl-C into the exit code 130, older ones raise

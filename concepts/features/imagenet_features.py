@@ -112,7 +112,7 @@ class ImagenetFeatures:
         if weights_sha256 is not None and not digest.startswith(weights_sha256):
             raise BestiaryError(
                 f"the weights in {file} have the hash {digest[: len(weights_sha256)]}, these features were made with "
-                f"{weights_sha256}: give that file, or discover anew"
+                f"{weights_sha256}: give that file, or run the discovery again"
             )
         self.network.to(device)
         self.spec: SourceSpec = {

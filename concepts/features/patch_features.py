@@ -264,7 +264,7 @@ def _load_vision_transformer(model: str, weights: Path | str | None, image_size:
             f"no weights for {model} {where}: {fault}. Give a checkpoint on disk, or choose the source diffusion or descriptor"
         ) from fault
     if not hasattr(built, "blocks") or not hasattr(built, "patch_embed"):
-        raise BestiaryError(f"{model} is no vision transformer: give one, for example {DINO_MODEL}")
+        raise BestiaryError(f"{model} is not a vision transformer: choose one, for example {DINO_MODEL}")
     return cast(VisionTransformer, built.eval().requires_grad_(False)), model
 
 

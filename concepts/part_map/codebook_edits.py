@@ -18,6 +18,8 @@ from .part_map import ABSENT, PartMaps
 
 _FORBIDDEN = set("<>:,*()|\n\t")
 _LONGEST_NAME = 80
+_KEPT = 1e-3
+"""Of a space's largest singular value: directions that are shortened further are not kept by it."""
 
 
 @dataclass(frozen=True)
@@ -198,7 +200,7 @@ def _without(codebook: PartCodebook, gone: Mapping[int, int], kinds: tuple[tuple
     # `left` keeps the old numbers in their order, so the place in it is the new number
     left = [part for part in range(codebook.num_parts) if part not in gone]
     moved = tuple(left.index(gone.get(part, part)) for part in range(codebook.num_parts))
-    centers = codebook.kind_centers
+    centers, spaces = codebook.kind_centers, codebook.kind_spaces
     edited = replace(
         codebook,
         part_names=tuple(codebook.part_names[part] for part in left),
@@ -206,6 +208,7 @@ def _without(codebook: PartCodebook, gone: Mapping[int, int], kinds: tuple[tuple
         parts=replace(codebook.parts, owner=torch.tensor(moved)[codebook.parts.owner]),
         fine=tuple(codebook.fine[part] for part in left) if codebook.fine else (),
         kind_centers=None if centers is None else centers[left],
+        kind_spaces=None if spaces is None else spaces[left],
         kind_names=tuple(codebook.kind_names[part] for part in left) if codebook.kind_names else (),
     )
     _refuse_repeats(list(edited.part_names), "parts")
@@ -236,7 +239,11 @@ def _moved_centers(codebook: PartCodebook, fine: Tensor, old: int, new: int) -> 
     """Kind directions `(K, d)` around one part's center, as directions around another's, at unit length."""
     if codebook.kind_centers is None:
         return fine
-    return F.normalize(fine + codebook.kind_centers[old] - codebook.kind_centers[new], dim=1)
+    moved, spaces = codebook.kind_centers[old] - codebook.kind_centers[new], codebook.kind_spaces
+    if spaces is None:
+        return F.normalize(fine + moved, dim=1)
+    # out of one part's space, as far as it keeps directions, and into the other's
+    return F.normalize((fine @ torch.linalg.pinv(spaces[old], rtol=_KEPT) + moved) @ spaces[new], dim=1)
 
 
 def _same_kinds(codebook: PartCodebook) -> tuple[tuple[int, ...], ...]:

@@ -68,4 +68,9 @@ def _with_kinds_of(codebook: PartCodebook, part: int, fitted: PartCodebook) -> P
     if centers is not None and fitted.kind_centers is not None:
         centers = centers.clone()
         centers[part] = fitted.kind_centers[0]
-    return replace(codebook, fine=tuple(fine), kind_centers=centers)
+    spaces = codebook.kind_spaces
+    if fitted.kind_spaces is not None:
+        # a codebook of before has no spaces: its other parts are compared as they are
+        spaces = torch.eye(codebook.width).repeat(codebook.num_parts, 1, 1) if spaces is None else spaces.clone()
+        spaces[part] = fitted.kind_spaces[0]
+    return replace(codebook, fine=tuple(fine), kind_centers=centers, kind_spaces=spaces)

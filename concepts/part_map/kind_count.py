@@ -9,7 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .kmeans import assign, fit_kmeans
+from .kind_mixture import fit_mixture, leading_directions
+from .kmeans import fit_kmeans
 from .looks_parts import matched_agreement
 
 MOST_KINDS = 256
@@ -17,8 +18,10 @@ _MEASURED_ROWS = 2048
 _GROWTH = 1.2
 _CLEAR = 0.15
 _NEAR_BEST = 0.97
-_NEAR_BEST_STABLE = 0.9
-_HALVINGS = 2
+_NEAR_BEST_STABLE = 0.85
+_FAR_BEHIND = 0.75
+_NEAR_TWO = 0.6
+_HALVINGS = 5
 _FEWEST_IN_HALF = 4
 """Rows of a kind that every half shows on the average: halves of fewer agree on what each of them made up."""
 
@@ -54,23 +57,44 @@ def choose_kind_count(means: Tensor, *, seed: int = 0) -> int:
 def stable_kind_count(means: Tensor, *, seed: int = 0) -> int:
     """Number of kinds in part means `(n, d)`: the largest that halves of the rows agree on nearly as well as on any.
 
-    For looks of a network, whose kinds lie in groups: silhouettes are then best for the two largest groups.
+    For looks of a network, whose kinds lie in groups: silhouettes are then best for the two largest groups. Clusters are
+    those of `kind_mixture`. Two kinds are the answer only where no larger number comes near their stability.
     """
     limit = most_kinds(len(means))
     if limit <= 2 or len(means) < 8:
         return limit
     generator = torch.Generator().manual_seed(seed)
-    rows = means[torch.randperm(len(means), generator=generator)[:_MEASURED_ROWS].to(means.device)].float()
+    picked = torch.randperm(len(means), generator=generator)[:_MEASURED_ROWS].to(means.device)
+    rows = leading_directions(means[picked].float())[0]  # (n, r)
     halves = [torch.randperm(len(rows), generator=generator) < len(rows) // 2 for _ in range(_HALVINGS)]
-    stability: dict[int, float] = {}
-    for k in _candidates(min(limit, max(2, len(rows) // (2 * _FEWEST_IN_HALF))), len(rows) // 2):
-        found = []
-        for half in halves:
-            first, second = (assign(rows, fit_kmeans(rows[side], k, seed=seed).centroids)[0] for side in (half, ~half))
-            found.append(matched_agreement(first.cpu(), second.cpu(), k))
-        stability[k] = sum(found) / len(found)
-    best = max(stability.values())
+    found: dict[int, list[float]] = {
+        k: [_agreement_of_halves(rows, halves[0], k, seed)]
+        for k in _candidates(min(limit, max(2, len(rows) // (2 * _FEWEST_IN_HALF))), len(rows) // 2)
+    }
+    # one halving tells which numbers are far behind, more of them compare the others
+    enough = _FAR_BEHIND * _best_of({k: values[0] for k, values in found.items()})
+    found = {
+        k: values + [_agreement_of_halves(rows, half, k, seed) for half in halves[1:]]
+        for k, values in found.items()
+        if values[0] >= enough
+    }
+    stability = {k: sum(values) / len(values) for k, values in found.items()}
+    best = _best_of(stability)
     return max(k for k, value in stability.items() if value >= _NEAR_BEST_STABLE * best)
+
+
+def _best_of(stability: dict[int, float]) -> float:
+    """The best stability that more than two kinds have; that of two, on which halves agree most easily, where no other
+    comes near it."""
+    others = max((value for k, value in stability.items() if k > 2), default=0.0)
+    return others if others >= _NEAR_TWO * stability.get(2, 0.0) else stability[2]
+
+
+def _agreement_of_halves(rows: Tensor, half: Tensor, k: int, seed: int) -> float:
+    """How well clusters found in either half `(n,)` of rows `(n, r)` agree on all of them: 1 the same, 0 no
+    better than by chance."""
+    first, second = (fit_mixture(rows[side], k, seed=seed).labels(rows) for side in (half, ~half))
+    return max(0.0, matched_agreement(first.cpu(), second.cpu(), k))
 
 
 def mean_silhouette(unit: Tensor, labels: Tensor, k: int) -> float:

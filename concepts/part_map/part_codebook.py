@@ -66,6 +66,8 @@ class PartCodebook:
     """Per part `(K_m, d)` centroids of its kinds; empty before kinds are fitted."""
     kind_centers: Tensor | None = None
     """`(M, d)`, subtracted from part means before comparing with `fine`; None compares them as they are."""
+    kind_spaces: Tensor | None = None
+    """`(M, d, d)`, applied to what is left of part means before comparing with `fine`; None compares it as it is."""
     kind_names: tuple[dict[int, str], ...] = ()
     """Per part the names given to kinds."""
     space: FeatureSpace | None = None
@@ -179,7 +181,7 @@ class PartCodebook:
         for part, centroids in enumerate(self.fine):
             shown = counts[:, part] >= _FEWEST_PATCHES
             if len(centroids) and bool(shown.any()):
-                codes[shown, part] = assign(self._around_center(part_means[shown, part].float(), part), centroids)[0]
+                codes[shown, part] = assign(self.as_compared(part_means[shown, part].float(), part), centroids)[0]
         return codes
 
     def segment(self, grid: PatchGrid) -> PartMaps:
@@ -231,9 +233,11 @@ class PartCodebook:
             f"unknown kind {shown_name(text)} of part {self.part_names[part]!r}: kinds are {valid}{named}"
         )
 
-    def _around_center(self, means: Tensor, part: int) -> Tensor:
-        """Means `(n, d)` of a part as they are compared with its kinds: less the part's center, where there is one."""
-        return means if self.kind_centers is None else means - self.kind_centers[part]
+    def as_compared(self, means: Tensor, part: int) -> Tensor:
+        """Means `(n, d)` of a part as they are compared with its kinds: less the part's center and in the space of its
+        kinds, where there are such."""
+        around = means if self.kind_centers is None else means - self.kind_centers[part]
+        return around if self.kind_spaces is None else around @ self.kind_spaces[part]
 
     def save(self, path: Path | str) -> None:
         """Write the codebook whole or not at all, as one safetensors file; tensors that half precision holds take half."""
@@ -243,6 +247,8 @@ class PartCodebook:
         tensors |= {f"kinds.{part}": centroids for part, centroids in enumerate(self.fine)}
         if self.kind_centers is not None:
             tensors["kind_centers"] = self.kind_centers
+        if self.kind_spaces is not None:
+            tensors["kind_spaces"] = self.kind_spaces
         if self.space is not None:
             tensors |= {"space.mean": self.space.mean, "space.projection": self.space.projection}
         if self.detail_space is not None:
@@ -326,6 +332,7 @@ def _from_file(header: CodebookHeader, stored: Mapping[str, Tensor]) -> PartCode
         parts=part_model_from_file(_under("parts.", tensors), header["parts"]),
         fine=tuple(tensors[name] for _, name in kinds),
         kind_centers=tensors.get("kind_centers"),
+        kind_spaces=tensors.get("kind_spaces"),
         kind_names=tuple({int(kind): name for kind, name in names.items()} for names in header["kind_names"]),
         space=space,
         detail_space=detail_space,

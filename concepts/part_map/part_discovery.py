@@ -22,6 +22,7 @@ from torch import Tensor
 
 from ..errors import BestiaryError
 from ..features.patch_features import PatchGrid, SourceSpec
+from .crossed_kinds import crossed_kinds, kind_directions
 from .foreground import FOREGROUND_ROUNDS, LOW_MARGIN, fit_foreground, foreground_from_masks, refit_foreground
 from .kind_count import choose_kind_count, stable_kind_count
 from .kmeans import fit_kmeans
@@ -255,7 +256,7 @@ def fit_kinds(
     num_kinds: int | Sequence[int] | None = None,
     seed: int = 0,
 ) -> PartCodebook:
-    """Cluster the means of every part into kinds.
+    """Cluster the means of every part into kinds; where parts are told by looks, all parts together (`crossed_kinds`).
 
     Args:
         part_means: `(N, M, d)`, as `PartCodebook.part_means` gives them.
@@ -269,24 +270,60 @@ def fit_kinds(
     wanted = [num_kinds] * codebook.num_parts if num_kinds is None or isinstance(num_kinds, int) else list(num_kinds)
     if len(wanted) != codebook.num_parts:
         raise BestiaryError(f"{len(wanted)} numbers of kinds for {codebook.num_parts} parts, the background included")
+    if codebook.detail_space is not None:
+        return _kinds_by_looks(codebook, part_means, counts, wanted, seed)
     centers, fine = torch.zeros(codebook.num_parts, codebook.width), []
     for part, number in enumerate(wanted):
         shown = part_means[counts[:, part] > 0, part].float()  # (n, d)
-        if number is not None and number > len(shown):
-            raise BestiaryError(
-                f"{number} kinds of part {codebook.part_names[part]!r} asked for, but only {len(shown)} pictures show it: "
-                "give more pictures or ask for fewer kinds"
-            )
+        _check_kinds(codebook, part, number, len(shown))
         if not len(shown):
             fine.append(torch.zeros(0, codebook.width))
             continue
         # kinds are directions around the part's mean: what all pictures share says nothing about them
         centers[part] = _half(shown.mean(dim=0))
         around = shown - centers[part]  # (n, d)
-        measure = choose_kind_count if codebook.detail_space is None else stable_kind_count
-        number = number or measure(around, seed=seed)
+        number = number or choose_kind_count(around, seed=seed)
         fine.append(_half(fit_kmeans(around, number, seed=seed).centroids))
     return replace(codebook, fine=tuple(fine), kind_centers=centers, kind_names=tuple({} for _ in fine))
+
+
+def _kinds_by_looks(
+    codebook: PartCodebook, part_means: Tensor, counts: Tensor, wanted: Sequence[int | None], seed: int
+) -> PartCodebook:
+    """`fit_kinds` for parts that are told by looks; arguments as there, `wanted` holds a number or None for every part."""
+    numbers = []
+    for part, number in enumerate(wanted):
+        shown = part_means[counts[:, part] > 0, part].float()  # (n, d)
+        _check_kinds(codebook, part, number, len(shown))
+        numbers.append((number or stable_kind_count(shown, seed=seed)) if len(shown) else 0)
+    codes = crossed_kinds(part_means, counts, numbers, seed=seed)  # (N, M)
+    centers, spaces, fine = torch.zeros(codebook.num_parts, codebook.width), [], []
+    for part, number in enumerate(numbers):
+        if not number:
+            spaces.append(torch.eye(codebook.width))
+            fine.append(torch.zeros(0, codebook.width))
+            continue
+        shown = counts[:, part] > 0
+        told = kind_directions(part_means[shown, part].float(), codes[shown, part], number)
+        centers[part] = _half(told.center)
+        spaces.append(_half(told.space))
+        fine.append(_half(told.fine))
+    return replace(
+        codebook,
+        fine=tuple(fine),
+        kind_centers=centers,
+        kind_spaces=torch.stack(spaces),
+        kind_names=tuple({} for _ in fine),
+    )
+
+
+def _check_kinds(codebook: PartCodebook, part: int, number: int | None, shown: int) -> None:
+    """Raises BestiaryError where more kinds are asked for than pictures show the part."""
+    if number is not None and number > shown:
+        raise BestiaryError(
+            f"{number} kinds of part {codebook.part_names[part]!r} asked for, but only {shown} pictures show it: "
+            "give more pictures or ask for fewer kinds"
+        )
 
 
 def propose_names(labels: Tensor, num_parts: int) -> tuple[str, ...]:

@@ -175,6 +175,8 @@ def _check_kinds(tensors: Mapping[str, Tensor], names: object, sizes: dict[str, 
         kinds.append(len(checked_tensor(tensors, f"kinds.{part}", "K d", {**sizes, **empty})))
     if "kind_centers" in tensors:
         checked_tensor(tensors, "kind_centers", "M d", sizes)
+    if "kind_spaces" in tensors:
+        checked_tensor(tensors, "kind_spaces", "M d d", sizes)
     if names != [] and len(checked_list(names, "kind_names")) != count:
         raise broken("kind_names", names, f"a list of {count}")
     for part, named in enumerate(checked_list(names, "kind_names")):

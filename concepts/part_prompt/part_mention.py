@@ -4,12 +4,15 @@ The grammar stands in part_prompt.py. Columns count characters from 1.
 """
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
+from typing import TypeVar
 
 from ..errors import BestiaryError
 from ..name_search import shown_name
 
+Found = TypeVar("Found")
 NUMBER = re.compile(r"\s*[+-]?(?:\d+(?:\.\d*)?|\.\d+)\s*")
 """A factor or a weight as typed."""
 LONGEST_NAME = 1000
@@ -56,13 +59,18 @@ def find_mentions(text: str) -> dict[int, tuple[int, PartMention]]:
     Raises:
         PromptError: a mention is malformed.
     """
-    found: dict[int, tuple[int, PartMention]] = {}
+    return find_all(text, read_mention)
+
+
+def find_all(text: str, read: Callable[[str, int], tuple[int, Found] | None]) -> dict[int, tuple[int, Found]]:
+    """Start -> end and content of whatever `read` understands at an unescaped `<`, counted from 0."""
+    found: dict[int, tuple[int, Found]] = {}
     place = next_plain(text, "<", 0)
     while place < len(text):
-        mention = read_mention(text, place)
-        if mention is not None:
-            found[place] = mention
-        place = next_plain(text, "<", place + 1 if mention is None else mention[0])
+        one = read(text, place)
+        if one is not None:
+            found[place] = one
+        place = next_plain(text, "<", place + 1 if one is None else one[0])
     return found
 
 

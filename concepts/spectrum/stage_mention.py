@@ -19,6 +19,7 @@ from ..part_prompt.part_mention import (
     PartMention,
     PromptError,
     check_length,
+    find_all,
     last_plain,
     next_plain,
     read_mention,
@@ -73,14 +74,7 @@ def find_staged_mentions(text: str) -> dict[int, tuple[int, StagedMention]]:
     Raises:
         PromptError: a mention is malformed.
     """
-    found: dict[int, tuple[int, StagedMention]] = {}
-    place = next_plain(text, "<", 0)
-    while place < len(text):
-        mention = _read(text, place)
-        if mention is not None:
-            found[place] = mention
-        place = next_plain(text, "<", place + 1 if mention is None else mention[0])
-    return found
+    return find_all(text, _read)
 
 
 def _read(text: str, start: int) -> tuple[int, StagedMention] | None:

@@ -9,7 +9,6 @@ there before. Several of our patches on one model share all this and act once.
 from __future__ import annotations
 
 import functools
-import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +16,7 @@ from torch import Tensor
 
 from ...concepts.errors import BestiaryError
 from ...concepts.name_search import shown_name
+from ..host.running_graph import running_server
 from ..host.socket_types import SPANS_KEY
 from .attention_layers import check_layers
 from .attention_record import AttentionRecord
@@ -158,11 +158,10 @@ def watch_sampling(
 
 def tell_block(block: str | None, text: str) -> None:
     """Show a text on a node of the graph, empty to take an earlier one away; without a server or a node it stays in the log."""
-    server = sys.modules.get("server")
-    instance = getattr(getattr(server, "PromptServer", None), "instance", None)
-    if block is None or instance is None or (not text and block not in _told):
+    server = running_server()
+    if block is None or server is None or (not text and block not in _told):
         return
-    instance.send_progress_text(text, block)
+    server.send_progress_text(text, block)
     (_told.add if text else _told.discard)(block)
 
 

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator, Mapping
+from typing import Any
+
+
+def running_server() -> Any | None:
+    """ComfyUI's server; None where nodes run without it, as in tests and scripts."""
+    return getattr(getattr(sys.modules.get("server"), "PromptServer", None), "instance", None)
 
 
 def running_graphs() -> Iterator[Mapping[str, Mapping]]:
     """The graphs that are being run, as they were queued: number of a node -> `class_type` and `inputs`; none without a server."""
-    server = getattr(sys.modules.get("server"), "PromptServer", None)
-    queue = getattr(getattr(server, "instance", None), "prompt_queue", None)
+    queue = getattr(running_server(), "prompt_queue", None)
     if queue is not None:
         running, _ = queue.get_current_queue_volatile()
         # number in the queue, identifier, graph, ...

@@ -11,6 +11,7 @@ from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING
 
 from ...concepts.files.pack import ROOT
+from .running_graph import running_server
 
 if TYPE_CHECKING:
     from aiohttp import web
@@ -32,14 +33,10 @@ def order_templates() -> bool:
 
     To be called before ComfyUI starts to serve. False where there is no server, as in tests.
     """
-    try:
-        from aiohttp import web
-        from server import PromptServer
-    except ImportError:
-        return False
-    server = getattr(PromptServer, "instance", None)
+    server = running_server()
     if server is None:
         return False
+    from aiohttp import web
 
     @web.middleware
     async def ordered(request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]):

@@ -22,7 +22,7 @@ from ...concepts.errors import BestiaryError
 from ...concepts.files.concept_file import DICTIONARY_KIND, LARGEST_HEADER, Header, from_text_tensor, read_header
 from ...concepts.files.file_schema import checked_table
 from ...concepts.files.thumbnail_atlas import ThumbnailAtlas
-from ...concepts.name_search import plain_name
+from ...concepts.name_search import typed_number
 from ...concepts.part_dictionary.part_dictionary import THUMBNAIL_PREFIX
 
 LARGEST_TENSORS = {"names": 8 << 20, "rows": 4 << 20, "picture": 24 << 20, "index": 4 << 20, "shape": 64}
@@ -34,7 +34,6 @@ TILES_A_PAGE = 100
 PAGE_COLUMNS = 10
 KEPT_PAGES = 4
 """Dictionaries whose cut pages stay in memory, about 3 MB for 5,000 kinds."""
-_NUMBER = re.compile(r"[+-]?\d{1,9}")
 _SPECIAL_IN_PART, _SPECIAL_IN_KIND = re.compile(r"[\\.:<>]"), re.compile(r"[\\:*+@<>]")
 """What a mention reads as its own unless a backslash stands before it (concepts/part_prompt/mention_writing.py)."""
 
@@ -111,7 +110,7 @@ def list_dictionary(path: Path) -> dict[str, object]:
         known.setdefault(part, []).append(kind)
     if min(known, default=0) < 0 or max(known, default=0) >= len(parts):
         raise BestiaryError(f"{path.name} is broken: its rows name a part that has no name")
-    same_name = Counter(plain_name(parts[part]) for part in known)
+    same_name = Counter(parts[part].strip() for part in known)
     return {
         "backbone": str(concept.get("backbone"))[:LONGEST_NAME],
         "id_base": base,
@@ -138,7 +137,7 @@ def _columns(
     part: int, stored: list[int], names: dict[int, str], base: int, tile_of: dict[tuple[int, int], int]
 ) -> dict[str, list]:
     """The kinds of a part, column by column."""
-    same_name = Counter(plain_name(names[kind]) for kind in stored if kind in names)
+    same_name = Counter(names[kind].strip() for kind in stored if kind in names)
     by_name = [kind in names and _unique(names[kind], same_name) for kind in stored]
     return {
         "numbers": [kind + base for kind in stored],
@@ -156,9 +155,9 @@ def _escaped(name: str, special: re.Pattern[str]) -> str:
 
 
 def _unique(name: str, same_name: Counter[str]) -> bool:
-    """Whether a prompt can call something by this name: nothing else is called so, and it is no number."""
-    plain = plain_name(name)
-    return len(plain) > 0 and len(name) <= LONGEST_NAME and same_name[plain] == 1 and not _NUMBER.fullmatch(plain)
+    """Whether a mention can use this name: nothing else is spelt the same, and it is not a number."""
+    spelt = name.strip()
+    return len(spelt) > 0 and len(name) <= LONGEST_NAME and same_name[spelt] == 1 and typed_number(spelt) is None
 
 
 def _shown(name: str) -> str:

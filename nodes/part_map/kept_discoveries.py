@@ -5,7 +5,6 @@ Letters: N pictures, n of them shown, (h, w) patch grid, M parts.
 
 from __future__ import annotations
 
-import sys
 import threading
 from collections import OrderedDict
 from collections.abc import Callable
@@ -19,6 +18,7 @@ from torch import Tensor
 from ...concepts.errors import BestiaryError
 from ...concepts.part_map.edit_script import EditedParts, EditHistory
 from ...concepts.part_map.part_map import PartMaps
+from ..host.running_graph import running_server
 from .discovery_job import DiscoveryChoice, FoundParts, seen_by_entry
 from .part_pictures import as_squares
 
@@ -57,8 +57,7 @@ class BlockPlace:
             return None
         workflow = png_info.get("workflow") if isinstance(png_info, dict) else None
         identifier = workflow.get("id") if isinstance(workflow, dict) else None
-        server = getattr(sys.modules.get("server"), "PromptServer", None)
-        client = getattr(getattr(server, "instance", None), "client_id", None)
+        client = getattr(running_server(), "client_id", None)
         return cls(*(str(name or "")[:LONGEST_PLACE] for name in (identifier, node, client)))
 
     def holds(self, other: BlockPlace) -> bool:

@@ -106,7 +106,10 @@ def with_layer_prompts(model: ModelPatcher) -> ModelPatcher:
     from comfy.patcher_extension import WrappersMP
 
     patched = model.clone()
-    wrappers = ((WrappersMP.OUTER_SAMPLE, _note_packings), (WrappersMP.DIFFUSION_MODEL, _with_noted_contexts))
+    wrappers = (
+        (WrappersMP.OUTER_SAMPLE, _note_packings),
+        (WrappersMP.DIFFUSION_MODEL, partial(_with_own_contexts, None)),
+    )
     for kind, wrapper in wrappers:
         if not patched.get_wrappers(kind, HOOK_KEY):
             patched.add_wrapper_with_key(kind, HOOK_KEY, wrapper)
@@ -131,24 +134,6 @@ def _note_packings(executor: Callable[..., Tensor], *args: object, **kw: object)
     return executor(*args, **kw)
 
 
-def _with_noted_contexts(
-    executor: Callable[..., Tensor],
-    x: Tensor,
-    timesteps: Tensor | None = None,
-    context: Tensor | None = None,
-    y: Tensor | None = None,
-    control: object = None,
-    transformer_options: Mapping[str, Any] | None = None,
-    **options: object,
-) -> Tensor:
-    """Wrapper of one call of the UNet: packed prompts `(B, T, packed_width)` are known by their width, others pass."""
-    width = None if context is None else context.shape[-1]
-    packing = (transformer_options or {}).get(PACKINGS_KEY, {}).get(width)
-    if packing is None:
-        return executor(x, timesteps, context, y, control, transformer_options, **options)
-    return _with_own_contexts(packing, executor, x, timesteps, context, y, control, transformer_options, **options)
-
-
 def attention_blocks(unet: nn.Module) -> list[Block]:
     """The blocks of a UNet that read the text `(B, T, E)`, in the order in which they run: the layers of P+."""
     places: list[Block] = []
@@ -170,7 +155,7 @@ def _reads_text(block: nn.Module) -> bool:
 
 
 def _with_own_contexts(
-    packing: LayerPacking,
+    packing: LayerPacking | None,
     executor: Callable[..., Tensor],
     x: Tensor,
     timesteps: Tensor | None = None,
@@ -180,10 +165,15 @@ def _with_own_contexts(
     transformer_options: Mapping[str, Any] | None = None,
     **options: object,
 ) -> Tensor:
-    """Wrapper of one call of the UNet on packed prompts `(B, T, packed_width)`: each layer gets its own context."""
+    """Wrapper of one call of the UNet on packed prompts `(B, T, packed_width)`: each layer gets its own context.
+
+    Without a `packing` it is one of those noted for this sampling, found by the width of the context; other prompts pass.
+    """
     outer = dict(transformer_options or {})
+    if packing is None:
+        packing = outer.get(PACKINGS_KEY, {}).get(None if context is None else context.shape[-1])
     # hook and MODEL may both know how
-    if outer.get(DONE_KEY):
+    if packing is None or outer.get(DONE_KEY):
         return executor(x, timesteps, context, y, control, transformer_options, **options)
     layer_of = _check_layers(packing, executor.class_obj)
     _check_width(packing, context)

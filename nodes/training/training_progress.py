@@ -8,12 +8,12 @@ most; curves and pictures are then read from the run folder (run_listing.py).
 from __future__ import annotations
 
 import logging
-import sys
 import time
 
 from PIL import Image
 
 from ...trainer.learning.run.progress_report import duration
+from ..host.running_graph import running_server
 
 logger = logging.getLogger("bestiary")
 SECONDS_BETWEEN_LINES = 10.0
@@ -103,12 +103,12 @@ class TrainingProgress:
 
     def tell(self, text: str) -> None:
         """Words below the node, where a server shows them."""
-        server = _server()
+        server = running_server()
         if server is not None and self._node_id is not None and hasattr(server, "send_progress_text"):
             server.send_progress_text(text, self._node_id)
 
     def _send(self, done: int, total: int, now: float) -> None:
-        server = _server()
+        server = running_server()
         self._last_event = now
         if server is None or self._node_id is None:
             return
@@ -116,8 +116,3 @@ class TrainingProgress:
         facts = {"node": self._node_id, "run": self.run, "step": done, "total": total}
         facts |= {"passed": round(passed, 1), "left": round(left, 1)}
         server.send_sync(EVENT, facts, getattr(server, "client_id", None))
-
-
-def _server() -> object | None:
-    """ComfyUI's server; None where nodes run without it."""
-    return getattr(getattr(sys.modules.get("server"), "PromptServer", None), "instance", None)

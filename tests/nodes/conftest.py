@@ -19,6 +19,7 @@ from typing import NamedTuple
 import pytest
 import requests
 import torch
+from safetensors.torch import load_file
 
 ROOT = Path(__file__).parent.parent.parent
 
@@ -164,6 +165,11 @@ class ComfyServer:
         entry = self.wait(self.submit(graph), seconds)
         assert entry["status"]["status_str"] == "error", entry["outputs"]
         return error_message(entry)
+
+    def latent(self, prefix: str) -> torch.Tensor:
+        """The one latent `(N, C, h, w)` that a graph saved under a prefix."""
+        (file,) = (self.folder / "output").glob(f"{prefix}_*.latent")
+        return load_file(file)["latent_tensor"]
 
     def refuse(self, graph: dict, ours: str) -> None:
         """The graph is refused: in our words while it runs, or before that by a ComfyUI that looks at menus itself."""

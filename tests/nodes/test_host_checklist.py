@@ -204,12 +204,12 @@ def test_exports_in_core_loaders_sample_what_the_dictionary_does(server, exporte
             **_sampling(f"a photo of a embedding:{word} creature", name),
         }
         server.run(graph)
-        latents[name] = _latent(server, name)
+        latents[name] = server.latent(name)
     assert latents["ours"].std() > 0.1
     torch.testing.assert_close(latents["ours"], latents["theirs"], atol=1e-3, rtol=0)
     graph = {"demo": demo, "load": loaders["theirs"][0], **_sampling("a photo of a creature", "plain")}
     server.run(graph)
-    assert (latents["ours"] - _latent(server, "plain")).abs().max() > 0.05
+    assert (latents["ours"] - server.latent("plain")).abs().max() > 0.05
 
 
 def _sampling(text: str, name: str) -> dict:
@@ -223,13 +223,6 @@ def _sampling(text: str, name: str) -> dict:
         "sample": {"class_type": "KSampler", "inputs": {"model": ["load", 0], **wiring, **settings}},
         "save": {"class_type": "SaveLatent", "inputs": {"samples": ["sample", 0], "filename_prefix": f"export/{name}"}},
     }
-
-
-def _latent(server, name: str) -> torch.Tensor:
-    import safetensors.torch
-
-    (file,) = (server.folder / "output" / "export").glob(f"{name}_*.latent")
-    return safetensors.torch.load_file(file)["latent_tensor"]  # (1, C, h, w)
 
 
 # --- LoRA of a real shape ------------------------------------------------------------------------------------------

@@ -73,6 +73,16 @@ def test_every_output_has_a_display_name(schemas):
     assert faults(schemas, bare) == []
 
 
+def test_optional_inputs_come_last(schemas):
+    def words(schema):
+        optional = [bool(one.optional) for one in schema.inputs or []]
+        # the order of inputs is public: that of one older node stays as it is
+        if schema.node_id != "BestiaryTrainInBackground" and optional != sorted(optional):
+            yield "an optional input before a required one"
+
+    assert faults(schemas, words) == []
+
+
 def test_no_id_is_both_input_and_output_and_none_stands_twice(schemas):
     def words(schema):
         inputs, outputs = [one.id for one in schema.inputs or []], [one.id for one in schema.outputs or []]

@@ -231,7 +231,7 @@ def test_a_broken_package_names_the_piece(tmp_path: Path) -> None:
     with pytest.raises(BestiaryError, match="holds no resources.json"):
         import_isnet(tmp_path, target)
     whole = package_of(tmp_path / "b", b"0123456789", 4)
-    with pytest.raises(BestiaryError, match="the model in .*b is no ONNX file"):
+    with pytest.raises(BestiaryError, match="the model in .*b is not an ONNX file"):
         import_isnet(whole, target)
     listing = whole / "dist" / "resources.json"
     content = json.loads(listing.read_text())
@@ -279,7 +279,7 @@ def test_pieces_of_a_package_are_joined_in_the_order_of_its_list(tmp_path: Path)
         ),
         (
             model_bytes([node_bytes("Relu", ["b"], "a"), node_bytes("Relu", ["a"], "b")], [], ["x"], ["b"]),
-            "one of its values is made from itself",
+            "one of its values is computed from itself",
         ),
         (model_bytes([node_bytes("Conv", ["x", "w"], "y")], [], ["x"], ["y"]), "has no bias"),
         (model_bytes([node_bytes("Conv", ["x", "w", "b"], "y")], [], ["x"], ["y"]), "'w' are not stored in it"),
@@ -299,7 +299,7 @@ def test_an_onnx_file_that_is_cut_off_is_told(onnx_file: Path, tmp_path: Path) -
     path = tmp_path / "half.onnx"
     with onnx_file.open("rb") as stream:
         path.write_bytes(stream.read(2_000_000))
-    with pytest.raises(BestiaryError, match=r"half\.onnx is no ONNX file, or it is cut off: a field of .* are left"):
+    with pytest.raises(BestiaryError, match=r"half\.onnx is not an ONNX file, or is truncated: a field of .* are left"):
         load_isnet(path)
 
 

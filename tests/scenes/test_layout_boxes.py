@@ -81,7 +81,7 @@ def test_missing_surplus_and_double_boxes_are_said(make_subject) -> None:
     assert notes[:5] == (
         "the box of 'dog' is empty or no number: left out",
         "'cat' again, for a subject that has its box: left out",
-        "'horse' is no subject of the scene: left out",
+        "'horse' is not a subject of the scene: left out",
         "'dog' had no usable box: added",
         "'bird' had no usable box: added",
     )

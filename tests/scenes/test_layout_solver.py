@@ -213,7 +213,7 @@ def test_at_last_one_row_is_measured(make_subject) -> None:
 
 
 def test_no_subject() -> None:
-    with pytest.raises(BestiaryError, match="a layout needs subjects and there is none"):
+    with pytest.raises(BestiaryError, match="a layout needs at least one subject, got none"):
         solve_layout([], LayoutRequest(256, 256))
 
 

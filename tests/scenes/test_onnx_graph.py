@@ -75,7 +75,7 @@ def test_small_whole_numbers() -> None:
     ("content", "told"),
     [
         (DIMS + whole(2, 1) + packed(9, VALUES.tobytes()[:12]), r"a tensor of \[2, 2\] has 3 numbers"),
-        (DIMS + whole(2, 1) + packed(9, VALUES.tobytes()[:13]), "13 bytes are no whole numbers"),
+        (DIMS + whole(2, 1) + packed(9, VALUES.tobytes()[:13]), "13 bytes are not whole numbers"),
         (DIMS + whole(2, 8) + packed(9, b"text"), "numbers of type 8, which is not read"),
         (DIMS + whole(2, 1) + whole(14, 1), "its numbers lie in another file"),
         (DIMS + whole(2, 10) + packed(4, VALUES.tobytes()), "not stored where their type belongs"),
@@ -104,7 +104,7 @@ def test_tensors_that_cannot_be(content: bytes, told: str) -> None:
     ],
 )
 def test_what_is_no_onnx_file(content: bytes, told: str) -> None:
-    with pytest.raises(BestiaryError, match=f"a.onnx is no ONNX file, or it is cut off: .*{told}.*; fetch it again"):
+    with pytest.raises(BestiaryError, match=f"a.onnx is not an ONNX file, or is truncated: .*{told}.*; fetch it again"):
         parsed_onnx(content, "a.onnx")
 
 

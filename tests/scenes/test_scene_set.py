@@ -190,9 +190,9 @@ def test_what_cannot_be_written(pool, tmp_path):
             scene_set.write("a", entry, "key")
     hidden = dataclasses.replace(layout, placements=(*layout.placements, Placement("wren", 200, 5, 30, 24)))
     scene = compose([cat, wren], hidden, np.zeros((64, 64, 3), np.uint8))
-    with pytest.raises(BestiaryError, match="nothing is to be seen of 'wren'"):
+    with pytest.raises(BestiaryError, match="no pixel of 'wren' is visible"):
         scene_set.write("a", SceneEntry(scene, "a cat and a bird"), "key")
-    with pytest.raises(BestiaryError, match="is no set of scenes"):
+    with pytest.raises(BestiaryError, match="is not a set of scenes"):
         scene_set.finish()
 
 
@@ -200,7 +200,7 @@ def test_broken_records_are_named(build, tmp_path):
     folder = build(tmp_path / "pets", count=1)
     path = folder / "layouts/000001.json"
     path.write_text("[1]")
-    with pytest.raises(BestiaryError, match=r"000001\.json is no record of a scene"):
+    with pytest.raises(BestiaryError, match=r"000001\.json is not the record of a scene"):
         read_record(path)
 
 

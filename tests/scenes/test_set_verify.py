@@ -59,13 +59,13 @@ FAULTS = {
     "missing label map": ("instances/000002.png", "the label map of images/000002.png is missing", lambda f: (f / "instances/000002.png").unlink()),
     "black mask": ("masks/000002.png", "pixels show a subject and are black", lambda f: png(f / "masks/000002.png", np.zeros((64, 96)))),
     "missing record": ("layouts/000002.json", "the record of images/000002.png is missing", lambda f: (f / "layouts/000002.json").unlink()),
-    "broken record": ("layouts/000002.json", "is no record of a scene", lambda f: (f / "layouts/000002.json").write_text("{}")),
+    "broken record": ("layouts/000002.json", "is not the record of a scene", lambda f: (f / "layouts/000002.json").write_text("{}")),
     "missing picture": ("images/000002.png", "the picture of this scene is missing", lambda f: [(f / f"{d}/000002.png").unlink() for d in ("images", "masks", "instances")] + [(f / "images/000002.txt").unlink()]),
     "missing cut-out": ("subjects/", "is missing", lambda f: next(iter(sorted((f / "subjects").iterdir()))).unlink()),
-    "missing row": ("metadata.jsonl", "there is no row for images/000002.png", lambda f: edit_rows(f, lambda rows: rows.pop(1))),
+    "missing row": ("metadata.jsonl", "no row for images/000002.png", lambda f: edit_rows(f, lambda rows: rows.pop(1))),
     "row without text": ("metadata.jsonl", "the text of images/000002.png is empty", lambda f: edit_rows(f, lambda rows: rows[1].update(text=" "))),
     "row elsewhere": ("metadata.jsonl", "mask_file_name '../x.png' leads out of the set", lambda f: edit_rows(f, lambda rows: rows[1].update(mask_file_name="../x.png"))),
-    "row of no file": ("metadata.jsonl", "file_name 'images/9.png' is no file of the set", lambda f: edit_rows(f, lambda rows: rows[1].update(file_name="images/9.png"))),
+    "row of no file": ("metadata.jsonl", "file_name 'images/9.png' is not a file of the set", lambda f: edit_rows(f, lambda rows: rows[1].update(file_name="images/9.png"))),
     "tokens for others": ("metadata.jsonl", "holds tokens that other trainers read as letters", lambda f: edit_rows(f, lambda rows: rows[1].update(text="a <head:3> bird"))),
     "COCO box": ("annotations.coco.json", "the box of annotation 3 is", lambda f: edit_json(f / "annotations.coco.json", lambda c: c["annotations"][2]["bbox"].__setitem__(2, 1))),
     "COCO mask": ("annotations.coco.json", "the mask of annotation 3 cannot be read", lambda f: edit_json(f / "annotations.coco.json", lambda c: c["annotations"][2]["segmentation"].update(counts="12"))),
@@ -146,9 +146,9 @@ def test_what_cannot_be_verified(copy_set, tmp_path):
     folder = copy_set(tmp_path / "pets", count=1)
     with pytest.raises(BestiaryError, match="has no view for kohya: export it first"):
         verify_set(folder, "kohya")
-    with pytest.raises(BestiaryError, match="there is no view for 'x'"):
+    with pytest.raises(BestiaryError, match="no view for 'x'"):
         verify_set(folder, "x")
-    with pytest.raises(BestiaryError, match="is no set of scenes"):
+    with pytest.raises(BestiaryError, match="is not a set of scenes"):
         verify_set(tmp_path)
     with pytest.raises(BestiaryError, match="is a view for coco, not for kohya"):
         verify_set(export_view(folder, "coco"), "kohya")

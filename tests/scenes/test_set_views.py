@@ -161,9 +161,9 @@ def test_coco(pets):
 
 
 def test_what_cannot_be_exported(pets, tmp_path):
-    with pytest.raises(BestiaryError, match="there is no view for 'x': choose kohya"):
+    with pytest.raises(BestiaryError, match="no view for 'x': choose kohya"):
         export_view(pets, "x")
-    with pytest.raises(BestiaryError, match="is no set of scenes"):
+    with pytest.raises(BestiaryError, match="is not a set of scenes"):
         export_view(tmp_path, "kohya")
     with pytest.raises(BestiaryError, match=r"holds '\.png' in its path"):
         export_view(pets, "kohya", tmp_path / "my.pngs")

@@ -42,9 +42,9 @@ def test_terms_of_files(tmp_path, file, licence, author):
 @pytest.mark.parametrize(
     ("text", "reason"),
     [
-        ("licence = 'CC0'", "'licence' is no table of texts"),
+        ("licence = 'CC0'", "'licence' is not a table of texts"),
         ("[a]\nlicense = 'CC0'", "'license' of 'a' is not known"),
-        ("[a]\nlicence = 3", "'a' is no table of texts"),
+        ("[a]\nlicence = 3", "'a' is not a table of texts"),
         ("[", "sources.toml: "),
     ],
 )

@@ -15,7 +15,7 @@ from torch.nn import functional
 
 from ...concepts.files.atomic_file import replacing
 from ...demo.creatures import IMAGE_SIZE, Drawing, draw_creature, random_species
-from .model_parts import LATENT_CHANNELS, LATENT_NOISE
+from .model_parts import LATENT_CHANNELS, LATENT_NOISE, decode, encode
 from .training_state import RunLog, StagePlan, StageState, rate_share, step_generator
 
 logger = logging.getLogger(__name__)
@@ -73,8 +73,8 @@ def pick_pictures(shards: list[np.ndarray], indices: Tensor) -> np.ndarray:
 
 def reconstruct(autoencoder: AutoencoderTiny, images: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
     """Images (B, 3, H, W) through the bottleneck with `noise` (B, C, h, w) -> reconstruction, latents."""
-    latents = autoencoder.encode(images).latents  # (B, C, h, w)
-    return autoencoder.decode(latents + LATENT_NOISE * noise).sample, latents
+    latents = encode(autoencoder, images)  # (B, C, h, w)
+    return decode(autoencoder, latents + LATENT_NOISE * noise), latents
 
 
 def _edges(images: Tensor) -> tuple[Tensor, Tensor]:
@@ -94,7 +94,7 @@ def reconstruction_loss(images: Tensor, rebuilt: Tensor) -> Tensor:
 @torch.no_grad()
 def reconstruction_psnr(autoencoder: AutoencoderTiny, images: Tensor) -> float:
     """Peak signal-to-noise ratio in dB of reconstructions; images (B, 3, H, W) in -1..1."""
-    rebuilt = autoencoder.decode(autoencoder.encode(images).latents).sample.float().clamp(-1, 1)
+    rebuilt = decode(autoencoder, encode(autoencoder, images)).float().clamp(-1, 1)
     error = ((rebuilt - images) / 2).square().mean(dim=(1, 2, 3))  # (B,)
     return float((-10 * error.log10()).mean())
 
@@ -107,13 +107,18 @@ def _crop(images: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def fit_autoencoder(
-    state: StageState, shards: list[np.ndarray], log: RunLog, plan: StagePlan, *, magnitude_weight: float
+    autoencoder: AutoencoderTiny,
+    state: StageState,
+    shards: list[np.ndarray],
+    log: RunLog,
+    plan: StagePlan,
+    *,
+    magnitude_weight: float,
 ) -> None:
     """Trains the autoencoder on crops from `state.step` on; saves every `plan.save_every` steps and at the end.
 
     Crops do no harm: without norms a reconstruction depends on its neighbourhood alone.
     """
-    autoencoder = state.modules["autoencoder"]
     forward = plan.speeded(reconstruct)
     count = sum(len(shard) for shard in shards)
     while state.step < plan.steps:
@@ -154,7 +159,7 @@ def _report_psnr(
 @torch.no_grad()
 def cache_latents(autoencoder: AutoencoderTiny, shards: list[np.ndarray], folder: Path, plan: StagePlan) -> Tensor:
     """Latents of every picture, computed once -> (N, C, 16, 16) float16."""
-    encode = plan.speeded(lambda images: autoencoder.encode(images).latents)
+    speeded = plan.speeded(encode)
     folder.mkdir(parents=True, exist_ok=True)
     parts = []
     for number, shard in enumerate(shards):
@@ -165,7 +170,9 @@ def cache_latents(autoencoder: AutoencoderTiny, shards: list[np.ndarray], folder
             # a few pictures at a time: activations at full size are large
             for start in range(0, len(shard), 20):
                 with plan.autocast():
-                    latents = encode(to_tensor(shard[start : start + 20]).to(plan.device))  # (B, C, 16, 16)
+                    latents = speeded(
+                        autoencoder, to_tensor(shard[start : start + 20]).to(plan.device)
+                    )  # (B, C, 16, 16)
                 rows.append(latents.to("cpu", torch.float16))
             with replacing(path) as temporary, temporary.open("wb") as file:
                 np.save(file, torch.cat(rows).numpy())

@@ -55,7 +55,7 @@ class ReadingLoss:
         """`model` gives the words' embeddings `(V, D)`, which the text encoder keeps training."""
         vocabulary = model.tokenizer.get_vocab()
         # ids of attribute words (words,) and of part words, and the way back from an id (V,) to a word's number
-        self.embeddings = model.text_encoder.get_input_embeddings()
+        self.embeddings = model.word_embeddings
         device = self.embeddings.weight.device
         self.words = torch.tensor([vocabulary[word] for word in ATTRIBUTE_WORDS], device=device)
         self.parts = torch.tensor([vocabulary[part] for part in PARTS], device=device)

@@ -6,13 +6,15 @@ import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import torch
-from diffusers.models.attention_processor import Attention
+from diffusers.models.attention_processor import Attention, AttnProcessor
+from diffusers.schedulers.scheduling_ddim import DDIMSchedulerOutput
 from einops import rearrange
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ...concepts.denoiser.backbone import BACKBONES
@@ -23,7 +25,7 @@ from ...demo.species import PARTS, Scene, Species, random_scene, random_species
 from ..model.text_conditioning import run_clip
 from .autoencoder import SHARD, draw_training_picture
 from .caption_reading import ReadingLoss, slot_embeddings
-from .model_parts import LATENT_CHANNELS, LATENT_NOISE, BaseModel, build_scheduler, encode_captions
+from .model_parts import LATENT_CHANNELS, LATENT_NOISE, BaseModel, build_scheduler, decode, encode_captions
 from .training_state import RunLog, StagePlan, StageState, rate_share, step_generator
 
 logger = logging.getLogger(__name__)
@@ -125,7 +127,7 @@ def predict_noise(model: BaseModel, noisy: Tensor, timesteps: Tensor, ids: Tenso
 
 def predict_and_read(model: BaseModel, noisy: Tensor, timesteps: Tensor, slots: Tensor) -> tuple[Tensor, Tensor]:
     """As `predict_noise` for slots (B, 77, 4), with the text encoder's output (B, 77, D) beside the epsilon."""
-    embeddings = slot_embeddings(model.text_encoder.get_input_embeddings().weight, slots)  # (B, 77, D)
+    embeddings = slot_embeddings(model.word_embeddings.weight, slots)  # (B, 77, D)
     context = run_clip(model.text_encoder, embeddings, TEXT_ENCODER, slots[:, 0, 0]).hidden  # (B, 77, D)
     return model.denoiser(noisy, timesteps, encoder_hidden_states=context).sample, context
 
@@ -144,14 +146,16 @@ class QuickAttention:
         if attention_mask is not None:
             raise BestiaryError(f"the base model attends without masks, got one of shape {tuple(attention_mask.shape)}")
         context = hidden_states if encoder_hidden_states is None else encoder_hidden_states
+        # diffusers leaves these layers out of some kinds of attention, none of which the base model has
+        to_query, to_key, to_value = (cast(nn.Module, layer) for layer in (attn.to_q, attn.to_k, attn.to_v))
         query, key, value = (
             rearrange(tokens, "b n (h d) -> b h n d", h=attn.heads)
-            for tokens in (attn.to_q(hidden_states), attn.to_k(context), attn.to_v(context))
+            for tokens in (to_query(hidden_states), to_key(context), to_value(context))
         )
         # plain products: on a CPU their backward pass in bf16 is the fastest
         scores = (query * query.shape[-1] ** -0.5) @ key.transpose(-1, -2)  # (B, H, N, L)
         mixed = scores.softmax(dim=-1).to(value.dtype) @ value  # (B, H, N, d)
-        return attn.to_out[0](rearrange(mixed, "b h n d -> b n (h d)").to(hidden_states.dtype))
+        return cast(nn.ModuleList, attn.to_out)[0](rearrange(mixed, "b h n d -> b n (h d)").to(hidden_states.dtype))
 
 
 def fit_denoiser(
@@ -175,7 +179,8 @@ def fit_denoiser(
     alphas = build_scheduler().alphas_cumprod  # (T,)
     plain, lifted = snr_weights(alphas), snr_weights(alphas, floor=SNR_FLOOR)
     if plan.device.type == "cpu":
-        model.denoiser.set_attn_processor(QuickAttention())
+        # diffusers takes any callable, while its annotation lists its own classes
+        model.denoiser.set_attn_processor(cast(AttnProcessor, QuickAttention()))
     forward = plan.speeded(predict_and_read)
     reading = ReadingLoss(model)
     running = 0.0
@@ -234,7 +239,8 @@ def sample_latents(
             # prompts and empty captions as one batch; guidance leads from the second half to the first
             doubled = torch.cat([latents, latents]).contiguous(memory_format=torch.channels_last)  # (2 * B, C, 16, 16)
             told, free = model.denoiser(doubled, timestep, encoder_hidden_states=context).sample.float().chunk(2)
-            latents = scheduler.step(free + guidance * (told - free), timestep, latents).prev_sample
+            guided = free + guidance * (told - free)
+            latents = cast(DDIMSchedulerOutput, scheduler.step(guided, int(timestep), latents)).prev_sample
     return latents
 
 
@@ -242,7 +248,7 @@ def sample_latents(
 def decode_latents(model: BaseModel, latents: Tensor, scale: float) -> np.ndarray:
     """Scaled latents (B, C, 16, 16) -> pictures (B, 128, 128, 3) uint8."""
     with torch.autocast(latents.device.type, torch.bfloat16):
-        images = model.autoencoder.decode(latents / scale).sample.float()  # (B, 3, 128, 128)
+        images = decode(model.autoencoder, latents / scale).float()  # (B, 3, 128, 128)
     images = ((images + 1) * 127.5).clamp(0, 255).round()
     return images.permute(0, 2, 3, 1).to("cpu", torch.uint8).numpy()
 

@@ -7,12 +7,17 @@ import json
 import logging
 import os
 import shutil
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 import torch
 from diffusers import AutoencoderTiny, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from diffusers.models.autoencoders.autoencoder_tiny import AutoencoderTinyOutput
+from diffusers.models.autoencoders.vae import DecoderOutput
 from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, processors
+from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel, PreTrainedTokenizerFast
 
 from ...demo.captions import vocabulary
@@ -37,6 +42,11 @@ class BaseModel:
     denoiser: UNet2DConditionModel
     text_encoder: CLIPTextModel
     tokenizer: PreTrainedTokenizerFast
+
+    @property
+    def word_embeddings(self) -> nn.Embedding:
+        """The text encoder's table `(V, D)` of words."""
+        return cast(nn.Embedding, self.text_encoder.get_input_embeddings())
 
 
 def build_tokenizer() -> PreTrainedTokenizerFast:
@@ -94,6 +104,7 @@ def build_denoiser() -> UNet2DConditionModel:
 
 def build_text_encoder(tokenizer: PreTrainedTokenizerFast) -> CLIPTextModel:
     """A CLIP text model of three layers over the tokenizer's vocabulary."""
+    ids = tokenizer.get_vocab()
     config = CLIPTextConfig(
         vocab_size=len(tokenizer),
         hidden_size=TEXT_WIDTH,
@@ -103,9 +114,9 @@ def build_text_encoder(tokenizer: PreTrainedTokenizerFast) -> CLIPTextModel:
         num_attention_heads=4,
         max_position_embeddings=MAX_TOKENS,
         hidden_act="quick_gelu",
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
+        bos_token_id=ids[START],
+        eos_token_id=ids[END],
+        pad_token_id=ids[END],
     )
     return CLIPTextModel(config)
 
@@ -137,6 +148,16 @@ def encode_captions(tokenizer: PreTrainedTokenizerFast, captions: list[str]) -> 
     return batch.input_ids
 
 
+def encode(autoencoder: AutoencoderTiny, images: torch.Tensor) -> torch.Tensor:
+    """Unscaled latents `(B, C, h, w)` of images `(B, 3, H, W)` in -1..1."""
+    return cast(AutoencoderTinyOutput, autoencoder.encode(images)).latents
+
+
+def decode(autoencoder: AutoencoderTiny, latents: torch.Tensor) -> torch.Tensor:
+    """Images `(B, 3, H, W)` in about -1..1 of unscaled latents `(B, C, h, w)`."""
+    return cast(DecoderOutput, autoencoder.decode(latents)).sample
+
+
 def export_base_model(model: BaseModel, scaling_factor: float, out: Path) -> int:
     """Writes a StableDiffusionPipeline folder in fp16; returns the bytes of all its files.
 
@@ -147,7 +168,9 @@ def export_base_model(model: BaseModel, scaling_factor: float, out: Path) -> int
     vae, text_encoder, unet = (
         copy.deepcopy(module).half() for module in (model.autoencoder, model.text_encoder, model.denoiser)
     )
-    pipeline = StableDiffusionPipeline(
+    # diffusers writes whatever has a method for it, while its annotations name the classes of Stable Diffusion 1.5
+    build = cast("Callable[..., StableDiffusionPipeline]", StableDiffusionPipeline)
+    pipeline = build(
         vae=vae,
         text_encoder=text_encoder,
         tokenizer=model.tokenizer,

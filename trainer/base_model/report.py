@@ -8,6 +8,7 @@ import logging
 import time
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any, TypedDict
 
 import numpy as np
 import torch
@@ -20,7 +21,8 @@ from ...demo.creatures import draw_creature
 from ...demo.species import HELD_OUT_SPECIES, Species, random_scene, random_species
 from .autoencoder import reconstruction_psnr, to_tensor
 from .denoiser import add_noise, predict_noise, sample_pictures, save_sheet, snr_weights
-from .model_parts import BaseModel, build_scheduler, encode_captions, load_base_model
+from .model_parts import BaseModel, build_scheduler, encode, encode_captions, load_base_model
+from .train_base import TrainBaseSettings
 from .train_judge import draw_lessons, judge_accuracy
 
 logger = logging.getLogger(__name__)
@@ -56,14 +58,19 @@ def fresh_drawings(count: int, seed: int = FRESH_SEED) -> tuple[Tensor, list[str
     return to_tensor(np.stack([d.image for d in drawings])), [d.caption for d in drawings]
 
 
+def latent_scale_of(model: BaseModel) -> float:
+    """The factor to unit standard deviation that the autoencoder was exported with."""
+    return float(model.autoencoder.config["scaling_factor"])
+
+
 @torch.no_grad()
 def held_out_loss(model: BaseModel, images: Tensor, captions: list[str], *, seed: int = 0) -> float:
     """Weighted epsilon error at 8 timesteps spread over the schedule; images (N, 3, 128, 128) in -1..1."""
-    scale = model.autoencoder.config.scaling_factor
+    scale = latent_scale_of(model)
     alphas = build_scheduler().alphas_cumprod
     weights = snr_weights(alphas)
     # in portions: the autoencoder's activations of all pictures at once would fill the memory
-    latents = torch.cat([model.autoencoder.encode(some).latents for some in images.split(32)]) * scale
+    latents = torch.cat([encode(model.autoencoder, some) for some in images.split(32)]) * scale
     ids = encode_captions(model.tokenizer, captions)
     generator = torch.Generator().manual_seed(seed)
     losses = []
@@ -84,7 +91,7 @@ def generated_scores(
     """Pictures generated from the full captions of `species`, and how often the judge finds each look obeyed."""
     rng = np.random.default_rng(seed)
     captions = [caption_of(kind, random_scene(rng)) for kind in species]
-    scale = model.autoencoder.config.scaling_factor
+    scale = latent_scale_of(model)
     pictures = sample_pictures(model, captions, scale, steps=steps, guidance=guidance, seed=seed)  # (N, 128, 128, 3)
     images = torch.from_numpy(pictures).permute(0, 3, 1, 2).float() / 255  # (N, 3, 128, 128)
     return judge.score_against_species(images, species), pictures
@@ -122,26 +129,54 @@ def _shares(scores: AttributeScores) -> dict[str, float]:
     return {name: round(getattr(scores, name), 3) for name in ("color", "pattern", "shape", "all_three")}
 
 
-def training_facts(work: Path) -> dict[str, object]:
+class StageFacts(TypedDict):
+    """How long a stage was trained."""
+
+    step: int
+    minutes: float
+
+
+class _EveryRun(TypedDict):
+    settings: TrainBaseSettings
+    history: list[str]
+    hardware: str
+
+
+class TrainingFacts(_EveryRun, total=False):
+    """What a model card says of a training; stages that were not finished are missing."""
+
+    autoencoder: StageFacts
+    export: StageFacts
+
+
+def training_facts(work: Path) -> TrainingFacts:
     """Settings, steps and seconds of the run whose states lie in `work`; its history.md, if any, tells what else was done."""
     lines = [json.loads(line) for line in (work / "log.jsonl").read_text(encoding="utf-8").splitlines()]
-    facts: dict[str, object] = {"settings": json.loads((work / "settings.json").read_text(encoding="utf-8"))}
-    # the last line of each stage tells its steps and its time
-    for stage, mark in (("autoencoder", "psnr"), ("export", "bytes")):
-        timed = [line for line in lines if line["stage"] == stage and mark in line]
-        if timed:
-            facts[stage] = {"step": timed[-1]["step"], "minutes": round(timed[-1]["seconds"] / 60, 1)}
     started = [line for line in lines if line["stage"] == "start"]
     history = work / "history.md"
-    facts["history"] = [*history.read_text(encoding="utf-8").splitlines(), ""] if history.exists() else []
-    facts["hardware"] = started[-1]["hardware"] if started else "not recorded"
+    facts: TrainingFacts = {
+        "settings": TrainBaseSettings.model_validate_json((work / "settings.json").read_text(encoding="utf-8")),
+        "history": [*history.read_text(encoding="utf-8").splitlines(), ""] if history.exists() else [],
+        "hardware": started[-1]["hardware"] if started else "not recorded",
+    }
+    if autoencoder := _stage_facts(lines, "autoencoder", "psnr"):
+        facts["autoencoder"] = autoencoder
+    if export := _stage_facts(lines, "export", "bytes"):
+        facts["export"] = export
     return facts
 
 
-def model_card(figures: BaseModelFigures, facts: dict[str, object], size: int) -> str:
+def _stage_facts(lines: list[dict[str, Any]], stage: str, mark: str) -> StageFacts | None:
+    """Steps and time of a stage, from its last line of the log that has the entry `mark`."""
+    timed = [line for line in lines if line["stage"] == stage and mark in line]
+    return {"step": timed[-1]["step"], "minutes": round(timed[-1]["seconds"] / 60, 1)} if timed else None
+
+
+def model_card(figures: BaseModelFigures, facts: TrainingFacts, size: int) -> str:
     """Text of the model card."""
     settings = facts["settings"]
-    vae, denoiser = facts.get("autoencoder", {}), facts.get("export", {})
+    unknown: dict[str, None] = {"step": None, "minutes": None}
+    vae, denoiser = facts.get("autoencoder", unknown), facts.get("export", unknown)
     rows = [
         f"| {name} | {figures.generated['random'][key]:.3f} | {figures.generated['held_out'][key]:.3f} | {chance} | {reach} |"
         for name, key, chance, reach in (
@@ -174,18 +209,18 @@ def model_card(figures: BaseModelFigures, facts: dict[str, object], size: int) -
         "",
         "`bestiary demo train-base --out FOLDER` from random weights, on drawings made by `demo/creatures.py` alone.",
         "",
-        f"- seed {settings['seed']}; drawings of random looks, none with a held-out (shape, pattern) of a part",
-        f"- autoencoder: {vae.get('step')} steps of {settings['vae_batch']} crops of 64 px from {settings['pictures']} drawings, "
-        f"{vae.get('minutes')} minutes",
-        f"- denoiser and text encoder: {denoiser.get('step')} steps of {settings['denoiser_batch']} on the first "
-        f"{settings['latent_pictures']} drawings, {denoiser.get('minutes')} minutes",
+        f"- seed {settings.seed}; drawings of random looks, none with a held-out (shape, pattern) of a part",
+        f"- autoencoder: {vae['step']} steps of {settings.vae_batch} crops of 64 px from {settings.pictures} drawings, "
+        f"{vae['minutes']} minutes",
+        f"- denoiser and text encoder: {denoiser['step']} steps of {settings.denoiser_batch} on the first "
+        f"{settings.latent_pictures} drawings, {denoiser['minutes']} minutes",
         "- the loss counts small parts as much as large ones, and some captions hold a part's words merged into one vector,",
         "  as learned tokens are (`trainer/base_model/denoiser.py`, `trainer/base_model/caption_reading.py`)",
-        f"- learning rates {settings['vae_learning_rate']:g} and {settings['denoiser_learning_rate']:g}, the latter falling "
-        f"over the last {100 * (1 - settings['decay_from']):.0f} %; moving average {settings['ema_decay']:g}",
+        f"- learning rates {settings.vae_learning_rate:g} and {settings.denoiser_learning_rate:g}, the latter falling "
+        f"over the last {100 * (1 - settings.decay_from):.0f} %; moving average {settings.ema_decay:g}",
         f"- hardware: {facts['hardware']}; other programs ran beside the training",
         "",
-        *facts.get("history", []),
+        *facts["history"],
         "## Measured",
         "",
         f"- reconstruction of {figures.pictures} fresh drawings: {figures.reconstruction_psnr:.2f} dB PSNR",

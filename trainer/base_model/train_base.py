@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from pydantic import BaseModel as Settings
 from pydantic import ConfigDict, Field, ValidationError
+from torch import nn
 
 from ...concepts.errors import BestiaryError
 from ...concepts.files.atomic_file import write_text
@@ -63,7 +64,7 @@ class TrainBaseSettings(Settings):
 def parse_settings(values: dict[str, object]) -> TrainBaseSettings:
     """Checked settings; raises BestiaryError that names every faulty one."""
     try:
-        return TrainBaseSettings(**values)
+        return TrainBaseSettings.model_validate(values)
     except ValidationError as fault:
         faults = "; ".join(f"{e['loc'][0]} = {e.get('input')!r}: {e['msg']}" for e in fault.errors())
         raise BestiaryError(f"train-base cannot use these settings: {faults}") from fault
@@ -83,7 +84,7 @@ def train_base(settings: TrainBaseSettings, out: Path, work: Path | None = None)
     first, second = stage_plans(settings)
     model = build_base_model(settings.seed)
     for module in (model.autoencoder, model.denoiser, model.text_encoder):
-        module.to(first.device, memory_format=torch.channels_last)
+        _move(module, first.device)
     # first stage: drawings and the autoencoder
     shards = draw_pictures(work / "pictures", settings.seed, settings.pictures, settings.workers)
     if not _train_autoencoder(settings, model, shards, work, log, first):
@@ -141,6 +142,11 @@ def _claim_work_folder(settings: TrainBaseSettings, work: Path) -> None:
     write_text(path, settings.model_dump_json(indent=2) + "\n")
 
 
+def _move(module: nn.Module, device: torch.device) -> None:
+    module.to(device)
+    module.to(memory_format=torch.channels_last)
+
+
 def _has_compiler() -> bool:
     return any(shutil.which(name) for name in (os.environ.get("CXX", ""), "g++", "clang++") if name)
 
@@ -156,7 +162,7 @@ def _train_autoencoder(
         ema_decay=min(settings.ema_decay, 0.998),
     )
     state.load()
-    fit_autoencoder(state, shards, log, plan, magnitude_weight=settings.latent_weight)
+    fit_autoencoder(model.autoencoder, state, shards, log, plan, magnitude_weight=settings.latent_weight)
     # from here on nothing trains it: the averaged weights stay in
     state.swap_averages()
     model.autoencoder.requires_grad_(False).eval()

@@ -154,8 +154,9 @@ def result_file(out: Path | None, default: str, beside: str | None = None) -> Pa
     """
     if out is not None and out.is_file() and out.suffix.lower() != SUFFIX:
         raise BestiaryError(f"--out {out} is a file: give a folder, or a file that ends with {SUFFIX}")
-    named = out is not None and out.suffix.lower() == SUFFIX and not out.is_dir()
-    path = out if named else (out or Path()) / default
+    path = (out or Path()) / default
+    if out is not None and out.suffix.lower() == SUFFIX and not out.is_dir():
+        path = out
     stem, ending = path.name[: -len(SUFFIX)], path.name[-len(SUFFIX) :]
     # a spectrum keeps both of its endings
     if stem.lower().endswith(".spectrum"):

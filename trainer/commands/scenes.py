@@ -346,7 +346,7 @@ def caption(
         typer.Argument(metavar="LAYOUT|SET", help="JSON file of a layout or of a set's scene, or the folder of a set."),
     ],
     template: Annotated[
-        str, typer.Option("--template", help="With {subjects} and, where the place is to be named, {place}.")
+        str, typer.Option("--template", help="With {subjects} and, where the place is named, {place}.")
     ] = "a photo of {subjects} {place}",
     place: Annotated[str, typer.Option("--place", help="For a layout: where the scene is, as 'in a garden'.")] = "",
     words: WordsOption = None,

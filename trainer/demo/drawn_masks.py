@@ -87,7 +87,7 @@ def score_discovery(labels: np.ndarray, background: int, truth: np.ndarray) -> D
     """
     from scipy.optimize import linear_sum_assignment
 
-    drawn = patch_majority(truth, labels.shape[1:])  # (N, h, w)
+    drawn = patch_majority(truth, (labels.shape[1], labels.shape[2]))  # (N, h, w)
     foreground_iou = _iou(labels != background, drawn > 0)
     # every discovered part against every drawn one, then the best one-to-one matching
     discovered = [part for part in np.unique(labels).tolist() if part != background]
@@ -96,7 +96,7 @@ def score_discovery(labels: np.ndarray, background: int, truth: np.ndarray) -> D
     )
     rows, columns = linear_sum_assignment(-table) if len(discovered) else ([], [])
     # parts that nothing was matched to count as 0
-    ious = dict.fromkeys(PARTS, 0.0)
+    ious: dict[str, float] = dict.fromkeys(PARTS, 0.0)
     matched = {}
     for row, column in zip(rows, columns, strict=True):
         if table[row, column] > 0:

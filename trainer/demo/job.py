@@ -209,7 +209,7 @@ def _read_record(out: Path, settings: DemoSettings) -> dict[str, float]:
     # a folder that holds something else is never written into
     if not path.is_file():
         if out.exists() and (not out.is_dir() or any(out.iterdir())):
-            raise BestiaryError(f"{out} holds something that is no demo: give --out another folder")
+            raise BestiaryError(f"{out} holds files that are not a demo: give --out another folder")
         _write_record(out, settings, {})
         return {}
     try:

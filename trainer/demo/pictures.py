@@ -4,6 +4,7 @@ import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from PIL import Image
 
@@ -85,10 +86,13 @@ def compose_demo(
 def read_composed(out: Path) -> list[DemoPicture]:
     """What `compose_demo` wrote."""
     records = json.loads((out / COMPOSED / "pictures.json").read_text(encoding="utf-8"))
-    return [
-        DemoPicture(**{name: tuple(value) if isinstance(value, list) else value for name, value in record.items()})
-        for record in records
-    ]
+    return [_picture_of(record) for record in records]
+
+
+def _picture_of(record: dict[str, Any]) -> DemoPicture:
+    plain = {name: record[name] for name in ("group", "number", "file", "prompt", "caption")}
+    attention, parts = tuple(record["attention"]), tuple(record["parts"])
+    return DemoPicture(**plain, sources=tuple(record["sources"]), attention=attention, parts=parts)
 
 
 def _mixes(cases: list[TestCase], dictionary: PartDictionary, discovery: Discovery) -> list[_Plan]:

@@ -5,7 +5,7 @@ Letters: n pictures of a piece, (h, w) patch grid, M parts, d channels of part m
 
 import heapq
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ...concepts.part_map.part_codebook import PartCodebook
 from ...concepts.part_map.part_map import PartMaps
+from ..learning.discovery.discovery_report import PartEntry
 
 PER_KIND = 4
 """Typical pictures remembered of a kind."""
@@ -45,7 +46,7 @@ class PartCounts:
         for part, counter in enumerate(self.kinds):
             counter.update(maps.codes[maps.codes[:, part] >= 0, part].tolist())
 
-    def report(self, part_names: Sequence[str]) -> list[dict[str, object]]:
+    def report(self, part_names: Sequence[str]) -> list[PartEntry]:
         """Per part: index, name, pictures that show it, mean area there (share of the picture), sizes of its kinds."""
         return [
             {
@@ -73,9 +74,9 @@ class TypicalPictures:
             if not len(rows):
                 continue
             kinds = codes[rows, part]
-            offset = 0 if self._codebook.kind_centers is None else self._codebook.kind_centers[part]
-            # as kinds are assigned: by cosine around the centre of the part
-            nearness = F.cosine_similarity(means[rows, part].float() - offset, centroids[kinds], dim=1)  # (rows,)
+            # as kinds are assigned: by cosine, where the part's kinds are compared
+            compared = self._codebook.as_compared(means[rows, part].float(), part)
+            nearness = F.cosine_similarity(compared, centroids[kinds], dim=1)  # (rows,)
             for row, kind, value in zip(rows.tolist(), kinds.tolist(), nearness.tolist(), strict=True):
                 # rows are negated below, so that of equally near pictures the first is kept
                 self._note(part, kind, value, first + row)
@@ -95,7 +96,7 @@ class TypicalPictures:
             heapq.heappushpop(found, (nearness, -row))
 
 
-def largest_kinds(part: Mapping[str, object], most: int) -> list[tuple[int, int]]:
+def largest_kinds(part: PartEntry, most: int) -> list[tuple[int, int]]:
     """(kind, pictures) of a part's entry in the report, largest first, at most `most`."""
     kinds = sorted(part["kinds"].items(), key=lambda entry: (-entry[1], int(entry[0])))
     return [(int(kind), size) for kind, size in kinds[:most]]

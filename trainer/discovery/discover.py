@@ -27,6 +27,7 @@ from ...concepts.part_map.part_codebook import PartCodebook
 from ...concepts.part_map.part_discovery import fit_parts
 from ...concepts.part_map.sample_checks import refuse_copies, refuse_few
 from ..learning.discovery.discovery_folder import REPORT, Discovery, read_report
+from ..learning.discovery.discovery_report import DiscoveryReport, RunFacts, SecondsEntry
 from ..learning.discovery.part_names import NamesFile, read_names
 from ..learning.pictures.companion_files import masks_among
 from ..learning.pictures.image_files import ImageScan, look_like_photographs, scan_images
@@ -35,7 +36,7 @@ from .foreground_masks import open_masks
 from .passes import PictureReader, describe_shard, joined_sample, sample_shard, views_of_sample
 from .processes import WorkGroup, join_work_group
 from .result import PassesDone, finish_discovery
-from .state import DiscoveryState, SampleShard, files_digest, open_plan
+from .state import DiscoveryPlan, DiscoveryState, SampleShard, files_digest, open_plan
 
 logger = logging.getLogger("bestiary.discover")
 
@@ -59,23 +60,23 @@ class DiscoverSettings(BaseModel):
     """timm's name of a vision transformer for the source dinov2; None takes DINOv2 ViT-B/14."""
     masks: Path | None = None
     """Folder of masks, the thing in white, called as their pictures; None takes the transparency of pictures that have it."""
-    num_parts: int | None = Field(None, ge=2, le=64)
+    num_parts: int | None = Field(default=None, ge=2, le=64)
     """Foreground parts, 2 to 64; None measures how many where the source gives details, else takes five."""
-    kinds: int | None = Field(None, ge=1, le=4096)
+    kinds: int | None = Field(default=None, ge=1, le=4096)
     """Kinds of each part, 1 to 4096; None takes a quarter of the pictures, at most 256."""
     names: Path | None = None
     """TOML file with names of parts and kinds."""
     flip_foreground: bool = False
     """Take for the thing what was held for its surroundings."""
-    min_margin: float = Field(0.05, ge=-1, le=1)
+    min_margin: float = Field(default=0.05, ge=-1, le=1)
     """How much more a foreground must cover the centre of the pictures than their borders, -1 to 1; -1 takes any."""
-    batch_size: int = Field(16, ge=1)
+    batch_size: int = Field(default=16, ge=1)
     """Pictures described at a time."""
-    sample_patches: int = Field(65_536, ge=256)
+    sample_patches: int = Field(default=65_536, ge=256)
     """Patches on which foreground and parts are fitted; bounds memory and time of pass 1."""
-    kind_images: int = Field(16_384, ge=16)
+    kind_images: int = Field(default=16_384, ge=16)
     """Pictures on which kinds are fitted; bounds memory."""
-    shard_images: int = Field(128, ge=1)
+    shard_images: int = Field(default=128, ge=1)
     """Pictures of one shard, the unit that is never done twice."""
     seed: int = 0
     """Number from which every random choice follows."""
@@ -97,7 +98,7 @@ class DiscoveryResult:
     skipped: int
     """Files that were passed over, listed in `skipped.csv`."""
     part_names: tuple[str, ...]
-    report: dict[str, object]
+    report: DiscoveryReport
     """Content of `report.json`."""
 
     def load(self) -> Discovery:
@@ -260,8 +261,14 @@ def _finish(
     kept = settings.model_dump(
         mode="json", exclude={"images", "out", "restart", "names", "device", "batch_size"}, exclude_none=True
     )
-    about = {"source": source.spec, "settings": kept, "other_files": scan.other_files}
-    about |= watch.seconds()
+    seconds, seconds_of = watch.seconds()
+    about: RunFacts = {
+        "source": source.spec,
+        "settings": kept,
+        "other_files": scan.other_files,
+        "seconds": seconds,
+        "seconds_of": seconds_of,
+    }
     done = PassesDone(settings.out, settings.images, scan.names, scan.unreadable, state, about, warnings)
     finish_discovery(done, names, num_kinds=settings.kinds, kind_images=settings.kind_images, seed=settings.seed)
 
@@ -280,11 +287,11 @@ class _Watch:
         yield
         self.described += time.monotonic() - begun
 
-    def seconds(self) -> dict[str, object]:
-        """Entries of the report, in seconds."""
+    def seconds(self) -> tuple[float, SecondsEntry]:
+        """Seconds in all, and what they went into."""
         whole = time.monotonic() - self.started
-        parts = {"features": round(self.described, 1), "clustering": round(whole - self.described, 1)}
-        return {"seconds": round(whole, 1), "seconds_of": parts}
+        parts: SecondsEntry = {"features": round(self.described, 1), "clustering": round(whole - self.described, 1)}
+        return round(whole, 1), parts
 
 
 def _source_warnings(settings: DiscoverSettings, spec: Spec, scan: ImageScan) -> list[str]:
@@ -334,28 +341,32 @@ def _source_spec(settings: DiscoverSettings, denoiser: Denoiser | None) -> Spec:
     return choose_source(settings.source, weights=settings.weights, model=settings.model)
 
 
-def _plan(settings: DiscoverSettings, spec: Spec, scan: ImageScan) -> dict[str, object]:
+def _plan(settings: DiscoverSettings, spec: Spec, scan: ImageScan) -> DiscoveryPlan:
     """Everything on which the stored state depends; batch size, device and names may change."""
     # batch size, device and names may differ between the runs that finish one discovery
-    kept = (
-        "num_parts",
-        "kinds",
-        "flip_foreground",
-        "min_margin",
-        "sample_patches",
-        "kind_images",
-        "shard_images",
-        "seed",
-    )
-    plan: dict[str, object] = {"images": str(settings.images.resolve()), "source": spec["name"]}
-    plan |= {name: getattr(settings, name) for name in kept}
+    plan: DiscoveryPlan = {
+        "images": str(settings.images.resolve()),
+        "source": str(spec["name"]),
+        "num_parts": settings.num_parts,
+        "kinds": settings.kinds,
+        "flip_foreground": settings.flip_foreground,
+        "min_margin": settings.min_margin,
+        "sample_patches": settings.sample_patches,
+        "kind_images": settings.kind_images,
+        "shard_images": settings.shard_images,
+        "seed": settings.seed,
+        "files": {"count": len(scan.names), "digest": files_digest(settings.images, scan.names)},
+    }
     # the base model counts only where it gives the features
     if spec["name"] == "diffusion":
-        plan |= {"base": settings.base, "dtype": settings.dtype}
-    plan |= {name: spec[name] for name in ("weights", "model") if name in spec}
+        plan["base"], plan["dtype"] = settings.base, settings.dtype
+    if "weights" in spec:
+        plan["weights"] = str(spec["weights"])
+    if "model" in spec:
+        plan["model"] = str(spec["model"])
     if settings.masks is not None:
         plan["masks"] = str(settings.masks.resolve())
-    return {**plan, "files": {"count": len(scan.names), "digest": files_digest(settings.images, scan.names)}}
+    return plan
 
 
 def _build_source(settings: DiscoverSettings, spec: Spec, denoiser: Denoiser | None, group: WorkGroup) -> FeatureSource:

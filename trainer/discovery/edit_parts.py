@@ -5,7 +5,7 @@ Letters: N pictures, n pictures of a piece, (h, w) patch grid, M parts, d channe
 """
 
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -34,6 +34,7 @@ from ..learning.discovery.discovery_folder import (
     write_maps,
     write_report,
 )
+from ..learning.discovery.discovery_report import DiscoveryReport, DoubtEntry
 from ..learning.discovery.discovery_schema import check_count, check_maps
 from .counts import PER_KIND, PartCounts, TypicalPictures
 from .folder_lock import alone_in
@@ -77,8 +78,9 @@ def drop_parts(folder: Path, names: Sequence[str]) -> None:
 
     def drop(codebook: PartCodebook) -> CodebookEdit:
         # all names are looked up before anything is dropped, in the numbers the user saw
-        kinds = [_found_kind(codebook, *split_name(name)) for name in names if split_name(name)[1] is not None]
-        parts = {codebook.find_part(split_name(name)[0]) for name in names if split_name(name)[1] is None}
+        split = [split_name(name) for name in names]
+        kinds = [_found_kind(codebook, part, kind) for part, kind in split if kind is not None]
+        parts = {codebook.find_part(part) for part, kind in split if kind is None}
         edit = codebook_edits.rename(codebook)  # changes nothing
         for part, kind in sorted(set(kinds), reverse=True):  # from the last, so that the numbers before it stay
             edit = _after(edit, codebook_edits.drop_kind(edit.codebook, str(part), str(kind)))
@@ -129,7 +131,8 @@ def _edit_alone(folder: Path, change: Edit, refit: bool) -> None:
     codebook, codes = edit.codebook, _moved_codes(edit, old)
     # which first part became which: the stored part means still have the first numbers
     part_of = [edit.parts[part] for part in report["part_of"]]
-    report = {**report, "part_of": part_of, "typical": _typical(report, edit, codes), **_kept_doubts(report, edit)}
+    moved_report: DiscoveryReport = {**report, "part_of": part_of, "typical": _typical(report, edit, codes)}
+    report = _with_kept_doubts(moved_report, edit)
     # parts that took in others, the background apart: it keeps the kinds it had
     joined = [new for new in set(edit.parts) if edit.parts.count(new) > 1 and new != codebook.background]
     if refit and joined and not any(codebook.kind_names[part] for part in joined):
@@ -146,7 +149,7 @@ def _replace_files(
     codebook: PartCodebook,
     maps_of: Callable[[slice], PartMaps],
     codes: Tensor,
-    report: dict[str, object],
+    report: DiscoveryReport,
 ) -> None:
     """Write every file anew beside the old ones, codes `(N, M)` among it, and let them take their places together."""
     counts = PartCounts(codebook.num_parts)
@@ -163,25 +166,27 @@ def _replace_files(
         codebook.save(staging / CODEBOOK)
         write_lines(staging / CAPTIONS, (format_caption(row) for row in codes.tolist()))
         # sizes of parts and kinds were counted while the maps were written
-        report = {**report, "parts": counts.report(codebook.part_names)}
-        write_report(staging, report)
+        counted: DiscoveryReport = {**report, "parts": counts.report(codebook.part_names)}
+        write_report(staging, counted)
         labels = read_labels(staging / PART_MAPS)
-        content = page_content(folder, pictures_folder(folder, report), codebook, report, labels)
+        content = page_content(folder, pictures_folder(folder, counted), codebook, counted, labels)
         write_discovery_page(staging / PAGE, content)
 
 
-def _kept_doubts(report: Mapping[str, object], edit: CodebookEdit) -> dict[str, object]:
-    """What is still true of doubts and confidence after an edit: that of joined parts is not known."""
+def _with_kept_doubts(report: DiscoveryReport, edit: CodebookEdit) -> DiscoveryReport:
+    """The report with what is still true of doubts and confidence after an edit: that of joined parts is not known."""
     confidence = report.get("confidence")
-    if not isinstance(confidence, list) or len(confidence) != len(edit.parts):
-        return {}
-    moved = [None] * edit.codebook.num_parts
+    if confidence is None or len(confidence) != len(edit.parts):
+        return report
+    moved: list[float | None] = [None] * edit.codebook.num_parts
     for old, new in enumerate(edit.parts):
         moved[new] = confidence[old] if edit.parts.count(new) == 1 else None
-    doubts = [
-        {**doubt, "part": edit.parts[doubt["part"]]} if doubt["part"] >= 0 else doubt for doubt in report["doubts"]
+    doubts: list[DoubtEntry] = [
+        {**doubt, "part": edit.parts[doubt["part"]]} if doubt["part"] >= 0 else doubt
+        for doubt in report.get("doubts", [])
     ]
-    return {"confidence": moved, "doubts": [doubt for doubt in doubts if doubt["part"] != edit.codebook.background]}
+    kept = [doubt for doubt in doubts if doubt["part"] != edit.codebook.background]
+    return {**report, "confidence": moved, "doubts": kept}
 
 
 def _moved_codes(edit: CodebookEdit, old: PartMaps) -> Tensor:
@@ -191,7 +196,7 @@ def _moved_codes(edit: CodebookEdit, old: PartMaps) -> Tensor:
     return torch.cat([edit.apply(piece).codes for piece in pieces])
 
 
-def _typical(report: Mapping[str, object], edit: CodebookEdit, codes: Tensor) -> dict[str, list[int]]:
+def _typical(report: DiscoveryReport, edit: CodebookEdit, codes: Tensor) -> dict[str, list[int]]:
     """Typical pictures under the new numbers, as far as their new codes `(N, M)` still say so."""
     moved: dict[str, list[int]] = {}
     for key, rows in report["typical"].items():
@@ -206,8 +211,8 @@ def _typical(report: Mapping[str, object], edit: CodebookEdit, codes: Tensor) ->
 
 
 def _with_fitted_kinds(
-    folder: Path, codebook: PartCodebook, codes: Tensor, report: dict[str, object], part: int
-) -> tuple[PartCodebook, Tensor, dict[str, object]]:
+    folder: Path, codebook: PartCodebook, codes: Tensor, report: DiscoveryReport, part: int
+) -> tuple[PartCodebook, Tensor, DiscoveryReport]:
     """Kinds of one part fitted anew from the stored means; all as it was where these are gone."""
     plan = read_plan(folder) if (folder / "state" / "plan.json").is_file() else None
     if plan is None or not any((folder / "state").glob("parts-*.safetensors")):

@@ -1,7 +1,9 @@
 """Builds the patch-feature source that a codebook or a command asks for, and chooses one where nothing was asked."""
 
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from ...concepts.denoiser.denoiser import Denoiser
 from ...concepts.errors import BestiaryError
@@ -12,6 +14,49 @@ from ...concepts.features.vit_weights import cached_weights, fetch_weights
 
 SourceChoice = Literal["auto", "dinov2", "imagenet", "diffusion", "descriptor"]
 Spec = dict[str, "str | int | float"]
+
+
+class _SourceSettings(BaseModel):
+    """Settings of a source as its specification gives them; those left out keep the source's own defaults."""
+
+    model_config = ConfigDict(extra="forbid", protected_namespaces=())
+
+    image_size: int | None = None
+
+
+class _DescriptorSettings(_SourceSettings):
+    grid: int | None = None
+    position: float | None = None
+
+
+class _ImagenetSettings(_SourceSettings):
+    weights: str | None = None
+    model: str | None = None
+    blocks: str | None = None
+    detail: str | None = None
+    margin: int | None = None
+    saliency: int | None = None
+    dilated: int | None = None
+    weights_sha256: str | None = None
+
+
+class _DinoSettings(_SourceSettings):
+    weights: str | None = None
+    model: str = DINO_MODEL
+
+
+class _DiffusionSettings(_SourceSettings):
+    backbone: str | None = None
+    timestep: int | None = None
+    blocks: str | None = None
+    grid: int | None = None
+    draws: int = 1
+    seed: int = 0
+    margin: int | None = None
+
+
+Settings = TypeVar("Settings", bound=_SourceSettings)
+"""The settings of one source."""
 
 
 def choose_source(choice: SourceChoice, *, weights: Path | None = None, model: str | None = None) -> Spec:
@@ -53,17 +98,15 @@ def build_feature_source(spec: Spec, denoiser: Denoiser | None = None, *, device
     Raises:
         BestiaryError: an unknown name, a missing or different base model, or weights that cannot be read.
     """
-    settings = dict(spec)
-    name = settings.pop("name", None)
-    # each source knows its own settings; an unknown one is its error to tell
+    name = spec.get("name")
     if name == "descriptor":
-        return DescriptorFeatures(**settings)
+        return DescriptorFeatures(**_settings(spec, _DescriptorSettings).model_dump(exclude_unset=True))
     if name == "dinov2":
-        return _dino_source(settings, device)
+        return _dino_source(_settings(spec, _DinoSettings), device)
     if name == "imagenet":
-        return ImagenetFeatures(settings.pop("weights", None), device=device, **settings)
+        return ImagenetFeatures(**_settings(spec, _ImagenetSettings).model_dump(exclude_unset=True), device=device)
     if name == "diffusion":
-        return _diffusion_source(settings, denoiser)
+        return _diffusion_source(_settings(spec, _DiffusionSettings), denoiser)
     raise BestiaryError(f"unknown feature source {name!r}: choose one of dinov2, imagenet, diffusion, descriptor")
 
 
@@ -72,30 +115,51 @@ def dino_weights_on_disk() -> bool:
     return cached_weights() is not None
 
 
-def _dino_source(settings: Spec, device: str) -> DinoFeatures:
-    weights = settings.pop("weights", None)
+def _settings(spec: Spec, form: type[Settings]) -> Settings:
+    """The settings of a specification beside its name."""
+    try:
+        return form.model_validate({name: value for name, value in spec.items() if name != "name"})
+    except ValidationError as fault:
+        faults = "; ".join(f"{error['loc'][0]} = {error['input']!r}: {error['msg']}" for error in fault.errors())
+        raise BestiaryError(
+            f"the feature source {spec['name']} cannot be built with these settings: {faults}. "
+            f"It knows {', '.join(form.model_fields)}: correct the file that holds them, or discover again"
+        ) from fault
+
+
+def _dino_source(settings: _DinoSettings, device: str) -> DinoFeatures:
+    weights, model, size = settings.weights, settings.model, settings.image_size
     if weights is not None:
-        return DinoFeatures(weights, device=device, **settings)
+        return DinoFeatures(weights, image_size=size, model=model, device=device)
     # timm would try for minutes where there is no network
     remedy = "choose --source imagenet, which needs no network"
-    source = DinoFeatures(fetch_weights(settings.get("model", DINO_MODEL), remedy=remedy), device=device, **settings)
+    source = DinoFeatures(fetch_weights(model, remedy=remedy), image_size=size, model=model, device=device)
     # a codebook goes to other machines, where this path means nothing
     del source.spec["weights"]
     return source
 
 
-def _diffusion_source(settings: Spec, denoiser: Denoiser | None) -> DiffusionFeatures:
+def _diffusion_source(settings: _DiffusionSettings, denoiser: Denoiser | None) -> DiffusionFeatures:
     if denoiser is None:
         raise BestiaryError(
             "the feature source diffusion reads a base model and none was given: "
             "give --base FOLDER, or choose --source descriptor"
         )
-    backbone = settings.pop("backbone", denoiser.backbone.name)
-    if backbone != denoiser.backbone.name:
+    backbone = settings.backbone
+    if backbone is not None and backbone != denoiser.backbone.name:
         raise BestiaryError(
             f"these features were made with a base model of the kind {backbone!r}, not {denoiser.backbone.name!r}: "
             f"give --base a {backbone} model"
         )
     # specifications are flat, so the names of blocks stand in one text
-    blocks = settings.pop("blocks", None)
-    return DiffusionFeatures(denoiser, blocks=blocks.split(",") if blocks else None, **settings)
+    blocks = settings.blocks
+    return DiffusionFeatures(
+        denoiser,
+        timestep=settings.timestep,
+        blocks=blocks.split(",") if blocks else None,
+        grid=settings.grid,
+        draws=settings.draws,
+        seed=settings.seed,
+        image_size=settings.image_size,
+        margin=settings.margin,
+    )

@@ -8,10 +8,12 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
+from ...concepts.features.patch_features import SourceSpec
 from ...concepts.part_map.part_codebook import PartCodebook
 from ...concepts.pictures.part_overlay import part_color as part_color
 from ..learning.discovery.discovery_doubts import confidence_word, doubt_text
 from ..learning.discovery.discovery_folder import IMAGES, read_lines_at, read_skipped
+from ..learning.discovery.discovery_report import DiscoveryReport
 from ..learning.pictures.image_files import UnreadableImage, fit_square, read_image
 from ..pages.pages import (
     code,
@@ -53,7 +55,7 @@ class PageContent:
 
     images_folder: Path
     codebook: PartCodebook
-    report: Mapping[str, object]
+    report: DiscoveryReport
     labels: Tensor
     """`(N, h, w)` uint8, may be mapped from its file: only the rows shown are read."""
     names: Mapping[int, str]
@@ -101,7 +103,7 @@ def crop_part(picture: Image.Image, labels: Tensor, part: int, size: int) -> Ima
 
 
 def page_content(
-    folder: Path, images_folder: Path, codebook: PartCodebook, report: Mapping[str, object], labels: Tensor
+    folder: Path, images_folder: Path, codebook: PartCodebook, report: DiscoveryReport, labels: Tensor
 ) -> PageContent:
     """Gather what the page of the discovery in `folder` needs besides what is at hand, labels `(N, h, w)` among it."""
     # rows of the report, looked up in one reading of the list
@@ -156,13 +158,13 @@ def _read_pictures(content: PageContent) -> _Pictures:
     return found
 
 
-def _shown_whole(report: Mapping[str, object]) -> list[int]:
+def _shown_whole(report: DiscoveryReport) -> list[int]:
     """Rows of the pictures that are shown whole: the doubtful ones first."""
     doubtful = [doubt["row"] for doubt in report.get("doubts", [])]
     return [*doubtful, *(row for row in report["examples"] if row not in doubtful)]
 
 
-def _shown_kinds(report: Mapping[str, object]) -> Iterator[tuple[int, int, int, list[int]]]:
+def _shown_kinds(report: DiscoveryReport) -> Iterator[tuple[int, int, int, list[int]]]:
     """(part, kind, pictures that show it, typical pictures) of the largest kinds of every part."""
     for part in report["parts"]:
         for kind, size in largest_kinds(part, KINDS_SHOWN):
@@ -204,7 +206,7 @@ def _summary(content: PageContent) -> str:
     return paragraph(lead, "lead") + tiles(figures) + _times(report)
 
 
-def source_words(spec: Mapping[str, object]) -> str:
+def source_words(spec: SourceSpec) -> str:
     """A feature source in words a person understands."""
     model = spec.get("model") or spec.get("backbone")
     return {
@@ -215,19 +217,19 @@ def source_words(spec: Mapping[str, object]) -> str:
     }.get(str(spec.get("name")), str(spec.get("name")))
 
 
-def _times(report: Mapping[str, object]) -> str:
+def _times(report: DiscoveryReport) -> str:
     times = report.get("seconds_of")
-    if not isinstance(times, Mapping):
+    if times is None:
         return ""
     text = (
-        f"{report['seconds']} s: {times['features']} s for reading the pictures and their features, {times['clustering']} s for "
+        f"{report.get('seconds')} s: {times['features']} s for reading the pictures and their features, {times['clustering']} s for "
         "finding parts and kinds in them."
     )
     return f'<p class="note times">{escaped(text)}</p>'
 
 
-def _warnings(report: Mapping[str, object]) -> str:
-    return "".join(paragraph(str(text), "warning") for text in report.get("warnings", []))
+def _warnings(report: DiscoveryReport) -> str:
+    return "".join(paragraph(text, "warning") for text in report.get("warnings", []))
 
 
 def _doubtful(content: PageContent, pictures: _Pictures) -> str:
@@ -281,7 +283,7 @@ def _part_section(content: PageContent, part: int, pictures: _Pictures) -> str:
     return f"<h2>{swatch}{escaped(name)}</h2><p>{facts}.{prompt}</p>{kinds}"
 
 
-def _confidence(report: Mapping[str, object], part: int) -> str:
+def _confidence(report: DiscoveryReport, part: int) -> str:
     known = report.get("confidence") or []
     value = known[part] if part < len(known) else None
     if value is None:
@@ -334,7 +336,7 @@ def _other_files(content: PageContent) -> str:
     return paragraph(f"Other files in the folder, which are no pictures: {listed}.") if listed else ""
 
 
-def _provenance(report: Mapping[str, object]) -> str:
+def _provenance(report: DiscoveryReport) -> str:
     source = ", ".join(f"{name} {value}" for name, value in report["source"].items() if name != "name")
     settings = ", ".join(f"{name} {value}" for name, value in report["settings"].items())
     return f"Features: {report['source'].get('name')} ({source}). Settings: {settings}."

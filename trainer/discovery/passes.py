@@ -173,8 +173,8 @@ def _check_still_there(reader: PictureReader, count: int, skipped: Skipped) -> N
     if not reader.root.is_dir() or 2 * len(gone) > count:
         told = f"{len(gone)} of {count} pictures are no longer there, first {gone[0]}" if gone else "it is gone"
         raise BestiaryError(
-            f"the picture folder {reader.root} has vanished while it was read ({told}): bring it back and run the same command "
-            "again, which goes on where this one stopped"
+            f"the picture folder {reader.root} has vanished while it was read ({told}): restore it and run the same command "
+            "again, which continues where this one stopped"
         )
 
 
@@ -184,8 +184,9 @@ def _described(
     for places, images in reader.batches(indices, batch_size, skipped):
         grid = source(images)
         check_features(grid, [reader.names[place] for place in places])
+        marked = reader.marked(places, (grid.features.shape[1], grid.features.shape[2]))  # (n, h, w)
         # rounded as stored samples are, so that a picture gets the same labels whether it was sampled or not
-        yield SampleShard(torch.tensor(places), grid.rounded(), reader.marked(places, tuple(grid.features.shape[1:3])))
+        yield SampleShard(torch.tensor(places), grid.rounded(), marked)
 
 
 def _in_batches(sampled: SampleShard, batch_size: int) -> Iterator[SampleShard]:

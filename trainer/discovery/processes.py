@@ -67,10 +67,10 @@ def _device(asked: str, local_rank: int) -> str:
         count = torch.cuda.device_count() if torch.cuda.is_available() else 0
         if count == 0:
             raise BestiaryError(
-                f"--device {asked}: PyTorch sees no CUDA GPU here; choose cpu, or install a CUDA build of PyTorch"
+                f"--device {asked}: PyTorch sees no CUDA GPU; choose cpu, or install a CUDA build of PyTorch"
             )
         if int(asked.partition(":")[2] or 0) >= count:
             raise BestiaryError(f"--device {asked}: there are {count} GPUs here, numbered from cuda:0 on")
     if asked == "mps" and not torch.backends.mps.is_available():
-        raise BestiaryError("--device mps: PyTorch sees no Apple GPU here; choose cpu")
+        raise BestiaryError("--device mps: PyTorch sees no Apple GPU; choose cpu")
     return f"cuda:{local_rank}" if asked == "cuda" else asked

@@ -4,7 +4,7 @@ Letters: N pictures, n pictures of a shard, (h, w) patch grid, M parts, d channe
 """
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -30,6 +30,7 @@ from ..learning.discovery.discovery_folder import (
     write_report,
     write_skipped,
 )
+from ..learning.discovery.discovery_report import DiscoveryReport, RunFacts
 from ..learning.discovery.part_names import NamesFile, PartPlaces, apply_names, propose_names
 from .counts import PartCounts, TypicalPictures
 from .page import EXAMPLES, page_content, write_discovery_page
@@ -49,7 +50,7 @@ class PassesDone:
     unreadable: Skipped
     """Entries of the folder that were passed over before any pass."""
     state: DiscoveryState
-    about: Mapping[str, object]
+    about: RunFacts
     """Settings, source and files, for the report."""
     warnings: Sequence[str] = ()
     """What a reader of the page shall know first."""
@@ -57,7 +58,7 @@ class PassesDone:
 
 def finish_discovery(
     done: PassesDone, names: NamesFile, *, num_kinds: int | None, kind_images: int, seed: int
-) -> dict[str, object]:
+) -> DiscoveryReport:
     """Fit the kinds and write all files of the result, the report last; returns the report.
 
     Args:
@@ -84,7 +85,7 @@ def finish_discovery(
     skipped = sorted([*done.unreadable, *state.read_skipped()])
     write_skipped(folder / SKIPPED, skipped)
     doubts, areas = _doubtful_pictures(state, stream.usual)
-    report = {
+    report: DiscoveryReport = {
         "format": REPORT_FORMAT,
         "images": total,
         "skipped": len(skipped),

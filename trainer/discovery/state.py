@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypedDict
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -59,6 +60,38 @@ class PartShard:
         tensors = (self.index, self.labels, self.counts, self.means, self.sure)
         sizes = (tensor.numel() * tensor.element_size() for tensor in tensors if tensor is not None)
         return sum(sizes) / max(len(self.index), 1)
+
+
+class FilesFact(TypedDict):
+    """What a plan says of the picture files."""
+
+    count: int
+    digest: str
+
+
+class _EveryPlan(TypedDict):
+    images: str
+    source: str
+    num_parts: int | None
+    kinds: int | None
+    flip_foreground: bool
+    min_margin: float
+    sample_patches: int
+    kind_images: int
+    shard_images: int
+    seed: int
+    files: FilesFact
+
+
+class DiscoveryPlan(_EveryPlan, total=False):
+    """Everything on which the stored state depends; the settings have the names of `DiscoverSettings`."""
+
+    format: int
+    base: str | None
+    dtype: str
+    weights: str
+    model: str
+    masks: str
 
 
 class DiscoveryState:
@@ -136,8 +169,13 @@ class DiscoveryState:
             with _opened(self.part_path(shard)) as file:
                 names = set(file.keys())
                 if "labels" in names:
-                    fields = (file.get_tensor(name) for name in ("index", "labels", "counts", "means"))
-                    yield PartShard(*fields, file.get_tensor("sure") if "sure" in names else None)
+                    yield PartShard(
+                        index=file.get_tensor("index"),
+                        labels=file.get_tensor("labels"),
+                        counts=file.get_tensor("counts"),
+                        means=file.get_tensor("means"),
+                        sure=file.get_tensor("sure") if "sure" in names else None,
+                    )
 
     def read_skipped(self) -> Iterator[tuple[str, str]]:
         """Files that were passed over in pass 2, in order."""
@@ -163,7 +201,7 @@ def files_digest(root: Path, names: Sequence[str]) -> str:
     return digest.hexdigest()
 
 
-def open_plan(folder: Path, plan: Mapping[str, object], restart: bool = False) -> None:
+def open_plan(folder: Path, plan: DiscoveryPlan, restart: bool = False) -> None:
     """Write the plan of a new discovery, or make sure that an earlier one in this folder had the same.
 
     Args:
@@ -189,11 +227,11 @@ def open_plan(folder: Path, plan: Mapping[str, object], restart: bool = False) -
     if differences:
         raise BestiaryError(
             f"{folder} holds a discovery with other settings ({'; '.join(differences)}): "
-            "choose another --out, or --restart to begin anew there"
+            "choose another --out, or --restart to start over there"
         )
 
 
-def read_plan(folder: Path) -> dict[str, object]:
+def read_plan(folder: Path) -> DiscoveryPlan:
     """The plan of the discovery in a folder.
 
     Raises:
@@ -203,7 +241,7 @@ def read_plan(folder: Path) -> dict[str, object]:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as fault:
-        raise BestiaryError(f"{path} cannot be read ({fault}): begin anew with --restart") from fault
+        raise BestiaryError(f"{path} cannot be read ({fault}): start over with --restart") from fault
 
 
 def _differences(earlier: Mapping[str, object], now: Mapping[str, object]) -> list[str]:

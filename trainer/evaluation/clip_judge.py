@@ -9,6 +9,7 @@ import logging
 import pickle
 from collections.abc import Sequence
 from pathlib import Path
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -16,8 +17,8 @@ from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 from PIL import Image
 from safetensors import SafetensorError
-from torch import Tensor
-from transformers import CLIPModel, CLIPTokenizer
+from torch import Tensor, nn
+from transformers import CLIPConfig, CLIPModel, CLIPTextConfig, CLIPTokenizer, CLIPVisionConfig
 from transformers.utils import logging as transformers_logging
 
 from ...concepts.errors import BestiaryError
@@ -40,7 +41,9 @@ class ClipJudge:
         """`mean` and `spread` are what each of the three colours of `(N, 3, E, E)` is normalised by."""
         self.model, self.tokenizer = model.eval().requires_grad_(False), tokenizer
         self._mean, self._spread = (torch.tensor(list(values)).view(1, 3, 1, 1) for values in (mean, spread))
-        self._edge: int = model.config.vision_config.image_size
+        sizes = cast(CLIPConfig, model.config)
+        self._edge = cast(int, cast(CLIPVisionConfig, sizes.vision_config).image_size)
+        self._most_words = cast(CLIPTextConfig, sizes.text_config).max_position_embeddings
 
     @classmethod
     def load(cls, name: str, device: torch.device | str = "cpu") -> "ClipJudge":
@@ -68,7 +71,8 @@ class ClipJudge:
         finally:
             if bars:
                 transformers_logging.enable_progress_bar()
-        return cls(model.to(device), tokenizer, *_preparation(folder))
+        nn.Module.to(model, device)
+        return cls(model, tokenizer, *_preparation(folder))
 
     @torch.no_grad()
     def pictures(self, pictures: Sequence[Image.Image]) -> Tensor:
@@ -87,8 +91,9 @@ class ClipJudge:
     @torch.no_grad()
     def texts(self, texts: Sequence[str]) -> Tensor:
         """Features `(M, F)` of length 1; texts are cut at what the model can read."""
-        most = self.model.config.text_config.max_position_embeddings
-        words = self.tokenizer(list(texts), padding=True, truncation=True, max_length=most, return_tensors="pt")
+        words = self.tokenizer(
+            list(texts), padding=True, truncation=True, max_length=self._most_words, return_tensors="pt"
+        )
         hidden = self.model.text_model(**words.to(self.model.device)).pooler_output  # (M, H)
         return F.normalize(self.model.text_projection(hidden), dim=-1).cpu()
 
@@ -97,9 +102,9 @@ class ClipJudge:
         width, height = picture.size
         scale = self._edge / min(width, height)
         # the longer side is rounded down, as in the published preparation
-        size = tuple(self._edge if side == min(width, height) else int(side * scale) for side in (width, height))
-        resized = picture.convert("RGB").resize(size, Image.Resampling.BICUBIC)
-        left, top = ((side - self._edge) // 2 for side in size)
+        across, down = (self._edge if side == min(width, height) else int(side * scale) for side in (width, height))
+        resized = picture.convert("RGB").resize((across, down), Image.Resampling.BICUBIC)
+        left, top = ((side - self._edge) // 2 for side in (across, down))
         square = resized.crop((left, top, left + self._edge, top + self._edge))
         pixels = torch.frombuffer(bytearray(square.tobytes()), dtype=torch.uint8).view(self._edge, self._edge, 3)
         return pixels.permute(2, 0, 1).float() / 255

@@ -246,7 +246,8 @@ def check_same_discovery(name: str, dictionary: PartDictionary, codebook: PartCo
     Raises:
         BestiaryError: they are not, so that no code of one could be found in the other.
     """
-    parts = dictionary.provenance.get("parts_of_codes", dictionary.part_names)
+    recorded = dictionary.provenance.get("parts_of_codes")
+    parts = [str(part) for part in recorded] if isinstance(recorded, list | tuple) else dictionary.part_names
     if list(parts) != list(codebook.part_names):
         raise BestiaryError(
             f"dictionary {name} has the parts {', '.join(parts)}, but the discovery has "

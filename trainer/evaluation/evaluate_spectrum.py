@@ -8,12 +8,12 @@ shuffle. With a CLIP model also CLIP-I, CLIP-T and leakage (spectrum_likeness.py
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypedDict
 
 import torch
 from PIL import Image
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
-from torch import Tensor, nn
+from torch import Tensor
 
 from ...concepts.errors import BestiaryError
 from ...concepts.files.atomic_file import write_text
@@ -21,6 +21,7 @@ from ...concepts.files.concept_names import name_of_file
 from ...concepts.spectrum.prompt_spectrum import PromptSpectrum, check_spectrum_backbone
 from ...concepts.spectrum.spectrum_file import load_spectrum
 from ...concepts.spectrum.stage_mention import find_staged_mentions
+from ...concepts.spectrum.stage_table import StageTable
 from ...concepts.spectrum.staged_prompt import PromptSources, resolve_staged_prompt
 from ..composing.compose import base_of
 from ..composing.picture_making import SamplingChoice
@@ -31,7 +32,7 @@ from ..pages.pages import data_uri, figure, paragraph, section, strip, table, wr
 from ..training.train_spectrum import SpectrumTask
 from ..training.training_setup import TrainingSetup, prepare
 from .clip_judge import ClipJudge
-from .spectrum_likeness import LikenessOrder, judge_likeness
+from .spectrum_likeness import LikenessOrder, LikenessRecord, judge_likeness
 
 ProgressReport = Callable[[int, int], None]
 
@@ -78,20 +79,35 @@ class EvaluateSpectrumSettings(BaseModel):
         return prompts
 
 
-class _FixedVectors(nn.Module):
-    """Vectors `(S, V, D)` that are not learned; see StageVectors."""
+class ClipRecord(LikenessRecord):
+    """What `evaluation.json` says of CLIP's view."""
 
-    def __init__(self, matrix: Tensor) -> None:
-        super().__init__()
-        self.register_buffer("vectors", matrix)
+    model: str | None
+    steps: int
+    guidance: float
+    sampler: str
 
-    def stages_of(self, stages: Sequence[int]) -> Tensor:
-        """Vectors `(U, V, D)`."""
-        return self.vectors[list(stages)]
 
-    def matrix(self) -> Tensor:
-        """Vectors `(S, V, D)`."""
-        return self.vectors
+class _EveryRecord(TypedDict):
+    spectrum: str
+    pictures: list[str]
+    seed: int
+    count: int
+    noise_loss: dict[str, list[float]]
+    mean: dict[str, float]
+
+
+class SpectrumRecord(_EveryRecord, total=False):
+    """Content of `evaluation.json`."""
+
+    clip: ClipRecord
+
+
+def _fixed_vectors(matrix: Tensor) -> StageTable:
+    """A table that gives vectors `(S, V, D)` as they are."""
+    vectors = StageTable(matrix[0], len(matrix), norm="free")
+    vectors.load_state_dict({f"rows.{stage}": row for stage, row in enumerate(matrix)})
+    return vectors.requires_grad_(False)
 
 
 def evaluate_spectrum(settings: EvaluateSpectrumSettings, on_progress: ProgressReport | None = None) -> Path:
@@ -112,7 +128,7 @@ def evaluate_spectrum(settings: EvaluateSpectrumSettings, on_progress: ProgressR
     check_spectrum_backbone(settings.spectrum.name, spectrum, setup.denoiser.backbone)
     losses = stage_losses(setup, spectrum, settings.count, on_progress)
     folder = settings.out or Path(f"{name_of_file(settings.spectrum.name)}-evaluation")
-    record = {
+    record: SpectrumRecord = {
         "spectrum": settings.spectrum.name,
         "pictures": list(setup.pictures.names),
         "seed": settings.seed,
@@ -124,8 +140,13 @@ def evaluate_spectrum(settings: EvaluateSpectrumSettings, on_progress: ProgressR
     if judge is not None and order is not None:
         given = [read_image(path) for path in setup.pictures.paths]
         likeness, shown = judge_likeness(setup.denoiser, spectrum, given, judge, order, on_progress)
-        sampled = {"model": settings.clip, "steps": settings.steps, "guidance": settings.guidance, "sampler": "ddim"}
-        record["clip"] = sampled | likeness.record()
+        record["clip"] = {
+            "model": settings.clip,
+            "steps": settings.steps,
+            "guidance": settings.guidance,
+            "sampler": "ddim",
+            **likeness.record(),
+        }
     write_text(folder / "evaluation.json", json.dumps(record, indent=1) + "\n")
     return _write_page(folder, spectrum, record, shown)
 
@@ -175,7 +196,7 @@ def stage_losses(
     losses: dict[str, list[float]] = {}
     total, done = len(told) * count * spectrum.stages, 0
     for name, vectors in told.items():
-        setup.objective.table = _FixedVectors(vectors.contiguous().to(setup.denoiser.device))
+        setup.objective.table = _fixed_vectors(vectors).to(setup.denoiser.device)
         sums = torch.zeros(spectrum.stages, dtype=torch.float64)  # (S,)
         # stages take turns, so `count` rounds serve each of them equally often with the same noise for all
         for step in range(count * spectrum.stages):
@@ -189,11 +210,9 @@ def stage_losses(
     return losses
 
 
-def _write_page(
-    folder: Path, spectrum: PromptSpectrum, record: dict[str, object], shown: Sequence[Image.Image]
-) -> Path:
-    losses: dict[str, list[float]] = record["noise_loss"]
-    rows = [
+def _write_page(folder: Path, spectrum: PromptSpectrum, record: SpectrumRecord, shown: Sequence[Image.Image]) -> Path:
+    losses = record["noise_loss"]
+    rows: list[list[object]] = [
         [stage + 1, f"{spectrum.bounds.fractions[stage]:.3g}", *(f"{values[stage]:.5f}" for values in losses.values())]
         for stage in range(spectrum.stages)
     ]
@@ -208,12 +227,12 @@ def _write_page(
     return write_page(folder / "index.html", f"Spectrum {record['spectrum']}", body)
 
 
-def _likeness_section(clip: dict[str, object], shown: Sequence[Image.Image]) -> str:
+def _likeness_section(clip: ClipRecord, shown: Sequence[Image.Image]) -> str:
     """What CLIP saw: a table of prompts, a table of stages, and the first picture of each."""
     prompts = [[one["prompt"], f"{one['clip_i']:.3f}", f"{one['clip_t']:.3f}"] for one in clip["prompts"]]
     floors = {"the given pictures among themselves": clip["clip_i_given"], "the words alone": clip["clip_i_words"]}
     prompts += [[name, f"{value:.3f}", ""] for name, value in floors.items() if value is not None]
-    shares = clip["leakage"] or [None] * len(clip["clip_i_stages"])
+    shares: Sequence[float | None] = clip["leakage"] or [None] * len(clip["clip_i_stages"])
     stages = [
         [stage, f"{value:.3f}", "" if share is None else f"{share:.0%}"]
         for stage, (value, share) in enumerate(zip(clip["clip_i_stages"], shares, strict=True), start=1)

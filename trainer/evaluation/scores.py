@@ -18,11 +18,19 @@ from .picture_judge import Sight
 class KindReading(Protocol):
     """What scoring asks of a codebook, or of classes in its place."""
 
-    part_names: tuple[str, ...]
-    background: int
+    @property
+    def part_names(self) -> tuple[str, ...]:
+        """M names."""
+        ...
+
+    @property
+    def background(self) -> int:
+        """Number of the background among the parts."""
+        ...
 
     def kind_similarity(self, part: int, first: int, second: int) -> float:
         """Cosine between two kinds of a part."""
+        ...
 
 
 def score_pictures(

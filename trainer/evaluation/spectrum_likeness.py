@@ -8,6 +8,7 @@ was learned and all others say the words it was learned from. Letters: N picture
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from typing import TypedDict, cast
 
 import torch
 from PIL import Image
@@ -38,6 +39,28 @@ class PromptScore:
     clip_t: float
 
 
+class PromptRecord(TypedDict):
+    """`PromptScore` as JSON holds it."""
+
+    prompt: str
+    text: str
+    clip_i: float
+    clip_t: float
+
+
+class LikenessRecord(TypedDict):
+    """`Likeness` as JSON holds it."""
+
+    prompts: list[PromptRecord]
+    clip_i: float
+    clip_t: float
+    clip_i_given: float | None
+    clip_i_words: float | None
+    clip_i_stages: list[float]
+    leakage: list[float] | None
+    seeds: list[int]
+
+
 @dataclass(frozen=True)
 class Likeness:
     """Scores of a spectrum."""
@@ -57,9 +80,9 @@ class Likeness:
     seeds: tuple[int, ...]
     """Of the pictures of each prompt."""
 
-    def record(self) -> dict[str, object]:
+    def record(self) -> LikenessRecord:
         """Plain values for JSON, rounded."""
-        return _rounded(asdict(self))
+        return cast(LikenessRecord, _rounded(asdict(self)))
 
 
 @dataclass(frozen=True)

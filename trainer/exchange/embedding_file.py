@@ -83,8 +83,8 @@ def embeddings_of(content: object, name: str) -> dict[str, Embedding]:
     if bundled or any(kohya_name(key) for key in tensors):
         return bundled
     if set(SDXL_KEYS) <= tensors.keys():
-        pair = {key: _rows(tensors[key]) for key in SDXL_KEYS}
-        return {name: pair} if all(rows is not None for rows in pair.values()) else {}
+        pair = {key: rows for key in SDXL_KEYS if (rows := _rows(tensors[key])) is not None}
+        return {name: pair} if len(pair) == len(SDXL_KEYS) else {}
     named = {key: tensor for key, tensor in tensors.items() if not _WEIGHTS.search(key)}
     if len(named) == 1:
         only = next(iter(named))
@@ -129,10 +129,8 @@ def _bundled(tensors: Mapping[str, Tensor]) -> dict[str, Embedding]:
 
 def _named(tensors: Mapping[str, Tensor]) -> dict[str, Embedding]:
     """One embedding for every tensor that can be one; none at all where a tensor among them cannot."""
-    rows = {name: _rows(tensor) for name, tensor in tensors.items()}
-    if any(piece is None for piece in rows.values()):
-        return {}
-    return {name: {"": piece} for name, piece in rows.items()}
+    found = {name: {"": rows} for name, tensor in tensors.items() if (rows := _rows(tensor)) is not None}
+    return found if len(found) == len(tensors) else {}
 
 
 def _rows(tensor: Tensor) -> Tensor | None:

@@ -124,7 +124,9 @@ def _check_embedding(path: Path, vectors: Mapping[str, Tensor]) -> None:
     for encoder, vector in vectors.items():
         for take in (embedding_for_comfyui, embedding_for_a1111):
             if not torch.equal(take(loaded, encoder), vector.float().unsqueeze(0)):
-                raise BestiaryError(f"{path} did not come back as it was written: check the disk and export again")
+                raise BestiaryError(
+                    f"{path} reads back differently from what was written: check the disk and export again"
+                )
 
 
 def _write_lora(dictionary: PartDictionary, path: Path) -> Path:
@@ -151,7 +153,7 @@ def _write_lora(dictionary: PartDictionary, path: Path) -> Path:
     write_tensors(path, tensors, metadata)
     loaded = read_tensors(path)
     if loaded.keys() != tensors.keys() or not all(torch.equal(loaded[name], tensors[name]) for name in tensors):
-        raise BestiaryError(f"{path} did not come back as it was written: check the disk and export again")
+        raise BestiaryError(f"{path} reads back differently from what was written: check the disk and export again")
     return path
 
 

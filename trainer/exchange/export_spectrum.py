@@ -65,7 +65,9 @@ def _write_embedding(folder: Path, name: str, tensors: dict[str, Tensor], spectr
     for encoder, tensor in tensors.items():
         for take in (embedding_for_comfyui, embedding_for_a1111):
             if not torch.equal(take(loaded, encoder), tensor):
-                raise BestiaryError(f"{path} did not come back as it was written: check the disk and export again")
+                raise BestiaryError(
+                    f"{path} reads back differently from what was written: check the disk and export again"
+                )
     return path
 
 

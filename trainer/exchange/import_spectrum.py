@@ -52,7 +52,9 @@ def import_prospect(path: Path, words: str = "") -> PromptSpectrum:
     content = load_inert(path, PROSPECT_SHELLS)
     if not isinstance(content, Mapping) or not {"attention", "initial_embeddings"} <= content.keys():
         found = sorted(map(str, content)) if isinstance(content, Mapping) else type(content).__name__
-        raise BestiaryError(f"{path} is no ProSpect file: it holds {found}, expected attention and initial_embeddings")
+        raise BestiaryError(
+            f"{path} is not a ProSpect file: it holds {found}, expected attention and initial_embeddings"
+        )
     word = content["initial_embeddings"]
     if not isinstance(word, Tensor) or word.ndim != 2 or not len(word):
         raise BestiaryError(f"{path}: initial_embeddings is no tensor (1, width)")
@@ -85,7 +87,7 @@ def import_xti(path: Path) -> PromptSpectrum:
             rows[int(match[2]), int(match[3])] = tensor.flatten().float()
     if not rows:
         raise BestiaryError(
-            f"{path} is no XTI file: none of its tensors ({', '.join(list(tensors)[:4])}) is named <name-layer-number>"
+            f"{path} is not an XTI file: none of its tensors ({', '.join(list(tensors)[:4])}) is named <name-layer-number>"
         )
     # every layer and vector must be there: a hole would be filled by nothing
     layers, vectors = (max(key[axis] for key in rows) + 1 for axis in (0, 1))
@@ -120,7 +122,7 @@ def import_neti(path: Path, *, stages: int = 10, truncation: int | None = None) 
     content = load_inert(path, NETI_SHELLS)
     if not isinstance(content, Mapping) or not isinstance(content.get("state_dict"), Mapping):
         found = sorted(map(str, content)) if isinstance(content, Mapping) else type(content).__name__
-        raise BestiaryError(f"{path} is no NeTI mapper: it holds {found}, expected state_dict, cfg and encoder")
+        raise BestiaryError(f"{path} is not a NeTI mapper: it holds {found}, expected state_dict, cfg and encoder")
     try:
         mapper = NetiMapper(
             {str(name): t for name, t in content["state_dict"].items() if isinstance(t, Tensor)},

@@ -176,7 +176,7 @@ def _describe_spectrum(spectrum: PromptSpectrum) -> Description:
 
 def _describe_foreign(header: Header, path: Path) -> Description:
     """Somebody else's safetensors file, by the names and shapes of its tensors."""
-    entries, metadata = header.entries, {_short(name): _short(text) for name, text in header.metadata.items()}
+    entries, metadata = header.entries, {str(_short(name)): _short(text) for name, text in header.metadata.items()}
     told = _recognised({name: entry.shape for name, entry in entries.items()})
     # small ones may be embeddings, and LoRA files may carry some
     bundled = any(name.startswith(BUNDLED) for name in entries)
@@ -228,7 +228,7 @@ def _describe_embeddings(found: Mapping[str, Embedding], what: str) -> Descripti
 
 def _describe_lora(shapes: Mapping[str, tuple[int, ...]]) -> Description:
     downs = {name: shape for name, shape in shapes.items() if (kohya_name(name) or "").endswith(DOWN)}
-    modules = [kohya_name(name) for name in downs]
+    modules = [kohya_name(name) or "" for name in downs]
     # one down matrix per layer: their first dimension is the rank
     return {
         "what": "LoRA",

@@ -46,7 +46,9 @@ def read_partcraft_file(path: Path) -> PartCraftFile:
     if isinstance(content, Mapping) and "coarse_kmeans" in content:
         return PartCraftFile(path, "kmeans", _centroids(path, content))
     # data-parallel training leaves its wrapper in the names
-    tensors = {re.sub(r"^module\.", "", str(name)): tensor for name, tensor in content.items()}
+    tensors = {
+        re.sub(r"^module\.", "", str(name)): tensor for name, tensor in content.items() if isinstance(tensor, Tensor)
+    }
     # by what the tensors are called, whatever the file is called
     if COARSE in tensors:
         return PartCraftFile(path, "kmeans", tensors)
@@ -59,7 +61,7 @@ def read_partcraft_file(path: Path) -> PartCraftFile:
     _told(path, lambda: check_forms(tensors))
     found = ", ".join(list(tensors)[:3])
     raise BestiaryError(
-        f"{path} is no PartCraft file: it holds {found}; expected a mapper (embedding.weight, pe, projection...), "
+        f"{path} is not a PartCraft file: it holds {found}; expected a mapper (embedding.weight, pe, projection...), "
         "a LoRA (...to_q_lora.up.weight) or a k-means (coarse_kmeans)"
     )
 

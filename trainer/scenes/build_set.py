@@ -278,7 +278,7 @@ def _solved(
     asked: LayoutSettings,
     language: LanguageLayouts | None,
 ) -> tuple[Scene, tuple[str, ...]]:
-    """A scene whose layout keeps the limit of occlusion on the collage, and what is to be said of it."""
+    """A scene whose layout keeps the limit of occlusion on the collage, and notes on it."""
     composed: dict[SceneLayout, Scene] = {}
 
     def hidden(layout: SceneLayout) -> float:

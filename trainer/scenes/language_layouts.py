@@ -30,7 +30,7 @@ class LanguageLayouts:
         place: str,
         measure: Callable[[SceneLayout], float],
     ) -> tuple[SceneLayout | None, tuple[str, ...]]:
-        """A layout that keeps the limits, and what is to be said of it; None where the solver must take over.
+        """A layout that keeps the limits, and notes on it; None where the solver must take over.
 
         Args:
             place: phrase such as `in a garden`; empty leaves it open.

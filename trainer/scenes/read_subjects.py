@@ -254,7 +254,7 @@ def read_subjects(
         if not pool[subject.name]:
             reasons = "; ".join(f"{Path(path).name}: {reason}" for path, reason in own[:3])
             raise BestiaryError(
-                f"subject {subject.name!r}: no picture in {subject.folder} can be used ({reasons or 'there is none'}): "
+                f"subject {subject.name!r}: no picture in {subject.folder} can be used ({reasons or 'no picture found'}): "
                 "add other pictures, or masks for these"
             )
         skipped += own
@@ -270,7 +270,7 @@ def with_masks(names: Sequence[str], folder: Path, masks: Path | None) -> list[t
     beside = CompanionFolder(masks or folder, names)
     pictures = frozenset((folder / name).resolve() for name in names)
     found = [(name, beside.of(name)) for name in names]
-    # in the pictures' own folder a picture bears its own name, and is nobody's mask
+    # in the pictures' own folder a picture has its own name, which does not make it its mask
     return [(name, None if mask is None or mask.resolve() in pictures else mask) for name, mask in found]
 
 

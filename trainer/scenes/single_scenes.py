@@ -52,7 +52,7 @@ def subjects_of_files(files: Sequence[Path], texts: SubjectTexts, rules: CutoutR
     """A subject for each picture, called as its file: transparent ones as they are, others cut out.
 
     Raises:
-        BestiaryError: as `SubjectReader.cut`, a mask that is not to be trusted, or a name of no subject.
+        BestiaryError: as `SubjectReader.cut`, a mask that is refused, or a name of no subject.
     """
     names = subject_names([file.as_posix() for file in files])
     texts.check(list(names.values()))
@@ -87,7 +87,7 @@ def solve_layouts(
     language: LanguageLayouts | None = None,
     place: str = "",
 ) -> list[tuple[SceneLayout, tuple[str, ...]]]:
-    """Layouts with what is to be said of each: of a text, of a language model, or solved.
+    """Layouts with notes on each: from a text, of a language model, or solved.
 
     Args:
         count: layouts, with seeds from the request's upwards; a text gives one.

@@ -193,7 +193,7 @@ def test_other_weights_than_those_of_the_spec_are_refused(tmp_path: Path) -> Non
     with pytest.raises(BestiaryError) as fault:
         ImagenetFeatures(tmp_path / "tuned.pth", **spec)
     assert str(fault.value).startswith(f"the weights in {tmp_path / 'tuned.pth'} have the hash ")
-    assert f"these features were made with {spec['weights_sha256']}: give that file, or discover anew" in str(
+    assert f"these features were made with {spec['weights_sha256']}: give that file, or run the discovery again" in str(
         fault.value
     )
     # a path that means nothing on this machine: the package's file is the one that was used

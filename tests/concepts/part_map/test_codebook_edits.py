@@ -1,5 +1,7 @@
 """Edits of a codebook: numbers close up, labels and codes follow, what makes no sense is refused."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -79,6 +81,15 @@ def test_kinds_of_joined_parts_point_from_the_center_they_come_to() -> None:
     theirs = F.normalize(before.fine[1] + before.kind_centers[1] - before.kind_centers[0], dim=1)
     assert torch.equal(after.fine[0][:2], before.fine[0]) and torch.allclose(after.fine[0][2:], theirs)
     assert torch.equal(after.kind_centers, before.kind_centers[[0, 2, 3]])
+
+
+def test_kinds_of_joined_parts_come_into_the_space_they_are_compared_in() -> None:
+    spaces = torch.randn(4, WIDTH, WIDTH, generator=torch.Generator().manual_seed(0))
+    before = replace(codebook(centers=True), kind_spaces=spaces)
+    after = merge_parts(before, ["head", "neck"]).codebook
+    looks = before.fine[1] @ torch.linalg.inv(spaces[1]) + before.kind_centers[1] - before.kind_centers[0]
+    assert torch.allclose(after.fine[0][2:], F.normalize(looks @ spaces[0], dim=1), atol=1e-4)
+    assert torch.equal(after.kind_spaces, spaces[[0, 2, 3]])
 
 
 def test_a_part_joined_with_the_background_is_dropped() -> None:

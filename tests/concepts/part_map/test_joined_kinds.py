@@ -1,12 +1,14 @@
 """A joined part's means are the means over all its patches, and its kinds are fitted from them alone."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 import torch.nn.functional as F
 from bestiary.concepts.errors import BestiaryError
 from bestiary.concepts.part_map.foreground import CentroidForeground
 from bestiary.concepts.part_map.joined_kinds import PartMeans, refit_kinds
-from bestiary.concepts.part_map.part_codebook import PartCodebook
+from bestiary.concepts.part_map.part_codebook import FeatureSpace, PartCodebook
 from bestiary.concepts.part_map.part_map import ABSENT
 from bestiary.concepts.part_map.part_model import CentroidParts
 
@@ -70,6 +72,19 @@ def test_one_part_gets_new_kinds_and_the_others_keep_theirs(most):
     means, counts = torch.zeros(11, 3, WIDTH), torch.zeros(11, 3, dtype=torch.long)
     means[:, 1:2], counts[:, 1:2] = two_looks(11).means, two_looks(11).counts
     assert torch.equal(ours.codebook.kind_of(means, counts)[:, 1], ours.codes)
+
+
+def test_a_codebook_without_spaces_gets_them_and_its_other_kinds_stay():
+    before = replace(codebook(), detail_space=FeatureSpace(torch.zeros(WIDTH), torch.eye(WIDTH)))
+    ours = refit_kinds(before, 1, two_looks(11), num_kinds=2, seed=0).codebook
+    assert ours.kind_spaces.shape == (3, WIDTH, WIDTH)
+    means, counts = torch.randn(11, 3, WIDTH), torch.ones(11, 3, dtype=torch.long)
+    assert torch.equal(ours.kind_of(means, counts)[:, ::2], before.kind_of(means, counts)[:, ::2])
+    codes = ours.kind_of(two_looks(11).means.expand(-1, 3, -1), counts)[:10, 1]
+    assert len(set(codes[::2].tolist())) == len(set(codes[1::2].tolist())) == 1 and codes[0] != codes[1]
+    # and once there, they are kept
+    again = refit_kinds(ours, 0, two_looks(11), num_kinds=2, seed=0).codebook
+    assert torch.equal(again.kind_spaces[1:], ours.kind_spaces[1:])
 
 
 def test_more_kinds_than_pictures_are_refused():

@@ -69,6 +69,17 @@ def test_centers_are_taken_off_before_kinds_are_compared() -> None:
     assert around.segment(grid()).codes[0, 0] == 1  # (2, 0, 2) less (0, 0, 4) points the other way
 
 
+def test_kinds_are_compared_in_a_space_of_their_part() -> None:
+    plain = codebook()
+    same = codebook(kind_spaces=torch.eye(WIDTH).repeat(3, 1, 1))
+    assert torch.equal(same.segment(grid()).codes, plain.segment(grid()).codes)
+    # a space that turns all looks around turns the kinds of that part, and of no other
+    turned = codebook(kind_spaces=torch.stack([-torch.eye(WIDTH), torch.eye(WIDTH), torch.eye(WIDTH)]))
+    ours, theirs = turned.segment(grid()).codes, plain.segment(grid()).codes
+    assert ours[0, 0] != theirs[0, 0] and torch.equal(ours[:, 1:], theirs[:, 1:])
+    assert torch.equal(turned.as_compared(torch.ones(2, WIDTH), 0), -torch.ones(2, WIDTH))
+
+
 def test_a_space_is_applied_before_everything_else() -> None:
     turn = torch.eye(WIDTH)[[3, 0, 1, 2]]  # channels moved on by one
     moved = codebook(space=FeatureSpace(torch.full((WIDTH,), 0.5), turn))
@@ -124,7 +135,8 @@ def test_features_of_another_source_are_refused() -> None:
 @pytest.mark.parametrize("with_space", [False, True])
 def test_everything_comes_back_from_a_file(tmp_path: Path, with_space: bool) -> None:
     space = FeatureSpace(torch.full((WIDTH,), 1 / 3), torch.eye(WIDTH) / 3) if with_space else None
-    theirs = codebook(space=space, kind_centers=torch.randn(3, WIDTH))
+    spaces = torch.randn(3, WIDTH, WIDTH) if with_space else None
+    theirs = codebook(space=space, kind_centers=torch.randn(3, WIDTH), kind_spaces=spaces)
     theirs.save(tmp_path / "c.parts.safetensors")
     ours = PartCodebook.load(tmp_path / "c.parts.safetensors")
     for name in ("feature_spec", "width", "grid", "part_names", "background", "kind_names", "statistics", "num_kinds"):
@@ -132,9 +144,11 @@ def test_everything_comes_back_from_a_file(tmp_path: Path, with_space: bool) -> 
     assert torch.equal(ours.kind_centers, theirs.kind_centers)
     assert all(torch.equal(one, other) for one, other in zip(ours.fine, theirs.fine, strict=True))
     assert torch.equal(ours.segment(grid()).labels, theirs.segment(grid()).labels)
-    assert (ours.space is None) == (space is None)
+    assert (ours.space is None) == (ours.kind_spaces is None) == (space is None)
+    assert torch.equal(ours.segment(grid()).codes, theirs.segment(grid()).codes)
     if space is not None:
         assert torch.equal(ours.space.projection, space.projection)
+        assert torch.equal(ours.kind_spaces, spaces)
 
 
 def test_tensors_take_half_the_room_where_nothing_is_lost(tmp_path: Path) -> None:

@@ -9,10 +9,8 @@ from bestiary.concepts.denoiser.backbone import get_backbone
 from bestiary.concepts.spectrum.prompt_spectrum import PromptSpectrum
 from bestiary.concepts.spectrum.spectrum_file import load_spectrum, save_spectrum
 from bestiary.concepts.spectrum.stage_bounds import StageBounds
-from safetensors.torch import load_file
 
 ROOT = Path(__file__).parents[3]
-IDS = ["BestiaryLoadSpectrum", "BestiarySpectrumPrompt", "BestiaryMixAttributes", "BestiarySaveSpectrum"]
 
 
 def spectrum(seed: int, backbone: str = "bestiary-demo", layers: int = 0) -> PromptSpectrum:
@@ -62,33 +60,6 @@ def sampling(prefix: str, positive: list, negative: list) -> dict:
     }
 
 
-def latent(server: object, prefix: str) -> torch.Tensor:
-    (file,) = (server.folder / "output").glob(f"{prefix}_*.latent")
-    return load_file(file)["latent_tensor"]
-
-
-@pytest.mark.parametrize("node_id", IDS)
-def test_schemas_explain_themselves(node_id):
-    from bestiary.nodes.host.concept_folders import register_folder
-    from bestiary.nodes.spectrum import prompt_spectrum_nodes
-
-    # as the pack does before it is asked for its nodes
-    register_folder()
-    node = next(node for node in prompt_spectrum_nodes.NODES if node.GET_SCHEMA().node_id == node_id)
-    schema = node.GET_SCHEMA()
-    assert schema.category == "Bestiary/spectrum" and schema.description and schema.display_name
-    assert [one.id for one in schema.inputs if not one.tooltip] == []
-    assert [one.id for one in schema.outputs if not one.display_name] == []
-    assert not {one.id for one in schema.inputs} & {one.id for one in schema.outputs}
-    optional = [bool(one.optional) for one in schema.inputs]
-    assert optional == sorted(optional), "optional inputs come last"
-    page = (ROOT / "web" / "docs" / f"{node_id}.md").read_text(encoding="utf-8")
-    assert page.startswith(f"# {schema.display_name}\n")
-    names = [one.id for one in schema.inputs if not re.fullmatch(r".*_[234]", one.id)]
-    assert [name for name in names if f"**{name}**" not in page] == []
-    assert [one.display_name for one in schema.outputs if f"**{one.display_name}**" not in page] == []
-
-
 def test_only_spectra_are_offered(server, folder):
     options = server.get("/object_info/BestiaryLoadSpectrum").json()["BestiaryLoadSpectrum"]["input"]["required"][
         "file"
@@ -111,7 +82,7 @@ def test_a_spectrum_is_loaded_prompted_and_sampled(server, folder):
     report = outputs["report"]["text"][0].splitlines()
     assert report[0] == "0-10 %: a <alpha> bird, meadow"
     assert report[9] == "90-100 %: a red bird"
-    result = latent(server, "staged")
+    result = server.latent("staged")
     assert result.shape == (4, 8, 16, 16) and result.isfinite().all()
 
 
@@ -122,7 +93,7 @@ def test_a_prompt_without_stages_gives_what_the_core_node_gives(server, folder):
     }
     server.run(graph(prompt=prompt("a (red:1.2) bird", "dark"), **sampling("ours", ["prompt", 0], ["prompt", 1])))
     server.run(graph(**core, **sampling("theirs", ["plus", 0], ["minus", 0])))
-    assert torch.equal(latent(server, "ours"), latent(server, "theirs"))
+    assert torch.equal(server.latent("ours"), server.latent("theirs"))
 
 
 def test_a_mixture_is_prompted_saved_and_never_overwrites(server, folder):
@@ -231,14 +202,14 @@ def test_unlinking_the_model_output_alone_encodes_again(server, folder):
     save_spectrum(spectrum(4, layers=layers), folder / "told.safetensors")
     for number, through in enumerate((True, False, True)):
         server.run(nodes(f"told{number}", through=through))
-    first, second, third = (latent(server, f"told{number}") for number in range(3))
+    first, second, third = (server.latent(f"told{number}") for number in range(3))
     assert torch.equal(first, second) and torch.equal(first, third) and first.std() > 0.1
     # what stays linked as it was is not encoded again
     assert "prompt" in cached_nodes(server, nodes("told3", through=True, seed=4))
     # as a graph in which it was never linked
     server.post("/free", json={"free_memory": True, "unload_models": False})
     server.run(nodes("told4", through=False))
-    assert torch.equal(first, latent(server, "told4"))
+    assert torch.equal(first, server.latent("told4"))
 
 
 def cached_nodes(server: object, nodes: dict) -> list[str]:

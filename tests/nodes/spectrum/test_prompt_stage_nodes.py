@@ -9,7 +9,6 @@ from bestiary.concepts.spectrum.prompt_spectrum import PromptSpectrum
 from bestiary.concepts.spectrum.stage_bounds import StageBounds
 
 ROOT = Path(__file__).parents[3]
-IDS = ["BestiaryStageText", "BestiaryIntersectRange", "BestiaryStagePreview", "BestiaryFindAttributeStages"]
 DEMO = {"demo": {"class_type": "BestiaryDemoModel", "inputs": {}}}
 
 
@@ -28,24 +27,6 @@ def preview(**inputs: object) -> dict:
 
 def size(batch: int = 1) -> dict:
     return {"class_type": "EmptyLatentImage", "inputs": {"width": 128, "height": 128, "batch_size": batch}}
-
-
-@pytest.mark.parametrize("node_id", IDS)
-def test_schemas_explain_themselves(node_id):
-    from bestiary.nodes.spectrum import prompt_stage_nodes
-
-    node = next(node for node in prompt_stage_nodes.NODES if node.GET_SCHEMA().node_id == node_id)
-    schema = node.GET_SCHEMA()
-    assert schema.category == "Bestiary/spectrum" and schema.description and schema.display_name
-    assert [one.id for one in schema.inputs if not one.tooltip] == []
-    assert [one.id for one in schema.outputs if not one.display_name] == []
-    assert not {one.id for one in schema.inputs} & {one.id for one in schema.outputs}
-    optional = [bool(one.optional) for one in schema.inputs]
-    assert optional == sorted(optional), "optional inputs come last"
-    page = (ROOT / "web" / "docs" / f"{node_id}.md").read_text(encoding="utf-8")
-    assert page.startswith(f"# {schema.display_name}\n")
-    assert [one.id for one in schema.inputs if f"**{one.id}**" not in page] == []
-    assert [one.display_name for one in schema.outputs if f"**{one.display_name}**" not in page] == []
 
 
 def test_words_per_stage_are_limited_previewed_and_sampled(server):

@@ -7,7 +7,7 @@ import pytest
 READ = (Path(__file__).parent / "read_prompt_rules.js").read_text(encoding="utf-8")
 JS = "/extensions/ComfyUI-Bestiary/js"
 
-CAUSES = {"unknownDictionary": "unknownPart", "ambiguousPart": "unknownPart"}
+CAUSES = {"unknownDictionary": "unknownPart", "ambiguousPart": "unknownPart", "ambiguousKind": "unknownKind"}
 """Causes of the server -> what the browser says where it does not tell them apart."""
 
 

@@ -80,11 +80,13 @@ def test_a_fit_logs_its_psnr_and_resumes_exactly(tmp_path):
     def fit(path, steps_at_a_time):
         torch.manual_seed(0)
         for until in steps_at_a_time:
-            state = StageState({"autoencoder": build_autoencoder()}, path, learning_rate=1e-3, ema_decay=0.9)
+            autoencoder = build_autoencoder()
+            state = StageState({"autoencoder": autoencoder}, path, learning_rate=1e-3, ema_decay=0.9)
             state.load()
             # the schedule depends on the steps in all, so a stop is a deadline in the past, not fewer steps
             plan = _plan(steps=2, deadline=None if until == 2 else 0.0)
-            fit_autoencoder(state, shards, RunLog(tmp_path / "log.jsonl"), plan, magnitude_weight=1e-4)
+            log = RunLog(tmp_path / "log.jsonl")
+            fit_autoencoder(autoencoder, state, shards, log, plan, magnitude_weight=1e-4)
         return state
 
     theirs = fit(tmp_path / "whole.pt", [2])

@@ -93,7 +93,7 @@ def test_facts_are_those_of_the_last_lines(work):
     facts = training_facts(work)
     assert facts["autoencoder"] == {"step": 500, "minutes": 2.0}
     assert facts["export"] == {"step": 90, "minutes": 10.5}
-    assert facts["hardware"] == "an abacus" and facts["settings"]["seed"] == 7
+    assert facts["hardware"] == "an abacus" and facts["settings"].seed == 7
 
 
 def test_the_card_states_figures_settings_and_history(work):

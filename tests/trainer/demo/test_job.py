@@ -130,7 +130,7 @@ def test_folder_of_another_demo_is_refused(finished):
 def test_folder_of_something_else_is_refused(tmp_path, capsys):
     (tmp_path / "letters.txt").touch()
     assert main(["demo", "--out", str(tmp_path)]) == 2
-    assert "holds something that is no demo" in capsys.readouterr().err
+    assert "holds files that are not a demo" in capsys.readouterr().err
     assert [entry.name for entry in tmp_path.iterdir()] == ["letters.txt"]
 
 

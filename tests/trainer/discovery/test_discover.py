@@ -175,7 +175,7 @@ def test_other_settings_are_refused_by_name(finished: DiscoveryResult, pictures:
         discover(settings_for(pictures, finished.folder, seed=3, num_parts=None))
     assert str(fault.value) == (
         f"{finished.folder} holds a discovery with other settings (num_parts was 3, now auto; seed was 0, now 3): "
-        "choose another --out, or --restart to begin anew there"
+        "choose another --out, or --restart to start over there"
     )
 
 

@@ -124,6 +124,16 @@ def test_unknown_and_missing_things_are_named() -> None:
     )
 
 
+def test_settings_that_a_source_does_not_know_are_named() -> None:
+    with pytest.raises(BestiaryError) as fault:
+        build_feature_source({"name": "descriptor", "image_size": "large", "blur": 2})
+    assert str(fault.value) == (
+        "the feature source descriptor cannot be built with these settings: image_size = 'large': Input should be a valid "
+        "integer, unable to parse string as an integer; blur = 2: Extra inputs are not permitted. It knows image_size, grid, "
+        "position: correct the file that holds them, or discover again"
+    )
+
+
 def test_another_backbone_than_the_features_were_made_with() -> None:
     class Record:
         name = "sdxl"

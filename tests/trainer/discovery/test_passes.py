@@ -78,7 +78,7 @@ def test_a_folder_that_vanishes_is_no_finished_shard(
     if how == "folder":
         pictures.root.rename(tmp_path / "away")
     with pytest.raises(
-        BestiaryError, match=r"shown has vanished while it was read \(.*\): bring it back and run the same"
+        BestiaryError, match=r"shown has vanished while it was read \(.*\): restore it and run the same"
     ):
         describe_shard(state, 0, pictures, source, codebook, 4)
     with pytest.raises(BestiaryError, match=r"4 of 4 pictures are no longer there, first 0 a\.png"):

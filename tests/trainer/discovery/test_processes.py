@@ -26,7 +26,7 @@ def test_devices(monkeypatch: pytest.MonkeyPatch) -> None:
     assert join_work_group("auto").device == "cpu"
     with pytest.raises(BestiaryError) as fault:
         join_work_group("cuda:1")
-    assert str(fault.value).startswith("--device cuda:1: PyTorch sees no CUDA GPU here; choose cpu")
+    assert str(fault.value).startswith("--device cuda:1: PyTorch sees no CUDA GPU; choose cpu")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     assert [join_work_group(device).device for device in ("auto", "cuda", "cuda:1", "cpu")] == [
@@ -49,7 +49,7 @@ def test_devices_nobody_knows(monkeypatch: pytest.MonkeyPatch, name: str) -> Non
 def test_an_apple_gpu_that_is_not_here(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("WORLD_SIZE", raising=False)
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
-    with pytest.raises(BestiaryError, match="--device mps: PyTorch sees no Apple GPU here; choose cpu"):
+    with pytest.raises(BestiaryError, match="--device mps: PyTorch sees no Apple GPU; choose cpu"):
         join_work_group("mps")
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
     assert join_work_group("mps").device == "mps"

@@ -96,7 +96,7 @@ def test_the_same_plan_continues_and_another_is_refused_by_name(tmp_path: Path) 
         open_plan(tmp_path, changed)
     assert str(fault.value) == (
         f"{tmp_path} holds a discovery with other settings (seed was 0, now 1; num_parts was auto, now 5; "
-        "the picture files have changed since): choose another --out, or --restart to begin anew there"
+        "the picture files have changed since): choose another --out, or --restart to start over there"
     )
     assert (tmp_path / "state" / "parts-000000.safetensors").exists()
     open_plan(tmp_path, changed, restart=True)
@@ -118,7 +118,7 @@ def test_a_damaged_plan_is_reported(tmp_path: Path) -> None:
     with pytest.raises(BestiaryError) as fault:
         open_plan(tmp_path, {"seed": 0})
     assert str(fault.value).startswith(f"{tmp_path / 'state' / 'plan.json'} cannot be read (")
-    assert str(fault.value).endswith("begin anew with --restart")
+    assert str(fault.value).endswith("start over with --restart")
     open_plan(tmp_path, {"seed": 0}, restart=True)
 
 

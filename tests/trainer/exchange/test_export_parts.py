@@ -95,7 +95,9 @@ def test_without_lora_there_is_no_lora_file(tmp_path: Path) -> None:
 def test_a_file_that_comes_back_changed_is_no_success(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = export_parts.read_tensors
     monkeypatch.setattr(export_parts, "read_tensors", lambda path: {n: t + 1 for n, t in whole(path).items()})
-    with pytest.raises(BestiaryError, match="kopf-hals-blue-jay.safetensors did not come back as it was written"):
+    with pytest.raises(
+        BestiaryError, match="kopf-hals-blue-jay.safetensors reads back differently from what was written"
+    ):
         export_dictionary(dictionary(), tmp_path)
 
 
@@ -104,7 +106,7 @@ def test_a_lora_that_comes_back_changed_is_no_success(tmp_path: Path, monkeypatc
     whole = export_parts.read_tensors
     spoil = lambda path: change(whole(path)) if "lora" in path.name else whole(path)  # noqa: E731 - one expression
     monkeypatch.setattr(export_parts, "read_tensors", spoil)
-    with pytest.raises(BestiaryError, match="parts_lora.safetensors did not come back as it was written"):
+    with pytest.raises(BestiaryError, match="parts_lora.safetensors reads back differently from what was written"):
         export_dictionary(dictionary(), tmp_path)
 
 

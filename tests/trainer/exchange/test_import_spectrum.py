@@ -183,7 +183,7 @@ def test_unknown_names_cut_files_and_giants(tmp_path: Path, published: Callable)
     (tmp_path / "cut.pt").write_bytes((tmp_path / "whole.pt").read_bytes()[:-2000])
     with pytest.raises(BestiaryError, match="cut.pt is no readable torch file"):
         import_prospect(tmp_path / "cut.pt")
-    with pytest.raises(BestiaryError, match=r"list.pt is no ProSpect file: it holds list, expected attention"):
+    with pytest.raises(BestiaryError, match=r"list.pt is not a ProSpect file: it holds list, expected attention"):
         torch.save([1], tmp_path / "list.pt")
         import_prospect(tmp_path / "list.pt")
     with pytest.raises(BestiaryError, match="initial_embeddings is no tensor"):
@@ -219,7 +219,7 @@ def test_giant_layer_numbers_cost_nothing(tmp_path: Path) -> None:
         import_xti(tmp_path / "x.safetensors")
     assert time.process_time() - begin < 5
     save_file({f"<owl-{'9' * 5000}-0>": torch.zeros(768)}, str(tmp_path / "y.safetensors"))
-    with pytest.raises(BestiaryError, match="is no XTI file"):
+    with pytest.raises(BestiaryError, match="is not an XTI file"):
         import_xti(tmp_path / "y.safetensors")
 
 
@@ -234,7 +234,7 @@ def test_xti_with_several_vectors_and_with_missing_ones(tmp_path: Path) -> None:
     with pytest.raises(BestiaryError, match=r"does not hold all vectors of 16 layers: .* missing \[\(7, 1\)\]"):
         import_xti(tmp_path / "y.safetensors")
     save_file({"emb_params": torch.ones(1, 768)}, tmp_path / "z.safetensors")
-    with pytest.raises(BestiaryError, match=r"is no XTI file: none of its tensors \(emb_params\) is named"):
+    with pytest.raises(BestiaryError, match=r"is not an XTI file: none of its tensors \(emb_params\) is named"):
         import_xti(tmp_path / "z.safetensors")
 
 
@@ -307,7 +307,7 @@ def test_neti_without_its_parts(tmp_path: Path, published: Callable) -> None:
     with pytest.raises(BestiaryError, match="truncation 200: choose 0"):
         import_neti(tmp_path / "c.pt", truncation=200)
     torch.save({"<cat>": torch.ones(768)}, tmp_path / "d.bin")
-    with pytest.raises(BestiaryError, match=r"is no NeTI mapper: it holds \['<cat>'\]"):
+    with pytest.raises(BestiaryError, match=r"is not a NeTI mapper: it holds \['<cat>'\]"):
         import_neti(tmp_path / "d.bin")
 
 

@@ -106,7 +106,7 @@ def test_a_bomb_among_kmeans_runs_nothing(tmp_path: Path, monkeypatch: pytest.Mo
 def test_other_files_are_refused(tmp_path: Path) -> None:
     save_file({"emb_params": torch.zeros(1)}, str(tmp_path / "x.safetensors"))
     with pytest.raises(
-        BestiaryError, match="x.safetensors is no PartCraft file: it holds emb_params; expected a mapper"
+        BestiaryError, match="x.safetensors is not a PartCraft file: it holds emb_params; expected a mapper"
     ):
         read_partcraft_file(tmp_path / "x.safetensors")
     torch.save({"epoch": 3}, tmp_path / "x.bin")

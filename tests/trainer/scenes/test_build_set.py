@@ -96,12 +96,12 @@ def start(recipe: Path, out: Path, *options: str) -> subprocess.Popen:
 def test_a_build_stopped_from_outside_goes_on(recipe, tmp_path, capsys, build, stop) -> None:
     out, count = tmp_path / "pets", 300
     process = start(recipe, out, "--count", str(count))
-    until = time.monotonic() + 120
+    until = time.monotonic() + 600
     while len(list(out.glob("layouts/[!.]*.json"))) < 3 and time.monotonic() < until:
         time.sleep(0.002)
     assert process.poll() is None, "the build ended before it could be stopped"
     process.send_signal(stop)
-    said = process.communicate(timeout=60)[1]
+    said = process.communicate(timeout=600)[1]
     done = len(list(out.glob("layouts/[!.]*.json")))
     assert 3 <= done < count
     if stop == signal.SIGINT:
@@ -306,7 +306,7 @@ def test_a_subject_without_any_usable_picture_ends_the_build(recipe, tmp_path, f
     fails(arguments, "subject 'dog': no picture in", "empty: nothing in it")
     shutil.rmtree(tmp_path / "dog")
     (tmp_path / "dog").mkdir()
-    fails(arguments, "subject 'dog'", "there is none")
+    fails(arguments, "subject 'dog': no picture in", "no picture found")
 
 
 def test_a_full_disk_ends_the_build_and_loses_nothing(recipe, tmp_path, capsys, build) -> None:

@@ -229,7 +229,7 @@ def test_captions_by_a_model_count_where_they_name_everybody(recipe, tmp_path, s
 
 def test_faults_of_captions(recipe, tmp_path, fails, build) -> None:
     (tmp_path / "empty").mkdir()
-    fails(["scenes", "caption", str(tmp_path / "empty")], "is no set of scenes")
+    fails(["scenes", "caption", str(tmp_path / "empty")], "is not a set of scenes")
     fails(["scenes", "caption", str(tmp_path / "none.json")], "no file")
     out = tmp_path / "pets"
     assert build(recipe, out, "--count", "1") == 0

@@ -10,7 +10,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,12 +24,13 @@ from ....concepts.files.atomic_file import replacing, write_text
 from ....concepts.files.concept_file import read_header, read_tensors
 from ....concepts.part_map.part_codebook import PartCodebook
 from ....concepts.part_map.part_map import PartMaps
+from .discovery_report import DiscoveryReport
 from .discovery_schema import (
     check_count,
     check_maps,
     check_maps_header,
-    check_report,
     checked_names,
+    checked_report,
     checked_skipped,
     json_of,
     text_of,
@@ -53,7 +54,7 @@ class Discovery:
     """N picture files, in the order of the maps."""
     maps: PartMaps
     codebook: PartCodebook
-    report: Mapping[str, object]
+    report: DiscoveryReport
 
     @classmethod
     def load(cls, folder: Path, images_folder: Path | None = None, *, check_images: bool = True) -> "Discovery":
@@ -84,7 +85,7 @@ class Discovery:
         return cls(folder, pictures, [pictures / name for name in names], maps, codebook, report)
 
 
-def read_report(folder: Path, needs: Sequence[str] = ()) -> dict[str, object]:
+def read_report(folder: Path, needs: Sequence[str] = ()) -> DiscoveryReport:
     """The report of a finished discovery; `needs` names the entries that the caller reads.
 
     Raises:
@@ -97,9 +98,7 @@ def read_report(folder: Path, needs: Sequence[str] = ()) -> dict[str, object]:
         raise BestiaryError(f"{folder} holds {cause}; give a folder that `bestiary discover` finished")
     # a report is written last, so an unreadable one is damaged, not unfinished
     with told_as_damaged(path):
-        report = json_of(text_of(path))
-        check_report(report, ("images_folder", *needs))
-    return report
+        return checked_report(json_of(text_of(path)), ("images_folder", *needs))
 
 
 def read_picture_names(folder: Path) -> list[str]:
@@ -114,10 +113,10 @@ def read_picture_names(folder: Path) -> list[str]:
         return checked_names(text_of(path).split("\n")[:-1])
 
 
-def pictures_folder(folder: Path, report: Mapping[str, object]) -> Path:
+def pictures_folder(folder: Path, report: DiscoveryReport) -> Path:
     """Where the pictures are: where they were found, or at the same place relative to the discovery."""
-    recorded = Path(str(report["images_folder"]))
-    beside = (Path(folder) / str(report.get("images_folder_relative", "."))).resolve()
+    recorded = Path(report["images_folder"])
+    beside = (Path(folder) / report.get("images_folder_relative", ".")).resolve()
     return recorded if recorded.is_dir() or not beside.is_dir() else beside
 
 
@@ -204,7 +203,7 @@ def read_skipped(folder: Path) -> list[tuple[str, str]]:
         return checked_skipped(text_of(path))
 
 
-def write_report(folder: Path, report: Mapping[str, object]) -> None:
+def write_report(folder: Path, report: DiscoveryReport) -> None:
     """Write the report; its presence marks a discovery as finished."""
     write_text(Path(folder) / REPORT, json.dumps(report, indent=1, ensure_ascii=False) + "\n")
 

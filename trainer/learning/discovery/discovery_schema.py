@@ -6,9 +6,10 @@ Letters: N pictures, M parts, (h, w) patch grid.
 import csv
 import io
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath, PureWindowsPath
+from typing import cast
 
 from ....concepts.errors import BestiaryError
 from ....concepts.files.concept_file import Header
@@ -24,6 +25,7 @@ from ....concepts.files.file_schema import (
 )
 from ....concepts.part_map.part_codebook import PartCodebook
 from ....concepts.part_map.part_map import PartMaps
+from .discovery_report import DiscoveryReport, PartEntry
 
 LARGEST_LIST = 1 << 30
 """Bytes of a list of pictures, or of a report."""
@@ -37,10 +39,10 @@ def told_as_damaged(path: Path) -> Iterator[None]:
         yield
     except BestiaryError as fault:
         reason = str(fault).removeprefix(f"{path} ").removesuffix("; fetch or write it again")
-        raise BestiaryError(f"{path} is damaged ({reason}): discover anew with --restart") from fault
+        raise BestiaryError(f"{path} is damaged ({reason}): run the discovery again with --restart") from fault
     except OSError as fault:
         raise BestiaryError(
-            f"{path} cannot be read ({fault.strerror or 'it is gone'}): discover anew with --restart"
+            f"{path} cannot be read ({fault.strerror or 'it is gone'}): run the discovery again with --restart"
         ) from fault
 
 
@@ -56,7 +58,7 @@ def text_of(path: Path) -> str:
     try:
         return path.read_bytes().decode("utf-8-sig").replace("\r\n", "\n")
     except UnicodeDecodeError as fault:
-        raise BestiaryError(f"it is no text in UTF-8: {fault.reason} at byte {fault.start}") from fault
+        raise BestiaryError(f"it is not UTF-8 text: {fault.reason} at byte {fault.start}") from fault
 
 
 def json_of(text: str) -> object:
@@ -86,7 +88,7 @@ def checked_names(names: Sequence[str]) -> list[str]:
         checked_text(name, f"line {line}", _LONGEST_PATH)
         outside = PurePosixPath(name).is_absolute() or PureWindowsPath(name).is_absolute()
         if outside or ".." in PurePosixPath(name).parts:
-            raise BestiaryError(f"line {line} is {name[:80]!r}, which leads out of the folder of the pictures")
+            raise BestiaryError(f"line {line} is {name[:80]!r}, which points outside the picture folder")
     return list(names)
 
 
@@ -99,7 +101,7 @@ def checked_skipped(text: str) -> list[tuple[str, str]]:
     try:
         rows = list(csv.reader(io.StringIO(text, newline=""), strict=False))
     except csv.Error as fault:
-        raise BestiaryError("it is no table of paths and reasons") from fault
+        raise BestiaryError("it is not a table of paths and reasons") from fault
     rows = [row for row in rows if row]
     if not rows or rows[0] != ["path", "reason"]:
         raise BestiaryError("its first line is not 'path,reason'")
@@ -109,8 +111,8 @@ def checked_skipped(text: str) -> list[tuple[str, str]]:
     return [(path, reason) for path, reason in rows[1:]]
 
 
-def check_report(report: object, needs: Sequence[str]) -> None:
-    """Types and relations of a report's entries, as far as it has them.
+def checked_report(report: object, needs: Sequence[str]) -> DiscoveryReport:
+    """A report, once types and relations of its entries are right, as far as it has them.
 
     Args:
         report: the JSON value.
@@ -144,11 +146,12 @@ def check_report(report: object, needs: Sequence[str]) -> None:
             raise broken("a name in typical", key, "part:kind, two numbers")
         for row in checked_list(rows, f"typical {key}"):
             checked_whole(row, f"a picture in typical {key}", 0, images - 1)
+    return cast(DiscoveryReport, entries)
 
 
-def _check_part(part: object, number: int, images: int) -> None:
+def _check_part(value: object, number: int, images: int) -> None:
     entry = f"parts[{number}]"
-    checked_table(part, entry, ("index", "name", "images", "area", "kinds"))
+    part = checked_table(value, entry, PartEntry.__required_keys__)
     if part["index"] != number or isinstance(part["index"], bool):
         raise broken(f"{entry}.index", part["index"], str(number))
     checked_text(part["name"], f"{entry}.name")
@@ -181,13 +184,11 @@ def check_count(folder: Path, names: Sequence[str], maps: PartMaps) -> None:
     """Raises BestiaryError where the list of pictures and the maps, labels `(N, h, w)`, differ in N."""
     if len(names) != len(maps.labels):
         raise BestiaryError(
-            f"{folder}: images.txt has {len(names)} lines, part_maps.safetensors {len(maps.labels)} pictures; discover anew"
+            f"{folder}: images.txt has {len(names)} lines, part_maps.safetensors {len(maps.labels)} pictures; run the discovery again"
         )
 
 
-def check_maps(
-    folder: Path, maps: PartMaps, codebook: PartCodebook, report: Mapping[str, object] | None = None
-) -> None:
+def check_maps(folder: Path, maps: PartMaps, codebook: PartCodebook, report: DiscoveryReport | None = None) -> None:
     """Maps, codebook and report of one folder must tell of the same pictures, parts and kinds.
 
     Raises:
@@ -197,12 +198,12 @@ def check_maps(
     if parts != codebook.num_parts:
         raise BestiaryError(
             f"{folder}: part_maps.safetensors has {parts} parts, codebook.parts.safetensors {codebook.num_parts}: "
-            "files of two discoveries; discover anew"
+            "files of two discoveries; run the discovery again"
         )
     largest = int(maps.labels.max())
     if largest >= parts:
         raise BestiaryError(
-            f"{folder}: part_maps.safetensors shows part {largest} of {parts}: it is damaged; discover anew"
+            f"{folder}: part_maps.safetensors shows part {largest} of {parts}: it is damaged; run the discovery again"
         )
     # an absent part has the code -1
     for part, kinds in enumerate(codebook.num_kinds):
@@ -210,7 +211,7 @@ def check_maps(
         if low < -1 or high >= kinds:
             raise BestiaryError(
                 f"{folder}: part_maps.safetensors has kind {high if high >= kinds else low} of part "
-                f"{codebook.part_names[part]!r}, which has {kinds} kinds: it is damaged; discover anew"
+                f"{codebook.part_names[part]!r}, which has {kinds} kinds: it is damaged; run the discovery again"
             )
     if report is None:
         return
@@ -218,10 +219,12 @@ def check_maps(
     told = report.get("images", len(maps.labels))
     if told != len(maps.labels) or len(report.get("parts", range(parts))) != parts:
         raise BestiaryError(
-            f"{folder}: report.json tells of {told} pictures and {len(report.get('parts', ()))} parts, part_maps.safetensors "
-            f"of {len(maps.labels)} and {parts}: files of two discoveries; discover anew"
+            f"{folder}: report.json lists {told} pictures and {len(report.get('parts', ()))} parts, part_maps.safetensors "
+            f"of {len(maps.labels)} and {parts}: files of two discoveries; run the discovery again"
         )
     for key in report.get("typical", {}):
         part, kind = (int(number) for number in key.split(":"))
         if part >= parts or kind >= codebook.num_kinds[part]:
-            raise BestiaryError(f"{folder}: report.json has typical pictures of {key}, which is no kind; discover anew")
+            raise BestiaryError(
+                f"{folder}: report.json has typical pictures of {key}, which is not a kind; run the discovery again"
+            )

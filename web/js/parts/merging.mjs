@@ -85,6 +85,6 @@ function freeName(name, held) {
 }
 
 function isUnique(name, names) {
-  const plain = plainName(name);
-  return plain.length > 0 && name.length <= LONGEST_NAME && !NUMBER.test(plain) && names.filter((other) => plainName(other) === plain).length === 1;
+  const spelt = name.trim();
+  return spelt.length > 0 && name.length <= LONGEST_NAME && !NUMBER.test(spelt) && names.filter((other) => other.trim() === spelt).length === 1;
 }

@@ -84,7 +84,7 @@ def test_a_wrong_number_of_pictures_leaves_no_file(tmp_path: Path) -> None:
 def test_damaged_maps_are_reported(tmp_path: Path) -> None:
     (tmp_path / "maps").write_bytes(b"nothing")
     for read in (read_maps, read_labels):
-        with pytest.raises(BestiaryError, match=r"maps is damaged \(.*\): discover anew with --restart"):
+        with pytest.raises(BestiaryError, match=r"maps is damaged \(.*\): run the discovery again with --restart"):
             read(tmp_path / "maps")
 
 
@@ -130,7 +130,10 @@ def test_files_that_do_not_fit_each_other(tmp_path: Path) -> None:
     folder = folder_with(tmp_path, ["a.png"])
     with pytest.raises(BestiaryError) as fault:
         Discovery.load(folder)
-    assert str(fault.value) == f"{folder}: images.txt has 1 lines, part_maps.safetensors 2 pictures; discover anew"
+    assert (
+        str(fault.value)
+        == f"{folder}: images.txt has 1 lines, part_maps.safetensors 2 pictures; run the discovery again"
+    )
 
 
 def test_maps_and_codebook_of_two_discoveries(tmp_path: Path) -> None:
@@ -147,7 +150,7 @@ def test_a_list_of_pictures_that_is_no_text(tmp_path: Path) -> None:
     (folder / "images.txt").write_bytes(b"a.png\n\xff\xfe.png\n")
     with pytest.raises(
         BestiaryError,
-        match=r"images.txt is damaged \(it is no text in UTF-8: invalid start byte at byte 6\): discover anew",
+        match=r"images.txt is damaged \(it is not UTF-8 text: invalid start byte at byte 6\): run the discovery again",
     ):
         Discovery.load(folder)
 
@@ -155,7 +158,7 @@ def test_a_list_of_pictures_that_is_no_text(tmp_path: Path) -> None:
 def test_a_damaged_report(tmp_path: Path) -> None:
     folder = folder_with(tmp_path, ["a.png", "b.png"])
     (folder / "report.json").write_text("{")
-    with pytest.raises(BestiaryError, match=r"report.json is damaged \(.*\): discover anew with --restart"):
+    with pytest.raises(BestiaryError, match=r"report.json is damaged \(.*\): run the discovery again with --restart"):
         Discovery.load(folder)
 
 
@@ -163,7 +166,7 @@ def test_a_damaged_report(tmp_path: Path) -> None:
 def test_a_report_that_lacks_what_is_read(tmp_path: Path, content: str) -> None:
     folder = folder_with(tmp_path, ["a.png", "b.png"])
     (folder / "report.json").write_text(content)
-    with pytest.raises(BestiaryError, match=r"report.json is damaged \(.*\): discover anew with --restart"):
+    with pytest.raises(BestiaryError, match=r"report.json is damaged \(.*\): run the discovery again with --restart"):
         Discovery.load(folder)
     (folder / "report.json").write_text('{"images_folder": "x", "images": 2}')
     with pytest.raises(BestiaryError, match=r"is damaged \(it lacks typical, part_of\)"):
