@@ -12,9 +12,8 @@ from typing import Generic, Protocol, TypeVar
 from PIL import Image
 from torch import Tensor, nn
 
-from ....concepts.denoiser.denoiser import TextConditioning
+from ....concepts.denoiser.denoiser import Denoiser, TextConditioning
 from ....concepts.spectrum.staged_conditioning import StagedConditioning
-from ..denoiser.trainable import TrainableDenoiser
 from .fit import Batches
 from .run_settings import TrainingSettings
 from .training_state import ParameterGroup
@@ -61,7 +60,7 @@ class Training(ABC, Generic[Concept]):
     """Everything the loop needs, and what is made of the weights it learns."""
 
     settings: TrainingSettings
-    denoiser: TrainableDenoiser
+    denoiser: Denoiser
     objective: nn.Module
     batches: TrainingBatches
     groups: tuple[ParameterGroup, ...]
