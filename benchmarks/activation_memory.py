@@ -19,11 +19,11 @@ from bestiary.concepts.denoiser.backbone import BACKBONES
 from bestiary.concepts.denoiser.denoiser import (
     AttentionMethod,
     AttentionRequest,
+    Conditioning,
     LoraSpec,
-    NoiseSchedule,
-    TextConditioning,
 )
 from bestiary.concepts.denoiser.part_attention_loss import part_attention_loss
+from bestiary.concepts.denoiser.process import DiscreteProcess
 from bestiary.trainer.model.diffusers_denoiser import DenoiserParts, DiffusersDenoiser
 from diffusers import UNet2DConditionModel
 from memory_meter import MemoryMeter
@@ -120,15 +120,15 @@ def measure_ours(case: MemoryCase, columns: AttentionMethod) -> Measured:
     with FakeTensorMode(allow_non_fake_inputs=True):
         unet = build_unet(case.backbone)
         # only shapes matter here: any falling schedule will do
-        schedule = NoiseSchedule(torch.linspace(0.999, 0.005, 1000), "epsilon")
+        schedule = DiscreteProcess(torch.linspace(0.999, 0.005, 1000), "epsilon")
         denoiser = DiffusersDenoiser(replace(BACKBONES[case.backbone]), DenoiserParts(unet, None, None, schedule, {}))
-        denoiser.add_lora(LoraSpec(rank=4))
-        denoiser.set_gradient_checkpointing(case.checkpointing)
+        denoiser.network.adapters.add(LoraSpec(rank=4))
+        denoiser.network.set_gradient_checkpointing(case.checkpointing)
 
         def step(inputs: Inputs) -> Tensor:
-            text = TextConditioning(inputs.context, inputs.pooled)
-            request = AttentionRequest(inputs.positions, None, columns)
-            out = denoiser.predict(inputs.latents, torch.tensor([500]), text, request)
+            text = Conditioning.of(inputs.context, pooled=inputs.pooled)
+            request = AttentionRequest(inputs.positions.unsqueeze(-1), None, columns)
+            out = denoiser.network.predict(inputs.latents, torch.tensor([0.501]), text, request)
             # both losses, so that the graph is that of a real step
             maps = average_maps(out.attention, inputs.masks.shape[-1])
             present = torch.ones(1, PARTS, dtype=torch.bool)

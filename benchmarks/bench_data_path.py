@@ -31,7 +31,8 @@ except ModuleNotFoundError:
     sys.modules["bestiary"] = _pack = importlib.util.module_from_spec(_spec)
     _spec.loader.exec_module(_pack)
 
-from bestiary.concepts.denoiser.denoiser import PromptPiece, PromptTokens
+from bestiary.concepts.denoiser.denoiser import EncoderLayout, PromptLayout, PromptPiece
+from bestiary.concepts.denoiser.process import FlowProcess
 from bestiary.concepts.part_prompt.part_captions import CaptionStyle
 from bestiary.trainer.learning.parts.concept_images import BatchPlan, ConceptImages
 from bestiary.trainer.learning.parts.training_kinds import TrainingKinds
@@ -54,16 +55,16 @@ def random_images(folder: Path, pictures: int, size: int) -> ConceptImages:
     codes = rng.integers(0, 32, (pictures, PARTS))
     names = tuple(f"part {i}" for i in range(PARTS))
     kinds = TrainingKinds(names, ({},) * PARTS, PARTS - 1, labels, codes, {})
-    plan = BatchPlan(BATCH, 1, cells, GRID, 1000, "stratified", 0.0, 0)
+    plan = BatchPlan(BATCH, 1, cells, GRID, FlowProcess(), "stratified", 0.0, 0)
     return ConceptImages(
         [f"{row}.jpg" for row in range(pictures)], LatentCache(moments), kinds, _tokens, CaptionStyle(), plan
     )
 
 
-def _tokens(pieces: Sequence[PromptPiece]) -> PromptTokens:
+def _tokens(pieces: Sequence[PromptPiece]) -> PromptLayout:
     """A layout of one chunk `(1, 77)`, as the tokenizer would give it, without its cost."""
     places = [place for place, piece in enumerate(pieces) if piece.text is None]
-    return PromptTokens({"clip_l": torch.zeros(1, 77, dtype=torch.long)}, torch.tensor(places), torch.ones(1, 77))
+    return {"clip_l": EncoderLayout(torch.zeros(1, 77, dtype=torch.long), torch.tensor(places), torch.ones(1, 77))}
 
 
 def milliseconds(call: Callable[[int], object], repeats: int, samples: int) -> float:

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from bench_attention_capture import import_comfyui
 from bestiary.concepts.denoiser.backbone import get_backbone
-from bestiary.concepts.denoiser.denoiser import NoiseSchedule
+from bestiary.concepts.denoiser.process import DiscreteProcess
 from bestiary.trainer.learning.parts.objective_setup import set_up_parts
 from bestiary.trainer.learning.parts.settings import TrainPartsSettings, load_recipe
 from bestiary.trainer.learning.parts.training_kinds import TrainingKinds
@@ -76,9 +76,9 @@ def measure(learn: str, model: str, width: int, size: int, batch: int, place: Pa
             "ratio": round(graph / standalone, 3),
             "largest_loss_gap": float(f"{np.abs(np.array(our_losses) - np.array(their_losses)).max():.2g}"),
         }
-        theirs.set_gradient_checkpointing(False)
-        theirs.unload_lora()
-        ours.unload_lora()
+        theirs.network.set_gradient_checkpointing(False)
+        theirs.network.adapters.unload()
+        ours.network.adapters.unload()
     return figures
 
 
@@ -99,7 +99,7 @@ def peak_of_training(
     prepare = prepare_parts if isinstance(settings, TrainPartsSettings) else prepare_spectrum
     run = RunFolder.create(folder)
     # prompts without vectors are encoded before, so that neither side counts them
-    denoiser.encode_prompts([denoiser.tokenize([], chunks=1)], None)
+    denoiser.text.encode([denoiser.text.tokenize([], chunks=1)], None)
     with MemoryMeter() as meter:
         meter.ignore(
             [tensor for module in modules_of(denoiser) for tensor in (*module.parameters(), *module.buffers())]
@@ -164,7 +164,7 @@ def standalone_denoiser(reference: SimpleNamespace | None) -> object:
     scheduler = DDIMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear")
     backbone = get_backbone("sd15")
     text = TextEncoders(backbone, {"clip_l": words}, {"clip_l": reference.text})
-    schedule = NoiseSchedule(scheduler.alphas_cumprod, "epsilon")
+    schedule = DiscreteProcess(scheduler.alphas_cumprod, "epsilon")
     parts = DenoiserParts(
         reference.unet, AutoencoderKL(), text, schedule, dict(scheduler.config), memory_format=torch.contiguous_format
     )

@@ -6,7 +6,9 @@ from types import SimpleNamespace
 
 import torch
 from bestiary.concepts.denoiser.backbone import BACKBONES
-from bestiary.concepts.denoiser.denoiser import AttentionMethod, LoraSpec, NoiseSchedule, PromptTokens
+from bestiary.concepts.denoiser.denoiser import AttentionMethod, EncoderLayout
+from bestiary.concepts.denoiser.low_rank import LoraSpec
+from bestiary.concepts.denoiser.process import DiscreteProcess
 from bestiary.concepts.part_dictionary.token_projector import TokenProjector
 from bestiary.trainer.learning.parts.part_objective import AttentionLoss, PartBatch, PartObjective
 from bestiary.trainer.model.diffusers_denoiser import DenoiserParts, DiffusersDenoiser
@@ -139,7 +141,7 @@ def build_case(size: CaseSize, columns: AttentionMethod = "one_hot", seed: int =
     projector = TokenProjector(PARTS, KINDS, 768)
     their_unet = copy.deepcopy(unet)  # ours changes the memory layout of its own
     denoiser = _our_denoiser(unet, vae, text)
-    adapters = dict(denoiser.add_lora(LoraSpec(rank=4, alpha=4.0)))
+    adapters = dict(denoiser.network.adapters.add(LoraSpec(rank=4, alpha=4.0)))
     for parameter in adapters.values():
         parameter.data.normal_(std=0.05)
     their_adapters = prepare_denoiser(their_unet, {name: p.data for name, p in adapters.items()}, EDGE)
@@ -156,7 +158,7 @@ def build_case(size: CaseSize, columns: AttentionMethod = "one_hot", seed: int =
     )
     # the layers on the reference's grid, whatever the size of the picture
     factor = size.resolution // 8 // EDGE
-    layers = tuple(name for name, own in denoiser.cross_attention_layers().items() if own == factor)
+    layers = tuple(name for name, own in denoiser.attention_factors().items() if own == factor)
     objective = PartObjective(denoiser, projector, adapters, attention=AttentionLoss(0.01, "bce", layers, columns))
     return TrainingCase(
         step,
@@ -175,7 +177,7 @@ def _our_denoiser(unet: nn.Module, vae: nn.Module, text: nn.Module) -> Diffusers
         unet=unet.to(memory_format=torch.channels_last),
         vae=vae,
         text=TextEncoders(backbone, {"clip_l": tokenizer}, {"clip_l": text}),
-        schedule=NoiseSchedule(DDPMScheduler(**SCHEDULE).alphas_cumprod, "epsilon"),
+        process=DiscreteProcess(DDPMScheduler(**SCHEDULE).alphas_cumprod, "epsilon"),
         scheduler_config=SCHEDULE,
     )
     return DiffusersDenoiser(backbone, parts)
@@ -212,12 +214,12 @@ def _our_batch(batch: ReferenceBatch, vae: nn.Module, segmenter: PartSegmenter) 
         placeholders = torch.arange(FIRST_PLACEHOLDER, FIRST_PLACEHOLDER + PARTS)
         positions = (row[None] == placeholders[:, None]).long().argmax(-1)  # (M,)
         ids = torch.where(row >= FIRST_PLACEHOLDER, torch.zeros_like(row), row)[None]  # (1, 77)
-        prompts.append(PromptTokens({"clip_l": ids}, positions, torch.ones(1, 77)))
+        prompts.append({"clip_l": EncoderLayout(ids, positions, torch.ones(1, 77))})
     return PartBatch(
         names=tuple(str(row) for row in range(len(batch.ids))),
         moments=torch.stack([posterior.mean, posterior.logvar], dim=1),
         noise=torch.stack([batch.posterior_noise, batch.noise], dim=1),
-        timesteps=batch.timesteps,
+        times=(batch.timesteps + 1) / 1000,
         codes=batch.codes,
         prompts=tuple(prompts),
         masks=masks.bool(),

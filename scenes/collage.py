@@ -228,18 +228,20 @@ def _place(subject: Subject, placement: Placement) -> _Placed:
     cutout, parts = subject.cutout, subject.parts
     if placement.flip:
         cutout, parts = cutout[:, ::-1], None if parts is None else parts[:, ::-1]
-    alpha = cutout[..., 3].astype(np.float32) / 255  # (h, w)
+    alpha: _Floats = cutout[..., 3].astype(np.float32) / np.float32(255)  # (h, w)
     color = cutout[..., :3].astype(np.float32) * alpha[..., None]
-    bands = [_scaled(band, width, height) for band in (*np.moveaxis(color, -1, 0), alpha)]
-    labels = np.full(alpha.shape, NO_PART, np.uint8) if parts is None else parts
+    planes: list[_Floats] = [color[..., 0], color[..., 1], color[..., 2], alpha]
+    bands = [_scaled(plane, width, height) for plane in planes]
+    labels: Plane = np.full(cutout.shape[:2], NO_PART, np.uint8) if parts is None else parts
+    rows, columns = labels.shape[0], labels.shape[1]
     source = Image.fromarray(np.ascontiguousarray(labels))
     if placement.turn % 360:
         middle = (left + width / 2, top + height / 2)
         left, top, turned_width, turned_height = _turned_window(middle, width, height, placement.turn)
         size, origin = (turned_width, turned_height), (left - middle[0], top - middle[1])
         bands = [_turned(band, size, origin, placement.turn) for band in bands]
-        scale = (labels.shape[1] / width, labels.shape[0] / height)
-        matrix = _backward(placement.turn, origin, scale, (labels.shape[1] / 2, labels.shape[0] / 2))
+        scale = (columns / width, rows / height)
+        matrix = _backward(placement.turn, origin, scale, (columns / 2, rows / 2))
         moved = source.transform(size, Image.Transform.AFFINE, matrix, Image.Resampling.NEAREST, fillcolor=NO_PART)
     else:
         moved = source.resize((width, height), Image.Resampling.NEAREST)
@@ -331,9 +333,9 @@ def _touched(alpha: _Floats, shadow: _Floats) -> tuple[slice, slice]:
 
 def _layer(color: _Floats, alpha: _Floats, shadow: _Floats) -> Plane:
     """Straight RGBA of a subject over its black shadow."""
-    whole = alpha + shadow * (1 - alpha)  # (H, W)
-    straight = color / np.maximum(whole, np.float32(1e-6))[..., None]
-    return np.dstack([_bytes(straight), _bytes(whole * 255)])
+    whole: _Floats = alpha + shadow * (np.float32(1) - alpha)  # (H, W)
+    straight: _Floats = (color / np.maximum(whole, np.float32(1e-6))[..., None]).astype(np.float32, copy=False)
+    return np.dstack([_bytes(straight), _bytes((whole * np.float32(255)).astype(np.float32, copy=False))])
 
 
 def _eroded(mask: Plane, inset: int) -> Plane:

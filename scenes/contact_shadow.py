@@ -55,4 +55,4 @@ def _laid(shape: tuple[int, int], mask: NDArray[np.uint8], left: int, top: int, 
     padded = Image.fromarray(np.pad(mask, margin)).filter(ImageFilter.GaussianBlur(radius))
     canvas = Image.new("L", (shape[1], shape[0]))
     canvas.paste(padded, (left - margin, top - margin))
-    return np.asarray(canvas, np.float32) / 255
+    return np.asarray(canvas, np.float32) / np.float32(255)

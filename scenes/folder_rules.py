@@ -84,12 +84,12 @@ def paired_faults(pictures: Path, masks: Path, root: Path, called: str = "mask")
     for stem in sorted(theirs.keys() - ours.keys()):
         yield SetFault(name_in(theirs[stem], root), f"this {called} has no picture, and trainers stop at it")
     for stem in sorted(theirs.keys() & ours.keys()):
-        sizes = size_of(ours[stem]), size_of(theirs[stem])
-        if None in sizes:
-            broken = ours[stem] if sizes[0] is None else theirs[stem]
+        picture, mask = size_of(ours[stem]), size_of(theirs[stem])
+        if picture is None or mask is None:
+            broken = ours[stem] if picture is None else theirs[stem]
             yield SetFault(name_in(broken, root), "this file cannot be read as a picture")
-        elif sizes[0] != sizes[1]:
-            shown = [f"{width} x {height}" for width, height in sizes]
+        elif picture != mask:
+            shown = [f"{width} x {height}" for width, height in (picture, mask)]
             yield SetFault(name_in(theirs[stem], root), f"the {called} is {shown[1]} pixels, its picture {shown[0]}")
 
 

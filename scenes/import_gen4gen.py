@@ -25,7 +25,6 @@ _PICTURES = frozenset([".jpg", ".jpeg", ".png", ".webp", ".bmp"])
 _SOLID, _OPAQUE = 128, 250
 _SOFT_EDGE = 2
 """Pixels around the solid pixels that a cut-out keeps."""
-_COMPOSITION = re.compile(r"(?:\d+_)?(.+)")
 
 Plane = NDArray[np.uint8]
 
@@ -125,7 +124,7 @@ def read_compositions(folder: Path) -> Iterator[Composition]:
         mask = _pixels(mask_path, "L")
         if mask.shape != picture.shape[:2]:
             raise BestiaryError(f"{mask_path} is {mask.shape} pixels, and its picture {picture.shape[:2]}")
-        names = _COMPOSITION.fullmatch(path.parent.name)[1].split("+")
+        names = re.sub(r"^\d+_(?=.)", "", path.parent.name).split("+")
         yield Composition(tuple(object_words(name) for name in names), picture, mask >= _SOLID, path)
 
 

@@ -252,15 +252,10 @@ def _text_of(plain: Mapping[str, object], keys: Sequence[str]) -> str | None:
 def _note_canvas(plain: Mapping[str, object], found: _Found) -> None:
     """What a mapping says of the canvas and the place."""
     canvas = plain.get("canvas", plain)
-    sides = (
-        [canvas.get("width"), canvas.get("height")]
-        if isinstance(canvas, Mapping)
-        else list(canvas)
-        if isinstance(canvas, list | tuple)
-        else []
-    )
-    if len(sides) == 2 and all(is_number(side) and side > 0 for side in sides) and found.canvas is None:
-        found.canvas = (float(sides[0]), float(sides[1]))
+    named = [canvas.get("width"), canvas.get("height")] if isinstance(canvas, Mapping) else canvas
+    sides = [float(side) for side in named if is_number(side)] if isinstance(named, list | tuple) else []
+    if isinstance(named, list | tuple) and len(named) == len(sides) == 2 and min(sides) > 0 and found.canvas is None:
+        found.canvas = (sides[0], sides[1])
     place = _text_of(plain, _PLACE_KEYS) or ""
     found.place = found.place or place.strip()[:_LONGEST_PLACE]
 

@@ -51,7 +51,7 @@ def reference_picture(cutout: NDArray[np.uint8], longest: int = LONGEST) -> NDAr
     picture = Image.fromarray(cutout)
     side = min(longest, round(max(picture.size) * (1 + 2 * _MARGIN)))
     scale = side / (max(picture.size) * (1 + 2 * _MARGIN))
-    size = tuple(max(1, round(edge * scale)) for edge in picture.size)
+    size = (max(1, round(picture.width * scale)), max(1, round(picture.height * scale)))
     # Pillow multiplies by alpha before it resizes RGBA
     picture = picture.resize(size, Image.Resampling.BICUBIC)
     sheet = Image.new("RGB", (side, side), (255, 255, 255))

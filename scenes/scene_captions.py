@@ -154,9 +154,8 @@ def with_article(words: str) -> str:
 
 def plural(words: str) -> str:
     """`cats`, `bowls of fruit`, `wolves`, `sheep`."""
-    head, preposition, rest = re.match(r"(.*?)((?: of| in| on| with) .*)?$", words, re.S).group(1, 2, 2)
-    if preposition:
-        return plural(head) + rest
+    if following := re.search(r" (?:of|in|on|with) ", words):
+        return plural(words[: following.start()]) + words[following.start() :]
     start, noun = words[: len(words) - len(words.split(" ")[-1])], words.split(" ")[-1]
     low = noun.lower()
     if low in _UNCHANGED:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from dataclasses import asdict, dataclass
+from typing import TypeGuard
 
 from ..concepts.errors import BestiaryError
 
@@ -131,7 +132,7 @@ def _check_placement(placement: Placement) -> None:
         raise BestiaryError(f"subject {shown} of the layout: flip is true or false")
 
 
-def is_number(value: object) -> bool:
+def is_number(value: object) -> TypeGuard[float]:
     """Whether a value is a finite number and no truth value."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         return False

@@ -15,7 +15,7 @@ def metadata_rows(records: Sequence[SceneRecord]) -> Iterable[dict[str, object]]
     """Rows of `metadata.jsonl`: columns of one type in all rows, `*_file_name` for pictures."""
     scores = sorted({name for record in records for name in record.scores})
     for record in records:
-        row = {
+        row: dict[str, object] = {
             "file_name": f"images/{record.stem}.png",
             "mask_file_name": f"masks/{record.stem}.png",
             "instances_file_name": f"instances/{record.stem}.png",

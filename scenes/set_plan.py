@@ -77,7 +77,7 @@ def plan_scenes(
         order = _least(_orders(group, random), lambda order: _cost_of_order(used, order), random)
         place = _least(range(places), lambda place, order=order: _cost_of_place(used, order, place), random)
         shown = tuple(
-            _least(range(pictures[name]), lambda picture, name=name: used["picture", name, picture], random)
+            _least(range(pictures[name]), lambda picture, name=name: (used["picture", name, picture],), random)
             for name in order
         )
         _count(used, order, shown, place)
@@ -131,7 +131,8 @@ def _groups(names: Sequence[str], size: int, random: np.random.Generator) -> lis
     groups = list(islice(combinations(names, size), _MOST_CHOICES + 1))
     if len(groups) <= _MOST_CHOICES:
         return groups
-    return [tuple(sorted(random.choice(names, size, replace=False).tolist())) for _ in range(_MOST_CHOICES)]
+    drawn = (random.permutation(len(names))[:size] for _ in range(_MOST_CHOICES))
+    return [tuple(sorted(names[int(place)] for place in places)) for places in drawn]
 
 
 def _carried(groups: list[tuple[str, ...]], carriers: Mapping[str, str]) -> list[tuple[str, ...]]:
@@ -145,7 +146,9 @@ def _orders(group: Sequence[str], random: np.random.Generator) -> list[tuple[str
     return [tuple(group[index] for index in random.permutation(len(group))) for _ in range(100)]
 
 
-def _least(choices: Sequence[_Choice], cost: Callable[[_Choice], object], random: np.random.Generator) -> _Choice:
+def _least(
+    choices: Sequence[_Choice], cost: Callable[[_Choice], tuple[int, ...]], random: np.random.Generator
+) -> _Choice:
     """The choice of least cost; chance decides between equals."""
     costs = [cost(choice) for choice in choices]
     least = min(costs)

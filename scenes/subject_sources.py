@@ -71,7 +71,10 @@ class FoundMask:
     @property
     def limits(self) -> CutoutLimits:
         """What masks of this way must keep where nobody says otherwise."""
-        return LIMITS_AS_GIVEN if self.way in ("alpha", "mask") else CutoutLimits()
+        if self.way in ("alpha", "mask"):
+            return LIMITS_AS_GIVEN
+        # patches are larger than any edge: what comes of them is soft
+        return CutoutLimits(edge=None) if self.way == "parts" else CutoutLimits()
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 Only the columns of the asked tokens are formed. Two exact forms: `lse` takes the scores once more and divides by their
 log-sum-exp, leaving the attention output untouched; `one_hot` appends indicator channels to the values, so that one fused
 call returns output and columns. Both equal the explicit softmax (kamwoh/partcraft @ dfe64e1, attn_processor.py:73-143).
-Letters: B batch, H heads, N image positions, T text positions, P asked tokens, d channels of a head.
+Letters: B batch, H heads, N image positions, T text positions, P asked tokens, K columns of one, d channels of a head.
 """
 
 from collections.abc import Mapping
@@ -19,12 +19,12 @@ HEAD_MULTIPLE = 8
 """Fused kernels want head channels in multiples of this."""
 
 
-def attention_columns(q: Tensor, k: Tensor, positions: Tensor, scale: float | None = None) -> Tensor:
-    """Probabilities of the tokens at `positions`, averaged over heads, by log-sum-exp.
+def attention_columns(q: Tensor, k: Tensor, columns: Tensor, scale: float | None = None) -> Tensor:
+    """Probabilities of learned vectors, summed over their columns and averaged over heads, by log-sum-exp.
 
     Args:
         q: `(B, H, N, d)`, k: `(B, H, T, d)`, as they go into the attention.
-        positions: `(B, P)` long in 0..T-1; -1 gives a zero column.
+        columns: `(B, P, K)` long in 0..T-1; -1 adds nothing.
         scale: factor of the scores; None is 1 / sqrt(d).
 
     Returns:
@@ -35,16 +35,19 @@ def attention_columns(q: Tensor, k: Tensor, positions: Tensor, scale: float | No
     # float32 before the log-sum-exp: in half precision the sum over 77 keys loses small columns
     scores = (q @ k.transpose(-1, -2)).float() * factor  # (B, H, N, T)
     # absent tokens read column 0 and are set to zero at the end
-    index = positions.clamp(min=0)[:, None, None, :].expand(-1, heads, queries, -1)  # (B, H, N, P)
-    chosen = scores.gather(-1, index) - scores.logsumexp(-1, keepdim=True)  # (B, H, N, P)
-    return chosen.exp().mean(1) * (positions >= 0).unsqueeze(1)  # (B, N, P)
+    flat = columns.flatten(1)  # (B, P * K)
+    index = flat.clamp(min=0)[:, None, None, :].expand(-1, heads, queries, -1)  # (B, H, N, P * K)
+    chosen = scores.gather(-1, index) - scores.logsumexp(-1, keepdim=True)  # (B, H, N, P * K)
+    kept = chosen.exp().mean(1) * (flat >= 0).unsqueeze(1)  # (B, N, P * K)
+    # a vector with one column, as in all Stable Diffusion models, has nothing to sum
+    return kept if columns.shape[-1] == 1 else kept.unflatten(2, columns.shape[1:]).sum(-1)  # (B, N, P)
 
 
 def attend_with_columns(
     q: Tensor,
     k: Tensor,
     v: Tensor,
-    positions: Tensor,
+    columns: Tensor,
     scale: float | None = None,
     method: AttentionMethod = "one_hot",
 ) -> tuple[Tensor, Tensor]:
@@ -52,7 +55,7 @@ def attend_with_columns(
 
     Args:
         q: `(B, H, N, d)`, k: `(B, H, T, d)`, v: `(B, H, T, e)`.
-        positions: `(B, P)` long in 0..T-1; -1 gives a zero column.
+        columns: `(B, P, K)` long in 0..T-1, the columns that make up one token's; -1 adds nothing.
         scale: factor of the scores; None is 1 / sqrt(d).
         method: "lse" leaves the output bit-identical to plain fused attention; "one_hot" needs one call only.
 
@@ -65,13 +68,13 @@ def attend_with_columns(
     factor = q.shape[-1] ** -0.5 if scale is None else scale
     if method == "lse":
         output = functional.scaled_dot_product_attention(q, k, v, scale=factor)  # (B, H, N, e)
-        return output, attention_columns(q, k, positions, factor)
+        return output, attention_columns(q, k, columns, factor)
     if method != "one_hot":
         raise BestiaryError(f"unknown attention method {method!r}: choose lse or one_hot")
-    heads, tokens, values, asked = q.shape[1], k.shape[2], v.shape[-1], positions.shape[1]
+    heads, tokens, values, asked = q.shape[1], k.shape[2], v.shape[-1], columns.shape[1]
     # indicator channels: attending to token t adds its probability to the channel of the part that stands there
-    places = torch.arange(tokens, device=k.device).view(1, tokens, 1)
-    marks = (positions.unsqueeze(1) == places).to(v.dtype)  # (B, T, P)
+    places = torch.arange(tokens, device=k.device).view(1, tokens, 1, 1)
+    marks = (columns.unsqueeze(1) == places).any(-1).to(v.dtype)  # (B, T, P)
     marks = marks.unsqueeze(1).expand(-1, heads, -1, -1)  # (B, H, T, P)
     # zero channels change no score; the scale must be given, since the kernel would take it from the new width
     width = -(-max(values + asked, q.shape[-1]) // HEAD_MULTIPLE) * HEAD_MULTIPLE

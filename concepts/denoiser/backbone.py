@@ -3,14 +3,15 @@
 A new backbone is one more record here and one more loader; no other file may name its numbers.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
+import torch
 from torch import Tensor
 
 from ..errors import BestiaryError
 
-BackboneName = Literal["bestiary-demo", "sd15", "sd2", "sdxl"]
 HiddenState = Literal["final", "penultimate"]
 
 
@@ -27,14 +28,24 @@ class TextEncoderSpec:
     max_tokens: int = 77
     """Positions of one chunk, start and end token included."""
     pooled: bool = False
-    """True where the denoiser also takes this encoder's pooled and projected vector (read at the end token)."""
+    """True where the network also takes this encoder's pooled and projected vector (read at the end token)."""
+    role: Literal["context", "pooled_only"] = "context"
+    """Whether its states are attended to, or only its pooled vector is read (CLIP in Flux)."""
+    place: Literal["beside", "behind"] = "beside"
+    """Where its states stand in the context: channels beside those of the encoder before it, or positions behind them (T5 in SD3)."""
+    runs: Literal["chunked", "single"] = "chunked"
+    """Chunks of `max_tokens` with start and end token each (CLIP), or one run without a start token (T5)."""
+    min_tokens: int = 1
+    """Positions to which a single run is padded at least."""
+    mask: bool = False
+    """Whether padding of a single run is hidden from the network."""
 
 
 @dataclass(frozen=True)
 class Backbone:
     """What the method must know of a diffusion model before it is loaded."""
 
-    name: BackboneName
+    name: str
     text_encoders: tuple[TextEncoderSpec, ...]
     image_size: int
     """Native edge in pixels."""
@@ -43,6 +54,23 @@ class Backbone:
     """Image edge divided by this gives the edge of the cross-attention grids the method reads (16 at the native size)."""
     latent_factor: int = 8
     """Image edge divided by latent edge."""
+
+    @property
+    def context_groups(self) -> tuple[tuple[TextEncoderSpec, ...], ...]:
+        """Encoders whose states make up the context: those of a group side by side, groups one behind the other."""
+        groups: list[list[TextEncoderSpec]] = []
+        for encoder in self.text_encoders:
+            if encoder.role == "pooled_only":
+                continue
+            if not groups or encoder.place == "behind":
+                groups.append([])
+            groups[-1].append(encoder)
+        return tuple(tuple(group) for group in groups)
+
+    @property
+    def context_width(self) -> int:
+        """Channels of the context: those of the widest group, to which the others are padded."""
+        return max(sum(encoder.width for encoder in group) for group in self.context_groups)
 
     @property
     def vector_width(self) -> int:
@@ -54,6 +82,10 @@ class Backbone:
         sizes = [encoder.width for encoder in self.text_encoders]
         pieces = vectors.split(sizes, dim=-1)
         return {encoder.name: piece for encoder, piece in zip(self.text_encoders, pieces, strict=True)}
+
+    def join_vectors(self, vectors: Mapping[str, Tensor]) -> Tensor:
+        """One tensor `(..., vector_width)` of one per text encoder, `(..., W)` each: the form of tables and state files."""
+        return torch.cat([vectors[encoder.name] for encoder in self.text_encoders], dim=-1)
 
 
 BACKBONES: dict[str, Backbone] = {

@@ -5,12 +5,23 @@ autograd step, which saves kernel launches and keeps only the rank-wide activati
 Letters: N rows, I and O input and output width of a layer, r rank.
 """
 
+from dataclasses import dataclass
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import FunctionCtx, once_differentiable
 
-from .denoiser import LoraSpec
+
+@dataclass(frozen=True)
+class LoraSpec:
+    """Low-rank adapters on a network's attention layers."""
+
+    rank: int = 4
+    alpha: float = 4.0
+    """Scale of the update is alpha / rank."""
+    self_attention: bool = True
+    """Also adapt the self-attention layers; cross-attention layers always are."""
 
 
 class LowRankUpdate(nn.Module):

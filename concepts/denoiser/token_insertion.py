@@ -15,21 +15,10 @@ from torch import Tensor
 from torch.nn import functional
 
 from ..errors import BestiaryError
-from .denoiser import PromptPiece
+from .denoiser import EncoderLayout, PromptPiece
 
 LONGEST_MOVED_WORD = 8
 """A run of fewer tokens than this is moved to the next chunk rather than split (ComfyUI: max_word_length)."""
-
-
-class TokenLayout(NamedTuple):
-    """One prompt laid out for one text encoder."""
-
-    ids: Tensor
-    """`(C, L)` long."""
-    positions: Tensor
-    """`(P,)` long: chunk * L + place of each learned vector, -1 where the prompt was cut before it."""
-    weights: Tensor
-    """`(C, L)` float, 1 on start, end and padding."""
 
 
 class _Slot(NamedTuple):
@@ -49,7 +38,7 @@ def lay_out_tokens(
     filler: int,
     max_tokens: int,
     chunks: int | None = None,
-) -> TokenLayout:
+) -> EncoderLayout:
     """Token ids, places of the learned vectors and weights of one prompt.
 
     Args:
@@ -75,7 +64,7 @@ def lay_out_tokens(
     ids = torch.full((wanted, max_tokens), pad, dtype=torch.long)  # (C, L)
     weights = torch.ones(wanted, max_tokens)  # (C, L)
     count = sum(piece.text is None for piece in pieces)
-    positions = torch.full((count,), -1, dtype=torch.long)  # (P,)
+    places = torch.full((count,), -1, dtype=torch.long)  # (P,)
     # start | tokens | end | padding, the same in every chunk
     for row, slots in enumerate(filled):
         ids[row, 0] = start
@@ -84,8 +73,43 @@ def lay_out_tokens(
             ids[row, place] = slot.token
             weights[row, place] = slot.weight
             if slot.vector >= 0:
-                positions[slot.vector] = row * max_tokens + place
-    return TokenLayout(ids, positions, weights)
+                places[slot.vector] = row * max_tokens + place
+    return EncoderLayout(ids, places, weights)
+
+
+def lay_out_run(
+    pieces: Sequence[PromptPiece],
+    tokenize: Callable[[str], list[int]],
+    *,
+    end: int,
+    pad: int,
+    filler: int,
+    min_tokens: int,
+    max_tokens: int,
+) -> EncoderLayout:
+    """Like `lay_out_tokens` for encoders that take one run without a start token (T5): tokens, end, padding.
+
+    Returns:
+        A layout of one chunk, `(1, L)` with L from `min_tokens` to `max_tokens`; what does not fit is cut off.
+
+    Raises:
+        BestiaryError: `max_tokens` leaves no room, or `filler` is the end token.
+    """
+    if max_tokens < 2:
+        raise BestiaryError(f"max_tokens is {max_tokens}: a run needs room for the end and at least one token")
+    if filler == end:
+        raise BestiaryError(f"filler id {filler} is the end token; choose a plain word's id")
+    slots = [slot for group in _groups(pieces, tokenize, filler) for slot in group][: max_tokens - 1]
+    length = max(min_tokens, len(slots) + 1)
+    ids = torch.full((1, length), pad, dtype=torch.long)  # (1, L)
+    weights = torch.ones(1, length)  # (1, L)
+    places = torch.full((sum(piece.text is None for piece in pieces),), -1, dtype=torch.long)  # (P,)
+    for place, slot in enumerate(slots):
+        ids[0, place], weights[0, place] = slot.token, slot.weight
+        if slot.vector >= 0:
+            places[slot.vector] = place
+    ids[0, len(slots)] = end
+    return EncoderLayout(ids, places, weights, tokens=len(slots) + 1)
 
 
 def _groups(pieces: Sequence[PromptPiece], tokenize: Callable[[str], list[int]], filler: int) -> list[list[_Slot]]:

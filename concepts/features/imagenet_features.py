@@ -11,8 +11,9 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Protocol, cast
 
 import torch
 import torch.nn.functional as F
@@ -21,6 +22,14 @@ from torch import Tensor, nn
 from ..errors import BestiaryError
 from ..files.safe_pickle import load_tensors
 from .patch_features import PatchGrid, SourceName, SourceSpec, patch_colour
+
+if TYPE_CHECKING:
+
+    class BatchNormAct2d(nn.BatchNorm2d):
+        """timm's layer of this name, which timm's own types call a module of any kind."""
+
+        act: nn.Module
+
 
 MODEL = "tf_efficientnet_lite0"
 """timm's name of the network."""
@@ -161,10 +170,8 @@ class ImagenetFeatures:
         units = {name: F.normalize(maps, dim=1) for name, maps in on_grid.items()}
         if COLOUR in self.detail:
             units[COLOUR] = patch_colour(images.to(self._device), grid)
-        features, detail = (
-            torch.cat([units[name] for name in names], dim=1).permute(0, 2, 3, 1).contiguous().cpu() if names else None
-            for names in (self.blocks, self.detail)
-        )
+        features = _side_by_side(units, self.blocks)
+        detail = _side_by_side(units, self.detail) if self.detail else None
         shown = None if evidence is None else self._on_grid(evidence.unsqueeze(1), grid, self._offset)[:, 0].cpu()
         return features, detail, shown
 
@@ -184,10 +191,21 @@ class ImagenetFeatures:
         return maps[:, :, edge : edge + grid[0], edge : edge + grid[1]]
 
 
+class TimmNetwork(Protocol):
+    """What is read of timm's EfficientNet."""
+
+    conv_stem: nn.Conv2d
+    bn1: BatchNormAct2d
+    blocks: Iterable[Iterable[nn.Module]]
+    conv_head: nn.Conv2d
+    bn2: BatchNormAct2d
+    classifier: nn.Linear
+
+
 class LiteNetwork(nn.Module):
     """timm's network in one row of blocks, its batch norms folded into the convolutions before them."""
 
-    def __init__(self, network: nn.Module) -> None:
+    def __init__(self, network: TimmNetwork) -> None:
         """The given network is taken apart and must not be used any more."""
         super().__init__()
         self.stem = nn.Sequential(_folded(network.conv_stem, network.bn1), network.bn1.act)
@@ -261,7 +279,7 @@ def read_network(file: Path, *, dilated: bool = False) -> tuple[LiteNetwork, str
         timm.create_model(MODEL, pretrained=False, output_stride=16 if dilated else 32).eval().requires_grad_(False)
     )
     network.load_state_dict(timm_weights(load_tensors(file), network.state_dict(), file))
-    folded = LiteNetwork(network).to(memory_format=torch.channels_last)
+    folded = LiteNetwork(cast(TimmNetwork, network)).to(memory_format=torch.channels_last)
     return folded.eval().requires_grad_(False), hashlib.sha256(file.read_bytes()).hexdigest()
 
 
@@ -318,6 +336,11 @@ def _named_blocks(names: Sequence[str] | str, known: Sequence[str]) -> tuple[str
     return tuple(wanted)
 
 
+def _side_by_side(units: Mapping[str, Tensor], names: Sequence[str]) -> Tensor:
+    """The named maps (B, C, h, w) as one (B, h, w, D) on the CPU."""
+    return torch.cat([units[name] for name in names], dim=1).permute(0, 2, 3, 1).contiguous().cpu()
+
+
 def _moved(maps: Tensor, offset: float) -> Tensor:
     """Maps (B, C, h, w) read `offset` of a patch, 0..1, further down and to the right; the border repeats itself."""
     padded = F.pad(maps, (0, 1, 0, 1), mode="replicate")  # (B, C, h + 1, w + 1)
@@ -340,4 +363,4 @@ def _fold_block(block: nn.Module) -> nn.Module:
 
 
 def _last_conv(block: nn.Module) -> nn.Conv2d:
-    return block.conv_pwl if hasattr(block, "conv_pwl") else block.conv_pw
+    return getattr(block, "conv_pwl" if hasattr(block, "conv_pwl") else "conv_pw")

@@ -7,16 +7,16 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Literal, Protocol, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..denoiser.denoiser import Denoiser, TextConditioning
+from ..denoiser.denoiser import Denoiser
 from ..errors import BestiaryError
 from .dino_weights import read_dino_weights
 from .vit_weights import DINO_MODEL
@@ -63,12 +63,14 @@ class PatchGrid:
 
     def rounded(self) -> PatchGrid:
         """As stored grids are, through half precision and on the CPU: a picture gets the same labels stored or not."""
-        limit = torch.finfo(torch.float16).max
-        features, detail = (
-            None if tensor is None else tensor.float().cpu().clamp(-limit, limit).half().float()
-            for tensor in (self.features, self.detail)
-        )
-        return PatchGrid(features, None if self.saliency is None else self.saliency.float().cpu(), detail)
+        saliency = None if self.saliency is None else self.saliency.float().cpu()
+        return PatchGrid(_rounded(self.features), saliency, None if self.detail is None else _rounded(self.detail))
+
+
+def _rounded(tensor: Tensor) -> Tensor:
+    """Values `(B, h, w, D)` as half precision holds them, on the CPU; what it cannot hold becomes its largest number."""
+    limit = torch.finfo(torch.float16).max
+    return tensor.float().cpu().clamp(-limit, limit).half().float()
 
 
 class FeatureSource(Protocol):
@@ -81,6 +83,7 @@ class FeatureSource(Protocol):
 
     def __call__(self, images: Tensor) -> PatchGrid:
         """Features of images `(B, 3, S, S)` in 0..1, S = `image_size`."""
+        ...
 
 
 class DescriptorFeatures:
@@ -156,6 +159,27 @@ class DescriptorFeatures:
         return self.position * torch.stack([y, x.abs()]).unsqueeze(0)  # (1, 2, g, g)
 
 
+class VisionTransformer(Protocol):
+    """What is read of timm's vision transformers, whatever their class."""
+
+    blocks: Sequence[torch.nn.Module]
+    num_features: int
+
+    def to(self, device: str) -> VisionTransformer:
+        """The network, moved to a device."""
+        ...
+
+    def parameters(self) -> Iterator[torch.nn.Parameter]:
+        """Its weights."""
+        ...
+
+    def forward_intermediates(
+        self, x: Tensor, *, indices: list[int], norm: bool, intermediates_only: bool
+    ) -> list[Tensor]:
+        """Tokens `(B, D, h, w)` of the blocks `indices`, of normalised pictures `(B, 3, S, S)`."""
+        ...
+
+
 class DinoFeatures:
     """Patch tokens of DINOv2 ViT-B/14 before the final norm (Oquab et al. 2023), as the PartCraft authors used them.
 
@@ -183,7 +207,7 @@ class DinoFeatures:
         # whoever moves the network to another device has it computed there
         self.network = built.to(device)
         self.image_size = image_size
-        self.width = int(self.network.num_features)
+        self.width = self.network.num_features
         self.spec: SourceSpec = {"name": self.name, "image_size": image_size, "model": model}
         if weights is not None:
             self.spec["weights"] = str(weights)
@@ -206,7 +230,7 @@ class DinoFeatures:
             intermediates_only=True,
         )
         early, deep = (tokens.permute(0, 2, 3, 1).float().cpu().contiguous() for tokens in found)  # (B, h, w, D)
-        colour = patch_colour(images.float(), tuple(deep.shape[1:3])).permute(0, 2, 3, 1)  # (B, h, w, 6)
+        colour = patch_colour(images.float(), (deep.shape[1], deep.shape[2])).permute(0, 2, 3, 1)  # (B, h, w, 6)
         return PatchGrid(deep, detail=torch.cat([F.normalize(early, dim=-1), colour.cpu()], dim=-1))
 
 
@@ -216,7 +240,7 @@ def _patch_edge(model: str) -> int:
     return int(found[1]) if found else 16
 
 
-def _load_vision_transformer(model: str, weights: Path | str | None, image_size: int) -> tuple[torch.nn.Module, str]:
+def _load_vision_transformer(model: str, weights: Path | str | None, image_size: int) -> tuple[VisionTransformer, str]:
     """The transformer and its name: a DINOv2 file of another size says so itself."""
     try:
         import timm
@@ -225,13 +249,15 @@ def _load_vision_transformer(model: str, weights: Path | str | None, image_size:
             "the source dinov2 needs timm: pip install timm, or choose the source descriptor"
         ) from fault
     # only now: without timm a checkpoint is of no use
-    place = {}
+    overlay: dict[str, object] | None = None
     if weights is not None:
         model, state = read_dino_weights(Path(weights), model)
         # as pretrained weights, whose position embeddings timm fits to the image size
-        place = {"pretrained_cfg_overlay": {"state_dict": state}}
+        overlay = {"state_dict": state}
     try:
-        built = timm.create_model(model, img_size=image_size, num_classes=0, pretrained=True, **place)
+        built = timm.create_model(
+            model, img_size=image_size, num_classes=0, pretrained=True, pretrained_cfg_overlay=overlay
+        )
     except (OSError, RuntimeError, TypeError, ValueError) as fault:
         where = f"from {weights}" if weights is not None else "and timm could not download them"
         raise BestiaryError(
@@ -239,7 +265,7 @@ def _load_vision_transformer(model: str, weights: Path | str | None, image_size:
         ) from fault
     if not hasattr(built, "blocks") or not hasattr(built, "patch_embed"):
         raise BestiaryError(f"{model} is no vision transformer: give one, for example {DINO_MODEL}")
-    return built.eval().requires_grad_(False), model
+    return cast(VisionTransformer, built.eval().requires_grad_(False)), model
 
 
 class DiffusionFeatures:
@@ -252,7 +278,7 @@ class DiffusionFeatures:
     Args:
         denoiser: any supported model; its size, blocks and autoencoder are used as they are.
         timestep: how much noise, in the model's own steps; None takes `default_timestep`.
-        blocks: names from `denoiser.feature_blocks()`; None takes `default_blocks`.
+        blocks: names from `network.feature_grids`; None takes `default_blocks`.
         grid: patches along an edge; None takes the grid on which cross-attention is read.
         draws: noise draws to average.
         margin: patches by which pictures are continued; None takes a quarter of the grid, an eighth of deep models.
@@ -299,7 +325,7 @@ class DiffusionFeatures:
             "margin": self.margin,
         }
         # the empty prompt, and the width as one grey picture shows it
-        self._text = denoiser.encode_prompts([denoiser.tokenize([])], None)
+        self._text = denoiser.text.encode([denoiser.text.tokenize([])], None)
         self.width = self(torch.full((1, 3, self.image_size, self.image_size), 0.5)).features.shape[-1]
 
     @torch.inference_mode()
@@ -309,17 +335,17 @@ class DiffusionFeatures:
         # pictures are continued by their mirror image before they are encoded
         pixels = self.margin * self.image_size // self.grid
         continued = F.pad(images, (pixels,) * 4, mode="reflect") if pixels else images  # (B, 3, S', S')
-        mean, _ = self._denoiser.encode_images(continued.to(self._denoiser.device))
-        latents = self._denoiser.scale_latents(mean)  # (B, C, h, w)
-        timesteps = torch.full((len(images),), self.timestep, dtype=torch.long, device=latents.device)
+        sides, process = self._denoiser.images, self._denoiser.process
+        latents = sides.from_cache(sides.to_cache(continued.to(self._denoiser.device)))  # (B, C, h, w)
+        times = torch.full((len(images),), process.time_of(self.timestep), device=latents.device)  # (B,)
         generator = torch.Generator().manual_seed(self.seed)
-        text = _repeat_text(self._text, len(images))
+        text = self._text.expanded(len(images))
         # averaged over draws, block beside block
         total = torch.zeros(())
         for _ in range(self.draws):
             noise = torch.randn((1, *latents.shape[1:]), generator=generator).to(latents).expand_as(latents)
-            noisy = self._denoiser.schedule.add_noise(latents, noise, timesteps)
-            output = self._denoiser.predict(noisy, timesteps, text, features=self.blocks)
+            noisy = process.noised(latents, noise, times)
+            output = self._denoiser.network.predict(noisy, times, text, features=self.blocks)
             total = total + torch.cat([self._on_grid(output.features[block]) for block in self.blocks], dim=1)
         return PatchGrid((total / self.draws).permute(0, 2, 3, 1).contiguous())  # (B, g, g, D)
 
@@ -342,7 +368,7 @@ def default_blocks(denoiser: Denoiser) -> tuple[str, ...]:
     In a model whose cross-attention grid is its latent grid (the embedded one) the first attention block of the encoder
     gave the best foreground and parts of those tried. For deep models these are the stages DIFT reads.
     """
-    blocks = denoiser.feature_blocks()
+    blocks = denoiser.feature_factors()
     wanted = denoiser.backbone.attention_divisor // denoiser.backbone.latent_factor
     if _reads_latent_grid(denoiser):
         attentive = [name for name, factor in blocks.items() if factor == wanted and "attentions" in name]
@@ -355,7 +381,7 @@ def default_blocks(denoiser: Denoiser) -> tuple[str, ...]:
 
 def default_timestep(denoiser: Denoiser) -> int:
     """Noise to read at: 2 % of the schedule for the embedded model, as measured on drawings, else DIFT's 26 %."""
-    steps = len(denoiser.schedule.alphas_cumprod)
+    steps = denoiser.process.num_timesteps
     return round(steps * (0.02 if _reads_latent_grid(denoiser) else 0.261))
 
 
@@ -384,11 +410,6 @@ def patch_colour(images: Tensor, grid: tuple[int, int]) -> Tensor:
     return torch.cat([mean, spread], dim=1)
 
 
-def _repeat_text(text: TextConditioning, count: int) -> TextConditioning:
-    pooled = None if text.pooled is None else text.pooled.expand(count, -1)
-    return replace(text, context=text.context.expand(count, -1, -1), pooled=pooled, positions=None)
-
-
 def _check_images(images: Tensor, size: int) -> None:
     if images.dim() != 4 or tuple(images.shape[1:]) != (3, size, size):
         raise BestiaryError(
@@ -397,10 +418,10 @@ def _check_images(images: Tensor, size: int) -> None:
 
 
 def _check_blocks(blocks: tuple[str, ...], denoiser: Denoiser, timestep: int) -> None:
-    known = denoiser.feature_blocks()
+    known = denoiser.feature_factors()
     unknown = [block for block in blocks if block not in known]
     if unknown:
         raise BestiaryError(f"unknown block {unknown[0]!r} of the denoiser: choose among {', '.join(known)}")
-    steps = len(denoiser.schedule.alphas_cumprod)
+    steps = denoiser.process.num_timesteps
     if not 0 <= timestep < steps:
         raise BestiaryError(f"timestep {timestep} is outside the noise schedule: choose 0 to {steps - 1}")

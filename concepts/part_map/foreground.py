@@ -12,7 +12,7 @@ Letters: N pictures, (h, w) patch grid, D channels, H hidden units.
 import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Literal, TypedDict
 
 import torch
 import torch.nn.functional as F
@@ -33,6 +33,16 @@ _RATE = 5e-3
 _CENTER_WIDTH = 0.5  # of half the picture: standard deviation of the first guess
 _AFFINITY_SCALE = 0.7
 _SMOOTHING_STEPS = 5
+
+
+class ForegroundSettings(TypedDict, total=False):
+    """What a codebook's header says of its foreground model; which of these depends on the form."""
+
+    form: str
+    smoothing: float
+    margin: float
+    flipped: bool
+    index: int
 
 
 @dataclass(frozen=True)
@@ -65,7 +75,7 @@ class LearnedForeground:
             )
         logit = _evaluate(cues, self.hidden_weight, self.hidden_bias, self.output_weight)  # (N, h, w)
         # the place's log-odds fit any grid: they are resized to that of the features
-        logit = logit + _resized(self.place_logit, features.shape[1:3])
+        logit = logit + _resized(self.place_logit, (features.shape[1], features.shape[2]))
         probability = smooth_within_pictures(logit, features, self.smoothing)
         return 1 - probability if self.flipped else probability
 
@@ -74,7 +84,7 @@ class LearnedForeground:
         names = ("hidden_weight", "hidden_bias", "output_weight", "place_logit")
         return {name: getattr(self, name) for name in names}
 
-    def settings(self) -> dict[str, object]:
+    def settings(self) -> ForegroundSettings:
         """What a file's header must hold."""
         return {"form": "learned", "smoothing": self.smoothing, "margin": self.margin, "flipped": self.flipped}
 
@@ -98,7 +108,7 @@ class CentroidForeground:
         """What a file must hold: the two centroids `(2, D)`."""
         return {"centroids": self.centroids}
 
-    def settings(self) -> dict[str, object]:
+    def settings(self) -> ForegroundSettings:
         """What a file's header must hold."""
         return {"form": "centroids", "index": self.index, "margin": self.margin}
 
@@ -107,11 +117,14 @@ Foreground = LearnedForeground | CentroidForeground
 ForegroundForm = Literal["learned", "centroids"]
 
 
-def foreground_from_file(tensors: Mapping[str, Tensor], settings: Mapping[str, object]) -> Foreground:
-    """Rebuild a foreground model from what `tensors()` and `settings()` gave."""
-    options = {name: value for name, value in settings.items() if name != "form"}
-    form = CentroidForeground if settings.get("form") == "centroids" else LearnedForeground
-    return form(**{name: tensor.float() for name, tensor in tensors.items()}, **options)
+def foreground_from_file(tensors: Mapping[str, Tensor], settings: ForegroundSettings) -> Foreground:
+    """Rebuild a foreground model from what `tensors()`, of any shape, and `settings()` gave."""
+    floats = {name: tensor.float() for name, tensor in tensors.items()}
+    margin = settings.get("margin", 0.0)
+    if "index" in settings:  # of the form of centroids alone
+        return CentroidForeground(**floats, index=settings["index"], margin=margin)
+    smoothing = settings.get("smoothing", LearnedForeground.smoothing)
+    return LearnedForeground(**floats, smoothing=smoothing, margin=margin, flipped=settings.get("flipped", False))
 
 
 def fit_foreground(
@@ -143,12 +156,17 @@ def fit_foreground(
     # first labels: near the centre is foreground, whatever it looks like
     place = center_guess(h, w)
     labels = place.expand(len(features), h, w)
-    # self-training: the answers of one round are the labels of the next
-    for step in range(rounds):
+
+    def trained(step: int) -> tuple[LearnedForeground, Tensor, Tensor]:
         on_round()
         model = _train_model(rows, labels, place, seed + step)
-        labels = _in_chunks(model, features, saliency)  # (N, h, w)
-        place = _covered_places(labels)
+        answers = _in_chunks(model, features, saliency)  # (N, h, w)
+        return model, answers, _covered_places(answers)
+
+    # self-training: the answers of one round are the labels of the next
+    model, labels, place = trained(0)
+    for step in range(1, rounds):
+        model, labels, place = trained(step)
     # a foreground that is not nearer to the centre than its surroundings is told
     margin = foreground_margin((labels > 0.5) ^ flip)
     if margin < LOW_MARGIN:
@@ -257,8 +275,9 @@ def center_guess(h: int, w: int) -> Tensor:
 
 def _train_model(rows: Tensor, labels: Tensor, place: Tensor, seed: int) -> LearnedForeground:
     """A model from patches (N * h * w, D), soft labels (N, h, w) and how often each place is covered (h, w)."""
-    *weights, bias = _train_classifier(rows, labels.flatten(), seed)
-    return LearnedForeground(*weights, torch.logit(place) - torch.logit(labels.mean().clamp(1e-4, 1 - 1e-4)) + bias)
+    hidden_weight, hidden_bias, output_weight, bias = _train_classifier(rows, labels.flatten(), seed)
+    place_logit = torch.logit(place) - torch.logit(labels.mean().clamp(1e-4, 1 - 1e-4)) + bias
+    return LearnedForeground(hidden_weight, hidden_bias, output_weight, place_logit)
 
 
 def _covered_places(labels: Tensor) -> Tensor:
@@ -290,7 +309,8 @@ def _train_classifier(rows: Tensor, labels: Tensor, seed: int) -> tuple[Tensor, 
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
-    return tuple(weight.detach() for weight in weights)
+    hidden_weight, hidden_bias, output_weight, bias = (weight.detach() for weight in weights)
+    return hidden_weight, hidden_bias, output_weight, bias
 
 
 def _evaluate(cues: Tensor, hidden_weight: Tensor, hidden_bias: Tensor, output_weight: Tensor) -> Tensor:

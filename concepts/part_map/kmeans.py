@@ -156,11 +156,11 @@ def fit_kmeans(
     # restarts are cheap: a sample of the rows, and of their channels the leading directions
     sample = _subsample(x, max(CHUNK_ROWS, 32 * k), generator).float()  # (s, d)
     reduced = F.normalize(_principal_part(sample, reduce_to, generator), dim=1)  # (s, reduce_to)
-    best: KMeansResult | None = None
+    tries = []
     for _ in range(restarts):
         seeds = _seed(_subsample(reduced, max(_SEEDING_ROWS, 8 * k), generator), k, init, generator)
-        tried = lloyd(reduced, seeds, max_iterations=_RESTART_STEPS)
-        best = tried if best is None or tried.inertia < best.inertia else best
+        tries.append(lloyd(reduced, seeds, max_iterations=_RESTART_STEPS))
+    best = min(tries, key=lambda tried: tried.inertia)  # of equals the first
     best = lloyd(reduced, best.centroids, max_iterations=_BEST_STEPS)
     # back to full width: means of the sample's rows (s, d) under the labels found in the reduced space
     start = _sum_by_label(sample, best.labels, k, _inverse_norms(sample))

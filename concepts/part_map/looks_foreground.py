@@ -67,6 +67,7 @@ def fit_looks_foreground(looks: Tensor, saliency: Tensor | None, *, flip: bool =
     """Learn the foreground of embedded looks `(N, h, w, d)`, from evidence `(N, h, w)` of any scale where there is any."""
     rows = _GAIN * looks.flatten(0, 2)  # (N * h * w, d)
     labels = _seeds(looks, saliency).flatten()  # (N * h * w,)
+    weight, bias = rows.new_zeros(rows.shape[1]), rows.new_zeros(())
     for _ in range(_ROUNDS):
         weight, bias = fit_logistic(rows, labels)
         answer = torch.sigmoid(rows @ weight + bias)

@@ -10,6 +10,7 @@ Letters: B or N pictures, (h, w) patch grid, n foreground patches, d channels, C
 """
 
 from dataclasses import dataclass
+from typing import TypedDict
 
 import torch
 from torch import Tensor
@@ -32,6 +33,17 @@ _CREDIT = 4.0
 _AGREEMENT = 3.0
 _SMOOTHING_STEPS = 4
 _CHUNK_PICTURES = 64
+
+
+class _EveryPartSettings(TypedDict):
+    form: str
+    owner: list[int]
+
+
+class PartSettings(_EveryPartSettings, total=False):
+    """What a codebook's header says of its part model."""
+
+    filled: bool
 
 
 @dataclass(frozen=True)
@@ -72,7 +84,7 @@ class LooksParts:
         """What a file must hold: the weight `(d, C)` and the bias `(C,)`."""
         return {"weight": self.weight, "bias": self.bias}
 
-    def settings(self) -> dict[str, object]:
+    def settings(self) -> PartSettings:
         """What a file's header must hold."""
         return {"form": "looks", "owner": self.owner.tolist()}
 
@@ -98,7 +110,9 @@ def fit_looks_parts(
     rows, picture = foreground_rows(features, mask)
     labels = part_clusters(rows, picture, num_parts, seed=seed)
     model = _discriminant_parts(rows, labels, num_parts)
-    for _ in range(_VIEW_ROUNDS if again is not None else 0):
+    if again is None:
+        return model
+    for _ in range(_VIEW_ROUNDS):
         own = model.labels(features, mask.float(), num_parts)  # (N, h, w), neighbours agree
         shown = again.views.carried(own)  # (V, h, w)
         both = (shown < num_parts) & again.mask
@@ -175,7 +189,9 @@ def choose_part_count(
         if fewest < 4 * number:
             break
         found = [
-            matched_agreement(*(_answers_of(some, own, half, number, seed) for half in (side, ~side)), number)
+            matched_agreement(
+                _answers_of(some, own, side, number, seed), _answers_of(some, own, ~side, number, seed), number
+            )
             for some, own, side in halvings
         ]
         stability[number] = sum(found) / len(found)

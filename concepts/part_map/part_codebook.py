@@ -7,6 +7,7 @@ spaces, M parts, K_m kinds of part m.
 from __future__ import annotations
 
 import difflib
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -16,13 +17,13 @@ from torch import Tensor
 
 from ..errors import BestiaryError
 from ..features.patch_features import PatchGrid, SourceSpec
-from ..files.concept_file import CODEBOOK_KIND, ConceptFile, read_concept_file, write_concept_file
+from ..files.concept_file import CODEBOOK_KIND, read_concept_file, write_concept_file
 from ..name_search import NameIndex, same_names, shown_name, typed_number
-from .foreground import CentroidForeground, Foreground, foreground_from_file
+from .foreground import CentroidForeground, Foreground, ForegroundSettings, foreground_from_file
 from .kmeans import assign
 from .looks_foreground import LooksForeground
 from .looks_parts import LooksParts
-from .part_file_schemas import check_codebook
+from .part_file_schemas import CodebookHeader, checked_codebook
 from .part_map import ABSENT, PartMaps
 from .part_model import PartModel, part_model_from_file
 
@@ -273,10 +274,10 @@ class PartCodebook:
         """
         file = read_concept_file(Path(path), CODEBOOK_KIND)
         try:
-            check_codebook(file)
+            header = checked_codebook(file)
         except BestiaryError as fault:
             raise BestiaryError(f"{path} is not a complete part codebook: {fault}; discover the parts again") from fault
-        return cls(**_fields_from_file(file))
+        return _from_file(header, file.tensors)
 
     def with_names(self, part_names: tuple[str, ...], kind_names: tuple[dict[int, str], ...]) -> PartCodebook:
         """The same codebook under other names."""
@@ -304,9 +305,9 @@ def _compact(tensor: Tensor) -> Tensor:
     return half if torch.equal(half.float(), tensor.float()) else tensor.float()
 
 
-def _fields_from_file(file: ConceptFile) -> dict[str, object]:
-    header = file.metadata
-    tensors = {name: tensor.float() for name, tensor in file.tensors.items()}
+def _from_file(header: CodebookHeader, stored: Mapping[str, Tensor]) -> PartCodebook:
+    """The codebook of a checked file's header and tensors, of any shape."""
+    tensors = {name: tensor.float() for name, tensor in stored.items()}
     # which levels a file holds shows in the names of its tensors
     space, detail_space = (
         FeatureSpace(tensors[f"{name}.mean"], tensors[f"{name}.projection"]) if f"{name}.mean" in tensors else None
@@ -314,28 +315,29 @@ def _fields_from_file(file: ConceptFile) -> dict[str, object]:
     )
     # kinds.10 comes after kinds.9, not after kinds.1
     kinds = sorted((int(name[6:]), name) for name in tensors if name.startswith("kinds."))
-    return {
-        "feature_spec": header["feature_spec"],
-        "width": header["width"],
-        "grid": tuple(header["grid"]),
-        "part_names": tuple(header["part_names"]),
-        "background": header["background"],
-        "foreground": _foreground_from_file(_under("foreground.", tensors), header["foreground"]),
-        "parts": part_model_from_file(_under("parts.", tensors), header["parts"]),
-        "fine": tuple(tensors[name] for _, name in kinds),
-        "kind_centers": tensors.get("kind_centers"),
-        "kind_names": tuple({int(kind): name for kind, name in names.items()} for names in header["kind_names"]),
-        "space": space,
-        "detail_space": detail_space,
-        "statistics": header["statistics"],
-    }
+    height, width = header["grid"]
+    return PartCodebook(
+        feature_spec=header["feature_spec"],
+        width=header["width"],
+        grid=(height, width),
+        part_names=tuple(header["part_names"]),
+        background=header["background"],
+        foreground=_foreground_from_file(_under("foreground.", tensors), header["foreground"]),
+        parts=part_model_from_file(_under("parts.", tensors), header["parts"]),
+        fine=tuple(tensors[name] for _, name in kinds),
+        kind_centers=tensors.get("kind_centers"),
+        kind_names=tuple({int(kind): name for kind, name in names.items()} for names in header["kind_names"]),
+        space=space,
+        detail_space=detail_space,
+        statistics=header["statistics"],
+    )
 
 
-def _foreground_from_file(tensors: dict[str, Tensor], settings: dict[str, object]) -> Foreground | LooksForeground:
+def _foreground_from_file(tensors: dict[str, Tensor], settings: ForegroundSettings) -> Foreground | LooksForeground:
     """The foreground model, of any of the three forms, of tensors as `tensors()` gave them."""
     if settings.get("form") != "looks":
         return foreground_from_file(tensors, settings)
-    return LooksForeground(**tensors, **{name: value for name, value in settings.items() if name != "form"})
+    return LooksForeground(**tensors, margin=settings.get("margin", 0.0), flipped=settings.get("flipped", False))
 
 
 def _under(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:

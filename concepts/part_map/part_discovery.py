@@ -116,7 +116,9 @@ def fit_parts(
         BestiaryError: no foreground was found, or it is too small for that many parts.
     """
     if sample.detail is not None:
-        return _fit_by_looks(sample, spec, num_parts, seed, flip_foreground, foreground_masks, views, on_stage)
+        return _fit_by_looks(
+            sample, sample.detail, spec, num_parts, seed, flip_foreground, foreground_masks, views, on_stage
+        )
     # everything after this works in the codebook's own space
     space = fit_space(sample.features)
     features = space(sample.features)  # (N, h, w, d)
@@ -146,7 +148,7 @@ def fit_parts(
     return PartCodebook(
         feature_spec=dict(spec or {}),
         width=features.shape[-1],
-        grid=tuple(features.shape[1:3]),
+        grid=(features.shape[1], features.shape[2]),
         part_names=(*propose_names(labels, wanted), "background"),
         background=wanted,
         foreground=foreground,
@@ -158,6 +160,7 @@ def fit_parts(
 
 def _fit_by_looks(
     sample: PatchGrid,
+    detail: Tensor,
     spec: SourceSpec | None,
     num_parts: int | None,
     seed: int,
@@ -167,8 +170,8 @@ def _fit_by_looks(
     on_stage: Callable[[], None],
 ) -> PartCodebook:
     """`fit_parts` for a source that gives details: no place of a picture has a say."""
-    space, detail_space = fit_space(sample.features), fit_space(sample.detail)
-    features, looks = space(sample.features), detail_space(sample.detail)  # (N, h, w, d) each
+    space, detail_space = fit_space(sample.features), fit_space(detail)
+    features, looks = space(sample.features), detail_space(detail)  # (N, h, w, d) each
     # foreground from the details, whose edges are sharper; marks are taken as they are
     on_stage()
     if masks is None:
@@ -183,7 +186,9 @@ def _fit_by_looks(
     on_stage()
     again = None
     if views is not None:
-        seen = foreground.probability(detail_space(views.grid.detail)) > 0.5 if masks is None else views.carried(mask)
+        seen = views.carried(mask)
+        if masks is None and views.grid.detail is not None:
+            seen = foreground.probability(detail_space(views.grid.detail)) > 0.5
         again = SecondLooks(views, space(views.grid.features), seen)
     statistics = {"foreground_margin": foreground.margin, "foreground_share": float(mask.float().mean())}
     if num_parts is None:
@@ -196,7 +201,7 @@ def _fit_by_looks(
     return PartCodebook(
         feature_spec=dict(spec or {}),
         width=detail_space.projection.shape[1],
-        grid=tuple(features.shape[1:3]),
+        grid=(features.shape[1], features.shape[2]),
         part_names=(*propose_names(labels, num_parts), "background"),
         background=num_parts,
         foreground=foreground,

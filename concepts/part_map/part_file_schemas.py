@@ -6,12 +6,14 @@ grid, e places, F entries of a facing template, R rows, W width of a text encode
 
 import dataclasses
 from collections.abc import Mapping
+from typing import TypedDict, cast
 
 import torch
 from torch import Tensor
 
 from ..denoiser.lora_names import to_kohya
 from ..errors import BestiaryError
+from ..features.patch_features import SourceSpec
 from ..files.concept_file import ConceptFile, from_text_tensor
 from ..files.file_schema import (
     broken,
@@ -25,9 +27,9 @@ from ..files.file_schema import (
     checked_text,
     checked_whole,
 )
-from .foreground import CentroidForeground, LearnedForeground
+from .foreground import CentroidForeground, ForegroundSettings, LearnedForeground
 from .looks_foreground import LooksForeground
-from .looks_parts import LooksParts
+from .looks_parts import LooksParts, PartSettings
 from .object_frame import asymmetry
 from .part_model import CentroidParts, LearnedParts
 
@@ -36,18 +38,30 @@ MOST_PARTS = 255
 MOST_CHANNELS = 1 << 16
 LARGEST_GRID = 4_096
 _LARGEST_KIND = 1 << 31
-_HEADER = (
-    "feature_spec", "width", "grid", "part_names", "background", "kind_names", "foreground", "parts", "statistics"
-)  # fmt: skip
 
 
-def check_codebook(file: ConceptFile) -> None:
-    """Names, types, shapes and relations of a codebook's file.
+class CodebookHeader(TypedDict):
+    """What the header of a codebook says."""
+
+    feature_spec: SourceSpec
+    width: int
+    grid: list[int]
+    part_names: list[str]
+    background: int
+    kind_names: list[dict[str, str]]
+    """Per part; kinds are numbered as text."""
+    foreground: ForegroundSettings
+    parts: PartSettings
+    statistics: dict[str, float]
+
+
+def checked_codebook(file: ConceptFile) -> CodebookHeader:
+    """The header of a codebook's file, once names, types, shapes and relations of the whole file are right.
 
     Raises:
         BestiaryError: the first entry that is wrong, and what it should be.
     """
-    header, tensors = checked_table(file.metadata, "the header", _HEADER), file.tensors
+    header, tensors = checked_table(file.metadata, "the header", CodebookHeader.__required_keys__), file.tensors
     for name, value in checked_table(header["feature_spec"], "feature_spec").items():
         if not isinstance(value, str | int | float) or isinstance(value, bool):
             raise broken(f"feature_spec.{name[:60]}", value, "text or a number")
@@ -75,6 +89,7 @@ def check_codebook(file: ConceptFile) -> None:
     if "detail.mean" in tensors or "detail.projection" in tensors:
         checked_tensor(tensors, "detail.mean", "E", sizes)
         checked_tensor(tensors, "detail.projection", "E d", sizes)
+    return cast(CodebookHeader, header)
 
 
 def _settings(settings: dict, entry: str, forms: Mapping[str, type], tensors: Mapping[str, Tensor]) -> str:
@@ -162,7 +177,7 @@ def _check_kinds(tensors: Mapping[str, Tensor], names: object, sizes: dict[str, 
         checked_tensor(tensors, "kind_centers", "M d", sizes)
     if names != [] and len(checked_list(names, "kind_names")) != count:
         raise broken("kind_names", names, f"a list of {count}")
-    for part, named in enumerate(names):
+    for part, named in enumerate(checked_list(names, "kind_names")):
         for name in checked_numbered(named, f"kind_names[{part}]", kinds[part] if kinds else _LARGEST_KIND).values():
             checked_text(name, f"a name in kind_names[{part}]")
 

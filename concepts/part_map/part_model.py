@@ -13,7 +13,7 @@ from torch import Tensor
 
 from .foreground import neighbour_affinity
 from .kmeans import assign, fit_kmeans
-from .looks_parts import LooksParts
+from .looks_parts import LooksParts, PartSettings
 from .object_frame import asymmetry, facing_of, fit_facing, places_in_frame
 from .picture_mixture import explain_pictures
 
@@ -48,13 +48,13 @@ class LearnedParts:
 
     def _components(self, features: Tensor, foreground: Tensor) -> Tensor:
         affinity = neighbour_affinity(features)
-        mask = foreground > 0.5
         # mask and places depend on each other: the mask frames the thing, the places redraw the mask
+        components = torch.where(foreground > 0.5, 0, len(self.owner))  # (B, h, w)
         for _ in range(_LABEL_ROUNDS):
+            mask = components < len(self.owner)
             places = places_in_frame(mask, facing_of(features, mask, self.facing))
-            share = explain_pictures(features, foreground, self.share_at(places), affinity)
-            mask = share.argmax(dim=-1) < len(self.owner)  # (B, h, w)
-        return share.argmax(dim=-1)
+            components = explain_pictures(features, foreground, self.share_at(places), affinity).argmax(dim=-1)
+        return components
 
     def share_at(self, places: Tensor) -> Tensor:
         """`place_share` at places `(B, h, w, 2)`: `(B, h, w, C + 1)`."""
@@ -66,7 +66,7 @@ class LearnedParts:
         """What a file must hold: places `(C + 1, e, e)` and the facing template `(F,)`."""
         return {"place_share": self.place_share, "facing": self.facing}
 
-    def settings(self) -> dict[str, object]:
+    def settings(self) -> PartSettings:
         """What a file's header must hold."""
         return {"form": "learned", "owner": self.owner.tolist()}
 
@@ -96,21 +96,23 @@ class CentroidParts:
         """What a file must hold: the centroids `(C, D)`."""
         return {"centroids": self.centroids}
 
-    def settings(self) -> dict[str, object]:
+    def settings(self) -> PartSettings:
         """What a file's header must hold."""
         return {"form": "centroids", "owner": self.owner.tolist(), "filled": self.filled}
 
 
 PartModel = LooksParts | LearnedParts | CentroidParts
-_FORMS = {"looks": LooksParts, "learned": LearnedParts, "centroids": CentroidParts}
 
 
-def part_model_from_file(tensors: Mapping[str, Tensor], settings: Mapping[str, object]) -> PartModel:
-    """Rebuild a part model from what `tensors()` and `settings()` gave."""
-    form = _FORMS.get(str(settings["form"]), LearnedParts)
+def part_model_from_file(tensors: Mapping[str, Tensor], settings: PartSettings) -> PartModel:
+    """Rebuild a part model from what `tensors()`, of any shape, and `settings()` gave."""
     floats = {name: tensor.float() for name, tensor in tensors.items()}
-    options = {name: value for name, value in settings.items() if name not in ("form", "owner")}
-    return form(**floats, owner=torch.tensor(settings["owner"], dtype=torch.long), **options)
+    owner = torch.tensor(settings["owner"], dtype=torch.long)  # (C,)
+    if settings.get("form") == "looks":
+        return LooksParts(**floats, owner=owner)
+    if settings.get("form") == "centroids":
+        return CentroidParts(**floats, owner=owner, filled=settings.get("filled", CentroidParts.filled))
+    return LearnedParts(**floats, owner=owner)
 
 
 def background_centroid(centroids: Tensor) -> int:

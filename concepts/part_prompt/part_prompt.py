@@ -94,7 +94,7 @@ class ResolvedMention:
 
 @dataclass(frozen=True)
 class ResolvedPrompt:
-    """What a denoiser's `tokenize` and `encode_prompts` take."""
+    """What a denoiser's text side takes."""
 
     pieces: tuple[PromptPiece, ...]
     vectors: Tensor

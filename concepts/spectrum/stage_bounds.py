@@ -98,9 +98,18 @@ class StageBounds:
         return self.edges[0]
 
     @property
+    def times(self) -> tuple[float, ...]:
+        """The edges as S + 1 times, falling from 1 to 0; stage s covers times[s + 1] < t <= times[s]."""
+        return tuple(edge / self.num_timesteps for edge in self.edges)
+
+    @property
     def fractions(self) -> tuple[float, ...]:
         """The edges as S + 1 shares of the way, rising from 0 to 1."""
         return tuple(1 - edge / self.num_timesteps for edge in self.edges)
+
+    def stage_at(self, times: Tensor | float) -> Tensor:
+        """Stage of each time in (0, 1], long, of any shape like `times`."""
+        return self.stage_of(torch.as_tensor(times, dtype=torch.float64) * self.num_timesteps - 1)
 
     def stage_of(self, timesteps: Tensor) -> Tensor:
         """Stage of each timestep, long, of any shape like `timesteps`; fractional ones fall as ComfyUI's do."""

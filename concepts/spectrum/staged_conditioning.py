@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from ..denoiser.denoiser import Denoiser, TextConditioning
+from ..denoiser.denoiser import Conditioning, Denoiser
 from ..errors import BestiaryError
 from .stage_bounds import StageBounds
 from .staged_prompt import StagedPrompt, StagePrompt
@@ -17,10 +17,10 @@ from .staged_prompt import StagedPrompt, StagePrompt
 
 @dataclass(frozen=True)
 class StagedConditioning:
-    """What the denoiser is told, stage by stage."""
+    """Text conditioning, stage by stage."""
 
-    text: TextConditioning
-    """U rows: context `(U, C * L, E)`, pooled `(U, E_pooled)`."""
+    text: Conditioning
+    """U rows: context `(U, T, E)`, pooled `(U, E_pooled)`."""
     rows: Tensor
     """`(N, S)` long: row of `text` for every picture and stage."""
     bounds: StageBounds
@@ -29,12 +29,10 @@ class StagedConditioning:
         """N."""
         return len(self.rows)
 
-    def at(self, timestep: Tensor | float) -> TextConditioning:
-        """The conditioning at one timestep: context `(N, C * L, E)`, pooled `(N, E_pooled)`."""
-        stage = int(self.bounds.stage_of(torch.as_tensor(timestep)))
-        chosen = self.rows[:, stage].to(self.text.context.device)  # (N,)
-        others = (self.text.pooled, self.text.positions, self.text.sizes)
-        return TextConditioning(self.text.context[chosen], *(None if part is None else part[chosen] for part in others))
+    def at(self, time: float) -> Conditioning:
+        """The conditioning at one time in (0, 1]: context `(N, T, E)`, pooled `(N, E_pooled)`."""
+        stage = int(self.bounds.stage_at(time))
+        return self.text.rows(self.rows[:, stage].to(self.text.context.device))
 
     def pictures(self, chosen: slice) -> "StagedConditioning":
         """Some of the pictures."""
@@ -70,16 +68,16 @@ def encode_staged(denoiser: Denoiser, prompts: Sequence[StagedPrompt]) -> Staged
     return StagedConditioning(encode_stage_prompts(denoiser, contents), rows, bounds)
 
 
-def encode_stage_prompts(denoiser: Denoiser, contents: Sequence[StagePrompt]) -> TextConditioning:
-    """Encode U stage prompts as one batch, `(U, C * L, E)`."""
-    tokens = [denoiser.tokenize(content.pieces) for content in contents]
+def encode_stage_prompts(denoiser: Denoiser, contents: Sequence[StagePrompt]) -> Conditioning:
+    """Encode U stage prompts as one batch, `(U, T, E)`."""
+    tokens = [denoiser.text.tokenize(content.pieces) for content in contents]
     most = max(len(content.vectors) for content in contents)
     if most == 0:
-        return denoiser.encode_prompts(tokens, None)
+        return denoiser.text.encode(tokens, None)
     # prompts with fewer vectors are filled up with zeros; no position points there
     vectors = torch.zeros(len(contents), most, denoiser.backbone.vector_width)  # (U, P, D)
     for row, content in enumerate(contents):
         # prompts without vectors know no width
         if len(content.vectors):
             vectors[row, : len(content.vectors)] = content.vectors
-    return denoiser.encode_prompts(tokens, vectors.to(denoiser.device))
+    return denoiser.text.encode(tokens, denoiser.backbone.split_vector(vectors.to(denoiser.device)))

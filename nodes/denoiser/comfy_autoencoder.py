@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import hashlib
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from ...concepts.denoiser.backbone import Backbone
+from ...concepts.denoiser.image_side import NO_SPREAD, drawn_latents
 from ...concepts.errors import BestiaryError
 
-NO_SPREAD = -30.0
-"""Log-variance of an autoencoder without a posterior: its latents are the same at every draw."""
 LARGEST_LOG_VARIANCE = 20.0
 
 
@@ -69,3 +70,34 @@ class ComfyAutoencoder:
         import comfy.model_management
 
         comfy.model_management.load_models_gpu([self._vae.patcher], memory_required=memory)
+
+
+class ComfyImages:
+    """A VAE, and the scale of latents that a MODEL expects, as an `ImageSide`."""
+
+    def __init__(self, patcher: Any, vae: Any | None, backbone: Backbone) -> None:
+        """`patcher`: the MODEL; without a `vae` only cached latents can be used."""
+        self._patcher, self._backbone = patcher, backbone
+        self._vae = None if vae is None else ComfyAutoencoder(vae)
+
+    def to_cache(self, images: Tensor) -> Tensor:
+        """Posterior mean and log-variance `(B, 2, C, h, w)` float32, unscaled, of images `(B, 3, H, W)` in 0..1."""
+        return torch.stack(self._connected().encode(images), dim=1)
+
+    def from_cache(self, moments: Tensor, noise: Tensor | None = None) -> Tensor:
+        """Scaled latents `(B, C, h, w)` of moments `(B, 2, C, h, w)`: a draw by standard normal `noise`, or the mean."""
+        return self._patcher.model.process_latent_in(drawn_latents(moments, noise))
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """Images `(B, 3, H, W)` float32 in 0..1 of scaled latents `(B, C, h, w)`."""
+        return self._connected().decode(self._patcher.model.process_latent_out(latents.float()))
+
+    def shape(self, size: tuple[int, int]) -> tuple[int, int, int]:
+        """(C, h, w) of latents of images of (height, width) pixels."""
+        factor = self._backbone.latent_factor
+        return self._backbone.latent_channels, size[0] // factor, size[1] // factor
+
+    def _connected(self) -> ComfyAutoencoder:
+        if self._vae is None:
+            raise BestiaryError("pictures are needed here: connect a VAE")
+        return self._vae

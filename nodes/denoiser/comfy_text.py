@@ -7,14 +7,16 @@ is patched; like ComfyUI it computes in float32. Letters: N chunks, L positions 
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ...concepts.denoiser.backbone import TextEncoderSpec
+from ...concepts.denoiser.backbone import Backbone, TextEncoderSpec
+from ...concepts.denoiser.denoiser import Conditioning, PromptLayout
 from ...concepts.errors import BestiaryError
-from ...trainer.learning.denoiser.prompt_encoding import ClipStates
+from ...trainer.learning.denoiser.prompt_encoding import ClipStates, PromptEncoding
 from ..host.comfy_version import name_device
 
 
@@ -75,6 +77,26 @@ class ComfyTextEncoder:
     def _normed(self, hidden: Tensor) -> Tensor:
         norm = self._encoder.transformer.text_model.final_layer_norm
         return norm(hidden) if self._encoder.layer_norm_hidden_state else hidden
+
+
+class ComfyTextSide(PromptEncoding):
+    """The text encoders of a CLIP as a `TextSide`."""
+
+    def __init__(self, backbone: Backbone, encoders: Mapping[str, ComfyTextEncoder], load: Callable[[], None]) -> None:
+        """`load` is called before the encoders run: ComfyUI moves weights to the device when they are needed."""
+        super().__init__(backbone, encoders)
+        self._load = load
+
+    def encode(self, prompts: Sequence[PromptLayout], vectors: Mapping[str, Tensor] | None) -> Conditioning:
+        """Encode B prompts with learned vectors, encoder -> `(B, P, D)`; see `PromptEncoding.encode`."""
+        self._load()
+        with torch.autocast(self.device.type, enabled=False):
+            return super().encode(prompts, vectors)
+
+    def word_vectors(self, words: str) -> dict[str, Tensor]:
+        """Embedding rows of plain words, encoder -> `(n, D)`."""
+        self._load()
+        return super().word_vectors(words)
 
 
 def text_encoders(clip: object) -> dict[str, ComfyTextEncoder]:

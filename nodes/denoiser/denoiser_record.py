@@ -9,11 +9,11 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from ...concepts.denoiser.backbone import Backbone, get_backbone
-from ...concepts.denoiser.denoiser import NoiseSchedule
+from ...concepts.denoiser.process import DiscreteProcess
 from ...concepts.errors import BestiaryError
 
 
-def noise_schedule(model: object) -> NoiseSchedule:
+def discrete_process(model: object) -> DiscreteProcess:
     """The forward process of a MODEL, patches of other nodes included.
 
     Raises:
@@ -33,7 +33,7 @@ def noise_schedule(model: object) -> NoiseSchedule:
         )
     # ComfyUI keeps noise over signal, with the variance of the signal at 1
     sigmas = sampling.sigmas.detach().double().cpu()  # (T,)
-    return NoiseSchedule((1 / (sigmas.square() + 1)).float(), prediction)
+    return DiscreteProcess((1 / (sigmas.square() + 1)).float(), prediction)
 
 
 def detect_backbone(model: object, widths: Mapping[str, int]) -> Backbone:

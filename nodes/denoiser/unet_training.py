@@ -1,23 +1,20 @@
 """What hangs on a UNet's modules while we compute: attention that can be asked for columns, adapters, recomputed blocks.
 
-Letters: B batch, N places of a grid, L context tokens, D width, I and O widths of a layer, r rank.
+Letters: B batch, N places of a grid, L context tokens, D width, I and O widths of a layer.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from ...concepts.denoiser.denoiser import LoraSpec
-from ...concepts.denoiser.lora_names import ALPHA, DOWN, UNET_PREFIX, UP, resolve_lora
-from ...concepts.denoiser.low_rank import LowRankUpdate, fresh_update, low_rank_linear
+from ...concepts.denoiser.adapters import Adapters, adapted_output
 from ...concepts.errors import BestiaryError
 from ...trainer.learning.denoiser.attention_capture import AttentionCapture, attend, split_heads
 from .forward_overrides import Forward, ForwardOverrides
@@ -28,74 +25,14 @@ from .unet_layers import UnetLayers
 class UnetHooks:
     """Adapters of one UNet and the forward functions that use them."""
 
-    def __init__(self, layers: UnetLayers, device: torch.device, dtype: torch.dtype) -> None:
-        """Nothing is attached; `device` and `dtype` are those in which the UNet computes."""
-        self._layers, self._device, self._dtype = layers, device, dtype
-        self._trained: dict[str, LowRankUpdate] = {}
-        self._loaded: dict[str, list[LowRankUpdate]] = {}
+    def __init__(self, layers: UnetLayers, device: Callable[[], torch.device]) -> None:
+        """Nothing is attached; `device` is where the UNet computes."""
+        self._layers = layers
+        self.adapters = Adapters(layers.linear, layers.attention_projections, device)
+        """Adapters of the layers; they may change while the hooks are on."""
         self._capture: AttentionCapture | None = None
         self.recompute = False
         """Compute attention and residual blocks again in the backward pass instead of keeping their activations."""
-
-    # adapters
-
-    def add_lora(self, spec: LoraSpec) -> dict[str, nn.Parameter]:
-        """Attach fresh adapters to the attention projections; parameters by kohya name, down `(r, I)` and up `(O, r)`.
-
-        Raises:
-            BestiaryError: trainable adapters are attached already, or the rank is below 1.
-        """
-        if self._trained:
-            raise BestiaryError("the denoiser has trainable adapters already: unload them first")
-        if spec.rank < 1:
-            raise BestiaryError(f"LoRA rank is {spec.rank}: it must be at least 1")
-        # in the order in which diffusers makes layers, so that a seed gives the same adapters
-        for name, layer in self._layers.attention_projections(spec.self_attention).items():
-            self._trained[name] = fresh_update(layer, spec, self._device)
-        named: dict[str, nn.Parameter] = {}
-        for name, update in self._trained.items():
-            named[_kohya(name) + DOWN] = update.down
-            named[_kohya(name) + UP] = update.up
-        return named
-
-    def lora_tensors(self) -> dict[str, Tensor]:
-        """The trainable adapters as float32 CPU tensors under kohya names: `(r, I)`, `(O, r)` and the scalar alpha."""
-        exported: dict[str, Tensor] = {}
-        for name, update in self._trained.items():
-            exported[_kohya(name) + DOWN] = update.down.detach().float().cpu().clone()
-            exported[_kohya(name) + UP] = update.up.detach().float().cpu().clone()
-            exported[_kohya(name) + ALPHA] = torch.tensor(update.scale * update.down.shape[0])
-        return exported
-
-    def load_lora(self, tensors: Mapping[str, Tensor], strength: float) -> int:
-        """Add frozen adapters and return the number of layers reached; strength 0 attaches nothing.
-
-        Raises:
-            BestiaryError: no layer of this UNet is named, or a shape does not fit.
-        """
-        layers = resolve_lora(tensors, self._layers.linear)
-        updates: dict[str, LowRankUpdate] = {}
-        # every layer is checked before the first is attached, so a fault changes nothing
-        for name, layer in layers.items():
-            # some files keep linear layers as 1 x 1 convolutions
-            weight = self._layers.linear[name].weight
-            down, up = (t.flatten(1) if weight.ndim == 2 else t for t in (layer.down, layer.up))
-            if down.shape[1:] != weight.shape[1:] or up.shape[:2] != (weight.shape[0], down.shape[0]):
-                raise BestiaryError(
-                    f"LoRA layer {name}: down {tuple(down.shape)} and up {tuple(up.shape)} do not fit a layer of shape "
-                    f"{tuple(weight.shape)}: this LoRA was trained for another base model"
-                )
-            place = {"device": self._device, "dtype": torch.float32}
-            scale = strength * layer.scale
-            updates[name] = LowRankUpdate(down.detach().to(**place), up.detach().to(**place), scale, trainable=False)
-        for name, update in updates.items() if strength else ():
-            self._loaded.setdefault(name, []).append(update)
-        return len(updates)
-
-    def unload_lora(self) -> None:
-        """Take off all adapters."""
-        self._trained.clear()
-        self._loaded.clear()
 
     # forward functions
 
@@ -151,20 +88,10 @@ class UnetHooks:
 
     def _adapted(self, name: str, layer: nn.Module, original: Forward, x: Tensor) -> Tensor:
         """A frozen layer `(..., I)` -> `(..., O)` with its adapters; without any it is the layer itself, bit by bit."""
-        updates = [*self._loaded.get(name, ()), *([self._trained[name]] if name in self._trained else ())]
-        first = None
-        # the frozen product: on cast weights, together with one adapter, or as the layer does it
-        if torch.is_grad_enabled() and needs_cast(layer, x.device, x.dtype):
-            out = cast_layer(x, layer)
-        elif updates and isinstance(layer, nn.Linear) and not needs_cast(layer, x.device, x.dtype):
-            # the last adapter shares its step with the frozen product
-            first = updates.pop()
-            out = low_rank_linear(x, layer.weight, layer.bias, first)
-        else:
-            out = original(x)
-        for update in updates:
-            out = out + _update(x, layer, update)
-        return out
+        needs = needs_cast(layer, x.device, x.dtype)
+        # the frozen product on cast weights is ours where it must be differentiated
+        frozen = partial(cast_layer, layer=layer) if needs and torch.is_grad_enabled() else original
+        return adapted_output(x, layer, self.adapters.of(name), frozen, shares_step=not needs)
 
     def _recomputed(self, original: Forward, *args: Any, **options: Any) -> Tensor:
         """A block that keeps its inputs only; dictionaries are as they were at the forward pass when it runs again."""
@@ -203,16 +130,3 @@ class UnetHooks:
 def _rows_like(x: Tensor, keys: Tensor) -> Tensor:
     """Keys or values `(B, L, D)` in as many rows as the queries `(R, N, D)` have: ComfyUI's attention cuts them so for tiles."""
     return keys if len(keys) == len(x) else keys.reshape(len(x), -1, keys.shape[-1])
-
-
-def _update(x: Tensor, layer: nn.Module, update: LowRankUpdate) -> Tensor:
-    """What one adapter adds, `(..., O)` or `(B, O, h, w)`: down to r channels, up to O, scaled."""
-    down, up = update.down.to(x.dtype), update.up.to(x.dtype)
-    if isinstance(layer, nn.Linear):
-        return F.linear(F.linear(x, down), up) * update.scale
-    inner = F.conv2d(x, down, None, layer.stride, layer.padding, layer.dilation)  # (B, r, h, w)
-    return F.conv2d(inner, up) * update.scale
-
-
-def _kohya(name: str) -> str:
-    return UNET_PREFIX + name.replace(".", "_")

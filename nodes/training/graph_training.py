@@ -56,7 +56,7 @@ class PartsInGraph(GraphTask[PartDictionary]):
             BestiaryError: attention layers that this model does not have.
         """
         check_layers(self.settings, denoiser)
-        denoiser.unload_lora()  # of a set-up that Cancel cut short
+        denoiser.network.adapters.unload()  # of a set-up that Cancel cut short
         made = self.training_set
         return set_up_parts(self.settings, denoiser, made.names, made.kinds, LatentCache(made.moments))
 

@@ -13,7 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from ...concepts.denoiser.ddim import sample_ddim
-from ...concepts.denoiser.denoiser import TextConditioning
+from ...concepts.denoiser.denoiser import Conditioning
 from ...concepts.files.atomic_file import replacing
 from ...concepts.spectrum.staged_conditioning import StagedConditioning
 from ...trainer.learning.pictures.contact_sheet import PAPER
@@ -72,7 +72,7 @@ class NodePreviews:
             self._progress.cancelled = True
             return None
 
-    def sample(self, told: TextConditioning | StagedConditioning, seeds: Sequence[int]) -> Tensor:
+    def sample(self, told: Conditioning | StagedConditioning, seeds: Sequence[int]) -> Tensor:
         """Pictures `(n, 3, S, S)` in 0..1; staged ones a few at a time.
 
         Raises:

@@ -447,7 +447,7 @@ def diffusers_denoiser(
 
     import comfy.sd1_clip
     from bestiary.concepts.denoiser.backbone import get_backbone
-    from bestiary.concepts.denoiser.denoiser import NoiseSchedule
+    from bestiary.concepts.denoiser.process import DiscreteProcess
     from bestiary.trainer.model.backbones import load_denoiser
     from bestiary.trainer.model.diffusers_denoiser import DenoiserParts, DiffusersDenoiser
     from bestiary.trainer.model.text_conditioning import TextEncoders
@@ -473,7 +473,7 @@ def diffusers_denoiser(
             copy.deepcopy(reference.unet),
             vae,
             TextEncoders(record, tokenizers, dict(reference.text_encoders)),
-            NoiseSchedule(scheduler.alphas_cumprod, "epsilon"),
+            DiscreteProcess(scheduler.alphas_cumprod, "epsilon"),
             dict(scheduler.config),
         )
         return DiffusersDenoiser(record, parts)

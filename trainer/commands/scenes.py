@@ -466,7 +466,7 @@ def _caption_set(folder: Path, options: Any, endpoint: "ChatEndpoint | None", pr
     places = [place for place in (folder / EVALUATION, folder) if place == folder or (place / RECORDS).is_dir()]
     for place in places:
         report = progress_callback("captions", progress)
-        done = recaption_set(place, options, endpoint, on_scene=report)
+        done = recaption_set(place, options, endpoint, title=folder.name, on_scene=report)
         for stem, reason in done.fallen_back:
             typer.echo(f"bestiary: scene {stem} keeps the template's caption: {reason}", err=True)
         typer.echo(f"{place}: {done.changed} of {done.scenes} captions changed")

@@ -215,7 +215,7 @@ def add_adapters(denoiser: SamplingDenoiser, dictionaries: Mapping[str, PartDict
     for name, dictionary in dictionaries.items():
         check_backbone(name, dictionary, denoiser)
         if dictionary.lora and strength:
-            denoiser.load_lora(dictionary.lora, strength)
+            denoiser.network.adapters.load(dictionary.lora, strength)
 
 
 def recipe_of(settings: ComposeSettings, base: str) -> dict[str, object]:

@@ -7,7 +7,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ...concepts.denoiser.denoiser import AttentionRequest, TextConditioning
+from ...concepts.denoiser.denoiser import AttentionRequest, Conditioning, chunks_of
 from ...concepts.errors import BestiaryError
 from ...concepts.part_dictionary.part_dictionary import PartDictionary
 from ...concepts.part_prompt.part_prompt import ResolvedMention, ResolvedPrompt, parse_part_prompt, resolve_prompt
@@ -113,7 +113,7 @@ def make_pictures(
             guidance=choice.guidance,
             size=choice.size,
             sampler=choice.sampler,
-            attention=AttentionRequest(positive.positions) if attention and _has_parts(positive) else None,
+            attention=AttentionRequest(positive.columns) if attention and _has_parts(positive) else None,
             on_step=report,
         )
         # maps beyond the mentions of a prompt belong to longer prompts of the batch
@@ -127,17 +127,17 @@ def make_pictures(
 
 
 @torch.no_grad()
-def encode_resolved(denoiser: SamplingDenoiser, prompts: Sequence[ResolvedPrompt]) -> TextConditioning:
+def encode_resolved(denoiser: SamplingDenoiser, prompts: Sequence[ResolvedPrompt]) -> Conditioning:
     """Encode B prompts with their learned vectors in place."""
-    tokens = [denoiser.tokenize(prompt.pieces) for prompt in prompts]
+    tokens = [denoiser.text.tokenize(prompt.pieces) for prompt in prompts]
     # prompts with fewer vectors are filled up with zeros, to which no place points
     most = max(len(prompt.vectors) for prompt in prompts)
     if most == 0:
-        return denoiser.encode_prompts(tokens, None)
+        return denoiser.text.encode(tokens, None)
     vectors = torch.zeros(len(prompts), most, denoiser.backbone.vector_width)  # (B, P, D)
     for row, prompt in enumerate(prompts):
         vectors[row, : len(prompt.vectors)] = prompt.vectors.float()
-    return denoiser.encode_prompts(tokens, vectors.to(denoiser.device))
+    return denoiser.text.encode(tokens, denoiser.backbone.split_vector(vectors.to(denoiser.device)))
 
 
 def _alike(
@@ -149,15 +149,15 @@ def _alike(
     """Rows that may share a batch: prompts of different numbers of chunks are not filled up to each other's length."""
     groups: dict[tuple[int, int], list[int]] = {}
     for row, pair in enumerate(zip(positives, negatives, strict=True)):
-        chunks = tuple(len(denoiser.tokenize(prompt.pieces).weights) for prompt in pair)
+        chunks = tuple(chunks_of(denoiser.text.tokenize(prompt.pieces)) for prompt in pair)
         groups.setdefault(chunks, []).append(row)
     for rows in groups.values():
         for start in range(0, len(rows), at_once):
             yield rows[start : start + at_once]
 
 
-def _has_parts(text: TextConditioning) -> bool:
-    return text.positions is not None and text.positions.shape[1] > 0
+def _has_parts(text: Conditioning) -> bool:
+    return text.columns is not None and text.columns.shape[1] > 0
 
 
 def _step_report(

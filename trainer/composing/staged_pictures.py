@@ -6,6 +6,7 @@ from pathlib import Path
 
 import torch
 
+from ...concepts.denoiser.denoiser import chunks_of
 from ...concepts.errors import BestiaryError
 from ...concepts.files.concept_file import SPECTRUM_KIND, read_header
 from ...concepts.files.concept_names import name_of_file
@@ -116,7 +117,7 @@ def _alike(
     for row, pair in enumerate(zip(positives, negatives, strict=True)):
         # of a staged prompt the longest stage decides
         chunks = tuple(
-            max(len(denoiser.tokenize(stage.pieces).weights) for stage in prompt.distinct()[0]) for prompt in pair
+            max(chunks_of(denoiser.text.tokenize(stage.pieces)) for stage in prompt.distinct()[0]) for prompt in pair
         )
         groups.setdefault(chunks, []).append(row)
     for rows in groups.values():

@@ -74,7 +74,7 @@ def compose_demo(
     pictures = make_pictures(
         denoiser, {"creatures": dictionary}, orders, CHOICE, attention=True, on_progress=on_progress
     )
-    denoiser.unload_lora()
+    denoiser.network.adapters.unload()
     records = [
         _write(out / COMPOSED, place, plan, picture)
         for place, (plan, picture) in enumerate(zip(plans, pictures, strict=True))

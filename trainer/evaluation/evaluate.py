@@ -144,7 +144,7 @@ class PartsEvaluator:
                 attention=True,
                 on_progress=report(f"{name}: {test}"),
             )
-            self.denoiser.unload_lora()
+            self.denoiser.network.adapters.unload()
             sight = self.judge.look(torch.stack([picture.image for picture in pictures]))
             sight = sight if reading is None else reading.read(sight)
             scores = score_pictures(cases, sight, reading or self.discovery.codebook, self.real, pictures)
@@ -259,8 +259,8 @@ def reencoded(denoiser: DiffusersDenoiser, images: torch.Tensor) -> torch.Tensor
     """Images `(N, 3, H, W)` after the base model's autoencoder: the best that any picture of it can look."""
     batches = []
     for some in images.split(8):
-        mean, _ = denoiser.encode_images(some.to(denoiser.device))
-        batches.append(denoiser.decode_latents(denoiser.scale_latents(mean)).float().cpu())
+        latents = denoiser.images.from_cache(denoiser.images.to_cache(some.to(denoiser.device)))
+        batches.append(denoiser.images.decode(latents).float().cpu())
     return torch.cat(batches)
 
 

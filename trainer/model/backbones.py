@@ -1,12 +1,12 @@
-"""Loads a diffusers folder of Stable Diffusion 1.5, 2, XL or the demo model into one `DiffusersDenoiser`."""
+"""Loads a model folder into a denoiser: the table of loaders, and the one for Stable Diffusion 1.5, 2, XL and the demo model."""
 
 import logging
 import pickle
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Literal
+from typing import Literal, cast
 
 import diffusers
 import torch
@@ -18,10 +18,11 @@ from safetensors import SafetensorError
 from torch import nn
 from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer, PreTrainedTokenizerFast
 
-from ...concepts.denoiser.denoiser import NoiseSchedule
+from ...concepts.denoiser.denoiser import Denoiser
+from ...concepts.denoiser.process import DiscreteProcess
 from ...concepts.errors import BestiaryError
 from ...concepts.files.pack import ROOT
-from ..learning.denoiser.model_folder import ModelFolder, read_model_folder
+from ..learning.denoiser.model_folder import ModelFolder, named_backbone, read_model_folder
 from .diffusers_denoiser import DenoiserParts, DiffusersDenoiser
 from .hardware import cpu_has_fast_bf16
 from .text_conditioning import TextEncoders
@@ -36,13 +37,17 @@ DEMO = "demo"
 HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 
+Loader = Callable[[Path, torch.device, torch.dtype], Denoiser]
+"""Model folder, device and dtype -> the model."""
+
+
 def demo_model_path() -> Path:
     """Folder of the embedded miniature model."""
     return ROOT / "demo" / "base_model"
 
 
 def load_denoiser(path: Path | str, *, device: str = "auto", dtype: str = "auto") -> DiffusersDenoiser:
-    """Load a diffusers folder; "demo" names the embedded model.
+    """Load a model folder; "demo" names the embedded model.
 
     Args:
         path: folder with model_index.json, "demo", or "owner/name" of a model in the Hugging Face cache.
@@ -52,25 +57,41 @@ def load_denoiser(path: Path | str, *, device: str = "auto", dtype: str = "auto"
     Raises:
         BestiaryError: the folder is missing, incomplete, mixed or of another family; device or dtype does not exist.
     """
-    # the configs tell what the folder holds before any weight is read
-    folder = read_model_folder(find_model(str(path)))
+    folder = find_model(str(path))
     place = choose_device(device)
-    precision = choose_dtype(dtype, place)
+    # folders that name their backbone are loaded by its line in the table; others are told apart by their configs
+    loader = LOADERS.get(named_backbone(folder) or "", load_stable_diffusion)
+    # what only the commands of Stable Diffusion ask for (a sampler config, dropping the autoencoder) is checked by no protocol
+    return cast(DiffusersDenoiser, loader(folder, place, choose_dtype(dtype, place)))
+
+
+def load_stable_diffusion(path: Path, device: torch.device, dtype: torch.dtype) -> DiffusersDenoiser:
+    """Load a diffusers folder of a UNet with cross-attention, an autoencoder and CLIP text encoders.
+
+    Raises:
+        BestiaryError: the folder is missing, incomplete, mixed or of another family.
+    """
+    # the configs say what the folder holds before any weight is read
+    folder = read_model_folder(path)
     try:
         with _quiet_loading():
-            parts = _load_parts(folder, place, precision)
+            parts = _load_parts(folder, device, dtype)
     except BestiaryError:
         raise
     except pickle.UnpicklingError as fault:
-        # the fault's own text tells how to switch the protection off, so it is not passed on
+        # the fault's own text explains how to switch the protection off, so it is not passed on
         raise BestiaryError(
             f"{folder.path} was not loaded: a .bin file in it is broken or asks for more than tensors. Such a file can run "
             "programs; get the model in safetensors format"
         ) from fault
     except (OSError, RuntimeError, ValueError, SafetensorError) as fault:
         raise BestiaryError(f"{folder.path} could not be loaded: {fault}. Download the model folder again") from fault
-    logger.info("loaded %s from %s on %s in %s", folder.backbone.name, folder.path, place, precision)
+    logger.info("loaded %s from %s on %s in %s", folder.backbone.name, folder.path, device, dtype)
     return DiffusersDenoiser(folder.backbone, parts)
+
+
+LOADERS: dict[str, Loader] = dict.fromkeys(("bestiary-demo", "sd15", "sd2", "sdxl"), load_stable_diffusion)
+"""Backbone -> what loads its folder; a new backbone adds its line here."""
 
 
 def find_model(name: str) -> Path:
@@ -154,7 +175,7 @@ def _load_parts(folder: ModelFolder, device: torch.device, dtype: torch.dtype) -
         unet=unet.to(device, memory_format=layout),
         vae=vae.to(device, memory_format=vae_layout),
         text=text,
-        schedule=noise_schedule(folder.configs["scheduler"], device),
+        process=discrete_process(folder.configs["scheduler"], device),
         scheduler_config=folder.configs["scheduler"],
         memory_format=layout,
         vae_memory_format=vae_layout,
@@ -162,7 +183,7 @@ def _load_parts(folder: ModelFolder, device: torch.device, dtype: torch.dtype) -
     )
 
 
-def noise_schedule(config: Mapping[str, object], device: torch.device | str = "cpu") -> NoiseSchedule:
+def discrete_process(config: Mapping[str, object], device: torch.device | str = "cpu") -> DiscreteProcess:
     """The forward process a scheduler_config.json states, its `(T,)` table on the device that will read it.
 
     Raises:
@@ -174,7 +195,7 @@ def noise_schedule(config: Mapping[str, object], device: torch.device | str = "c
     # the scheduler of diffusers turns betas of any spelling into one table (T,)
     known = {key: value for key, value in config.items() if not key.startswith("_")}
     scheduler = DDPMScheduler.from_config(known)
-    return NoiseSchedule(scheduler.alphas_cumprod.float().to(device), prediction)
+    return DiscreteProcess(scheduler.alphas_cumprod.float().to(device), prediction)
 
 
 def _load(kind: type, folder: Path, dtype: torch.dtype) -> nn.Module:

@@ -7,14 +7,14 @@ Letters: N pictures, B pictures of one batch, P learned vectors of a prompt.
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal, Protocol
+from typing import Literal
 
 import torch
 from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, EulerDiscreteScheduler, PNDMScheduler
 from torch import Tensor
 
 from ...concepts.denoiser.attention_maps import average_maps
-from ...concepts.denoiser.denoiser import AttentionRequest, Denoiser, ProgressCallback, TextConditioning
+from ...concepts.denoiser.denoiser import AttentionRequest, Conditioning, Denoiser, Network, ProgressCallback
 from ...concepts.errors import BestiaryError
 from ...concepts.spectrum.staged_conditioning import StagedConditioning
 
@@ -28,19 +28,16 @@ SAMPLERS = {
     "euler": EulerDiscreteScheduler,
     "pndm": PNDMScheduler,
 }
-Told = TextConditioning | StagedConditioning
-"""What pictures are told: the same at every timestep, or stage by stage."""
+Told = Conditioning | StagedConditioning
+"""Text conditioning of pictures: the same at every timestep, or stage by stage."""
 PIXELS_AT_ONCE = 2**20
 """Pixels of one batch on a GPU or CPU: 64 pictures of 128, 4 of 512, 1 of 1024."""
 
 
-class SamplingDenoiser(Denoiser, Protocol):
-    """A denoiser that also knows the settings its samplers are built from and what an empty prompt says."""
+class SamplingDenoiser(Denoiser):
+    """A denoiser that also knows the settings its samplers are built from."""
 
     scheduler_config: Mapping[str, object]
-
-    def empty_conditioning(self) -> TextConditioning:
-        """What an empty negative prompt says, `(1, L, E)`."""
 
 
 @dataclass(frozen=True)
@@ -61,29 +58,27 @@ class _Guidance:
     negative: Told | None
     scale: float
 
-    def at(self, timestep: Tensor) -> "_Guidance":
-        """What they say at one timestep: contexts `(B, L, E)`."""
-        negative = None if self.negative is None else _said_at(self.negative, timestep)
-        return _Guidance(_said_at(self.positive, timestep), negative, self.scale)
-
     def predict(
-        self, denoiser: Denoiser, latents: Tensor, timestep: Tensor, request: AttentionRequest | None
+        self, network: Network, latents: Tensor, time: float, request: AttentionRequest | None
     ) -> tuple[Tensor, Mapping[str, Tensor]]:
         """Guided prediction `(B, C, h, w)` and attention maps of the conditional half (Ho and Salimans 2022, eq. 6)."""
         batch = len(latents)
-        times = timestep.expand(batch)  # (B,)
+        # in float64, where a sampler's fractional timesteps survive the way to times and back
+        times = torch.full((batch,), time, dtype=torch.float64)  # (B,)
+        positive = _at(self.positive, time)
         # without guidance one evaluation says it all
         if self.negative is None:
-            out = denoiser.predict(latents, times, self.positive, request)
+            out = network.predict(latents, times, positive, request)
             return out.prediction, out.attention
+        negative = _at(self.negative, time)
         # prompts of different length cannot share a batch
-        if self.negative.context.shape[1] != self.positive.context.shape[1]:
-            out = denoiser.predict(latents, times, self.positive, request)
-            plain = denoiser.predict(latents, times, self.negative).prediction  # (B, C, h, w)
+        if negative.context.shape[1] != positive.context.shape[1]:
+            out = network.predict(latents, times, positive, request)
+            plain = network.predict(latents, times, negative).prediction  # (B, C, h, w)
             return plain + self.scale * (out.prediction - plain), out.attention
-        both = _joined(self.positive, self.negative)
+        both = _joined(positive, negative)
         wanted = None if request is None else _conditional_half(request)
-        out = denoiser.predict(torch.cat([latents, latents]), torch.cat([times, times]), both, wanted)
+        out = network.predict(torch.cat([latents, latents]), torch.cat([times, times]), both, wanted)
         prediction, plain = out.prediction.chunk(2)  # (B, C, h, w) each
         attention = {name: maps[:batch] for name, maps in out.attention.items()}
         return plain + self.scale * (prediction - plain), attention
@@ -113,7 +108,7 @@ def sample_images(
         steps: denoising steps, at least 1.
         guidance: classifier-free guidance scale; 1 or less uses the positive prompt alone at half the work.
         size: edge, or (height, width), in pixels, multiples of 8; None is the model's native size.
-        attention: tokens whose maps are averaged over layers and steps; positions `(N, P)` or `(1, P)`.
+        attention: tokens whose maps are averaged over layers and steps; columns `(N, P, K)` or `(1, P, K)`.
         on_step: called with (steps done, steps in all) over all batches.
         batch_size: pictures made at once; None chooses by size.
 
@@ -140,7 +135,7 @@ def sample_images(
             request = None if attention is None else _request_rows(attention, rows, len(seeds))
             noise = draw_noise(denoiser, seeds[rows], (height, width))
             latents, averaged = _denoise(denoiser, noise, prompts, request, steps, sampler, advance)
-            images.append(denoiser.decode_latents(latents).cpu())  # (B, 3, H, W)
+            images.append(denoiser.images.decode(latents).cpu())  # (B, 3, H, W)
             maps.append(averaged)
     pictures = torch.cat(images)
     _check_finite(pictures, "decoded pictures", seeds)
@@ -159,8 +154,7 @@ def pictures_at_once(denoiser: SamplingDenoiser, size: int | tuple[int, int] | N
 
 def draw_noise(denoiser: Denoiser, seeds: Sequence[int], size: tuple[int, int]) -> Tensor:
     """Standard normal noise `(B, C, h, w)` float32 on the CPU, row i from seed i alone, for pictures of `size` pixels."""
-    factor = denoiser.backbone.latent_factor
-    shape = (denoiser.backbone.latent_channels, size[0] // factor, size[1] // factor)
+    shape = denoiser.images.shape(size)
     return torch.stack([torch.randn(shape, generator=torch.Generator().manual_seed(seed)) for seed in seeds])
 
 
@@ -193,7 +187,8 @@ def _denoise(
     for timestep in scheduler.timesteps:
         # one evaluation of both prompts, then one step of the sampler
         model_input = scheduler.scale_model_input(latents, timestep)  # (B, C, h, w)
-        prediction, attention = prompts.at(timestep).predict(denoiser, model_input, timestep, request)
+        time = denoiser.process.time_of(float(timestep))
+        prediction, attention = prompts.predict(denoiser.network, model_input, time, request)
         latents = scheduler.step(prediction, timestep, latents, return_dict=False)[0]
         # maps of every step on the finest grid that was asked for
         if request is not None:
@@ -210,29 +205,28 @@ def _finest(attention: Mapping[str, Tensor]) -> tuple[int, int]:
     return max(tuple(maps.shape[-2:]) for maps in attention.values())
 
 
-def _joined(positive: TextConditioning, negative: TextConditioning) -> TextConditioning:
-    """Conditional and unconditional rows in one batch: context `(2B, L, E)`, pooled `(2B, E_pooled)`."""
-    pooled = None if positive.pooled is None else torch.cat([positive.pooled, negative.pooled])
-    sizes = None
-    if positive.sizes is not None:
-        sizes = torch.cat([positive.sizes, positive.sizes if negative.sizes is None else negative.sizes])
-    return TextConditioning(torch.cat([positive.context, negative.context]), pooled, None, sizes)
+def _joined(positive: Conditioning, negative: Conditioning) -> Conditioning:
+    """Conditional and unconditional rows in one batch: context `(2B, T, E)`, extras `(2B, ...)`."""
+    extras = {
+        name: torch.cat([own, negative.extras.get(name, own)]) for name, own in positive.extras.items()
+    }  # what the negative prompt does not say is as in the positive one
+    return Conditioning.of(torch.cat([positive.context, negative.context]), **extras)
 
 
 def _conditional_half(request: AttentionRequest) -> AttentionRequest:
     """The same request for a batch of which only the first half is asked: -1 gives no column."""
-    positions = torch.cat([request.positions, torch.full_like(request.positions, -1)])  # (2B, P)
-    return replace(request, positions=positions)
+    columns = torch.cat([request.columns, torch.full_like(request.columns, -1)])  # (2B, P, K)
+    return replace(request, columns=columns)
 
 
-def _said_at(text: Told, timestep: Tensor) -> TextConditioning:
-    """What a prompt says at a timestep: itself, or its stage's rows `(B, L, E)`."""
-    return text.at(timestep) if isinstance(text, StagedConditioning) else text
+def _at(text: Told, time: float) -> Conditioning:
+    """The conditioning at a time: itself, or its stage's rows `(B, T, E)`."""
+    return text.at(time) if isinstance(text, StagedConditioning) else text
 
 
 def _matched(text: Told, count: int, kind: str) -> Told:
     """One prompt for all pictures, or one for each."""
-    batch = len(text) if isinstance(text, StagedConditioning) else len(text.context)
+    batch = len(text)
     if batch == count:
         return text
     if batch != 1:
@@ -241,22 +235,18 @@ def _matched(text: Told, count: int, kind: str) -> Told:
         return replace(text, rows=text.rows.expand(count, -1))  # (N, S)
 
     # one row in memory, seen by all pictures
-    def repeated(values: Tensor | None) -> Tensor | None:
-        return None if values is None else values.expand(count, *values.shape[1:])  # (N, ...), one row in memory
-
-    return TextConditioning(*(repeated(part) for part in (text.context, text.pooled, text.positions, text.sizes)))
+    return text.expanded(count)
 
 
 def _rows(text: Told, rows: slice) -> Told:
     if isinstance(text, StagedConditioning):
         return text.pictures(rows)
-    parts = (text.context, text.pooled, text.positions, text.sizes)
-    return TextConditioning(*(None if part is None else part[rows] for part in parts))
+    return text.rows(rows)
 
 
 def _request_rows(request: AttentionRequest, rows: slice, count: int) -> AttentionRequest:
-    positions = request.positions.expand(count, -1)[rows]  # (B, P)
-    return replace(request, positions=positions)
+    columns = request.columns.expand(count, -1, -1)[rows]  # (B, P, K)
+    return replace(request, columns=columns)
 
 
 def _slices(count: int, size: int) -> Iterator[slice]:

@@ -32,6 +32,7 @@ def recaption_set(
     options: CaptionOptions,
     endpoint: ChatEndpoint | None = None,
     *,
+    title: str = "",
     on_scene: Report = lambda done, total: None,
 ) -> Recaptioned:
     """Write every caption of a set anew.
@@ -39,13 +40,14 @@ def recaption_set(
     Args:
         options: of the template.
         endpoint: a model that is shown each picture; its caption counts where it names every subject.
+        title: of the whole set, which its evaluation shares; empty is the folder's name.
         on_scene: called with (done, total) scenes.
 
     Raises:
         BestiaryError: `folder` is not a set, or cannot be written to.
     """
     records = list(read_records(folder))
-    scene_set = SceneSet(folder, read_card(folder))
+    scene_set = SceneSet(folder, read_card(folder, title or folder.name))
     changed, fallen = 0, []
     for number, record in enumerate(records, start=1):
         placed = [entry["subject"] for entry in record.layout["placements"]]
@@ -75,7 +77,7 @@ def recaption_set(
     return Recaptioned(len(records), changed, tuple(fallen))
 
 
-def read_card(folder: Path) -> SetCard:
+def read_card(folder: Path, title: str) -> SetCard:
     """What a set that is there says of itself.
 
     Raises:
@@ -88,7 +90,7 @@ def read_card(folder: Path) -> SetCard:
         skipped = [(str(entry["file"]), str(entry["reason"])) for entry in content.get("skipped", [])]
     except (ValueError, KeyError, TypeError, AttributeError) as fault:
         raise BestiaryError(f"{path} cannot be read: {fault!r}; build the set again") from fault
-    return SetCard(folder.name, require_licence=bool(options.get("require_licence")), options=options, skipped=skipped)
+    return SetCard(title, require_licence=bool(options.get("require_licence")), options=options, skipped=skipped)
 
 
 def _question(folder: Path, record: SceneRecord, named: str) -> list[Mapping[str, object]]:

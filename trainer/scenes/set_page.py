@@ -4,7 +4,7 @@ It shows the set's own files, so that it stays small for thousands of scenes and
 """
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from ...concepts.files.text_file import read_text
@@ -49,7 +49,7 @@ def write_set_page(folder: Path) -> Path:
     counts += [(len(evaluation), "for evaluation")] * bool(evaluation) + [(len(skipped), "pictures skipped")] * bool(
         skipped
     )
-    body = _STYLE + tiles(counts) + _cutouts(records)
+    body = _STYLE + tiles(counts) + _cutouts("", training) + _cutouts(f"{EVALUATION}/", evaluation)
     body += f'<p><label>Show <select id="only">{options}</select></label></p>'
     body += "".join(_scene("", record) for record in training)
     body += "".join(_scene(f"{EVALUATION}/", record) for record in evaluation)
@@ -67,15 +67,18 @@ def _rejected(folder: Path, prefix: str) -> Iterable[tuple[str, str]]:
         yield f"{prefix}{content['stem']}", "; ".join(content["reasons"])
 
 
-def _cutouts(records: Iterable[SceneRecord]) -> str:
-    """Every cut-out that is used, once."""
+def _cutouts(prefix: str, records: Sequence[SceneRecord]) -> str:
+    """Every cut-out that is used, once; nothing without a scene."""
+    if not records:
+        return ""
     found = {(item.name, item.cutout): item.source.get("file", "") for record in records for item in record.subjects}
     figures = [
-        f'<figure><div class="cut">{image(cutout, name)}</div>'
+        f'<figure><div class="cut">{image(f"{prefix}{cutout}", name)}</div>'
         f"<figcaption><b>{escaped(name)}</b><br>{escaped(Path(file).name)}</figcaption></figure>"
         for (name, cutout), file in sorted(found.items())
     ]
-    return f"<details><summary>{len(figures)} cut-outs</summary>{gallery(figures)}</details>"
+    called = "cut-outs for evaluation" if prefix else "cut-outs"
+    return f"<details><summary>{len(figures)} {called}</summary>{gallery(figures)}</details>"
 
 
 def _scene(prefix: str, record: SceneRecord) -> str:

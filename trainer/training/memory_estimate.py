@@ -20,7 +20,7 @@ from torch.utils._pytree import tree_leaves
 from ..learning.parts.part_objective import PartBatch, PartObjective
 
 GIB = 2**30
-_FAKED = ("moments", "noise", "timesteps", "codes", "masks")
+_FAKED = ("moments", "noise", "times", "codes", "masks")
 """Tensors of a batch that are replaced by fake ones; small ones beside them may stay."""
 
 

@@ -6,7 +6,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from ...concepts.denoiser.denoiser import TextConditioning
+from ...concepts.denoiser.denoiser import Conditioning
 from ...concepts.files.atomic_file import replacing
 from ...concepts.spectrum.staged_conditioning import StagedConditioning
 from ..learning.run.run_folder import RunFolder
@@ -30,7 +30,7 @@ class Previews:
                 sheet.save(temporary, "PNG")
 
     @torch.no_grad()
-    def sample(self, told: TextConditioning | StagedConditioning, seeds: Sequence[int], *, steps: int) -> Tensor:
+    def sample(self, told: Conditioning | StagedConditioning, seeds: Sequence[int], *, steps: int) -> Tensor:
         """Pictures `(n, 3, H, W)` in 0..1 by the denoiser's own sampler, with the weights that are being trained."""
         sampled = sample_images(
             self._setup.denoiser,

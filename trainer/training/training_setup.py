@@ -195,11 +195,16 @@ def prepare(
         model=fingerprint_autoencoder(settings.base.path),
         precision=str(denoiser.autoencoder_dtype).removeprefix("torch."),
     )
+
+    def encode(images: Tensor) -> tuple[Tensor, Tensor]:
+        mean, log_variance = denoiser.images.to_cache(images).unbind(1)
+        return mean, log_variance  # (B, C, h, w) each
+
     cache = open_cache(
         images.cache or task.cache_folder,
         spec,
         pictures.paths,
-        lambda: denoiser.encode_images,
+        lambda: encode,
         batch_size=images.encode_batch,
         workers=images.workers,
         parallel=parallel,

@@ -162,7 +162,7 @@ class LineStrip {
     this.steps.element.hidden = this.steps.note.hidden = !fits;
   }
 
-  /** What the texts name in vain, with the nearest that is there. */
+  /** Shows unknown names in the texts, each with the closest valid one. */
   showFaults() {
     const { node } = this;
     const found = STAGED_FIELDS[node.comfyClass].flatMap((name) => stagedFaults(node, name, `${findWidget(node, name)?.value ?? ""}`).map((fault) => ({ name, ...fault })));

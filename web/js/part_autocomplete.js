@@ -70,16 +70,16 @@ function noteOf(textarea) {
   return note;
 }
 
-/** Mentions of a prompt that name something in vain. */
+/** Mentions of a prompt whose part, kind, spectrum or stages are unknown. */
 function faultsOf({ node, name, textarea }) {
-  if (isPlain(node)) return plainFaults(node, textarea.value).map((fault) => ({ ...fault.mention, malformed: fault.mention.fault, told: fault }));
+  if (isPlain(node)) return plainFaults(node, textarea.value).map((fault) => ({ ...fault.mention, malformed: fault.mention.fault, note: fault }));
   if (isStaged(node)) return stagedFaults(node, name, textarea.value).map(({ mention, fault }) => ({ ...mention, malformed: mention.fault, fault }));
   const { set } = linkedDictionaries(node);
   const wrong = (mention) => mention.fault || (set.parts.length > 0 && resolveMention(mention, set).fault);
   return findMentions(textarea.value).filter(wrong).map((mention) => ({ ...mention, malformed: mention.fault }));
 }
 
-/** Underlines what a prompt names in vain. */
+/** Underlines unknown names in a prompt. */
 function underline(box) {
   const { node, name, textarea } = box;
   // what is being typed is not wrong yet
@@ -90,7 +90,7 @@ function underline(box) {
   mirrorOf(textarea).mark(textarea.value, faults);
   textarea.setAttribute("aria-invalid", `${faults.length > 0}`);
   // blocks of ours tell it beside the box
-  if (isPlain(node)) noteOf(textarea).show(node, name, faults.map(({ told }) => told));
+  if (isPlain(node)) noteOf(textarea).show(node, name, faults.map(({ note }) => note));
   if (isPlain(node)) mirrorOf(textarea).place();
 }
 

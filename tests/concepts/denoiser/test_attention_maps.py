@@ -33,7 +33,7 @@ POSITIONS = torch.tensor([[1, 6, -1], [0, -1, 3]])
 def test_columns_and_output_equal_the_softmax(method: str, scale: float | None) -> None:
     q, k, v = draw()
     theirs, their_columns = explicit(q, k, v, POSITIONS, scale or 5**-0.5)
-    ours, our_columns = attend_with_columns(q, k, v, POSITIONS, scale, method)
+    ours, our_columns = attend_with_columns(q, k, v, POSITIONS.unsqueeze(-1), scale, method)
     assert torch.allclose(ours, theirs, atol=1e-6)
     assert torch.allclose(our_columns, their_columns, atol=1e-6)
     assert our_columns[0, :, 2].abs().max() == 0
@@ -49,14 +49,14 @@ def test_gradients_equal_those_of_the_softmax(method: str) -> None:
         return [q.grad, k.grad, v.grad]
 
     theirs = gradients(lambda q, k, v: explicit(q, k, v, POSITIONS, 5**-0.5))
-    ours = gradients(lambda q, k, v: attend_with_columns(q, k, v, POSITIONS, None, method))
+    ours = gradients(lambda q, k, v: attend_with_columns(q, k, v, POSITIONS.unsqueeze(-1), None, method))
     for our_gradient, their_gradient in zip(ours, theirs, strict=True):
         assert (our_gradient - their_gradient).norm() / their_gradient.norm() < 1e-5
 
 
 def test_lse_leaves_the_output_bit_identical() -> None:
     q, k, v = draw()
-    ours, _ = attend_with_columns(q, k, v, POSITIONS, None, "lse")
+    ours, _ = attend_with_columns(q, k, v, POSITIONS.unsqueeze(-1), None, "lse")
     assert torch.equal(ours, functional.scaled_dot_product_attention(q, k, v))
 
 
@@ -73,7 +73,7 @@ def test_one_hot_pads_to_multiples_of_eight(width: int, asked: int, monkeypatch:
     positions = torch.arange(asked).expand(2, -1)
     theirs = explicit(q, k, v, positions, width**-0.5)
     monkeypatch.setattr(functional, "scaled_dot_product_attention", recorded)
-    ours = attend_with_columns(q, k, v, positions, None, "one_hot")
+    ours = attend_with_columns(q, k, v, positions.unsqueeze(-1), None, "one_hot")
     expected = -(-(width + asked) // 8) * 8
     assert seen == [(expected,) * 3]
     assert torch.allclose(ours[1], theirs[1], atol=1e-6)
@@ -82,7 +82,7 @@ def test_one_hot_pads_to_multiples_of_eight(width: int, asked: int, monkeypatch:
 def test_columns_survive_half_precision() -> None:
     q, k, v = (tensor.detach().bfloat16() for tensor in draw())
     _, theirs = explicit(q.float(), k.float(), v.float(), POSITIONS, 5**-0.5)
-    ours = attention_columns(q, k, POSITIONS)
+    ours = attention_columns(q, k, POSITIONS.unsqueeze(-1))
     assert ours.dtype == torch.float32
     assert torch.allclose(ours, theirs, atol=0.02)
 

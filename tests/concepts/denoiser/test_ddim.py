@@ -4,9 +4,9 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from bestiary.concepts.denoiser.backbone import get_backbone
-from bestiary.concepts.denoiser.ddim import ddim_timesteps, sample_ddim
-from bestiary.concepts.denoiser.denoiser import DenoiserOutput, NoiseSchedule, TextConditioning
+from bestiary.concepts.denoiser.ddim import sample_ddim
+from bestiary.concepts.denoiser.denoiser import Conditioning, NetworkOutput
+from bestiary.concepts.denoiser.process import DiscreteProcess
 from bestiary.concepts.errors import BestiaryError
 from bestiary.concepts.spectrum.stage_bounds import StageBounds
 from bestiary.concepts.spectrum.staged_conditioning import StagedConditioning
@@ -19,26 +19,23 @@ TARGET = torch.linspace(-1, 1, 8 * 4 * 4).view(1, 8, 4, 4)
 class KnowingDenoiser:
     """Always predicts what leads to the target times the context's value."""
 
-    backbone = get_backbone("bestiary-demo")
     device = torch.device("cpu")
+    images = SimpleNamespace(shape=lambda size: (8, size[0] // 8, size[1] // 8), decode=lambda latents: latents)
 
     def __init__(self, prediction: str) -> None:
-        self.schedule = NoiseSchedule(ALPHAS, prediction)
+        self.process, self.network = DiscreteProcess(ALPHAS, prediction), self
 
-    def predict(self, latents: Tensor, times: Tensor, text: TextConditioning) -> DenoiserOutput:
+    def predict(self, latents: Tensor, times: Tensor, text: Conditioning) -> NetworkOutput:
         clean = TARGET * text.context[:, :1, :1, None]
-        alpha = ALPHAS[times].view(-1, 1, 1, 1)
+        alpha = ALPHAS[self.process.timesteps(times).long()].view(-1, 1, 1, 1)
         noise = (latents - alpha.sqrt() * clean) / (1 - alpha).sqrt()
-        if self.schedule.prediction == "v_prediction":
+        if self.process.prediction == "v_prediction":
             noise = alpha.sqrt() * noise - (1 - alpha).sqrt() * clean
-        return DenoiserOutput(noise, {}, {})
-
-    def decode_latents(self, latents: Tensor) -> Tensor:
-        return latents
+        return NetworkOutput(noise, {}, {})
 
 
-def _text(*values: float) -> TextConditioning:
-    return TextConditioning(torch.tensor(values).view(-1, 1, 1))
+def _text(*values: float) -> Conditioning:
+    return Conditioning.of(torch.tensor(values).view(-1, 1, 1))
 
 
 @pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
@@ -60,8 +57,8 @@ def test_staged_prompts_are_told_stage_by_stage() -> None:
     told = []
 
     class Listening(KnowingDenoiser):
-        def predict(self, latents: Tensor, times: Tensor, text: TextConditioning) -> DenoiserOutput:
-            told.append((int(times[0]), text.context.flatten().tolist()))
+        def predict(self, latents: Tensor, times: Tensor, text: Conditioning) -> NetworkOutput:
+            told.append((int(self.process.timesteps(times)[0]), text.context.flatten().tolist()))
             return super().predict(latents, times, text)
 
     staged = StagedConditioning(
@@ -79,11 +76,10 @@ def test_staged_prompts_are_told_stage_by_stage() -> None:
 def test_a_picture_has_its_own_noise_and_every_step_is_told() -> None:
     told = []
     denoiser = SimpleNamespace(
-        backbone=KnowingDenoiser.backbone,
         device=torch.device("cpu"),
-        schedule=NoiseSchedule(ALPHAS, "epsilon"),
-        predict=lambda latents, times, text: DenoiserOutput(torch.zeros_like(latents), {}, {}),
-        decode_latents=lambda latents: latents,
+        process=DiscreteProcess(ALPHAS, "epsilon"),
+        images=KnowingDenoiser.images,
+        network=SimpleNamespace(predict=lambda latents, times, text: NetworkOutput(torch.zeros_like(latents), {}, {})),
     )
     options = {"steps": 3, "guidance": 1, "size": 32}
     both = sample_ddim(
@@ -94,8 +90,9 @@ def test_a_picture_has_its_own_noise_and_every_step_is_told() -> None:
     assert told == [(1, 3), (2, 3), (3, 3)]
 
 
-def test_timesteps_are_even_and_end_near_zero() -> None:
-    assert ddim_timesteps(1000, 4) == [999, 749, 499, 249]
-    assert len(set(ddim_timesteps(1000, 1000))) == 1000
+def test_times_are_even_and_end_at_zero() -> None:
+    process = DiscreteProcess(torch.linspace(0.999, 0.01, 1000), "epsilon")
+    assert process.sampling_times(4) == (1.0, 0.75, 0.5, 0.25, 0.0)
+    assert len(set(process.sampling_times(1000))) == 1001
     with pytest.raises(BestiaryError, match="0 sampling steps: choose 1 to 1000"):
-        ddim_timesteps(1000, 0)
+        process.sampling_times(0)

@@ -3,8 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from bestiary.concepts.denoiser.denoiser import LoraSpec
-from bestiary.concepts.denoiser.low_rank import LowRankUpdate, fresh_update, low_rank_linear
+from bestiary.concepts.denoiser.low_rank import LoraSpec, LowRankUpdate, fresh_update, low_rank_linear
 
 
 @pytest.mark.parametrize("scale", [1.0, 0.25])

@@ -25,7 +25,7 @@ def lay_out(pieces: list[PromptPiece], max_tokens: int = 8, chunks: int | None =
 def test_short_prompt_fits_one_chunk() -> None:
     ours = lay_out([PromptPiece("a bb"), VECTOR, PromptPiece("ccc", 1.3)])
     assert ours.ids.tolist() == [[START, 1, 2, FILLER, 3, END, END, END]]
-    assert ours.positions.tolist() == [3]
+    assert ours.slots.tolist() == [3]
     assert ours.weights[0].tolist() == pytest.approx([1, 1, 1, 1, 1.3, 1, 1, 1])
 
 
@@ -36,12 +36,12 @@ def test_pad_may_differ_from_the_end_token() -> None:
 def test_empty_prompt_is_one_chunk() -> None:
     ours = lay_out([])
     assert ours.ids.tolist() == [[START, END, END, END, END, END, END, END]]
-    assert ours.positions.shape == (0,)
+    assert ours.slots.shape == (0,)
 
 
 def test_repeated_vectors_keep_their_order() -> None:
     ours = lay_out([VECTOR, PromptPiece("a"), VECTOR, VECTOR])
-    assert ours.positions.tolist() == [1, 3, 4]
+    assert ours.slots.tolist() == [1, 3, 4]
 
 
 def test_a_short_word_group_moves_whole_to_the_next_chunk() -> None:
@@ -50,17 +50,17 @@ def test_a_short_word_group_moves_whole_to_the_next_chunk() -> None:
         [START, 1, 1, 1, 1, END, END, END],
         [START, 2, 2, 2, FILLER, END, END, END],
     ]
-    assert ours.positions.tolist() == [8 + 4]
+    assert ours.slots.tolist() == [8 + 4]
 
 
 def test_the_vectors_of_one_word_move_together_to_the_next_chunk() -> None:
     word = PromptPiece.word(3, 1.2)
     ours = lay_out([PromptPiece("a a a a"), *word, VECTOR, VECTOR, VECTOR])
-    assert ours.positions.tolist() == [8 + 1, 8 + 2, 8 + 3, 8 + 4, 8 + 5, 8 + 6]
+    assert ours.slots.tolist() == [8 + 1, 8 + 2, 8 + 3, 8 + 4, 8 + 5, 8 + 6]
     # words of one vector each fill the chunk
-    assert lay_out([PromptPiece("a a a a"), VECTOR, VECTOR, VECTOR]).positions.tolist() == [5, 6, 8 + 1]
+    assert lay_out([PromptPiece("a a a a"), VECTOR, VECTOR, VECTOR]).slots.tolist() == [5, 6, 8 + 1]
     # a new word begins where nothing is joined
-    assert lay_out([PromptPiece("a a a a"), VECTOR, *word]).positions.tolist() == [5, 8 + 1, 8 + 2, 8 + 3]
+    assert lay_out([PromptPiece("a a a a"), VECTOR, *word]).slots.tolist() == [5, 8 + 1, 8 + 2, 8 + 3]
 
 
 def test_a_long_group_is_split_over_chunks() -> None:
@@ -82,17 +82,17 @@ def test_fixed_chunks_cut_and_fill() -> None:
     pieces = [PromptPiece("a " * 6), VECTOR]
     cut = lay_out(pieces, chunks=1)
     assert cut.ids.shape == (1, 8)
-    assert cut.positions.tolist() == [-1]
+    assert cut.slots.tolist() == [-1]
     filled = lay_out(pieces, chunks=3)
-    assert filled.positions.tolist() == [9]
+    assert filled.slots.tolist() == [9]
     assert filled.ids[2].tolist() == [START] + [END] * 7
 
 
 def test_of_two_repeats_only_the_surviving_one_is_written() -> None:
     ours = lay_out([VECTOR, PromptPiece("a " * 5), VECTOR], chunks=1)
-    assert ours.positions.tolist() == [1, -1]
+    assert ours.slots.tolist() == [1, -1]
     vectors = torch.tensor([[[1.0], [2.0]]])
-    written = insert_vectors(torch.zeros(1, 8, 1), ours.positions[None], vectors)
+    written = insert_vectors(torch.zeros(1, 8, 1), ours.slots[None], vectors)
     assert written[0, :, 0].tolist() == [0, 1, 0, 0, 0, 0, 0, 0]
 
 

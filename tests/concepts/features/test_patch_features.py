@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 import torch
 from bestiary.concepts.denoiser.backbone import BACKBONES
-from bestiary.concepts.denoiser.denoiser import DenoiserOutput, NoiseSchedule, TextConditioning
+from bestiary.concepts.denoiser.denoiser import Conditioning, NetworkOutput
+from bestiary.concepts.denoiser.process import DiscreteProcess
 from bestiary.concepts.errors import BestiaryError
 from bestiary.concepts.features.patch_features import (
     DescriptorFeatures,
@@ -25,7 +26,8 @@ class FakeDenoiser:
 
     def __init__(self) -> None:
         self.backbone = BACKBONES["bestiary-demo"]
-        self.schedule = NoiseSchedule(torch.linspace(0.999, 0.01, 1000), "epsilon")
+        self.process = DiscreteProcess(torch.linspace(0.999, 0.01, 1000), "epsilon")
+        self.text = self.images = self.network = self
         self.device = torch.device("cpu")
         self.dtype = torch.float32
         self.calls = 0
@@ -33,30 +35,28 @@ class FakeDenoiser:
     def tokenize(self, pieces: list) -> SimpleNamespace:
         return SimpleNamespace(pieces=pieces)
 
-    def encode_prompts(self, prompts: list, vectors: None) -> TextConditioning:
-        return TextConditioning(torch.zeros(1, 4, 8))
+    def encode(self, prompts: list, vectors: None) -> Conditioning:
+        return Conditioning.of(torch.zeros(1, 4, 8))
 
-    def feature_blocks(self) -> dict[str, int]:
+    def feature_factors(self) -> dict[str, int]:
         return {"down.0": 1, "mid": 4, "up.0": 2, "up.1": 1}
 
-    def encode_images(self, images: Tensor) -> tuple[Tensor, Tensor]:
+    def to_cache(self, images: Tensor) -> Tensor:
         mean = torch.nn.functional.avg_pool2d(images, 8)
-        return mean, torch.zeros_like(mean)
+        return torch.stack([mean, torch.zeros_like(mean)], dim=1)
 
-    def scale_latents(self, latents: Tensor) -> Tensor:
-        return 2 * latents
+    def from_cache(self, moments: Tensor) -> Tensor:
+        return 2 * moments[:, 0]
 
-    def predict(
-        self, latents: Tensor, timesteps: Tensor, text: TextConditioning, features: tuple[str, ...]
-    ) -> DenoiserOutput:
+    def predict(self, latents: Tensor, times: Tensor, text: Conditioning, features: tuple[str, ...]) -> NetworkOutput:
         self.calls += 1
         assert text.context.shape[0] == len(latents)
         found = {
             name: torch.nn.functional.avg_pool2d(latents, factor) * 3
-            for name, factor in self.feature_blocks().items()
+            for name, factor in self.feature_factors().items()
             if name in features
         }
-        return DenoiserOutput(latents, {}, found)
+        return NetworkOutput(latents, {}, found)
 
 
 def pictures(count: int, size: int = 128) -> Tensor:
@@ -186,12 +186,12 @@ def test_a_margin_hides_how_far_the_border_is() -> None:
 
 def test_default_blocks_and_timestep() -> None:
     denoiser = FakeDenoiser()
-    denoiser.feature_blocks = lambda: {"down_blocks.0.resnets.0": 1, "down_blocks.0.attentions.0": 1, "up_blocks.0": 2}
+    denoiser.feature_factors = lambda: {"down_blocks.0.resnets.0": 1, "down_blocks.0.attentions.0": 1, "up_blocks.0": 2}
     assert default_blocks(denoiser) == ("down_blocks.0.attentions.0",)
     assert default_timestep(denoiser) == 20
     deep = FakeDenoiser()
     deep.backbone = BACKBONES["sd15"]
-    deep.feature_blocks = lambda: {"up_blocks.0": 4, "up_blocks.0.resnets.0": 8, "up_blocks.1": 2, "up_blocks.2": 1}
+    deep.feature_factors = lambda: {"up_blocks.0": 4, "up_blocks.0.resnets.0": 8, "up_blocks.1": 2, "up_blocks.2": 1}
     assert default_blocks(deep) == ("up_blocks.0", "up_blocks.1")
     assert default_timestep(deep) == 261
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 import pytest
 import torch
 from bestiary.concepts.denoiser.backbone import Backbone, get_backbone
-from bestiary.concepts.denoiser.denoiser import PromptPiece, PromptTokens, TextConditioning
+from bestiary.concepts.denoiser.denoiser import Conditioning, EncoderLayout, PromptLayout, PromptPiece
 from bestiary.concepts.errors import BestiaryError
 from bestiary.concepts.spectrum.prompt_spectrum import PromptSpectrum
 from bestiary.concepts.spectrum.staged_conditioning import encode_staged
@@ -23,16 +23,21 @@ class CountingDenoiser:
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     batches: list[int] = field(default_factory=list)
 
-    def tokenize(self, pieces: Sequence[PromptPiece], chunks: int | None = None) -> PromptTokens:
+    @property
+    def text(self) -> "CountingDenoiser":
+        """Its own text side."""
+        return self
+
+    def tokenize(self, pieces: Sequence[PromptPiece], chunks: int | None = None) -> PromptLayout:
         """Places only."""
         count = sum(piece.text is None for piece in pieces)
-        return PromptTokens({}, torch.arange(count), torch.ones(1, 77))
+        return {"clip_l": EncoderLayout(torch.zeros(1, 77).long(), torch.arange(count), torch.ones(1, 77))}
 
-    def encode_prompts(self, prompts: Sequence[PromptTokens], vectors: torch.Tensor | None) -> TextConditioning:
+    def encode(self, prompts: Sequence[PromptLayout], vectors: dict[str, torch.Tensor] | None) -> Conditioning:
         """`(B, 1, D)`."""
         self.batches.append(len(prompts))
-        rows = torch.zeros(len(prompts), 1, 768) if vectors is None else vectors.sum(1, keepdim=True)
-        return TextConditioning(rows, rows[:, 0, :4])
+        rows = torch.zeros(len(prompts), 1, 768) if vectors is None else vectors["clip_l"].sum(1, keepdim=True)
+        return Conditioning.of(rows, pooled=rows[:, 0, :4])
 
 
 def _staged(text: str, **spectra: PromptSpectrum) -> StagedPrompt:
@@ -45,7 +50,7 @@ def test_ten_stages_are_one_batch_of_ten(make_spectrum: Make) -> None:
     assert denoiser.batches == [10] and len(staged) == 1
     for timestep in range(1000):
         stage = 9 - int(timestep * 10 / 1000)
-        text = staged.at(torch.tensor(timestep))
+        text = staged.at((timestep + 1) / 1000)
         assert torch.equal(text.context[:, 0], corgi.matrix()[stage]) and text.pooled.shape == (1, 4)
 
 
@@ -57,7 +62,7 @@ def test_what_pictures_share_is_encoded_once(make_spectrum: Make) -> None:
     assert denoiser.batches == [12] and staged.rows.shape == (3, 10)
     assert (staged.rows[0] != staged.rows[1]).nonzero().flatten().tolist() == [4]
     assert staged.rows[2].unique().numel() == 1
-    assert torch.equal(staged.pictures(slice(1, 2)).at(560).context[0], b.matrix()[4])
+    assert torch.equal(staged.pictures(slice(1, 2)).at(0.561).context[0], b.matrix()[4])
 
 
 def test_equal_stages_cost_one_encode(make_spectrum: Make) -> None:

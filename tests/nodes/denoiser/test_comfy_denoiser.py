@@ -4,7 +4,8 @@ from collections.abc import Callable, Iterator
 
 import pytest
 import torch
-from bestiary.concepts.denoiser.denoiser import AttentionRequest, LoraSpec, PromptPiece, TextConditioning
+from bestiary.concepts.denoiser.denoiser import AttentionRequest, PromptPiece
+from bestiary.concepts.denoiser.low_rank import LoraSpec
 from bestiary.concepts.errors import BestiaryError
 from torch import Tensor
 
@@ -30,39 +31,45 @@ PIECES = (PromptPiece("a photo of a"), PromptPiece(None), PromptPiece("red", 1.3
 
 
 def _case(denoiser: object, batch: int = 2) -> tuple[list, Tensor, Tensor, Tensor]:
-    """Prompts, vectors (B, 2, D), latents (B, C, 16, 16) and timesteps (B,)."""
+    """Prompts, vectors (B, 2, D), latents (B, C, 16, 16) and times (B,)."""
     record = denoiser.backbone
     generator = torch.Generator().manual_seed(1)
     vectors = 0.02 * torch.randn(batch, 2, record.vector_width, generator=generator)
     latents = torch.randn(batch, record.latent_channels, 16, 16, generator=generator)
-    return [denoiser.tokenize(PIECES)] * batch, vectors, latents, torch.tensor([10, 700])[:batch]
+    return [denoiser.text.tokenize(PIECES)] * batch, vectors, latents, torch.tensor([0.011, 0.701])[:batch]
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_records_and_names_are_those_of_diffusers(pair, kind: str) -> None:
     ours, theirs = pair(kind)
     assert ours.backbone == theirs.backbone
-    assert ours.cross_attention_layers() == theirs.cross_attention_layers()
-    assert list(ours.cross_attention_layers()) == list(theirs.cross_attention_layers())
-    assert ours.feature_blocks() == theirs.feature_blocks() and ours.method_layers() == theirs.method_layers()
-    assert list(ours.feature_blocks()) == list(theirs.feature_blocks())
-    torch.testing.assert_close(ours.schedule.alphas_cumprod, theirs.schedule.alphas_cumprod, rtol=2e-5, atol=1e-7)
-    assert ours.schedule.prediction == theirs.schedule.prediction
+    assert ours.attention_factors() == theirs.attention_factors()
+    assert list(ours.attention_factors()) == list(theirs.attention_factors())
+    assert (
+        ours.feature_factors() == theirs.feature_factors()
+        and ours.network.method_layers() == theirs.network.method_layers()
+    )
+    assert list(ours.feature_factors()) == list(theirs.feature_factors())
+    torch.testing.assert_close(ours.process.alphas_cumprod, theirs.process.alphas_cumprod, rtol=2e-5, atol=1e-7)
+    assert ours.process.prediction == theirs.process.prediction
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_prompts_are_encoded_alike(pair, kind: str) -> None:
     ours, theirs = pair(kind)
     prompts, vectors, _, _ = _case(ours)
-    expected = theirs.tokenize(PIECES)
-    for name, ids in expected.ids.items():
-        assert torch.equal(prompts[0].ids[name], ids)
-    ours_text, theirs_text = ours.encode_prompts(prompts, vectors), theirs.encode_prompts([expected] * 2, vectors)
+    expected = theirs.text.tokenize(PIECES)
+    for name, layout in expected.items():
+        assert torch.equal(prompts[0][name].ids, layout.ids)
+    ours_text, theirs_text = (
+        ours.text.encode(prompts, ours.backbone.split_vector(vectors)),
+        theirs.text.encode([expected] * 2, theirs.backbone.split_vector(vectors)),
+    )
     torch.testing.assert_close(ours_text.context, theirs_text.context, atol=5e-6, rtol=1e-5)
-    assert torch.equal(ours_text.positions, theirs_text.positions)
+    assert torch.equal(ours_text.columns, theirs_text.columns)
     if kind == "sdxl":
         torch.testing.assert_close(ours_text.pooled, theirs_text.pooled, atol=5e-6, rtol=1e-5)
-    torch.testing.assert_close(ours.word_vectors("red bird"), theirs.word_vectors("red bird"))
+    torch.testing.assert_close(ours.text.word_vectors("red bird"), theirs.text.word_vectors("red bird"))
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -72,7 +79,7 @@ def test_plain_prompts_are_what_comfyui_encodes(kind: str, request: pytest.Fixtu
     loaded = request.getfixturevalue(f"{kind}_model")
     text = "a red bird head"
     ours = ComfyDenoiser(*loaded)
-    ours = ours.encode_prompts([ours.tokenize([PromptPiece(text)])], None)
+    ours = ours.text.encode([ours.text.tokenize([PromptPiece(text)])], None)
     theirs, pooled = loaded.clip.encode_from_tokens(loaded.clip.tokenize(text), return_pooled=True)
     torch.testing.assert_close(ours.context, theirs, atol=5e-6, rtol=1e-5)
     if kind == "sdxl":
@@ -83,16 +90,16 @@ def test_plain_prompts_are_what_comfyui_encodes(kind: str, request: pytest.Fixtu
 def test_noise_attention_and_features_equal_diffusers(pair, kind: str) -> None:
     ours, theirs = pair(kind)
     prompts, vectors, latents, times = _case(ours)
-    layers = tuple(ours.cross_attention_layers())
+    layers = tuple(ours.attention_factors())
     with torch.no_grad():
-        text = theirs.encode_prompts(prompts, vectors)
+        text = theirs.text.encode(prompts, theirs.backbone.split_vector(vectors))
         if kind == "sdxl":
             sizes = torch.tensor([[160.0, 128, 8, 0, 128, 128]]).expand(2, -1)
-            text = TextConditioning(text.context, text.pooled, text.positions, sizes)
-        blocks = tuple(ours.feature_blocks())
+            text = text.with_extras(sizes=sizes)
+        blocks = tuple(ours.feature_factors())
         for method in ("lse", "one_hot"):
-            request = AttentionRequest(text.positions, layers, method)
-            a, b = (denoiser.predict(latents, times, text, request, blocks) for denoiser in (ours, theirs))
+            request = AttentionRequest(text.columns, layers, method)
+            a, b = (denoiser.network.predict(latents, times, text, request, blocks) for denoiser in (ours, theirs))
             torch.testing.assert_close(a.prediction, b.prediction, atol=5e-5, rtol=1e-4)
             assert a.attention.keys() == b.attention.keys()
             for name in layers:
@@ -109,10 +116,10 @@ def test_the_prediction_is_what_comfyuis_own_samplers_get(kind: str, request: py
     ours = ComfyDenoiser(*loaded)
     prompts, vectors, latents, times = _case(ours)
     with torch.no_grad():
-        text = ours.encode_prompts(prompts, vectors)
-        noise = ours.predict(latents, times, text).prediction
+        text = ours.text.encode(prompts, ours.backbone.split_vector(vectors))
+        noise = ours.network.predict(latents, times, text).prediction
         base = loaded.model.model
-        sigma = base.model_sampling.sigmas[times]
+        sigma = base.model_sampling.sigmas[ours.process.timesteps(times).long()]
         scaled = latents * (sigma.view(-1, 1, 1, 1) ** 2 + 1).sqrt()
         extra = {}
         if kind == "sdxl":
@@ -125,12 +132,12 @@ def test_the_prediction_is_what_comfyuis_own_samplers_get(kind: str, request: py
 def test_pictures_become_the_same_moments(pair, kind: str) -> None:
     ours, theirs = pair(kind)
     images = torch.rand(2, 3, 64, 64)
-    for a, b in zip(ours.encode_images(images), theirs.encode_images(images), strict=True):
+    for a, b in zip(ours.images.to_cache(images).unbind(1), theirs.images.to_cache(images).unbind(1), strict=True):
         torch.testing.assert_close(a, b, atol=2e-5, rtol=1e-4)
-    mean = theirs.encode_images(images)[0]
-    latents = ours.scale_latents(mean)
-    torch.testing.assert_close(latents, theirs.scale_latents(mean))
-    torch.testing.assert_close(ours.decode_latents(latents), theirs.decode_latents(latents), atol=2e-5, rtol=1e-4)
+    moments = theirs.images.to_cache(images)
+    latents = ours.images.from_cache(moments)
+    torch.testing.assert_close(latents, theirs.images.from_cache(moments))
+    torch.testing.assert_close(ours.images.decode(latents), theirs.images.decode(latents), atol=2e-5, rtol=1e-4)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -140,19 +147,19 @@ def test_gradients_equal_diffusers_also_when_recomputed(pair, kind: str, recompu
     results = []
     for denoiser in (ours, theirs):
         torch.manual_seed(5)
-        adapters = denoiser.add_lora(LoraSpec(rank=2, alpha=4.0))
+        adapters = denoiser.network.adapters.add(LoraSpec(rank=2, alpha=4.0))
         with torch.no_grad():  # the ups start at zero, where downs have no gradient
             for number, (name, parameter) in enumerate(adapters.items()):
                 if name.endswith("up.weight"):
                     parameter.copy_(0.02 * torch.sin(torch.arange(parameter.numel()) + number).view_as(parameter))
-        denoiser.set_gradient_checkpointing(recompute)
+        denoiser.network.set_gradient_checkpointing(recompute)
         prompts, vectors, latents, times = _case(denoiser)
         vectors.requires_grad_()
 
         def step(denoiser=denoiser, prompts=prompts, vectors=vectors, latents=latents, times=times) -> Tensor:
-            text = denoiser.encode_prompts(prompts, vectors)
-            out = denoiser.predict(
-                latents, times, text, AttentionRequest(text.positions, tuple(denoiser.cross_attention_layers()))
+            text = denoiser.text.encode(prompts, denoiser.backbone.split_vector(vectors))
+            out = denoiser.network.predict(
+                latents, times, text, AttentionRequest(text.columns, tuple(denoiser.attention_factors()))
             )
             loss = out.prediction.square().mean() + sum(maps.square().sum() for maps in out.attention.values())
             loss.backward()
@@ -164,7 +171,7 @@ def test_gradients_equal_diffusers_also_when_recomputed(pair, kind: str, recompu
         else:
             loss = step()
         results.append((loss, vectors.grad, {name: p.grad for name, p in adapters.items()}))
-        denoiser.unload_lora()
+        denoiser.network.adapters.unload()
     (loss, vector_grad, grads), (loss2, vector_grad2, grads2) = results
     torch.testing.assert_close(loss, loss2, atol=1e-5, rtol=1e-5)
     _assert_near(vector_grad, vector_grad2)
@@ -182,19 +189,19 @@ def _assert_near(ours: Tensor, theirs: Tensor) -> None:
 def test_loaded_adapters_reach_the_same_layers(pair, kind: str) -> None:
     ours, theirs = pair(kind)
     torch.manual_seed(1)
-    adapters = theirs.add_lora(LoraSpec(rank=2))
+    adapters = theirs.network.adapters.add(LoraSpec(rank=2))
     with torch.no_grad():
         for parameter in adapters.values():
             parameter.normal_(std=0.1)
-    tensors = theirs.lora_tensors()
-    assert ours.load_lora(tensors) == len(adapters) // 2
+    tensors = theirs.network.adapters.tensors()
+    assert ours.network.adapters.load(tensors) == len(adapters) // 2
     prompts, vectors, latents, times = _case(ours)
     with torch.no_grad():
-        text = theirs.encode_prompts(prompts, vectors)
-        a, b = (denoiser.predict(latents, times, text).prediction for denoiser in (ours, theirs))
+        text = theirs.text.encode(prompts, theirs.backbone.split_vector(vectors))
+        a, b = (denoiser.network.predict(latents, times, text).prediction for denoiser in (ours, theirs))
         torch.testing.assert_close(a, b, atol=5e-5, rtol=1e-4)
-        ours.unload_lora()
-        plain = ours.predict(latents, times, text).prediction
+        ours.network.adapters.unload()
+        plain = ours.network.predict(latents, times, text).prediction
     assert not torch.allclose(plain, a, atol=1e-3)
 
 
@@ -203,21 +210,21 @@ def test_a_lora_of_another_model_is_told(pair) -> None:
     name = "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn2_to_q"
     wrong = {f"{name}.lora_down.weight": torch.zeros(2, 99), f"{name}.lora_up.weight": torch.zeros(32, 2)}
     with pytest.raises(BestiaryError, match=r"down \(2, 99\) and up \(32, 2\) do not fit a layer of shape \(32, 32\)"):
-        ours.load_lora(wrong)
+        ours.network.adapters.load(wrong)
     with pytest.raises(BestiaryError, match="LoRA rank is 0: it must be at least 1"):
-        ours.add_lora(LoraSpec(rank=0))
+        ours.network.adapters.add(LoraSpec(rank=0))
 
 
 def test_unknown_names_are_told(pair) -> None:
     ours, _ = pair("sd15")
     prompts, vectors, latents, times = _case(ours)
-    text = ours.encode_prompts(prompts, vectors)
+    text = ours.text.encode(prompts, ours.backbone.split_vector(vectors))
     with pytest.raises(BestiaryError, match=r"unknown block 'nowhere': choose from down_blocks.0.resnets.0 \(1/1\)"):
-        ours.predict(latents, times, text, features=["nowhere"])
+        ours.network.predict(latents, times, text, features=["nowhere"])
     with pytest.raises(BestiaryError, match="unknown cross-attention layer 'mid.attn9'"):
-        ours.predict(latents, times, text, AttentionRequest(text.positions, ("mid.attn9",)))
+        ours.network.predict(latents, times, text, AttentionRequest(text.columns, ("mid.attn9",)))
     with pytest.raises(BestiaryError, match="no cross-attention layer lies on the grid of image / 32"):
-        ours.predict(latents, times, text, AttentionRequest(text.positions))
+        ours.network.predict(latents, times, text, AttentionRequest(text.columns))
 
 
 def test_attention_that_another_node_replaced_is_told(sd15_model) -> None:
@@ -227,10 +234,10 @@ def test_attention_that_another_node_replaced_is_told(sd15_model) -> None:
     model.set_model_attn2_replace(lambda q, k, v, extra: q, "middle", 0)
     ours = ComfyDenoiser(model, sd15_model.clip, sd15_model.vae)
     prompts, vectors, latents, times = _case(ours)
-    text = ours.encode_prompts(prompts, vectors)
+    text = ours.text.encode(prompts, ours.backbone.split_vector(vectors))
     name = "mid_block.attentions.0.transformer_blocks.0.attn2"
     with pytest.raises(BestiaryError, match=f"the attention of {name} cannot be read: another node"):
-        ours.predict(latents, times, text, AttentionRequest(text.positions, (name,)))
+        ours.network.predict(latents, times, text, AttentionRequest(text.columns, (name,)))
 
 
 def test_objects_that_do_not_belong_together_are_told(sd15_model, sdxl_model) -> None:
@@ -239,7 +246,7 @@ def test_objects_that_do_not_belong_together_are_told(sd15_model, sdxl_model) ->
     with pytest.raises(BestiaryError, match="the MODEL reads texts 96 wide and latents of 4 channels, the CLIP"):
         ComfyDenoiser(sdxl_model.model, sd15_model.clip)
     with pytest.raises(BestiaryError, match="pictures are needed here: connect a VAE"):
-        ComfyDenoiser(sd15_model.model, sd15_model.clip).encode_images(torch.zeros(1, 3, 64, 64))
+        ComfyDenoiser(sd15_model.model, sd15_model.clip).images.to_cache(torch.zeros(1, 3, 64, 64))
 
 
 def test_nothing_stays_on_the_modules(sd15_model) -> None:
@@ -247,8 +254,8 @@ def test_nothing_stays_on_the_modules(sd15_model) -> None:
 
     ours = ComfyDenoiser(*sd15_model)
     prompts, vectors, latents, times = _case(ours)
-    text = ours.encode_prompts(prompts, vectors)
-    ours.predict(latents, times, text)
+    text = ours.text.encode(prompts, ours.backbone.split_vector(vectors))
+    ours.network.predict(latents, times, text)
     with pytest.raises(RuntimeError, match="stopped"), ours.training():
         raise RuntimeError("stopped")
     with pytest.raises(BestiaryError), ours.training(), ours.training():

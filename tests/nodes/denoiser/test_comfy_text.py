@@ -18,7 +18,7 @@ def test_clip_skip_is_comfyuis(kind: str, skip: int, request: pytest.FixtureRequ
     clip = loaded.clip.clone()
     clip.layer_idx = skip
     denoiser = ComfyDenoiser(loaded.model, clip)
-    ours = denoiser.encode_prompts([denoiser.tokenize([PromptPiece("a red bird")])], None).context
+    ours = denoiser.text.encode([denoiser.text.tokenize([PromptPiece("a red bird")])], None).context
     with torch.no_grad():
         theirs = clip.encode_from_tokens(clip.tokenize("a red bird"))
     torch.testing.assert_close(ours, theirs, atol=5e-6, rtol=1e-5)
@@ -30,7 +30,7 @@ def test_weights_and_several_chunks_are_comfyuis(sd15_model) -> None:
     denoiser = ComfyDenoiser(sd15_model.model, sd15_model.clip)
     words = "red bird " * 45
     pieces = [PromptPiece(words), PromptPiece("head", 1.4)]
-    ours = denoiser.encode_prompts([denoiser.tokenize(pieces)], None).context
+    ours = denoiser.text.encode([denoiser.text.tokenize(pieces)], None).context
     with torch.no_grad():
         theirs = sd15_model.clip.encode_from_tokens(sd15_model.clip.tokenize(f"{words}(head:1.4)"))
     assert ours.shape == theirs.shape == (1, 154, 32)
@@ -42,9 +42,9 @@ def test_gradients_reach_the_vectors_only(sdxl_model) -> None:
 
     denoiser = ComfyDenoiser(sdxl_model.model, sdxl_model.clip)
     vectors = torch.zeros(1, 2, 96, requires_grad=True)
-    tokens = denoiser.tokenize([PromptPiece(None), PromptPiece("head"), PromptPiece(None)])
+    tokens = denoiser.text.tokenize([PromptPiece(None), PromptPiece("head"), PromptPiece(None)])
     with denoiser.training():
-        text = denoiser.encode_prompts([tokens], vectors)
+        text = denoiser.text.encode([tokens], denoiser.backbone.split_vector(vectors))
         (text.context.sum() + text.pooled.square().sum()).backward()
     assert (vectors.grad.abs().sum(-1) > 0).all()
     assert all(parameter.grad is None for parameter in sdxl_model.clip.cond_stage_model.parameters())

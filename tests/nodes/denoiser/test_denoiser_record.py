@@ -10,7 +10,7 @@ from torch import nn
 
 def test_a_patched_schedule_is_read(sd15_model) -> None:
     import comfy.model_sampling as kinds
-    from bestiary.nodes.denoiser.denoiser_record import noise_schedule
+    from bestiary.nodes.denoiser.denoiser_record import discrete_process
 
     class Velocity(kinds.ModelSamplingDiscrete, kinds.V_PREDICTION):
         pass
@@ -18,15 +18,17 @@ def test_a_patched_schedule_is_read(sd15_model) -> None:
     model, patched = sd15_model.model.clone(), Velocity(sd15_model.model.model.model_config)
     patched.set_sigmas(torch.linspace(0.1, 9, 100))
     model.add_object_patch("model_sampling", patched)
-    schedule = noise_schedule(model)
+    schedule = discrete_process(model)
     assert schedule.prediction == "v_prediction" and len(schedule.alphas_cumprod) == 100
-    torch.testing.assert_close(schedule.snr(torch.tensor([0, 99])), torch.tensor([100.0, 1 / 81]), rtol=1e-4, atol=0)
-    assert noise_schedule(sd15_model.model).prediction == "epsilon"
+    torch.testing.assert_close(
+        schedule.snr(torch.tensor([0.01, 1.0])), torch.tensor([100.0, 1 / 81]), rtol=1e-4, atol=0
+    )
+    assert discrete_process(sd15_model.model).prediction == "epsilon"
 
 
 def test_other_kinds_of_prediction_are_told(sd15_model) -> None:
     import comfy.model_sampling as kinds
-    from bestiary.nodes.denoiser.denoiser_record import noise_schedule
+    from bestiary.nodes.denoiser.denoiser_record import discrete_process
 
     class Flow(kinds.ModelSamplingDiscreteFlow, kinds.CONST):
         pass
@@ -38,7 +40,7 @@ def test_other_kinds_of_prediction_are_told(sd15_model) -> None:
         model = sd15_model.model.clone()
         model.add_object_patch("model_sampling", kind(sd15_model.model.model.model_config))
         with pytest.raises(BestiaryError, match="this MODEL predicts EPS: connect one that predicts noise or velocity"):
-            noise_schedule(model)
+            discrete_process(model)
 
 
 def test_unknown_text_encoders_are_told(sd15_model) -> None:

@@ -97,20 +97,22 @@ def _in_inference_mode(loaded: object) -> tuple[object, object]:
 
 @pytest.mark.parametrize("recompute", [False, True])
 def test_models_of_loader_nodes_are_trained(sd15_model, recompute: bool) -> None:
-    from bestiary.concepts.denoiser.denoiser import AttentionRequest, LoraSpec, PromptPiece
+    from bestiary.concepts.denoiser.denoiser import AttentionRequest, PromptPiece
+    from bestiary.concepts.denoiser.low_rank import LoraSpec
     from bestiary.nodes.denoiser.comfy_denoiser import ComfyDenoiser
 
     model, clip = _in_inference_mode(sd15_model)
     assert all(parameter.is_inference() for parameter in model.model.parameters())
     with torch.inference_mode():
         denoiser = ComfyDenoiser(model, clip)
-        denoiser.set_gradient_checkpointing(recompute)
+        denoiser.network.set_gradient_checkpointing(recompute)
         with denoiser.training():
-            adapters = denoiser.add_lora(LoraSpec(rank=2))
+            adapters = denoiser.network.adapters.add(LoraSpec(rank=2))
             vectors = torch.zeros(1, 1, denoiser.backbone.vector_width, requires_grad=True)
-            text = denoiser.encode_prompts([denoiser.tokenize([PromptPiece("a"), PromptPiece(None)])], vectors)
-            latents, layers = torch.ones(1, 4, 8, 8), tuple(denoiser.cross_attention_layers())
-            out = denoiser.predict(latents, torch.tensor([500]), text, AttentionRequest(text.positions, layers))
+            tokens = denoiser.text.tokenize([PromptPiece("a"), PromptPiece(None)])
+            text = denoiser.text.encode([tokens], denoiser.backbone.split_vector(vectors))
+            latents, layers = torch.ones(1, 4, 8, 8), tuple(denoiser.attention_factors())
+            out = denoiser.network.predict(latents, torch.tensor([0.501]), text, AttentionRequest(text.columns, layers))
             (out.prediction.square().mean() + sum(maps.sum() for maps in out.attention.values())).backward()
     assert vectors.grad.abs().sum() > 0
     assert all(p.grad is not None for name, p in adapters.items() if name.endswith("up.weight"))
@@ -121,7 +123,8 @@ def test_models_of_loader_nodes_are_trained(sd15_model, recompute: bool) -> None
 def test_half_precision_weights_with_float32_arithmetic(sd15_model, sd15_reference) -> None:
     """ComfyUI's manual cast: every layer casts its weights, and gradients are those of the cast model."""
     import comfy.ops
-    from bestiary.concepts.denoiser.denoiser import LoraSpec, TextConditioning
+    from bestiary.concepts.denoiser.denoiser import Conditioning
+    from bestiary.concepts.denoiser.low_rank import LoraSpec
     from bestiary.nodes.denoiser.comfy_denoiser import ComfyDenoiser
 
     model, clip = _in_inference_mode(sd15_model)
@@ -142,9 +145,11 @@ def test_half_precision_weights_with_float32_arithmetic(sd15_model, sd15_referen
         assert denoiser.dtype == torch.float32
         torch.manual_seed(0)
         with denoiser.training():
-            adapters = denoiser.add_lora(LoraSpec(rank=2))
-            text = TextConditioning(torch.ones(1, 7, 32).cumsum(1) / 7)
-            denoiser.predict(torch.ones(1, 4, 8, 8), torch.tensor([500]), text).prediction.square().mean().backward()
+            adapters = denoiser.network.adapters.add(LoraSpec(rank=2))
+            text = Conditioning.of(torch.ones(1, 7, 32).cumsum(1) / 7)
+            denoiser.network.predict(
+                torch.ones(1, 4, 8, 8), torch.tensor([0.501]), text
+            ).prediction.square().mean().backward()
         grads.append({name: parameter.grad for name, parameter in adapters.items()})
     for name, grad in grads[0].items():
         torch.testing.assert_close(grad, grads[1][name], atol=1e-5, rtol=1e-3)

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 import torch
-from bestiary.concepts.denoiser.denoiser import LoraSpec
+from bestiary.concepts.denoiser.low_rank import LoraSpec
 from bestiary.concepts.errors import BestiaryError
 from torch import Tensor
 
@@ -27,7 +27,7 @@ def hooked(sd15_model) -> Iterator[Callable[[], tuple]]:
         return unet(x, torch.tensor([10.0]), context=context, transformer_options={})
 
     def build(on: bool = True) -> tuple:
-        hooks = UnetHooks(layers, torch.device("cpu"), torch.float32)
+        hooks = UnetHooks(layers, lambda: torch.device("cpu"))
         if on:
             hooks.put_on(overrides)
         return hooks, run
@@ -42,7 +42,7 @@ def test_hooks_and_fresh_adapters_change_nothing(hooked) -> None:
         theirs = run()
         hooks, run = hooked()
         torch.testing.assert_close(run(), theirs, atol=1e-5, rtol=1e-4)  # another attention kernel
-        hooks.add_lora(LoraSpec(2, 2.0, True))  # up starts at zero
+        hooks.adapters.add(LoraSpec(2, 2.0, True))  # up starts at zero
         torch.testing.assert_close(run(), theirs, atol=1e-5, rtol=1e-4)
 
 
@@ -55,9 +55,9 @@ def test_an_adapter_is_a_change_of_the_weight(hooked) -> None:
     tensors = {f"{kohya}.lora_down.weight": down, f"{kohya}.lora_up.weight": up, f"{kohya}.alpha": torch.tensor(1.0)}
     with torch.no_grad():
         plain = run()
-        assert hooks.load_lora(tensors, 0.5) == 1
+        assert hooks.adapters.load(tensors, 0.5) == 1
         ours = run()
-        hooks.unload_lora()
+        hooks.adapters.unload()
         assert torch.equal(run(), plain)
         before = layer.weight.clone()
         layer.weight += 0.5 * (1.0 / 2) * up @ down
@@ -73,23 +73,23 @@ def test_strength_zero_is_no_adapter(hooked) -> None:
     tensors = {f"{kohya}.lora_down.weight": torch.ones(2, 64, 1, 1), f"{kohya}.lora_up.weight": torch.ones(64, 2, 1, 1)}
     with torch.no_grad():
         plain = run()
-        assert hooks.load_lora(tensors, 0.0) == 1
+        assert hooks.adapters.load(tensors, 0.0) == 1
         assert torch.equal(run(), plain)
-        hooks.load_lora(tensors, 1.0)
+        hooks.adapters.load(tensors, 1.0)
         assert not torch.equal(run(), plain)  # convolutions have adapters too
 
 
 def test_trained_adapters_are_given_out_as_they_are_loaded(hooked) -> None:
     hooks, run = hooked()
-    named = hooks.add_lora(LoraSpec(2, 1.0, False))
+    named = hooks.adapters.add(LoraSpec(2, 1.0, False))
     assert all(".attn2" not in name and "attn2" in name for name in named)  # kohya's names have no dots inside
     with torch.no_grad():
         for parameter in named.values():
             parameter.normal_()
-        learned, tensors = run(), hooks.lora_tensors()
+        learned, tensors = run(), hooks.adapters.tensors()
         assert all(float(t) == 1.0 for name, t in tensors.items() if name.endswith(".alpha"))
-        hooks.unload_lora()
-        assert hooks.load_lora(tensors, 1.0) == len(tensors) // 3
+        hooks.adapters.unload()
+        assert hooks.adapters.load(tensors, 1.0) == len(tensors) // 3
         torch.testing.assert_close(run(), learned, atol=1e-5, rtol=1e-4)
 
 
@@ -97,10 +97,10 @@ def test_gradients_reach_adapters_and_nothing_else(hooked, sd15_model) -> None:
     hooks, run = hooked()
     losses = []
     for recompute in (False, True):
-        hooks.unload_lora()
+        hooks.adapters.unload()
         hooks.recompute = recompute
         torch.manual_seed(0)
-        named = hooks.add_lora(LoraSpec(2, 2.0, True))
+        named = hooks.adapters.add(LoraSpec(2, 2.0, True))
         with torch.no_grad():
             for name, parameter in named.items():
                 parameter.fill_(0.05 if "up" in name else 0.1)
@@ -132,14 +132,14 @@ def test_a_capture_is_closed_whatever_happens(hooked) -> None:
 def test_faults_are_told(hooked) -> None:
     hooks, _ = hooked()
     with pytest.raises(BestiaryError, match="LoRA rank is 0: it must be at least 1"):
-        hooks.add_lora(LoraSpec(0, 1.0, True))
-    hooks.add_lora(LoraSpec(1, 1.0, True))
+        hooks.adapters.add(LoraSpec(0, 1.0, True))
+    hooks.adapters.add(LoraSpec(1, 1.0, True))
     with pytest.raises(BestiaryError, match="has trainable adapters already: unload them first"):
-        hooks.add_lora(LoraSpec(1, 1.0, True))
+        hooks.adapters.add(LoraSpec(1, 1.0, True))
     kohya = "lora_unet_mid_block_attentions_0_transformer_blocks_0_attn2_to_k"
     tensors = {f"{kohya}.lora_down.weight": torch.ones(2, 9), f"{kohya}.lora_up.weight": torch.ones(64, 2)}
     with pytest.raises(BestiaryError, match=r"down \(2, 9\) and up \(64, 2\) do not fit a layer of shape \(64, 32\)"):
-        hooks.load_lora(tensors, 1.0)
+        hooks.adapters.load(tensors, 1.0)
 
 
 def tiled_options(model: object) -> dict:
@@ -172,10 +172,10 @@ def test_hypertile_trains_as_it_samples(hooked, sd15_model) -> None:
     assert max(seen) > 1, "queries came in tiles"
     losses = []
     for recompute in (False, True):
-        hooks.unload_lora()
+        hooks.adapters.unload()
         hooks.recompute = recompute
         torch.manual_seed(0)
-        named = hooks.add_lora(LoraSpec(2, 2.0, True))
+        named = hooks.adapters.add(LoraSpec(2, 2.0, True))
         with torch.no_grad():
             for name, parameter in named.items():
                 parameter.fill_(0.05 if "up" in name else 0.1)

@@ -186,11 +186,12 @@ def test_the_trainer_encodes_alike(demo_model, text):
     denoiser = load_denoiser("demo", device="cpu", dtype="fp32")
     dictionary = random_dictionary(word_dictionary(demo_model.clip, "bestiary-demo"))
     resolved = resolve_prompt(parse_part_prompt(text), {"birds": dictionary})
-    theirs = denoiser.encode_prompts([denoiser.tokenize(resolved.pieces)], resolved.vectors[None])
+    tokens = denoiser.text.tokenize(resolved.pieces)
+    theirs = denoiser.text.encode([tokens], denoiser.backbone.split_vector(resolved.vectors[None]))
     result = ours(demo_model.clip, text, dictionary)
     assert (result[0][0] - theirs.context).abs().max().item() <= 1e-5
     positions = [span.positions[0] for span in result[0][1][SPANS_KEY]]
-    assert positions == theirs.positions[0].tolist()
+    assert positions == theirs.columns[0, :, 0].tolist()
 
 
 def test_a_dictionary_for_clip_l_alone_leaves_a_plain_word_in_clip_g(sdxl_model):

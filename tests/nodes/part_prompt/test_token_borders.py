@@ -60,7 +60,7 @@ def placed_by_the_trainer(host: object, count: int, before: int) -> list[object]
         max_tokens=77,
     )
     placed: list[object] = layout.ids.flatten().tolist()
-    for number, place in enumerate(layout.positions.tolist(), start=1):
+    for number, place in enumerate(layout.slots.tolist(), start=1):
         placed[place] = f"v{number}"
     return placed
 

@@ -166,18 +166,18 @@ def test_forty_cancelled_spectrum_trainings_lose_nothing(train_spectrum, sd15_mo
 
 def test_the_host_is_told_that_a_training_runs(train_spectrum, monkeypatch) -> None:
     import comfy.model_management
-    from bestiary.nodes.denoiser.comfy_denoiser import ComfyDenoiser
+    from bestiary.nodes.denoiser.comfy_network import ComfyNetwork
 
     monkeypatch.setattr(comfy.model_management, "in_training", False, raising=False)
-    seen, predict = [], ComfyDenoiser.predict
+    seen, predict = [], ComfyNetwork.predict
 
-    def noted(self: ComfyDenoiser, *inputs: object) -> object:
+    def noted(self: ComfyNetwork, *inputs: object) -> object:
         seen.append(comfy.model_management.in_training)
         if len(seen) == 3:
             raise RuntimeError("on the way")
         return predict(self, *inputs)
 
-    monkeypatch.setattr(ComfyDenoiser, "predict", noted)
+    monkeypatch.setattr(ComfyNetwork, "predict", noted)
     with pytest.raises(RuntimeError, match="on the way"):
         train_spectrum()
     assert seen == [True] * 3 and comfy.model_management.in_training is False

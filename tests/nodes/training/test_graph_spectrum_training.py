@@ -125,20 +125,20 @@ def test_cancel_saves_a_spectrum_and_a_state_and_resume_gives_the_same(
 
 def test_cancel_in_the_middle_of_a_preview_ends_it(prepared, untouched, outputs, monkeypatch) -> None:
     import comfy.model_management
-    from bestiary.nodes.denoiser.comfy_denoiser import ComfyDenoiser
+    from bestiary.nodes.denoiser.comfy_network import ComfyNetwork
 
     loaded, pictures, settings = prepared("sd15", steps=4, preview_every=2, more_settings="run.preview_steps = 3")
     untouched(loaded)
-    run, predict, calls = _run(settings, pictures), ComfyDenoiser.predict, []
+    run, predict, calls = _run(settings, pictures), ComfyNetwork.predict, []
 
-    def cancel_in_the_first_preview(self: ComfyDenoiser, *inputs: object) -> object:
+    def cancel_in_the_first_preview(self: ComfyNetwork, *inputs: object) -> object:
         calls.append(torch.is_grad_enabled())
         if not calls[-1]:
             comfy.model_management.interrupt_current_processing(True)
         return predict(self, *inputs)
 
     with monkeypatch.context() as patch:
-        patch.setattr(ComfyDenoiser, "predict", cancel_in_the_first_preview)
+        patch.setattr(ComfyNetwork, "predict", cancel_in_the_first_preview)
         with pytest.raises(comfy.model_management.InterruptProcessingException):
             _train(loaded, pictures, settings, run)
     # two steps, then one step of the sampler with and without the prompt; newer ComfyUIs end inside the first of these
@@ -157,16 +157,16 @@ def test_a_loss_that_is_not_finite_names_its_pictures(prepared, untouched) -> No
 
 
 def test_too_little_memory_is_one_message_that_says_what_to_lower(prepared, untouched, monkeypatch) -> None:
-    from bestiary.nodes.denoiser.comfy_denoiser import ComfyDenoiser
+    from bestiary.nodes.denoiser.comfy_network import ComfyNetwork
 
     loaded, pictures, settings = prepared("sd15", steps=3)
     untouched(loaded)
 
-    def fail(self: ComfyDenoiser, *inputs: object) -> None:
+    def fail(self: ComfyNetwork, *inputs: object) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB")
 
     with monkeypatch.context() as patch:
-        patch.setattr(ComfyDenoiser, "predict", fail)
+        patch.setattr(ComfyNetwork, "predict", fail)
         with pytest.raises(BestiaryError, match="out of memory in training: lower batch_size 3 ") as raised:
             _train(loaded, pictures, settings, _run(settings, pictures))
     assert "switching recompute on, or the image_size 128, or close other programs" in str(raised.value)

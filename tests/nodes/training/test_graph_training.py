@@ -116,16 +116,16 @@ def test_a_loss_that_is_not_finite_names_its_pictures(prepared, untouched) -> No
 
 
 def test_too_little_memory_is_one_message_that_says_what_to_lower(prepared, monkeypatch, untouched) -> None:
-    from bestiary.nodes.denoiser.comfy_denoiser import ComfyDenoiser
+    from bestiary.nodes.denoiser.comfy_network import ComfyNetwork
 
     loaded, made, settings = prepared("sd15", steps=3)
     check = untouched(loaded)
 
-    def fail(self: ComfyDenoiser, *inputs: object) -> None:
+    def fail(self: ComfyNetwork, *inputs: object) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB")
 
     with monkeypatch.context() as patch:
-        patch.setattr(ComfyDenoiser, "predict", fail)
+        patch.setattr(ComfyNetwork, "predict", fail)
         with pytest.raises(
             BestiaryError, match=r"out of memory in training: lower batch_size 2 .*, or memory by switching "
         ):

@@ -241,7 +241,7 @@ def test_all_can_be_taken_back_and_brought_again(plain_desk):
     editor.get_by_role("button", name="Undo").click()
     becomes(desk, editor, ["trunk", *found[1:]])
     queue(desk)
-    says(desk, "Edits are kept as text in the field edits", wrong=False)
+    says(desk, "Edits are stored as text in the field edits", wrong=False)
 
 
 def test_linked_edits_are_shown_as_the_run_used_them(plain_desk):

@@ -141,7 +141,7 @@ def test_curves_and_previews_follow_a_training_and_outlast_the_page(desk):
     preview.locator(".bst-progress-text", has_text="step 6 of 6 ·").wait_for(timeout=120_000)
     page.wait_for_function("document.querySelector('.bst-scrub output').textContent === 'step 6'", timeout=20_000)
     said = page.evaluate("said")
-    assert any("passed" in text and "left" in text for text in said), said
+    assert any("elapsed" in text and "left" in text for text in said), said
     log = (desk.server.folder / "output" / "bestiary" / name / "log.jsonl").read_text().splitlines()
     assert len(log) == 6
     desk.shot(f"trained_{desk.label}")

@@ -94,7 +94,9 @@ def test_pictures_have_the_same_bits(model) -> None:
     name, load = model
     denoiser = load()
     empty = denoiser.empty_conditioning()
-    told = denoiser.encode_prompts([denoiser.tokenize([PromptPiece(text)]) for text in ("a red bird", "a head")], None)
+    told = denoiser.text.encode(
+        [denoiser.text.tokenize([PromptPiece(text)]) for text in ("a red bird", "a head")], None
+    )
     pictures = {
         sampler: sample_images(
             denoiser, told, None, seeds=(1, 2), steps=3, guidance=2.0, size=64, sampler=sampler

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from bestiary.concepts.errors import BestiaryError
-from bestiary.trainer.model.backbones import choose_device, choose_dtype, find_model, load_denoiser, noise_schedule
+from bestiary.trainer.model.backbones import choose_device, choose_dtype, discrete_process, find_model, load_denoiser
 
 EXPECTED = {
     "sd15": ("epsilon", {"clip_l": 32}, "final", 4),
@@ -36,8 +36,8 @@ def test_backbone_and_widths_come_from_the_configs(backbone: str, tiny_denoiser:
     assert {spec.output for spec in denoiser.backbone.text_encoders} == {output}
     assert denoiser.backbone.latent_channels == channels
     assert denoiser.backbone.latent_factor == 8 and denoiser.backbone.image_size == 128
-    assert denoiser.schedule.prediction == prediction
-    assert denoiser.schedule.alphas_cumprod.shape == (1000,)
+    assert denoiser.process.prediction == prediction
+    assert denoiser.process.alphas_cumprod.shape == (1000,)
     assert denoiser.dtype == torch.float32 and denoiser.device.type == "cpu"
 
 
@@ -93,7 +93,7 @@ def test_missing_tokenizer(copied: Callable[[str], Path]) -> None:
 
 def test_schedules_other_than_noise_and_velocity_are_refused() -> None:
     with pytest.raises(BestiaryError, match="predicts 'sample'"):
-        noise_schedule({"prediction_type": "sample"})
+        discrete_process({"prediction_type": "sample"})
 
 
 def test_device_and_dtype_names() -> None:

@@ -1,20 +1,26 @@
 """The protocol over diffusers modules: autoencoder, sizes, empty prompts, dtypes and what may be missing."""
 
 from collections.abc import Callable
-from dataclasses import replace
 
 import pytest
 import torch
-from bestiary.concepts.denoiser.denoiser import AttentionRequest, LoraSpec, PromptPiece, TextConditioning
+from bestiary.concepts.denoiser.denoiser import AttentionRequest, Conditioning, PromptPiece
+from bestiary.concepts.denoiser.image_side import NO_SPREAD
+from bestiary.concepts.denoiser.low_rank import LoraSpec
 from bestiary.concepts.errors import BestiaryError
 from bestiary.trainer.model.backbones import load_denoiser
-from bestiary.trainer.model.diffusers_denoiser import NO_SPREAD, DenoiserParts, DiffusersDenoiser
+from bestiary.trainer.model.diffusers_denoiser import DenoiserParts, DiffusersDenoiser
+
+
+def _certain(mean: torch.Tensor) -> torch.Tensor:
+    """Moments (B, 2, C, h, w) of a mean (B, C, h, w)."""
+    return torch.stack([mean, torch.full_like(mean, NO_SPREAD)], dim=1)
 
 
 def test_moments_equal_the_autoencoder_of_diffusers(tiny_denoiser: Callable) -> None:
     denoiser = tiny_denoiser("sd15")
     images = torch.rand(2, 3, 32, 48)
-    mean, log_variance = denoiser.encode_images(images)
+    mean, log_variance = denoiser.images.to_cache(images).unbind(1)
     with torch.no_grad():
         theirs = denoiser.vae.encode(images * 2 - 1).latent_dist
     assert mean.shape == (2, 4, 4, 6)
@@ -25,9 +31,9 @@ def test_moments_equal_the_autoencoder_of_diffusers(tiny_denoiser: Callable) -> 
 def test_decoding_undoes_scaling(tiny_denoiser: Callable) -> None:
     denoiser = tiny_denoiser("sd15")
     latents = torch.randn(1, 4, 4, 4)
-    torch.testing.assert_close(denoiser.scale_latents(latents), latents * 0.18215)
+    torch.testing.assert_close(denoiser.images.from_cache(_certain(latents)), latents * 0.18215)
     with torch.no_grad():
-        ours = denoiser.decode_latents(denoiser.scale_latents(latents))
+        ours = denoiser.images.decode(denoiser.images.from_cache(_certain(latents)))
         theirs = (denoiser.vae.decode(latents).sample / 2 + 0.5).clamp(0, 1)
     torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5)
     assert ours.shape == (1, 3, 32, 32) and ours.min() >= 0 and ours.max() <= 1
@@ -35,9 +41,9 @@ def test_decoding_undoes_scaling(tiny_denoiser: Callable) -> None:
 
 def test_latents_are_shifted_where_the_config_says_so(tiny_denoiser: Callable) -> None:
     denoiser = tiny_denoiser("sd15")
-    denoiser._autoencoder_config["shift_factor"] = 0.5
+    denoiser.images.config["shift_factor"] = 0.5
     latents = torch.randn(1, 4, 4, 4)
-    torch.testing.assert_close(denoiser.scale_latents(latents), (latents - 0.5) * 0.18215)
+    torch.testing.assert_close(denoiser.images.from_cache(_certain(latents)), (latents - 0.5) * 0.18215)
 
 
 def test_an_autoencoder_without_posterior_has_no_spread(tiny_denoiser: Callable) -> None:
@@ -45,9 +51,9 @@ def test_an_autoencoder_without_posterior_has_no_spread(tiny_denoiser: Callable)
 
     denoiser = tiny_denoiser("sd15")
     vae = AutoencoderTiny(latent_channels=4)
-    denoiser.vae, denoiser._autoencoder_config = vae.eval().requires_grad_(False), dict(vae.config)
+    denoiser.images.vae, denoiser.images.config = vae.eval().requires_grad_(False), dict(vae.config)
     images = torch.rand(1, 3, 32, 32)
-    mean, log_variance = denoiser.encode_images(images)
+    mean, log_variance = denoiser.images.to_cache(images).unbind(1)
     assert log_variance.unique().item() == NO_SPREAD
     with torch.no_grad():
         theirs = vae.encode(images * 2 - 1).latents
@@ -57,28 +63,28 @@ def test_an_autoencoder_without_posterior_has_no_spread(tiny_denoiser: Callable)
 def test_latents_are_scaled_without_the_autoencoder(tiny_denoiser: Callable) -> None:
     denoiser = tiny_denoiser("sd15")
     denoiser.drop_autoencoder()
-    assert denoiser.scale_latents(torch.ones(1, 4, 1, 1)).unique().item() == pytest.approx(0.18215)
+    assert denoiser.images.from_cache(_certain(torch.ones(1, 4, 1, 1))).unique().item() == pytest.approx(0.18215)
     with pytest.raises(BestiaryError, match="the autoencoder was dropped from this denoiser"):
-        denoiser.encode_images(torch.rand(1, 3, 32, 32))
+        denoiser.images.to_cache(torch.rand(1, 3, 32, 32))
     with pytest.raises(BestiaryError, match="the autoencoder was dropped"):
-        denoiser.decode_latents(torch.rand(1, 4, 4, 4))
+        denoiser.images.decode(torch.rand(1, 4, 4, 4))
 
 
 def test_without_text_encoders_prompts_are_refused(tiny_denoiser: Callable) -> None:
     full = tiny_denoiser("sd15")
-    bare = DiffusersDenoiser(full.backbone, DenoiserParts(full.unet, None, None, full.schedule, {}))
+    bare = DiffusersDenoiser(full.backbone, DenoiserParts(full.unet, None, None, full.process, {}))
     with pytest.raises(BestiaryError, match="loaded without text encoders"):
-        bare.tokenize([PromptPiece("bird")])
+        bare.text.tokenize([PromptPiece("bird")])
 
 
 def test_empty_negative_prompts(tiny_denoiser: Callable) -> None:
     """The same everywhere: in previews, and where a command or a graph encodes an empty text."""
     sdxl, sd15 = tiny_denoiser("sdxl"), tiny_denoiser("sd15")
-    empty, nothing = sdxl.empty_conditioning(), sdxl.encode_prompts([sdxl.tokenize([PromptPiece("")])], None)
+    empty, nothing = sdxl.empty_conditioning(), sdxl.text.encode([sdxl.text.tokenize([PromptPiece("")])], None)
     assert torch.equal(empty.context, nothing.context) and torch.equal(empty.pooled, nothing.pooled)
     assert empty.context.shape == (1, 77, 96) and empty.context.any() and empty.pooled.any()
     encoded = sd15.empty_conditioning()
-    assert torch.equal(encoded.context, sd15.encode_prompts([sd15.tokenize([])], None).context)
+    assert torch.equal(encoded.context, sd15.text.encode([sd15.text.tokenize([])], None).context)
     assert encoded.context.any() and encoded.pooled is None
 
 
@@ -86,45 +92,48 @@ def test_sizes_are_told_to_the_pixel_in_half_precision(tiny_denoiser: Callable) 
     """bfloat16 knows 1000 and 1004, but neither 1001 nor 1002."""
     denoiser, told = tiny_denoiser("sdxl"), []
     denoiser.unet.to(torch.bfloat16)
-    text = denoiser.encode_prompts([denoiser.tokenize([PromptPiece("a bird")])], None)
+    text = denoiser.text.encode([denoiser.text.tokenize([PromptPiece("a bird")])], None)
     denoiser.unet.add_time_proj.register_forward_pre_hook(lambda _module, inputs: told.append(inputs[0].clone()))
     sizes = torch.tensor([[1001.0, 1002.0, 3.0, 517.0, 1022.0, 1023.0]])
     with torch.no_grad():
-        predicted = denoiser.predict(
-            torch.randn(1, 4, 8, 8), torch.tensor([300]), replace(text, sizes=sizes)
+        predicted = denoiser.network.predict(
+            torch.randn(1, 4, 8, 8), torch.tensor([0.301]), text.with_extras(sizes=sizes)
         ).prediction
     assert torch.equal(told[0], sizes.flatten()) and torch.isfinite(predicted).all()
 
 
 def test_sdxl_is_told_size_and_crop(tiny_denoiser: Callable) -> None:
     denoiser = tiny_denoiser("sdxl")
-    text = denoiser.encode_prompts([denoiser.tokenize([PromptPiece("a bird")])], None)
-    latents, times = torch.randn(1, 4, 8, 16), torch.tensor([300])
-    whole = replace(text, sizes=torch.tensor([[64.0, 128.0, 0.0, 0.0, 64.0, 128.0]]))
-    cropped = replace(text, sizes=torch.tensor([[512.0, 512.0, 0.0, 64.0, 64.0, 128.0]]))
+    text = denoiser.text.encode([denoiser.text.tokenize([PromptPiece("a bird")])], None)
+    latents, times = torch.randn(1, 4, 8, 16), torch.tensor([0.301])
+    whole = text.with_extras(sizes=torch.tensor([[64.0, 128.0, 0.0, 0.0, 64.0, 128.0]]))
+    cropped = text.with_extras(sizes=torch.tensor([[512.0, 512.0, 0.0, 64.0, 64.0, 128.0]]))
     with torch.no_grad():
-        default = denoiser.predict(latents, times, text).prediction
-        assert torch.equal(default, denoiser.predict(latents, times, whole).prediction)
-        assert not torch.equal(default, denoiser.predict(latents, times, cropped).prediction)
+        default = denoiser.network.predict(latents, times, text).prediction
+        assert torch.equal(default, denoiser.network.predict(latents, times, whole).prediction)
+        assert not torch.equal(default, denoiser.network.predict(latents, times, cropped).prediction)
         theirs = denoiser.unet(
             latents,
-            times,
+            torch.tensor([300]),
             text.context,
             added_cond_kwargs={"text_embeds": text.pooled, "time_ids": cropped.sizes},
         ).sample
-    ours = denoiser.predict(latents, times, cropped).prediction
+    ours = denoiser.network.predict(latents, times, cropped).prediction
     torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5)
     with pytest.raises(BestiaryError, match="sdxl needs the pooled text vector"):
-        denoiser.predict(latents, times, TextConditioning(text.context))
+        denoiser.network.predict(latents, times, Conditioning.of(text.context))
 
 
 def test_low_precision_predictions_come_back_in_float32(tiny_denoiser: Callable) -> None:
     exact, rough = tiny_denoiser("sd15"), tiny_denoiser("sd15", dtype="bf16")
-    latents, times = torch.randn(1, 4, 8, 8), torch.tensor([300])
-    text = exact.encode_prompts([exact.tokenize([PromptPiece("a bird")])], None)
-    asked = AttentionRequest(torch.tensor([[1, 2]]))
+    latents, times = torch.randn(1, 4, 8, 8), torch.tensor([0.301])
+    text = exact.text.encode([exact.text.tokenize([PromptPiece("a bird")])], None)
+    asked = AttentionRequest(torch.tensor([[[1], [2]]]))
     with torch.no_grad():
-        ours, theirs = rough.predict(latents, times, text, asked), exact.predict(latents, times, text, asked)
+        ours, theirs = (
+            rough.network.predict(latents, times, text, asked),
+            exact.network.predict(latents, times, text, asked),
+        )
     assert rough.dtype == torch.bfloat16 and ours.prediction.dtype == torch.float32
     torch.testing.assert_close(ours.prediction, theirs.prediction, atol=0.1, rtol=0.1)
     for name, maps in ours.attention.items():
@@ -134,13 +143,13 @@ def test_low_precision_predictions_come_back_in_float32(tiny_denoiser: Callable)
 
 def test_autocast_around_a_call_changes_nothing(tiny_denoiser: Callable) -> None:
     denoiser = tiny_denoiser("sd15")
-    denoiser.add_lora(LoraSpec())
+    denoiser.network.adapters.add(LoraSpec())
     text = denoiser.empty_conditioning()
-    latents, times = torch.randn(1, 4, 8, 8), torch.tensor([300])
+    latents, times = torch.randn(1, 4, 8, 8), torch.tensor([0.301])
     with torch.no_grad():
-        plain = denoiser.predict(latents, times, text).prediction
+        plain = denoiser.network.predict(latents, times, text).prediction
         with torch.autocast("cpu", dtype=torch.bfloat16):
-            assert torch.equal(denoiser.predict(latents, times, text).prediction, plain)
+            assert torch.equal(denoiser.network.predict(latents, times, text).prediction, plain)
 
 
 @pytest.mark.parametrize("backbone", ("sd15", "sd2", "sdxl", "bestiary-demo"))
@@ -148,17 +157,17 @@ def test_vectors_and_adapters_learn_together(backbone: str, tiny_denoiser: Calla
     """A short step down the gradient lowers the loss by the gradient's length, on every backbone."""
     torch.manual_seed(0)
     denoiser = tiny_denoiser(backbone)
-    adapters = denoiser.add_lora(LoraSpec(rank=2))
-    tokens = denoiser.tokenize([PromptPiece("a "), PromptPiece(None), PromptPiece("bird")])
+    adapters = denoiser.network.adapters.add(LoraSpec(rank=2))
+    tokens = denoiser.text.tokenize([PromptPiece("a "), PromptPiece(None), PromptPiece("bird")])
     vectors = torch.randn(2, 1, denoiser.backbone.vector_width, requires_grad=True)
     latents, noise = torch.randn(2, 2, denoiser.backbone.latent_channels, 32, 32).unbind(0)
-    times = torch.tensor([100, 800])
-    noised = denoiser.schedule.add_noise(latents, noise, times)
-    target = denoiser.schedule.target(latents, noise, times)
+    times = torch.tensor([0.101, 0.801])
+    noised = denoiser.process.noised(latents, noise, times)
+    target = denoiser.process.target(latents, noise, times)
 
     def loss() -> torch.Tensor:
-        text = denoiser.encode_prompts([tokens, tokens], vectors)
-        return (denoiser.predict(noised, times, text).prediction - target).square().mean()
+        text = denoiser.text.encode([tokens, tokens], denoiser.backbone.split_vector(vectors))
+        return (denoiser.network.predict(noised, times, text).prediction - target).square().mean()
 
     before = loss()
     before.backward()
@@ -174,8 +183,8 @@ def test_vectors_and_adapters_learn_together(backbone: str, tiny_denoiser: Calla
 
 def test_the_embedded_model_runs() -> None:
     denoiser = load_denoiser("demo", device="cpu", dtype="fp32")
-    mean, _ = denoiser.encode_images(torch.rand(1, 3, 128, 128))
+    mean, _ = denoiser.images.to_cache(torch.rand(1, 3, 128, 128)).unbind(1)
     assert mean.shape == (1, 8, 16, 16)
-    assert denoiser.decode_latents(denoiser.scale_latents(mean)).shape == (1, 3, 128, 128)
-    assert all(denoiser.cross_attention_layers()[name] == 1 for name in denoiser.method_layers())
-    assert denoiser.method_layers()
+    assert denoiser.images.decode(denoiser.images.from_cache(_certain(mean))).shape == (1, 3, 128, 128)
+    assert all(denoiser.attention_factors()[name] == 1 for name in denoiser.network.method_layers())
+    assert denoiser.network.method_layers()

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from bestiary.concepts.denoiser.denoiser import AttentionRequest, PromptPiece, TextConditioning
+from bestiary.concepts.denoiser.denoiser import AttentionRequest, Conditioning, PromptPiece
 from bestiary.concepts.errors import BestiaryError
 from bestiary.trainer.model.sampling import SAMPLERS, build_sampler, draw_noise, sample_images
 from torch import Tensor
@@ -14,10 +14,10 @@ SETTINGS = {"steps": 3, "size": 64, "guidance": 1.5}
 """Little guidance: random weights amplify rounding."""
 
 
-def encoded(denoiser: object, text: str, vectors: int = 0) -> TextConditioning:
-    tokens = denoiser.tokenize([PromptPiece(text), *[PromptPiece(None)] * vectors])
+def encoded(denoiser: object, text: str, vectors: int = 0) -> Conditioning:
+    tokens = denoiser.text.tokenize([PromptPiece(text), *[PromptPiece(None)] * vectors])
     learned = torch.randn(1, vectors, denoiser.backbone.vector_width) if vectors else None
-    return denoiser.encode_prompts([tokens], learned)
+    return denoiser.text.encode([tokens], learned)
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
@@ -101,14 +101,14 @@ def test_maps_are_those_of_the_conditional_half_and_leave_the_picture_alone(tiny
     denoiser = tiny_denoiser("sd15")
     text = encoded(denoiser, "a bird ", vectors=2)
     plain = sample_images(denoiser, text, None, seeds=[1, 2], **SETTINGS)
-    asked = AttentionRequest(text.positions, tuple(denoiser.cross_attention_layers()))
+    asked = AttentionRequest(text.columns, tuple(denoiser.attention_factors()))
     ours = sample_images(denoiser, text, None, seeds=[1, 2], attention=asked, **SETTINGS)
     assert plain.attention is None and torch.equal(plain.images, ours.images)
     assert ours.attention.shape == (2, 2, 8, 8)
     lengths = sample_images(
         denoiser,
         text,
-        replace(denoiser.empty_conditioning(), context=denoiser.empty_conditioning().context.repeat(1, 2, 1)),
+        Conditioning.of(denoiser.empty_conditioning().context.repeat(1, 2, 1)),
         seeds=[1, 2],
         attention=asked,
         **SETTINGS,
@@ -119,7 +119,7 @@ def test_maps_are_those_of_the_conditional_half_and_leave_the_picture_alone(tiny
 def test_several_prompts_give_each_its_own_picture(tiny_denoiser: Callable) -> None:
     denoiser = tiny_denoiser("sd15")
     first, second = encoded(denoiser, "a bird"), encoded(denoiser, "red red red head")
-    both = TextConditioning(torch.cat([first.context, second.context]))
+    both = Conditioning.of(torch.cat([first.context, second.context]))
     ours = sample_images(denoiser, both, None, seeds=[5, 5], **SETTINGS).images
     alone = sample_images(denoiser, second, None, seeds=[5], **SETTINGS).images
     torch.testing.assert_close(ours[1:], alone, atol=5e-4, rtol=0)
@@ -149,7 +149,7 @@ def test_progress_ends_at_the_total(sampler: str, tiny_denoiser: Callable) -> No
 def test_pictures_need_not_be_square(tiny_denoiser: Callable) -> None:
     denoiser = tiny_denoiser("sd15")
     text = encoded(denoiser, "a bird", vectors=1)
-    asked = AttentionRequest(text.positions)
+    asked = AttentionRequest(text.columns)
     out = sample_images(denoiser, text, None, seeds=[1], steps=1, size=(64, 96), attention=asked)
     assert out.images.shape == (1, 3, 64, 96) and out.attention.shape == (1, 1, 2, 3)
     assert out.images.min() >= 0 and out.images.max() <= 1 and out.images.dtype == torch.float32
@@ -158,7 +158,7 @@ def test_pictures_need_not_be_square(tiny_denoiser: Callable) -> None:
 def test_numbers_that_overflow_are_reported(tiny_denoiser: Callable) -> None:
     denoiser = tiny_denoiser("sd15")
     text = encoded(denoiser, "a bird")
-    broken = replace(text, context=text.context * float("nan"))
+    broken = Conditioning.of(text.context * float("nan"))
     with pytest.raises(BestiaryError, match="latents contain numbers that are not finite.*dtype fp32 or bf16"):
         sample_images(denoiser, broken, None, seeds=[1], **SETTINGS)
 

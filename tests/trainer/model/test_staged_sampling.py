@@ -2,10 +2,11 @@
 
 from collections.abc import Callable
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
-from bestiary.concepts.denoiser.denoiser import AttentionRequest, PromptPiece, TextConditioning
+from bestiary.concepts.denoiser.denoiser import AttentionRequest, Conditioning, PromptPiece
 from bestiary.concepts.errors import BestiaryError
 from bestiary.concepts.spectrum.prompt_spectrum import PromptSpectrum
 from bestiary.concepts.spectrum.stage_bounds import StageBounds
@@ -31,8 +32,8 @@ def _explicit_loop(
     denoiser: object, spectrum: PromptSpectrum, sampler: str, steps: int, guidance: float
 ) -> torch.Tensor:
     """Latents of a loop that encodes and chooses the published stage k(t) = int(t S / 1000) at every timestep by itself."""
-    tokens = denoiser.tokenize([PromptPiece("a red "), PromptPiece(None)])
-    batch = denoiser.encode_prompts([tokens] * spectrum.stages, spectrum.matrix())
+    tokens = denoiser.text.tokenize([PromptPiece("a red "), PromptPiece(None)])
+    batch = denoiser.text.encode([tokens] * spectrum.stages, denoiser.backbone.split_vector(spectrum.matrix()))
     reversed_list = batch.context.flip(0)  # in the order of the published lists
     plain = denoiser.empty_conditioning()
     scheduler = build_sampler(sampler, denoiser.scheduler_config)
@@ -40,9 +41,11 @@ def _explicit_loop(
     latents = draw_noise(denoiser, [3], (SIZE, SIZE)) * float(scheduler.init_noise_sigma)
     for timestep in scheduler.timesteps:
         k = int(int(timestep.round()) * spectrum.stages / 1000)
-        both = TextConditioning(torch.cat([reversed_list[k : k + 1], plain.context]))
+        both = Conditioning.of(torch.cat([reversed_list[k : k + 1], plain.context]))
         scaled = scheduler.scale_model_input(latents, timestep)
-        out = denoiser.predict(torch.cat([scaled, scaled]), timestep.expand(2), both).prediction
+        out = denoiser.network.predict(
+            torch.cat([scaled, scaled]), ((timestep.double() + 1) / 1000).expand(2), both
+        ).prediction
         positive, negative = out.chunk(2)
         guided = negative + guidance * (positive - negative)
         latents = scheduler.step(guided, timestep, latents, return_dict=False)[0]
@@ -54,7 +57,7 @@ def _explicit_loop(
 def test_equals_an_explicit_loop_bit_for_bit(tiny_denoiser: Callable, sampler: str) -> None:
     denoiser = tiny_denoiser("sd15")
     spectrum = _spectrum(denoiser)
-    theirs = denoiser.decode_latents(_explicit_loop(denoiser, spectrum, sampler, 6, 2.0))
+    theirs = denoiser.images.decode(_explicit_loop(denoiser, spectrum, sampler, 6, 2.0))
     staged = _staged(denoiser, x=spectrum)
     ours = sample_images(denoiser, staged, None, seeds=[3], steps=6, guidance=2.0, size=SIZE, sampler=sampler).images
     assert (ours - theirs).abs().max() == 0
@@ -65,8 +68,8 @@ def test_ten_equal_stages_are_the_plain_prompt(tiny_denoiser: Callable, backbone
     denoiser = tiny_denoiser(backbone)
     spectrum = _spectrum(denoiser, 1)
     ten = PromptSpectrum.from_matrix(denoiser.backbone, spectrum.matrix().repeat(10, 1, 1), StageBounds.equal(10))
-    tokens = denoiser.tokenize([PromptPiece("a red "), PromptPiece(None)])
-    plain = denoiser.encode_prompts([tokens], spectrum.matrix())
+    tokens = denoiser.text.tokenize([PromptPiece("a red "), PromptPiece(None)])
+    plain = denoiser.text.encode([tokens], denoiser.backbone.split_vector(spectrum.matrix()))
     choice = {"seeds": [1, 2], "steps": 4, "guidance": 2.0, "size": SIZE}
     theirs = sample_images(denoiser, plain, None, **choice).images
     assert torch.equal(sample_images(denoiser, _staged(denoiser, x=ten), None, **choice).images, theirs)
@@ -77,19 +80,21 @@ class _Counted:
 
     def __init__(self, denoiser: object) -> None:
         self._denoiser = denoiser
+        self.text = SimpleNamespace(tokenize=denoiser.text.tokenize, encode=self._encode)
+        self.network = SimpleNamespace(predict=self._predict)
         self.rows: list[int] = []
         self.encoded: list[int] = []
 
     def __getattr__(self, name: str) -> object:
         return getattr(self._denoiser, name)
 
-    def predict(self, latents: torch.Tensor, *others: object, **named: object) -> object:
+    def _predict(self, latents: torch.Tensor, *others: object, **named: object) -> object:
         self.rows.append(len(latents))
-        return self._denoiser.predict(latents, *others, **named)
+        return self._denoiser.network.predict(latents, *others, **named)
 
-    def encode_prompts(self, prompts: list, vectors: torch.Tensor | None) -> TextConditioning:
+    def _encode(self, prompts: list, vectors: dict | None) -> Conditioning:
         self.encoded.append(len(prompts))
-        return self._denoiser.encode_prompts(prompts, vectors)
+        return self._denoiser.text.encode(prompts, vectors)
 
 
 @pytest.mark.parametrize("guidance", [1.0, 3.0])
@@ -97,8 +102,8 @@ class _Counted:
 def test_costs_what_one_prompt_costs(tiny_denoiser: Callable, sampler: str, guidance: float) -> None:
     denoiser = _Counted(tiny_denoiser("sd15"))
     choice = {"seeds": [0], "steps": 3, "guidance": guidance, "size": SIZE, "sampler": sampler}
-    tokens = denoiser.tokenize([PromptPiece("a red bird")])
-    sample_images(denoiser, denoiser.encode_prompts([tokens], None), None, **choice)
+    tokens = denoiser.text.tokenize([PromptPiece("a red bird")])
+    sample_images(denoiser, denoiser.text.encode([tokens], None), None, **choice)
     plain, denoiser.rows, denoiser.encoded = denoiser.rows, [], []
     staged = _staged(denoiser)
     assert denoiser.encoded == [10]  # one batch
@@ -156,7 +161,7 @@ def test_faults_are_told(tiny_denoiser: Callable) -> None:
     denoiser = tiny_denoiser("sd15")
     staged = _staged(denoiser)
     with pytest.raises(BestiaryError, match="attention maps are made of prompts that say the same at every stage"):
-        sample_images(denoiser, staged, None, seeds=[0], attention=AttentionRequest(torch.zeros(1, 1).long()))
+        sample_images(denoiser, staged, None, seeds=[0], attention=AttentionRequest(torch.zeros(1, 1, 1).long()))
     two = replace(staged, rows=staged.rows.expand(2, -1))
     with pytest.raises(BestiaryError, match="2 positive prompts for 3 seeds"):
         sample_images(denoiser, two, None, seeds=[0, 1, 2], size=SIZE)

@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pytest
 from bestiary.trainer.discovery import feature_sources
+from bestiary.trainer.learning.denoiser.prompt_encoding import PromptEncoding
 from bestiary.trainer.learning.parts.concept_images import ConceptImages
 from bestiary.trainer.learning.parts.settings import TrainPartsSettings, load_recipe
-from bestiary.trainer.model.diffusers_denoiser import DiffusersDenoiser
+from bestiary.trainer.model.autoencoder import Autoencoder
 from bestiary.trainer.training.train_parts import train_parts
 
 
@@ -29,14 +30,14 @@ def settings(
 
 def test_three_epochs_encode_every_picture_once_and_read_no_features(settings, monkeypatch: pytest.MonkeyPatch) -> None:
     encoded, seen, tokenised = [], [], []
-    encode, tokenize = DiffusersDenoiser.encode_images, DiffusersDenoiser.tokenize
+    encode, tokenize = Autoencoder.to_cache, PromptEncoding.tokenize
     draw = ConceptImages.draw
 
-    def counted_encode(self: DiffusersDenoiser, images: object) -> object:
+    def counted_encode(self: Autoencoder, images: object) -> object:
         encoded.append(len(images))
         return encode(self, images)
 
-    def counted_tokenize(self: DiffusersDenoiser, pieces: list, chunks: int | None = None) -> object:
+    def counted_tokenize(self: PromptEncoding, pieces: list, chunks: int | None = None) -> object:
         tokenised.append(tuple(pieces))
         return tokenize(self, pieces, chunks)
 
@@ -48,8 +49,8 @@ def test_three_epochs_encode_every_picture_once_and_read_no_features(settings, m
     def refuse(*args: object, **options: object) -> object:
         raise AssertionError("a training looked for parts again")
 
-    monkeypatch.setattr(DiffusersDenoiser, "encode_images", counted_encode)
-    monkeypatch.setattr(DiffusersDenoiser, "tokenize", counted_tokenize)
+    monkeypatch.setattr(Autoencoder, "to_cache", counted_encode)
+    monkeypatch.setattr(PromptEncoding, "tokenize", counted_tokenize)
     monkeypatch.setattr(ConceptImages, "draw", counted_draw)
     monkeypatch.setattr(feature_sources, "build_feature_source", refuse)
     monkeypatch.setattr(feature_sources, "DinoFeatures", refuse)

@@ -69,9 +69,9 @@ def test_words_are_looked_at_before_pictures_are_encoded(prepare, tmp_path: Path
 
 def test_the_autoencoder_is_dropped_unless_previews_need_it(prepare) -> None:
     kept = prepare(**{"run.preview_every": 5})
-    assert kept.denoiser.decode_latents(torch.zeros(1, 4, 8, 8)).shape == (1, 3, 64, 64)
+    assert kept.denoiser.images.decode(torch.zeros(1, 4, 8, 8)).shape == (1, 3, 64, 64)
     with pytest.raises(BestiaryError, match="autoencoder"):
-        prepare().denoiser.decode_latents(torch.zeros(1, 4, 8, 8))
+        prepare().denoiser.images.decode(torch.zeros(1, 4, 8, 8))
 
 
 def test_one_process_alone() -> None:

@@ -76,7 +76,7 @@ def test_stages_are_served_equally_often(tiny_folder: Callable, pictures: Path, 
     assert np.bincount(stages).tolist() == [6] * 10
     bounds = StageBounds.equal(10)
     for batch in drawn:
-        assert bounds.stage_of(batch.timesteps).tolist() == list(batch.stages)
+        assert bounds.stage_at(batch.times).tolist() == list(batch.stages)
 
 
 def test_batches_depend_on_nothing_but_their_step(tiny_folder: Callable, pictures: Path, tmp_path: Path) -> None:
@@ -100,8 +100,8 @@ def test_encodes_of_a_step_are_its_distinct_stages(
     tiny_folder: Callable, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     setup = _setup(tiny_folder("sd15"), pictures, tmp_path, **{"method.stages": 3, "optimizer.batch_size": 4})
-    encode, counts = setup.denoiser.encode_prompts, []
-    monkeypatch.setattr(setup.denoiser, "encode_prompts", lambda p, v: counts.append(len(p)) or encode(p, v))
+    encode, counts = setup.denoiser.text.encode, []
+    monkeypatch.setattr(setup.denoiser.text, "encode", lambda p, v: counts.append(len(p)) or encode(p, v))
     batch = setup.batches.draw(0, 0)
     setup.objective(batch)
     assert counts == [len(set(batch.stages))] == [3]
@@ -142,7 +142,7 @@ def test_halves_of_a_batch_average_to_the_whole(tiny_folder: Callable, pictures:
     for rows in (slice(0, 2), slice(2, 4)):
         cut = {
             n: getattr(whole, n)[rows]
-            for n in ("names", "moments", "noise", "timesteps", "stages", "templates", "prompts", "sizes")
+            for n in ("names", "moments", "noise", "times", "stages", "templates", "prompts", "sizes")
         }
         parts.append(setup.objective(replace(whole, **cut)).total)
     assert torch.allclose(sum(parts) / 2, setup.objective(whole).total, atol=1e-6)
@@ -178,9 +178,9 @@ def test_it_starts_at_whole_words(tiny_denoiser: Callable) -> None:
     start = word_start(denoiser, "head", 2)
     assert start.shape == (2, 32)
     # "head" is one token here; the reference takes the first letter of a word for it
-    assert torch.equal(start[0], denoiser.word_vectors("head")[0].cpu())
-    assert not torch.allclose(start[0], denoiser.word_vectors("h")[0].cpu())
-    rows = denoiser.word_vectors("red bird").cpu()
+    assert torch.equal(start[0], denoiser.text.word_vectors("head")[0].cpu())
+    assert not torch.allclose(start[0], denoiser.text.word_vectors("h")[0].cpu())
+    rows = denoiser.text.word_vectors("red bird").cpu()
     assert torch.allclose(word_start(denoiser, "red bird", 1).norm(), rows.norm(dim=-1).mean())
     with pytest.raises(BestiaryError, match="holds no word"):
         word_start(denoiser, " ", 1)

@@ -41,7 +41,7 @@ def test_the_autoencoder_is_freed_and_not_called_again(prepare_with) -> None:
     setup = prepare_with()
     assert setup.denoiser.vae is None
     with pytest.raises(BestiaryError, match="the autoencoder was dropped"):
-        setup.denoiser.encode_images(torch.zeros(1, 3, 64, 64))
+        setup.denoiser.images.to_cache(torch.zeros(1, 3, 64, 64))
     for step in range(2 * len(setup.pictures.names)):  # more than an epoch without it
         assert len(setup.batches.draw(step, 0).names) == setup.batches.plan.batch_size
     decoding = prepare_with(run__preview_every=5)
@@ -60,13 +60,13 @@ def test_groups_have_their_own_rates_and_only_adapters_decay(prepare_with) -> No
 def test_without_adapters_or_projector_only_tokens_are_learned(prepare_with) -> None:
     setup = prepare_with(lora__rank=0, method__projector_depth=0, method__positional=False)
     assert [group.name for group in setup.groups] == ["tokens"]
-    assert setup.denoiser.lora_tensors() == {}
+    assert setup.denoiser.network.adapters.tensors() == {}
 
 
 @pytest.mark.parametrize("depth", [0, 1, 2, 3])
 def test_tokens_start_around_words(prepare_with, depth: int) -> None:
     setup = prepare_with(method__initial_words="head bird", method__initial_spread=0.5, method__projector_depth=depth)
-    middle = setup.denoiser.word_vectors("head bird").mean(0)
+    middle = setup.denoiser.text.word_vectors("head bird").mean(0)
     vectors = setup.objective.projector.collapse().detach() - middle  # (M, K + 1, D)
     assert vectors.std().item() == pytest.approx(0.5 * word_spread(setup.denoiser), rel=0.1)
     exact = prepare_with(method__initial_words="head bird", method__initial_spread=0, method__projector_depth=depth)
@@ -76,7 +76,7 @@ def test_tokens_start_around_words(prepare_with, depth: int) -> None:
 def test_parts_start_at_the_words_that_fit_them(prepare_with) -> None:
     setup = prepare_with(method__part_words="head red bird", method__initial_spread=0)
     starts = setup.objective.projector.collapse()[:, 0]  # (M, D)
-    words = torch.stack([setup.denoiser.word_vectors(word).mean(0) for word in ("head", "red", "bird")])
+    words = torch.stack([setup.denoiser.text.word_vectors(word).mean(0) for word in ("head", "red", "bird")])
     near = torch.cdist(starts, words) < 1e-3  # (M, W)
     assert near[:2].any(1).all() and near.sum() == 2  # two different words, and none for the background
 

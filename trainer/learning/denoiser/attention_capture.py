@@ -5,24 +5,28 @@ threads may ask for different things, nothing is patched for the call and nothin
 Letters: B batch, H heads, N places of a grid, L context tokens, P tokens asked for, d width of a head.
 """
 
-from collections.abc import Mapping
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ....concepts.denoiser.attention_maps import attend_with_columns
-from ....concepts.denoiser.denoiser import AttentionMethod
+from ....concepts.denoiser.backbone import Backbone
+from ....concepts.denoiser.denoiser import AttentionMethod, AttentionRequest
 from ....concepts.errors import BestiaryError
 
 
 @dataclass
 class AttentionCapture:
-    """What one evaluation shall collect, and what it has collected."""
+    """What one evaluation collects, and what it has collected."""
 
-    positions: Tensor
-    """`(B, P)` long: token places in the context, -1 where absent."""
+    columns: Tensor
+    """`(B, P, K)` long: columns of the context, -1 where absent."""
     grids: Mapping[str, tuple[int, int]]
     """Height and width of the grid of every layer asked for."""
     method: AttentionMethod
@@ -85,12 +89,71 @@ def attend(
     # columns are formed only in the layers that were asked
     if capture is None or layer not in capture.grids:
         return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
-    mixed, columns = attend_with_columns(q, k, v, capture.positions, scale, capture.method)
+    mixed, columns = attend_with_columns(q, k, v, capture.columns, scale, capture.method)
     # the grid of the layer makes maps of its columns; what checkpointing computes again is not kept
     height, width = capture.grids[layer]
     if capture.open:
         capture.maps[layer] = columns.transpose(1, 2).unflatten(2, (height, width))  # (B, P, h, w)
     return mixed
+
+
+def build_capture(
+    request: AttentionRequest,
+    known: Mapping[str, tuple[int, int]],
+    default: Sequence[str],
+    backbone: Backbone,
+    device: torch.device,
+) -> AttentionCapture:
+    """What a request collects from a network.
+
+    Args:
+        known: layer -> (height, width) of its grid for the evaluation's latents.
+        default: the layers that are read where the request names none.
+
+    Raises:
+        BestiaryError: a layer does not exist, or none is named and none lies on the method's grid.
+    """
+    names = tuple(default) if request.layers is None else request.layers
+    if not names:
+        raise BestiaryError(
+            f"no cross-attention layer lies on the grid of image / {backbone.attention_divisor}: name layers "
+            f"yourself; there are {listed_grids(known)}",
+            option="attention_loss.layers",
+        )
+    check_names(names, known, "cross-attention layer")
+    return AttentionCapture(request.columns.to(device), {name: known[name] for name in names}, request.method)
+
+
+def check_names(names: Sequence[str], known: Mapping[str, tuple[int, int]], kind: str) -> None:
+    """Refuse names that a network does not have."""
+    unknown = [name for name in names if name not in known]
+    if unknown:
+        raise BestiaryError(f"unknown {kind} {unknown[0]!r}: choose from {listed_grids(known)}")
+
+
+def listed_grids(known: Mapping[str, tuple[int, int]]) -> str:
+    """Names with their grids, for a message."""
+    return ", ".join(f"{name} ({height} x {width})" for name, (height, width) in known.items())
+
+
+@contextmanager
+def reading_features(blocks: Mapping[str, nn.Module]) -> Iterator[dict[str, Tensor]]:
+    """Collect activations `(B, D, h, w)` of blocks from calls of this thread, as long as the context lasts."""
+    read: dict[str, Tensor] = {}
+    thread = threading.get_ident()
+
+    # hooks see calls of all threads; only this one asked
+    def keep(name: str, _module: nn.Module, _inputs: object, output: object) -> None:
+        if threading.get_ident() == thread:
+            first = output[0] if isinstance(output, tuple) else getattr(output, "sample", output)
+            read[name] = first.float()
+
+    handles = [module.register_forward_hook(partial(keep, name)) for name, module in blocks.items()]
+    try:
+        yield read
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 def split_heads(x: Tensor, heads: int) -> Tensor:

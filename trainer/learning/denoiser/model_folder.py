@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from ....concepts.denoiser.backbone import BACKBONES, Backbone, BackboneName, TextEncoderSpec, get_backbone
+from ....concepts.denoiser.backbone import BACKBONES, Backbone, TextEncoderSpec, get_backbone
 from ....concepts.errors import BestiaryError
 from ....concepts.files.wrong_download import wrong_download
 
@@ -154,11 +154,20 @@ def _check_fit(path: Path, configs: Mapping[str, Mapping[str, object]]) -> None:
         )
 
 
-def _backbone_name(path: Path, configs: Mapping[str, Mapping[str, object]]) -> BackboneName:
-    # our own folders name themselves; others are told by their configs
+def named_backbone(path: Path) -> str | None:
+    """The backbone that a folder names in its bestiary.json; None where there is none.
+
+    Raises:
+        BestiaryError: the file is not readable, or no backbone has this name.
+    """
     named = path / "bestiary.json"
-    if named.is_file():
-        return get_backbone(str(_read_json(named).get("backbone"))).name
+    return get_backbone(str(_read_json(named).get("backbone"))).name if named.is_file() else None
+
+
+def _backbone_name(path: Path, configs: Mapping[str, Mapping[str, object]]) -> str:
+    # our own folders name themselves; others are told apart by their configs
+    if named := named_backbone(path):
+        return named
     if "text_encoder_2" in configs:
         return "sdxl"
     if configs["vae"]["latent_channels"] == BACKBONES["bestiary-demo"].latent_channels:
@@ -168,7 +177,7 @@ def _backbone_name(path: Path, configs: Mapping[str, Mapping[str, object]]) -> B
     return "sd2" if text["hidden_size"] == SD2_WIDTH or text.get("hidden_act") == "gelu" else "sd15"
 
 
-def _backbone_of(name: BackboneName, configs: Mapping[str, Mapping[str, object]]) -> Backbone:
+def _backbone_of(name: str, configs: Mapping[str, Mapping[str, object]]) -> Backbone:
     """The record of the backbone with widths and sizes as the configs state them."""
     record = BACKBONES[name]
     specs: list[TextEncoderSpec] = []

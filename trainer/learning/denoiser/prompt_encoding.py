@@ -1,12 +1,12 @@
-"""Prompts with learned vectors -> what the denoiser is told, whatever library holds the text encoders.
+"""Prompts with learned vectors -> conditionings, whatever library holds the text encoders: the text side of every model.
 
-Letters: B prompts, C chunks, L positions of a chunk, N chunks of all prompts, P learned vectors of a prompt, D width of an
-encoder, E width of the conditioning.
+Every encoder lays a prompt out on its own; where its states stand in the context is data (`TextEncoderSpec`). Letters: B prompts, C chunks, L positions
+of a chunk, N chunks of all prompts, P learned vectors of a prompt, K columns of one, D width of an encoder, T positions and E width of the context.
 """
 
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import torch
@@ -14,8 +14,15 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ....concepts.denoiser.backbone import Backbone, TextEncoderSpec
-from ....concepts.denoiser.denoiser import PromptPiece, PromptTokens, TextConditioning
-from ....concepts.denoiser.token_insertion import insert_vectors, lay_out_tokens
+from ....concepts.denoiser.denoiser import (
+    CONTEXT,
+    Conditioning,
+    EncoderLayout,
+    PromptLayout,
+    PromptPiece,
+    vectors_of,
+)
+from ....concepts.denoiser.token_insertion import insert_vectors, lay_out_run, lay_out_tokens
 from ....concepts.errors import BestiaryError
 
 CACHED_PROMPTS = 64
@@ -24,10 +31,10 @@ CACHED_PROMPTS = 64
 
 @dataclass(frozen=True)
 class ClipStates:
-    """What one text encoder says about N chunks."""
+    """States of one text encoder for N chunks."""
 
     hidden: Tensor
-    """`(N, L, D)`: the hidden states that condition the denoiser."""
+    """`(N, L, D)`: the hidden states that are attended to."""
     pooled: Tensor | None
     """`(N, D_pooled)`: the projected state of the end token, for encoders that give one."""
 
@@ -35,8 +42,8 @@ class ClipStates:
 class TextEncoder(Protocol):
     """One text encoder with its tokenizer."""
 
-    start: int
-    """Id of the start token."""
+    start: int | None
+    """Id of the start token; None for encoders without one."""
     end: int
     """Id of the end token."""
     pad: int
@@ -47,74 +54,50 @@ class TextEncoder(Protocol):
 
     def plain_ids(self, text: str) -> list[int]:
         """Token ids of a text without start and end token."""
+        ...
 
     def embed(self, ids: Tensor) -> Tensor:
         """Token embeddings `(B, L, D)` of ids `(B, L)`, positions not yet added; no gradient reaches the table."""
+        ...
 
     def run(self, embeddings: Tensor, spec: TextEncoderSpec, end_places: Tensor) -> ClipStates:
         """The encoder from token embeddings `(N, L, D)` on; pooled states are read at `end_places` `(N,)`."""
+        ...
 
 
 class PromptEncoding:
-    """The frozen text encoders of one backbone, as the denoiser protocol wants them."""
+    """The frozen text encoders of one backbone; a `TextSide`."""
 
     def __init__(self, backbone: Backbone, encoders: Mapping[str, TextEncoder]) -> None:
         """`encoders` by the names of the backbone's text encoders."""
         self.backbone = backbone
         self.encoders = dict(encoders)
-        self._known: OrderedDict[bytes, tuple[Tensor, Tensor | None]] = OrderedDict()
+        self._known: OrderedDict[bytes, Conditioning] = OrderedDict()
 
     @property
     def device(self) -> torch.device:
         """Where the encoders run."""
         return next(iter(self.encoders.values())).device
 
-    def tokenize(self, pieces: Sequence[PromptPiece], chunks: int | None = None) -> PromptTokens:
-        """Lay out a prompt for every encoder, ids `(C, L)` each; `chunks` as in `Denoiser.tokenize`."""
-        ids: dict[str, Tensor] = {}
-        places: list[tuple[Tensor, Tensor]] = []
-        # every encoder has its own tokenizer and special ids, but the places of vectors must agree
-        for spec in self.backbone.text_encoders:
-            encoder = self.encoders[spec.name]
-            layout = lay_out_tokens(
-                pieces,
-                encoder.plain_ids,
-                start=encoder.start,
-                end=encoder.end,
-                pad=encoder.pad,
-                filler=next(i for i in range(3) if i not in (encoder.start, encoder.end)),
-                max_tokens=spec.max_tokens,
-                chunks=chunks,
-            )
-            ids[spec.name] = layout.ids
-            places.append((layout.positions, layout.weights))
-        if any(not torch.equal(positions, places[0][0]) for positions, _ in places):
-            raise BestiaryError(
-                "the text encoders of this model cut the same prompt into different tokens: "
-                "their tokenizers do not belong together; use the tokenizers the model was published with"
-            )
-        return PromptTokens(ids, *places[0])
+    def tokenize(self, pieces: Sequence[PromptPiece], chunks: int | None = None) -> PromptLayout:
+        """Lay out a prompt for every encoder, ids `(C, L)` each; `chunks` as in `TextSide.tokenize`."""
+        return {spec.name: self._laid_out(spec, pieces, chunks) for spec in self.backbone.text_encoders}
 
-    def word_vectors(self, words: str) -> Tensor:
-        """Embedding rows `(n, D)` of plain words, all encoders side by side, without start and end tokens.
+    def word_vectors(self, words: str) -> dict[str, Tensor]:
+        """Embedding rows of plain words, encoder -> `(n, D)`, without start and end tokens.
 
         Raises:
             BestiaryError: the words give no token at all.
         """
-        rows = []
+        rows = {}
         for spec in self.backbone.text_encoders:
             encoder = self.encoders[spec.name]
             ids = encoder.plain_ids(words)
             if not ids:
                 raise BestiaryError(f"{words!r} holds no word the tokenizer knows: give a plain word such as 'head'")
-            # the same words through every encoder, which must cut them alike
             places = torch.tensor([ids], device=encoder.device)  # (1, n)
-            rows.append(encoder.embed(places)[0].detach().float())  # (n, D of the encoder)
-        if len({len(row) for row in rows}) > 1:
-            raise BestiaryError(
-                f"the text encoders cut {words!r} into different numbers of tokens: choose another word"
-            )
-        return torch.cat(rows, dim=-1)  # (n, D)
+            rows[spec.name] = encoder.embed(places)[0].detach().float()  # (n, D)
+        return rows
 
     def unknown_words(self, words: str) -> list[str]:
         """Those of several words that an encoder's tokenizer does not know."""
@@ -125,24 +108,62 @@ class PromptEncoding:
             if any(encoder.unknown is not None and encoder.unknown in encoder.plain_ids(word) for encoder in encoders)
         ]
 
-    def encode(self, prompts: Sequence[PromptTokens], vectors: Tensor | None) -> TextConditioning:
-        """Encode B prompts, learned vectors `(B, P, D)` in their places; gradients reach the vectors only.
+    def encode(self, prompts: Sequence[PromptLayout], vectors: Mapping[str, Tensor] | None) -> Conditioning:
+        """Encode B prompts, learned vectors, encoder -> `(B, P, D)`, in their places; gradients reach the vectors only.
 
         Raises:
-            BestiaryError: fewer vectors than places, or vectors of another backbone's width.
+            BestiaryError: fewer vectors than places, an encoder without vectors, or vectors of another backbone's width.
         """
-        prompts = self._equal_chunks(list(prompts))
-        most = max((len(prompt.positions) for prompt in prompts), default=0)
+        prompts = self._equal_lengths(list(prompts))
+        most = max((vectors_of(prompt) for prompt in prompts), default=0)
         _check_vectors(vectors, len(prompts), most, self.backbone)
         # prompts without vectors come back again and again: they are remembered
-        if vectors is None or most == 0:
-            context, pooled = self._encode_plain(prompts)
-        else:
-            context, pooled = self._encode_rows(prompts, vectors)
-        positions = _stack_positions(prompts, most if vectors is None else vectors.shape[1])
-        return TextConditioning(context, pooled, _moved(positions, self.device))
+        encoded = self._encode_plain(prompts) if vectors is None or most == 0 else self._encode_rows(prompts, vectors)
+        count = most if vectors is None else next(iter(vectors.values())).shape[1]
+        columns = _moved(self._columns(prompts, count), self.device)  # (B, P, K)
+        return replace(encoded, places={CONTEXT: columns})
 
-    def _encode_plain(self, prompts: Sequence[PromptTokens]) -> tuple[Tensor, Tensor | None]:
+    def _laid_out(self, spec: TextEncoderSpec, pieces: Sequence[PromptPiece], chunks: int | None) -> EncoderLayout:
+        encoder = self.encoders[spec.name]
+        filler = next(i for i in range(3) if i not in (encoder.start, encoder.end))
+        if spec.runs == "single" or encoder.start is None:
+            return lay_out_run(
+                pieces,
+                encoder.plain_ids,
+                end=encoder.end,
+                pad=encoder.pad,
+                filler=filler,
+                min_tokens=spec.min_tokens,
+                max_tokens=spec.max_tokens,
+            )
+        return lay_out_tokens(
+            pieces,
+            encoder.plain_ids,
+            start=encoder.start,
+            end=encoder.end,
+            pad=encoder.pad,
+            filler=filler,
+            max_tokens=spec.max_tokens,
+            chunks=chunks,
+        )
+
+    def _columns(self, prompts: Sequence[PromptLayout], count: int) -> Tensor:
+        """Columns `(B, count, K)` of the vectors in the context, -1 where absent; encoders that agree share a column."""
+        found: list[Tensor] = []
+        start = 0
+        for group in self.backbone.context_groups:
+            for spec in group:
+                slots = _stack_slots([prompt[spec.name] for prompt in prompts], count)  # (B, count)
+                own = torch.where(slots < 0, -1, slots + start)
+                # beside another encoder the same position is the same column
+                for other in found:
+                    own = torch.where(own == other, -1, own)
+                if not found or bool((own >= 0).any()):
+                    found.append(own)
+            start += max(prompts[0][spec.name].ids.numel() for spec in group)
+        return torch.stack(found, dim=-1)  # (B, count, K)
+
+    def _encode_plain(self, prompts: Sequence[PromptLayout]) -> Conditioning:
         """Prompts without learned vectors: each distinct one is encoded once and remembered."""
         keys = [_key_of(prompt) for prompt in prompts]
         missing = {key: prompt for key, prompt in zip(keys, prompts, strict=True) if key not in self._known}
@@ -150,95 +171,148 @@ class PromptEncoding:
         if missing:
             # tensors born in inference mode could never be used in training
             with torch.inference_mode(False), torch.no_grad():
-                context, pooled = self._encode_rows(list(missing.values()), None)
+                encoded = self._encode_rows(list(missing.values()), None)
             for row, key in enumerate(missing):
-                found[key] = (context[row], None if pooled is None else pooled[row])
+                found[key] = encoded.rows(slice(row, row + 1))
         self._known.update(found)
         # the oldest encodings go first
         while len(self._known) > CACHED_PROMPTS:
             self._known.popitem(last=False)
-        context = torch.stack([found[key][0] for key in keys])  # (B, C * L, E)
-        if found[keys[0]][1] is None:
-            return context, None
-        return context, torch.stack([found[key][1] for key in keys])  # (B, E_pooled)
+        rows = [found[key] for key in keys]
+        context = torch.cat([row.context for row in rows])  # (B, T, E)
+        return Conditioning.of(
+            context, **{name: torch.cat([row.extras[name] for row in rows]) for name in rows[0].extras}
+        )
 
-    def _encode_rows(self, prompts: Sequence[PromptTokens], vectors: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        split = None if vectors is None else self.backbone.split_vector(vectors)  # encoder -> (B, P, D)
-        contexts, pooled = [], None
-        for spec in self.backbone.text_encoders:
-            states = self._encode_one(spec, prompts, None if split is None else split[spec.name])
-            contexts.append(states.hidden)  # (B, C * L, D)
-            pooled = states.pooled if spec.pooled else pooled
-        return torch.cat(contexts, dim=-1), pooled  # (B, C * L, E) and (B, E_pooled)
+    def _encode_rows(self, prompts: Sequence[PromptLayout], vectors: Mapping[str, Tensor] | None) -> Conditioning:
+        states = {
+            spec.name: self._encode_one(
+                spec, [prompt[spec.name] for prompt in prompts], None if vectors is None else vectors[spec.name]
+            )
+            for spec in self.backbone.text_encoders
+        }
+        groups = [
+            _beside([states[spec.name].hidden for spec in group], self.backbone.context_width)
+            for group in self.backbone.context_groups
+        ]
+        context = groups[0] if len(groups) == 1 else torch.cat(groups, dim=1)  # (B, T, E)
+        read = [states[spec.name].pooled for spec in self.backbone.text_encoders if spec.pooled]
+        pooled = [state for state in read if state is not None]  # (B, D_pooled) each
+        joined = torch.cat(pooled, dim=-1) if pooled else None
+        return Conditioning.of(context, pooled=joined, mask=self._mask(prompts))
 
-    def _encode_one(self, spec: TextEncoderSpec, prompts: Sequence[PromptTokens], vectors: Tensor | None) -> ClipStates:
+    def _mask(self, prompts: Sequence[PromptLayout]) -> Tensor | None:
+        """`(B, T)` bool, False at padding that the network must not see; None where no encoder masks."""
+        if not any(spec.mask for spec in self.backbone.text_encoders):
+            return None
+        pieces = []
+        for group in self.backbone.context_groups:
+            length = max(prompts[0][spec.name].ids.numel() for spec in group)
+            ends = [[prompt[spec.name].tokens for spec in group if spec.mask] for prompt in prompts]
+            shown = torch.tensor([max((length if n is None else n for n in own), default=length) for own in ends])
+            pieces.append(torch.arange(length) < shown.unsqueeze(1))  # (B, T of the group)
+        return _moved(torch.cat(pieces, dim=1), self.device)
+
+    def _encode_one(
+        self, spec: TextEncoderSpec, layouts: Sequence[EncoderLayout], vectors: Tensor | None
+    ) -> ClipStates:
         encoder = self.encoders[spec.name]
-        ids = _moved(torch.stack([prompt.ids[spec.name] for prompt in prompts]), encoder.device)  # (B, C, L)
+        ids = _moved(torch.stack([layout.ids for layout in layouts]), encoder.device)  # (B, C, L)
         b, c, length = ids.shape
         embeddings = encoder.embed(ids.view(b, c * length))  # (B, C * L, D)
         if vectors is not None:
-            positions = _moved(_stack_positions(prompts, vectors.shape[1]), encoder.device)  # (B, P)
-            embeddings = insert_vectors(embeddings, positions, vectors.to(embeddings))
+            slots = _moved(_stack_slots(layouts, vectors.shape[1]), encoder.device)  # (B, P)
+            embeddings = insert_vectors(embeddings, slots, vectors.to(embeddings))
         # pooled states are read at each chunk's first end token
         ends = (ids == encoder.end).long().argmax(-1).view(b * c)  # (B * C,)
         states = encoder.run(embeddings.reshape(b * c, length, -1), spec, ends)
         hidden = states.hidden.reshape(b, c * length, -1)  # (B, C * L, D)
-        if _any_weight(prompts):
-            hidden = self._weighted(hidden, spec, prompts)
+        if _any_weight(layouts):
+            hidden = self._weighted(hidden, spec, layouts)
         # of several chunks the first gives the pooled vector, as in ComfyUI
         pooled = None if states.pooled is None else states.pooled.view(b, c, -1)[:, 0]  # (B, D_pooled)
         return ClipStates(hidden, pooled)
 
-    def _weighted(self, hidden: Tensor, spec: TextEncoderSpec, prompts: Sequence[PromptTokens]) -> Tensor:
+    def _weighted(self, hidden: Tensor, spec: TextEncoderSpec, layouts: Sequence[EncoderLayout]) -> Tensor:
         """Move `(B, C * L, D)` away from or towards the empty prompt's states by each position's weight, as ComfyUI."""
-        empty_prompt = self.tokenize([], chunks=1)
+        empty_prompt = _longer(self._laid_out(spec, [], 1), layouts[0].ids.shape[1], self.encoders[spec.name].pad)
         with torch.no_grad():
             # the empty prompt's own weights are all 1, so this ends here
-            plain = PromptTokens(empty_prompt.ids, empty_prompt.positions, torch.ones_like(empty_prompt.weights))
-            empty = self._encode_one(spec, [plain], None).hidden  # (1, L, D)
-        weights = torch.stack([prompt.weights for prompt in prompts]).flatten(1).unsqueeze(-1)  # (B, C * L, 1)
+            empty = self._encode_one(spec, [empty_prompt], None).hidden  # (1, L, D)
+        weights = torch.stack([layout.weights for layout in layouts]).flatten(1).unsqueeze(-1)  # (B, C * L, 1)
         weights = _moved(weights, hidden.device).to(hidden)
         empty = empty.repeat(1, hidden.shape[1] // empty.shape[1], 1)  # (1, C * L, D)
         return torch.where(weights == 1, hidden, torch.lerp(empty, hidden, weights))
 
-    def _equal_chunks(self, prompts: list[PromptTokens]) -> list[PromptTokens]:
-        """Fill shorter prompts of a batch with empty chunks."""
-        most = max(len(prompt.weights) for prompt in prompts)
-        if all(len(prompt.weights) == most for prompt in prompts):
-            return prompts
-        empty = self.tokenize([], chunks=1)
-        filled = []
-        for prompt in prompts:
-            # empty chunks behind the prompt's own, for every encoder
-            extra = most - len(prompt.weights)
-            ids = {name: torch.cat([own, *[empty.ids[name].to(own)] * extra]) for name, own in prompt.ids.items()}
-            weights = torch.cat([prompt.weights, *[empty.weights.to(prompt.weights)] * extra])  # (C, L)
-            filled.append(PromptTokens(ids, prompt.positions, weights))
-        return filled
+    def _equal_lengths(self, prompts: list[PromptLayout]) -> list[PromptLayout]:
+        """Fill shorter prompts of a batch: with empty chunks, or single runs with padding."""
+        for spec in self.backbone.text_encoders:
+            own = [prompt[spec.name] for prompt in prompts]
+            if len({layout.ids.shape for layout in own}) == 1:
+                continue
+            longest = max(layout.ids.shape[1] for layout in own)
+            empty, most = self._laid_out(spec, [], 1), max(len(layout.ids) for layout in own)
+            own = [_longer(_more_chunks(layout, empty, most), longest, self.encoders[spec.name].pad) for layout in own]
+            prompts = [{**prompt, spec.name: layout} for prompt, layout in zip(prompts, own, strict=True)]
+        return prompts
 
 
-def _check_vectors(vectors: Tensor | None, batch: int, most: int, backbone: Backbone) -> None:
-    """Vectors must be `(B, P, D)` with room for the `most` places a prompt has."""
+def _more_chunks(layout: EncoderLayout, empty: EncoderLayout, chunks: int) -> EncoderLayout:
+    """The layout with empty chunks `(1, L)` behind its own."""
+    extra = chunks - len(layout.ids)
+    if extra <= 0:
+        return layout
+    ids = torch.cat([layout.ids, *[empty.ids.to(layout.ids)] * extra])  # (C, L)
+    weights = torch.cat([layout.weights, *[empty.weights.to(layout.weights)] * extra])  # (C, L)
+    return replace(layout, ids=ids, weights=weights)
+
+
+def _longer(layout: EncoderLayout, length: int, pad: int) -> EncoderLayout:
+    """A single run with padding up to `length` positions."""
+    extra = length - layout.ids.shape[1]
+    if extra <= 0:
+        return layout
+    ids, weights = F.pad(layout.ids, (0, extra), value=pad), F.pad(layout.weights, (0, extra), value=1.0)
+    return replace(layout, ids=ids, weights=weights)
+
+
+def _beside(states: Sequence[Tensor], width: int) -> Tensor:
+    """States `(B, T, D)` of encoders side by side, shorter and narrower ones padded with zeros: `(B, T, width)`."""
+    longest = max(own.shape[1] for own in states)
+    padded = [own if own.shape[1] == longest else F.pad(own, (0, 0, 0, longest - own.shape[1])) for own in states]
+    joined = torch.cat(padded, dim=-1)  # (B, T, sum of D)
+    return joined if joined.shape[-1] == width else F.pad(joined, (0, width - joined.shape[-1]))
+
+
+def _check_vectors(vectors: Mapping[str, Tensor] | None, batch: int, most: int, backbone: Backbone) -> None:
+    """Every encoder needs `(B, P, D)` with room for the `most` places a prompt has."""
     if vectors is None:
         if most:
             raise BestiaryError(f"the prompt has places for {most} learned vectors, but none were given")
         return
-    # rows and places first: a wrong width is told apart from a wrong number
-    if vectors.ndim != 3 or vectors.shape[0] != batch or vectors.shape[1] < most:
-        raise BestiaryError(
-            f"{batch} prompts with up to {most} learned vectors need a tensor (B, P, D) = ({batch}, >= {most}, "
-            f"{backbone.vector_width}), got {tuple(vectors.shape)}"
-        )
-    if vectors.shape[-1] != backbone.vector_width:
-        raise BestiaryError(
-            f"learned vectors are {vectors.shape[-1]} wide, but {backbone.name} takes {backbone.vector_width}: "
-            "this dictionary was learned for another base model; load that model, or learn a dictionary for this one"
-        )
+    for spec in backbone.text_encoders:
+        own = vectors.get(spec.name)
+        if own is None:
+            raise BestiaryError(
+                f"learned vectors are given for {', '.join(vectors) or 'no text encoder'}, but {backbone.name} also reads {spec.name}: "
+                "this dictionary was learned for another base model; load that model, or learn a dictionary for this one"
+            )
+        # rows and places first: a wrong width is told apart from a wrong number
+        if own.ndim != 3 or own.shape[0] != batch or own.shape[1] < most:
+            raise BestiaryError(
+                f"{batch} prompts with up to {most} learned vectors need a tensor (B, P, D) = ({batch}, >= {most}, "
+                f"{spec.width}), got {tuple(own.shape)}"
+            )
+        if own.shape[-1] != spec.width:
+            raise BestiaryError(
+                f"learned vectors are {own.shape[-1]} wide, but {spec.name} of {backbone.name} takes {spec.width}: "
+                "this dictionary was learned for another base model; load that model, or learn a dictionary for this one"
+            )
 
 
-def _stack_positions(prompts: Sequence[PromptTokens], width: int) -> Tensor:
-    """Places `(B, P)`, -1 where a prompt has fewer vectors."""
-    return torch.stack([F.pad(prompt.positions, (0, width - len(prompt.positions)), value=-1) for prompt in prompts])
+def _stack_slots(layouts: Sequence[EncoderLayout], count: int) -> Tensor:
+    """Places `(B, count)`, -1 where a prompt has fewer vectors."""
+    return torch.stack([F.pad(layout.slots, (0, count - len(layout.slots)), value=-1) for layout in layouts])
 
 
 def _moved(values: Tensor, device: torch.device) -> Tensor:
@@ -248,11 +322,11 @@ def _moved(values: Tensor, device: torch.device) -> Tensor:
     return values.to(device)
 
 
-def _any_weight(prompts: Sequence[PromptTokens]) -> bool:
+def _any_weight(layouts: Sequence[EncoderLayout]) -> bool:
     """True unless all weights are known to be 1; weights on a device are not waited for."""
-    return any(prompt.weights.device.type != "cpu" or bool((prompt.weights.numpy() != 1).any()) for prompt in prompts)
+    return any(layout.weights.device.type != "cpu" or bool((layout.weights.numpy() != 1).any()) for layout in layouts)
 
 
-def _key_of(prompt: PromptTokens) -> bytes:
-    arrays = [*(prompt.ids[name] for name in sorted(prompt.ids)), prompt.weights]
+def _key_of(prompt: PromptLayout) -> bytes:
+    arrays = [array for name in sorted(prompt) for array in (prompt[name].ids, prompt[name].weights)]
     return b"|".join(array.cpu().contiguous().numpy().tobytes() for array in arrays)

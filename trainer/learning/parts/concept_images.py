@@ -14,13 +14,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ....concepts.denoiser.denoiser import PromptPiece, PromptTokens
+from ....concepts.denoiser.denoiser import Process, PromptLayout, PromptPiece, placed, reordered
 from ....concepts.part_prompt.part_captions import CaptionStyle, PartCaption, build_part_caption
 from ..pictures.latent_cache import LatentCache
 from .part_objective import PartBatch
 from .training_kinds import TrainingKinds
 
-Tokenize = Callable[[Sequence[PromptPiece]], PromptTokens]
+Tokenize = Callable[[Sequence[PromptPiece]], PromptLayout]
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,8 @@ class BatchPlan:
     """Edge of a training crop in latent cells."""
     grid: int
     """Edge of the attention grid."""
-    num_timesteps: int
+    process: Process
+    """Which gives times for shares drawn at random."""
     timesteps: Literal["uniform", "stratified"]
     unconditional: float
     """Share of empty captions."""
@@ -79,7 +80,7 @@ class ConceptImages:
         self.names, self._cache, self._kinds = list(names), cache, kinds
         self._style, self.plan, self._device = style, plan, torch.device(device)
         self._tokenize = tokenize
-        self._known_prompts: dict[tuple[PromptPiece, ...], PromptTokens] = {}
+        self._known_prompts: dict[tuple[PromptPiece, ...], PromptLayout] = {}
         self._order = lru_cache(maxsize=2)(self._shuffled)
 
     def __len__(self) -> int:
@@ -102,11 +103,11 @@ class ConceptImages:
         labels = np.stack([self._crop_labels(crop) for crop in crops])  # (B, g, g)
         codes = self._crop_codes(crops, labels)  # (B, M)
         captions = [self._caption(row, rng) for row, rng in zip(codes, generators, strict=True)]
-        timesteps = self._timesteps(step, slots, generators)
-        return self._batch(crops, labels, captions, generators, timesteps)
+        times = self._times(step, slots, generators)
+        return self._batch(crops, labels, captions, generators, times)
 
-    def fixed(self, rows: Sequence[int], timestep: int) -> PartBatch:
-        """Whole, unmirrored pictures at one timestep with full captions in a fixed order; the same every time."""
+    def fixed(self, rows: Sequence[int], time: float) -> PartBatch:
+        """Whole, unmirrored pictures at one time in (0, 1] with full captions in a fixed order; the same every time."""
         plan = self.plan
         # a stream of their own, which no training step reads from
         generators = [np.random.default_rng((plan.seed, 4, row)) for row in rows]
@@ -120,7 +121,7 @@ class ConceptImages:
             self._captioned(row, build_part_caption(row, rng, style))
             for row, rng in zip(codes, generators, strict=True)
         ]
-        return self._batch(crops, labels, captions, generators, torch.full((len(crops),), timestep))
+        return self._batch(crops, labels, captions, generators, torch.full((len(crops),), time))
 
     def _shuffled(self, epoch: int) -> np.ndarray:
         """Order of the pictures `(N,)` in an epoch."""
@@ -130,11 +131,11 @@ class ConceptImages:
         self,
         crops: Sequence[_Crop],
         labels: np.ndarray,
-        captions: Sequence[tuple[np.ndarray, PromptTokens]],
+        captions: Sequence[tuple[np.ndarray, PromptLayout]],
         generators: Sequence[np.random.Generator],
-        timesteps: Tensor,
+        times: Tensor,
     ) -> PartBatch:
-        """Crops, labels `(B, g, g)`, captions and timesteps `(B,)` as one batch of moments `(B, 2, C, h, w)`."""
+        """Crops, labels `(B, g, g)`, captions and times `(B,)` as one batch of moments `(B, 2, C, h, w)`."""
         rows, views, tops, lefts = zip(*((c.row, c.view, c.top, c.left) for c in crops), strict=True)
         moments = self._cache.read(rows, views, tops, lefts, self.plan.latent_size)  # (B, 2, C, h, w)
         codes = np.stack([kept for kept, _ in captions])  # (B, M)
@@ -143,7 +144,7 @@ class ConceptImages:
             names=tuple(self.names[row] for row in rows),
             moments=moments,
             noise=self._noise(moments.shape, generators),
-            timesteps=timesteps,
+            times=times,
             codes=torch.from_numpy(codes),
             prompts=tuple(prompt for _, prompt in captions),
             masks=torch.from_numpy(labels[:, None] == np.arange(codes.shape[1])[:, None, None]),  # (B, M, g, g)
@@ -175,25 +176,22 @@ class ConceptImages:
         shown = (labels.reshape(len(crops), 1, -1) == np.arange(codes.shape[1])[:, None]).any(-1)  # (B, M)
         return np.where(shown, codes, -1)
 
-    def _caption(self, codes: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, PromptTokens]:
+    def _caption(self, codes: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, PromptLayout]:
         """Caption of the parts with a code: the codes `(M,)` it keeps and its tokens, places in the order of parts."""
         # codes of a batch are (B, M); this is one row
         if rng.random() < self.plan.unconditional or not (codes >= 0).any():
             # the empty caption: no part is named, so no code is kept and no vector has a place
             empty = self._laid_out((PromptPiece(""),))
-            return np.full_like(codes, -1), replace(empty, positions=torch.full((len(codes),), -1))
+            return np.full_like(codes, -1), reordered(empty, (), len(codes))
         return self._captioned(codes, build_part_caption(codes, rng, self._style))
 
-    def _captioned(self, codes: np.ndarray, caption: PartCaption) -> tuple[np.ndarray, PromptTokens]:
+    def _captioned(self, codes: np.ndarray, caption: PartCaption) -> tuple[np.ndarray, PromptLayout]:
         # words (C, L) are the same for all captions of one sentence: only places and vectors differ
-        laid_out = self._laid_out(caption.pieces)
-        # from the order of the caption to the order of the parts
-        positions = torch.full((len(codes),), -1, dtype=torch.long)  # (M,)
-        positions[list(caption.parts)] = laid_out.positions
-        kept = np.where(positions.numpy() >= 0, codes, -1)  # (M,), parts cut off the end of the text are left out too
-        return kept, replace(laid_out, positions=positions)
+        laid_out = reordered(self._laid_out(caption.pieces), caption.parts, len(codes))
+        kept = np.where(placed(laid_out).numpy(), codes, -1)  # (M,), parts cut off the end of the text are left out too
+        return kept, laid_out
 
-    def _laid_out(self, pieces: tuple[PromptPiece, ...]) -> PromptTokens:
+    def _laid_out(self, pieces: tuple[PromptPiece, ...]) -> PromptLayout:
         if pieces not in self._known_prompts:
             self._known_prompts[pieces] = self._tokenize(pieces)
         return self._known_prompts[pieces]
@@ -209,12 +207,17 @@ class ConceptImages:
         drawn = [rng.standard_normal(shape[1:], dtype=np.float32) for rng in generators]
         return torch.from_numpy(np.stack(drawn))
 
-    def _timesteps(self, step: int, slots: Sequence[int], generators: Sequence[np.random.Generator]) -> Tensor:
-        """Timesteps (B,) long; stratified ones fall into distinct equal intervals over the whole optimiser step."""
+    def _times(self, step: int, slots: Sequence[int], generators: Sequence[np.random.Generator]) -> Tensor:
+        """Times (B,) float32; stratified ones fall into distinct equal intervals over the whole optimiser step."""
         plan = self.plan
         shares = np.array([rng.random() for rng in generators])
         if plan.timesteps == "stratified":
             order = np.random.default_rng((plan.seed, 3, step)).permutation(plan.step_size)
             # slot i of the step falls into the i-th of step_size equal intervals, shuffled
             shares = (order[list(slots)] + shares) / plan.step_size
-        return torch.from_numpy((shares * plan.num_timesteps).astype(np.int64))
+        return plan.process.times_of_shares(shares)
+
+
+def quarter_time(process: Process) -> float:
+    """A time with little noise, a quarter of the way up, at which attention and previews are looked at."""
+    return process.time_of(process.num_timesteps // 4)

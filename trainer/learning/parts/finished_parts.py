@@ -43,7 +43,7 @@ def learned_dictionary(
         background=kinds.background,
         rows=torch.tensor(rows, dtype=torch.long),  # (R, 2)
         embeddings={name: piece.contiguous() for name, piece in backbone.split_vector(vectors).items()},
-        lora=objective.denoiser.lora_tensors() if objective.named_adapters() else {},
+        lora=objective.denoiser.network.adapters.tensors() if objective.named_adapters() else {},
         thumbnails=ThumbnailAtlas.from_images(tiles, THUMBNAIL_EDGE),
         provenance=provenance,
     )

@@ -13,22 +13,22 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ....concepts.denoiser.denoiser import Denoiser, LoraSpec, PromptPiece, PromptTokens
+from ....concepts.denoiser.denoiser import Denoiser, PromptLayout, PromptPiece
+from ....concepts.denoiser.low_rank import LoraSpec
 from ....concepts.errors import BestiaryError
 from ....concepts.part_dictionary.part_dictionary import PartDictionary
 from ....concepts.part_dictionary.token_projector import TokenProjector
 from ....concepts.part_prompt.part_captions import CaptionStyle
-from ..denoiser.trainable import TrainableDenoiser
 from ..pictures.latent_cache import LatentCache
 from ..run.fit import Parallel, SingleProcess
 from ..run.training import Origin, Sample, Training
 from ..run.training_state import ParameterGroup
-from .concept_images import BatchPlan, ConceptImages
+from .concept_images import BatchPlan, ConceptImages, quarter_time
 from .finished_parts import cut_thumbnails, learned_dictionary, write_dictionary
 from .part_objective import AttentionLoss, PartObjective, curve_labels
 from .preview_sheets import pictures_sheet, preview_prompts, token_sheet, varied_rows
 from .settings import TrainPartsSettings
-from .token_start import choose_words, common_start, fit_of_words, word_spread
+from .token_start import choose_words, common_start, fit_of_words, mean_word, word_spread
 from .training_kinds import TrainingKinds
 
 logger = logging.getLogger("bestiary")
@@ -57,7 +57,7 @@ class PartTraining(Training[PartDictionary]):
         provenance = {
             "made_by": f"{origin.made_by}, dictionary format {FORMAT_VERSION}",
             "base": origin.base,
-            "prediction": self.denoiser.schedule.prediction,
+            "prediction": self.denoiser.process.prediction,
             "autoencoder": origin.autoencoder,
             "method": settings.method.kind,
             "steps": steps,
@@ -91,13 +91,13 @@ class PartTraining(Training[PartDictionary]):
         if self.objective.attention is None:
             return (pictures,)
         # all parts in their captions, at a quarter of the noise schedule
-        batch = self.batches.fixed(rows, self.batches.plan.num_timesteps // 4)
+        batch = self.batches.fixed(rows, quarter_time(self.denoiser.process))
         return pictures, token_sheet(self.objective, batch, self.kinds.part_names, real)
 
 
 def set_up_parts(
     settings: TrainPartsSettings,
-    denoiser: TrainableDenoiser,
+    denoiser: Denoiser,
     names: Sequence[str],
     kinds: TrainingKinds,
     cache: LatentCache,
@@ -120,7 +120,7 @@ def check_layers(settings: TrainPartsSettings, denoiser: Denoiser) -> None:
     Raises:
         BestiaryError: unknown names or downsamplings; the message lists what the model has.
     """
-    known = denoiser.cross_attention_layers()
+    known = denoiser.attention_factors()
     unknown = [name for name in settings.attention_loss.layers if name not in known]
     if unknown:
         raise BestiaryError(
@@ -134,15 +134,15 @@ def check_layers(settings: TrainPartsSettings, denoiser: Denoiser) -> None:
 
 
 def build_objective(
-    settings: TrainPartsSettings, kinds: TrainingKinds, denoiser: TrainableDenoiser, batches: ConceptImages
+    settings: TrainPartsSettings, kinds: TrainingKinds, denoiser: Denoiser, batches: ConceptImages
 ) -> PartObjective:
     """Fresh projector and adapters in their objective; draws from torch's generator."""
     # adapters first, then what is learned: both belong to one objective
     method, lora = settings.method, settings.lora
     spec = LoraSpec(lora.rank, lora.alpha or float(lora.rank), lora.self_attention) if lora.rank else None
-    adapters = denoiser.add_lora(spec) if spec else {}
+    adapters = denoiser.network.adapters.add(spec) if spec else {}
     if settings.base.checkpointing:
-        denoiser.set_gradient_checkpointing(True)
+        denoiser.network.set_gradient_checkpointing(True)
     projector = TokenProjector(
         len(kinds.part_names),
         kinds.num_kinds,
@@ -151,7 +151,9 @@ def build_objective(
         positional=method.positional,
     )
     # where vectors start: one point for all parts, then a word of its own for each
-    start = common_start(denoiser, len(kinds.part_names), method.initial_words)  # (M, D)
+    start = denoiser.backbone.join_vectors(
+        common_start(denoiser, len(kinds.part_names), method.initial_words)
+    )  # (M, D)
     if method.part_words and method.kind == "parts":
         start = _start_at_words(settings, kinds, denoiser, batches, start)
     # drawn from a generator of its own: adapters before it change nothing
@@ -174,12 +176,12 @@ def _start_at_words(
     # a few pictures spread over all of them, with little noise
     words = settings.method.part_words.split()
     rows = np.linspace(0, len(batches) - 1, min(PROBED_PICTURES, len(batches))).astype(int).tolist()
-    fit = fit_of_words(denoiser, words, batches.fixed(rows, batches.plan.num_timesteps // 4))  # (M, W)
+    fit = fit_of_words(denoiser, words, batches.fixed(rows, quarter_time(denoiser.process)))  # (M, W)
     shown = [part for part in sorted({part for part, _ in kinds.rows()}) if part != kinds.background]
     start = start.clone()
     for part, word in choose_words(fit, shown, words).items():
         logger.info("part %s starts at the word %r", kinds.part_names[part], word)
-        start[part] = denoiser.word_vectors(word).float().cpu().mean(0)
+        start[part] = denoiser.backbone.join_vectors(mean_word(denoiser, word))
     return start
 
 
@@ -201,7 +203,7 @@ def build_batches(
         accumulation=optimizer.accumulation,
         latent_size=size // backbone.latent_factor,
         grid=size // backbone.attention_divisor,
-        num_timesteps=len(denoiser.schedule.alphas_cumprod),
+        process=denoiser.process,
         timesteps=settings.method.timesteps,
         unconditional=captions.unconditional,
         seed=settings.run.seed,
@@ -217,8 +219,8 @@ def build_batches(
         class_noun=captions.noun,
     )
 
-    def tokenize(pieces: Sequence[PromptPiece]) -> PromptTokens:
-        return denoiser.tokenize(pieces, chunks=1)
+    def tokenize(pieces: Sequence[PromptPiece]) -> PromptLayout:
+        return denoiser.text.tokenize(pieces, chunks=1)
 
     return ConceptImages(names, cache, kinds, tokenize, style, plan, denoiser.device)
 
@@ -248,6 +250,6 @@ def _attention_loss(settings: TrainPartsSettings, denoiser: Denoiser) -> Attenti
     layers = asked.layers or None
     # layers by their grid instead of by name
     if asked.downsampling:
-        known = denoiser.cross_attention_layers()
+        known = denoiser.attention_factors()
         layers = tuple(name for name, factor in known.items() if factor in asked.downsampling)
     return AttentionLoss(asked.weight, asked.form, layers, asked.columns)

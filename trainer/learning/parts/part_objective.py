@@ -1,4 +1,4 @@
-"""The PartCraft objective, written once against the Denoiser protocol: noise loss plus part attention loss.
+"""The PartCraft objective over any denoiser: noise loss plus part attention loss.
 
 Paper: arXiv 2407.04604; reference: kamwoh/partcraft @ dfe64e1, src/train_dreamcreature_sd.py. Letters: B pictures, M parts,
 D width of a learned vector, C latent channels, h and w the latent grid, g the attention grid.
@@ -13,10 +13,17 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ....concepts.denoiser.attention_maps import average_maps
-from ....concepts.denoiser.denoiser import AttentionMethod, AttentionRequest, Denoiser, DenoiserOutput, PromptTokens
-from ....concepts.denoiser.min_snr import min_snr_weights
+from ....concepts.denoiser.denoiser import (
+    AttentionMethod,
+    AttentionRequest,
+    Conditioning,
+    Denoiser,
+    NetworkOutput,
+    PromptLayout,
+)
 from ....concepts.denoiser.part_attention_loss import FLOOR, attention_iou, per_part_attention_loss
 from ....concepts.part_dictionary.token_projector import TokenProjector
+from ..denoiser.forward_process import Noised, add_noise
 from ..run.fit import LossReport
 
 PART_CURVES = ("part_attention_loss", "attention_iou")
@@ -38,12 +45,12 @@ class PartBatch:
     """`(B, 2, C, h, w)`: posterior mean and log-variance, unscaled."""
     noise: Tensor
     """`(B, 2, C, h, w)` standard normal: the posterior draw and the diffusion noise."""
-    timesteps: Tensor
-    """`(B,)` long."""
+    times: Tensor
+    """`(B,)` float32 in (0, 1]."""
     codes: Tensor
     """`(B, M)` long: kind of every part, -1 where it is not in the caption."""
-    prompts: tuple[PromptTokens, ...]
-    """Captions; `positions` `(M,)` in the order of the parts, -1 where a part is not in the caption."""
+    prompts: tuple[PromptLayout, ...]
+    """Captions; slots `(M,)` in the order of the parts, -1 where a part is not in the caption."""
     masks: Tensor
     """`(B, M, g, g)` bool: region of every part."""
     sizes: Tensor | None = None
@@ -53,7 +60,7 @@ class PartBatch:
         """The batch with its tensors, (B, ...) each, on `device`; token ids move when they are embedded."""
         moved = {
             name: getattr(self, name).to(device, non_blocking=True)
-            for name in ("moments", "noise", "timesteps", "codes", "masks", "sizes")
+            for name in ("moments", "noise", "times", "codes", "masks", "sizes")
             if getattr(self, name) is not None
         }
         return replace(self, **moved)
@@ -111,8 +118,8 @@ class PartObjective(nn.Module):
 
     def forward(self, batch: PartBatch) -> LossReport:
         """Loss of one batch: mean over its pictures, so that equal shares of a batch average to the whole."""
-        output, target = self.predict(batch)
-        noise_loss = self._noise_loss(output.prediction, target, batch)  # (B,)
+        output, noised = self.predict(batch)
+        noise_loss = noised.loss(output.prediction, weights=self._regions(batch), min_snr=self.min_snr)  # (B,)
         total = noise_loss.mean()
         curves = {"noise_loss": noise_loss.detach().mean()}
         # where tokens looked, against the regions of their parts
@@ -130,38 +137,29 @@ class PartObjective(nn.Module):
         curves["loss"] = total.detach()
         return LossReport(total, curves)
 
-    def predict(self, batch: PartBatch) -> tuple[DenoiserOutput, Tensor]:
-        """The denoiser's answer for a batch, and what it should have been `(B, C, h, w)`."""
-        # the forward process: posterior draw, scaling, noise
-        denoiser, schedule = self.denoiser, self.denoiser.schedule
-        mean, log_variance = batch.moments.float().unbind(1)  # (B, C, h, w) each
-        posterior_noise, noise = batch.noise.unbind(1)
-        latents = denoiser.scale_latents(mean + (0.5 * log_variance).exp() * posterior_noise)
-        noised = schedule.add_noise(latents, noise, batch.timesteps)
+    def predict(self, batch: PartBatch) -> tuple[NetworkOutput, Noised]:
+        """The network's output for a batch, and what it was given `(B, C, h, w)`."""
+        noised = add_noise(self.denoiser, batch.moments, batch.noise, batch.times)
+        text = self.encode(batch).with_extras(sizes=batch.sizes)
+        return self.denoiser.network.predict(noised.x, batch.times, text, self._request(text)), noised
+
+    def encode(self, batch: PartBatch) -> Conditioning:
+        """The captions `(B, T, E)` with the vectors of their parts."""
         # vectors of all parts; absent ones have no place in the prompt and are dropped there
         parts = torch.arange(batch.codes.shape[1], device=batch.codes.device).expand_as(batch.codes)  # (B, M)
         vectors = self.projector(parts, batch.codes)  # (B, M, D)
-        text = replace(denoiser.encode_prompts(batch.prompts, vectors), sizes=batch.sizes)
-        output = denoiser.predict(noised, batch.timesteps, text, self._request(text.positions))
-        return output, schedule.target(latents, noise, batch.timesteps)
+        return self.denoiser.text.encode(batch.prompts, self.denoiser.backbone.split_vector(vectors))
 
-    def _request(self, positions: Tensor) -> AttentionRequest | None:
-        """The attention to ask for at places `(B, M)`; None where no loss reads it."""
-        if self.attention is None:
+    def _request(self, text: Conditioning) -> AttentionRequest | None:
+        """The attention to ask for at columns `(B, M, K)`; None where no loss reads it."""
+        if self.attention is None or text.columns is None:
             return None
-        return AttentionRequest(positions, self.attention.layers, self.attention.columns)
+        return AttentionRequest(text.columns, self.attention.layers, self.attention.columns)
 
-    def _noise_loss(self, prediction: Tensor, target: Tensor, batch: PartBatch) -> Tensor:
-        """Weighted mean squared error `(B,)` of every picture."""
-        error = (prediction.float() - target).square()  # (B, C, h, w)
-        if self.region_weight:
-            captioned = (batch.masks & (batch.codes >= 0)[:, :, None, None]).any(1, keepdim=True)  # (B, 1, g, g)
-            region = F.interpolate(captioned.float(), error.shape[-2:], mode="nearest-exact")  # (B, 1, h, w)
-            region = 1 - self.region_weight * (1 - region)
-            # weights average to 1 within a picture, so that small regions do not weaken its loss
-            error = error * region / region.mean((1, 2, 3), keepdim=True).clamp_min(1e-3)
-        schedule = self.denoiser.schedule
-        loss = error.mean((1, 2, 3))  # (B,)
-        if not self.min_snr:
-            return loss
-        return loss * min_snr_weights(schedule.snr(batch.timesteps), self.min_snr, schedule.prediction)
+    def _regions(self, batch: PartBatch) -> Tensor | None:
+        """How much each place counts in the noise loss `(B, 1, h, w)`; None where all count alike."""
+        if not self.region_weight:
+            return None
+        captioned = (batch.masks & (batch.codes >= 0)[:, :, None, None]).any(1, keepdim=True)  # (B, 1, g, g)
+        region = F.interpolate(captioned.float(), batch.noise.shape[-2:], mode="nearest-exact")  # (B, 1, h, w)
+        return 1 - self.region_weight * (1 - region)

@@ -11,13 +11,13 @@ from PIL import Image
 from torch import Tensor
 
 from ....concepts.denoiser.attention_maps import average_maps
-from ....concepts.denoiser.denoiser import PromptPiece, TextConditioning
+from ....concepts.denoiser.denoiser import Conditioning, PromptPiece
 from ..pictures.contact_sheet import PREVIEW_TILE, contact_sheet, to_image
 from ..pictures.heat_maps import heat_map
 from .part_objective import PartBatch, PartObjective
 
 
-def preview_prompts(objective: PartObjective, codes: Tensor, noun: str = "") -> TextConditioning:
+def preview_prompts(objective: PartObjective, codes: Tensor, noun: str = "") -> Conditioning:
     """ "a photo of a" and all tokens of each of n pictures with codes `(n, M)`, -1 where a part is absent."""
     denoiser = objective.denoiser
     prompts, vectors = [], []
@@ -25,12 +25,12 @@ def preview_prompts(objective: PartObjective, codes: Tensor, noun: str = "") -> 
     for row in codes.tolist():
         shown = [(part, kind) for part, kind in enumerate(row) if kind >= 0]
         pieces = [PromptPiece("a photo of a"), *(PromptPiece(None) for _ in shown)]
-        prompts.append(denoiser.tokenize([*pieces, *([PromptPiece(noun)] if noun else [])], chunks=1))
+        prompts.append(denoiser.text.tokenize([*pieces, *([PromptPiece(noun)] if noun else [])], chunks=1))
         # vectors in the order of the prompt, then zeros
         own = table.new_zeros(codes.shape[1], table.shape[-1])  # (M, D)
         own[: len(shown)] = torch.stack([table[part, kind] for part, kind in shown])
         vectors.append(own)
-    return denoiser.encode_prompts(prompts, torch.stack(vectors))
+    return denoiser.text.encode(prompts, denoiser.backbone.split_vector(torch.stack(vectors)))
 
 
 def pictures_sheet(real: Sequence[Image.Image], names: Sequence[str], made: Tensor) -> Image.Image:

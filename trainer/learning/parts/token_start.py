@@ -5,7 +5,6 @@ Letters: M parts, W words, D width of a vector, B pictures, g the attention grid
 """
 
 from collections.abc import Sequence
-from dataclasses import replace
 
 import torch
 from scipy.optimize import linear_sum_assignment
@@ -13,21 +12,28 @@ from torch import Tensor
 
 from ....concepts.denoiser.attention_maps import average_maps
 from ....concepts.denoiser.denoiser import AttentionRequest, Denoiser, PromptPiece
+from ....concepts.errors import BestiaryError
 from .part_objective import PartBatch
 
 COMMON_WORDS = "photo picture animal bird object thing large small bright dark red orange green blue white black"
 """Tokens start around the mean of these words' embeddings where the settings name no others."""
 
 
-def common_start(denoiser: Denoiser, num_parts: int, words: str = "") -> Tensor:
-    """The mean embedding of `words` for every part, `(M, D)` float32 on the CPU."""
-    rows = denoiser.word_vectors(words or COMMON_WORDS).float().cpu()  # (W, D)
-    return rows.mean(0, keepdim=True).repeat(num_parts, 1)
+def mean_word(denoiser: Denoiser, words: str) -> dict[str, Tensor]:
+    """The mean embedding of words, text encoder -> `(D,)` float32 on the CPU."""
+    return {name: rows.float().cpu().mean(0) for name, rows in denoiser.text.word_vectors(words).items()}
+
+
+def common_start(denoiser: Denoiser, num_parts: int, words: str = "") -> dict[str, Tensor]:
+    """The mean embedding of `words` for every part, text encoder -> `(M, D)` float32 on the CPU."""
+    means = mean_word(denoiser, words or COMMON_WORDS)
+    return {name: mean.repeat(num_parts, 1) for name, mean in means.items()}
 
 
 def word_spread(denoiser: Denoiser) -> float:
-    """Standard deviation of word embeddings `(W, D)` around their mean, averaged over channels."""
-    return float(denoiser.word_vectors(COMMON_WORDS).float().std(0).mean())
+    """Standard deviation of word embeddings around their mean, averaged over the channels of all text encoders."""
+    rows = denoiser.text.word_vectors(COMMON_WORDS).values()  # (W, D) each
+    return float(torch.cat([own.float().std(0) for own in rows]).mean())
 
 
 @torch.no_grad()
@@ -37,15 +43,19 @@ def fit_of_words(denoiser: Denoiser, words: Sequence[str], batch: PartBatch) -> 
     All words stand in one sentence; their maps are read in noised pictures of `batch`, whose captions do not matter.
     """
     # one sentence with all words, so that they compete for attention as parts will
-    vectors = torch.stack([denoiser.word_vectors(word).mean(0) for word in words])  # (W, D)
-    prompt = denoiser.tokenize([PromptPiece("a photo of a"), *[PromptPiece(None)] * len(words)], chunks=1)
-    count = len(batch.timesteps)
-    text = denoiser.encode_prompts([prompt] * count, vectors.expand(count, -1, -1).float())
+    means = [{name: own.mean(0) for name, own in denoiser.text.word_vectors(word).items()} for word in words]
+    prompt = denoiser.text.tokenize([PromptPiece("a photo of a"), *[PromptPiece(None)] * len(words)], chunks=1)
+    count = len(batch.times)
+    vectors = {name: torch.stack([mean[name] for mean in means]).expand(count, -1, -1).float() for name in means[0]}
+    text = denoiser.text.encode([prompt] * count, vectors).with_extras(sizes=batch.sizes)
+    if text.columns is None:
+        raise BestiaryError(
+            f"{denoiser.backbone.name} has no place for words: leave method.part_words empty",
+            option="method.part_words",
+        )
     # noised pictures, of which the posterior mean is enough here
-    mean, noise = batch.moments[:, 0].float(), batch.noise[:, 1]  # (B, C, h, w) each
-    noised = denoiser.schedule.add_noise(denoiser.scale_latents(mean), noise, batch.timesteps)
-    request = AttentionRequest(text.positions)
-    output = denoiser.predict(noised, batch.timesteps, replace(text, sizes=batch.sizes), request)
+    noised = denoiser.process.noised(denoiser.images.from_cache(batch.moments), batch.noise[:, 1], batch.times)
+    output = denoiser.network.predict(noised, batch.times, text, AttentionRequest(text.columns))
     maps = average_maps(output.attention, batch.masks.shape[-1])  # (B, W, g, g)
     # a word's share among the words, and how much of it lies in each part
     share = maps / maps.sum(1, keepdim=True).clamp_min(1e-6)

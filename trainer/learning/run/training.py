@@ -12,7 +12,7 @@ from typing import Generic, Protocol, TypeVar
 from PIL import Image
 from torch import Tensor, nn
 
-from ....concepts.denoiser.denoiser import Denoiser, TextConditioning
+from ....concepts.denoiser.denoiser import Conditioning, Denoiser
 from ....concepts.spectrum.staged_conditioning import StagedConditioning
 from .fit import Batches
 from .run_settings import TrainingSettings
@@ -20,7 +20,7 @@ from .training_state import ParameterGroup
 
 Concept = TypeVar("Concept")
 """What is learned: a part dictionary, a spectrum."""
-Sample = Callable[[TextConditioning | StagedConditioning, Sequence[int]], Tensor]
+Sample = Callable[[Conditioning | StagedConditioning, Sequence[int]], Tensor]
 """Conditioning of n pictures and a seed for each -> pictures `(n, 3, S, S)` in 0..1, by the host's own sampler."""
 
 

@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ....concepts.denoiser.denoiser import PromptTokens
+from ....concepts.denoiser.denoiser import Process, PromptLayout
 from ....concepts.errors import BestiaryError
 from ....concepts.spectrum.stage_bounds import StageBounds
 from ..pictures.companion_files import CompanionFolder, masks_among
@@ -158,7 +158,9 @@ class SpectrumPlan:
     latent_size: int
     """Edge of a training crop in latent cells."""
     bounds: StageBounds
-    prompts: tuple[PromptTokens, ...]
+    process: Process
+    """Which draws the times of a stage."""
+    prompts: tuple[PromptLayout, ...]
     """Sentences to draw from, laid out with places for the vectors."""
     seed: int
     latent_factor: int = 8
@@ -212,7 +214,9 @@ class SpectrumImages:
             noise=torch.from_numpy(
                 np.stack([rng.standard_normal(moments.shape[1:], dtype=np.float32) for rng in generators])
             ),
-            timesteps=torch.tensor([self._timestep(s, rng) for s, rng in zip(stages, generators, strict=True)]),
+            times=torch.tensor(
+                [self._time(s, rng) for s, rng in zip(stages, generators, strict=True)], dtype=torch.float32
+            ),
             stages=stages,
             templates=templates,
             prompts=tuple(plan.prompts[number] for number in templates),
@@ -234,10 +238,10 @@ class SpectrumImages:
         turn, place = divmod(slot, self.plan.bounds.stages)
         return int(self._stage_order(turn)[place])
 
-    def _timestep(self, stage: int, rng: np.random.Generator) -> int:
-        # timesteps of a stage alike, from its lower edge to just below its upper one
-        edges = self.plan.bounds.edges
-        return int(rng.integers(edges[stage + 1], edges[stage]))
+    def _time(self, stage: int, rng: np.random.Generator) -> float:
+        # times of a stage alike, from just above its lower edge to its upper one
+        edges = self.plan.bounds.times
+        return self.plan.process.draw_between(edges[stage + 1], edges[stage], rng)
 
     def _crop(self, slot: int, rng: np.random.Generator) -> tuple[int, int, int, int]:
         """Picture, view, top and left of a slot."""

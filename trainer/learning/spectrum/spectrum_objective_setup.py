@@ -21,7 +21,6 @@ from ....concepts.spectrum.spectrum_file import load_spectrum, save_spectrum
 from ....concepts.spectrum.stage_bounds import StageBounds
 from ....concepts.spectrum.stage_table import ProspectNetwork, StageTable
 from ....concepts.spectrum.staged_conditioning import encode_staged
-from ..denoiser.trainable import TrainableDenoiser
 from ..parts.token_start import COMMON_WORDS, word_spread
 from ..pictures.latent_cache import LatentCache
 from ..run.training import Origin, Sample, Training
@@ -73,7 +72,7 @@ class SpectrumTraining(Training[PromptSpectrum]):
 
 def set_up_spectrum(
     settings: TrainSpectrumSettings,
-    denoiser: TrainableDenoiser,
+    denoiser: Denoiser,
     names: Sequence[str],
     cache: LatentCache,
     masks: np.ndarray | None = None,
@@ -88,8 +87,9 @@ def set_up_spectrum(
     Raises:
         BestiaryError: the words to start from give no token, or one that the tokenizer does not know.
     """
-    bounds = settings.method.bounds(len(denoiser.schedule.alphas_cumprod))
-    start = word_start(denoiser, settings.method.initial_words, settings.method.vectors)  # (V, D)
+    bounds = settings.method.bounds(denoiser.process.num_timesteps)
+    words = word_start(denoiser, settings.method.initial_words, settings.method.vectors)
+    start = denoiser.backbone.join_vectors(words)  # (V, D)
     torch.manual_seed(settings.run.seed)  # the network draws from torch's own generator
     objective = build_objective(settings, denoiser, bounds, start)
     plan = SpectrumPlan(
@@ -97,8 +97,9 @@ def set_up_spectrum(
         accumulation=settings.optimizer.accumulation,
         latent_size=settings.images.training_size(denoiser.backbone) // denoiser.backbone.latent_factor,
         bounds=bounds,
+        process=denoiser.process,
         prompts=tuple(
-            denoiser.tokenize(pieces_of(text, settings.method.vectors), chunks=1)
+            denoiser.text.tokenize(pieces_of(text, settings.method.vectors), chunks=1)
             for text in settings.captions.templates
         ),
         seed=settings.run.seed,
@@ -109,40 +110,38 @@ def set_up_spectrum(
     return SpectrumTraining(settings, denoiser, objective, batches, groups, bounds, start)
 
 
-def word_start(denoiser: Denoiser, words: str, vectors: int) -> Tensor:
-    """What `vectors` vectors start from, `(V, D)` float32 on the CPU: the mean of the words' embeddings, whole words only.
+def word_start(denoiser: Denoiser, words: str, vectors: int) -> dict[str, Tensor]:
+    """What `vectors` vectors start from, encoder -> `(V, D)` float32 on the CPU: the mean of the words' embeddings, whole words only.
 
     The mean is given the words' usual norm, because a mean of many words is far shorter than any word.
 
     Raises:
         BestiaryError: the words give no token, or one that the tokenizer does not know.
     """
-    if words and (unknown := denoiser.unknown_words(words)):
+    if words and (unknown := denoiser.text.unknown_words(words)):
         listed = ", ".join(map(shown_name, unknown))
         raise BestiaryError(
             f"initial words: {denoiser.backbone.name} does not know {listed}; name what the pictures show in other plain "
             "words, or leave them empty to start from common ones"
         )
-    rows = denoiser.word_vectors(words or COMMON_WORDS).float().cpu()  # (n, D)
-    # at the words' own norm, encoder by encoder
-    mean = rows.mean(0, keepdim=True)
-    # each text encoder has norms of its own
-    scaled = []
-    for part, own in zip(
-        denoiser.backbone.split_vector(mean).values(), denoiser.backbone.split_vector(rows).values(), strict=True
-    ):
-        scaled.append(part * own.norm(dim=-1).mean() / part.norm().clamp_min(1e-12))
-    start = mean if len(rows) == 1 else torch.cat(scaled, dim=-1)  # (1, D)
-    return start.repeat(vectors, 1)
+    start = {}
+    for name, rows in denoiser.text.word_vectors(words or COMMON_WORDS).items():
+        own = rows.float().cpu()  # (n, D)
+        mean = own.mean(0, keepdim=True)
+        # each text encoder has norms of its own; a single word needs no scaling
+        if len(own) > 1:
+            mean = mean * own.norm(dim=-1).mean() / mean.norm().clamp_min(1e-12)
+        start[name] = mean.repeat(vectors, 1)  # (V, D)
+    return start
 
 
 def build_objective(
-    settings: TrainSpectrumSettings, denoiser: TrainableDenoiser, bounds: StageBounds, start: Tensor
+    settings: TrainSpectrumSettings, denoiser: Denoiser, bounds: StageBounds, start: Tensor
 ) -> SpectrumObjective:
     """Fresh vectors around `start` `(V, D)`, or ProSpect's fresh network, in their objective; draws from torch's generator."""
     method = settings.method
     if settings.base.checkpointing:
-        denoiser.set_gradient_checkpointing(True)
+        denoiser.network.set_gradient_checkpointing(True)
     if method.parameterisation == "reference":
         table: StageTable | ProspectNetwork = ProspectNetwork(start[:1], bounds.stages)
     else:

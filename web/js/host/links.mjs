@@ -24,7 +24,7 @@ export function feedOf(node, slot) {
   return fed(node, slot, [], MOST_FOLLOWED);
 }
 
-/** Whether a block is linked to an input of this name; a field that a subgraph's block offers as its own is no link. */
+/** Whether an input of this name is linked; a field that a subgraph's node shows as its own widget does not count as a link. */
 export function isFed(node, name) {
   const slot = (node.inputs ?? []).findIndex((input) => input.name === name);
   if (slot < 0 || !node.isInputConnected?.(slot)) return false;

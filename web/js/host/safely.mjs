@@ -1,13 +1,13 @@
 /** Running work so that a fault in one widget stays its own: at once, after a method of a node, or when everything under way is done. */
 
-/** Runs `work`; what it throws, at once or later, is told in the console and stops nobody else. */
+/** Runs `work`. Errors, also of a returned promise, are logged to the console and do not propagate. */
 export function safely(work, ...facts) {
   try {
     const result = work(...facts);
-    if (typeof result?.catch === "function") result.catch(tell);
+    if (typeof result?.catch === "function") result.catch(log);
     return result;
   } catch (fault) {
-    tell(fault);
+    log(fault);
     return undefined;
   }
 }
@@ -35,6 +35,6 @@ export function debounced(work) {
   };
 }
 
-function tell(fault) {
+function log(fault) {
   console.error("[Bestiary]", fault);
 }

@@ -22,7 +22,7 @@ export function findWidget(node, name) {
   return findField(node, name).widget;
 }
 
-/** The same with the block on which it is drawn: {node, widget}; no widget where there is no such field. */
+/** The same with the node on which it is drawn: {node, widget}; `widget` is undefined if there is no such field. */
 export function findField(node, name) {
   const slot = (node.inputs ?? []).findIndex((input) => input.widget?.name === name);
   const feed = slot < 0 ? null : feedOf(node, slot);
@@ -42,7 +42,7 @@ export function setWidget(widget, value) {
   setTimeout(() => showInBox(widget), 60);
 }
 
-/** Early Vue nodes (1.27) keep showing an old text: there the box is told as if it had been typed. */
+/** Early Vue nodes (1.27) keep showing an old text: so the value is put into the box as if it had been typed. */
 function showInBox(widget) {
   const boxes = (widget.node?.widgets ?? []).filter((one) => one.type === "customtext");
   // with several boxes it is not known which is whose

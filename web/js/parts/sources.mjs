@@ -6,7 +6,7 @@ import { plainName, readKinds, writtenKinds } from "./mentions.mjs";
 
 export const SLOTS = ["a", "b"];
 
-/** Panel with the sources A and B; `host` gives parts, picks and painting, and is told what to pick. */
+/** Panel with the sources A and B; `host` provides parts, picks and painting, and receives the new picks. */
 export class Sources {
   constructor(host) {
     this.host = host;

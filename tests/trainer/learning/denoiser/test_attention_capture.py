@@ -5,7 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
-from bestiary.concepts.denoiser.denoiser import AttentionRequest, TextConditioning
+from bestiary.concepts.denoiser.denoiser import AttentionRequest, Conditioning
 from bestiary.concepts.errors import BestiaryError
 from bestiary.trainer.learning.denoiser.attention_capture import halved, install_fused_attention
 from torch import Tensor
@@ -30,13 +30,13 @@ class ExplicitAttention:
         return attn.to_out[0](attn.batch_to_head_dim(torch.bmm(scores, v)))
 
 
-def evaluation(denoiser: object, size: tuple[int, int] = (16, 16)) -> tuple[Tensor, Tensor, TextConditioning]:
+def evaluation(denoiser: object, size: tuple[int, int] = (16, 16)) -> tuple[Tensor, Tensor, Conditioning]:
     """Latents, timesteps and text of a batch of two."""
     generator = torch.Generator().manual_seed(1)
     latents = torch.randn(2, denoiser.backbone.latent_channels, *size, generator=generator)
     context = torch.randn(2, 77, denoiser.unet.config.cross_attention_dim, generator=generator)
     pooled = torch.randn(2, 64, generator=generator) if denoiser.backbone.name == "sdxl" else None
-    return latents, torch.tensor([10, 700]), TextConditioning(context, pooled)
+    return latents, torch.tensor([0.011, 0.701]), Conditioning.of(context, pooled=pooled)
 
 
 def explicit(denoiser: object, size: tuple[int, int] = (16, 16)) -> tuple[Tensor, dict[str, Tensor]]:
@@ -46,7 +46,7 @@ def explicit(denoiser: object, size: tuple[int, int] = (16, 16)) -> tuple[Tensor
         {f"{name}.processor": ExplicitAttention(kept, name) for name in attention_layers(denoiser)}
     )
     with torch.no_grad():
-        prediction = denoiser.predict(*evaluation(denoiser, size)).prediction
+        prediction = denoiser.network.predict(*evaluation(denoiser, size)).prediction
     install_fused_attention(denoiser.unet)
     return prediction, kept
 
@@ -60,9 +60,11 @@ def attention_layers(denoiser: object) -> list[str]:
 def test_columns_equal_the_explicit_softmax(backbone: str, method: str, tiny_denoiser: Callable) -> None:
     denoiser = tiny_denoiser(backbone)
     theirs, probabilities = explicit(denoiser)
-    layers = tuple(denoiser.cross_attention_layers())
+    layers = tuple(denoiser.attention_factors())
     with torch.no_grad():
-        ours = denoiser.predict(*evaluation(denoiser), AttentionRequest(POSITIONS, layers, method))
+        ours = denoiser.network.predict(
+            *evaluation(denoiser), AttentionRequest(POSITIONS.unsqueeze(-1), layers, method)
+        )
     torch.testing.assert_close(ours.prediction, theirs, atol=1e-5, rtol=1e-5)
     assert tuple(ours.attention) == layers
     for name, columns in ours.attention.items():
@@ -79,10 +81,10 @@ def test_without_a_request_outputs_are_those_of_diffusers(backbone: str, tiny_de
 
     denoiser = tiny_denoiser(backbone)
     with torch.no_grad():
-        ours = denoiser.predict(*evaluation(denoiser)).prediction
-        captured = denoiser.predict(*evaluation(denoiser), AttentionRequest(POSITIONS)).prediction
+        ours = denoiser.network.predict(*evaluation(denoiser)).prediction
+        captured = denoiser.network.predict(*evaluation(denoiser), AttentionRequest(POSITIONS.unsqueeze(-1))).prediction
         denoiser.unet.set_attn_processor(AttnProcessor2_0())
-        theirs = denoiser.predict(*evaluation(denoiser)).prediction
+        theirs = denoiser.network.predict(*evaluation(denoiser)).prediction
     assert torch.equal(ours, theirs)
     assert torch.equal(captured, ours)
 
@@ -90,7 +92,7 @@ def test_without_a_request_outputs_are_those_of_diffusers(backbone: str, tiny_de
 def test_sd15_has_five_layers_on_the_grid_of_the_method(tiny_denoiser: Callable) -> None:
     denoiser = tiny_denoiser("sd15")
     with torch.no_grad():
-        attention = denoiser.predict(*evaluation(denoiser), AttentionRequest(POSITIONS)).attention
+        attention = denoiser.network.predict(*evaluation(denoiser), AttentionRequest(POSITIONS.unsqueeze(-1))).attention
     assert list(attention) == [
         "down_blocks.2.attentions.0.transformer_blocks.0.attn2",
         "down_blocks.2.attentions.1.transformer_blocks.0.attn2",
@@ -99,12 +101,12 @@ def test_sd15_has_five_layers_on_the_grid_of_the_method(tiny_denoiser: Callable)
         "up_blocks.1.attentions.2.transformer_blocks.0.attn2",
     ]
     assert {tuple(maps.shape) for maps in attention.values()} == {(2, 3, 4, 4)}
-    assert all(name in denoiser.cross_attention_layers() for name in attention)
-    assert denoiser.method_layers() == tuple(attention)
+    assert all(name in denoiser.attention_factors() for name in attention)
+    assert denoiser.network.method_layers() == tuple(attention)
 
 
 def test_sdxl_reads_every_transformer_layer_on_the_grid(tiny_denoiser: Callable) -> None:
-    layers = tiny_denoiser("sdxl").method_layers()
+    layers = tiny_denoiser("sdxl").network.method_layers()
     assert len(layers) == 2 * 3 + 3 + 3 * 3  # depth 3 in the lowest level: two down, middle, three up
     assert {name.split(".")[0] for name in layers} == {"down_blocks", "mid_block", "up_blocks"}
 
@@ -113,11 +115,13 @@ def test_sdxl_reads_every_transformer_layer_on_the_grid(tiny_denoiser: Callable)
 def test_maps_keep_the_shape_of_wide_and_odd_latents(size: tuple[int, int], tiny_denoiser: Callable) -> None:
     denoiser = tiny_denoiser("sd15")
     _, probabilities = explicit(denoiser, size)
-    layers = tuple(denoiser.cross_attention_layers())
+    layers = tuple(denoiser.attention_factors())
     with torch.no_grad():
-        ours = denoiser.predict(*evaluation(denoiser, size), AttentionRequest(POSITIONS, layers)).attention
+        ours = denoiser.network.predict(
+            *evaluation(denoiser, size), AttentionRequest(POSITIONS.unsqueeze(-1), layers)
+        ).attention
     for name, columns in ours.items():
-        grid = halved(size, denoiser.cross_attention_layers()[name])
+        grid = halved(size, denoiser.attention_factors()[name])
         expected = probabilities[name][1, :, 7].view(grid)
         torch.testing.assert_close(columns[1, 0], expected, atol=1e-6, rtol=0)
 
@@ -132,15 +136,17 @@ def test_checkpointing_gives_the_same_maps_and_gradients(method: str, tiny_denoi
     denoiser = tiny_denoiser("sd15")
     gradients = []
     for enabled in (False, True):
-        denoiser.set_gradient_checkpointing(enabled)
+        denoiser.network.set_gradient_checkpointing(enabled)
         latents, times, text = evaluation(denoiser)
         context = text.context.clone().requires_grad_()
-        out = denoiser.predict(latents, times, TextConditioning(context), AttentionRequest(POSITIONS, None, method))
+        out = denoiser.network.predict(
+            latents, times, Conditioning.of(context), AttentionRequest(POSITIONS.unsqueeze(-1), None, method)
+        )
         loss = out.prediction.square().mean() + sum(maps.square().sum() for maps in out.attention.values())
         loss.backward()
         gradients.append((loss.detach(), context.grad))
     torch.testing.assert_close(gradients[0], gradients[1], atol=1e-7, rtol=1e-5)
-    denoiser.set_gradient_checkpointing(False)
+    denoiser.network.set_gradient_checkpointing(False)
     assert not denoiser.unet.is_gradient_checkpointing
 
 
@@ -148,11 +154,11 @@ def test_nothing_stays_after_an_exception(tiny_denoiser: Callable) -> None:
     denoiser = tiny_denoiser("sd15")
     latents, times, text = evaluation(denoiser)
     with torch.no_grad():
-        before = denoiser.predict(latents, times, text).prediction
+        before = denoiser.network.predict(latents, times, text).prediction
         with pytest.raises(RuntimeError):
-            broken = TextConditioning(text.context[..., :5])
-            denoiser.predict(latents, times, broken, AttentionRequest(POSITIONS), ["mid_block"])
-        after = denoiser.predict(latents, times, text)
+            broken = Conditioning.of(text.context[..., :5])
+            denoiser.network.predict(latents, times, broken, AttentionRequest(POSITIONS.unsqueeze(-1)), ["mid_block"])
+        after = denoiser.network.predict(latents, times, text)
     assert torch.equal(before, after.prediction)
     assert not after.attention and not after.features
     assert not any(module._forward_hooks for module in denoiser.unet.modules())
@@ -160,12 +166,12 @@ def test_nothing_stays_after_an_exception(tiny_denoiser: Callable) -> None:
 
 def test_two_threads_get_what_each_asked_for(tiny_denoiser: Callable) -> None:
     denoiser = tiny_denoiser("sd15")
-    every = tuple(denoiser.cross_attention_layers())
+    every = tuple(denoiser.attention_factors())
 
     def ask(number: int) -> tuple[int, int]:
-        request = AttentionRequest(POSITIONS, every[:number])
+        request = AttentionRequest(POSITIONS.unsqueeze(-1), every[:number])
         with torch.no_grad():
-            out = denoiser.predict(*evaluation(denoiser), request, ["mid_block"] if number % 2 else [])
+            out = denoiser.network.predict(*evaluation(denoiser), request, ["mid_block"] if number % 2 else [])
         return len(out.attention), len(out.features)
 
     with ThreadPoolExecutor(4) as pool:
@@ -174,9 +180,9 @@ def test_two_threads_get_what_each_asked_for(tiny_denoiser: Callable) -> None:
 
 def test_features_are_the_activations_of_the_block(tiny_denoiser: Callable) -> None:
     denoiser = tiny_denoiser("sd15")
-    blocks = denoiser.feature_blocks()
+    blocks = denoiser.feature_factors()
     with torch.no_grad():
-        out = denoiser.predict(*evaluation(denoiser), features=tuple(blocks))
+        out = denoiser.network.predict(*evaluation(denoiser), features=tuple(blocks))
     for name, activations in out.features.items():
         assert activations.shape[-1] == 16 // blocks[name], name
         assert activations.dtype == torch.float32
@@ -188,9 +194,9 @@ def test_features_are_the_activations_of_the_block(tiny_denoiser: Callable) -> N
 def test_unknown_names_list_the_choices(tiny_denoiser: Callable) -> None:
     denoiser = tiny_denoiser("sd15")
     with pytest.raises(BestiaryError, match="unknown cross-attention layer 'nose': choose from down_blocks.0"):
-        denoiser.predict(*evaluation(denoiser), AttentionRequest(POSITIONS, ("nose",)))
-    with pytest.raises(BestiaryError, match=r"unknown block 'nose': choose from .*mid_block \(1/8\)"):
-        denoiser.predict(*evaluation(denoiser), features=["nose"])
+        denoiser.network.predict(*evaluation(denoiser), AttentionRequest(POSITIONS.unsqueeze(-1), ("nose",)))
+    with pytest.raises(BestiaryError, match=r"unknown block 'nose': choose from .*mid_block \(2 x 2\)"):
+        denoiser.network.predict(*evaluation(denoiser), features=["nose"])
 
 
 def test_attention_of_other_families_is_refused() -> None:
@@ -216,11 +222,13 @@ def test_float32_attention_for_the_backward_pass(tiny_denoiser: Callable) -> Non
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(torch.nn.functional, "scaled_dot_product_attention", spy)
         with torch.no_grad():
-            plain = denoiser.predict(latents, times, text).prediction
+            plain = denoiser.network.predict(latents, times, text).prediction
         assert set(seen) == {torch.bfloat16}
         seen.clear()
         context = text.context.clone().requires_grad_()
-        out = denoiser.predict(latents, times, TextConditioning(context), AttentionRequest(POSITIONS, None, "one_hot"))
+        out = denoiser.network.predict(
+            latents, times, Conditioning.of(context), AttentionRequest(POSITIONS.unsqueeze(-1), None, "one_hot")
+        )
         out.prediction.square().mean().backward()
     assert torch.float32 in seen
     torch.testing.assert_close(out.prediction.detach(), plain, atol=0.05, rtol=0.1)

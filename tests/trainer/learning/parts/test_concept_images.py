@@ -6,7 +6,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from bestiary.concepts.denoiser.denoiser import PromptPiece, PromptTokens
+from bestiary.concepts.denoiser.denoiser import EncoderLayout, PromptLayout, PromptPiece
+from bestiary.concepts.denoiser.process import DiscreteProcess
 from bestiary.concepts.part_prompt.part_captions import CaptionStyle
 from bestiary.trainer.learning.parts.concept_images import BatchPlan, ConceptImages
 from bestiary.trainer.learning.parts.training_kinds import TrainingKinds
@@ -14,18 +15,18 @@ from bestiary.trainer.learning.pictures.latent_cache import LatentCache
 
 COUNT, CELLS = 7, 8
 PLAN = BatchPlan(
-    batch_size=3, accumulation=2, latent_size=6, grid=6, num_timesteps=1000, timesteps="stratified",
+    batch_size=3, accumulation=2, latent_size=6, grid=6, process=DiscreteProcess(torch.linspace(0.999, 0.01, 1000), "epsilon"), timesteps="stratified",
     unconditional=0.0, seed=5,
 )  # fmt: skip
 
 
-def tokenize(pieces: Sequence[PromptPiece]) -> PromptTokens:
+def tokenize(pieces: Sequence[PromptPiece]) -> PromptLayout:
     """One token per piece; text is token 1, a vector's place token 0."""
     ids = torch.zeros(1, 12, dtype=torch.long)
     places = [place for place, piece in enumerate(pieces) if piece.text is None]
     for place, piece in enumerate(pieces):
         ids[0, place] = piece.text is not None
-    return PromptTokens({"clip_l": ids}, torch.tensor(places, dtype=torch.long), torch.ones(1, 12))
+    return {"clip_l": EncoderLayout(ids, torch.tensor(places, dtype=torch.long), torch.ones(1, 12))}
 
 
 def make(views: int = 1, cells: int = CELLS, style: CaptionStyle | None = None, **plan: object) -> ConceptImages:
@@ -47,7 +48,7 @@ def make(views: int = 1, cells: int = CELLS, style: CaptionStyle | None = None, 
 def test_a_batch_is_a_function_of_the_step() -> None:
     ours, theirs = make().draw(4, 1), make().draw(4, 1)
     assert ours.names == theirs.names and torch.equal(ours.noise, theirs.noise)
-    assert torch.equal(ours.timesteps, theirs.timesteps) and torch.equal(ours.codes, theirs.codes)
+    assert torch.equal(ours.times, theirs.times) and torch.equal(ours.codes, theirs.codes)
     other = make().draw(5, 1)
     assert not torch.equal(ours.noise, other.noise)
     assert not torch.equal(ours.noise[0], ours.noise[1])
@@ -90,15 +91,15 @@ def test_parts_that_a_crop_cuts_off_leave_caption_and_codes() -> None:
     shown = batch.masks[:, :, 0, 0]  # (B, M)
     assert torch.equal(batch.codes >= 0, shown)
     for prompt, codes in zip(batch.prompts, batch.codes, strict=True):
-        assert torch.equal(prompt.positions >= 0, codes >= 0)
+        assert torch.equal(prompt["clip_l"].slots >= 0, codes >= 0)
 
 
 def test_places_are_in_the_order_of_parts_whatever_the_order_of_words() -> None:
     images, orders = make(style=CaptionStyle(template_probability=0)), set()
     for step in range(6):
         for prompt in images.draw(step, 0).prompts:
-            assert sorted(prompt.positions.tolist()) == [0, 1, 2]
-            orders.add(tuple(prompt.positions.tolist()))
+            assert sorted(prompt["clip_l"].slots.tolist()) == [0, 1, 2]
+            orders.add(tuple(prompt["clip_l"].slots.tolist()))
     assert len(orders) > 2
 
 
@@ -119,7 +120,7 @@ def test_a_share_of_captions_is_empty() -> None:
 def test_two_processes_draw_what_one_large_batch_holds() -> None:
     whole = make(batch_size=6, accumulation=1).draw(2, 0)
     shares = [make(batch_size=3, accumulation=1, processes=2, rank=rank).draw(2, 0) for rank in (0, 1)]
-    for name in ("moments", "noise", "timesteps", "codes", "masks"):
+    for name in ("moments", "noise", "times", "codes", "masks"):
         assert torch.equal(torch.cat([getattr(share, name) for share in shares]), getattr(whole, name)), name
     accumulated = [make().draw(2, micro_step) for micro_step in (0, 1)]
     assert torch.equal(torch.cat([part.noise for part in accumulated]), whole.noise)
@@ -127,16 +128,16 @@ def test_two_processes_draw_what_one_large_batch_holds() -> None:
 
 def test_stratified_timesteps_cover_the_schedule_evenly() -> None:
     images = make(batch_size=5, accumulation=2)
-    drawn = torch.cat([images.draw(3, micro_step).timesteps for micro_step in (0, 1)])
-    assert sorted((drawn // 100).tolist()) == list(range(10))
-    uniform = make(batch_size=500, accumulation=1, timesteps="uniform").draw(0, 0).timesteps
-    assert uniform.min() >= 0 and uniform.max() < 1000 and uniform.float().mean().item() == pytest.approx(500, abs=60)
+    drawn = torch.cat([images.draw(3, micro_step).times for micro_step in (0, 1)])
+    assert sorted(((drawn - 5e-4) * 10).long().tolist()) == list(range(10))
+    uniform = make(batch_size=500, accumulation=1, timesteps="uniform").draw(0, 0).times
+    assert uniform.min() > 0 and uniform.max() <= 1 and uniform.mean().item() == pytest.approx(0.5, abs=0.06)
 
 
 def test_captions_are_tokenised_once() -> None:
     calls = []
 
-    def counting(pieces: Sequence[PromptPiece]) -> PromptTokens:
+    def counting(pieces: Sequence[PromptPiece]) -> PromptLayout:
         calls.append(tuple(pieces))
         return tokenize(pieces)
 
@@ -157,7 +158,7 @@ def test_backbones_are_told_where_a_crop_lies() -> None:
 
 
 def test_fixed_batches_do_not_change() -> None:
-    ours, theirs = make().fixed([1, 4], 250), make().fixed([1, 4], 250)
+    ours, theirs = make().fixed([1, 4], 0.251), make().fixed([1, 4], 0.251)
     assert ours.names == ("1.png", "4.png") and torch.equal(ours.noise, theirs.noise)
-    assert ours.timesteps.tolist() == [250, 250] and (ours.codes >= 0).all()
+    assert ours.times.tolist() == pytest.approx([0.251, 0.251]) and (ours.codes >= 0).all()
     assert ours.moments[0, 0, 0, 0, 0] == 11  # cut from the middle

@@ -30,7 +30,7 @@ def test_rows_are_what_the_projector_gives(setup: TrainingSetup) -> None:
             theirs = setup.objective.projector(torch.tensor(part), torch.tensor(kind))
             torch.testing.assert_close(dictionary.vector(part, kind), theirs)
     assert {name: tensor.shape[1] for name, tensor in dictionary.embeddings.items()} == {"clip_l": 32, "clip_g": 64}
-    assert dictionary.lora.keys() == setup.denoiser.lora_tensors().keys()
+    assert dictionary.lora.keys() == setup.denoiser.network.adapters.tensors().keys()
     assert dictionary.provenance["steps"] == 7 and dictionary.provenance["ids"] == "discovered"
 
 

@@ -5,8 +5,9 @@ from dataclasses import replace
 
 import pytest
 import torch
-from bestiary.concepts.denoiser.denoiser import LoraSpec, PromptPiece
-from bestiary.concepts.denoiser.min_snr import min_snr_weights
+from bestiary.concepts.denoiser.denoiser import PromptLayout, PromptPiece
+from bestiary.concepts.denoiser.low_rank import LoraSpec
+from bestiary.concepts.denoiser.process import min_snr_weights
 from bestiary.concepts.part_dictionary.token_projector import TokenProjector
 from bestiary.trainer.learning.parts.part_objective import AttentionLoss, PartBatch, PartObjective
 from torch import Tensor
@@ -19,7 +20,7 @@ def make(tiny_denoiser: Callable[..., object]) -> Callable[..., PartObjective]:
     def build(backbone: str = "bestiary-demo", **options: object) -> PartObjective:
         denoiser = tiny_denoiser(backbone)
         torch.manual_seed(0)
-        adapters = denoiser.add_lora(LoraSpec(rank=2, alpha=2))
+        adapters = denoiser.network.adapters.add(LoraSpec(rank=2, alpha=2))
         for parameter in adapters.values():
             torch.nn.init.normal_(parameter, std=0.1)
         projector = TokenProjector(PARTS, KINDS, denoiser.backbone.vector_width)
@@ -34,26 +35,30 @@ def batch_of(objective: PartObjective, size: int = 4, cells: int = 8) -> PartBat
     denoiser, rng = objective.denoiser, torch.Generator().manual_seed(1)
     channels = denoiser.backbone.latent_channels
     grid = cells * denoiser.backbone.latent_factor // denoiser.backbone.attention_divisor
-    tokens = denoiser.tokenize([PromptPiece("a red"), *[PromptPiece(None)] * PARTS], chunks=1)
+    tokens = denoiser.text.tokenize([PromptPiece("a red"), *[PromptPiece(None)] * PARTS], chunks=1)
     codes = torch.arange(size).unsqueeze(1).expand(-1, PARTS) % KINDS
     codes = codes.clone()
     codes[0, 2] = -1
-    positions = torch.where(codes < 0, -1, tokens.positions)
     bands = torch.arange(grid) * PARTS // grid
     masks = (bands[None, :, None] == torch.arange(PARTS)[:, None, None]).expand(size, -1, -1, grid)
     return PartBatch(
         names=tuple(f"{i}.png" for i in range(size)),
         moments=torch.randn(size, 2, channels, cells, cells, generator=rng).half(),
         noise=torch.randn(size, 2, channels, cells, cells, generator=rng),
-        timesteps=torch.tensor([10, 300, 600, 990] * size)[:size],
+        times=(torch.tensor([10, 300, 600, 990] * size)[:size] + 1) / 1000,
         codes=codes,
-        prompts=tuple(replace(tokens, positions=row) for row in positions),
+        prompts=tuple(_without_absent(tokens, row) for row in codes),
         masks=masks,
     )
 
 
+def _without_absent(tokens: PromptLayout, codes: Tensor) -> PromptLayout:
+    """The prompt without places for absent parts (codes (M,) below 0)."""
+    return {name: replace(own, slots=torch.where(codes < 0, -1, own.slots)) for name, own in tokens.items()}
+
+
 def rows_of(batch: PartBatch, rows: slice) -> PartBatch:
-    tensors = {name: getattr(batch, name)[rows] for name in ("moments", "noise", "timesteps", "codes", "masks")}
+    tensors = {name: getattr(batch, name)[rows] for name in ("moments", "noise", "times", "codes", "masks")}
     return replace(batch, names=batch.names[rows], prompts=batch.prompts[rows], **tensors)
 
 
@@ -93,9 +98,10 @@ def test_the_loss_is_its_formula(make) -> None:
     batch = batch_of(objective)
     report = objective(batch)
     with torch.no_grad():
-        output, target = objective.predict(batch)
+        output, noised = objective.predict(batch)
+        target = noised.process.target(noised.x0, noised.noise, noised.times)
     error = (output.prediction - target).square().mean((1, 2, 3))
-    weights = min_snr_weights(objective.denoiser.schedule.snr(batch.timesteps), 5.0)
+    weights = min_snr_weights(objective.denoiser.process.snr(batch.times), 5.0)
     torch.testing.assert_close(report.total.detach(), (error * weights).mean())
     torch.testing.assert_close(report.curves["loss"], report.curves["noise_loss"])
     plain = make(attention=None, min_snr=0.0)
@@ -110,23 +116,23 @@ def test_the_denoiser_sees_a_posterior_draw_with_noise_and_shall_say_what_diffus
 
     objective = make(backbone, attention=None)
     batch, denoiser, seen = batch_of(objective), objective.denoiser, []
-    predict = type(denoiser).predict
+    predict = type(denoiser.network).predict
 
     def noted(self: object, latents: Tensor, *args: object, **options: object) -> object:
         seen.append(latents)
         return predict(self, latents, *args, **options)
 
-    monkeypatch.setattr(type(denoiser), "predict", noted)
-    _, target = objective.predict(batch)
+    monkeypatch.setattr(type(denoiser.network), "predict", noted)
+    _, noised = objective.predict(batch)
+    target = noised.process.target(noised.x0, noised.noise, noised.times)
+    timesteps = denoiser.process.timesteps(batch.times).long()
     mean, log_variance = batch.moments.float().unbind(1)
-    latents = denoiser.scale_latents(mean + (log_variance / 2).exp() * batch.noise[:, 0])
-    theirs = DDPMScheduler(trained_betas=(1 - _ratios(denoiser.schedule.alphas_cumprod)).tolist())
-    torch.testing.assert_close(
-        seen[0], theirs.add_noise(latents, batch.noise[:, 1], batch.timesteps), atol=1e-4, rtol=1e-4
-    )
+    latents = (mean + (log_variance / 2).exp() * batch.noise[:, 0] - 0) * denoiser.vae.config.scaling_factor
+    theirs = DDPMScheduler(trained_betas=(1 - _ratios(denoiser.process.alphas_cumprod)).tolist())
+    torch.testing.assert_close(seen[0], theirs.add_noise(latents, batch.noise[:, 1], timesteps), atol=1e-4, rtol=1e-4)
     expected = batch.noise[:, 1]
     if backbone == "sd2":
-        expected = theirs.get_velocity(latents, batch.noise[:, 1], batch.timesteps)
+        expected = theirs.get_velocity(latents, batch.noise[:, 1], timesteps)
     torch.testing.assert_close(target, expected, atol=1e-4, rtol=1e-4)
 
 
@@ -182,7 +188,7 @@ def test_not_a_number_comes_through_to_the_loss(make) -> None:
 
 def test_chosen_layers_are_read_and_brought_to_one_size(make) -> None:
     objective = make()
-    layers = objective.denoiser.cross_attention_layers()
+    layers = objective.denoiser.attention_factors()
     coarse = tuple(name for name, factor in layers.items() if factor == 2)
     chosen = make(attention=AttentionLoss(1.0, layers=coarse))
     output, _ = chosen.predict(batch_of(chosen))
@@ -194,10 +200,10 @@ def test_region_weight_leaves_out_what_the_caption_does_not_cover(make) -> None:
     objective = make(attention=None, region_weight=1.0, min_snr=0.0)
     batch = batch_of(objective)
     with torch.no_grad():
-        output, target = objective.predict(batch)
-    error = (output.prediction - target).square()
+        output, noised = objective.predict(batch)
+    error = (output.prediction - noised.process.target(noised.x0, noised.noise, noised.times)).square()
     covered = batch.masks[0, :2].any(0)  # part 2 of picture 0 is not in its caption
-    ours = objective._noise_loss(output.prediction, target, batch)
+    ours = noised.loss(output.prediction, weights=objective._regions(batch))
     torch.testing.assert_close(ours[0], error[0][:, covered].mean(), rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(ours[1:], error[1:].mean((1, 2, 3)))
 

@@ -27,11 +27,11 @@ def test_prompts_hold_the_shown_parts_only(setup: TrainingSetup) -> None:
     codes = torch.tensor([[0, 1, 0], [-1, 0, 0]])
     text = preview_prompts(setup.objective, codes, "bird")
     assert text.context.shape[0] == 2
-    assert (text.positions >= 0).sum(1).tolist() == [3, 2]
+    assert (text.columns[..., 0] >= 0).sum(1).tolist() == [3, 2]
 
 
 def test_a_sheet_has_a_row_per_part(setup: TrainingSetup) -> None:
-    batch = setup.batches.fixed([0, 1], 250)
+    batch = setup.batches.fixed([0, 1], 0.251)
     sheet = token_sheet(setup.objective, batch, ("head", "body", "background"), [Image.new("RGB", (64, 64))] * 2)
     assert sheet.width > 2 * PREVIEW_TILE and sheet.height > 3 * PREVIEW_TILE
 

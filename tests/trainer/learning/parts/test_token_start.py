@@ -4,7 +4,8 @@ from dataclasses import replace
 
 import pytest
 import torch
-from bestiary.concepts.denoiser.denoiser import DenoiserOutput, NoiseSchedule, PromptTokens, TextConditioning
+from bestiary.concepts.denoiser.denoiser import Conditioning, EncoderLayout, NetworkOutput, PromptLayout
+from bestiary.concepts.denoiser.process import DiscreteProcess
 from bestiary.trainer.learning.parts.part_objective import PartBatch
 from bestiary.trainer.learning.parts.token_start import choose_words, common_start, fit_of_words, word_spread
 
@@ -16,33 +17,36 @@ class Looker:
     """A denoiser whose words look at columns of the picture: "head" at 2, "wing" at 0, "tail" at 1."""
 
     def __init__(self) -> None:
-        self.schedule = NoiseSchedule(torch.linspace(0.99, 0.01, 10), "epsilon")
+        self.process = DiscreteProcess(torch.linspace(0.99, 0.01, 10), "epsilon")
+        self.text = self.images = self.network = self
 
-    def word_vectors(self, words: str) -> torch.Tensor:
-        return torch.stack([torch.full((4,), float(len(word))) for word in words.split()])
+    def word_vectors(self, words: str) -> dict[str, torch.Tensor]:
+        return {"clip_l": torch.stack([torch.full((4,), float(len(word))) for word in words.split()])}
 
-    def tokenize(self, pieces, chunks=None) -> PromptTokens:
+    def tokenize(self, pieces, chunks=None) -> PromptLayout:
         places = torch.tensor([place for place, piece in enumerate(pieces) if piece.text is None])
-        return PromptTokens({"clip_l": torch.zeros(1, 8, dtype=torch.long)}, places, torch.ones(1, 8))
+        return {"clip_l": EncoderLayout(torch.zeros(1, 8, dtype=torch.long), places, torch.ones(1, 8))}
 
-    def encode_prompts(self, prompts, vectors) -> TextConditioning:
-        assert vectors.shape == (2, 3, 4)
-        return TextConditioning(torch.zeros(2, 8, 4), positions=torch.stack([prompt.positions for prompt in prompts]))
+    def encode(self, prompts, vectors) -> Conditioning:
+        assert vectors["clip_l"].shape == (2, 3, 4)
+        return Conditioning.of(
+            torch.zeros(2, 8, 4), torch.stack([prompt["clip_l"].slots for prompt in prompts]).unsqueeze(-1)
+        )
 
-    def scale_latents(self, latents: torch.Tensor) -> torch.Tensor:
-        return latents
+    def from_cache(self, moments: torch.Tensor) -> torch.Tensor:
+        return moments[:, 0]
 
-    def predict(self, latents, timesteps, text, attention=None) -> DenoiserOutput:
+    def predict(self, latents, times, text, attention=None) -> NetworkOutput:
         maps = torch.full((2, 3, 4, 4), 0.01)
         for word, column in enumerate((2, 0, 1)):
             maps[:, word, :, column] = 0.05
-        return DenoiserOutput(latents, {"layer": maps}, {})
+        return NetworkOutput(latents, {"layer": maps}, {})
 
 
 @pytest.fixture
 def batch() -> PartBatch:
     moments, noise = torch.randn(2, 2, 4, 4, 4), torch.randn(2, 2, 4, 4, 4)
-    return PartBatch(("a", "b"), moments, noise, torch.tensor([2, 2]), torch.zeros(2, 3), (), MASKS)
+    return PartBatch(("a", "b"), moments, noise, torch.tensor([0.3, 0.3]), torch.zeros(2, 3), (), MASKS)
 
 
 def test_a_word_fits_the_part_it_looks_at(batch: PartBatch) -> None:
@@ -64,5 +68,5 @@ def test_no_word_is_taken_twice_where_there_are_enough() -> None:
 
 def test_common_words_are_the_same_start_for_all() -> None:
     start = common_start(Looker(), 3, "head wing ab")
-    assert torch.equal(start, torch.full((3, 4), 10 / 3))
+    assert torch.equal(start["clip_l"], torch.full((3, 4), 10 / 3))
     assert word_spread(Looker()) > 0

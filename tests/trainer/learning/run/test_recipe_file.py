@@ -16,7 +16,8 @@ else:
     import tomli as tomllib
 
 SPECTRA = sorted(RECIPE_FOLDER.glob("spectrum_*.toml"))
-RECIPES = [path for path in sorted(RECIPE_FOLDER.glob("*.toml")) if path not in SPECTRA]
+SCENES = RECIPE_FOLDER / "scenes.toml"
+RECIPES = [path for path in sorted(RECIPE_FOLDER.glob("*.toml")) if path not in (*SPECTRA, SCENES)]
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)

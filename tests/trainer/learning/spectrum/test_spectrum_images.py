@@ -6,7 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from bestiary.concepts.denoiser.denoiser import PromptTokens
+from bestiary.concepts.denoiser.denoiser import EncoderLayout
+from bestiary.concepts.denoiser.process import DiscreteProcess
 from bestiary.concepts.errors import BestiaryError
 from bestiary.concepts.spectrum.stage_bounds import StageBounds
 from bestiary.trainer.learning.pictures.latent_cache import LatentCache
@@ -19,11 +20,15 @@ from bestiary.trainer.learning.spectrum.spectrum_images import (
 )
 from PIL import Image
 
-PROMPTS = tuple(PromptTokens({"clip_l": torch.full((1, 3), n)}, torch.zeros(1), torch.ones(1, 3)) for n in range(2))
+PROMPTS = tuple(
+    {"clip_l": EncoderLayout(torch.full((1, 3), n), torch.zeros(1).long(), torch.ones(1, 3))} for n in range(2)
+)
+PROCESS = DiscreteProcess(torch.linspace(0.999, 0.01, 1000), "epsilon")
 
 
 def _plan(**changes: object) -> SpectrumPlan:
-    values = {"batch_size": 4, "accumulation": 1, "latent_size": 4, "bounds": StageBounds.equal(4), "prompts": PROMPTS}
+    values = {"batch_size": 4, "accumulation": 1, "latent_size": 4, "bounds": StageBounds.equal(4), "prompts": PROMPTS,
+              "process": PROCESS}  # fmt: skip
     return SpectrumPlan(**{**values, "seed": 3, **changes})
 
 
@@ -146,7 +151,7 @@ def test_every_stage_and_every_picture_has_its_turn() -> None:
     assert all(sorted(batch.stages) == [0, 1, 2, 3] for batch in drawn)
     assert len({batch.stages for batch in drawn}) > 3
     bounds = StageBounds.equal(4)
-    assert all(bounds.stage_of(batch.timesteps).tolist() == list(batch.stages) for batch in drawn)
+    assert all(bounds.stage_at(batch.times).tolist() == list(batch.stages) for batch in drawn)
 
 
 def test_micro_steps_are_parts_of_one_larger_batch() -> None:
@@ -162,7 +167,7 @@ def test_another_seed_draws_another_batch() -> None:
     first, second = _images().draw(0, 0), _images(seed=4).draw(0, 0)
     assert not torch.equal(first.noise, second.noise)
     again = _images().draw(0, 0)
-    assert torch.equal(first.noise, again.noise) and torch.equal(first.timesteps, again.timesteps)
+    assert torch.equal(first.noise, again.noise) and torch.equal(first.times, again.times)
 
 
 def test_crops_masks_and_sizes_belong_together() -> None:
@@ -189,5 +194,5 @@ def test_sentences_are_drawn_with_their_prompts() -> None:
     numbers = Counter(number for batch in drawn for number in batch.templates)
     assert set(numbers) == {0, 1}
     for batch in drawn:
-        assert [int(prompt.ids["clip_l"][0, 0]) for prompt in batch.prompts] == list(batch.templates)
+        assert [int(prompt["clip_l"].ids[0, 0]) for prompt in batch.prompts] == list(batch.templates)
     assert len(images) == 3 and images.names == ("0.png", "1.png", "2.png")

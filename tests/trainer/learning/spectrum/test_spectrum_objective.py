@@ -4,13 +4,10 @@ from dataclasses import replace
 
 import pytest
 import torch
-from bestiary.concepts.denoiser.denoiser import (
-    DenoiserOutput,
-    NoiseSchedule,
-    PromptPiece,
-    PromptTokens,
-    TextConditioning,
-)
+from bestiary.concepts.denoiser.backbone import Backbone, TextEncoderSpec
+from bestiary.concepts.denoiser.denoiser import Conditioning, EncoderLayout, NetworkOutput, PromptLayout, PromptPiece
+from bestiary.concepts.denoiser.image_side import drawn_latents
+from bestiary.concepts.denoiser.process import DiscreteProcess
 from bestiary.concepts.spectrum.stage_table import StageTable
 from bestiary.trainer.learning.spectrum.spectrum_objective import (
     SpectrumBatch,
@@ -27,33 +24,36 @@ class _Denoiser:
     """Predicts the mean of what it is told, everywhere; its text encoder passes vectors on and counts prompts."""
 
     def __init__(self) -> None:
-        self.schedule = NoiseSchedule(torch.linspace(0.99, 0.01, 100), "epsilon")
+        self.process = DiscreteProcess(torch.linspace(0.99, 0.01, 100), "epsilon")
+        self.backbone = Backbone("sd15", (TextEncoderSpec("clip_l", WIDTH, "final"),), 16, 1, 8)
+        self.text = self.images = self.network = self
         self.encoded: list[int] = []
-        self.told: TextConditioning | None = None
+        self.told: Conditioning | None = None
 
-    def scale_latents(self, latents: Tensor) -> Tensor:
-        return latents * 2
+    def from_cache(self, moments: Tensor, noise: Tensor) -> Tensor:
+        return drawn_latents(moments, noise) * 2
 
-    def encode_prompts(self, prompts: list[PromptTokens], vectors: Tensor) -> TextConditioning:
+    def encode(self, prompts: list[PromptLayout], vectors: dict[str, Tensor]) -> Conditioning:
         self.encoded.append(len(prompts))
-        weights = torch.stack([prompt.weights.mean() for prompt in prompts])  # (U,)
-        return TextConditioning(vectors * weights.view(-1, 1, 1))
+        weights = torch.stack([prompt["clip_l"].weights.mean() for prompt in prompts])  # (U,)
+        return Conditioning.of(vectors["clip_l"] * weights.view(-1, 1, 1))
 
-    def predict(self, latents: Tensor, timesteps: Tensor, text: TextConditioning) -> DenoiserOutput:
+    def predict(self, latents: Tensor, times: Tensor, text: Conditioning) -> NetworkOutput:
         self.told = text
         self.seen = latents
-        return DenoiserOutput(text.context.mean((1, 2)).view(-1, 1, 1, 1).expand_as(latents), {}, {})
+        return NetworkOutput(text.context.mean((1, 2)).view(-1, 1, 1, 1).expand_as(latents), {}, {})
 
 
 def _batch(stages: tuple[int, ...], templates: tuple[int, ...] | None = None, **changes: object) -> SpectrumBatch:
     count = len(stages)
     rng = torch.Generator().manual_seed(0)
     templates = templates or (0,) * count
-    prompts = [PromptTokens({}, torch.zeros(1), torch.full((1, 1), 1.0 + number)) for number in templates]
+    ids = torch.zeros(1, 1).long()
+    prompts = [{"clip_l": EncoderLayout(ids, torch.zeros(1).long(), torch.full((1, 1), 1.0 + n))} for n in templates]
     moments = torch.randn(count, 2, 1, 2, 2, generator=rng)
     noise = torch.randn(count, 2, 1, 2, 2, generator=rng)
     values = {"names": tuple("abcdef")[:count], "moments": moments, "noise": noise, "stages": stages}
-    values |= {"timesteps": torch.tensor([99 - 25 * stage for stage in stages]), "templates": templates}
+    values |= {"times": torch.tensor([1 - 0.25 * stage for stage in stages]), "templates": templates}
     return replace(SpectrumBatch(prompts=tuple(prompts), **values), **changes)
 
 
@@ -84,7 +84,7 @@ def test_latents_are_drawn_scaled_and_noised(objective: SpectrumObjective) -> No
     objective(batch)
     mean, log_variance = batch.moments.unbind(1)
     clean = 2 * (mean + (0.5 * log_variance).exp() * batch.noise[:, 0])
-    theirs = objective.denoiser.schedule.add_noise(clean, batch.noise[:, 1], batch.timesteps)
+    theirs = objective.denoiser.process.noised(clean, batch.noise[:, 1], batch.times)
     assert torch.allclose(objective.denoiser.seen, theirs)
 
 
@@ -118,7 +118,7 @@ def test_noise_levels_are_weighed_where_asked(objective: SpectrumObjective) -> N
     batch = _batch((0, 3))
     plain = objective(batch).curves["stage_loss"].nansum(1)
     objective.min_snr = 0.5
-    snr = objective.denoiser.schedule.snr(batch.timesteps)
+    snr = objective.denoiser.process.snr(batch.times)
     theirs = (plain * snr.clamp(max=0.5) / snr).mean()
     assert torch.allclose(objective(batch).total, theirs)
 
@@ -131,7 +131,7 @@ def test_sizes_are_told(objective: SpectrumObjective) -> None:
 
 def test_a_batch_moves_with_all_its_tensors() -> None:
     moved = _batch((0, 1), masks=torch.ones(2, 1, 2, 2)).to(torch.device("meta"))
-    tensors = [moved.moments, moved.noise, moved.timesteps, moved.masks]
+    tensors = [moved.moments, moved.noise, moved.times, moved.masks]
     assert all(tensor.device.type == "meta" for tensor in tensors) and moved.sizes is None
     assert moved.stages == (0, 1)
 

@@ -38,7 +38,7 @@ def set_up(tiny_denoiser: Callable) -> Callable[..., SpectrumTraining]:
 
 def test_vectors_start_around_the_words(set_up, tiny_denoiser) -> None:
     training = set_up(**{"method.vectors": 2, "method.initial_noise": 0.0})
-    start = word_start(tiny_denoiser("sd15"), "red bird", 2)
+    start = word_start(tiny_denoiser("sd15"), "red bird", 2)["clip_l"]
     assert torch.equal(training.start, start) and start.shape == (2, 32)
     assert torch.allclose(training.objective.table.matrix(), start.expand(10, -1, -1), atol=1e-6)
     noisy = set_up(**{"method.vectors": 2, "method.norm": "free"}).objective.table.matrix().detach() - start
@@ -48,11 +48,11 @@ def test_vectors_start_around_the_words(set_up, tiny_denoiser) -> None:
 def test_common_words_where_none_are_given(tiny_denoiser) -> None:
     denoiser = tiny_denoiser("sdxl")
     start = word_start(denoiser, "", 1)
-    assert start.shape == (1, 96)
+    assert {name: tuple(own.shape) for name, own in start.items()} == {"clip_l": (1, 32), "clip_g": (1, 64)}
     # each text encoder keeps its own usual norm
     for part, own in zip(
-        denoiser.backbone.split_vector(start).values(),
-        denoiser.backbone.split_vector(denoiser.word_vectors("photo picture animal bird object thing large small bright dark red orange green blue white black").cpu()).values(),
+        start.values(),
+        denoiser.text.word_vectors("photo picture animal bird object thing large small bright dark red orange green blue white black").values(),
         strict=True,
     ):  # fmt: skip
         assert float(part.norm()) == pytest.approx(float(own.norm(dim=-1).mean()), rel=1e-4)
@@ -62,8 +62,8 @@ def test_words_that_the_tokenizer_does_not_know_are_told() -> None:
     from bestiary.trainer.model.backbones import load_denoiser
 
     denoiser = load_denoiser("demo", device="cpu", dtype="fp32")
-    assert denoiser.unknown_words("a creature zebra qux") == ["zebra", "qux"]
-    assert word_start(denoiser, "red creature", 1).shape == (1, 128)
+    assert denoiser.text.unknown_words("a creature zebra qux") == ["zebra", "qux"]
+    assert word_start(denoiser, "red creature", 1)["clip_l"].shape == (1, 128)
     with pytest.raises(
         BestiaryError, match="initial words: bestiary-demo does not know 'zebra'; name what the pictures"
     ):
@@ -71,7 +71,7 @@ def test_words_that_the_tokenizer_does_not_know_are_told() -> None:
 
 
 def test_byte_level_vocabularies_know_every_word(tiny_denoiser) -> None:
-    assert tiny_denoiser("sdxl").unknown_words("zebra ünïcode 123") == []
+    assert tiny_denoiser("sdxl").text.unknown_words("zebra ünïcode 123") == []
     assert issubclass(type(tiny_denoiser("sd15").text), PromptEncoding)
 
 

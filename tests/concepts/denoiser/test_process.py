@@ -2,8 +2,7 @@
 
 import pytest
 import torch
-from bestiary.concepts.denoiser.denoiser import NoiseSchedule
-from bestiary.concepts.denoiser.min_snr import min_snr_weights
+from bestiary.concepts.denoiser.process import DiscreteProcess, min_snr_weights
 from bestiary.concepts.errors import BestiaryError
 
 SNR = torch.tensor([0.01, 1.0, 5.0, 20.0, 1e4])
@@ -30,8 +29,8 @@ def test_gamma_zero_is_off() -> None:
 
 def test_equals_the_published_expression_over_a_whole_schedule() -> None:
     betas = torch.linspace(0.00085**0.5, 0.012**0.5, 1000) ** 2
-    schedule = NoiseSchedule((1 - betas).cumprod(0), "epsilon")
-    snr = schedule.snr(torch.arange(1000))
+    schedule = DiscreteProcess((1 - betas).cumprod(0), "epsilon")
+    snr = schedule.snr((torch.arange(1000) + 1) / 1000)
     theirs = torch.stack([snr, 5 * torch.ones_like(snr)], dim=1).min(dim=1)[0] / snr
     assert torch.allclose(min_snr_weights(snr, 5.0), theirs, rtol=1e-6)
 

@@ -1,0 +1,157 @@
+"""Low-rank adapters of a network's layers by name: fresh trainable ones, and loaded ones added on top of each other.
+
+One set for every host. A host says which layers there are and calls `adapted_output` where one of them runs.
+Letters: I and O input and output width of a layer, r rank.
+"""
+
+from collections.abc import Callable, Iterable, Mapping
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..errors import BestiaryError
+from .lora_names import ALPHA, DOWN, UNET_PREFIX, UP, LoraLayer, resolve_lora
+from .low_rank import LoraSpec, LowRankUpdate, fresh_update, low_rank_linear
+
+Layers = Mapping[str, nn.Module]
+
+
+class Adapters:
+    """All adapters of one network."""
+
+    def __init__(
+        self,
+        layers: Layers,
+        attention: Callable[[bool], Iterable[str]],
+        device: Callable[[], torch.device],
+        changed: Callable[[Iterable[str]], None] | None = None,
+    ) -> None:
+        """Take a network's layers; none has an adapter yet.
+
+        Args:
+            layers: every linear and convolution layer, weights `(O, I)` or `(O, I, kh, kw)`, by diffusers' dotted name.
+            attention: names of the attention projections in the order in which fresh adapters are drawn; True with self-attention.
+            device: where the network computes.
+            changed: called with the names of layers whose adapters changed.
+        """
+        self._layers, self._attention, self._device, self._changed = layers, attention, device, changed
+        self._trained: dict[str, LowRankUpdate] = {}
+        self._attached: dict[str, list[LowRankUpdate]] = {}
+
+    def of(self, name: str) -> list[LowRankUpdate]:
+        """The adapters of a layer, in the order in which they were attached."""
+        return self._attached.get(name, [])
+
+    def add(self, spec: LoraSpec) -> dict[str, nn.Parameter]:
+        """Attach fresh adapters to the attention's q, k, v and out; parameters by kohya name, down `(r, I)` and up `(O, r)`.
+
+        Raises:
+            BestiaryError: trainable adapters are attached already, or the rank is below 1.
+        """
+        if self._trained:
+            raise BestiaryError("the denoiser has trainable adapters already: unload them first")
+        if spec.rank < 1:
+            raise BestiaryError(f"LoRA rank is {spec.rank}: it must be at least 1")
+        for name in self._attention(spec.self_attention):
+            self._trained[name] = fresh_update(self._layers[name], spec, self._device())
+        self._attach(self._trained)
+        named: dict[str, nn.Parameter] = {}
+        for name, update in self._trained.items():
+            named[kohya_name(name) + DOWN] = update.down
+            named[kohya_name(name) + UP] = update.up
+        return named
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The trainable adapters as float32 CPU tensors under kohya names: `(r, I)`, `(O, r)` and the scalar alpha."""
+        exported: dict[str, Tensor] = {}
+        for name, update in self._trained.items():
+            exported[kohya_name(name) + DOWN] = update.down.detach().float().cpu().clone()
+            exported[kohya_name(name) + UP] = update.up.detach().float().cpu().clone()
+            exported[kohya_name(name) + ALPHA] = torch.tensor(update.scale * update.down.shape[0])
+        return exported
+
+    def load(self, tensors: Mapping[str, Tensor], strength: float = 1.0) -> int:
+        """Add frozen adapters under any naming; the number of layers reached, those of text encoders not counted.
+
+        Strength 0 attaches nothing, so the outputs stay bit-equal.
+
+        Raises:
+            BestiaryError: no layer of this network is named, or a shape does not fit.
+        """
+        found = resolve_lora(tensors, self._layers)
+        updates = {name: self._loaded(name, layer, strength) for name, layer in found.items()}
+        # every layer is checked before the first is attached, so a fault leaves the network as it was
+        if strength:
+            self._attach(updates)
+        return len(updates)
+
+    def unload(self) -> None:
+        """Remove all adapters, trainable ones too; the network is what it was before."""
+        names = list(self._attached)
+        self._trained.clear()
+        self._attached.clear()
+        if self._changed:
+            self._changed(names)
+
+    def _attach(self, updates: Mapping[str, LowRankUpdate]) -> None:
+        for name, update in updates.items():
+            self._attached.setdefault(name, []).append(update)
+        if self._changed:
+            self._changed(list(updates))
+
+    def _loaded(self, name: str, layer: LoraLayer, strength: float) -> LowRankUpdate:
+        expected = self._layers[name].weight.shape  # (O, I) or (O, I, kh, kw)
+        down, up = layer.down, layer.up  # (r, I, ...) and (O, r, ...)
+        # some files keep linear layers as 1 x 1 convolutions
+        if len(expected) == 2:
+            down, up = down.flatten(1), up.flatten(1)
+        if down.shape[1:] != expected[1:] or up.shape[:2] != (expected[0], down.shape[0]):
+            raise BestiaryError(
+                f"LoRA layer {name}: down {tuple(down.shape)} and up {tuple(up.shape)} do not fit a layer of shape "
+                f"{tuple(expected)}: this LoRA was trained for another base model"
+            )
+        # in float32 whatever the frozen layer is in
+        down, up = (tensor.detach().to(self._device(), torch.float32) for tensor in (down, up))
+        return LowRankUpdate(down, up, strength * layer.scale, trainable=False)
+
+
+def adapted_output(
+    x: Tensor,
+    layer: nn.Module,
+    updates: Iterable[LowRankUpdate],
+    frozen: Callable[[Tensor], Tensor],
+    *,
+    shares_step: bool = True,
+) -> Tensor:
+    """Output `(..., O)` of input `(..., I)`, or of a convolution `(B, O, h, w)`, all updates added, in the layer's dtype.
+
+    Args:
+        layer: the linear or convolution layer that is adapted.
+        updates: its adapters; with none the output is that of `frozen`, bit by bit.
+        frozen: the layer's own product.
+        shares_step: the first adapter of a linear layer shares one autograd step with the frozen product, from the layer's weight as it lies.
+    """
+    rest = list(updates)
+    if rest and shares_step and isinstance(layer, nn.Linear):
+        out = low_rank_linear(x, layer.weight, layer.bias, rest.pop(0))
+    else:
+        out = frozen(x)
+    for update in rest:
+        out = out + _added(x, layer, update)
+    return out
+
+
+def _added(x: Tensor, layer: nn.Module, update: LowRankUpdate) -> Tensor:
+    """What one adapter adds, `(..., O)` or `(B, O, h, w)`: down to r channels, up to O, scaled."""
+    down, up = update.down.to(x.dtype), update.up.to(x.dtype)
+    if not isinstance(layer, nn.Conv2d):
+        return F.linear(F.linear(x, down), up) * update.scale
+    # the down matrix does the convolution, with the layer's own stride; the up matrix is 1 x 1
+    inner = F.conv2d(x, down, None, layer.stride, layer.padding, layer.dilation)  # (B, r, h, w)
+    return F.conv2d(inner, up) * update.scale
+
+
+def kohya_name(name: str) -> str:
+    """Name of a layer in a LoRA file."""
+    return UNET_PREFIX + name.replace(".", "_")
