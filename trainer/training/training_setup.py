@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import ClassVar, Generic, Protocol, TypeVar
 
 from PIL import Image
-from torch import nn
+from torch import Tensor, nn
 
 from ...concepts.denoiser.denoiser import ProgressCallback
 from ..learning.pictures.image_files import fit_square, read_image
