@@ -20,8 +20,8 @@ from bestiary.concepts.denoiser.denoiser import (
     AttentionMethod,
     AttentionRequest,
     Conditioning,
-    LoraSpec,
 )
+from bestiary.concepts.denoiser.low_rank import LoraSpec
 from bestiary.concepts.denoiser.part_attention_loss import part_attention_loss
 from bestiary.concepts.denoiser.process import DiscreteProcess
 from bestiary.trainer.model.diffusers_denoiser import DenoiserParts, DiffusersDenoiser

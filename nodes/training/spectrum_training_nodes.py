@@ -5,12 +5,10 @@ from __future__ import annotations
 from comfy_api.latest import io, ui
 from torch import Tensor
 
-from ..host.comfy_version import schema, socket
+from ..host.comfy_version import schema
 from ..host.socket_types import SpectrumSocket
 from ..part_map.part_pictures import named_faults
-from ..runs.training_runs import ANEW, resume_choices
-
-CATEGORY = "Bestiary/train"
+from .training_nodes import CATEGORY, more_settings_input, run_inputs
 
 
 def _concept_inputs() -> list[io.Input]:
@@ -80,36 +78,13 @@ def _loop_inputs() -> list[io.Input]:
             step=8,
             tooltip="Training resolution in pixels; 0 uses that of the model: 512, SDXL 1024, demo model 128.",
         ),
-        io.Int.Input("seed", default=0, min=0, max=2**31 - 1, tooltip="The same seed gives the same spectrum."),
-        io.Int.Input(
-            "preview_every", default=100, min=0, max=100_000, tooltip="Number of steps between previews; 0 for none."
-        ),
-        io.Boolean.Input(
-            "recompute",
-            default=False,
-            tooltip="Gradient checkpointing: uses less than half the memory and takes about a third longer.",
-        ),
-        io.Combo.Input(
-            "resume",
-            options=resume_choices("spectrum"),
-            default=ANEW,
-            tooltip=(
-                "Continue a cancelled training from its last saved state: the latest run, or one of output/bestiary."
-            ),
-        ),
+        *run_inputs("spectrum", "spectrum", 100),
         io.Mask.Input(
             "foreground",
             optional=True,
             tooltip="One mask per picture with the object in white; areas outside are not trained on.",
         ),
-        socket(
-            io.String.Input,
-            "more_settings",
-            default="",
-            multiline=True,
-            optional=True,
-            tooltip='Any other setting of a recipe, one per line, such as images.flip = true; method.norm = "free" for the demo model.',
-        ),
+        more_settings_input('images.flip = true; method.norm = "free" for the demo model.'),
     ]
 
 

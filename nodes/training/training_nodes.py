@@ -114,6 +114,45 @@ class TrainingImages(io.ComfyNode):
         return io.NodeOutput(made, captions, ui=ui.PreviewText(captions))
 
 
+def run_inputs(result: str, kind: str, preview_every: int) -> list[io.Input]:
+    """Seed, previews, memory and resume of a node that trains `kind`; `result` is what it makes, such as "dictionary"."""
+    return [
+        io.Int.Input("seed", default=0, min=0, max=2**31 - 1, tooltip=f"The same seed gives the same {result}."),
+        io.Int.Input(
+            "preview_every",
+            default=preview_every,
+            min=0,
+            max=100_000,
+            tooltip="Number of steps between previews; 0 for none.",
+        ),
+        io.Boolean.Input(
+            "recompute",
+            default=False,
+            tooltip="Gradient checkpointing: uses less than half the memory and takes about a third longer.",
+        ),
+        io.Combo.Input(
+            "resume",
+            options=resume_choices(kind),
+            default=ANEW,
+            tooltip=(
+                "Continue a cancelled training from its last saved state: the latest run, or one of output/bestiary."
+            ),
+        ),
+    ]
+
+
+def more_settings_input(examples: str) -> io.Input:
+    """Lines of a recipe."""
+    return socket(
+        io.String.Input,
+        "more_settings",
+        default="",
+        multiline=True,
+        optional=True,
+        tooltip=f"Any other setting of a recipe, one per line, such as {examples}",
+    )
+
+
 def _training_inputs() -> list[io.Input]:
     """What both training nodes ask for."""
     return [
@@ -163,31 +202,8 @@ def _training_inputs() -> list[io.Input]:
             tooltip="Weight of the attention loss; 0 disables it. Use 0.2 for the demo model.",
         ),
         io.Int.Input("rank", default=4, min=0, max=256, tooltip="Rank of the LoRA; 0 trains tokens only."),
-        io.Int.Input("seed", default=0, min=0, max=2**31 - 1, tooltip="The same seed gives the same dictionary."),
-        io.Int.Input(
-            "preview_every", default=50, min=0, max=100_000, tooltip="Number of steps between previews; 0 for none."
-        ),
-        io.Boolean.Input(
-            "recompute",
-            default=False,
-            tooltip="Gradient checkpointing: uses less than half the memory and takes about a third longer.",
-        ),
-        io.Combo.Input(
-            "resume",
-            options=resume_choices(),
-            default=ANEW,
-            tooltip=(
-                "Continue a cancelled training from its last saved state: the latest run, or one of output/bestiary."
-            ),
-        ),
-        socket(
-            io.String.Input,
-            "more_settings",
-            default="",
-            multiline=True,
-            optional=True,
-            tooltip='Any other setting of a recipe, one per line, such as captions.noun = "bird" or optimizer.ema = 0.98.',
-        ),
+        *run_inputs("dictionary", "parts", 50),
+        more_settings_input('captions.noun = "bird" or optimizer.ema = 0.98.'),
     ]
 
 

@@ -31,6 +31,8 @@ SetOption = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Any setting of the recipe; can be given several times."),
 ]
+StepsOption = Annotated[int | None, typer.Option("--steps", help="Number of optimizer steps.")]
+SeedOption = Annotated[int | None, typer.Option("--seed", help="Random seed.")]
 
 
 def register(app: typer.Typer) -> None:
@@ -46,9 +48,9 @@ def train_parts(
     discovery: DiscoveryOption = None,
     base: BaseOption = None,
     out: OutOption = None,
-    steps: Annotated[int | None, typer.Option("--steps", help="Number of optimizer steps.")] = None,
+    steps: StepsOption = None,
     batch_size: Annotated[int | None, typer.Option("--batch-size", help="Pictures per step and process.")] = None,
-    seed: Annotated[int | None, typer.Option("--seed", help="Random seed.")] = None,
+    seed: SeedOption = None,
     device: DeviceOption = "auto",
     dtype: DtypeOption = "auto",
     more: SetOption = None,
@@ -92,9 +94,9 @@ def train_spectrum(
     ] = None,
     base: BaseOption = None,
     out: OutOption = None,
-    steps: Annotated[int | None, typer.Option("--steps", help="Number of optimizer steps.")] = None,
+    steps: StepsOption = None,
     batch_size: Annotated[int | None, typer.Option("--batch-size", help="Pictures per step.")] = None,
-    seed: Annotated[int | None, typer.Option("--seed", help="Random seed.")] = None,
+    seed: SeedOption = None,
     device: DeviceOption = "auto",
     dtype: DtypeOption = "auto",
     more: SetOption = None,

@@ -291,5 +291,7 @@ def test_scales_that_only_the_header_tells(metadata: dict[str, str], scale: floa
 
 
 def test_a_header_that_is_broken() -> None:
-    with pytest.raises(BestiaryError, match="the LoRA's header has a broken lora_adapter_metadata: it is not valid JSON"):
+    with pytest.raises(
+        BestiaryError, match="the LoRA's header has a broken lora_adapter_metadata: it is not valid JSON"
+    ):
         with_told_alphas(PAIR, {"lora_adapter_metadata": "{"})

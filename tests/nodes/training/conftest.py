@@ -28,6 +28,30 @@ def runs(outputs: Path) -> Path:
 
 
 @pytest.fixture
+def cancelled_in_step_three(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[], object]], None]:
+    """`cancelled_in_step_three(train)`: the user presses Cancel in the third step, and the next graph may run."""
+
+    def run(train: Callable[[], object]) -> None:
+        import comfy.model_management
+        from bestiary.nodes.training.training_progress import TrainingProgress
+
+        step = TrainingProgress.step
+
+        def cancel(self: TrainingProgress, done: int, total: int) -> None:
+            if done == 3:
+                comfy.model_management.interrupt_current_processing(True)
+            step(self, done, total)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(TrainingProgress, "step", cancel)
+            with pytest.raises(comfy.model_management.InterruptProcessingException):
+                train()
+        assert not comfy.model_management.processing_interrupted()
+
+    return run
+
+
+@pytest.fixture
 def command_line_losses(tmp_path: Path) -> Callable[[Callable[[], object]], list[float]]:
     """`command_line_losses(set_up)` -> losses of the standalone trainer's loop over the training that `set_up()` makes."""
 

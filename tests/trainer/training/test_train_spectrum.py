@@ -190,7 +190,7 @@ def test_a_stopped_run_goes_on_bit_for_bit(
     tiny_folder: Callable, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = train_spectrum(_settings(tiny_folder("sd15"), pictures, tmp_path / "whole", **{"optimizer.steps": 6}))
-    import bestiary.trainer.training.train_spectrum as module
+    import bestiary.trainer.training.train as module
 
     fit = module.fit
     with monkeypatch.context() as patch:
