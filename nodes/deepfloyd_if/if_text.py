@@ -9,6 +9,7 @@ import logging
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import comfy.sd
@@ -18,6 +19,7 @@ import comfy.utils
 import torch
 from comfy.sd1_clip import SD1ClipModel, SD1Tokenizer, SDClipModel
 from comfy.text_encoders.sd3_clip import T5XXLTokenizer
+from safetensors import SafetensorError
 from torch import Tensor
 
 from ...concepts.errors import BestiaryError
@@ -163,7 +165,16 @@ def _read_weights(source: Path) -> dict[str, Tensor]:
 def _read_file(path: Path) -> dict[str, Tensor]:
     try:
         return comfy.utils.load_torch_file(str(path), safe_load=True)
-    except Exception as fault:  # whatever a damaged file makes its readers raise
+    except (
+        OSError,
+        RuntimeError,
+        ValueError,
+        KeyError,
+        TypeError,
+        EOFError,
+        UnpicklingError,
+        SafetensorError,
+    ) as fault:
         raise BestiaryError(f"{path} could not be read ({fault}): download it again") from fault
 
 
