@@ -195,7 +195,7 @@ def check_spectrum_backbone(name: str, spectrum: PromptSpectrum, backbone: Backb
     """
     if spectrum.backbone != backbone.name:
         raise BestiaryError(
-            f"spectrum {name} was learned for {spectrum.backbone}, but the base model is {backbone.name}: "
+            f"spectrum {name} was trained for {spectrum.backbone}, but the base model is {backbone.name}: "
             f"load a {spectrum.backbone} model, or train a spectrum for {backbone.name}"
         )
     # the same kind of model may still have other widths, as small test models do
@@ -204,5 +204,5 @@ def check_spectrum_backbone(name: str, spectrum: PromptSpectrum, backbone: Backb
     if widths != expected:
         raise BestiaryError(
             f"spectrum {name} holds vectors of widths {widths}, but the base model takes {expected}: "
-            "load the model it was learned for"
+            "load the model it was trained for"
         )

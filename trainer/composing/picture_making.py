@@ -61,7 +61,7 @@ def check_backbone(name: str, dictionary: PartDictionary, denoiser: SamplingDeno
     backbone = denoiser.backbone
     if dictionary.backbone != backbone.name:
         raise BestiaryError(
-            f"dictionary {name} was learned for {dictionary.backbone}, but the base model is {backbone.name}: "
+            f"dictionary {name} was trained for {dictionary.backbone}, but the base model is {backbone.name}: "
             f"give --base a {dictionary.backbone} model, or train a dictionary for {backbone.name}"
         )
     # the same kind of model may still have other widths, as small test models do

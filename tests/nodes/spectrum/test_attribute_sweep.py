@@ -114,7 +114,7 @@ def test_a_word_that_no_stage_carries_is_told():
         settings(stages=2), StageBounds.equal(2), torch.tensor([-0.1, 0.0]), torch.ones(2), torch.zeros(4, 2, 2, 3)
     )
     assert sweep.carrying == ()
-    with pytest.raises(BestiaryError, match="the word 'red' alone at one stage moves the picture nowhere"):
+    with pytest.raises(BestiaryError, match="the word 'red' at a single stage has no measurable part of the effect"):
         sweep.preset()
 
 

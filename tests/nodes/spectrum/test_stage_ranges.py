@@ -361,7 +361,7 @@ def test_empty_ranges_are_told():
     with pytest.raises(BestiaryError, match=r"range 0\.6 to 0\.4: give a start below the end"):
         intersect_range(staged(3), 0.6, 0.4, outside=None, model=None)
     early = intersect_range(plain(), 0.0, 0.2, outside=None, model=None)[0]
-    with pytest.raises(BestiaryError, match=r"nothing of the conditioning \(0 to 0\.2\) lies between 0\.5 and 1"):
+    with pytest.raises(BestiaryError, match=r"no part of the conditioning \(0 to 0\.2\) lies between 0\.5 and 1"):
         intersect_range(early, 0.5, 1.0, outside=None, model=None)
 
 

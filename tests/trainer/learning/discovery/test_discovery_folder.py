@@ -147,7 +147,7 @@ def test_a_list_of_pictures_that_is_no_text(tmp_path: Path) -> None:
     (folder / "images.txt").write_bytes(b"a.png\n\xff\xfe.png\n")
     with pytest.raises(
         BestiaryError,
-        match=r"images.txt is damaged \(it is no text in UTF-8: invalid start byte at byte 6\): discover anew",
+        match=r"images.txt is damaged \(it is not UTF-8 text: invalid start byte at byte 6\): discover anew",
     ):
         Discovery.load(folder)
 
