@@ -76,7 +76,7 @@ def test_a_hostile_file_is_told_without_this_machines_folders(server):
     finally:
         path.unlink()
     assert answer.status_code == 422
-    assert answer.json()["error"] == "giant.safetensors is no safetensors file, or it is truncated (10 bytes)"
+    assert answer.json()["error"] == "giant.safetensors is not a safetensors file, or is truncated (10 bytes)"
 
 
 @pytest.fixture

@@ -87,7 +87,7 @@ def test_kinds_that_the_codebook_lacks_are_told(small_codebook):
 @pytest.mark.parametrize(("ids", "words"), [("class", "classes"), ("whole", "whole pictures")])
 def test_dictionaries_of_other_ids_are_refused(ids, words, small_codebook):
     with pytest.raises(
-        BestiaryError, match=f"dictionary 'birds' was trained on {words}, whose numbers no codebook knows"
+        BestiaryError, match=f"dictionary 'birds' was trained on {words}, whose numbers are in no codebook"
     ):
         match_dictionary(birds(provenance={"ids": ids}), small_codebook)
 

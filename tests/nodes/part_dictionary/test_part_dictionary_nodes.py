@@ -254,7 +254,7 @@ def test_a_merged_dictionary_is_applied_without_a_file(server, creatures, first_
 
 def test_names_that_a_prompt_cannot_hold_are_refused(server):
     message = server.fail(load_graph("a creature", name="my:birds"))
-    assert "'my:birds' cannot name a dictionary in a prompt" in message
+    assert "'my:birds' cannot be used as the name of a dictionary in prompts" in message
 
 
 def test_fingerprints_survive_links():

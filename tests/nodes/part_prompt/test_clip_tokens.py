@@ -131,7 +131,7 @@ def test_text_behind_a_name_is_kept(sd15_model):
         ("head.17", r"unknown kind 17 of part 'head': choose one of 0\.\.2; nearest: 2"),
         ("untrained.0", r"unknown part 'untrained'"),
         ("head", r"write part.kind after the slash; the parts are 'head', 'tail.fin'"),
-        ("", r"write part.kind behind the slash"),
+        ("", r"write part.kind after the slash"),
     ],
 )
 def test_unknown_names_of_a_known_dictionary_are_told(sd15_model, name, message):
@@ -374,7 +374,7 @@ def test_faults_in_mentions_of_known_parts_are_told_in_a_plain_text_encode(sd15_
 @pytest.mark.parametrize(
     ("text", "told"),
     [
-        ("a <lora:x:0.8> bird", "<lora:...> is plain text here: <lora:...> is how other programs load"),
+        ("a <lora:x:0.8> bird", "<lora:...> is plain text here: <lora:...> is the syntax of other programs"),
         ("a <beak:red> bird", "<beak:...> is plain text here: this CLIP knows no part of that name"),
         ("I <3: a bird", ""),
         ("a < b : c > d", ""),

@@ -282,7 +282,7 @@ def test_a_clip_without_our_encoders_is_refused(sd15_model):
     other = copy.copy(sd15_model.clip)
     other.cond_stage_model = torch.nn.ModuleDict({"t5xxl": sd15_model.clip.cond_stage_model.clip_l})
     with pytest.raises(
-        BestiaryError, match="this CLIP has the text encoders t5xxl, but learned parts are made for clip_l"
+        BestiaryError, match="this CLIP has the text encoders t5xxl, but part tokens are trained for clip_l"
     ):
         ours(other, "a <head:red>", dictionary)
 

@@ -103,7 +103,7 @@ def test_pictures_are_averaged_one_by_one():
 
 
 def test_a_word_that_changes_nothing_is_told(sd15_model):
-    with pytest.raises(BestiaryError, match="the word changes nothing, even at every stage"):
+    with pytest.raises(BestiaryError, match="the word has no effect, even at all stages"):
         sweep_with(sd15_model, [0.0] * 5)
 
 

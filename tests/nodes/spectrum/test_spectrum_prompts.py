@@ -95,7 +95,9 @@ def test_stage_lines_where_no_stage_lies(demo_model, stages):
 
 @pytest.mark.parametrize("text", ["a <lora:x:0.8>", "a <lora:a+b*c:1>", "a <LoRA:x>"])
 def test_tags_of_other_programs_say_where_loras_go(text):
-    with pytest.raises(PromptError, match="column 3: <lora:...> is how other programs load .* put the block Load LoRA"):
+    with pytest.raises(
+        PromptError, match="column 3: <lora:...> is the syntax of other programs .* put the node Load LoRA"
+    ):
         read(text.replace("LoRA", "lora"))
     with pytest.raises(PromptError, match="put the block Hypernetwork Loader"):
         read("a <hypernet:x:1>")

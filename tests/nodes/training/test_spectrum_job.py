@@ -108,7 +108,7 @@ def test_masks_and_margins_reach_the_training(train, drawn_images) -> None:
 @pytest.mark.parametrize(
     ("choices", "message"),
     [
-        ({"name": "a<b"}, "cannot name a training"),
+        ({"name": "a<b"}, "cannot be used as the name of a training"),
         ({"initial_words": "zebra"}, "initial words: bestiary-demo does not know 'zebra'"),
         ({"initial_words": " "}, "' ' holds no word the tokenizer knows"),
         ({"images": []}, "images: connect at least one picture"),
