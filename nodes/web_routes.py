@@ -99,7 +99,7 @@ async def show_thumbnails(request: web.Request) -> web.Response:
     def page() -> bytes:
         path = _known(name)
         if not (asked.isdecimal() and len(asked) <= 6):
-            raise BestiaryError(f"page {asked[:20]!r} is no number from 0 upwards")
+            raise BestiaryError(f"page must be a non-negative integer, got {asked[:20]!r}")
         return _pages().page(path, file_stamp(name), int(asked))
 
     def stamp() -> str:
@@ -145,7 +145,7 @@ async def show_run_picture(request: web.Request) -> web.Response:
 
     def picture() -> bytes:
         if step is None:
-            raise BestiaryError(f"step {asked[:20]!r} is no number from 0 upwards")
+            raise BestiaryError(f"step must be a non-negative integer, got {asked[:20]!r}")
         return preview_picture(name, step, sheet)
 
     return await _answer(
@@ -221,7 +221,7 @@ def _discovered(
 
     def content() -> bytes:
         if not (asked.isdecimal() and len(asked) <= 6):
-            raise BestiaryError(f"picture {asked[:20]!r} is no number from 0 upwards")
+            raise BestiaryError(f"picture must be a non-negative integer, got {asked[:20]!r}")
         return read(key, int(asked))
 
     return lambda: _discovery_stamp(key, asked), content
@@ -248,7 +248,7 @@ def _pages() -> ThumbnailPages:
 
 def _known(name: str) -> Path:
     if len(name) > LONGEST_ADDRESS:
-        raise BestiaryError(f"a name of {len(name)} characters is none of ours")
+        raise BestiaryError(f"name too long: {len(name)} characters, at most {LONGEST_ADDRESS}")
     return concept_path(name)
 
 

@@ -24,24 +24,24 @@ CAUSES = {
     "unclosed": "is not closed",
     "noColon": "has no colon",
     "noPart": "no part before the colon",
-    "noKind": "no kind after the colon|names no kind",
+    "noKind": "no kind after the colon|does not name a kind",
     "noFactor": "needs a factor for every kind",
-    "badFactor": "is no factor|is not a factor",
-    "stages": "not available for parts here",
-    "noName": "names no spectrum",
-    "badStrength": "is no strength|is not a strength",
+    "badFactor": "is not a factor",
+    "stages": "cannot be used for parts here",
+    "noName": "does not name a spectrum",
+    "badStrength": "is not a strength",
     "noStages": "no stages after the @",
-    "foreign": "other programs load a file",
+    "foreign": "syntax of other programs for loading a file",
     "unknownPart": "unknown part",
     "unknownDictionary": "unknown dictionary",
     "ambiguousPart": "in several dictionaries",
     "unknownKind": r"unknown kind|has no (trained )?kind \d",
     "ambiguousKind": "names several kinds of part",
     "noStage": "does not exist",
-    "badRange": "write a range that rises",
+    "badRange": "write a range with start before end",
     "unknown": "unknown stages",
     "unreadable": "^line",
-    "empty": "no stage lies in",
+    "empty": "selects no stage",
     "double": "are claimed by",
 }
 """Cause -> words of the message that says so and no other."""
@@ -203,7 +203,7 @@ def test_lines_of_stages(case: dict):
         assert f"stages {claimed} are claimed by line {one} and by line {other}" in str(fault)
     else:
         assert str(fault).startswith(f"line {expected['line']}")
-        assert ("no stage lies in" in str(fault)) == (expected["cause"] == "empty")
+        assert ("selects no stage" in str(fault)) == (expected["cause"] == "empty")
 
 
 def test_a_cause_is_told_from_every_other():

@@ -138,12 +138,12 @@ def check_learned_for(
         backbone: the record of the loaded model.
 
     Raises:
-        WrongBackboneError: it was learned for another backbone, or its vectors have other widths.
+        WrongBackboneError: it was trained for another backbone, or its vectors have other widths.
     """
     fields = {"learned_for": learned_for, "loaded": backbone.name}
     if learned_for != backbone.name:
         raise WrongBackboneError(
-            f"{kind} {name} was learned for {learned_for}, but the base model is {backbone.name}: "
+            f"{kind} {name} was trained for {learned_for}, but the base model is {backbone.name}: "
             f"load a {learned_for} model, or train a {kind} for {backbone.name}",
             **fields,
         )
@@ -153,6 +153,6 @@ def check_learned_for(
     if widths != expected:
         raise WrongBackboneError(
             f"{kind} {name} holds vectors of widths {widths}, but the base model takes {expected}: "
-            "load the model it was learned for",
+            "load the model it was trained for",
             **fields,
         )

@@ -46,7 +46,7 @@ def replacing(path: Path) -> Iterator[Path]:
             raise
         remedy = "Free some disk space" if fault.errno in _FULL else "Look at that place and its permissions,"
         raise BestiaryError(
-            f"could not write {path}: {fault.strerror or fault}; nothing was changed there. {remedy} or choose another --out folder"
+            f"could not write {path}: {fault.strerror or fault}; the existing file is unchanged. {remedy} or choose another --out folder"
         ) from fault
     # after a rename nothing is left to remove; after a fault no half file stays behind
     finally:

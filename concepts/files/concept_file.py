@@ -110,7 +110,7 @@ def write_concept_file(path: Path, tensors: Mapping[str, Tensor], metadata: Mapp
     size += sum(len(name.encode()) + 120 for name in tensors)
     if size > LARGEST_HEADER:
         raise BestiaryError(
-            f"the header of {Path(path).name} would take {size:,} bytes, at most {LARGEST_HEADER:,} are read everywhere: "
+            f"the header of {Path(path).name} would take {size:,} bytes, at most {LARGEST_HEADER:,} can be read by all programs: "
             "shorten its provenance or store long lists as a tensor"
         )
     write_tensors(path, tensors, stored)
@@ -179,7 +179,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         return load(Path(path).read_bytes())
     except (SafetensorError, KeyError, ValueError, RuntimeError, AttributeError) as fault:
         raise BestiaryError(
-            f"{path} is broken, or holds a type of numbers that this torch does not know; fetch or write it again"
+            f"{path} is broken, or holds a number type that this version of torch does not support; download or write it again"
         ) from fault
     except OSError as fault:
         raise BestiaryError(f"could not read {path}: {fault.strerror or fault}") from fault
@@ -203,22 +203,24 @@ def read_header(path: Path, largest: int = LARGEST_FOREIGN_HEADER) -> Header:
             length = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else 0
             # both checks come before the read, so that a claimed size never takes memory
             if not 2 <= length <= total - 8:
-                raise BestiaryError(f"{path} is no safetensors file, or it is cut off ({total:,} bytes)")
+                raise BestiaryError(f"{path} is not a safetensors file, or is truncated ({total:,} bytes)")
             if length > largest:
-                raise BestiaryError(f"{path} announces a header of {length:,} bytes; more than {largest:,} are refused")
+                raise BestiaryError(f"{path} declares a header of {length:,} bytes; more than {largest:,} are refused")
             text = stream.read(length)
     except OSError as fault:
         raise BestiaryError(f"could not read {path}: {fault.strerror or fault}") from fault
     try:
         content = json.loads(text, parse_int=_bounded_number)
     except RecursionError as fault:
-        raise BestiaryError(f"{path} has a broken header: it is nested too deeply; fetch or write it again") from fault
+        raise BestiaryError(
+            f"{path} has a broken header: it is nested too deeply; download or write it again"
+        ) from fault
     except ValueError as fault:
-        raise BestiaryError(f"{path} has a broken header: it is no JSON text; fetch or write it again") from fault
+        raise BestiaryError(f"{path} has a broken header: it is not JSON; download or write it again") from fault
     try:
         return _parsed(content, total - 8 - length)
     except BestiaryError as fault:
-        raise BestiaryError(f"{path} has a broken header: {fault}; fetch or write it again") from fault
+        raise BestiaryError(f"{path} has a broken header: {fault}; download or write it again") from fault
 
 
 def _bounded_number(digits: str) -> int:
@@ -231,19 +233,19 @@ def _bounded_number(digits: str) -> int:
 def _parsed(content: object, room: int) -> Header:
     """The header's JSON as a record; `room` is the number of tensor bytes the file holds."""
     if not isinstance(content, dict):
-        raise BestiaryError("it is no table of tensors")
+        raise BestiaryError("it is not a table of tensors")
     # the metadata is no tensor; what is left names one tensor each
     metadata = content.pop("__metadata__", None) or {}
     if not isinstance(metadata, dict) or not all(isinstance(text, str) for text in metadata.values()):
-        raise BestiaryError("its metadata holds values that are no text")
+        raise BestiaryError("its metadata holds values that are not text")
     if not all(_is_text(text) for pair in metadata.items() for text in pair):
-        raise BestiaryError("its metadata holds text that is no Unicode")
+        raise BestiaryError("its metadata holds text that is not valid Unicode")
     places, entries = [], {}
     for name, entry in content.items():
         dtype, shape, begin, end = _checked_entry(name, entry)
         if end > room or end - begin != math.prod(shape) * _DTYPE_BYTES[dtype]:
             raise BestiaryError(
-                f"tensor {name[:80]!r} ({dtype} {list(shape)[:8]}) does not fit its {end - begin:,} bytes"
+                f"tensor {name[:80]!r} ({dtype} {list(shape)[:8]}) does not match its {end - begin:,} bytes"
             )
         places.append((begin, end))
         entries[name] = TensorEntry(dtype, shape)
@@ -259,13 +261,13 @@ def _checked_entry(name: str, entry: object) -> tuple[str, tuple[int, ...], int,
     """Type, shape and place of one tensor, each within bounds."""
     shown = f"tensor {name[:80]!r}"
     if not _is_text(name) or not isinstance(entry, dict):
-        raise BestiaryError(f"{shown} is no entry of a tensor")
+        raise BestiaryError(f"{shown} is not a tensor entry")
     dtype, shape, place = (entry.get(key) for key in ("dtype", "shape", "data_offsets"))
     if not isinstance(dtype, str) or dtype not in _DTYPE_BYTES:
         raise BestiaryError(f"{shown} is of the unknown type {str(dtype)[:20]!r}")
     # bounds come before any product: a few axes of giant sizes would take minutes to multiply
     if not _are_sizes(shape, 0, MOST_AXES) or not _are_sizes(place, 2, 2):
-        raise BestiaryError(f"{shown} has no valid shape or place")
+        raise BestiaryError(f"{shown} has an invalid shape or offset")
     return dtype, tuple(shape), place[0], place[1]
 
 
@@ -299,7 +301,7 @@ def from_text_tensor(tensor: Tensor) -> object:
     try:
         return json.loads(bytes(tensor.to(torch.uint8).flatten().numpy()), parse_int=_bounded_number)
     except (ValueError, RecursionError) as fault:
-        raise BestiaryError(f"a table of {tensor.numel():,} bytes is no readable text") from fault
+        raise BestiaryError(f"a table of {tensor.numel():,} bytes is not readable text") from fault
 
 
 def _bare(key: str) -> str:

@@ -46,19 +46,19 @@ def checked_file_name(name: str, called: str = "name") -> str:
     """
     size = len(name.encode("utf-8", "surrogatepass"))
     if not name.strip(" ."):
-        raise BestiaryError(f"{called} {shown_name(name)} says nothing: give a name such as birds")
+        raise BestiaryError(f"{called} {shown_name(name)} is empty: enter a name such as birds")
     if strange := _SIGNS.search(name):
-        raise BestiaryError(f"{called} {shown_name(name)} holds {strange[0]!r}, which no file name can: leave it out")
+        raise BestiaryError(
+            f"{called} {shown_name(name)} holds {strange[0]!r}, which is not allowed in file names: remove it"
+        )
     if any("\ud800" <= letter <= "\udfff" for letter in name):
-        raise BestiaryError(f"{called} {shown_name(name)} is not valid Unicode: type it anew")
+        raise BestiaryError(f"{called} {shown_name(name)} is not valid Unicode: type it again")
     if size > LONGEST_NAME:
         raise BestiaryError(
             f"{called} {shown_name(name)} has {size} bytes: at most {LONGEST_NAME} fit into a file name"
         )
     if name.split(".")[0].strip().lower() in RESERVED_NAMES:
-        raise BestiaryError(f"{called} {shown_name(name)} is kept by Windows for a device: add a letter")
+        raise BestiaryError(f"{called} {shown_name(name)} is reserved for a device on Windows: add a letter")
     if name[-1] in ". ":
-        raise BestiaryError(
-            f"{called} {shown_name(name)} ends with a dot or a space, which Windows drops: leave it out"
-        )
+        raise BestiaryError(f"{called} {shown_name(name)} ends with a dot or a space, which Windows removes: remove it")
     return name

@@ -113,7 +113,7 @@ class InertMachine:
         """The next pickle's value.
 
         Raises:
-            PickleFault: it is cut off, asks for more than it may, or is none.
+            PickleFault: it is truncated, asks for more than it may, or is none.
         """
         self._stack: list = []
         self._marks: list[list] = []
@@ -135,7 +135,7 @@ class InertMachine:
     def _bytes(self, count: int) -> bytes:
         piece = self.content[self.place : self.place + count]
         if count < 0 or len(piece) != count:
-            raise PickleFault("it is cut off")
+            raise PickleFault("it is truncated")
         self.place += count
         return piece
 
@@ -145,7 +145,7 @@ class InertMachine:
     def _line(self) -> str:
         end = self.content.find(b"\n", self.place, self.place + 1000)
         if end < 0:
-            raise PickleFault("it is cut off")
+            raise PickleFault("it is truncated")
         line = self.content[self.place : end]
         self.place = end + 1
         return _text(line)
@@ -157,12 +157,12 @@ class InertMachine:
 
     def _pop(self) -> object:
         if not self._stack:
-            raise PickleFault("it takes more values than it has")
+            raise PickleFault("it reads more values than it contains")
         return self._stack.pop()
 
     def _top(self, kind: type[Kind]) -> Kind:
         if not self._stack or not isinstance(self._stack[-1], kind):
-            raise PickleFault("it fills something that is no container")
+            raise PickleFault("it adds items to something that is not a container")
         return self._stack[-1]
 
     def _mark(self) -> None:
@@ -171,7 +171,7 @@ class InertMachine:
 
     def _items(self) -> list:
         if not self._marks:
-            raise PickleFault("it takes more values than it has")
+            raise PickleFault("it reads more values than it contains")
         items, self._stack = self._stack, self._marks.pop()
         self.budget.step(len(items))
         return items
@@ -206,12 +206,12 @@ class InertMachine:
 
     def _get(self, index: int) -> None:
         if index not in self._memo:
-            raise PickleFault(f"it refers to value {index:,}, which it has not made")
+            raise PickleFault(f"it refers to value {index:,}, which does not exist")
         self._push(self._memo[index])
 
     def _put(self, index: int) -> None:
         if not self._stack:
-            raise PickleFault("it takes more values than it has")
+            raise PickleFault("it reads more values than it contains")
         self._memo[index] = value = self._stack[-1]
         if isinstance(value, StandIn):
             self._waiting.setdefault(id(value), []).append(index)
@@ -220,7 +220,7 @@ class InertMachine:
 
     def _named(self, module: object, name: object) -> None:
         if not isinstance(module, str) or not isinstance(name, str):
-            raise PickleFault("it gives a name that is no text")
+            raise PickleFault("it contains a name that is not text")
         found = Name(module[:200], name[:200])
         full = str(found)
         # noted, not raised: so that the message can list every name at once
@@ -243,7 +243,7 @@ class InertMachine:
             PickleFault: no name, or arguments that do not fit it.
         """
         if not isinstance(function, Name) or not isinstance(arguments, tuple):
-            raise PickleFault("it calls something that is no name")
+            raise PickleFault("it calls something that is not a name")
         builder = self.builders.get(str(function))
         if builder is None:
             # a class of its own each time: attributes of one shell class never reach another
@@ -252,7 +252,7 @@ class InertMachine:
         try:
             return builder(arguments)
         except (TypeError, ValueError, IndexError, KeyError, AttributeError, RuntimeError, OverflowError) as fault:
-            raise PickleFault(f"what it says of a {function.name} contradicts itself") from fault
+            raise PickleFault(f"its arguments for {function.name} are inconsistent") from fault
 
     def _build(self) -> None:
         state, target = self._pop(), self._pop()
@@ -264,7 +264,7 @@ class InertMachine:
             try:
                 finished = target.built(state)
             except (TypeError, ValueError, IndexError, KeyError, AttributeError, RuntimeError, OverflowError) as fault:
-                raise PickleFault("what it says of an array contradicts itself") from fault
+                raise PickleFault("its description of an array is inconsistent") from fault
             # whoever refers to it later gets the finished value
             if finished is not target:
                 places = self._waiting.pop(id(target), [])
@@ -272,7 +272,9 @@ class InertMachine:
             target = finished
         elif not isinstance(target, dict):
             # attributes of dictionaries (`_metadata` of a state) are dropped; nothing else takes any
-            raise PickleFault(f"it would change {target if isinstance(target, Name) else 'a ' + type(target).__name__}")
+            raise PickleFault(
+                f"it tries to modify {target if isinstance(target, Name) else 'a ' + type(target).__name__}"
+            )
         self._push(target)
 
 
@@ -284,7 +286,7 @@ def checked_key(key: object) -> object:
     """
     if key is None or isinstance(key, str | bytes | bool) or (isinstance(key, int) and abs(key) < LARGEST_KEY):
         return key
-    raise PickleFault(f"it has a {type(key).__name__} in the place of a name")
+    raise PickleFault(f"it uses a {type(key).__name__} as a key")
 
 
 def check_extent(value: object) -> None:
@@ -304,7 +306,7 @@ def _extent(value: object, depth: int, above: set[int], known: dict[int, tuple[i
     if not isinstance(value, dict | list | tuple | set | frozenset) or not value:
         return 1, 0
     if id(value) in above:
-        raise PickleFault("it holds itself")
+        raise PickleFault("it contains itself")
     if id(value) not in known:
         # a shared container is measured once, however often it is met
         if depth == 0:

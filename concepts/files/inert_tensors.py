@@ -42,7 +42,7 @@ class _Type(StandIn):
 
     def __init__(self, text: object) -> None:
         if not isinstance(text, str) or not _NUMPY_TYPE.fullmatch(text):
-            raise PickleFault(f"it holds an array of {str(text)[:40]!r}, which are no numbers")
+            raise PickleFault(f"it holds an array of {str(text)[:40]!r}, which is not a numeric type")
         self.text, self.order = text.lstrip("<>=|"), ""
 
     def built(self, state: object) -> object:
@@ -63,7 +63,7 @@ def _state(state: object) -> tuple:
         PickleFault: it is something else.
     """
     if not isinstance(state, tuple):
-        raise PickleFault(f"it holds an array with a {type(state).__name__} in the place of its state")
+        raise PickleFault(f"it holds an array with a {type(state).__name__} as its state")
     return state
 
 
@@ -95,7 +95,7 @@ def _sizes(values: object) -> tuple[int, ...]:
     if not isinstance(values, tuple | list) or len(values) > _LARGEST_AXES:
         raise PickleFault(f"it holds a tensor of more than {_LARGEST_AXES} axes")
     if not all(isinstance(n, int) and not isinstance(n, bool) and 0 <= n < 1 << 48 for n in values):
-        raise PickleFault("it holds a tensor with a negative or giant size")
+        raise PickleFault("it holds a tensor with a negative or very large size")
     return tuple(values)
 
 
@@ -110,7 +110,7 @@ def make_builders(machine: Callable[[], InertMachine], budget: Budget) -> dict[s
     def over_storage(given: tuple, dtype: torch.dtype | None = None) -> Tensor:
         flat, offset, size, stride = given[:4]
         if not isinstance(flat, Tensor):
-            raise PickleFault("it holds a tensor without numbers")
+            raise PickleFault("it holds a tensor without data")
         # storages without a type hold bytes
         if dtype is not None and flat.dtype != dtype:
             flat = flat[: len(flat) // dtype.itemsize * dtype.itemsize].view(dtype)
@@ -127,27 +127,27 @@ def make_builders(machine: Callable[[], InertMachine], budget: Budget) -> dict[s
 
     def tensor(given: tuple) -> Tensor:
         if not isinstance(given[0], Tensor):
-            raise PickleFault("it holds a parameter that is no tensor")
+            raise PickleFault("it holds a parameter that is not a tensor")
         return given[0]
 
     def of_type(given: tuple) -> Tensor:
         found = given[0]
         dtype = DTYPES.get(given[1].name) if isinstance(given[1], Name) else None
         if not isinstance(found, Tensor) or dtype is None:
-            raise PickleFault("it holds a tensor of another machine without numbers")
+            raise PickleFault("it holds a tensor of another device without data")
         budget.take(found.numel() * dtype.itemsize)
         return found.to(dtype)
 
     def encode(given: tuple) -> bytes:
         if given[1:] != ("latin1",) or not isinstance(given[0], str):
-            raise PickleFault("it encodes what is no text")
+            raise PickleFault("it encodes something that is not text")
         budget.take(len(given[0]))
         return given[0].encode("latin1")
 
     def scalar(given: tuple) -> object:
         kind, raw = given
         if not isinstance(kind, _Type) or not isinstance(raw, bytes) or len(raw) != kind.dtype.itemsize:
-            raise PickleFault("it holds a number that is none")
+            raise PickleFault("it holds an invalid number")
         return np.frombuffer(raw, kind.dtype)[0].item()
 
     def mapping(given: tuple) -> OrderedDict:

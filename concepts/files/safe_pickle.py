@@ -55,7 +55,7 @@ class _Numbers(ABC):
         if isinstance(told, tuple) and told[:1] == ("module",) and isinstance(told[1], Name):
             return told[1]
         if not isinstance(told, tuple) or len(told) < 5 or told[0] != "storage" or not isinstance(told[1], Name):
-            raise PickleFault("it refers to something else than stored numbers")
+            raise PickleFault("it refers to something other than stored data")
         kind, key, count = told[1], str(told[2]), told[4]
         dtype = STORAGES.get(kind.name) if kind.module in ("torch", "torch.storage") else None
         if dtype is None or not isinstance(count, int) or not 0 <= count < 1 << 48:
@@ -64,7 +64,7 @@ class _Numbers(ABC):
             # never more than the file itself has
             self._room -= count * dtype.itemsize
             if self._room < 0:
-                raise PickleFault("it announces more numbers than it holds")
+                raise PickleFault("it declares more data than it contains")
             self._stored[key] = torch.empty(count, dtype=dtype)
             self._read(key, self._stored[key])
         flat = self._stored[key]
@@ -90,7 +90,7 @@ class _ArchiveNumbers(_Numbers):
         except KeyError:
             raise PickleFault(f"it lacks the numbers {key[:40]!r}") from None
         if entry.file_size != flat.numel() * flat.element_size():
-            raise PickleFault(f"the numbers {key[:40]!r} take {entry.file_size:,} bytes, not those announced")
+            raise PickleFault(f"the numbers {key[:40]!r} take {entry.file_size:,} bytes, not the declared number")
         with self._archive.open(entry) as stream:
             _fill(cast(io.BufferedIOBase, stream), flat)  # a ZipExtFile is one, its stubs only say IO[bytes]
 
@@ -108,7 +108,7 @@ class _TrailingNumbers(_Numbers):
         for key in keys:
             flat = self._stored[str(key)]
             if struct.unpack("<q", stream.read(8))[0] != len(flat):
-                raise PickleFault(f"the numbers {str(key)[:40]!r} have another length than announced")
+                raise PickleFault(f"the numbers {str(key)[:40]!r} do not have the declared length")
             _fill(stream, flat)
 
 
@@ -118,7 +118,7 @@ def _fill(stream: io.BufferedIOBase, flat: Tensor) -> None:
     while len(view):
         count = stream.readinto(view)
         if not count:
-            raise PickleFault("it is cut off")
+            raise PickleFault("it is truncated")
         view = view[count:]
 
 
@@ -149,12 +149,12 @@ def load_inert(path: Path, shells: Collection[str] = ()) -> object:
         # a shell in the place of a function often breaks the read; the list of names says more than that fault
         if not refused:
             reason = fault if isinstance(fault, PickleFault) else "its parts do not fit together"
-            raise BestiaryError(f"{path} is no readable torch file: {reason}; fetch it again") from fault
+            raise BestiaryError(f"{path} is not a readable torch file: {reason}; download it again") from fault
     except OSError as fault:
         raise BestiaryError(f"could not read {path}: {fault.strerror or fault}") from fault
     raise BestiaryError(
-        f"{path} was not loaded: it asks for {', '.join(sorted(refused)[:20])}, and none of these is needed for tensors. "
-        "Such a file can run programs; get a safetensors version or ask its author"
+        f"{path} was not loaded: it asks for {', '.join(sorted(refused)[:20])}, which files of tensors do not need. "
+        "Such a file can execute code; use a safetensors version or ask its author for one"
     )
 
 
@@ -181,7 +181,7 @@ def _read_stream(
     # a number that says what it is, a version, the machine it was written on
     magic = machine.run()
     if magic != _MAGIC:
-        raise PickleFault("it is a pickle, but none that torch wrote")
+        raise PickleFault("it is a pickle that was not written by torch")
     machine.run()
     about = machine.run()
     _check_order(not isinstance(about, Mapping) or about.get("little_endian", True) == (sys.byteorder == "little"))
@@ -221,7 +221,7 @@ def load_tensors(path: Path) -> dict[str, Tensor]:
     # names with a tensor each: anything else is no file of weights
     tensors = {str(name): value for name, value in content.items()} if isinstance(content, Mapping) else {}
     if not tensors or not all(isinstance(value, Tensor) for value in tensors.values()):
-        raise BestiaryError(f"{path} holds {_described(content)}, expected names with a tensor each")
+        raise BestiaryError(f"{path} holds {_described(content)}, expected a table of named tensors")
     return tensors
 
 
@@ -256,7 +256,7 @@ def _check_container(path: Path) -> tuple[int, bool]:
     except OSError as fault:
         raise BestiaryError(f"could not read {path}: {fault.strerror or fault}") from fault
     if size > LARGEST_FILE:
-        raise BestiaryError(f"{path} has {size:,} bytes; pickles beyond {LARGEST_FILE:,} are refused")
+        raise BestiaryError(f"{path} has {size:,} bytes; pickles of more than {LARGEST_FILE:,} are refused")
     # programs, not files of tensors
     if any(name.endswith("constants.pkl") or "/code/" in name for name in names):
         raise BestiaryError(f"{path} is a TorchScript program, not a file of tensors; it was not loaded")
@@ -266,15 +266,13 @@ def _check_container(path: Path) -> tuple[int, bool]:
 def _entries_of(stream: io.BufferedIOBase, size: int, path: Path) -> list[str]:
     """Names in an archive whose table of contents and unpacked size are within bounds."""
     if (length := _directory_bytes(stream, size)) > LARGEST_DIRECTORY:
-        raise BestiaryError(
-            f"{path} has a table of contents of {length:,} bytes; {LARGEST_DIRECTORY:,} are read at most"
-        )
+        raise BestiaryError(f"{path} has a table of contents of {length:,} bytes; the limit is {LARGEST_DIRECTORY:,}")
     try:
         with zipfile.ZipFile(stream) as archive:
             entries = archive.infolist()
     except (*_NOT_READ, KeyError) as fault:
         raise BestiaryError(
-            f"{path} is no readable torch file: its archive is broken or cut off; fetch it again"
+            f"{path} is not a readable torch file: its archive is broken or truncated; download it again"
         ) from fault
     # torch packs nothing: entries that claim more than the file has are a trap
     if (unpacked := sum(entry.file_size for entry in entries)) > size + SPARE_ROOM:

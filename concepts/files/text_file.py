@@ -33,12 +33,12 @@ def read_text(path: Path | str, largest: int = LARGEST_TEXT) -> str:
         reason = getattr(fault, "strerror", None) or "that is no name of a file"
         raise BestiaryError(f"could not read {str(path)!r}: {reason}") from fault
     if size > largest:
-        raise BestiaryError(f"{path} has {size:,} bytes; such a file has {largest:,} at most: give another one")
+        raise BestiaryError(f"{path} has {size:,} bytes; the limit is {largest:,}: choose another file")
     try:
         return content.decode("utf-8-sig").replace("\r\n", "\n")
     except UnicodeDecodeError as fault:
         raise BestiaryError(
-            f"{path} is no text in UTF-8: {fault.reason} at byte {fault.start}; save it as UTF-8 in the editor"
+            f"{path} is not UTF-8 text: {fault.reason} at byte {fault.start}; save it as UTF-8 in the editor"
         ) from fault
 
 
@@ -49,10 +49,10 @@ def parse_toml(text: str) -> dict[str, object]:
         BestiaryError: it is no TOML, too long, or nested too deeply.
     """
     if len(text) > LARGEST_TOML:
-        raise BestiaryError(f"it has {len(text):,} characters, {LARGEST_TOML:,} at most")
+        raise BestiaryError(f"it has {len(text):,} characters, the limit is {LARGEST_TOML:,}")
     # names of many parts cost the square of their length
     if sum(line.count(".") ** 2 for line in text.splitlines()) > MOST_STEPS:
-        raise BestiaryError("it has names of too many parts")
+        raise BestiaryError("it has keys of too many parts")
     try:
         return tomllib.loads(text.removeprefix("\ufeff"))
     except tomllib.TOMLDecodeError as fault:

@@ -38,7 +38,7 @@ class ThumbnailAtlas:
             BestiaryError: there is no picture, or Pillow was built without WebP.
         """
         if not images:
-            raise BestiaryError("an atlas needs at least one thumbnail; leave it out instead")
+            raise BestiaryError("an atlas needs at least one thumbnail; omit the atlas instead")
         # about as many rows as columns keeps both edges short
         columns = math.ceil(math.sqrt(len(images)))
         edge = min(tile_size, LARGEST_EDGE // columns)
@@ -53,7 +53,7 @@ class ThumbnailAtlas:
         try:
             sheet.save(stream, "WEBP", quality=QUALITY)
         except (KeyError, OSError) as fault:
-            raise BestiaryError(f"this Pillow cannot write WebP ({fault}): install a current Pillow") from fault
+            raise BestiaryError(f"the installed Pillow cannot write WebP ({fault}): update Pillow") from fault
         return cls(stream.getvalue(), tuple(images), edge, columns)
 
     def tile(self, part: int, kind: int) -> Image.Image | None:
@@ -121,4 +121,6 @@ class ThumbnailAtlas:
             # one format only: Pillow's other decoders are not offered to strangers' bytes
             return Image.open(io.BytesIO(self.webp), formats=("WEBP",))
         except (UnidentifiedImageError, Image.DecompressionBombError, OSError, ValueError, SyntaxError) as fault:
-            raise BestiaryError(f"the thumbnails are broken: {len(self.webp):,} bytes are no WebP picture") from fault
+            raise BestiaryError(
+                f"the thumbnails are broken: {len(self.webp):,} bytes are not a WebP picture"
+            ) from fault

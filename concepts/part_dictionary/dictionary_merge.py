@@ -29,7 +29,7 @@ def merge_dictionaries(
     if first.backbone != second.backbone or widths[0] != widths[1]:
         raise BestiaryError(
             f"a {first.backbone} dictionary ({widths[0]}) and a {second.backbone} dictionary ({widths[1]}) cannot be "
-            "merged: vectors of different base models do not fit together"
+            "merged: vectors of different base models are incompatible"
         )
     # where every part and every kind of the second goes
     part_names, part_map = _match_parts(first, second)

@@ -55,7 +55,7 @@ class PartDictionary:
     """0 or 1: the number people type for the stored kind id 0."""
 
     def __post_init__(self) -> None:
-        """Raises BestiaryError where names, rows and vectors contradict each other."""
+        """Raises BestiaryError where names, rows and vectors are inconsistent."""
         encoders = {encoder.name for encoder in get_backbone(self.backbone).text_encoders}
         count = len(self.part_names)
         if self.embeddings.keys() != encoders:
@@ -67,13 +67,13 @@ class PartDictionary:
         if len(self.kind_names) != count or self.background not in (None, *range(count)) or self.id_base not in (0, 1):
             raise BestiaryError(
                 f"{count} part names, {len(self.kind_names)} lists of kinds, background {self.background} and "
-                f"id base {self.id_base} contradict each other"
+                f"id base {self.id_base} are inconsistent"
             )
         # rows: pairs of a part and an id, each once
         if self.rows.ndim != 2 or self.rows.shape[1] != 2 or not len(self.rows):
             raise BestiaryError(f"rows have shape {tuple(self.rows.shape)}, expected (R, 2) with at least one row")
         if self.rows.min() < 0 or self.rows[:, 0].max() >= count or len(self.row_of) != len(self.rows):
-            raise BestiaryError(f"the rows name parts beyond {count - 1}, negative ids or one pair twice")
+            raise BestiaryError(f"the rows contain part indices above {count - 1}, negative ids or duplicate pairs")
         # a vector of every encoder for each row, and nothing infinite among them
         for name, tensor in self.embeddings.items():
             if tensor.ndim != 2 or len(tensor) != len(self.rows):
@@ -186,7 +186,7 @@ class PartDictionary:
         if len(found) > 1:
             numbers = number_ranges(kind + self.id_base for kind in found)
             raise BestiaryError(
-                f"{shown_name(text)} names several kinds of part {self._part(part)}: use one of {numbers}"
+                f"{shown_name(text)} matches several kinds of part {self._part(part)}: use one of {numbers}"
             )
         if not found:
             numbers = number_ranges(kind + self.id_base for kind in kinds)
@@ -215,7 +215,9 @@ class PartDictionary:
             BestiaryError: the part has no trained kind, or the spread is negative or not finite.
         """
         if not 0 <= spread < float("inf"):
-            raise BestiaryError(f"spread is {spread}: give a number from 0 (the mean) upwards, 1 is that of the kinds")
+            raise BestiaryError(
+                f"spread is {spread}: enter a number of at least 0; 0 gives the mean, 1 the spread of the trained kinds"
+            )
         mean, std = self.mean_and_std(part)
         generator = torch.Generator().manual_seed(seed)
         noise = torch.randn(len(self.part_names), len(mean), generator=generator)[part]  # (D,)
@@ -267,7 +269,7 @@ class PartDictionary:
             check_dictionary(content, tuple(encoder.name for encoder in encoders))
             return _from_file(content)
         except BestiaryError as fault:
-            raise BestiaryError(f"{path} is no usable part dictionary: {fault}") from fault
+            raise BestiaryError(f"{path} is not a valid part dictionary: {fault}") from fault
 
     def _part(self, part: int) -> str:
         return shown_name(self.part_names[part]) if 0 <= part < len(self.part_names) else str(part)
@@ -275,11 +277,11 @@ class PartDictionary:
     def _unknown_number(self, part: int, number: int) -> str:
         numbers = [kind + self.id_base for kind in self.kinds_of(part)]
         if not numbers:
-            return f"part {self._part(part)} has no trained kind; {number} and all others are unknown"
+            return f"part {self._part(part)} has no trained kind; {number} and every other number are unknown"
         # close numbers with their names: most wrong numbers are off by one
         nearest = sorted(numbers, key=lambda known: abs(known - number))[:3]
         named = ", ".join(f"{n} ({self.kind_label(part, n - self.id_base)})" for n in nearest)
-        return f"unknown kind {number} of part {self._part(part)}: choose of {number_ranges(numbers)}; nearest: {named}"
+        return f"unknown kind {number} of part {self._part(part)}: choose one of {number_ranges(numbers)}; nearest: {named}"
 
 
 def _from_file(content: ConceptFile) -> PartDictionary:

@@ -153,7 +153,7 @@ class TokenProjector(nn.Module):
             if tensor.shape != wanted[name].shape:
                 raise BestiaryError(f"{name} has shape {tuple(tensor.shape)}, expected {tuple(wanted[name].shape)}")
             if not torch.isfinite(tensor).all():
-                raise BestiaryError(f"{name} holds values that are not finite; the training had diverged")
+                raise BestiaryError(f"{name} holds values that are not finite; the training diverged")
         projector.load_state_dict(loaded)
         return projector
 

@@ -64,7 +64,9 @@ def find_kinds(dictionary: PartDictionary, part: int, text: str) -> KindBlend:
     """
     if not text.strip():
         kind = written_kinds(dictionary, part, ((dictionary.kinds_of(part)[0], 1.0),))
-        raise BestiaryError(f"no kind of part {shown_name(dictionary.part_names[part])} is given: write one, as {kind}")
+        raise BestiaryError(
+            f"no kind of part {shown_name(dictionary.part_names[part])} is given: enter one, for example {kind}"
+        )
     try:
         return ((dictionary.find_kind(part, text), 1.0),)
     except BestiaryError:
@@ -81,7 +83,7 @@ def blend_kinds(first: KindBlend, second: KindBlend, amount: float) -> KindBlend
         BestiaryError: `amount` is outside 0..1, or the factors cancel out.
     """
     if not 0 <= amount <= 1:
-        raise BestiaryError(f"amount is {amount}: give a number from 0 (the first kind) to 1 (the second)")
+        raise BestiaryError(f"amount is {amount}: enter a number from 0 (the first kind) to 1 (the second)")
     factors: dict[int, float] = {}
     # shares of the two ends, added up per kind
     for kinds, share in ((first, 1 - amount), (second, amount)):

@@ -90,10 +90,10 @@ def read_mention(text: str, start: int, *, staged: bool = False) -> tuple[int, P
         return None
     if not closed:
         raise PromptError(
-            column, f"{shown_name(text[start:end])} is not closed: write <part:kind>, or \\< for a plain <"
+            column, f"{shown_name(text[start:end])} is not closed: write <part:kind>, or \\< for a literal <"
         )
     if colon == len(inside):
-        raise PromptError(column, f"'<{inside[:40]}>' has no colon: write <part:kind>, or \\< for a plain <")
+        raise PromptError(column, f"'<{inside[:40]}>' has no colon: write <part:kind>, or \\< for a literal <")
     target, kinds = inside[:colon].strip(), inside[colon + 1 :]
     # both sides of the colon must say something
     if not target:
@@ -109,7 +109,7 @@ def read_mention(text: str, start: int, *, staged: bool = False) -> tuple[int, P
     if stage < len(kinds) and not staged:
         raise PromptError(
             offset + stage,
-            f"stages ({shown_name(kinds[stage:].strip())}) are not available for parts here: leave them out, or write \\@ for a plain @",
+            f"stages ({shown_name(kinds[stage:].strip())}) cannot be used for parts here: remove them, or write \\@ for a literal @",
         )
     stages, otherwise = read_stages(kinds[stage:], offset + stage)
     try:
@@ -126,8 +126,8 @@ def foreign_hint(target: str) -> str | None:
     if block is None:
         return None
     return (
-        f"<{unescaped(target).strip()}:...> is how other programs load a file from a prompt, not a part: in ComfyUI put the "
-        f"block {block} between the checkpoint's outputs and the blocks that take them, and take this out of the text"
+        f"<{unescaped(target).strip()}:...> is the syntax of other programs for loading a file, not a part: in ComfyUI put the "
+        f"node {block} between the checkpoint loader and the nodes that use it, and remove this from the text"
     )
 
 
@@ -142,7 +142,7 @@ def read_stages(text: str, column: int) -> tuple[str | None, str]:
     bar = next_plain(text, "|", 0)
     stages = unescaped(text[1:bar]).strip()
     if not stages:
-        raise PromptError(column, "no stages after the @: write such as @layout, @3-5 or @0%-50%")
+        raise PromptError(column, "no stages after the @: write for example @layout, @3-5 or @0%-50%")
     return stages, unescaped(text[bar + 1 :]).strip()
 
 
@@ -165,7 +165,7 @@ def read_kinds(text: str, column: int) -> tuple[tuple[str, float], ...]:
     if len(terms) > 1 and any(factor is None for _, factor in terms):
         example = "+".join(f"{kind}*{1 / len(terms):.2g}" for kind, _ in terms)
         raise PromptError(
-            column, f"a blend needs a factor for every kind: write {shown_name(example)}, or \\+ for a plain +"
+            column, f"a blend needs a factor for every kind: write {shown_name(example)}, or \\+ for a literal +"
         )
     return tuple((unescaped(kind), 1.0 if factor is None else factor) for kind, factor in terms)
 
@@ -183,13 +183,16 @@ def _read_term(term: str, column: int) -> tuple[str, float | None]:
     star = last_plain(term, "*")
     kind, factor = (term, None) if star < 0 else (term[:star], term[star + 1 :])
     if not kind.strip():
-        raise PromptError(column, f"{shown_name(term)} names no kind: write a name or a number, such as 17*0.6+18*0.4")
+        raise PromptError(
+            column, f"{shown_name(term)} does not name a kind: write a name or a number, such as 17*0.6+18*0.4"
+        )
     check_length(kind, column)
     if factor is None:
         return kind.strip(), None
     if not NUMBER.fullmatch(factor):
         raise PromptError(
-            column + star + 1, f"{shown_name(factor)} is no factor: write a number such as 0.6, or \\* for a plain *"
+            column + star + 1,
+            f"{shown_name(factor)} is not a factor: write a number such as 0.6, or \\* for a literal *",
         )
     return kind.strip(), float(factor)
 

@@ -209,7 +209,7 @@ def resolve_prompt(prompt: PartPrompt, dictionaries: Mapping[str, PartDictionary
     # checked before any name is looked up: vectors of two models cannot stand side by side
     widths = {name: (one.backbone, one.vector_width) for name, one in dictionaries.items()}
     if len(set(widths.values())) > 1:
-        raise BestiaryError(f"dictionaries of different base models cannot share a prompt: {widths}")
+        raise BestiaryError(f"dictionaries of different base models cannot be used in one prompt: {widths}")
     mentions: list[ResolvedMention] = []
     for mention in prompt.mentions:
         try:
@@ -252,13 +252,13 @@ def _choose_dictionary(mention: PartMention, dictionaries: Mapping[str, PartDict
     if hint:
         raise BestiaryError(hint)
     if not dictionaries:
-        raise BestiaryError(f"<{unescaped(mention.target)}:...> names a part, but no part dictionary is loaded")
+        raise BestiaryError(f"<{unescaped(mention.target)}:...> refers to a part, but no part dictionary is loaded")
     # the whole target may be a part's name, dots included; only then is it cut at its dots, from the left
     whole = unescaped(mention.target)
     holders = [name for name, one in dictionaries.items() if one.part_called(whole) is not None]
     if len(holders) > 1:
         choices = ", ".join(f"<{name}.{whole}:...>" for name in holders)
-        raise BestiaryError(f"part {shown_name(whole)} stands in several dictionaries: write one of {choices}")
+        raise BestiaryError(f"part {shown_name(whole)} exists in several dictionaries: write one of {choices}")
     if holders:
         return holders[0], whole
     # at which dot the dictionary's name ends is found by trying

@@ -66,7 +66,7 @@ def selection_items(text: str) -> list[str]:
     items = [item.strip() for item in text.split(",")]
     if len(items) > MOST_ITEMS:
         raise BestiaryError(
-            f"{len(items):,} stages with commas between them ({shown_name(text)}): write at most {MOST_ITEMS}, ranges such as 2-4 count once"
+            f"{len(items):,} stages separated by commas ({shown_name(text)}): write at most {MOST_ITEMS}, ranges such as 2-4 count once"
         )
     return items
 
@@ -79,7 +79,7 @@ def _select(item: str, bounds: StageBounds, presets: Presets) -> tuple[int, ...]
     if match := _PERCENTS.fullmatch(item):
         start, end = float(match[1]) / 100, float(match[2]) / 100
         if not start < end <= 1:
-            raise BestiaryError(f"stages {shown_name(item)}: write a range that rises, within 0% to 100%")
+            raise BestiaryError(f"stages {shown_name(item)}: write a range with start before end, within 0% to 100%")
         return stages_in_ranges(((start, end),), bounds)
     if match := _NUMBERS.fullmatch(item):
         first, last = int(match[1]), int(match[2] or match[1])
@@ -129,7 +129,7 @@ def parse_presets(text: str, bounds: StageBounds | None = None) -> dict[str, tup
             raise BestiaryError(f"line {number} of the presets: at most {MOST_ITEMS} attributes are read, shorten them")
         presets[name.strip()] = _ranges(selection, bounds)
     if not presets:
-        raise BestiaryError("the presets name no attribute: write lines such as layout: 0%-10%")
+        raise BestiaryError("the presets contain no attribute: write lines such as layout: 0%-10%")
     return presets
 
 
@@ -171,5 +171,7 @@ def checked_presets(value: object) -> Presets:
     # ranges must rise and stay on the way
     strange = [name for name, ranges in presets.items() if any(not 0 <= a < b <= 1 for a, b in ranges)]
     if strange:
-        raise BestiaryError(f"its preset {shown_name(strange[0])} has a range outside 0 to 1: {presets[strange[0]]}")
+        raise BestiaryError(
+            f"its preset {shown_name(strange[0])} has a range that is not increasing within 0 to 1: {presets[strange[0]]}"
+        )
     return presets

@@ -44,7 +44,7 @@ class NetiMapper:
         wanted = [*_LINEAR_KEYS, *_NORM_KEYS, *(("net.0.weight", "net.0.bias") if self.frequencies is not None else ())]
         missing = [name for name in wanted if name not in self.tensors]
         if missing:
-            raise BestiaryError(f"the mapper lacks {', '.join(missing)}: not NeTI's, or cut off")
+            raise BestiaryError(f"the mapper lacks {', '.join(missing)}: not a NeTI mapper, or truncated")
         # the first layer, or the two plain numbers, must give what the second one takes
         width = self.tensors["net.1.weight"].shape[-1]
         given = 2
@@ -76,7 +76,7 @@ class NetiMapper:
             BestiaryError: the truncation is out of range.
         """
         if truncation is not None and not 0 <= truncation <= self.hidden:
-            raise BestiaryError(f"truncation {truncation}: choose 0 (most editable) to {self.hidden} (as learned)")
+            raise BestiaryError(f"truncation {truncation}: choose 0 (most editable) to {self.hidden} (as trained)")
         t = self.tensors
         hidden = self._encoded(timesteps, layers)  # (N, 160) or (N, 2)
         hidden = F.linear(hidden, t["net.1.weight"].float(), t["net.1.bias"].float())

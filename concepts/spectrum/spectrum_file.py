@@ -58,7 +58,7 @@ def save_spectrum(spectrum: PromptSpectrum, path: Path, dtype: FileDtype = "auto
     # float16 ends at 65,504
     broken = [name for name, tensor in cast.items() if not torch.isfinite(tensor).all()]
     if broken:
-        raise BestiaryError(f"{broken[0]} holds values that half precision cannot: write fp32")
+        raise BestiaryError(f"{broken[0]} holds values outside the range of half precision: write fp32")
     metadata = {
         "kind": SPECTRUM_KIND,
         "backbone": spectrum.backbone,
@@ -83,7 +83,7 @@ def load_spectrum(path: Path) -> PromptSpectrum:
     try:
         return _spectrum(content)
     except BestiaryError as fault:
-        raise BestiaryError(f"{path} is no usable prompt spectrum: {fault}") from fault
+        raise BestiaryError(f"{path} is not a valid prompt spectrum: {fault}") from fault
 
 
 def _spectrum(content: ConceptFile) -> PromptSpectrum:

@@ -194,7 +194,7 @@ def with_strength(spectrum: PromptSpectrum, strength: float | Sequence[float]) -
         raise BestiaryError(f"strength {strength}: give one number, or {spectrum.stages}, from -4 to 4")
     if not spectrum.neutral and any(one != 1 for one in strengths):
         raise BestiaryError(
-            "this spectrum does not know what its strength 0 means: it has no neutral vectors (words it started from)"
+            "the strength of this spectrum cannot be changed: it has no neutral vectors (the words it was initialised from)"
         )
     # nothing to do: the spectrum itself
     if all(one == 1 for one in strengths):
@@ -281,7 +281,7 @@ def merge_by_attribute(
         BestiaryError: no reference, an attribute without a preset, or spectra of different base models.
     """
     if not references:
-        raise BestiaryError(f"no reference to mix: give a spectrum for one of {', '.join(presets)}")
+        raise BestiaryError(f"no reference to mix: connect a spectrum for one of {', '.join(presets)}")
     unknown = [name for name in references if name not in presets]
     if unknown:
         raise BestiaryError(

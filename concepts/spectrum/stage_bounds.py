@@ -40,7 +40,7 @@ class StageBounds:
         if not 2 <= len(edges) <= MOST_STAGES + 1 or edges[-1] != 0 or any(a <= b for a, b in pairwise(edges)):
             shown = ", ".join(map(str, edges[:12])) + (", ..." if len(edges) > 12 else "")
             raise BestiaryError(
-                f"stage edges ({shown}) must fall step by step from the number of timesteps to 0, "
+                f"stage edges ({shown}) must decrease strictly from the number of timesteps to 0, "
                 f"for 1 to {MOST_STAGES} stages: two stages overlap, one is empty, or the last does not end at 0"
             )
 
@@ -64,7 +64,7 @@ class StageBounds:
         """
         strange = [share for share in fractions if not 0 < share < 1]
         if strange:
-            raise BestiaryError(f"stage boundary {strange[0]} lies outside the way: give shares above 0 and below 1")
+            raise BestiaryError(f"stage boundary {strange[0]} is out of range: enter fractions above 0 and below 1")
         # a hair is taken off, because 1 - 0.7 is a little more than 0.3
         inner = [-int(-((1 - share) * num_timesteps - 1e-6) // 1) for share in fractions]
         return cls((num_timesteps, *inner, 0))
@@ -82,9 +82,13 @@ class StageBounds:
         # each range must begin where the one before it ends
         for (_, end), (start, _) in pairwise([(0.0, 0.0), *ordered, (1.0, 1.0)]):
             if start - end > 1e-6:
-                raise BestiaryError(f"stages leave {end:.4g} to {start:.4g} of the way uncovered: add a stage there")
+                raise BestiaryError(
+                    f"stages leave {end:.4g} to {start:.4g} of the schedule uncovered: add a stage there"
+                )
             if end - start > 1e-6:
-                raise BestiaryError(f"stages overlap between {start:.4g} and {end:.4g} of the way: shorten one of them")
+                raise BestiaryError(
+                    f"stages overlap between {start:.4g} and {end:.4g} of the schedule: shorten one of them"
+                )
         return cls.from_fractions([start for start, _ in ordered[1:]], num_timesteps)
 
     @property

@@ -135,7 +135,7 @@ def mix_references(
         BestiaryError: no reference, an unknown attribute, stages claimed twice, or spectra of different base models.
     """
     if not references:
-        raise BestiaryError("no spectrum is linked: link at least one reference, from Load Spectrum")
+        raise BestiaryError("no spectrum is connected: connect at least one reference from Load Spectrum")
     first = next(iter(references.values())).spectrum
     bounds = first.bounds
     # stages as fine as any reference has them

@@ -96,14 +96,14 @@ def _name_and_strength(text: str, column: int) -> tuple[str, float]:
     star = last_plain(text, "*")
     name = text if star < 0 else text[:star]
     if not name.strip():
-        raise PromptError(column, f"'<{text[:40]}>' names no spectrum: write <name>, or \\< for a plain <")
+        raise PromptError(column, f"'<{text[:40]}>' does not name a spectrum: write <name>, or \\< for a literal <")
     check_length(name, column)
     if star < 0:
         return unescaped(name).strip(), 1.0
     if not NUMBER.fullmatch(text[star + 1 :]):
         raise PromptError(
             column + star + 1,
-            f"{shown_name(text[star + 1 :])} is no strength: write a number such as 0.6, or \\* for a plain *",
+            f"{shown_name(text[star + 1 :])} is not a strength: write a number such as 0.6, or \\* for a literal *",
         )
     return unescaped(name).strip(), float(text[star + 1 :])
 
@@ -134,7 +134,7 @@ def find_edits(text: str, mentions: StagedMentions) -> tuple[PromptEdit, ...]:
             start, round_depth, colons = open_places.pop()
             found = _edit(text, start, place, colons)
             if found and len(open_places) >= DEEPEST_EDITS:
-                raise PromptError(start + 1, f"text that changes nests deeper than {DEEPEST_EDITS}: write it flat")
+                raise PromptError(start + 1, f"prompt edits nest deeper than {DEEPEST_EDITS}: use fewer levels")
             edits += found
         place += 2 if letter == "\\" else 1
     return tuple(edits)
@@ -148,8 +148,8 @@ def _edit(text: str, start: int, closing: int, colons: list[int]) -> list[Prompt
     if not 0 <= share <= 1:
         raise PromptError(
             colons[-1] + 2,
-            f"{share:g} is no share of the way: write 0 to 1, such as [a:b:0.4] (steps are not counted here), "
-            "or \\[ for a plain [",
+            f"{share:g} is not a fraction of the schedule: write 0 to 1, such as [a:b:0.4] (not a number of steps), "
+            "or \\[ for a literal [",
         )
     return [PromptEdit(start, closing + 1, colons[0] if len(colons) == 2 else start, colons[-1], share)]
 

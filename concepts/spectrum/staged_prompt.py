@@ -191,7 +191,7 @@ def _some_stages(selection: str, bounds: StageBounds, presets: Presets) -> tuple
     stages = select_stages(selection, bounds, presets)
     if not stages:
         raise BestiaryError(
-            f"no stage lies in {shown_name(selection.strip())}: the middle of none of the {bounds.stages} stages falls into "
+            f"{shown_name(selection.strip())} selects no stage: none of the {bounds.stages} stages has its middle in "
             "it; write stage numbers such as 1, a wider range of percents, or use more stages"
         )
     return stages
@@ -210,12 +210,12 @@ class _Budget:
         self.numbers -= numbers
         if self.letters < 0:
             raise BestiaryError(
-                f"the prompt is too long for its stages: {letters:,} characters at each of them come to more than "
-                f"{MOST_LETTERS:,}: shorten the text, or let it change less often"
+                f"the prompt is too long for its stages: {letters:,} characters per stage exceed the limit of "
+                f"{MOST_LETTERS:,}: shorten the text, or change it at fewer stages"
             )
         if self.numbers < 0:
             raise BestiaryError(
-                f"the prompt names too many learned vectors: over its stages they hold more than {MOST_NUMBERS:,} numbers: "
+                f"the prompt contains too many trained vectors: over all stages they have more than {MOST_NUMBERS:,} numbers: "
                 "name fewer spectra and parts, or spectra with fewer stages"
             )
 
@@ -424,7 +424,9 @@ def _find_spectrum(mention: SpectrumMention, sources: PromptSources) -> PromptSp
     named = same_name(mention.name, sources.spectra)
     if named is None:
         if not sources.spectra:
-            cause = f"<{mention.name[:40]}> names a spectrum, but none is loaded: load it, or write \\< for a plain <"
+            cause = (
+                f"<{mention.name[:40]}> refers to a spectrum, but none is loaded: load it, or write \\< for a literal <"
+            )
         else:
             cause = f"unknown spectrum {shown_name(mention.name)}: choose {choices_text(mention.name, list(sources.spectra))}"
         raise PromptError(mention.column, cause)
@@ -438,7 +440,7 @@ def _check_one_model(sources: PromptSources) -> None:
     owners = {**sources.spectra, **sources.dictionaries}
     widths = {name: (one.backbone, one.vector_width) for name, one in owners.items()}
     if len(set(widths.values())) > 1:
-        raise BestiaryError(f"spectra and dictionaries of different base models cannot share a prompt: {widths}")
+        raise BestiaryError(f"spectra and dictionaries of different base models cannot be used in one prompt: {widths}")
 
 
 def _check_overrides(overrides: Mapping[int, Override], bounds: StageBounds) -> None:

@@ -40,7 +40,7 @@ def check_layers(layers: str, available: frozenset[int]) -> None:
     if not available:
         raise BestiaryError(
             "Attention Maps: this MODEL has no cross-attention that can be recorded; "
-            "Stable Diffusion 1.5, 2 and XL and the demo model have"
+            "use Stable Diffusion 1.5, 2, XL or the demo model"
         )
     # what this model has, in the words of the menu
     names = ["auto", "all", *(name for name, factor in LAYER_FACTORS.items() if factor in available)]

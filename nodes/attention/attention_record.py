@@ -152,7 +152,7 @@ class AttentionRecord:
         found = min(reversed(self.samplings), key=lambda sampling: _difference(sampling.signature, wanted))
         if not _difference(found.signature, wanted) < SAME_LATENT:
             raise BestiaryError(
-                f"Show Attention: this LATENT of shape {tuple(latent.shape)} is none of the {len(self.samplings)} recorded; "
+                f"Show Attention: this LATENT of shape {tuple(latent.shape)} is not one of the {len(self.samplings)} recorded samplings; "
                 "connect the output of a sampler that uses the MODEL of Attention Maps, and sample again if others ran since"
             )
         return found

@@ -162,13 +162,13 @@ class AttentionSampling:
             )
         elif not self.marked:
             self.warn(
-                "Bestiary: the MODEL ran without asking the patches of its cross-attention, as compiled and converted models "
+                "Bestiary: the MODEL ran without its cross-attention patches, as compiled and converted models "
                 "do: put the node that replaced it behind this one, or leave it out"
             )
         elif self.attended < self.marked:
             self.warn(
-                f"Bestiary: another pack put its own attention in place of {self.marked - self.attended} of the {self.marked} "
-                "cross-attentions, so part attention was not asked there: put its node in front of this one, or leave it out"
+                f"Bestiary: another pack replaced {self.marked - self.attended} of the {self.marked} "
+                "cross-attentions, so part attention has no effect there: put its node in front of this one, or leave it out"
             )
         return "\n".join(self._warned)
 
@@ -267,8 +267,8 @@ class ModelEvaluation:
         found = [entry for side in sides if (entry := self.entries.get(side)) is not None]
         if not sides or len(found) < len(sides):
             self.sampling.warn(
-                "Bestiary: another pack evaluates prompts in its own way and does not say which rows are whose; part "
-                "attention is left alone there"
+                "Bestiary: another pack evaluates prompts in its own way and does not say which rows belong to which; part "
+                "attention is skipped there"
             )
             return []
         # a context of 77 tokens beside one of 154 is repeated to that length
@@ -279,7 +279,7 @@ class ModelEvaluation:
         if q.ndim != 3 or q.shape[:2] != expected or k.shape[1] < length:
             self.sampling.warn(
                 f"Bestiary: cross-attention of {tuple(q.shape[:2])} rows and positions to {k.shape[1]} tokens, expected "
-                f"{expected} and {length}: another patch changed the batch, part attention is left alone there"
+                f"{expected} and {length}: another patch changed the batch, part attention is skipped there"
             )
             return []
         return [

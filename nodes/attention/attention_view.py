@@ -112,7 +112,7 @@ def _named(parts: tuple[RecordedPart, ...], name: str) -> list[int]:
     if not found:
         choices = list(dict.fromkeys(text for part in parts for text in (part.part, part.title)))
         raise BestiaryError(
-            f"{NODE}: no part {shown_name(name.strip())} was recorded; there is {choices_text(name, choices)}"
+            f"{NODE}: no part {shown_name(name.strip())} was recorded; available: {choices_text(name, choices)}"
         )
     return found
 

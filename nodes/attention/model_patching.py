@@ -55,7 +55,7 @@ def confine_part(model: ModelPatcher, region: PartRegion) -> ModelPatcher:
     if not attention_factors(model):
         raise BestiaryError(
             f"Part Regions: this MODEL has no cross-attention in which {shown_name(region.part)} could be kept "
-            "inside a mask; Stable Diffusion 1.5, 2 and XL and the demo model have"
+            "inside a mask; use Stable Diffusion 1.5, 2, XL or the demo model"
         )
     return _with_entry(model, REGIONS_KEY, region)
 

@@ -89,7 +89,7 @@ def _checked_mask(mask: Tensor, part: str) -> Tensor:
     if empty:
         which = "" if len(mask) == 1 else f" number {empty[0] + 1} of {len(mask)}"
         raise BestiaryError(
-            f"{NODE}: the mask{which} of {shown_name(part)} is empty, so the part could be nowhere; "
+            f"{NODE}: the mask{which} of {shown_name(part)} is empty, so the part cannot appear anywhere; "
             "paint where it may be, or invert the mask"
         )
     return mask.clamp(0, 1)

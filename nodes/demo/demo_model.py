@@ -314,6 +314,6 @@ def _config(folder: Path, component: str) -> Any:
 def _refuse_unknown(folder: Path, names: set[str]) -> None:
     if names:
         raise BestiaryError(
-            f"{folder.name} of the embedded model holds {len(names)} weights that have no place in ComfyUI's model, "
+            f"{folder.name} of the embedded model holds {len(names)} weights that ComfyUI's model does not have, "
             f"such as {min(names)!r}: install Bestiary again"
         )

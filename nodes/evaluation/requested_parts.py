@@ -40,7 +40,7 @@ def read_asked_parts(
     mentions = resolve_prompt(parse_part_prompt(text), {named.name: named.dictionary}).mentions
     if not mentions:
         raise BestiaryError(
-            f"the prompt {shown_name(prompt)} names no part and none is linked: write such as <head:3>, or link Part"
+            f"the prompt {shown_name(prompt)} requests no part and no part is connected: write for example <head:3>, or connect Part"
         )
     match = match_dictionary(named, codebook)
     return [_asked(mention, match) for mention in mentions]
@@ -55,7 +55,7 @@ def match_dictionary(named: NamedDictionary, codebook: PartCodebook) -> Mapping[
     owner = named.dictionary
     if foreign := _FOREIGN_IDS.get(str(owner.provenance.get("ids"))):
         raise BestiaryError(
-            f"dictionary {shown_name(named.name)} was trained on {foreign}, whose numbers no codebook knows: "
+            f"dictionary {shown_name(named.name)} was trained on {foreign}, whose numbers are in no codebook: "
             "use bestiary evaluate parts with --labels"
         )
     if not codebook.fine:
@@ -87,7 +87,7 @@ def _match_parts(named: NamedDictionary, codebook: PartCodebook) -> dict[int, in
         # a number may not take a part that another one has by name
         if part >= len(names) or part in by_name.values():
             raise BestiaryError(
-                f"dictionary {shown_name(named.name)} has the part {shown_name(owner.part_names[part])}, the codebook none "
+                f"dictionary {shown_name(named.name)} has the part {shown_name(owner.part_names[part])}, but the codebook has none "
                 f"of this name or number: its parts are {choices_text(owner.part_names[part], codebook.part_names)}; "
                 "use the codebook that the dictionary was trained with"
             )

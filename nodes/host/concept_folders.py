@@ -85,7 +85,7 @@ def concept_path(name: str) -> Path:
     path = folder_paths.get_full_path(FOLDER, name) if name in listed else None
     if path is None:
         raise BestiaryError(
-            f"no file {shown_name(name)} in models/{FOLDER}; there is: {choices_text(name, listed) or 'nothing'}"
+            f"no file {shown_name(name)} in models/{FOLDER}; available: {choices_text(name, listed) or 'none'}"
         )
     return Path(path)
 

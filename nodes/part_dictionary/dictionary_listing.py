@@ -67,7 +67,7 @@ def read_tables(path: Path) -> ListedTables:
     """
     header = read_header(path, LARGEST_HEADER)
     if header.kind != DICTIONARY_KIND:
-        raise BestiaryError(f"{path.name} is {header.kind or 'of another program'}, no part dictionary")
+        raise BestiaryError(f"{path.name} is {header.kind or 'of another program'}, not a part dictionary")
     places = {name.removeprefix(THUMBNAIL_PREFIX): name for name in header.entries if not name.startswith("lora.")}
     tensors = {}
     try:
@@ -109,7 +109,7 @@ def list_dictionary(path: Path) -> dict[str, object]:
     for part, kind in sorted(set(map(tuple, tables.tensors["rows"].tolist()))):
         known.setdefault(part, []).append(kind)
     if min(known, default=0) < 0 or max(known, default=0) >= len(parts):
-        raise BestiaryError(f"{path.name} is broken: its rows name a part that has no name")
+        raise BestiaryError(f"{path.name} is broken: its rows refer to a part without a name")
     same_name = Counter(parts[part].strip() for part in known)
     return {
         "backbone": str(concept.get("backbone"))[:LONGEST_NAME],

@@ -109,6 +109,6 @@ def prompt_name(typed: str) -> str:
     name = typed.strip().removesuffix(SUFFIX).removesuffix(".spectrum")
     if not _NAME.fullmatch(name):
         raise BestiaryError(
-            f"{shown_name(typed)} cannot name a dictionary in a prompt: use letters, digits, spaces and - _ . between them"
+            f"{shown_name(typed)} cannot be used as the name of a dictionary in prompts: use letters, digits, spaces and - _ . between them"
         )
     return checked_file_name(name, "the name")

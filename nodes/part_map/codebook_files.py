@@ -18,7 +18,7 @@ def load_codebook(name: str) -> NamedCodebook:
     """
     if not name.endswith(CODEBOOK_SUFFIX):
         known = choices_text(name, concept_names(CODEBOOK_SUFFIX)) or "none yet: save one, or run bestiary discover"
-        raise BestiaryError(f"{shown_name(name)} is no codebook: choose {known}")
+        raise BestiaryError(f"{shown_name(name)} is not a codebook: choose {known}")
     return NamedCodebook(name.removesuffix(CODEBOOK_SUFFIX), PartCodebook.load(concept_path(name)))
 
 

@@ -169,7 +169,7 @@ def _refuse_nothing(images: Sequence[Tensor], source: FeatureSource) -> None:
     plain = sum(int(plain_pictures(entry.permute(0, 3, 1, 2)).sum()) for entry in images)
     if plain == total:
         raise BestiaryError(
-            f"no foreground found: all {total} pictures are one plain colour; connect pictures that show something"
+            f"no foreground found: all {total} pictures are of a single colour; connect pictures of an object"
         )
     # colours alone have always taken any number of pictures
     if source.name == "imagenet":
@@ -219,7 +219,7 @@ def _checked_masks(masks: Sequence[Tensor], images: Sequence[Tensor]) -> list[Te
             )
     if not any(bool((mask > 0.5).any()) for mask in single):
         raise BestiaryError(
-            f"all {len(single)} foreground masks are empty: mark the thing in white, or leave the input foreground unconnected"
+            f"all {len(single)} foreground masks are empty: mark the object in white, or leave the input foreground unconnected"
         )
     return [mask.clamp(0, 1) for mask in single]
 

@@ -141,7 +141,7 @@ def _diffusion(settings: dict[str, Any], model: Denoiser | None) -> FeatureSourc
         )
     if wanted not in (None, model.backbone.name):
         raise BestiaryError(
-            f"this codebook reads features of a {wanted} model, the connected one is {model.backbone.name}: "
+            f"this codebook uses features of a {wanted} model, but the connected one is {model.backbone.name}: "
             "connect Diffusion Features of such a model"
         )
     from ...concepts.features.patch_features import DiffusionFeatures

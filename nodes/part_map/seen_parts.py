@@ -62,7 +62,7 @@ class SeenParts:
         for name in [piece.strip() for piece in text.split(",") if piece.strip()]:
             found += [part for part in self._find(name) if part not in found]
         if not found:
-            raise BestiaryError(f"no part named in {text!r}: choose {self._choices('')}")
+            raise BestiaryError(f"no part given in {text!r}: choose {self._choices('')}")
         return found
 
     def _find(self, name: str) -> list[int]:

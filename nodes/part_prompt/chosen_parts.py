@@ -66,15 +66,15 @@ def combine_parts(groups: Iterable[ChosenParts | None], *, allow_repeats: bool =
     """
     parts = [part for group in groups if group is not None for part in group.parts]
     if not parts:
-        raise BestiaryError("no part is linked: link at least one, from Part, Blend Kinds or Random Kind")
+        raise BestiaryError("no part is connected: connect at least one from Part, Blend Kinds or Random Kind")
     seen: dict[str, ChosenPart] = {}
     for part in parts:
         earlier = seen.get(plain_name(part.part))
         seen[plain_name(part.part)] = part
         if earlier is not None and not allow_repeats:
             raise BestiaryError(
-                f"part {shown_name(part.part)} is asked for twice, as {written_part(earlier)} and {written_part(part)}: "
-                "unlink one of them, or switch allow_repeats on"
+                f"part {shown_name(part.part)} is requested twice, as {written_part(earlier)} and {written_part(part)}: "
+                "disconnect one of them, or enable allow_repeats"
             )
     return ChosenParts(tuple(parts))
 
@@ -98,13 +98,15 @@ def repeat_notice(typed: Sequence[tuple[str, str]], chosen: ChosenParts | None) 
         typed: name and mention of every part in the text, as typed.
         chosen: the parts that are added to it.
     """
-    seen = {plain_name(part.part): f"by link as {written_part(part)}" for part in (chosen.parts if chosen else ())}
+    seen = {
+        plain_name(part.part): f"by connection as {written_part(part)}" for part in (chosen.parts if chosen else ())
+    }
     for part, mention in typed:
         place = f"in the text as {mention}"
         if (earlier := seen.get(plain_name(part))) is not None:
             return (
                 f"part {shown_name(part)} is named twice, {earlier} and {place}: "
-                "take one of them away, unless two are wanted"
+                "remove one of them, unless you want both"
             )
         seen[plain_name(part)] = place
     return None
@@ -134,6 +136,6 @@ def parts_by_mention(chosen: ChosenParts | None) -> dict[MentionKey, ChosenPart]
         if earlier.shape != part.vector.shape or not torch.equal(earlier, part.vector):
             raise BestiaryError(
                 f"two different parts are both written {mention}: load their dictionaries under different names, "
-                "or draw the second one from the dictionary that the first one gave"
+                "or draw the second one from the dictionary output of the first one"
             )
     return found

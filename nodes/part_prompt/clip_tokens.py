@@ -175,7 +175,7 @@ def _row(dictionary: PartDictionary, asked: str) -> tuple[int, int]:
     dots = [place for place, letter in enumerate(asked[:LONGEST_NAME]) if letter == "."]
     if not dots:
         trained = [label for part, label in enumerate(dictionary.part_names) if dictionary.kinds_of(part)]
-        raise BestiaryError(f"write part.kind behind the slash; the parts are {choices_text(asked, trained)}")
+        raise BestiaryError(f"write part.kind after the slash; the parts are {choices_text(asked, trained)}")
     # names may hold dots themselves: the cut behind a known part wins
     named = (dot for dot in dots if dictionary.part_called(asked[:dot], by_number=False) is not None)
     cut = next(named, dots[0])

@@ -83,7 +83,7 @@ def encode_part_prompt(
         BestiaryError: a vector does not fit this CLIP.
     """
     if clip is None:
-        raise BestiaryError("the CLIP input is empty: this checkpoint holds no text encoder, load one beside it")
+        raise BestiaryError("the CLIP input is empty: this checkpoint contains no text encoder; load one separately")
     mentions = find_learned_mentions(text, dictionaries, carried or {})
     if not mentions:
         return clip.encode_from_tokens_scheduled(tokenize_plainly(clip, _plain(text)))
@@ -103,8 +103,8 @@ def find_learned_mentions(
         raise PromptError(
             unknown[0].column,
             foreign_hint(unknown[0].target)
-            or f"<{unescaped(unknown[0].target)}:...> names a part, but no part dictionary is loaded: send the CLIP through "
-            "Load Part Dictionary, link a dictionary or parts here, or write \\< for a plain <",
+            or f"<{unescaped(unknown[0].target)}:...> refers to a part, but no part dictionary is loaded: send the CLIP through "
+            "Load Part Dictionary, connect a dictionary or parts here, or write \\< for a literal <",
         )
     return _looked_up(found, dictionaries, carried)
 
@@ -164,7 +164,7 @@ def known_mentions(text: str, dictionaries: Mapping[str, PartDictionary]) -> dic
             found[place] = mention
             end = mention[0]
         else:
-            hint = foreign_hint(target) or "it names no part that this CLIP knows"
+            hint = foreign_hint(target) or "this CLIP knows no part of that name"
             log.warning("Bestiary: <%s:...> is plain text here: %s", unescaped(target[:40]), hint)
         place = next_plain(text, "<", end)
     return found
@@ -217,8 +217,8 @@ def encoder_widths(clip: Clip) -> dict[str, int]:
     held = text_widths(clip)
     if not names.keys() & held.keys():
         raise BestiaryError(
-            f"this CLIP has the text encoders {', '.join(held) or 'none'}, but learned parts are made for "
-            f"{', '.join(names)}: take the CLIP of the model the dictionary was trained on"
+            f"this CLIP has the text encoders {', '.join(held) or 'none'}, but part tokens are trained for "
+            f"{', '.join(names)}: use the CLIP of the model that the dictionary was trained for"
         )
     return {name: held[name] for name in names if name in held}
 
@@ -237,7 +237,7 @@ def split_for_encoders(vector: Tensor, widths: Mapping[str, int], mention: str) 
         return {names[0]: vector}
     takes = " + ".join(f"{width} ({name})" for name, width in widths.items())
     raise BestiaryError(
-        f"{mention} is a vector of {len(vector)} numbers, but this CLIP takes {takes}: the part was learned for another "
+        f"{mention} is a vector of {len(vector)} numbers, but this CLIP takes {takes}: the part was trained for another "
         "base model; load that model, or a dictionary for this one"
     )
 

@@ -30,14 +30,14 @@ def with_dictionary(clip: Clip, named: NamedDictionary) -> Clip:
     known = dictionaries_of(clip)
     if same_name(named.name, known):
         raise BestiaryError(
-            f"a dictionary called {shown_name(named.name)} is loaded already ({', '.join(known)}): give this one another name"
+            f"a dictionary called {shown_name(named.name)} is already loaded ({', '.join(known)}): give this one another name"
         )
     # weights are shared, only what reads the prompt is copied
     taught = clip.clone()
     tokenizers = tokenizers_of(clip)
     if not tokenizers:
         raise BestiaryError(
-            f"{type(clip.tokenizer).__name__} of this CLIP knows no embeddings: connect a Stable Diffusion CLIP"
+            f"{type(clip.tokenizer).__name__} of this CLIP does not support embeddings: connect a Stable Diffusion CLIP"
         )
     taught.tokenizer = copy.copy(clip.tokenizer)
     # every tokenizer of the clone answers for the dictionaries before it, and for this one

@@ -39,7 +39,7 @@ def find_run(name: str) -> Path:
     known = run_names()
     if name not in known:
         raise BestiaryError(
-            f"no run {shown_name(name)} in output/bestiary; there is: {choices_text(name, known) or 'none'}"
+            f"no run {shown_name(name)} in output/bestiary; available: {choices_text(name, known) or 'none'}"
         )
     return runs_folder() / name
 
@@ -113,7 +113,7 @@ def preview_picture(name: str, step: int, sheet: str) -> bytes:
         raise BestiaryError(f"{path.name} has {path.stat().st_size:,} bytes, at most {LARGEST_PICTURE:,} are shown")
     content = path.read_bytes()
     if not content.startswith(_PNG):
-        raise BestiaryError(f"{path.name} is no PNG picture")
+        raise BestiaryError(f"{path.name} is not a PNG picture")
     return content
 
 

@@ -91,7 +91,7 @@ def checked_name(name: str) -> str:
     """
     if not _NAME.fullmatch(name.strip()):
         raise BestiaryError(
-            f"{shown_name(name)} cannot name a training: use letters, digits, spaces and - _ . between them"
+            f"{shown_name(name)} cannot be used as the name of a training: use letters, digits, spaces and - _ . between them"
         )
     return name.strip()
 
@@ -123,7 +123,7 @@ def open_run(
     if first_line not in {f"# training set {known}" for known in (fingerprint, *earlier)}:
         told, same = _SOURCES[kind]
         raise BestiaryError(
-            f"run {run.path.name} learned from {told}: connect the same {same} as then, or choose {ANEW!r}"
+            f"run {run.path.name} was trained on {told}: connect the same {same} again, or choose {ANEW!r}"
         )
     return run
 

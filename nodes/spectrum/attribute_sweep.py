@@ -81,8 +81,8 @@ class Sweep:
         """
         if not self.carrying:
             raise BestiaryError(
-                f"the word {shown_name(self.settings.word)} alone at one stage moves the picture nowhere towards what it does "
-                "everywhere: take fewer stages, or a word that changes more"
+                f"the word {shown_name(self.settings.word)} at a single stage has no measurable part of the effect it has at "
+                "all stages: use fewer stages, or a word with a stronger effect"
             )
         # stages that follow one another become one range
         ranges: list[tuple[float, float]] = []
@@ -148,7 +148,7 @@ def change_shares(features: Tensor) -> tuple[Tensor, Tensor]:
     whole = everywhere - without  # (N, F)
     squared = whole.square().sum(-1)  # (N,)
     if not bool((squared > 0).all()):
-        raise BestiaryError("the word changes nothing, even at every stage: the model does not know it, or cfg is 1")
+        raise BestiaryError("the word has no effect, even at all stages: the model does not know it, or cfg is 1")
     # how far each stage goes along the whole change, and how far in any direction
     moved = features[1:-1] - without  # (S, N, F)
     shares = (moved * whole).sum(-1) / squared  # (S, N)

@@ -86,7 +86,7 @@ def packing_hooks(packing: LayerPacking) -> HookGroup:
         from comfy.patcher_extension import WrappersMP
     except ImportError as fault:
         raise BestiaryError(
-            f"this ComfyUI is too old for prompts with vectors per cross-attention layer ({fault}): update it to 0.3.64 "
+            f"this version of ComfyUI is too old for prompts with vectors per cross-attention layer ({fault}): update it to 0.3.64 "
             "or newer, or import the file with one vector for all layers"
         ) from fault
     # ComfyUI gives the wrapper to evaluations of prompts that carry the hook, and to no others
@@ -194,7 +194,7 @@ def _check_layers(packing: LayerPacking, unet: nn.Module) -> dict[Block, int]:
     if len(layer_of) != packing.layers:
         raise BestiaryError(
             f"the prompt holds vectors for {packing.layers} cross-attention layers, but this MODEL has {len(layer_of)}: "
-            "connect the model the spectrum was learned for, or import its file with one vector for all layers"
+            "connect the model the spectrum was trained for, or import its file with one vector for all layers"
         )
     return layer_of
 
@@ -205,5 +205,5 @@ def _check_width(packing: LayerPacking, context: Tensor | None) -> None:
         width = None if context is None else context.shape[-1]
         raise BestiaryError(
             f"a prompt with {packing.layers} layers of {packing.width} channels has become {width} channels wide: another "
-            "node changed it; connect it straight to the sampler"
+            "node changed it; connect it directly to the sampler"
         )

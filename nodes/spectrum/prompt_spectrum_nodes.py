@@ -249,7 +249,9 @@ class BestiarySpectrumPrompt(io.ComfyNode):
             # where the MODEL that comes out is sampled, prompts need no hooks of their own
             through_model = _is_output_linked(cls.hidden, MODEL_OUTPUT)
             if through_model and model is None:
-                raise BestiaryError("its output model is linked, but its input model is empty: link the MODEL there")
+                raise BestiaryError(
+                    "the output model is connected, but the input model is not: connect a MODEL to the input"
+                )
             sources = _sources(clip, [slots[name] for name in sorted(slots)], dictionary)
             sides = [TypedSide(text, stage_texts), TypedSide(negative_text, negative_stage_texts)]
             timing = StageTiming(clock, model, sigmas)

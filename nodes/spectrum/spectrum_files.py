@@ -84,7 +84,7 @@ def check_spectrum_widths(name: str, spectrum: PromptSpectrum, clip: Clip) -> No
     held = text_widths(clip)
     if ours != held:
         raise BestiaryError(
-            f"spectrum {shown_name(name)} was learned for {spectrum.backbone} and holds vectors for {_listed(ours)}; the "
+            f"spectrum {shown_name(name)} was trained for {spectrum.backbone} and holds vectors for {_listed(ours)}; the "
             f"connected CLIP takes {_listed(held)}: load a {spectrum.backbone} checkpoint, or a spectrum for this one"
         )
 
@@ -98,11 +98,11 @@ def describe_spectrum(named: NamedSpectrum) -> str:
     plural = "vectors" if spectrum.vectors > 1 else "vector"
     lines = [
         f"<{named.name}> for {spectrum.backbone}: {spectrum.stages} stages, {spectrum.vectors} {plural} each{layers}",
-        f"learned from the words: {spectrum.initial_words or 'unknown'}",
+        f"initialised from the words: {spectrum.initial_words or 'unknown'}",
     ]
     silent = tuple(s for s in range(spectrum.stages) if not spectrum.count(s) and s not in spectrum.words)
     if silent:
-        lines.append(f"says nothing at stages {stages_text(silent)}")
+        lines.append(f"empty at stages {stages_text(silent)}")
     lines += [f"stage {stage + 1} says: {text or 'nothing'}" for stage, text in sorted(spectrum.words.items())]
     lines += ["", "attributes:", format_presets(spectrum.presets)]
     facts = [f"{key}: {value}" for key, value in spectrum.provenance.items()]

@@ -22,7 +22,7 @@ def list_spectrum(path: Path) -> dict[str, object]:
     """
     header = read_header(path, LARGEST_HEADER)
     if header.kind != SPECTRUM_KIND:
-        raise BestiaryError(f"{path.name} is {header.kind or 'of another program'}, no prompt spectrum")
+        raise BestiaryError(f"{path.name} is {header.kind or 'of another program'}, not a prompt spectrum")
     try:
         bounds = StageBounds(tuple(int(edge) for edge in checked_list(header.concept["edges"], "edges")))
     except (KeyError, TypeError, ValueError, BestiaryError) as fault:

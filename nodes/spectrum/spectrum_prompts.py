@@ -81,7 +81,7 @@ def spectra_by_name(linked: Sequence[NamedSpectrum | None]) -> dict[str, PromptS
     for named in (one for one in linked if one is not None):
         if same_name(named.name, found):
             raise BestiaryError(
-                f"two linked spectra are called {shown_name(named.name)}: give one of them another name where it is loaded"
+                f"two connected spectra are called {shown_name(named.name)}: give one of them another name in its loader"
             )
         found[named.name] = named.spectrum
     return found
@@ -97,7 +97,7 @@ def encode_typed_sides(
         BestiaryError: a spectrum, part, stage or clock does not fit; cause and choices are told.
     """
     if clip is None:
-        raise BestiaryError("the CLIP input is empty: this checkpoint holds no text encoder, load one beside it")
+        raise BestiaryError("the CLIP input is empty: this checkpoint contains no text encoder; load one separately")
     for name, spectrum in sources.spectra.items():
         check_spectrum_widths(name, spectrum, clip)
     for name, dictionary in sources.dictionaries.items():

@@ -69,7 +69,7 @@ def count_steps(walk: SamplerWalk) -> dict[str, object]:
         1 <= walk.stages <= MOST_STAGES and 1 <= walk.steps <= MOST_STEPS and walk.steps <= MOST_STEPS * walk.denoise
     ):
         raise BestiaryError(
-            f"{walk.steps} steps with denoise {walk.denoise:g} over {walk.stages} stages are not counted: at most "
+            f"{walk.steps} steps with denoise {walk.denoise:g} over {walk.stages} stages cannot be counted: at most "
             f"{MOST_STEPS} steps in all and {MOST_STAGES} stages"
         )
     clock: StageClock | None = next((known for known in CLOCKS if known == walk.clock), None)
@@ -97,7 +97,7 @@ def read_walk(query: dict[str, str]) -> SamplerWalk:
     text = {name: query.get(name, "") for name in ("sampler", "scheduler", "clock")}
     strange = next((name for name, value in text.items() if len(value) > LONGEST_NAME), None)
     if strange:
-        raise BestiaryError(f"{strange} of {len(text[strange])} characters is none of ComfyUI's")
+        raise BestiaryError(f"{strange} of {len(text[strange])} characters: at most {LONGEST_NAME} are accepted")
     whole = {name: _whole(query, name) for name in ("steps", "first", "last", "stages")}
     denoise = query.get("denoise", "1")
     try:
@@ -105,12 +105,12 @@ def read_walk(query: dict[str, str]) -> SamplerWalk:
     except ValueError:
         share = -1.0
     if not 0 < share <= 1:
-        raise BestiaryError(f"denoise {denoise[:20]!r} leaves no step: give a share above 0, up to 1")
+        raise BestiaryError(f"denoise {denoise[:20]!r} leaves no step: enter a number above 0, up to 1")
     return SamplerWalk(text["sampler"], text["scheduler"], denoise=share, clock=text["clock"], **whole)
 
 
 def _whole(query: dict[str, str], name: str) -> int:
     value = query.get(name, "")
     if not (value.isascii() and value.isdecimal() and len(value) <= 6):
-        raise BestiaryError(f"{name} {value[:20]!r} is no number from 0 upwards")
+        raise BestiaryError(f"{name} must be a non-negative integer, got {value[:20]!r}")
     return int(value)

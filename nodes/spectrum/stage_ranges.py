@@ -96,7 +96,9 @@ def stage_percents(
 def _step_percents(bounds: StageBounds, sampling: ModelSampling, sigmas: Sequence[float]) -> tuple[float, ...]:
     levels = [sigma for sigma in sigmas[:-1] if sigma > 0]
     if not levels:
-        raise BestiaryError(f"the sigmas hold {len(sigmas)} noise levels, no step: connect those of the sampler")
+        raise BestiaryError(
+            f"the sigmas hold {len(sigmas)} noise levels and thus no step: connect the sigmas of the sampler"
+        )
     inner = []
     for share in bounds.fractions[1:-1]:
         # a hair is taken off, because 0.1 * 30 is a little more than 3
@@ -164,7 +166,7 @@ def intersect_range(
         BestiaryError: the range is empty, or nothing of the conditioning lies in it.
     """
     if not 0 <= start < end <= 1:
-        raise BestiaryError(f"range {start:g} to {end:g}: give a start below the end, both from 0 to 1")
+        raise BestiaryError(f"range {start:g} to {end:g}: enter a start below the end, both from 0 to 1")
     first, last = range_ends(start, end, model)
     kept = []
     for cond, options in conditioning:
@@ -176,7 +178,7 @@ def intersect_range(
     if not kept:
         spans = ", ".join(f"{o.get(START, 0.0):.3g} to {o.get(END, 1.0):.3g}" for _, o in conditioning) or "no entry"
         raise BestiaryError(
-            f"nothing of the conditioning ({spans}) lies between {start:g} and {end:g}: widen the range"
+            f"no part of the conditioning ({spans}) lies between {start:g} and {end:g}: widen the range"
         )
     stages = len([1 for _, options in conditioning if not options.get(FILLER)])
     report = f"{len(kept)} of {stages} stages act between {start:.4g} and {end:.4g} of the way."

@@ -146,7 +146,9 @@ def preview_schedule(
     else:
         title = f"{max(0, len(sigmas) - 1)} steps of the connected sigmas"
     if len(sigmas) < 2:
-        raise BestiaryError(f"the sigmas hold {len(sigmas)} noise levels, no step: connect those of the sampler")
+        raise BestiaryError(
+            f"the sigmas hold {len(sigmas)} noise levels and thus no step: connect the sigmas of the sampler"
+        )
     if isinstance(stages, StageBounds):
         return schedule_stages(model, stages.percent_ranges(percent_clock(model)), sigmas, title=title)
     ranges, has_filler = conditioning_ranges(stages)

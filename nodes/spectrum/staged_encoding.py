@@ -95,12 +95,12 @@ def encode_sides(
         BestiaryError: there is no CLIP, a vector does not fit it, or layers meet a CLIP whose LoRA changes on the way.
     """
     if clip is None:
-        raise BestiaryError("the CLIP input is empty: this checkpoint holds no text encoder, load one beside it")
+        raise BestiaryError("the CLIP input is empty: this checkpoint contains no text encoder; load one separately")
     layers = max((side.prompt.layers or 0 for side in sides), default=0)
     if clip.use_clip_schedule and clip.patcher.forced_hooks is not None:
         if layers:
             raise BestiaryError(
-                "this CLIP has a LoRA that changes on the way, which a prompt with vectors per cross-attention layer cannot "
+                "this CLIP has a LoRA that changes during sampling, which a prompt with vectors per cross-attention layer cannot "
                 "follow: connect the CLIP from before it"
             )
         return [_scheduled(clip, side, filler=filler) for side in sides]
@@ -207,7 +207,7 @@ def _bypassed(clip: CLIP, vectors: Tensor, tokens: Tokens, result: EncodedPrompt
     if states is None or norm is None or others or states.shape[-1] != vectors.shape[-1]:
         raise BestiaryError(
             f"bypass vectors of {vectors.shape[-1]} numbers (NeTI) need a CLIP with one text encoder that wide; this "
-            f"one has {', '.join(result.states) or 'none'}: connect the CLIP of the model they were learned for"
+            f"one has {', '.join(result.states) or 'none'}: connect the CLIP of the model they were trained for"
         )
     flat = states.reshape(1, -1, states.shape[-1])  # (1, C * L, D)
     values = result.cond.clone()

@@ -76,7 +76,7 @@ def test_a_hostile_file_is_told_without_this_machines_folders(server):
     finally:
         path.unlink()
     assert answer.status_code == 422
-    assert answer.json()["error"] == "giant.safetensors is no safetensors file, or it is cut off (10 bytes)"
+    assert answer.json()["error"] == "giant.safetensors is not a safetensors file, or is truncated (10 bytes)"
 
 
 @pytest.fixture
@@ -121,8 +121,8 @@ def test_what_is_no_run_is_refused(server, run, route, name):
 @pytest.mark.parametrize(
     ("asked", "words"),
     [
-        ({"step": "x"}, "step 'x' is no number"),
-        ({"step": "9" * 40}, "is no number"),
+        ({"step": "x"}, "step must be a non-negative integer, got 'x'"),
+        ({"step": "9" * 40}, "must be a non-negative integer"),
         ({"step": "8"}, "run seen has no pictures of step 8"),
         ({"step": "3", "sheet": "../log"}, "no previews called '../log'"),
     ],

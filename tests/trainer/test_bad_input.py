@@ -186,7 +186,7 @@ def test_dictionaries_of_another_backbone(fault, tmp_path, make_discovery, tiny_
     base = ("--base", tiny_folder("bestiary-demo"))
     for command in (("compose", other, PROMPT), ("evaluate", "parts", other, "--discovery", found)):
         out = ("--out", tmp_path / "new")
-        assert "was learned for sd15, but the base model is bestiary-demo" in fault(*command, *base, *out, *QUICK)
+        assert "was trained for sd15, but the base model is bestiary-demo" in fault(*command, *base, *out, *QUICK)
     line = fault("compose", wide, PROMPT, *base, "--out", tmp_path / "new", *QUICK)
     assert "holds vectors of widths {'clip_l': 48}" in line
 

@@ -173,7 +173,7 @@ def test_a_larger_model_of_the_family_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize("length", [0, 1000, 18_000_000])
 def test_a_damaged_file_is_refused(tmp_path: Path, length: int) -> None:
     (tmp_path / "cut.pth").write_bytes(weights_file().read_bytes()[:length])
-    with pytest.raises(BestiaryError, match=r"cut.pth (is no readable torch file|is neither a torch file|is empty)"):
+    with pytest.raises(BestiaryError, match=r"cut.pth (is not a readable torch file|is neither a torch file|is empty)"):
         ImagenetFeatures(tmp_path / "cut.pth")
 
 

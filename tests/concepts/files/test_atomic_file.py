@@ -61,7 +61,7 @@ def test_a_full_disk_says_path_cause_and_remedy(tmp_path: Path, monkeypatch: pyt
         write_text(path, "new")
     monkeypatch.undo()
     assert str(fault.value) == (
-        f"could not write {path}: No space left on device; nothing was changed there. "
+        f"could not write {path}: No space left on device; the existing file is unchanged. "
         "Free some disk space or choose another --out folder"
     )
     assert [entry.name for entry in tmp_path.iterdir()] == ["file"] and path.read_text() == "earlier"

@@ -114,7 +114,7 @@ def test_tensor_files_load(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ([1, 2], "holds a list, expected names with a tensor each"),
+        ([1, 2], "holds a list, expected a table of named tensors"),
         ({}, "holds an empty dictionary"),
         ({"a": torch.zeros(1), "epoch": 3}, r"holds a dictionary with 'epoch' \(int\)"),
     ],
@@ -147,7 +147,7 @@ def test_programs_folders_and_giants_are_refused(tmp_path: Path, monkeypatch: py
         load_inert(tmp_path)
     monkeypatch.setattr("bestiary.concepts.files.safe_pickle.LARGEST_FILE", 10)
     torch.save({"a": torch.zeros(1)}, tmp_path / "big.bin")
-    with pytest.raises(BestiaryError, match="bytes; pickles beyond 10 are refused"):
+    with pytest.raises(BestiaryError, match="bytes; pickles of more than 10 are refused"):
         load_tensors(tmp_path / "big.bin")
 
 

@@ -41,9 +41,9 @@ def test_recipes_names_and_presets_read_alike(tmp_path: Path) -> None:
     [
         ("a = " + "[" * 100_000, "nested too deeply|Invalid|Unclosed"),
         ("a = " + "{a=" * 100_000, "nested too deeply|Invalid|Unclosed"),
-        (".".join("a" * 200_000) + " = 1", "names of too many parts"),
+        (".".join("a" * 200_000) + " = 1", "keys of too many parts"),
         ("a = " + "9" * 500_000, "too long|Invalid"),
-        ("#" * (LARGEST_TOML + 1), "characters, 1,048,576 at most"),
+        ("#" * (LARGEST_TOML + 1), "characters, the limit is 1,048,576"),
         ("a = \0", "Illegal|Invalid|Cannot"),
     ],
 )
@@ -64,9 +64,7 @@ def test_what_cannot_be_read_is_told(tmp_path: Path) -> None:
     with pytest.raises(BestiaryError, match="File name too long"):
         read_text(tmp_path / ("x" * 300))
     (tmp_path / "x.txt").write_bytes(b"a\xff")
-    with pytest.raises(
-        BestiaryError, match="x.txt is no text in UTF-8: invalid start byte at byte 1; save it as UTF-8"
-    ):
+    with pytest.raises(BestiaryError, match="x.txt is not UTF-8 text: invalid start byte at byte 1; save it as UTF-8"):
         read_text(tmp_path / "x.txt")
-    with pytest.raises(BestiaryError, match="has 2 bytes; such a file has 1 at most"):
+    with pytest.raises(BestiaryError, match="has 2 bytes; the limit is 1"):
         read_text(tmp_path / "x.txt", 1)

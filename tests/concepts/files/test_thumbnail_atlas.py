@@ -56,7 +56,7 @@ def test_broken_atlases_are_refused() -> None:
     good = ThumbnailAtlas.from_images(coloured(), 32).to_tensors()
     with pytest.raises(BestiaryError, match=r"expected picture, index and shape, got \['index', 'shape'\]"):
         ThumbnailAtlas.from_tensors({name: good[name] for name in ("index", "shape")})
-    with pytest.raises(BestiaryError, match="7 bytes are no WebP picture"):
+    with pytest.raises(BestiaryError, match="7 bytes are not a WebP picture"):
         ThumbnailAtlas.from_tensors({**good, "picture": torch.zeros(7, dtype=torch.uint8)})
     with pytest.raises(BestiaryError, match="the picture is 64x64 pixels, 3 tiles of 99999 pixels in 2 columns"):
         ThumbnailAtlas.from_tensors({**good, "shape": torch.tensor([99999, 2])})
@@ -69,7 +69,7 @@ def test_other_picture_formats_are_not_opened() -> None:
     Image.new("RGB", (64, 64)).save(stream, "PNG")
     good = ThumbnailAtlas.from_images(coloured(), 32).to_tensors()
     good["picture"] = torch.frombuffer(bytearray(stream.getvalue()), dtype=torch.uint8)
-    with pytest.raises(BestiaryError, match="are no WebP picture"):
+    with pytest.raises(BestiaryError, match="are not a WebP picture"):
         ThumbnailAtlas.from_tensors(good)
 
 
@@ -85,5 +85,5 @@ def test_a_pillow_without_webp_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
         raise KeyError("WEBP")
 
     monkeypatch.setattr(Image.Image, "save", refuse)
-    with pytest.raises(BestiaryError, match=r"this Pillow cannot write WebP \('WEBP'\): install a current Pillow"):
+    with pytest.raises(BestiaryError, match=r"the installed Pillow cannot write WebP \('WEBP'\): update Pillow"):
         ThumbnailAtlas.from_images({(0, 0): Image.new("RGB", (8, 8))})

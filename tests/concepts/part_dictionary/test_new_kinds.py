@@ -73,7 +73,7 @@ def test_spread_scales_the_distance_from_the_mean_and_parts_differ() -> None:
 
 @pytest.mark.parametrize("spread", [-0.5, float("nan"), float("inf")])
 def test_a_spread_out_of_range_is_told(spread: float) -> None:
-    with pytest.raises(BestiaryError, match=f"spread is {spread}: give a number from 0"):
+    with pytest.raises(BestiaryError, match=f"spread is {spread}: enter a number"):
         random_kinds(make(), [0], 1, spread)
 
 

@@ -56,7 +56,7 @@ def test_numbers_count_from_the_id_base() -> None:
     assert ours.find_kind(0, "17") == 16
     assert ours.kind_label(2, 255) == "256"
     with pytest.raises(
-        BestiaryError, match=r"unknown kind 0 of part 'head': choose of 1, 5, 17; nearest: 1 \(blue jay\)"
+        BestiaryError, match=r"unknown kind 0 of part 'head': choose one of 1, 5, 17; nearest: 1 \(blue jay\)"
     ):
         ours.find_kind(0, "0")
 
@@ -64,7 +64,7 @@ def test_numbers_count_from_the_id_base() -> None:
 @pytest.mark.parametrize(
     ("part", "text", "message"),
     [
-        (0, "999", r"unknown kind 999 of part 'head': choose of 0, 4, 16; nearest: 16 \(Cardinal\), 4"),
+        (0, "999", r"unknown kind 999 of part 'head': choose one of 0, 4, 16; nearest: 16 \(Cardinal\), 4"),
         (0, "-1", "unknown kind -1 of part 'head'"),
         (0, "9", "unknown kind 9 of part 'head'"),
         (0, "never trained", "unknown kind 'never trained' of part 'head': choose 'blue jay'"),
@@ -91,7 +91,7 @@ def test_untrained_parts_cannot_be_asked_for() -> None:
     for text in ("tail", "1", "beak", "99"):
         with pytest.raises(BestiaryError, match=f"unknown part '{text}': choose .*'head'.*, or a number of 0, 2"):
             make().find_part(text)
-    with pytest.raises(BestiaryError, match="part 'tail' has no trained kind; 3 and all others"):
+    with pytest.raises(BestiaryError, match="part 'tail' has no trained kind; 3 and every other number"):
         make().vector(1, 3)
     with pytest.raises(BestiaryError, match="unknown kind 3 of part 'head'"):
         make().vector(0, 3)
@@ -105,7 +105,7 @@ def test_a_kind_spelt_exactly_as_typed_is_found_before_those_that_are_alike() ->
 @pytest.mark.parametrize(("names", "text"), [(("jay", "Jay"), "JAY"), (("jay", "jay"), "jay")])
 def test_a_name_of_two_kinds_asks_for_the_number(names: tuple[str, str], text: str) -> None:
     ours = make(kind_names=(dict(zip((0, 4), names, strict=True)), {}, {}))
-    with pytest.raises(BestiaryError, match=f"'{text}' names several kinds of part 'head': use one of 0, 4"):
+    with pytest.raises(BestiaryError, match=f"'{text}' matches several kinds of part 'head': use one of 0, 4"):
         ours.find_kind(0, text)
 
 
@@ -176,8 +176,8 @@ def test_values_beyond_half_precision_are_refused(tmp_path: Path) -> None:
         ({"embeddings": {"clip_l": torch.full((5, 6), float("nan"))}}, "'clip_l' holds values that are not finite"),
         ({"lora": {"a.alpha": torch.tensor(float("inf"))}}, "'a.alpha' holds values that are not finite"),
         ({"rows": torch.zeros(5, 3, dtype=torch.long)}, r"rows have shape \(5, 3\), expected \(R, 2\)"),
-        ({"rows": torch.tensor([(0, 0)] * 5)}, "one pair twice"),
-        ({"rows": torch.tensor([(3, n) for n in range(5)])}, "the rows name parts beyond 2"),
+        ({"rows": torch.tensor([(0, 0)] * 5)}, "duplicate pairs"),
+        ({"rows": torch.tensor([(3, n) for n in range(5)])}, "the rows contain part indices above 2"),
         ({"background": 3}, "background 3"),
         ({"id_base": 2}, "id base 2"),
         ({"kind_names": ({},)}, "3 part names, 1 lists of kinds"),
@@ -195,7 +195,7 @@ def test_contradictions_are_refused(changes: dict, message: str) -> None:
         ("clip_l", None, "it lacks clip_l"),
         ("rows", None, "it lacks rows"),
         ("names", None, "it lacks names"),
-        ("names", torch.tensor([1, 2, 3], dtype=torch.uint8), "a table of 3 bytes is no readable text"),
+        ("names", torch.tensor([1, 2, 3], dtype=torch.uint8), "a table of 3 bytes is not readable text"),
         ("names", torch.tensor(list(b"[1]"), dtype=torch.uint8), r"the table of names is \[1\], expected a table"),
         (
             "names",
@@ -216,7 +216,7 @@ def test_hostile_files_give_one_clear_error(
     make().save(path)
     tensors = {**load_file(str(path)), name: tensor}
     save_file({k: v for k, v in tensors.items() if v is not None}, str(path), read_header(path).metadata)
-    with pytest.raises(BestiaryError, match=f"d.safetensors is no usable part dictionary: .*{message}"):
+    with pytest.raises(BestiaryError, match=f"d.safetensors is not a valid part dictionary: .*{message}"):
         PartDictionary.load(path)
 
 
@@ -225,7 +225,7 @@ def test_files_of_other_kinds_and_backbones_are_refused(tmp_path: Path) -> None:
     with pytest.raises(BestiaryError, match="a codebook file, a part-dictionary file is needed"):
         PartDictionary.load(tmp_path / "a")
     write_concept_file(tmp_path / "b", {}, {"kind": "part-dictionary", "backbone": ["x"]})
-    with pytest.raises(BestiaryError, match="no usable part dictionary: unknown backbone"):
+    with pytest.raises(BestiaryError, match="not a valid part dictionary: unknown backbone"):
         PartDictionary.load(tmp_path / "b")
 
 

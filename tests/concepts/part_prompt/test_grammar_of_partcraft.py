@@ -69,8 +69,8 @@ def test_prompts_are_read_as_meant(text: str, expected: list[tuple[int, int, flo
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("a <head:0>", "column 3: unknown kind 0 of part 'head': choose of 1..200"),
-        ("<head:999>", r"unknown kind 999 of part 'head': choose of 1..200; nearest: 200 \(200\)"),
+        ("a <head:0>", "column 3: unknown kind 0 of part 'head': choose one of 1..200"),
+        ("<head:999>", r"unknown kind 999 of part 'head': choose one of 1..200; nearest: 200 \(200\)"),
         ("<head:201>", "unknown kind 201 of part 'head'"),
         ("<2:-1>", "unknown kind -1 of part 'head'"),
         ("<0:-16>", "unknown kind -16 of part 'body'"),
@@ -78,7 +78,7 @@ def test_prompts_are_read_as_meant(text: str, expected: list[tuple[int, int, flo
         ("<beak:17>", "unknown part 'beak': choose "),
         ("<3:1>", "unknown part '3'"),
         ("<unused 5:1>", "unknown part 'unused 5'"),
-        ("<background:257>", "unknown kind 257 of part 'background': choose of 1..256"),
+        ("<background:257>", "unknown kind 257 of part 'background': choose one of 1..256"),
         ("<head:>", "has no kind after the colon"),
         ("<head 17>", "'<head 17>' has no colon"),
     ],
@@ -91,7 +91,7 @@ def test_prompts_that_were_clamped_or_crashed_are_refused(text: str, message: st
 def test_dogs_have_120_classes_and_their_own_names() -> None:
     assert mentioned("<nose:120>", DOGS) == [(6, 119, 1)]
     assert mentioned("<ear:Pembroke> <forehead:113>", DOGS) == [(3, 111, 1), (7, 112, 1)]
-    with pytest.raises(PromptError, match="unknown kind 121 of part 'nose': choose of 1..120"):
+    with pytest.raises(PromptError, match="unknown kind 121 of part 'nose': choose one of 1..120"):
         read("<nose:121>", DOGS)
     with pytest.raises(PromptError, match="unknown part 'wing'"):
         read("<wing:1>", DOGS)

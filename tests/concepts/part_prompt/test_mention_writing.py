@@ -104,10 +104,10 @@ def test_kinds_in_a_field_of_their_own(text: str, kinds: tuple) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("", "no kind of part 'head' is given: write one, as cardinal"),
+        ("", "no kind of part 'head' is given: enter one, for example cardinal"),
         ("cardnal", "unknown kind 'cardnal' of part 'head': choose 'cardinal'"),
         ("cardinal*0.5+99*0.5", "unknown kind 99 of part 'head'"),
-        ("cardinal*x", "'x' is no factor"),
+        ("cardinal*x", "'x' is not a factor"),
         ("99", "unknown kind 99 of part 'head'"),
     ],
 )
@@ -119,7 +119,7 @@ def test_faults_in_kinds_are_told(text: str, message: str) -> None:
 def test_faults_in_blends_are_told() -> None:
     kind = ((0, 1.0),)
     for amount in (-0.1, 1.5, float("nan")):
-        with pytest.raises(BestiaryError, match=f"amount is {amount}: give a number from 0"):
+        with pytest.raises(BestiaryError, match=f"amount is {amount}: enter a number"):
             blend_kinds(kind, kind, amount)
     with pytest.raises(BestiaryError, match="cancel out at amount 0.5"):
         blend_kinds(kind, ((0, -1.0),), 0.5)

@@ -197,16 +197,16 @@ def test_mentions_find_their_dictionary(text: str, dictionary_name: str, part: i
         (
             "a <head:999>",
             3,
-            r"part 'head' stands in several dictionaries: write one of <birds.head:...>, <my.dogs.head:",
+            r"part 'head' exists in several dictionaries: write one of <birds.head:...>, <my.dogs.head:",
         ),
         (
             "a <birds.head:999>",
             3,
-            r"unknown kind 999 of part 'head': choose of 16..18; nearest: 18 \(18\), 17 \(blue jay\)",
+            r"unknown kind 999 of part 'head': choose one of 16..18; nearest: 18 \(18\), 17 \(blue jay\)",
         ),
         ("<birds.head:cardnal>", 1, "unknown kind 'cardnal' of part 'head': choose 'cardinal', 'blue jay'"),
         ("<birds.head:0>", 1, "unknown kind 0 of part 'head'"),
-        ("<nose:121>", 1, r"unknown kind 121 of part 'nose': choose of 1, 120; nearest: 120 \(Cardigan\)"),
+        ("<nose:121>", 1, r"unknown kind 121 of part 'nose': choose one of 1, 120; nearest: 120 \(Cardigan\)"),
         ("<nose:0>", 1, "unknown kind 0 of part 'nose'"),
         ("<birds.head:-1>", 1, "unknown kind -1"),
         ("<birds.9:999>", 1, "unknown part '9': choose 'head', 'wing', or a number of 0..1"),
@@ -225,7 +225,7 @@ def test_unknown_names_say_column_and_choices(text: str, column: int, message: s
 def test_one_dictionary_needs_no_prefix_and_none_is_an_error() -> None:
     (ours,) = resolve_prompt(parse_part_prompt("<0:18>"), {"birds": BIRDS}).mentions
     assert ours.kinds == ((18, 1.0),)
-    with pytest.raises(PromptError, match="column 1: <head:...> names a part, but no part dictionary is loaded"):
+    with pytest.raises(PromptError, match="column 1: <head:...> refers to a part, but no part dictionary is loaded"):
         resolve_prompt(parse_part_prompt("<head:1>"), {})
     with pytest.raises(PromptError, match="column 1: unknown part 'beak': choose 'head'"):
         resolve_prompt(parse_part_prompt("<beak:1>"), {"birds": BIRDS})
@@ -239,5 +239,7 @@ def test_names_with_signs_are_reached_by_backslashes() -> None:
 
 def test_dictionaries_of_different_models_cannot_share_a_prompt() -> None:
     other = dictionary({"head": {0: ""}}, embeddings={"clip_l": torch.zeros(1, 4)})
-    with pytest.raises(BestiaryError, match=r"different base models cannot share a prompt: .*'a': \('sd15', 3\)"):
+    with pytest.raises(
+        BestiaryError, match=r"different base models cannot be used in one prompt: .*'a': \('sd15', 3\)"
+    ):
         resolve_prompt(PartPrompt(()), {"a": BIRDS, "b": other})

@@ -55,7 +55,7 @@ def test_presets_follow_another_number_of_stages() -> None:
         ("11", "stage '11' does not exist: there are stages 1 to 10"),
         ("0", "stage '0' does not exist"),
         ("5-3", "stage '5-3' does not exist"),
-        ("60%-50%", "write a range that rises, within 0% to 100%"),
+        ("60%-50%", "write a range with start before end, within 0% to 100%"),
         ("0%-150%", "within 0% to 100%"),
         ("colour", "unknown stages 'colour': choose 'layout', 'content', 'material', 'style'"),
         ("materal", "unknown stages 'materal': choose 'material'"),
@@ -94,7 +94,7 @@ def test_presets_as_lines() -> None:
         ("a: 1\n: 2", "line 2 of the presets"),
         ("a: 1\na: 2", "line 2 of the presets, 'a: 2'"),
         ("a: layout", "unknown stages 'layout'"),
-        (" \n# only a comment", "the presets name no attribute"),
+        (" \n# only a comment", "the presets contain no attribute"),
     ],
 )
 def test_lines_that_are_no_presets(text: str, message: str) -> None:
@@ -108,5 +108,5 @@ def test_presets_of_a_file_are_checked() -> None:
         checked_presets([1])
     with pytest.raises(BestiaryError, match="attribute presets are broken"):
         checked_presets({"a": [[0.1]]})
-    with pytest.raises(BestiaryError, match="preset 'a' has a range outside 0 to 1"):
+    with pytest.raises(BestiaryError, match="preset 'a' has a range that is not increasing within 0 to 1"):
         checked_presets({"a": [[0.5, 0.2]]})

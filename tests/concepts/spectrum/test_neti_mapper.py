@@ -75,11 +75,11 @@ def test_without_frequencies_the_two_numbers_reach_the_network_scaled_to_one(net
 
 def test_mappers_that_do_not_fit_are_told(network, frequencies) -> None:
     tensors = dict(network.state_dict())
-    with pytest.raises(BestiaryError, match="the mapper lacks output_layer.0.weight: not NeTI's, or cut off"):
+    with pytest.raises(BestiaryError, match="the mapper lacks output_layer.0.weight: not a NeTI mapper, or truncated"):
         NetiMapper({k: v for k, v in tensors.items() if k != "output_layer.0.weight"}, frequencies)
     with pytest.raises(BestiaryError, match=r"frequencies \(4, 2\) do not fit the first layer \(12, 10\)"):
         NetiMapper(tensors, frequencies[:4])
     with pytest.raises(BestiaryError, match="the mapper's second layer takes 12 numbers, its first gives 2"):
         NetiMapper(tensors, None)
-    with pytest.raises(BestiaryError, match=r"truncation 9: choose 0 \(most editable\) to 8 \(as learned\)"):
+    with pytest.raises(BestiaryError, match=r"truncation 9: choose 0 \(most editable\) to 8 \(as trained\)"):
         _mapper(network, frequencies).at(torch.zeros(1), torch.zeros(1), truncation=9)

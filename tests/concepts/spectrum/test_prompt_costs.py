@@ -107,7 +107,7 @@ def test_vectors_of_a_prompt_are_those_of_its_dictionary() -> None:
 
 
 REFUSED = {
-    "<a>" * 30_000: "names too many learned vectors: over its stages they hold more than 16,777,216 numbers",
+    "<a>" * 30_000: "contains too many trained vectors: over all stages they have more than 16,777,216 numbers",
     "x" * 100_000
     + "".join(f"[a:b:0.{share}]" for share in range(10, 60)): "too long for its stages: 100,500 characters",
     "".join(
@@ -116,8 +116,8 @@ REFUSED = {
     f"<{'a' * 2000}:1>": "column 1: 'a+…' has 2,000 characters, names have at most 1,000",
     f"<1:{'a' * 2000}>": "column 4: 'a+…' has 2,000 characters, names have at most 1,000",
     f"<{'a' * 2000}>": "column 2: 'a+…' has 2,000 characters, names have at most 1,000",
-    "[" * 70 + "x" + ":0.5]" * 70: "text that changes nests deeper than 64",
-    f"<a@{'1,' * 300}1>": "301 stages with commas between them .* write at most 256",
+    "[" * 70 + "x" + ":0.5]" * 70: "prompt edits nest deeper than 64",
+    f"<a@{'1,' * 300}1>": "301 stages separated by commas .* write at most 256",
 }
 
 
@@ -136,7 +136,7 @@ def test_more_attributes_than_anyone_needs() -> None:
 @pytest.mark.parametrize("stages", [1, 2, 3, 4])
 def test_attributes_in_which_no_stage_lies(stages: int) -> None:
     bounds = StageBounds.equal(stages)
-    message = f"line 2: no stage lies in 'layout': the middle of none of the {stages} stages falls into it; write stage"
+    message = f"line 2: 'layout' selects no stage: none of the {stages} stages has its middle in it; write stage"
     for lines in ("\nlayout: a meadow", "\n1: =layout"):
         with pytest.raises(BestiaryError, match=message):
             parse_stage_texts(lines, bounds, PRESETS)
@@ -146,5 +146,5 @@ def test_attributes_in_which_no_stage_lies(stages: int) -> None:
 
 def test_a_mention_at_an_attribute_in_which_no_stage_lies() -> None:
     few = PromptSpectrum("sd15", {"clip_l": torch.ones(2, 1, 768)}, StageBounds.equal(2), presets=PRESETS)
-    with pytest.raises(BestiaryError, match="column 3: no stage lies in 'layout': .* none of the 2 stages"):
+    with pytest.raises(BestiaryError, match="column 3: 'layout' selects no stage: none of the 2 stages"):
         resolve_staged_prompt("a <a@layout>", PromptSources({"a": few}))

@@ -91,7 +91,7 @@ def test_contradictions_are_refused(make_spectrum: Make, changes: dict[str, obje
 def test_another_model_is_told(make_spectrum: Make) -> None:
     spectrum = make_spectrum()
     check_spectrum_backbone("corgi", spectrum, get_backbone("sd15"))
-    with pytest.raises(BestiaryError, match="spectrum corgi was learned for sd15, but the base model is sdxl"):
+    with pytest.raises(BestiaryError, match="spectrum corgi was trained for sd15, but the base model is sdxl"):
         check_spectrum_backbone("corgi", spectrum, get_backbone("sdxl"))
     narrow = replace(spectrum, embeddings={"clip_l": torch.zeros(10, 1, 32)}, neutral={})
     with pytest.raises(BestiaryError, match=r"spectrum corgi holds vectors of widths \{'clip_l': 32\}"):

@@ -88,7 +88,7 @@ def test_the_most_specific_claim_wins_and_of_equals_the_later() -> None:
 @pytest.mark.parametrize(
     ("references", "message"),
     [
-        ({}, "no reference to mix: give a spectrum for one of layout, content, material, style"),
+        ({}, "no reference to mix: connect a spectrum for one of layout, content, material, style"),
         ({"colour": 0}, "no preset for the attribute 'colour': choose 'layout'"),
         ({"layout": 0, "style": 1}, "spectra of different base models cannot be mixed: sd15, sd2 with widths"),
         ({"layout": 2, "style": 3}, "spectra for 4 and for 16 cross-attention layers cannot be mixed"),
@@ -158,7 +158,7 @@ def test_strengths_that_cannot_be(make_spectrum: Make) -> None:
         with_strength(make_spectrum(), 7)
     with pytest.raises(BestiaryError, match=r"strength \[1, 0\]: give one number, or 10"):
         with_strength(make_spectrum(), [1, 0])
-    with pytest.raises(BestiaryError, match="does not know what its strength 0 means"):
+    with pytest.raises(BestiaryError, match="cannot be changed: it has no neutral vectors"):
         with_strength(make_spectrum(neutral=None), 0.5)
     assert with_strength(unknown := make_spectrum(neutral=None), 1) is unknown
 

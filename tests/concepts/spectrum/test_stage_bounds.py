@@ -103,10 +103,10 @@ def test_stages_from_ranges_in_any_order() -> None:
     ("ranges", "message"),
     [
         ([], "no stages: give at least one range"),
-        ([(0, 0.5), (0.6, 1)], "stages leave 0.5 to 0.6 of the way uncovered"),
-        ([(0.1, 1)], "stages leave 0 to 0.1 of the way uncovered"),
-        ([(0, 0.9)], "stages leave 0.9 to 1 of the way uncovered"),
-        ([(0, 0.5), (0.4, 1)], "stages overlap between 0.4 and 0.5 of the way"),
+        ([(0, 0.5), (0.6, 1)], "stages leave 0.5 to 0.6 of the schedule uncovered"),
+        ([(0.1, 1)], "stages leave 0 to 0.1 of the schedule uncovered"),
+        ([(0, 0.9)], "stages leave 0.9 to 1 of the schedule uncovered"),
+        ([(0, 0.5), (0.4, 1)], "stages overlap between 0.4 and 0.5 of the schedule"),
         ([(0, 1.5)], "stages overlap between 1 and 1.5"),
     ],
 )
@@ -117,7 +117,7 @@ def test_overlaps_and_gaps_are_named(ranges: list[tuple[float, float]], message:
 
 @pytest.mark.parametrize("edges", [(1000,), (1000, 500, 500, 0), (0, 1000), (1000, 10), (1000, 400, 600, 0)])
 def test_edges_that_do_not_fall_are_refused(edges: tuple[int, ...]) -> None:
-    with pytest.raises(BestiaryError, match=r"stage edges .* must fall step by step"):
+    with pytest.raises(BestiaryError, match=r"stage edges .* must decrease strictly"):
         StageBounds(edges)
 
 
@@ -126,7 +126,7 @@ def test_wrong_counts_and_shares_are_refused() -> None:
         StageBounds.equal(0)
     with pytest.raises(BestiaryError, match="51 stages: choose 1 to 50"):
         StageBounds.equal(51, 50)
-    with pytest.raises(BestiaryError, match="stage boundary 1.0 lies outside the way"):
+    with pytest.raises(BestiaryError, match="stage boundary 1.0 is out of range"):
         StageBounds.from_fractions([0.5, 1.0])
 
 

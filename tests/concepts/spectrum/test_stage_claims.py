@@ -139,7 +139,7 @@ def test_softness_blends_neighbours():
 
 
 def test_faults_of_a_mixture_name_the_reference():
-    with pytest.raises(BestiaryError, match="no spectrum is linked: link at least one reference"):
+    with pytest.raises(BestiaryError, match="no spectrum is connected: connect at least one reference"):
         mix_references({})
     name = shown_reference(2, "corgi")
     with pytest.raises(BestiaryError, match=r"reference_2 'corgi': stage '12' does not exist"):

@@ -41,11 +41,11 @@ def test_plain_text(text: str) -> None:
     ("text", "message"),
     [
         ("a <corgi", "column 3: '<corgi' is not closed"),
-        ("<corgi@>", "column 7: no stages after the @: write such as @layout"),
+        ("<corgi@>", "column 7: no stages after the @: write for example @layout"),
         ("<head:17@ |x>", "column 9: no stages after the @"),
-        ("<corgi*much>", "column 8: 'much' is no strength: write a number such as 0.6"),
-        ("<@layout>", "names no spectrum: write <name>"),
-        ("<head:17*x@2>", "'x' is no factor"),
+        ("<corgi*much>", "column 8: 'much' is not a strength: write a number such as 0.6"),
+        ("<@layout>", "does not name a spectrum: write <name>"),
+        ("<head:17*x@2>", "'x' is not a factor"),
     ],
 )
 def test_faults_point_at_their_place(text: str, message: str) -> None:
@@ -96,9 +96,9 @@ def test_escaped_brackets_lose_only_the_backslash() -> None:
 
 
 def test_steps_are_refused_with_the_remedy() -> None:
-    with pytest.raises(PromptError, match=r"column 6: 10 is no share of the way: write 0 to 1"):
+    with pytest.raises(PromptError, match=r"column 6: 10 is not a fraction of the schedule: write 0 to 1"):
         find_edits("[a:b:10]", {})
-    with pytest.raises(PromptError, match="-1 is no share"):
+    with pytest.raises(PromptError, match="-1 is not a fraction"):
         find_edits("[a:b:-1]", {})
 
 

@@ -205,7 +205,7 @@ def test_a_plain_prompt_made_by_hand() -> None:
         ("<corgi@11>", "column 1: stage '11' does not exist: there are stages 1 to 10"),
         ("x <head:17>", "column 3: .*no part dictionary is loaded"),
         ("[a <nobody>:b:0.5]", "column 4: unknown spectrum 'nobody'"),
-        ("<cat*0.5>", "column 1: this spectrum does not know what its strength 0 means"),
+        ("<cat*0.5>", "column 1: the strength of this spectrum cannot be changed: it has no neutral vectors"),
     ],
 )
 def test_faults_in_prompts(make_spectrum: Make, text: str, message: str) -> None:
@@ -215,7 +215,7 @@ def test_faults_in_prompts(make_spectrum: Make, text: str, message: str) -> None
 
 
 def test_unknown_placeholders_without_any_spectrum() -> None:
-    with pytest.raises(PromptError, match="column 3: <corgi> names a spectrum, but none is loaded"):
+    with pytest.raises(PromptError, match="column 3: <corgi> refers to a spectrum, but none is loaded"):
         resolve_staged_prompt("a <corgi>", PromptSources())
 
 
@@ -229,5 +229,5 @@ def test_overrides_for_stages_that_do_not_exist(make_spectrum: Make) -> None:
 
 def test_different_models_in_one_prompt(make_spectrum: Make) -> None:
     sources = PromptSources({"a": make_spectrum(), "b": make_spectrum(backbone="sd2")})
-    with pytest.raises(BestiaryError, match="of different base models cannot share a prompt"):
+    with pytest.raises(BestiaryError, match="of different base models cannot be used in one prompt"):
         resolve_staged_prompt("x", sources)

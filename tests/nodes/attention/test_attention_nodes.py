@@ -131,7 +131,7 @@ def test_faults_name_the_value_and_the_queue_goes_on(server, mentions):
     empty = with_regions(mentions)
     empty["region"]["inputs"]["mask"] = ["dark", 0]
     empty["dark"]["inputs"]["width"] = 64
-    assert "is empty, so the part could be nowhere" in server.fail(empty)
+    assert "is empty, so the part cannot appear anywhere" in server.fail(empty)
     wrong = graph(mentions)
     wrong["maps"]["inputs"]["layers"] = "../../evil"
     server.refuse(wrong, "no cross-attention at layers '../../evil'; choose auto, all, full")

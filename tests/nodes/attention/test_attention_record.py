@@ -92,7 +92,8 @@ def test_latents_that_were_not_recorded_are_told(other):
     record = AttentionRecord()
     record.keep(finished([0.1]))
     with pytest.raises(
-        BestiaryError, match="is none of the 1 recorded; connect the output of a sampler that uses the MODEL"
+        BestiaryError,
+        match="is not one of the 1 recorded samplings; connect the output of a sampler that uses the MODEL",
     ):
         record.find(other)
 

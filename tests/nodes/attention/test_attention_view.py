@@ -103,8 +103,11 @@ def test_the_latent_says_which_sampling_is_meant():
     [
         ({"latent": None, "image": None}, "connect the LATENT of the sampler, its decoded IMAGE, or both"),
         ({"image": torch.zeros(3, 64, 64, 3)}, "3 pictures, but the sampling made 2"),
-        ({"latent": latent(7)}, r"this LATENT of shape \(2, 4, 16, 24\) is none of the 1 recorded; connect the output"),
-        ({"parts": "hed"}, "no part 'hed' was recorded; there is 'head', "),
+        (
+            {"latent": latent(7)},
+            r"this LATENT of shape \(2, 4, 16, 24\) is not one of the 1 recorded samplings; connect the output",
+        ),
+        ({"parts": "hed"}, "no part 'hed' was recorded; available: 'head', "),
         ({"first": 9}, "no steps from first_step 9 to last_step 10000; the sampling had steps 1 to 4"),
     ],
 )

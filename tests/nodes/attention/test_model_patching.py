@@ -539,8 +539,8 @@ def own_forward(model: object) -> object:
 @pytest.mark.parametrize(
     ("other", "reason"),
     [
-        (replaced_attention, "another pack put its own attention in place of {n} of the {n} cross-attentions"),
-        (own_forward, "the MODEL ran without asking the patches of its cross-attention"),
+        (replaced_attention, "another pack replaced {n} of the {n} cross-attentions"),
+        (own_forward, "the MODEL ran without its cross-attention patches"),
     ],
 )
 def test_what_keeps_ours_from_seeing_is_told_on_both_blocks(sd15, told, other, reason):

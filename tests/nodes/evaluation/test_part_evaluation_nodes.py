@@ -106,7 +106,7 @@ def test_picked_parts_are_asked_for(server, files):
 @pytest.mark.parametrize(
     ("graph", "message"),
     [
-        (judged("a bird"), "Evaluate Parts: the prompt 'a bird' names no part and none is linked"),
+        (judged("a bird"), "Evaluate Parts: the prompt 'a bird' requests no part and no part is connected"),
         (judged("<beak:1>"), "Evaluate Parts: prompt, column 1: unknown part 'beak': choose"),
         (judged("<head:9>"), "Evaluate Parts: prompt, column 1: unknown kind 9 of part 'head'"),
         (

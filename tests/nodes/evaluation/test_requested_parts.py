@@ -61,7 +61,7 @@ def test_a_number_never_takes_a_part_that_is_named(small_codebook):
     with pytest.raises(BestiaryError) as fault:
         match_dictionary(birds(part_names=("body", "beak", "background")), small_codebook)
     assert str(fault.value) == (
-        "dictionary 'birds' has the part 'beak', the codebook none of this name or number: its parts are 'head', 'body', "
+        "dictionary 'birds' has the part 'beak', but the codebook has none of this name or number: its parts are 'head', 'body', "
         "'background'; use the codebook that the dictionary was trained with"
     )
 
@@ -87,7 +87,7 @@ def test_kinds_that_the_codebook_lacks_are_told(small_codebook):
 @pytest.mark.parametrize(("ids", "words"), [("class", "classes"), ("whole", "whole pictures")])
 def test_dictionaries_of_other_ids_are_refused(ids, words, small_codebook):
     with pytest.raises(
-        BestiaryError, match=f"dictionary 'birds' was trained on {words}, whose numbers no codebook knows"
+        BestiaryError, match=f"dictionary 'birds' was trained on {words}, whose numbers are in no codebook"
     ):
         match_dictionary(birds(provenance={"ids": ids}), small_codebook)
 
@@ -101,7 +101,7 @@ def test_nothing_asked_for_is_told(small_codebook):
     with pytest.raises(BestiaryError) as fault:
         read_asked_parts("a plain bird", None, birds(), small_codebook)
     assert str(fault.value) == (
-        "the prompt 'a plain bird' names no part and none is linked: write such as <head:3>, or link Part"
+        "the prompt 'a plain bird' requests no part and no part is connected: write for example <head:3>, or connect Part"
     )
 
 

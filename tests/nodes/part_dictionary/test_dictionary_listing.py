@@ -134,7 +134,7 @@ def test_a_broken_atlas_is_told_and_the_names_still_show(tmp_path):
     }
     path = hostile_file(tmp_path / "x.safetensors", **atlas)
     listed = list_dictionary(path)
-    assert listed["atlas"] is None and "are no WebP picture" in listed["atlas_fault"]
+    assert listed["atlas"] is None and "are not a WebP picture" in listed["atlas_fault"]
     assert listed["parts"][0]["kinds"]["numbers"] == [0, 1]
 
 
@@ -159,8 +159,8 @@ def test_an_atlas_cut_off_in_its_pixels_is_told_when_pages_are_asked_for(tmp_pat
         ({"names": torch.zeros(9 << 20, dtype=torch.uint8)}, "its names are 9,437,184 values, at most 8,388,608"),
         ({"names": torch.zeros(4, dtype=torch.uint8)}, "its table of names cannot be read"),
         ({"names": to_text_tensor({"parts": ["a"], "kinds": []})}, "1 parts, but 0 lists of kinds"),
-        ({"names": to_text_tensor({"parts": [], "kinds": []})}, "its rows name a part that has no name"),
-        ({"rows": torch.tensor([[-1, 0]], dtype=torch.int32)}, "its rows name a part that has no name"),
+        ({"names": to_text_tensor({"parts": [], "kinds": []})}, "its rows refer to a part without a name"),
+        ({"rows": torch.tensor([[-1, 0]], dtype=torch.int32)}, "its rows refer to a part without a name"),
         ({"rows": torch.zeros(3, dtype=torch.int32)}, "lacks its names or its rows"),
     ],
 )
@@ -172,15 +172,15 @@ def test_broken_tables_are_told(tmp_path, changes, message):
 def test_a_giant_header_is_refused_before_it_is_read(tmp_path):
     path = tmp_path / "x.safetensors"
     path.write_bytes(struct.pack("<Q", 1 << 40) + b"{}")
-    with pytest.raises(BestiaryError, match="is no safetensors file, or it is cut off"):
+    with pytest.raises(BestiaryError, match="is not a safetensors file, or is truncated"):
         list_dictionary(path)
     path.write_bytes(struct.pack("<Q", 3 << 20) + b" " * (4 << 20))
-    with pytest.raises(BestiaryError, match="announces a header of 3,145,728 bytes"):
+    with pytest.raises(BestiaryError, match="declares a header of 3,145,728 bytes"):
         list_dictionary(path)
 
 
 def test_other_files_are_told_apart(tmp_path):
     path = tmp_path / "x.safetensors"
     write_concept_file(path, {"a": torch.zeros(1)}, {"kind": "prompt-spectrum"})
-    with pytest.raises(BestiaryError, match="x.safetensors is prompt-spectrum, no part dictionary"):
+    with pytest.raises(BestiaryError, match="x.safetensors is prompt-spectrum, not a part dictionary"):
         list_dictionary(path)

@@ -148,7 +148,9 @@ def test_names_for_prompts(heads):
     for name in ("birds", "my birds", "v2.1", "Vögel-2", "鳥"):
         assert prompt_name(f" {name} ") == name
     for name in ("a:b", "a/b", "(a)", "a,", ".a", "a<b", "a b!", "\n"):
-        with pytest.raises(BestiaryError, match="cannot name a dictionary in a prompt: use letters, digits"):
+        with pytest.raises(
+            BestiaryError, match="cannot be used as the name of a dictionary in prompts: use letters, digits"
+        ):
             prompt_name(name)
     named = NamedDictionary("birds", heads)
     assert renamed(named, "  ") is named

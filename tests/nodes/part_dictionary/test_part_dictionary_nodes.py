@@ -124,7 +124,7 @@ def test_several_dictionaries_chain(server, creatures, first_kind):
         server, load_graph(f"embedding:creatures/{first_kind} embedding:creatures/{first_kind}")
     )
     graph["second"]["inputs"]["name"] = "Creatures"
-    assert "a dictionary called 'Creatures' is loaded already (creatures)" in server.fail(graph)
+    assert "a dictionary called 'Creatures' is already loaded (creatures)" in server.fail(graph)
 
 
 def test_unknown_parts_stop_with_the_choices(server, creatures):
@@ -254,7 +254,7 @@ def test_a_merged_dictionary_is_applied_without_a_file(server, creatures, first_
 
 def test_names_that_a_prompt_cannot_hold_are_refused(server):
     message = server.fail(load_graph("a creature", name="my:birds"))
-    assert "'my:birds' cannot name a dictionary in a prompt" in message
+    assert "'my:birds' cannot be used as the name of a dictionary in prompts" in message
 
 
 def test_fingerprints_survive_links():

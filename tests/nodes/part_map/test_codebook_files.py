@@ -58,15 +58,17 @@ def test_files_that_are_not_listed_are_not_opened(name, small_codebook, folder, 
     monkeypatch.setattr("bestiary.nodes.part_map.codebook_files.PartCodebook.load", pytest.fail)
     with pytest.raises(BestiaryError) as fault:
         load_codebook(name)
-    assert str(fault.value) == f"no file {name!r} in models/bestiary; there is: 'birds.parts.safetensors'"
+    assert str(fault.value) == f"no file {name!r} in models/bestiary; available: 'birds.parts.safetensors'"
 
 
 def test_a_dictionary_is_no_codebook(small_codebook):
     with pytest.raises(BestiaryError) as fault:
         load_codebook("birds.safetensors")
-    assert str(fault.value) == "'birds.safetensors' is no codebook: choose none yet: save one, or run bestiary discover"
+    assert (
+        str(fault.value) == "'birds.safetensors' is not a codebook: choose none yet: save one, or run bestiary discover"
+    )
     save_codebook(small_codebook, "birds")
-    with pytest.raises(BestiaryError, match="is no codebook: choose 'birds.parts.safetensors'"):
+    with pytest.raises(BestiaryError, match="is not a codebook: choose 'birds.parts.safetensors'"):
         load_codebook("birds.safetensors")
 
 

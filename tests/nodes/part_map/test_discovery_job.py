@@ -106,7 +106,7 @@ def test_plain_pictures_are_told():
     with pytest.raises(BestiaryError) as fault:
         find([torch.full((2, 64, 64, 3), 0.5)], choice=DiscoveryChoice(num_parts=16))
     assert str(fault.value) == (
-        "no foreground found: all 2 pictures are one plain colour; connect pictures that show something"
+        "no foreground found: all 2 pictures are of a single colour; connect pictures of an object"
     )
 
 

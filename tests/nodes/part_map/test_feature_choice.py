@@ -177,7 +177,7 @@ def test_the_connected_model_must_be_of_the_codebooks_kind(demo_model):
     with pytest.raises(BestiaryError) as fault:
         open_source({"name": "diffusion", "backbone": "sd15"}, ComfyDenoiser(*demo_model))
     assert str(fault.value) == (
-        "this codebook reads features of a sd15 model, the connected one is bestiary-demo: "
+        "this codebook uses features of a sd15 model, but the connected one is bestiary-demo: "
         "connect Diffusion Features of such a model"
     )
 

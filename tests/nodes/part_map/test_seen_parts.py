@@ -109,7 +109,7 @@ def test_a_part_called_foreground_is_itself():
         ("3", "unknown part '3': choose 'head', 'upper wing', 'background', 'foreground', or a number of 0 to 2"),
         (
             " , ",
-            "no part named in ' , ': choose 'head', 'upper wing', 'background', 'foreground', or a number of 0 to 2",
+            "no part given in ' , ': choose 'head', 'upper wing', 'background', 'foreground', or a number of 0 to 2",
         ),
     ],
 )

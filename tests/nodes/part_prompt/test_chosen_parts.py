@@ -95,15 +95,15 @@ def test_parts_are_combined_in_their_order():
 def test_faults_of_combinations_are_told():
     from bestiary.nodes.part_prompt.chosen_parts import combine_parts
 
-    with pytest.raises(BestiaryError, match="no part is linked: link at least one"):
+    with pytest.raises(BestiaryError, match="no part is connected: connect at least one"):
         combine_parts([None, None])
     twice = [chosen("head"), chosen("wing"), chosen("Head", "4", dictionary="dogs")]
-    message = "part 'Head' is asked for twice, as <birds.head:0> and <dogs.Head:4>: unlink one of them"
+    message = "part 'Head' is requested twice, as <birds.head:0> and <dogs.Head:4>: disconnect one of them"
     with pytest.raises(BestiaryError, match=message):
         combine_parts(twice)
     assert len(combine_parts(twice, allow_repeats=True).parts) == 3
     # the very same part through two links is two as well
-    with pytest.raises(BestiaryError, match="part 'head' is asked for twice"):
+    with pytest.raises(BestiaryError, match="part 'head' is requested twice"):
         combine_parts([twice[0], twice[0]])
 
 
@@ -161,14 +161,14 @@ def test_parts_written_alike_must_be_alike():
         (
             [("Head", "<Head:1>")],
             chosen("head"),
-            "part 'Head' is named twice, by link as <birds.head:0> and in the text as <Head:1>: "
-            "take one of them away, unless two are wanted",
+            "part 'Head' is named twice, by connection as <birds.head:0> and in the text as <Head:1>: "
+            "remove one of them, unless you want both",
         ),
         (
             [("wing", "<wing:3>"), ("wing", "<wing:0>")],
             chosen("head"),
             "part 'wing' is named twice, in the text as <wing:3> and in the text as <wing:0>: "
-            "take one of them away, unless two are wanted",
+            "remove one of them, unless you want both",
         ),
         # two heads that Combine Parts was allowed to put together
         ([("wing", "<wing:3>")], ChosenParts(chosen("head").parts + chosen("head", "1").parts), None),

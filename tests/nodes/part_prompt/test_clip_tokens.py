@@ -128,10 +128,10 @@ def test_text_behind_a_name_is_kept(sd15_model):
     [
         ("beak.cardinal", r"embedding:birds/beak.cardinal: unknown part 'beak': choose .*'head'"),
         ("head.cardinel", r"unknown kind 'cardinel' of part 'head': choose 'cardinal'"),
-        ("head.17", r"unknown kind 17 of part 'head': choose of 0\.\.2; nearest: 2"),
+        ("head.17", r"unknown kind 17 of part 'head': choose one of 0\.\.2; nearest: 2"),
         ("untrained.0", r"unknown part 'untrained'"),
-        ("head", r"write part.kind behind the slash; the parts are 'head', 'tail.fin'"),
-        ("", r"write part.kind behind the slash"),
+        ("head", r"write part.kind after the slash; the parts are 'head', 'tail.fin'"),
+        ("", r"write part.kind after the slash"),
     ],
 )
 def test_unknown_names_of_a_known_dictionary_are_told(sd15_model, name, message):
@@ -186,7 +186,7 @@ def test_dictionaries_chain(clip):
     assert dictionaries_of(both)["second"] is second
     ours = encode(both, "a embedding:first/head.0 embedding:second/head.0")[0]
     assert gap(ours, encode(clip, f"a {word_of(clip, 3329)} {word_of(clip, 2390)}")[0]) == 0
-    with pytest.raises(BestiaryError, match=r"called 'FIRST' is loaded already \(first, second\)"):
+    with pytest.raises(BestiaryError, match=r"called 'FIRST' is already loaded \(first, second\)"):
         with_dictionary(both, NamedDictionary("FIRST", first))
 
 
@@ -374,8 +374,8 @@ def test_faults_in_mentions_of_known_parts_are_told_in_a_plain_text_encode(sd15_
 @pytest.mark.parametrize(
     ("text", "told"),
     [
-        ("a <lora:x:0.8> bird", "<lora:...> is plain text here: <lora:...> is how other programs load"),
-        ("a <beak:red> bird", "<beak:...> is plain text here: it names no part that this CLIP knows"),
+        ("a <lora:x:0.8> bird", "<lora:...> is plain text here: <lora:...> is the syntax of other programs"),
+        ("a <beak:red> bird", "<beak:...> is plain text here: this CLIP knows no part of that name"),
         ("I <3: a bird", ""),
         ("a < b : c > d", ""),
         ("a \\<head:cardinal> bird", ""),

@@ -260,7 +260,7 @@ def test_clip_skip_and_hooks_of_the_clip_are_kept(sd15_model):
         ("a <head:rot> bird", "prompt, column 3: unknown kind 'rot' of part 'head': choose .*'red'"),
         ("a bird <beak:red>", "prompt, column 8: unknown part 'beak': choose .*'head'"),
         ("a <dogs.head:red>", "prompt, column 3: unknown dictionary 'dogs': choose 'birds'"),
-        ("a <head:99>", "unknown kind 99 of part 'head': choose of 0..1; nearest: 1"),
+        ("a <head:99>", "unknown kind 99 of part 'head': choose one of 0..1; nearest: 1"),
         ("a <head red", "prompt, column 3: .* is not closed"),
     ],
 )
@@ -270,9 +270,7 @@ def test_faults_in_a_prompt_are_told(sd15_model, text, message):
 
 
 def test_a_mention_without_any_dictionary_says_where_to_get_one(sd15_model):
-    message = (
-        "prompt, column 3: <head:...> names a part, but no part dictionary is loaded: send the CLIP through Load Part"
-    )
+    message = "prompt, column 3: <head:...> refers to a part, but no part dictionary is loaded: send the CLIP through Load Part"
     with pytest.raises(BestiaryError, match=message):
         ours(sd15_model.clip, "a <head:red>")
     with pytest.raises(BestiaryError, match="the CLIP input is empty"):
@@ -284,7 +282,7 @@ def test_a_clip_without_our_encoders_is_refused(sd15_model):
     other = copy.copy(sd15_model.clip)
     other.cond_stage_model = torch.nn.ModuleDict({"t5xxl": sd15_model.clip.cond_stage_model.clip_l})
     with pytest.raises(
-        BestiaryError, match="this CLIP has the text encoders t5xxl, but learned parts are made for clip_l"
+        BestiaryError, match="this CLIP has the text encoders t5xxl, but part tokens are trained for clip_l"
     ):
         ours(other, "a <head:red>", dictionary)
 

@@ -117,7 +117,7 @@ def test_a_part_from_two_sources_is_said_on_the_block(server, creatures):
     graph["prompt"] = {"class_type": "BestiaryPartPrompt", "inputs": inputs}
     graph["shown"] = shown(["prompt", 1])
     (notice,) = server.run(graph)["prompt"]["bestiary_notice"]
-    assert notice.startswith(f"part {name!r} is named twice, by link as <creatures.{name}:")
+    assert notice.startswith(f"part {name!r} is named twice, by connection as <creatures.{name}:")
 
 
 def test_a_sampler_draws_the_same_from_a_part_prompt_and_from_core(server, creatures):
@@ -189,16 +189,16 @@ def test_every_fault_stops_with_one_clear_message_and_the_queue_goes_on(server, 
         ({"x": part("beak", kind)}, f"unknown part 'beak': choose .*'{name}'"),
         (
             {"x": part(name, str(highest + 1))},
-            f"unknown kind {highest + 1} of part '{name}': choose of .*nearest: {highest}",
+            f"unknown kind {highest + 1} of part '{name}': choose one of .*nearest: {highest}",
         ),
-        ({"x": part(name, "")}, f"no kind of part '{name}' is given: write one, as "),
+        ({"x": part(name, "")}, f"no kind of part '{name}' is given: enter one, for example "),
         ({"x": prompt(f"a <{name}:no such kind>")}, "prompt, column 3: unknown kind 'no such kind'"),
         ({"x": prompt("a bird <beak:1>")}, "prompt, column 8: unknown part 'beak'"),
         ({"x": prompt(f"a <{name}:{kind}")}, "prompt, column 3: .* is not closed"),
         ({"x": prompt(f"a <other.{name}:{kind}>")}, "unknown dictionary 'other': choose 'creatures'"),
         ({"x": plain_clip}, "no part dictionary is loaded: send the CLIP through Load Part Dictionary"),
-        ({**both, "x": combine}, f"part '{name}' is asked for twice, as .*allow_repeats"),
-        ({"x": nothing}, "no part is linked: link at least one"),
+        ({**both, "x": combine}, f"part '{name}' is requested twice, as .*allow_repeats"),
+        ({"x": nothing}, "no part is connected: connect at least one"),
     ]
     assert count > 0
     for nodes, message in faults:

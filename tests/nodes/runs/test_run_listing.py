@@ -118,7 +118,7 @@ def test_what_is_no_run_is_refused(runs, name):
     from bestiary.nodes.runs.run_listing import find_run, preview_stamp
 
     runs("birds")
-    with pytest.raises(BestiaryError, match=r"no run .* in output/bestiary; there is: 'birds'"):
+    with pytest.raises(BestiaryError, match=r"no run .* in output/bestiary; available: 'birds'"):
         find_run(name)
     assert preview_stamp(name, 5, "pictures") == ""
 
@@ -133,7 +133,7 @@ def test_a_preview_and_what_is_none(runs, monkeypatch):
     assert run_listing.preview_stamp("birds", 5, "pictures") and not run_listing.preview_stamp("birds", 9, "pictures")
     for step, sheet, message in (
         (5, "attention", "run birds has no attention of step 5"),
-        (6, "pictures", "step-0000006.png is no PNG picture"),
+        (6, "pictures", "step-0000006.png is not a PNG picture"),
         (5, "../x", r"no previews called '../x'; choose pictures or attention"),
     ):
         with pytest.raises(BestiaryError, match=message):

@@ -107,8 +107,8 @@ def test_without_any_run(settings) -> None:
 @pytest.mark.parametrize(
     ("kind", "message"),
     [
-        ("parts", "run old learned from other pictures or parts than this training set: connect the same pictures, codebook"),
-        ("spectrum", "run old learned from other pictures or masks than these: connect the same pictures, foreground and VAE"),
+        ("parts", "run old was trained on other pictures or parts than this training set: connect the same pictures, codebook"),
+        ("spectrum", "run old was trained on other pictures or masks than these: connect the same pictures, foreground and VAE"),
     ],
 )  # fmt: skip
 def test_other_pictures_are_told(started, settings, kind: str, message: str) -> None:
@@ -134,7 +134,9 @@ def test_lines_of_more_settings_win_and_are_flat() -> None:
 def test_names_that_no_folder_takes(name: str) -> None:
     from bestiary.nodes.runs.training_runs import checked_name
 
-    with pytest.raises(BestiaryError, match="cannot name a training: use letters, digits, spaces and - _ ."):
+    with pytest.raises(
+        BestiaryError, match="cannot be used as the name of a training: use letters, digits, spaces and - _ ."
+    ):
         checked_name(name)
     assert checked_name(" my birds.2 ") == "my birds.2"
 

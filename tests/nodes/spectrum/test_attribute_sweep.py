@@ -103,7 +103,7 @@ def test_pictures_are_averaged_one_by_one():
 
 
 def test_a_word_that_changes_nothing_is_told(sd15_model):
-    with pytest.raises(BestiaryError, match="the word changes nothing, even at every stage"):
+    with pytest.raises(BestiaryError, match="the word has no effect, even at all stages"):
         sweep_with(sd15_model, [0.0] * 5)
 
 
@@ -114,7 +114,7 @@ def test_a_word_that_no_stage_carries_is_told():
         settings(stages=2), StageBounds.equal(2), torch.tensor([-0.1, 0.0]), torch.ones(2), torch.zeros(4, 2, 2, 3)
     )
     assert sweep.carrying == ()
-    with pytest.raises(BestiaryError, match="the word 'red' alone at one stage moves the picture nowhere"):
+    with pytest.raises(BestiaryError, match="the word 'red' at a single stage has no measurable part of the effect"):
         sweep.preset()
 
 

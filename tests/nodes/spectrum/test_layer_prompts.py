@@ -274,7 +274,7 @@ def test_the_node_hands_its_model_on_where_layers_hear_the_same(sd15_model):
     plain = PromptSpectrum("sd15", {"clip_l": torch.randn(2, 1, WIDTH)}, StageBounds.equal(2))
     assert node_outputs(sd15_model.model, sd15_model.clip, plain, 3)[3] is sd15_model.model
     with pytest.raises(
-        BestiaryError, match="Spectrum Prompt: its output model is linked, but its input model is empty"
+        BestiaryError, match="Spectrum Prompt: the output model is connected, but the input model is not"
     ):
         node_outputs(None, sd15_model.clip, plain, 3)
 

@@ -145,12 +145,12 @@ def test_a_changed_file_is_read_again_and_an_unchanged_one_is_not(server, folder
         PromptSpectrum("bestiary-demo", two.embeddings, two.bounds, initial_words="horse"),
         folder / "changing.safetensors",
     )
-    assert "learned from the words: horse" in server.run(nodes)["info"]["text"][0]
+    assert "initialised from the words: horse" in server.run(nodes)["info"]["text"][0]
 
 
 def test_files_that_are_none_of_ours_are_refused_before_anything_runs(server, folder):
     for file in ("../../evil", "creatures.safetensors", "alfa.safetensors"):
-        with pytest.raises(RuntimeError, match="no prompt spectrum"):
+        with pytest.raises(RuntimeError, match="not a prompt spectrum"):
             server.submit(graph(a=load(file), info=shown(["a", 1])))
 
 
@@ -168,7 +168,7 @@ def test_files_that_are_none_of_ours_are_refused_before_anything_runs(server, fo
         (
             "a bird",
             {"spectrum_2": ["wide", 0]},
-            "Spectrum Prompt: spectrum 'wide' was learned for sd15 and holds vectors",
+            "Spectrum Prompt: spectrum 'wide' was trained for sd15 and holds vectors",
         ),
         ("a bird", {"presets": "mood 1-2"}, "line 1 of the presets, 'mood 1-2': write one attribute per line"),
     ],

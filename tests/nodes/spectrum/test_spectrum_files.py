@@ -110,7 +110,7 @@ def test_a_file_of_another_width_is_refused(sd15_model, sdxl_model):
     with pytest.raises(BestiaryError) as caught:
         check_spectrum_widths("corgi", spectrum(width=768), sd15_model.clip)
     assert str(caught.value) == (
-        "spectrum 'corgi' was learned for sd15 and holds vectors for clip_l (768 wide); the connected CLIP takes clip_l "
+        "spectrum 'corgi' was trained for sd15 and holds vectors for clip_l (768 wide); the connected CLIP takes clip_l "
         "(32 wide): load a sd15 checkpoint, or a spectrum for this one"
     )
     with pytest.raises(BestiaryError, match=r"takes clip_g \(64 wide\), clip_l \(32 wide\)"):
@@ -126,8 +126,8 @@ def test_the_description_tells_stages_words_attributes_and_origin():
     lines = describe_spectrum(NamedSpectrum("corgi", one)).splitlines()
     assert lines[:4] == [
         "<corgi> for sd15: 10 stages, 1 vector each",
-        "learned from the words: dog",
-        "says nothing at stages 3",
+        "initialised from the words: dog",
+        "empty at stages 3",
         "stage 2 says: a cat",
     ]
     assert "layout: 0%-10%" in lines

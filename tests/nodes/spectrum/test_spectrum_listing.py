@@ -34,11 +34,11 @@ def test_many_and_long_attributes_are_cut(tmp_path):
 @pytest.mark.parametrize(
     ("metadata", "message"),
     [
-        ({"kind": "part-dictionary"}, "made.safetensors is part-dictionary, no prompt spectrum"),
+        ({"kind": "part-dictionary"}, "made.safetensors is part-dictionary, not a prompt spectrum"),
         ({"edges": "<script>"}, "made.safetensors is broken: its stages cannot be read"),
         ({"edges": None}, "made.safetensors is broken: its stages cannot be read"),
         ({"presets": [1]}, "its attribute presets are broken"),
-        ({"presets": {"a": [[2, 3]]}}, "its preset 'a' has a range outside 0 to 1"),
+        ({"presets": {"a": [[2, 3]]}}, "its preset 'a' has a range that is not increasing within 0 to 1"),
     ],
 )
 def test_broken_headers_are_told(tmp_path, metadata, message):

@@ -87,15 +87,17 @@ def test_typed_presets_serve_the_spectra_too():
 def test_stage_lines_where_no_stage_lies(demo_model, stages):
     from bestiary.nodes.spectrum.spectrum_prompts import PromptOptions, encode_stage_lines
 
-    with pytest.raises(BestiaryError, match=f"line 1: no stage lies in 'layout': .* none of the {stages} stages"):
+    with pytest.raises(BestiaryError, match=f"line 1: 'layout' selects no stage: none of the {stages} stages"):
         encode_stage_lines(demo_model.clip, "layout: a meadow", "a bird", PromptOptions(stages=stages), {})
-    with pytest.raises(BestiaryError, match="line 1: no stage lies in 'layout'"):
+    with pytest.raises(BestiaryError, match="line 1: 'layout' selects no stage"):
         encode_stage_lines(demo_model.clip, "1: =layout", "a bird", PromptOptions(stages=stages), {})
 
 
 @pytest.mark.parametrize("text", ["a <lora:x:0.8>", "a <lora:a+b*c:1>", "a <LoRA:x>"])
 def test_tags_of_other_programs_say_where_loras_go(text):
-    with pytest.raises(PromptError, match="column 3: <lora:...> is how other programs load .* put the block Load LoRA"):
+    with pytest.raises(
+        PromptError, match="column 3: <lora:...> is the syntax of other programs .* put the node Load LoRA"
+    ):
         read(text.replace("LoRA", "lora"))
     with pytest.raises(PromptError, match="put the block Hypernetwork Loader"):
         read("a <hypernet:x:1>")
@@ -185,7 +187,7 @@ def test_negatives_may_be_staged_too(sd15_model):
 def test_an_unknown_placeholder_tells_column_and_choices():
     with pytest.raises(PromptError, match=r"column 6: unknown spectrum 'corgy': choose 'corgi'"):
         read("a of <corgy>")
-    with pytest.raises(PromptError, match="<corgi> names a spectrum, but none is loaded"):
+    with pytest.raises(PromptError, match="<corgi> refers to a spectrum, but none is loaded"):
         read("a <corgi>", spectra={})
     with pytest.raises(BestiaryError, match="bill"):
         read("a <bill:cardinal>")
@@ -221,7 +223,7 @@ def test_two_spectra_of_one_name_are_refused():
 
     one, other = NamedSpectrum("Corgi", spectrum()), NamedSpectrum("corgi", spectrum(1))
     assert list(spectra_by_name([None, one, None])) == ["Corgi"]
-    with pytest.raises(BestiaryError, match="two linked spectra are called 'corgi'"):
+    with pytest.raises(BestiaryError, match="two connected spectra are called 'corgi'"):
         spectra_by_name([one, other])
 
 

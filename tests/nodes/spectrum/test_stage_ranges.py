@@ -358,10 +358,10 @@ def test_intersecting_with_the_whole_way_drops_the_filler_alone():
 def test_empty_ranges_are_told():
     from bestiary.nodes.spectrum.stage_ranges import intersect_range
 
-    with pytest.raises(BestiaryError, match=r"range 0\.6 to 0\.4: give a start below the end"):
+    with pytest.raises(BestiaryError, match=r"range 0\.6 to 0\.4: enter a start below the end"):
         intersect_range(staged(3), 0.6, 0.4, outside=None, model=None)
     early = intersect_range(plain(), 0.0, 0.2, outside=None, model=None)[0]
-    with pytest.raises(BestiaryError, match=r"nothing of the conditioning \(0 to 0\.2\) lies between 0\.5 and 1"):
+    with pytest.raises(BestiaryError, match=r"no part of the conditioning \(0 to 0\.2\) lies between 0\.5 and 1"):
         intersect_range(early, 0.5, 1.0, outside=None, model=None)
 
 
@@ -415,7 +415,7 @@ def test_missing_inputs_of_the_step_clock_are_told(sd15_model):
         stage_percents(bounds, "steps")
     with pytest.raises(BestiaryError, match="but sigmas is not connected"):
         stage_percents(bounds, "steps", sd15_model.model)
-    with pytest.raises(BestiaryError, match="the sigmas hold 1 noise levels, no step"):
+    with pytest.raises(BestiaryError, match="the sigmas hold 1 noise levels and thus no step"):
         stage_percents(bounds, "steps", sd15_model.model, torch.tensor([0.0]))
     with pytest.raises(BestiaryError, match="unknown clock 'moon': choose timesteps or steps"):
         stage_percents(bounds, "moon")

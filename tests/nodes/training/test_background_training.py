@@ -188,7 +188,7 @@ def test_a_resumed_child_gets_the_inputs_of_the_node(made, monkeypatch, tmp_path
     # what was begun with another set, model or method cannot be gone on with
     before = run.config.read_bytes()
     renamed = replace(made, kinds=replace(made.kinds, part_names=("Kopf", *made.kinds.part_names[1:])))
-    with pytest.raises(BestiaryError, match="run apart learned from other pictures or parts than this training set"):
+    with pytest.raises(BestiaryError, match="run apart was trained on other pictures or parts than this training set"):
         _arguments(renamed, "demo", _settings(made), "apart", "apart")
     with pytest.raises(
         BestiaryError, match=r"run apart was started with lora.rank 2, not 3: set what it had, or choose 'start"

@@ -195,11 +195,11 @@ def test_a_run_of_other_pictures_is_not_gone_on_with(prepared) -> None:
         open_run("parts", "go on with the newest", settings, made.fingerprint())
     _run(settings, made.fingerprint())
     assert resume_choices() == ["start anew", "go on with the newest", "parts"]
-    with pytest.raises(BestiaryError, match="run parts learned from other pictures or parts than this training set"):
+    with pytest.raises(BestiaryError, match="run parts was trained on other pictures or parts than this training set"):
         open_run("parts", "parts", settings, "0" * 16)
     with pytest.raises(BestiaryError, match=r"no run '../../evil' in output/bestiary to go on with"):
         open_run("parts", "../../evil", settings, made.fingerprint())
-    with pytest.raises(BestiaryError, match="'../evil' cannot name a training"):
+    with pytest.raises(BestiaryError, match="'../evil' cannot be used as the name of a training"):
         open_run("../evil", "start anew", settings, made.fingerprint())
 
 

@@ -108,7 +108,7 @@ def test_masks_and_margins_reach_the_training(train, drawn_images) -> None:
 @pytest.mark.parametrize(
     ("choices", "message"),
     [
-        ({"name": "a<b"}, "cannot name a training"),
+        ({"name": "a<b"}, "cannot be used as the name of a training"),
         ({"initial_words": "zebra"}, "initial words: bestiary-demo does not know 'zebra'"),
         ({"initial_words": " "}, "' ' holds no word the tokenizer knows"),
         ({"images": []}, "images: connect at least one picture"),
@@ -137,7 +137,7 @@ def test_a_run_goes_on_with_what_it_learned(train, drawn_images) -> None:
         BestiaryError, match="run moth was started with stages 3, not 4, initial_words 'creature', not 'red': set"
     ):
         train(resume="moth", stages=4, initial_words="red")
-    with pytest.raises(BestiaryError, match="run moth learned from other pictures or masks than these"):
+    with pytest.raises(BestiaryError, match="run moth was trained on other pictures or masks than these"):
         train(resume="moth", images=[drawn_images[2:4]])
-    with pytest.raises(BestiaryError, match="run moth learned from other pictures or masks than these"):
+    with pytest.raises(BestiaryError, match="run moth was trained on other pictures or masks than these"):
         train(resume="moth", image_size=64)

@@ -140,7 +140,7 @@ def test_pictures_of_several_sizes_and_masks_are_taken(server) -> None:
 @pytest.mark.parametrize(
     ("choices", "message"),
     [
-        ({"name": "../evil"}, "Train Spectrum: '../evil' cannot name a training"),
+        ({"name": "../evil"}, "Train Spectrum: '../evil' cannot be used as the name of a training"),
         (
             {"initial_words": "creature zebra"},
             "initial words: bestiary-demo does not know 'zebra'; name what the pictures",

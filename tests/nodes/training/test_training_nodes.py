@@ -178,7 +178,7 @@ def test_a_cancelled_child_leaves_its_state(server) -> None:
 
 def test_what_is_wrong_is_told_before_anything_is_trained(server) -> None:
     graph = _training(server, name="../evil")
-    assert "Train Parts: '../evil' cannot name a training" in server.fail(graph)
+    assert "Train Parts: '../evil' cannot be used as the name of a training" in server.fail(graph)
     graph = _training(server, resume="nowhere")
     # newer versions refuse a value that their menus do not offer, older ones leave it to us
     try:

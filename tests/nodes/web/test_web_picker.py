@@ -351,7 +351,7 @@ def test_a_broken_file_is_told(plain_desk, server):
     picker.locator(".bst-fault", has_text="broken").wait_for()
     assert (
         picker.locator(".bst-fault").inner_text()
-        == "broken.safetensors is no safetensors file, or it is cut off (64 bytes)"
+        == "broken.safetensors is not a safetensors file, or is truncated (64 bytes)"
     )
 
 

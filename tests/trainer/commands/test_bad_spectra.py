@@ -80,7 +80,7 @@ def test_files_of_another_width(fault, corgi, tmp_path, tiny_folder) -> None:
     wide = make_spectrum(tmp_path / "wide.safetensors", 48)
     assert "{'clip_l': 48}" in fault("compose", wide, "a <wide>", *base)
     other = make_spectrum(tmp_path / "other.safetensors", 768, "sd15")
-    told = "was learned for sd15, but the base model is bestiary-demo"
+    told = "was trained for sd15, but the base model is bestiary-demo"
     assert told in fault("compose", other, "a <other>", *base)
     Image.new("RGB", (64, 64)).save(tmp_path / "a.png")
     images = ("--images", tmp_path / "a.png", "--base", tiny_folder("bestiary-demo"), *QUICK)
@@ -140,9 +140,9 @@ def test_prompts_and_stages_that_cannot_be(fault, corgi, tmp_path, tiny_folder, 
     ("lines", "message"),
     [
         ("layout: 0%-10%\nlayout: 20%-30%", "line 2 of the presets, 'layout: 20%-30%': write one attribute per line"),
-        ("layout: 50%-10%", "write a range that rises"),
+        ("layout: 50%-10%", "write a range with start before end"),
         ("layout", "line 1 of the presets, 'layout': write one attribute per line"),
-        ("# nothing", "the presets name no attribute"),
+        ("# nothing", "the presets contain no attribute"),
     ],
 )
 def test_presets_that_cannot_be(fault, corgi, tmp_path, tiny_folder, lines, message) -> None:

@@ -84,7 +84,7 @@ def test_a_place_for_files_is_a_folder_or_ends_as_they_do(tmp_path):
         BestiaryError, match=r"file\.txt is a file: give a folder, or a file that ends with \.safetensors"
     ):
         result_file(tmp_path / "file.txt", default)
-    with pytest.raises(BestiaryError, match="--out 'nul' is kept by Windows"):
+    with pytest.raises(BestiaryError, match="--out 'nul' is reserved"):
         result_file(tmp_path / "nul.safetensors", default)
 
 

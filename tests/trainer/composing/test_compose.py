@@ -189,7 +189,7 @@ def test_equal_names_are_refused(birds, tmp_path):
 
 
 def test_another_backbone_is_refused_with_the_reason(tiny_denoiser):
-    with pytest.raises(BestiaryError, match="dictionary birds was learned for sd15, but the base model is sd2"):
+    with pytest.raises(BestiaryError, match="dictionary birds was trained for sd15, but the base model is sd2"):
         check_backbone("birds", make_dictionary(), tiny_denoiser("sd2"))
 
 
@@ -244,7 +244,7 @@ def test_wrong_prompts_say_what_is_valid_before_any_picture(birds, tiny_folder, 
 
 def test_dictionary_of_another_backbone_is_one_line(birds, tiny_folder, tmp_path, capsys):
     code, error = _run(capsys, birds, PROMPT, "--base", tiny_folder("sdxl"), "--out", tmp_path / "new")
-    assert code == 2 and "was learned for sd15, but the base model is sdxl" in error and "(see --base)" in error
+    assert code == 2 and "was trained for sd15, but the base model is sdxl" in error and "(see --base)" in error
 
 
 def test_missing_base_is_one_line(birds, tmp_path, capsys):

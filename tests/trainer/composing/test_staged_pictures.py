@@ -192,5 +192,5 @@ def test_a_spectrum_of_another_width_is_refused(tiny_denoiser: Callable) -> None
     sources = PromptSources({"corgi": _spectrum(width=768)})
     with pytest.raises(BestiaryError, match="spectrum corgi holds vectors of widths"):
         make_staged_pictures(tiny_denoiser("sd15"), sources, [PictureOrder("a <corgi>", 0)], CHOICE)
-    with pytest.raises(BestiaryError, match="was learned for sd15, but the base model is sd2"):
+    with pytest.raises(BestiaryError, match="was trained for sd15, but the base model is sd2"):
         make_staged_pictures(tiny_denoiser("sd2"), sources, [PictureOrder("a <corgi>", 0)], CHOICE)

@@ -95,7 +95,7 @@ def test_dogs_have_eight_parts_and_120_classes(tmp_path: Path) -> None:
     dictionary = import_partcraft([path], tmp_path / "x.safetensors").dictionary
     assert dictionary.part_names == ("eye", "background", "neck", "ear", "body", "leg", "nose", "forehead")
     assert len(dictionary.rows) == 7 * 120 + 256
-    with pytest.raises(BestiaryError, match="unknown kind 121 of part 'nose': choose of 1..120"):
+    with pytest.raises(BestiaryError, match="unknown kind 121 of part 'nose': choose one of 1..120"):
         dictionary.find_kind(6, "121")
 
 

@@ -181,7 +181,7 @@ def test_unknown_names_cut_files_and_giants(tmp_path: Path, published: Callable)
     block, word = _network()
     published(tmp_path / "whole.pt", {"attention": block, "initial_embeddings": word})
     (tmp_path / "cut.pt").write_bytes((tmp_path / "whole.pt").read_bytes()[:-2000])
-    with pytest.raises(BestiaryError, match="cut.pt is no readable torch file"):
+    with pytest.raises(BestiaryError, match="cut.pt is not a readable torch file"):
         import_prospect(tmp_path / "cut.pt")
     with pytest.raises(BestiaryError, match=r"list.pt is not a ProSpect file: it holds list, expected attention"):
         torch.save([1], tmp_path / "list.pt")

@@ -168,7 +168,7 @@ def test_hostile_files_give_one_error_and_run_nothing(tmp_path: Path) -> None:
         describe_file(tmp_path / "x.pt")
     assert not marker.exists()
     (tmp_path / "y").write_bytes(b"\xff" * 8 + b"{")
-    with pytest.raises(BestiaryError, match="y is no safetensors file"):
+    with pytest.raises(BestiaryError, match="y is not a safetensors file"):
         describe_file(tmp_path / "y")
     with pytest.raises(BestiaryError, match="could not read .*gone"):
         describe_file(tmp_path / "gone")

@@ -278,7 +278,7 @@ def test_settings_read_back_and_tell_their_faults(tmp_path: Path) -> None:
     assert settings.method.bounds(1000).edges == (1000, 900, 500, 0)
     for override, message in (
         ({"method.boundaries": [0.5, 0.2]}, "stage edges"),
-        ({"method.boundaries": [1.5]}, "stage boundary 1.5 lies outside the way"),
+        ({"method.boundaries": [1.5]}, "stage boundary 1.5 is out of range"),
         ({"method.stages": 0}, "method.stages = 0"),
         ({"captions.templates": ["no place"]}, "each template needs {} exactly once"),
         ({"captions.templates": []}, "got none at all"),

@@ -126,7 +126,7 @@ def test_what_is_no_toml_is_told(tmp_path: Path) -> None:
     with pytest.raises(BestiaryError, match=r"a\.toml is no valid TOML: .*line 1"):
         load_recipe(tmp_path / "a.toml")
     (tmp_path / "b.toml").write_bytes(b"\xff\xfe")
-    with pytest.raises(BestiaryError, match=r"b\.toml is no text in UTF-8: .* at byte 0"):
+    with pytest.raises(BestiaryError, match=r"b\.toml is not UTF-8 text: .* at byte 0"):
         load_recipe(tmp_path / "b.toml")
 
 
