@@ -249,7 +249,7 @@ def test_a_killed_training_goes_on_bit_for_bit(train, picture, tmp_path, paramet
         import importlib.util, os, signal, sys
         spec = importlib.util.spec_from_file_location("conftest", {str(ROOT / "tests" / "conftest.py")!r})
         spec.loader.exec_module(importlib.util.module_from_spec(spec))
-        import bestiary.trainer.training.train_spectrum as training
+        import bestiary.trainer.training.train as training
         fit = training.fit
         def killed(*arguments, **options):
             options["on_progress"] = lambda done, total: done == 3 and os.kill(os.getpid(), signal.SIGKILL)
