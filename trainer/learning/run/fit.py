@@ -8,8 +8,8 @@ import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
-from typing import Any, Literal, NoReturn, Protocol
+from dataclasses import Field, dataclass
+from typing import Any, ClassVar, Literal, NoReturn, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -35,7 +35,9 @@ class LossReport:
 
 
 class Batch(Protocol):
-    """What an objective is called with."""
+    """What an objective is called with: a dataclass."""
+
+    __dataclass_fields__: ClassVar[dict[str, Field[Any]]]
 
     @property
     def names(self) -> Sequence[str]:
