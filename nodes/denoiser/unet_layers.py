@@ -107,7 +107,7 @@ def _blocks(
 def _last_layer(unet: nn.Module, block: str, places: Mapping[str, str]) -> nn.Module:
     """The layer whose output is the block's: ComfyUI calls the layers, never the sequence that holds them."""
     if block == "mid_block":
-        return unet.middle_block[-1]
+        return list(unet.get_submodule("middle_block").children())[-1]
     # the highest number on this side is the block that ran last
     side, number = max((place.split(".")[0], int(place.split(".")[1])) for place in places.values())
     return getattr(unet, side)[number][-1]
