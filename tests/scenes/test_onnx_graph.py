@@ -111,7 +111,7 @@ def test_what_is_no_onnx_file(content: bytes, told: str) -> None:
 def test_every_cut_of_a_file_is_noticed() -> None:
     content = model(RELU, packed(11, packed(1, b"x")))
     for length in range(1, len(content)):
-        with pytest.raises(BestiaryError, match="no ONNX file"):
+        with pytest.raises(BestiaryError, match="not an ONNX file"):
             parsed_onnx(content[:length], "a.onnx")
 
 
