@@ -175,7 +175,7 @@ def test_the_models_own_predictions_keep_the_class_without_pictures(
     assert not list(tmp_path.glob("class_*"))
 
 
-def test_the_prior_of_the_model_has_no_gradient_into_its_target(
+def test_adapters_are_switched_off_for_the_target_and_come_back(
     tiny_folder: Callable, pictures: Path, tmp_path: Path
 ) -> None:
     settings = _settings(tiny_folder("sd15"), pictures, tmp_path / "run", **{"method.prior": "model"})
@@ -193,7 +193,7 @@ def test_the_prior_of_the_model_has_no_gradient_into_its_target(
     assert torch.equal(adapted, adapters_after)
 
 
-def test_what_a_mask_covers_alone_has_a_gradient(tiny_folder: Callable, pictures: Path, tmp_path: Path) -> None:
+def test_masks_are_cut_as_their_pictures_are(tiny_folder: Callable, pictures: Path, tmp_path: Path) -> None:
     masks = tmp_path / "masks"
     masks.mkdir()
     half = np.zeros((64, 80), np.uint8)
