@@ -36,7 +36,7 @@ CAUSES = {
     "unknownDictionary": "unknown dictionary",
     "ambiguousPart": "in several dictionaries",
     "unknownKind": r"unknown kind|has no (trained )?kind \d",
-    "ambiguousKind": "names several kinds of part",
+    "ambiguousKind": "matches several kinds of part",
     "noStage": "does not exist",
     "badRange": "write a range with start before end",
     "unknown": "unknown stages",

@@ -4,7 +4,8 @@ One set for every host. A host says which layers there are and calls `adapted_ou
 Letters: I and O input and output width of a layer, r rank.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 
 import torch
 import torch.nn.functional as F
@@ -88,19 +89,36 @@ class Adapters:
             self._attach(updates)
         return len(updates)
 
+    @contextmanager
+    def switched_off(self) -> Iterator[None]:
+        """The network without any adapter as long as the context lasts; nothing is lost."""
+        attached, self._attached = self._attached, {}
+        self._tell(attached)
+        try:
+            yield
+        finally:
+            self._attached = attached
+            self._tell(attached)
+
+    def trained(self) -> dict[str, LowRankUpdate]:
+        """The trainable adapters by diffusers' dotted name."""
+        return dict(self._trained)
+
     def unload(self) -> None:
         """Remove all adapters, trainable ones too; the network is what it was before."""
         names = list(self._attached)
         self._trained.clear()
         self._attached.clear()
-        if self._changed:
-            self._changed(names)
+        self._tell(names)
 
     def _attach(self, updates: Mapping[str, LowRankUpdate]) -> None:
         for name, update in updates.items():
             self._attached.setdefault(name, []).append(update)
+        self._tell(updates)
+
+    def _tell(self, names: Iterable[str]) -> None:
         if self._changed:
-            self._changed(list(updates))
+            self._changed(list(names))
 
     def _loaded(self, name: str, layer: LoraLayer, strength: float) -> LowRankUpdate:
         expected = self._layers[name].weight.shape  # (O, I) or (O, I, kh, kw)

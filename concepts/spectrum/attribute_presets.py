@@ -12,7 +12,6 @@ import re
 from collections.abc import Mapping
 
 from ..errors import BestiaryError
-from ..files.file_schema import checked_table
 from ..name_search import choices_text, same_name, shown_name
 from .stage_bounds import StageBounds
 
@@ -161,6 +160,8 @@ def checked_presets(value: object) -> Presets:
     Raises:
         BestiaryError: they are no mapping of names to ranges within 0 to 1.
     """
+    from ..files.file_schema import checked_table  # only readers of files need it
+
     try:
         presets = {
             str(name): tuple((float(start), float(end)) for start, end in ranges)

@@ -122,12 +122,14 @@ class BestiaryLoadIF(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, folder: str, path: str = "") -> bool | str:
-        # the menu's value counts only where no path is given
+    def validate_inputs(cls, folder: str | None = None, path: str | None = "") -> bool | str:
         from ...trainer.learning.denoiser.if_folder import read_if_folder
 
+        # what is linked is known when the graph runs; the menu's value counts only where no path is given
+        if path is None or (folder is None and not path):
+            return True
         try:
-            read_if_folder(_folder(folder, path))
+            read_if_folder(_folder(folder or "", path))
         except BestiaryError as fault:
             return str(fault)
         return True

@@ -186,7 +186,7 @@ def _go_on_with(run: RunFolder, training_set: TrainingSet, base: str, settings: 
         return
     if then.discovery.folder.parent.name != training_set.fingerprint():
         raise BestiaryError(
-            f"run {run.path.name} learned from other pictures or parts than this training set: connect the same pictures, codebook "
+            f"run {run.path.name} was trained on other pictures or parts than this training set: connect the same pictures, codebook "
             f"and image_size as then, or choose {ANEW!r}"
         )
     found = write_training_set(training_set)

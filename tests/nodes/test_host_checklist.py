@@ -206,12 +206,12 @@ def test_exports_in_core_loaders_sample_what_the_dictionary_does(server, exporte
             **_sampling(f"a photo of a embedding:{word} creature", name),
         }
         server.run(graph)
-        latents[name] = server.latent(name)
+        latents[name] = server.latent(f"export/{name}")
     assert latents["ours"].std() > 0.1
     torch.testing.assert_close(latents["ours"], latents["theirs"], atol=1e-3, rtol=0)
     graph = {"demo": demo, "load": loaders["theirs"][0], **_sampling("a photo of a creature", "plain")}
     server.run(graph)
-    assert (latents["ours"] - server.latent("plain")).abs().max() > 0.05
+    assert (latents["ours"] - server.latent("export/plain")).abs().max() > 0.05
 
 
 def _sampling(text: str, name: str) -> dict:

@@ -363,16 +363,16 @@ def test_writes_interrupted_by_the_user(fault, prepared, monkeypatch, name: str,
 @pytest.fixture
 def denoisers(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[object]]:
     """Counts evaluations of the denoiser."""
-    from bestiary.trainer.model.diffusers_denoiser import DiffusersDenoiser
+    from bestiary.trainer.model.diffusers_denoiser import UnetNetwork
 
     calls: list[object] = []
-    predict = DiffusersDenoiser.predict
+    predict = UnetNetwork.predict
 
-    def counted(self: DiffusersDenoiser, *args: object, **options: object) -> object:
+    def counted(self: UnetNetwork, *args: object, **options: object) -> object:
         calls.append(self)
         return predict(self, *args, **options)
 
-    monkeypatch.setattr(DiffusersDenoiser, "predict", counted)
+    monkeypatch.setattr(UnetNetwork, "predict", counted)
     return calls
 
 

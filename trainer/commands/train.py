@@ -125,6 +125,63 @@ def train_spectrum(
     typer.echo(f"wrote {run_training(settings, on_progress=progress_callback('train', progress)).path}")
 
 
+@train.command("dreambooth")
+def train_dreambooth(
+    source: Annotated[
+        Path | None,
+        typer.Argument(metavar="IMAGE_OR_FOLDER", help="Pictures of one thing; 3 to 6 are usual."),
+    ] = None,
+    recipe: Annotated[
+        Path | None,
+        typer.Option("--recipe", help="A TOML file, or the name of an included recipe such as dreambooth_sd15."),
+    ] = None,
+    prompt: Annotated[
+        str | None,
+        typer.Option(
+            "--prompt", help="Prompt of the pictures: identifier and class noun, such as `a photo of sks dog`."
+        ),
+    ] = None,
+    class_prompt: Annotated[
+        str | None, typer.Option("--class-prompt", help="Prompt of the class, such as `a photo of a dog`.")
+    ] = None,
+    class_images: Annotated[
+        Path | None,
+        typer.Option("--class-images", help="Folder of pictures of the class; missing ones are generated into it."),
+    ] = None,
+    name: Annotated[str | None, typer.Option("--name", help="Name of the LoRA file.")] = None,
+    base: BaseOption = None,
+    out: OutOption = None,
+    steps: StepsOption = None,
+    batch_size: Annotated[int | None, typer.Option("--batch-size", help="Pictures of the thing per step.")] = None,
+    seed: SeedOption = None,
+    device: DeviceOption = "auto",
+    dtype: DtypeOption = "auto",
+    more: SetOption = None,
+    check: Annotated[bool, typer.Option("--check", help="Only check everything, as `bestiary doctor` does.")] = False,
+    progress: ProgressOption = "line",
+) -> None:
+    """Train a LoRA of one thing from a few pictures (DreamBooth), without forgetting its class.
+
+    Writes a run folder that contains the LoRA file.
+    """
+    from ..learning.dreambooth.dreambooth_settings import load_dreambooth_recipe
+
+    typed = {"images.instance": source, "captions.instance_prompt": prompt, "captions.class_prompt": class_prompt}
+    typed |= {"images.class_images": class_images, "run.name": name and name.removesuffix(".safetensors")}
+    typed |= _shared_flags(base, out, steps, batch_size, seed, device, dtype)
+    settings = load_dreambooth_recipe(recipe, _overrides(typed, more))
+    checked_file_name(settings.run.name, "run.name")
+    from ..training.train_dreambooth import DreamBoothTask
+    from ..training.train_dreambooth import train_dreambooth as run_training
+
+    if check:
+        from ..training.doctor import examine
+
+        typer.echo("\n".join(examine(DreamBoothTask(settings))))
+        return
+    typer.echo(f"wrote {run_training(settings, on_progress=progress_callback('train', progress)).path}")
+
+
 def resume(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="Run folder of a stopped training.")],
     progress: ProgressOption = "line",

@@ -165,12 +165,13 @@ def _frozen(objective: nn.Module) -> list[Tensor]:
     return found
 
 
-def _modules(holder: object) -> list[nn.Module]:
-    """Modules among the attributes of an object, and among the values of dictionaries and objects it holds."""
-    found: list[nn.Module] = []
-    for value in vars(holder).values():
-        if isinstance(value, nn.Module):
-            found.append(value)
-        elif isinstance(getattr(value, "models", None), dict):
-            found += value.models.values()
-    return found
+def _modules(denoiser: object) -> list[nn.Module]:
+    """Modules that a denoiser's capabilities hold, as attributes or in dictionaries; each once."""
+    found: dict[int, nn.Module] = {}
+    for capability in vars(denoiser).values():
+        held = list(getattr(capability, "__dict__", {}).values())
+        held += [one for value in held if isinstance(value, dict) for one in value.values()]
+        # text encoders lie one deeper, beside their tokenizers
+        held += [one for value in held if hasattr(value, "__dict__") for one in vars(value).values()]
+        found |= {id(one): one for one in (capability, *held) if isinstance(one, nn.Module)}
+    return list(found.values())

@@ -4,12 +4,14 @@ from pathlib import Path
 from typing import NamedTuple, Protocol
 
 from ...concepts.denoiser.denoiser import ProgressCallback
+from ..learning.dreambooth.dreambooth_settings import load_dreambooth_recipe
 from ..learning.parts.settings import load_recipe
 from ..learning.run.run_settings import TrainingSettings
 from ..learning.spectrum.spectrum_settings import load_spectrum_recipe
 from .resume import check_resumable, find_run
 from .several_processes import join_processes
 from .train import Trained, train_in
+from .train_dreambooth import DreamBoothTask
 from .train_parts import PartTask
 from .train_spectrum import SpectrumTask
 from .training_setup import Task
@@ -30,7 +32,11 @@ class Known(NamedTuple):
     task: type[Task]
 
 
-TASKS = {"parts": Known(load_recipe, PartTask), "spectrum": Known(load_spectrum_recipe, SpectrumTask)}
+TASKS = {
+    "parts": Known(load_recipe, PartTask),
+    "spectrum": Known(load_spectrum_recipe, SpectrumTask),
+    "dreambooth": Known(load_dreambooth_recipe, DreamBoothTask),
+}
 
 
 def resume_training(folder: Path, *, on_progress: ProgressCallback | None = None) -> Trained:

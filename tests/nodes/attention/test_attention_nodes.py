@@ -143,7 +143,7 @@ def test_a_record_that_nothing_filled_says_what_to_do(server, mentions):
     made = graph(mentions, seed=51)
     made["sample"]["inputs"]["model"] = ["load", 0]
     # the record still holds what earlier graphs sampled, but nothing of this latent
-    assert "recorded; connect the output of a sampler that uses the MODEL" in server.fail(made)
+    assert "recorded samplings; connect the output of a sampler that uses the MODEL" in server.fail(made)
     made["maps"]["inputs"]["layers"] = "half"
     assert "the record is empty; sample with the MODEL" in server.fail(made)
 

@@ -119,6 +119,15 @@ def test_a_folder_that_is_not_there_is_refused_before_the_run(server, folders, c
     assert words in str(refused.value)
 
 
+def test_a_linked_path_is_looked_at_when_the_graph_runs(server, folders, cascade):
+    graph = graph_of_cascade()
+    graph["1"] = loader(path=["14", 0])
+    graph["14"] = {"class_type": "PrimitiveString", "inputs": {"value": str(cascade.first)}}
+    assert server.run(graph)["11"]["images"]
+    graph["14"]["inputs"]["value"] = "/nowhere/IF"
+    assert "does not exist" in server.fail(graph)
+
+
 def test_a_stable_diffusion_folder_is_named_as_one(server, folders):
     graph = graph_of_cascade()
     graph["1"] = loader(path=str(folders / "SD"))

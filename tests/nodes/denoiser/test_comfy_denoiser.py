@@ -219,7 +219,9 @@ def test_unknown_names_are_told(pair) -> None:
     ours, _ = pair("sd15")
     prompts, vectors, latents, times = _case(ours)
     text = ours.text.encode(prompts, ours.backbone.split_vector(vectors))
-    with pytest.raises(BestiaryError, match=r"unknown block 'nowhere': choose from down_blocks.0.resnets.0 \(16 x 16\)"):
+    with pytest.raises(
+        BestiaryError, match=r"unknown block 'nowhere': choose from down_blocks.0.resnets.0 \(16 x 16\)"
+    ):
         ours.network.predict(latents, times, text, features=["nowhere"])
     with pytest.raises(BestiaryError, match="unknown cross-attention layer 'mid.attn9'"):
         ours.network.predict(latents, times, text, AttentionRequest(text.columns, ("mid.attn9",)))

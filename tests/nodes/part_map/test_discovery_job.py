@@ -168,7 +168,7 @@ def test_bad_entries_of_a_list_are_numbered(drawn_images):
         ),
         (
             [torch.zeros(8, 128, 128)],
-            "all 8 foreground masks are empty: mark the thing in white, or leave the input foreground unconnected",
+            "all 8 foreground masks are empty: mark the object in white, or leave the input foreground unconnected",
         ),
         (
             [torch.full((8, 128, 128), float("nan"))],

@@ -195,7 +195,7 @@ def test_file_names_from_outside_are_refused(name, server):
             "Discover Parts: features of a diffusion model are needed: connect Diffusion",
         ),
         ({"fit": "crop"}, "Discover Parts: unknown fit 'crop': choose centre square or whole picture"),
-        ({"foreground": ["blank", 0]}, "Discover Parts: all 2 foreground masks are empty: mark the thing in white"),
+        ({"foreground": ["blank", 0]}, "Discover Parts: all 2 foreground masks are empty: mark the object in white"),
         (
             {"foreground": ["load0", 1]},
             "Discover Parts: 1 foreground masks for 2 pictures: connect one mask per picture",

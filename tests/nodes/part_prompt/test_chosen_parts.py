@@ -80,7 +80,7 @@ def test_faults_of_random_kinds_are_told():
 
     with pytest.raises(BestiaryError, match="unknown part 'beak': choose .*'head'"):
         draw_random(birds(), "beak", 1, 1.0)
-    with pytest.raises(BestiaryError, match="spread is -1.0: give a number from 0"):
+    with pytest.raises(BestiaryError, match="spread is -1.0: enter a number of at least 0"):
         draw_random(birds(), "head", 1, -1.0)
 
 

@@ -108,9 +108,9 @@ def test_initial_words_are_whole_words_of_the_real_tokenizer(diffusers_denoiser)
 
     denoiser = diffusers_denoiser("sd15")
     table = denoiser.text.models["clip_l"].get_input_embeddings().weight
-    start = word_start(denoiser, "teddy", 2)
+    start = word_start(denoiser, "teddy", 2)["clip_l"]
     # the reference takes the first letter: 't' is 339
     assert torch.equal(start, table[11798].detach().expand(2, -1)) and not torch.equal(start[0], table[339])
-    both = word_start(denoiser, "teddy bear", 1)[0]
+    both = word_start(denoiser, "teddy bear", 1)["clip_l"][0]
     mean = table[[11798, 4298]].detach().mean(0)
     assert torch.nn.functional.cosine_similarity(both, mean, dim=0) == pytest.approx(1, abs=1e-5)

@@ -150,7 +150,7 @@ def test_a_changed_file_is_read_again_and_an_unchanged_one_is_not(server, folder
 
 def test_files_that_are_none_of_ours_are_refused_before_anything_runs(server, folder):
     for file in ("../../evil", "creatures.safetensors", "alfa.safetensors"):
-        with pytest.raises(RuntimeError, match="not a prompt spectrum"):
+        with pytest.raises(RuntimeError, match="no prompt spectrum"):
             server.submit(graph(a=load(file), info=shown(["a", 1])))
 
 

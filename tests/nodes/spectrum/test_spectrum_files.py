@@ -65,7 +65,7 @@ def test_a_name_that_prompts_cannot_hold_is_refused(folder):
     from bestiary.nodes.spectrum.spectrum_files import read_spectrum
 
     save_spectrum(spectrum(), folder / "corgi.safetensors")
-    with pytest.raises(BestiaryError, match="'<corgi>' cannot name"):
+    with pytest.raises(BestiaryError, match="'<corgi>' cannot be used as the name"):
         read_spectrum("corgi.safetensors", "<corgi>")
 
 

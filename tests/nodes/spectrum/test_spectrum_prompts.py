@@ -99,7 +99,7 @@ def test_tags_of_other_programs_say_where_loras_go(text):
         PromptError, match="column 3: <lora:...> is the syntax of other programs .* put the node Load LoRA"
     ):
         read(text.replace("LoRA", "lora"))
-    with pytest.raises(PromptError, match="put the block Hypernetwork Loader"):
+    with pytest.raises(PromptError, match="put the node Hypernetwork Loader"):
         read("a <hypernet:x:1>")
 
 

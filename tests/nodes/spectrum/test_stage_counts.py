@@ -52,7 +52,7 @@ def test_unreached_stages_are_counted_as_nothing():
         ({"steps": "-4"}, "steps must be a non-negative integer, got '-4'"),
         ({"stages": "٣"}, "stages must be a non-negative integer, got '٣'"),
         ({"steps": "1001"}, "1001 steps with denoise 1 over 10 stages cannot be counted: at most 1000 steps in all"),
-        ({"steps": "900", "denoise": "0.01"}, "900 steps with denoise 0.01 .* are not counted"),
+        ({"steps": "900", "denoise": "0.01"}, "900 steps with denoise 0.01 .* cannot be counted"),
         ({"stages": "251"}, "over 251 stages cannot be counted"),
         ({"denoise": "nan"}, "denoise 'nan' leaves no step"),
         ({"denoise": "0"}, "denoise '0' leaves no step: enter a number above 0, up to 1"),

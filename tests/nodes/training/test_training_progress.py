@@ -1,6 +1,7 @@
 """A training on its node: bar, time left, previews; Cancel is remembered instead of raised from inside the bar."""
 
 import logging
+import sys
 from types import SimpleNamespace
 
 import pytest
@@ -45,9 +46,7 @@ def test_the_time_left_counts_the_steps_of_this_run_only(bar, monkeypatch, caplo
     instance = SimpleNamespace(
         send_progress_text=lambda text, node: sent.append((text, node)), send_sync=lambda *facts: None
     )
-    monkeypatch.setitem(
-        training_progress.sys.modules, "server", SimpleNamespace(PromptServer=SimpleNamespace(instance=instance))
-    )
+    monkeypatch.setitem(sys.modules, "server", SimpleNamespace(PromptServer=SimpleNamespace(instance=instance)))
     progress = training_progress.TrainingProgress("7", first_step=50)
     now[0] = 120.0
     with caplog.at_level(logging.INFO, logger="bestiary"):
@@ -62,9 +61,7 @@ def test_the_browser_is_told_now_and_then_and_at_the_end(bar, monkeypatch) -> No
     now, sent = [100.0], []
     monkeypatch.setattr(training_progress.time, "monotonic", lambda: now[0])
     instance = SimpleNamespace(client_id="tab", send_sync=lambda *facts: sent.append(facts))
-    monkeypatch.setitem(
-        training_progress.sys.modules, "server", SimpleNamespace(PromptServer=SimpleNamespace(instance=instance))
-    )
+    monkeypatch.setitem(sys.modules, "server", SimpleNamespace(PromptServer=SimpleNamespace(instance=instance)))
     progress = training_progress.TrainingProgress("7", run="birds-2")
     for step in range(1, 101):
         now[0] += 0.01

@@ -94,9 +94,9 @@ def test_files_of_another_width(fault, corgi, tmp_path, tiny_folder) -> None:
 @pytest.mark.parametrize(
     ("edges", "message"),
     [
-        ([1000, 500, 500, 0], "stage edges (1000, 500, 500, 0) must fall"),
-        ([1000, 400, 600, 0], "stage edges (1000, 400, 600, 0) must fall"),
-        ([1000, 600, 300, 100], "must fall"),
+        ([1000, 500, 500, 0], "stage edges (1000, 500, 500, 0) must decrease strictly"),
+        ([1000, 400, 600, 0], "stage edges (1000, 400, 600, 0) must decrease strictly"),
+        ([1000, 600, 300, 100], "must decrease strictly"),
         ([], "edges is [], expected a list of 2 to 251 entries"),
         ([1000, 500, 0], "is a tensor of float32 [3, 1, 32], expected floats (2, V, W)"),
     ],
@@ -186,7 +186,7 @@ def test_pictures_that_give_nothing_to_learn(fault, train, picture, tmp_path, ki
     [
         (
             ("--set", "method.boundaries=[0.6, 0.3]"),
-            "method.boundaries = [0.6, 0.3]: stage edges (1000, 400, 700, 0) must fall",
+            "method.boundaries = [0.6, 0.3]: stage edges (1000, 400, 700, 0) must decrease strictly",
         ),
         (("--set", "method.boundaries=[0.5, 0.5]"), "two stages overlap, one is empty"),
         (("--set", "captions.templates=['a photo']"), "each template needs {} exactly once"),

@@ -524,7 +524,7 @@ def test_a_full_disk_leaves_a_state_that_goes_on(
 
     with monkeypatch.context() as patch:
         patch.setattr(os, "replace", full)
-        with pytest.raises(BestiaryError, match="No space left on device; nothing was changed there"):
+        with pytest.raises(BestiaryError, match="No space left on device; the existing file is unchanged"):
             discover(settings_for(pictures, tmp_path / "parts"))
     discover(settings_for(pictures, tmp_path / "parts"))
     assert_same_result(tmp_path / "parts", finished.folder)

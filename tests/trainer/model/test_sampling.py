@@ -1,7 +1,6 @@
 """Sampling against diffusers' own pipelines, and independence of seeds, batches and prompt lengths."""
 
 from collections.abc import Callable
-from dataclasses import replace
 
 import pytest
 import torch
@@ -17,7 +16,7 @@ SETTINGS = {"steps": 3, "size": 64, "guidance": 1.5}
 def encoded(denoiser: object, text: str, vectors: int = 0) -> Conditioning:
     tokens = denoiser.text.tokenize([PromptPiece(text), *[PromptPiece(None)] * vectors])
     learned = torch.randn(1, vectors, denoiser.backbone.vector_width) if vectors else None
-    return denoiser.text.encode([tokens], learned)
+    return denoiser.text.encode([tokens], None if learned is None else denoiser.backbone.split_vector(learned))
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
@@ -81,7 +80,7 @@ def test_prompts_of_different_length_guide_each_other(tiny_denoiser: Callable) -
     """A context repeated twice is the same condition to attention, so both paths must agree."""
     denoiser = tiny_denoiser("sd15")
     positive, negative = encoded(denoiser, "a bird"), encoded(denoiser, "head")
-    doubled = replace(negative, context=negative.context.repeat(1, 2, 1))
+    doubled = Conditioning.of(negative.context.repeat(1, 2, 1))
     ours = sample_images(denoiser, positive, doubled, seeds=[1], **SETTINGS).images
     theirs = sample_images(denoiser, positive, negative, seeds=[1], **SETTINGS).images
     torch.testing.assert_close(ours, theirs, atol=5e-4, rtol=0)

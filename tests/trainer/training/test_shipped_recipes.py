@@ -5,18 +5,23 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from bestiary.concepts.denoiser.lora_names import lora_layers
 from bestiary.concepts.part_dictionary.part_dictionary import PartDictionary
 from bestiary.concepts.spectrum.spectrum_file import load_spectrum
+from bestiary.trainer.learning.dreambooth.dreambooth_settings import load_dreambooth_recipe
 from bestiary.trainer.learning.parts.settings import load_recipe
 from bestiary.trainer.learning.run.recipe_file import RECIPE_FOLDER
 from bestiary.trainer.learning.spectrum.spectrum_settings import load_spectrum_recipe
+from bestiary.trainer.training.train_dreambooth import train_dreambooth
 from bestiary.trainer.training.train_parts import train_parts
 from bestiary.trainer.training.train_spectrum import train_spectrum
 from PIL import Image
+from safetensors.torch import load_file
 
 RECIPES = sorted(path.stem for path in RECIPE_FOLDER.glob("*.toml"))
 SPECTRA = [name for name in RECIPES if name.startswith("spectrum_")]
 SCENES = ["scenes"]
+DREAMBOOTH = [name for name in RECIPES if name.startswith("dreambooth_")]
 
 pytestmark = pytest.mark.train
 
@@ -41,7 +46,7 @@ def _small(family: str, tiny_folder: Callable[[str], Path], folder: Path) -> dic
     }  # fmt: skip
 
 
-@pytest.mark.parametrize("recipe", [name for name in RECIPES if name not in (*SPECTRA, *SCENES)])
+@pytest.mark.parametrize("recipe", [name for name in RECIPES if name not in (*SPECTRA, *SCENES, *DREAMBOOTH)])
 def test_a_recipe_trains(recipe: str, found: Path, tiny_folder: Callable[[str], Path], tmp_path: Path) -> None:
     family = _family(recipe)
     trained = train_parts(load_recipe(recipe, _small(family, tiny_folder, tmp_path) | {"discovery.folder": found}))
@@ -49,6 +54,18 @@ def test_a_recipe_trains(recipe: str, found: Path, tiny_folder: Callable[[str], 
     assert dictionary.backbone == family and dictionary.provenance["steps"] == 1
     record = json.loads((tmp_path / "run" / "log.jsonl").read_text().splitlines()[-1])
     assert record["loss"] > 0 and "attention_loss" in record
+
+
+@pytest.mark.parametrize("recipe", DREAMBOOTH)
+def test_a_recipe_of_dreambooth_trains(recipe: str, tiny_folder: Callable[[str], Path], tmp_path: Path) -> None:
+    family = _family(recipe.removeprefix("dreambooth_"))
+    (tmp_path / "thing").mkdir()
+    Image.radial_gradient("L").convert("RGB").resize((96, 80)).save(tmp_path / "thing" / "a.png")
+    small = _small(family, tiny_folder, tmp_path) | {"images.instance": tmp_path / "thing", "images.class_count": 1}
+    trained = train_dreambooth(load_dreambooth_recipe(recipe, small))
+    assert lora_layers(load_file(trained.path))
+    record = json.loads((tmp_path / "run" / "log.jsonl").read_text().splitlines()[-1])
+    assert record["instance_loss"] > 0 and "prior_loss" in record
 
 
 @pytest.mark.parametrize("recipe", SPECTRA)

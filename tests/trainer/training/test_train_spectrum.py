@@ -175,13 +175,13 @@ def test_the_reference_parameterisation_trains_too(tiny_folder: Callable, pictur
 
 def test_it_starts_at_whole_words(tiny_denoiser: Callable) -> None:
     denoiser = tiny_denoiser("sd15")
-    start = word_start(denoiser, "head", 2)
+    start = word_start(denoiser, "head", 2)["clip_l"]
     assert start.shape == (2, 32)
     # "head" is one token here; the reference takes the first letter of a word for it
-    assert torch.equal(start[0], denoiser.text.word_vectors("head")[0].cpu())
-    assert not torch.allclose(start[0], denoiser.text.word_vectors("h")[0].cpu())
-    rows = denoiser.text.word_vectors("red bird").cpu()
-    assert torch.allclose(word_start(denoiser, "red bird", 1).norm(), rows.norm(dim=-1).mean())
+    assert torch.equal(start[0], denoiser.text.word_vectors("head")["clip_l"][0].cpu())
+    assert not torch.allclose(start[0], denoiser.text.word_vectors("h")["clip_l"][0].cpu())
+    rows = denoiser.text.word_vectors("red bird")["clip_l"].cpu()
+    assert torch.allclose(word_start(denoiser, "red bird", 1)["clip_l"].norm(), rows.norm(dim=-1).mean())
     with pytest.raises(BestiaryError, match="holds no word"):
         word_start(denoiser, " ", 1)
 

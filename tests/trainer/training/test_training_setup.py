@@ -66,7 +66,7 @@ def test_without_adapters_or_projector_only_tokens_are_learned(prepare_with) -> 
 @pytest.mark.parametrize("depth", [0, 1, 2, 3])
 def test_tokens_start_around_words(prepare_with, depth: int) -> None:
     setup = prepare_with(method__initial_words="head bird", method__initial_spread=0.5, method__projector_depth=depth)
-    middle = setup.denoiser.text.word_vectors("head bird").mean(0)
+    middle = setup.denoiser.text.word_vectors("head bird")["clip_l"].mean(0)
     vectors = setup.objective.projector.collapse().detach() - middle  # (M, K + 1, D)
     assert vectors.std().item() == pytest.approx(0.5 * word_spread(setup.denoiser), rel=0.1)
     exact = prepare_with(method__initial_words="head bird", method__initial_spread=0, method__projector_depth=depth)
@@ -76,7 +76,7 @@ def test_tokens_start_around_words(prepare_with, depth: int) -> None:
 def test_parts_start_at_the_words_that_fit_them(prepare_with) -> None:
     setup = prepare_with(method__part_words="head red bird", method__initial_spread=0)
     starts = setup.objective.projector.collapse()[:, 0]  # (M, D)
-    words = torch.stack([setup.denoiser.text.word_vectors(word).mean(0) for word in ("head", "red", "bird")])
+    words = torch.stack([setup.denoiser.text.word_vectors(word)["clip_l"].mean(0) for word in ("head", "red", "bird")])
     near = torch.cdist(starts, words) < 1e-3  # (M, W)
     assert near[:2].any(1).all() and near.sum() == 2  # two different words, and none for the background
 

@@ -15,6 +15,8 @@ from ....concepts.files.text_file import LARGEST_TOML, read_text
 from ....concepts.files.text_file import parse_toml as parse_toml_text
 
 Settings = TypeVar("Settings", bound=BaseModel)
+_WRITTEN = ("cache", "class_images")
+"""Folders among the settings of pictures that a training writes into."""
 RECIPE_FOLDER = ROOT / "trainer" / "recipes"
 PARTS = "parts"
 """What a recipe that does not say its `kind` trains, unless it is asked for by another training."""
@@ -43,7 +45,7 @@ def read_recipe(
     tree = _read_toml(find_recipe(path)) if path is not None else {}
     _check_kind(tree, model, path)
     if not of_run:
-        _check_cache(tree, f"recipe {path}")
+        _check_written(tree, f"recipe {path}")
     for key, value in (overrides or {}).items():
         _set_dotted(tree, key, _typed(value, key, model) if isinstance(value, str) else value)
     source = f"recipe {path}" if path is not None else "settings"
@@ -135,15 +137,16 @@ def _command(kind: object) -> str:
     return "bestiary scenes build" if kind == "scenes" else f"bestiary train {kind}"
 
 
-def _check_cache(tree: Mapping[str, Any], source: str) -> None:
+def _check_written(tree: Mapping[str, Any], source: str) -> None:
     """A recipe may come from elsewhere: where large files go outside of the working folder is for the user to say."""
     images = tree.get("images")
-    cache = images.get("cache") if isinstance(images, Mapping) else None
-    if isinstance(cache, str) and leaves_folder(cache):
-        raise BestiaryError(
-            f"{source}: images.cache = {cache!r} leads out of the working folder, which a file may not decide: name a folder "
-            f"below it there, or give this one on the command line with --set images.cache={cache}"
-        )
+    for key in _WRITTEN if isinstance(images, Mapping) else ():
+        folder = images.get(key)
+        if isinstance(folder, str) and leaves_folder(folder):
+            raise BestiaryError(
+                f"{source}: images.{key} = {folder!r} leads out of the working folder, which a file may not decide: name a folder "
+                f"below it there, or give this one on the command line with --set images.{key}={folder}"
+            )
 
 
 def leaves_folder(path: str) -> bool:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 from bestiary.concepts.errors import BestiaryError
+from bestiary.trainer.learning.dreambooth.dreambooth_settings import load_dreambooth_recipe
 from bestiary.trainer.learning.parts.settings import TrainPartsSettings, load_recipe
 from bestiary.trainer.learning.run.recipe_file import RECIPE_FOLDER, find_recipe, format_toml, parse_value
 from bestiary.trainer.learning.spectrum.spectrum_settings import load_spectrum_recipe
@@ -17,7 +18,8 @@ else:
 
 SPECTRA = sorted(RECIPE_FOLDER.glob("spectrum_*.toml"))
 SCENES = RECIPE_FOLDER / "scenes.toml"
-RECIPES = [path for path in sorted(RECIPE_FOLDER.glob("*.toml")) if path not in (*SPECTRA, SCENES)]
+DREAMBOOTH = sorted(RECIPE_FOLDER.glob("dreambooth_*.toml"))
+RECIPES = [path for path in sorted(RECIPE_FOLDER.glob("*.toml")) if path not in (*SPECTRA, *DREAMBOOTH, SCENES)]
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
@@ -38,9 +40,19 @@ def test_every_recipe_of_spectra_loads_by_name_and_says_its_command(path: Path) 
     assert settings.method.stages == 10 and not settings.images.flip
 
 
+@pytest.mark.parametrize("path", DREAMBOOTH, ids=lambda path: path.stem)
+def test_every_recipe_of_dreambooth_loads_by_name_and_says_its_command(path: Path) -> None:
+    settings = load_dreambooth_recipe(path.stem)
+    assert settings == load_dreambooth_recipe(path) != load_dreambooth_recipe(None)
+    assert re.match(rf"# bestiary train dreambooth PICTURES --recipe {path.stem} ", path.read_text())
+    # few things are symmetric
+    assert not settings.images.flip
+
+
 def test_there_are_recipes_for_every_backbone() -> None:
     families = {path.stem.split("_")[0] for path in RECIPES}
     assert families == {"demo", "sd15", "sd2", "sdxl"}
+    assert [path.stem for path in DREAMBOOTH] == ["dreambooth_demo", "dreambooth_sd15", "dreambooth_sdxl"]
     assert [path.stem for path in SPECTRA] == ["spectrum_demo", "spectrum_sd15", "spectrum_sdxl"]
 
 
@@ -152,3 +164,12 @@ def test_texts_that_look_like_numbers_stay_texts(tmp_path: Path) -> None:
 def test_files_saved_by_windows_editors_read_alike(tmp_path: Path) -> None:
     (tmp_path / "r.toml").write_bytes(b"\xef\xbb\xbf[optimizer]\r\nsteps = 7\r\n")
     assert load_recipe(tmp_path / "r.toml").optimizer.steps == 7
+
+
+def test_a_recipe_may_not_choose_a_folder_elsewhere_to_generate_pictures_into(tmp_path: Path) -> None:
+    recipe = tmp_path / "recipe.toml"
+    recipe.write_text('kind = "dreambooth"\n[images]\nclass_images = "../../elsewhere"\n')
+    with pytest.raises(BestiaryError, match=r"images\.class_images = .* leads out of the working folder"):
+        load_dreambooth_recipe(recipe)
+    # a person may
+    assert load_dreambooth_recipe(None, {"images.class_images": "/elsewhere"}).images.class_images == Path("/elsewhere")

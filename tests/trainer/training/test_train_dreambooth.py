@@ -1,0 +1,292 @@
+"""DreamBooth training on narrow models: what learns, what is written, how the class is kept, how it stops and goes on."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from bestiary.concepts.denoiser.lora_names import lora_layers, resolve_lora
+from bestiary.concepts.errors import BestiaryError
+from bestiary.trainer.__main__ import main
+from bestiary.trainer.learning.dreambooth.dreambooth_settings import TrainDreamBoothSettings, load_dreambooth_recipe
+from bestiary.trainer.learning.run.fit import TrainingStopped
+from bestiary.trainer.training.tasks import resume_training
+from bestiary.trainer.training.train_dreambooth import DreamBoothTask, train_dreambooth
+from bestiary.trainer.training.training_setup import prepare
+from PIL import Image
+from safetensors import safe_open
+from safetensors.torch import load_file
+
+
+def _pictures(folder: Path, count: int, seed: int = 0) -> Path:
+    folder.mkdir(parents=True)
+    rng = np.random.default_rng(seed)
+    for number in range(count):
+        Image.fromarray(rng.integers(0, 255, (64, 80, 3), dtype=np.uint8)).save(folder / f"{number}.png")
+    return folder
+
+
+@pytest.fixture
+def pictures(tmp_path: Path) -> Path:
+    """Three pictures of 80 x 64."""
+    return _pictures(tmp_path / "pictures", 3)
+
+
+@pytest.fixture
+def of_class(tmp_path: Path) -> Path:
+    """Four pictures of the class."""
+    return _pictures(tmp_path / "class", 4, seed=1)
+
+
+def _settings(base: Path | str, source: Path, out: Path, **changes: object) -> TrainDreamBoothSettings:
+    values: dict[str, object] = {
+        "images.instance": source, "images.size": 64, "images.class_count": 4, "base.path": str(base), "run.out": out, "run.device": "cpu",
+        "run.dtype": "fp32", "run.preview_every": 0, "run.estimate_memory": False, "run.tensorboard": False, "run.log_every": 1,
+        "optimizer.steps": 4, "optimizer.batch_size": 2, "captions.instance_prompt": "a red bird", "captions.class_prompt": "a bird",
+        "lora.rank": 4, "lora.alpha": 8.0, "optimizer.lora_lr": 1e-2,
+    }  # fmt: skip
+    return load_dreambooth_recipe(None, values | changes)
+
+
+def _lines(run: Path) -> list[dict]:
+    return [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.parametrize("backbone", ["sd15", "sd2", "sdxl", "bestiary-demo"])
+def test_every_backbone_trains_and_its_lora_loads_back(
+    tiny_folder: Callable, tiny_denoiser: Callable, pictures: Path, of_class: Path, tmp_path: Path, backbone: str
+) -> None:
+    settings = _settings(tiny_folder(backbone), pictures, tmp_path / "run", **{"images.class_images": of_class})
+    trained = train_dreambooth(settings)
+    tensors = load_file(trained.path)
+    layers = lora_layers(tensors)
+    assert {layer.scale for layer in layers.values()} == {2.0} and any(layer.up.any() for layer in layers.values())
+    # every adapter reaches a layer of a model that is loaded afresh
+    assert tiny_denoiser(backbone).network.adapters.load(tensors) == len(layers)
+    lines = _lines(trained.run.path)
+    assert len(lines) == 4
+    for line in lines:
+        assert line["loss"] == pytest.approx(line["instance_loss"] + line["prior_loss"], abs=1e-6)
+    with safe_open(trained.path, "pt") as file:
+        notes = file.metadata()
+    assert json.loads(notes["bestiary.kind"]) == "dreambooth" and json.loads(notes["bestiary.backbone"]) == backbone
+    assert json.loads(notes["bestiary.class_pictures"]) == 4 and notes["ss_network_alpha"] == "8.0"
+    assert {path.name for path in trained.exports} == {"diffusers_lora.safetensors", "README.txt"}
+
+
+def test_diffusers_loads_the_export_with_its_scale(
+    tiny_folder: Callable, pictures: Path, of_class: Path, tmp_path: Path
+) -> None:
+    """By diffusers' own loader and PEFT: alpha 8 at rank 4 doubles every update."""
+    pytest.importorskip("peft")
+    from diffusers import StableDiffusionPipeline, UNet2DConditionModel
+
+    settings = _settings(tiny_folder("sd15"), pictures, tmp_path / "run", **{"images.class_images": of_class})
+    trained = train_dreambooth(settings)
+    unet = UNet2DConditionModel.from_pretrained(tiny_folder("sd15") / "unet", torch_dtype=torch.float32)
+    names = [name for name, _ in unet.named_modules()]
+    expected = {
+        name: unet.get_submodule(name).weight + layer.scale * layer.up @ layer.down
+        for name, layer in resolve_lora(load_file(trained.path), names).items()
+    }
+    state, alphas, metadata = StableDiffusionPipeline.lora_state_dict(
+        trained.run.export, weight_name="diffusers_lora.safetensors", return_lora_metadata=True
+    )
+    StableDiffusionPipeline.load_lora_into_unet(state, alphas, unet, metadata=metadata)
+    unet.fuse_lora()
+    for name, weight in expected.items():
+        layer = unet.get_submodule(name)
+        assert torch.allclose(getattr(layer, "base_layer", layer).weight, weight, atol=1e-6), name
+
+
+def test_only_missing_pictures_of_the_class_are_made(
+    tiny_folder: Callable, pictures: Path, of_class: Path, tmp_path: Path
+) -> None:
+    before = {path.name: path.read_bytes() for path in of_class.iterdir()}
+    (of_class / "notes.txt").write_text("mine")
+    settings = _settings(
+        tiny_folder("sd15"), pictures, tmp_path / "run", **{"images.class_images": of_class, "images.class_count": 6}
+    )
+    train_dreambooth(settings)
+    after = {path.name: path.read_bytes() for path in of_class.iterdir()}
+    assert {name: after[name] for name in before} == before and after["notes.txt"] == b"mine"
+    assert after.keys() - before.keys() == {"notes.txt", "class-00000.png", "class-00001.png"}
+    # a second run finds them all
+    train_dreambooth(settings)
+    assert {path.name: path.read_bytes() for path in of_class.iterdir()} == after
+
+
+def test_without_a_folder_the_pictures_lie_beside_the_run_and_serve_the_next(
+    tiny_folder: Callable, pictures: Path, tmp_path: Path
+) -> None:
+    settings = _settings(tiny_folder("sd15"), pictures, tmp_path / "runs" / "one")
+    train_dreambooth(settings)
+    (made,) = (tmp_path / "runs").glob("class_*")
+    stamps = {path.name: path.stat().st_mtime_ns for path in made.iterdir()}
+    assert len(stamps) == 4
+    train_dreambooth(_settings(tiny_folder("sd15"), pictures, tmp_path / "runs" / "two"))
+    assert {path.name: path.stat().st_mtime_ns for path in made.iterdir()} == stamps
+
+
+def test_ten_and_ten_steps_are_twenty(tiny_folder: Callable, pictures: Path, of_class: Path, tmp_path: Path) -> None:
+    changes = {
+        "images.class_images": of_class, "images.margin": 0.25, "images.flip": True, "captions.dropout": 0.3, "method.vectors": 2,
+        "captions.instance_prompt": "a {} bird", "optimizer.steps": 6, "optimizer.accumulation": 2, "run.save_every": 3,
+    }  # fmt: skip
+    whole = train_dreambooth(_settings(tiny_folder("sd15"), pictures, tmp_path / "whole", **changes))
+
+    def stop(done: int, total: int) -> None:
+        if done == 3:
+            os.kill(os.getpid(), 2)
+
+    with pytest.raises(TrainingStopped):
+        train_dreambooth(_settings(tiny_folder("sd15"), pictures, tmp_path / "halves", **changes), on_progress=stop)
+    resumed = resume_training(tmp_path / "halves")
+    for name in ("dreambooth.safetensors", "dreambooth_identifier.safetensors"):
+        ours, theirs = load_file(resumed.path.with_name(name)), load_file(whole.path.with_name(name))
+        assert ours.keys() == theirs.keys() and all(torch.equal(ours[key], theirs[key]) for key in ours)
+    assert [line["loss"] for line in _lines(tmp_path / "halves")] == [
+        line["loss"] for line in _lines(tmp_path / "whole")
+    ]
+
+
+def test_a_learned_identifier_has_a_file_of_its_own(
+    tiny_folder: Callable, pictures: Path, of_class: Path, tmp_path: Path
+) -> None:
+    changes = {"images.class_images": of_class, "method.vectors": 2, "captions.instance_prompt": "a {} bird"}
+    trained = train_dreambooth(_settings(tiny_folder("sdxl"), pictures, tmp_path / "run", **changes))
+    vectors = load_file(trained.path.with_name("dreambooth_identifier.safetensors"))
+    assert {name: tuple(tensor.shape)[0] for name, tensor in vectors.items()} == {"clip_l": 2, "clip_g": 2}
+
+
+def test_the_models_own_predictions_keep_the_class_without_pictures(
+    tiny_folder: Callable, pictures: Path, tmp_path: Path
+) -> None:
+    trained = train_dreambooth(_settings(tiny_folder("sd15"), pictures, tmp_path / "run", **{"method.prior": "model"}))
+    lines = _lines(trained.run.path)
+    # nothing has moved at the first step
+    assert lines[0]["prior_loss"] == 0 and lines[-1]["prior_loss"] > 0
+    assert not list(tmp_path.glob("class_*"))
+
+
+def test_adapters_are_switched_off_for_the_target_and_come_back(
+    tiny_folder: Callable, pictures: Path, tmp_path: Path
+) -> None:
+    settings = _settings(tiny_folder("sd15"), pictures, tmp_path / "run", **{"method.prior": "model"})
+    setup = prepare(DreamBoothTask(settings))
+    objective, batch = setup.objective, setup.batches.draw(0, 0)
+    for parameter in objective.adapters:
+        parameter.data.normal_(0, 0.05)
+    adapters = setup.denoiser.network.adapters
+    text = objective.encode(batch.prompts, (1,) * len(batch.texts))
+    with torch.no_grad(), adapters.switched_off():
+        bare = setup.denoiser.network.predict(batch.noise[:, 1], batch.times, text).prediction
+    adapted = setup.denoiser.network.predict(batch.noise[:, 1], batch.times, text).prediction
+    assert not torch.allclose(bare, adapted)
+    adapters_after = setup.denoiser.network.predict(batch.noise[:, 1], batch.times, text).prediction
+    assert torch.equal(adapted, adapters_after)
+
+
+def test_masks_are_cut_as_their_pictures_are(tiny_folder: Callable, pictures: Path, tmp_path: Path) -> None:
+    masks = tmp_path / "masks"
+    masks.mkdir()
+    half = np.zeros((64, 80), np.uint8)
+    half[:, :40] = 255
+    for number in range(3):
+        Image.fromarray(half).save(masks / f"{number}.png")
+    settings = _settings(
+        tiny_folder("sd15"), pictures, tmp_path / "run", **{"images.masks": masks, "method.prior": "off"}
+    )
+    setup = prepare(DreamBoothTask(settings))
+    batch = setup.batches.draw(0, 0)
+    assert batch.masks is not None and batch.masks[..., 0].min() == 1 and batch.masks[..., -1].max() == 0
+
+
+def test_batches_hold_as_many_of_the_class_and_every_picture_in_turn(
+    tiny_folder: Callable, pictures: Path, of_class: Path, tmp_path: Path
+) -> None:
+    settings = _settings(tiny_folder("sd15"), pictures, tmp_path / "run", **{"images.class_images": of_class})
+    setup = prepare(DreamBoothTask(settings))
+    drawn = [setup.batches.draw(step, 0) for step in range(6)]
+    assert all(batch.of_class.tolist() == [False, False, True, True] for batch in drawn)
+    things = [name for batch in drawn for name in batch.names[:2]]
+    assert sorted(things) == sorted(["0.png", "1.png", "2.png"] * 4)
+    again = setup.batches.draw(3, 0)
+    assert torch.equal(again.noise, drawn[3].noise) and again.names == drawn[3].names
+    assert torch.equal(again.times, drawn[3].times)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"captions.class_prompt": "A red bird"}, "class_prompt equals"),
+        ({"method.vectors": 1}, "needs {} exactly once"),
+        ({"captions.instance_prompt": "a {} bird"}, "method.vectors is 0"),
+        ({"captions.class_prompt": "a {}"}, "must not name the identifier"),
+        ({"optimizer.lora_lr": 0.0}, "nothing would be learned"),
+    ],
+)
+def test_settings_that_contradict_each_other_are_refused(changes: dict, words: str) -> None:
+    values = {"captions.instance_prompt": "a red bird", "captions.class_prompt": "a bird"}
+    with pytest.raises(BestiaryError) as fault:
+        load_dreambooth_recipe(None, values | changes)
+    assert words in str(fault.value)
+
+
+def test_bad_material_is_one_clear_error(pictures: Path, tmp_path: Path) -> None:
+    base = "demo"  # a tokenizer that knows no other words than its own
+    cases = {
+        "more tokens than": {"captions.class_prompt": "bird " * 90},
+        "lies inside images.instance": {"images.class_images": pictures / "class"},
+        "method.initial_words": {
+            "method.vectors": 1, "captions.instance_prompt": "a {} creature", "method.initial_words": "zyxw",
+        },
+    }  # fmt: skip
+    for words, changes in cases.items():
+        with pytest.raises(BestiaryError, match=words):
+            train_dreambooth(_settings(base, pictures, tmp_path / "run", **changes))
+    with pytest.raises(BestiaryError, match="does not know"):
+        train_dreambooth(_settings(base, pictures, tmp_path / "run", **{"captions.instance_prompt": "a zyxw creature"}))
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    with pytest.raises(BestiaryError, match="no picture to learn from"):
+        train_dreambooth(_settings(base, empty, tmp_path / "run"))
+    file = tmp_path / "file.txt"
+    file.write_text("x")
+    with pytest.raises(BestiaryError, match="is a file"):
+        train_dreambooth(_settings(base, pictures, tmp_path / "run", **{"images.class_images": file}))
+
+
+def test_strange_files_between_the_pictures_are_left_out(tiny_folder: Callable, pictures: Path, tmp_path: Path) -> None:
+    (pictures / "caption.txt").write_text("a bird")
+    (pictures / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\nbroken")
+    Image.new("RGBA", (70, 70), (255, 0, 0, 128)).save(pictures / "alpha.png")
+    Image.new("CMYK", (70, 70)).save(pictures / "print.jpg")
+    settings = _settings(tiny_folder("sd15"), pictures, tmp_path / "run", **{"method.prior": "off"})
+    setup = prepare(DreamBoothTask(settings))
+    assert setup.pictures.instance.names == ("0.png", "1.png", "2.png", "alpha.png", "print.jpg")
+
+
+def test_the_command_trains_checks_and_resumes(
+    tiny_folder: Callable, pictures: Path, of_class: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    command = ["train", "dreambooth", pictures, "--prompt", "a red bird", "--class-prompt", "a bird", "--class-images", of_class,
+               "--base", tiny_folder("sd15"), "--out", run, "--steps", 2, "--name", "my bird", "--progress", "off",
+               "--set", "images.size=64", "--set", "images.class_count=4", "--set", "run.preview_every=1", "--set", "run.preview_steps=2",
+               "--set", "run.estimate_memory=false", "--set", "run.dtype=fp32"]  # fmt: skip
+    assert main([*map(str, command), "--check"]) == 0
+    said = capsys.readouterr().out
+    assert "class: 'a bird', 4 pictures" in said and not run.exists()
+    assert main(list(map(str, command))) == 0
+    assert (run / "my bird.safetensors").is_file()
+    assert Image.open(run / "samples" / "step-0000002.png").width > 3 * 160
+    shutil.rmtree(run / "export")
+    assert main(["resume", str(run), "--progress", "off"]) == 0
+    assert (run / "export" / "diffusers_lora.safetensors").is_file()

@@ -1,0 +1,78 @@
+"""Pictures of a class, which keep what a model knows of it: those that are there, and only the missing ones made."""
+
+import logging
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+
+from ...concepts.denoiser.denoiser import PromptPiece
+from ...concepts.errors import BestiaryError
+from ...concepts.files.atomic_file import replacing
+from ..learning.pictures.contact_sheet import to_image
+from ..learning.pictures.image_files import scan_images
+from ..model.sampling import SamplingDenoiser, pictures_at_once, sample_images
+
+logger = logging.getLogger("bestiary")
+STEPS, GUIDANCE = 30, 7.5
+
+
+def class_pictures(folder: Path) -> list[str]:
+    """Names of the readable pictures in a folder, sorted; none where there is no folder."""
+    return list(scan_images(folder, []).names) if folder.is_dir() else []
+
+
+def make_missing(
+    denoiser: SamplingDenoiser,
+    prompt: str,
+    folder: Path,
+    count: int,
+    *,
+    size: int,
+    on_made: Callable[[int, int], None] | None = None,
+) -> list[str]:
+    """Fill a folder up to `count` pictures of `prompt`, one file per seed; names of all that are there then.
+
+    A file that is there is never changed. A stop leaves whole pictures, and the next call makes the rest.
+
+    Raises:
+        BestiaryError: the folder cannot be written to, or the disk is full.
+    """
+    present = class_pictures(folder)
+    missing = count - len(present)
+    if missing <= 0:
+        return present[:count]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as fault:
+        raise BestiaryError(
+            f"cannot make the folder {folder} for pictures of the class: {fault.strerror or fault}"
+        ) from fault
+    seeds = _free_seeds(folder, missing)
+    logger.info("making %d pictures of %r in %s", missing, prompt, folder)
+    text = denoiser.text.encode([denoiser.text.tokenize([PromptPiece(prompt)], chunks=1)], None)
+    at_once, made = pictures_at_once(denoiser, size), 0
+    for start in range(0, missing, at_once):
+        some = seeds[start : start + at_once]
+        with torch.no_grad():
+            pictures = sample_images(denoiser, text, None, seeds=some, steps=STEPS, guidance=GUIDANCE, size=size).images
+        for seed, picture in zip(some, pictures, strict=True):
+            with replacing(folder / _name(seed)) as temporary:
+                to_image(picture).save(temporary, "PNG")
+            made += 1
+            if on_made:
+                on_made(made, missing)
+    return class_pictures(folder)[:count]
+
+
+def _free_seeds(folder: Path, count: int) -> Sequence[int]:
+    seeds, seed = [], 0
+    while len(seeds) < count:
+        if not (folder / _name(seed)).exists():
+            seeds.append(seed)
+        seed += 1
+    return seeds
+
+
+def _name(seed: int) -> str:
+    return f"class-{seed:05d}.png"
