@@ -15,7 +15,7 @@ from ..errors import BestiaryError
 from .lora_names import ALPHA, DOWN, UNET_PREFIX, UP, LoraLayer, resolve_lora
 from .low_rank import LoraSpec, LowRankUpdate, fresh_update, low_rank_linear
 
-Layers = Mapping[str, nn.Module]
+Layers = Mapping[str, nn.Linear | nn.Conv2d]
 
 
 class Adapters:
@@ -55,7 +55,9 @@ class Adapters:
         if spec.rank < 1:
             raise BestiaryError(f"LoRA rank is {spec.rank}: it must be at least 1")
         for name in self._attention(spec.self_attention):
-            self._trained[name] = fresh_update(self._layers[name], spec, self._device())
+            # projections of attention are linear layers
+            if isinstance(layer := self._layers[name], nn.Linear):
+                self._trained[name] = fresh_update(layer, spec, self._device())
         self._attach(self._trained)
         named: dict[str, nn.Parameter] = {}
         for name, update in self._trained.items():

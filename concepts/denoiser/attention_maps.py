@@ -105,7 +105,7 @@ def average_maps(attention: Mapping[str, Tensor], size: int | tuple[int, int]) -
         raise BestiaryError(
             "no attention map was captured: the asked layers do not exist in this model or none was asked for"
         )
-    target = (size, size) if isinstance(size, int) else tuple(size)
+    target = (size, size) if isinstance(size, int) else (size[0], size[1])
     # every layer counts the same, however fine its grid is
     resized = [_resized(maps.float(), target) for maps in attention.values()]  # (B, P, height, width) each
     return torch.stack(resized).mean(0)
@@ -113,7 +113,7 @@ def average_maps(attention: Mapping[str, Tensor], size: int | tuple[int, int]) -
 
 def _resized(maps: Tensor, target: tuple[int, int]) -> Tensor:
     """`(B, P, h, w)` -> `(B, P, *target)`."""
-    if tuple(maps.shape[-2:]) == target:
+    if maps.shape[-2:] == target:
         return maps
     if maps.shape[-2] >= target[0] and maps.shape[-1] >= target[1]:
         return functional.adaptive_avg_pool2d(maps, target)

@@ -273,8 +273,10 @@ class NetworkOutput:
 class Network(Protocol):
     """The network that denoises; frozen but for its adapters."""
 
-    adapters: Adapters
-    """Low-rank adapters on its layers, by name."""
+    @property
+    def adapters(self) -> Adapters:
+        """Low-rank adapters on its layers, by name."""
+        ...
 
     @property
     def device(self) -> torch.device:

@@ -231,7 +231,7 @@ def _declared_alpha(module: str, rank: int, declared: Mapping[str, Mapping[str, 
 def _check_pairs(named: Mapping[str, Tensor], modules: Sequence[str]) -> None:
     """Raises BestiaryError unless every down `(r, in, ...)` has an up `(out, r, ...)`, and alphas are single numbers."""
     for module in modules:
-        down, up, alpha = (named.get(module + suffix) for suffix in (DOWN, UP, ALPHA))
+        down, up, alpha = named[module + DOWN], named.get(module + UP), named.get(module + ALPHA)
         if up is None:
             raise BestiaryError(f"the LoRA has {module}{DOWN} but no {module}{UP}: the file is incomplete")
         mid = named.get(module + MID)

@@ -45,12 +45,23 @@ def fresh_update(layer: nn.Linear, spec: LoraSpec, device: torch.device) -> LowR
     return LowRankUpdate(down.to(device), up.to(device), spec.alpha / spec.rank, trainable=True)
 
 
+class _Saved(FunctionCtx):
+    """What the forward pass leaves for the backward pass."""
+
+    saved_tensors: tuple[Tensor, ...]
+    """Rows `(N, I)`, inner activation `(N, r)`, weight, down and up."""
+    needs_input_grad: tuple[bool, ...]
+    dtypes: tuple[torch.dtype, torch.dtype]
+    """Of down and up as they are learned."""
+    scale: float
+
+
 class _LowRankLinear(torch.autograd.Function):
     """`x W^T + b + scale * (x down^T) up^T` with frozen W and b."""
 
     @staticmethod
     def forward(
-        ctx: FunctionCtx, x: Tensor, weight: Tensor, bias: Tensor | None, down: Tensor, up: Tensor, scale: float
+        ctx: _Saved, x: Tensor, weight: Tensor, bias: Tensor | None, down: Tensor, up: Tensor, scale: float
     ) -> Tensor:
         # one product of rows, whatever stands before the channels
         rows = x.reshape(-1, x.shape[-1])  # (N, I)
@@ -66,7 +77,7 @@ class _LowRankLinear(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: FunctionCtx, grad: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: _Saved, grad: Tensor) -> tuple[Tensor | None, ...]:
         rows, inner, weight, down, up = ctx.saved_tensors
         shape = (*grad.shape[:-1], rows.shape[-1])
         grad = grad.reshape(-1, grad.shape[-1])  # (N, O)

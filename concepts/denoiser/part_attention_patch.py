@@ -117,7 +117,7 @@ class PartMapSum:
             area: the prompt acts on this piece of the latent only.
             latent: height and width of the latent, needed with `area`.
         """
-        grid = tuple(self.total.shape[-2:])
+        grid = (self.total.shape[-2], self.total.shape[-1])
         # a prompt on a piece of the latent adds to that piece's cells alone
         rows, across = slice(None), slice(None)
         if area is not None and latent is not None:

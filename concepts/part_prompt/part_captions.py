@@ -70,7 +70,9 @@ class PartCaption:
         return places
 
 
-def build_part_caption(codes: Tensor, rng: np.random.Generator, style: CaptionStyle | None = None) -> PartCaption:
+def build_part_caption(
+    codes: Tensor | np.ndarray, rng: np.random.Generator, style: CaptionStyle | None = None
+) -> PartCaption:
     """A caption of the parts a picture shows.
 
     Args:

@@ -11,6 +11,7 @@ from torch import Tensor
 from ...concepts.denoiser.backbone import Backbone
 from ...concepts.denoiser.image_side import NO_SPREAD, drawn_latents
 from ...concepts.errors import BestiaryError
+from ..host.comfy_objects import Vae
 
 LARGEST_LOG_VARIANCE = 20.0
 
@@ -18,7 +19,7 @@ LARGEST_LOG_VARIANCE = 20.0
 class ComfyAutoencoder:
     """A VAE as ComfyUI loaded it."""
 
-    def __init__(self, vae: object) -> None:
+    def __init__(self, vae: Vae) -> None:
         """`vae`: ComfyUI's VAE object.
 
         Raises:
@@ -75,7 +76,7 @@ class ComfyAutoencoder:
 class ComfyImages:
     """A VAE, and the scale of latents that a MODEL expects, as an `ImageSide`."""
 
-    def __init__(self, patcher: Any, vae: Any | None, backbone: Backbone) -> None:
+    def __init__(self, patcher: Any, vae: Vae | None, backbone: Backbone) -> None:
         """`patcher`: the MODEL; without a `vae` only cached latents can be used."""
         self._patcher, self._backbone = patcher, backbone
         self._vae = None if vae is None else ComfyAutoencoder(vae)

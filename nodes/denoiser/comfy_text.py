@@ -8,26 +8,31 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from ...concepts.denoiser.backbone import Backbone, TextEncoderSpec
 from ...concepts.denoiser.denoiser import Conditioning, PromptLayout
 from ...concepts.errors import BestiaryError
 from ...trainer.learning.denoiser.prompt_encoding import ClipStates, PromptEncoding
+from ..host.comfy_objects import Clip, ClipTextEncoder, ClipTokenizer
 from ..host.comfy_version import name_device
 
 
 class ComfyTextEncoder:
     """One text encoder of a CLIP with its tokenizer."""
 
-    def __init__(self, encoder: nn.Module, tokenizer: object, clip_skip: int | None, device: torch.device) -> None:
+    def __init__(
+        self, encoder: ClipTextEncoder, tokenizer: ClipTokenizer, clip_skip: int | None, device: torch.device
+    ) -> None:
         """`encoder` and `tokenizer` are ComfyUI's; `clip_skip` is the CLIP's own choice of layer, None its default."""
         self._encoder, self._tokenizer = encoder, tokenizer
         self.device = device
-        self.start, self.end, self.pad = tokenizer.start_token, tokenizer.end_token, tokenizer.pad_token
+        self.start: int | None = tokenizer.start_token
+        self.end, self.pad = tokenizer.end_token, tokenizer.pad_token
         # byte-level vocabularies know everything and name their end token here
         unknown = getattr(tokenizer.tokenizer, "unk_token_id", None)
         self.unknown = None if unknown in (self.start, self.end) else unknown
@@ -64,9 +69,10 @@ class ComfyTextEncoder:
         asked = None
         for number, layer in enumerate(layers):
             hidden = _out_of_place(layer, hidden)
-            asked = hidden if number == read else asked
-            if number == read and not spec.pooled:
-                return ClipStates(self._normed(asked), None)
+            if number == read:
+                asked = hidden
+                if not spec.pooled:
+                    return ClipStates(self._normed(hidden), None)
         final = core.final_layer_norm(hidden)  # (N, L, D)
         pooled = None
         if spec.pooled:
@@ -99,7 +105,7 @@ class ComfyTextSide(PromptEncoding):
         return super().word_vectors(words)
 
 
-def text_encoders(clip: object) -> dict[str, ComfyTextEncoder]:
+def text_encoders(clip: Clip) -> dict[str, ComfyTextEncoder]:
     """Text encoders of a CLIP by name (clip_l, clip_g, clip_h), in the order in which their states are joined.
 
     Raises:
@@ -119,12 +125,12 @@ def text_encoders(clip: object) -> dict[str, ComfyTextEncoder]:
     return found
 
 
-def device_of(clip: object) -> torch.device:
+def device_of(clip: Clip) -> torch.device:
     """Where a CLIP computes."""
     return torch.device(clip.patcher.load_device)
 
 
-def _read_layer(encoder: nn.Module, clip_skip: int | None) -> int | None:
+def _read_layer(encoder: ClipTextEncoder, clip_skip: int | None) -> int | None:
     """Number of the layer whose states are read, None for the last one with the final norm."""
     # versions of ComfyUI differ in what they make of too great a skip: the encoder itself is asked, on a copy of its settings
     asked = copy.copy(encoder)
@@ -139,7 +145,7 @@ def _read_layer(encoder: nn.Module, clip_skip: int | None) -> int | None:
     return asked.layer_idx if asked.layer == "hidden" else None
 
 
-def _out_of_place(layer: nn.Module, hidden: Tensor) -> Tensor:
+def _out_of_place(layer: Any, hidden: Tensor) -> Tensor:
     """One pre-norm transformer layer on `(N, L, D)`."""
     hidden = hidden + layer.self_attn(layer.layer_norm1(hidden), None, _causal_attention)
     return hidden + layer.mlp(layer.layer_norm2(hidden))

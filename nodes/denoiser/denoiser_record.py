@@ -9,11 +9,12 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from ...concepts.denoiser.backbone import Backbone, get_backbone
-from ...concepts.denoiser.process import DiscreteProcess
+from ...concepts.denoiser.process import DiscreteProcess, Prediction
 from ...concepts.errors import BestiaryError
+from ..host.comfy_objects import Model
 
 
-def discrete_process(model: object) -> DiscreteProcess:
+def discrete_process(model: Model) -> DiscreteProcess:
     """The forward process of a MODEL, patches of other nodes included.
 
     Raises:
@@ -23,9 +24,12 @@ def discrete_process(model: object) -> DiscreteProcess:
 
     sampling = model.get_model_object("model_sampling")
     # patches may change what a prediction means: the function that turns one into latents tells
-    known = {kinds.EPS: "epsilon", kinds.V_PREDICTION: "v_prediction"}
     denoised = getattr(type(sampling), "calculate_denoised", None)
-    prediction = next((word for kind, word in known.items() if kind.calculate_denoised is denoised), None)
+    prediction: Prediction | None = None
+    if denoised is kinds.EPS.calculate_denoised:
+        prediction = "epsilon"
+    elif denoised is kinds.V_PREDICTION.calculate_denoised:
+        prediction = "v_prediction"
     if prediction is None or type(sampling).timestep is not kinds.ModelSamplingDiscrete.timestep:
         raise BestiaryError(
             f"this MODEL predicts {model.model.model_type.name}: connect one that predicts noise or velocity at discrete "
@@ -36,7 +40,7 @@ def discrete_process(model: object) -> DiscreteProcess:
     return DiscreteProcess((1 / (sigmas.square() + 1)).float(), prediction)
 
 
-def detect_backbone(model: object, widths: Mapping[str, int]) -> Backbone:
+def detect_backbone(model: Model, widths: Mapping[str, int]) -> Backbone:
     """The record of a MODEL whose text encoders have these widths, with the numbers this one really has.
 
     Raises:

@@ -8,7 +8,6 @@ from typing import Any
 from torch import nn
 
 Forward = Callable[..., Any]
-_NONE = object()
 
 
 class ForwardOverrides:
@@ -16,7 +15,7 @@ class ForwardOverrides:
 
     def __init__(self) -> None:
         """Nothing is replaced yet."""
-        self._before: dict[nn.Module, object] = {}
+        self._before: dict[nn.Module, Forward | None] = {}
 
     def put(self, module: nn.Module, build: Callable[[Forward], Forward]) -> None:
         """Replace a module's forward by `build(its forward)`; a module that has been replaced already is left alone."""
@@ -24,13 +23,13 @@ class ForwardOverrides:
             return
         original = module.forward
         # another extension may have put its own function into the instance
-        self._before[module] = module.__dict__.get("forward", _NONE)
+        self._before[module] = module.__dict__.get("forward")
         module.forward = build(original)
 
     def take_off(self) -> None:
         """Put every forward back."""
         for module, before in self._before.items():
-            if before is _NONE:
+            if before is None:
                 module.__dict__.pop("forward", None)
             else:
                 module.forward = before

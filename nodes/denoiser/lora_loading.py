@@ -35,7 +35,12 @@ class AppliedLora(NamedTuple):
 
 
 def apply_lora(
-    model: object, tensors: Mapping[str, Tensor], strength: float, *, clip: object = None, alpha: float | None = None
+    model: Model,
+    tensors: Mapping[str, Tensor],
+    strength: float,
+    *,
+    clip: Clip | None = None,
+    alpha: float | None = None,
 ) -> AppliedLora:
     """Clones of MODEL and CLIP with a LoRA added; the originals stay as they are.
 
@@ -76,16 +81,16 @@ def apply_lora(
     return AppliedLora(patched, clip, len(reached), given)
 
 
-def _check_shapes(named: Mapping[str, Tensor], known: Mapping[str, object], model: object, clip: object) -> None:
+def _check_shapes(named: Mapping[str, Tensor], known: Mapping[str, object], model: Model, clip: Clip | None) -> None:
     """Raises BestiaryError for a pair whose product has not the shape of its layer `(out, in, ...)`."""
     roots = [model.model] if clip is None else [model.model, clip.cond_stage_model]
     for name in named:
         module = name.removesuffix(DOWN)
         # a third matrix or a slice of a layer has shapes of its own
-        plain = name.endswith(DOWN) and module + ".lora_mid.weight" not in named and isinstance(known.get(module), str)
-        if not plain or module + UP not in named:
+        weight, plain = known.get(module), name.endswith(DOWN) and module + ".lora_mid.weight" not in named
+        if not plain or not isinstance(weight, str) or module + UP not in named:
             continue
-        down, up, shape = named[name], named[module + UP], _layer_shape(roots, known[module])
+        down, up, shape = named[name], named[module + UP], _layer_shape(roots, weight)
         if shape is None:
             continue
         fits = up.shape[0] == shape[0] and down[0].numel() == math.prod(shape[1:]) and up.shape[1] == down.shape[0]
@@ -105,8 +110,9 @@ def _layer_shape(roots: Sequence[nn.Module], weight: str) -> tuple[int, ...] | N
         except AttributeError:
             continue
         # four bits packed in bytes, or a layout of its own: only the layer knows what it stands for
-        if hasattr(layer, "in_features") and hasattr(layer, "out_features"):
-            return layer.out_features, layer.in_features
+        outer, inner = getattr(layer, "out_features", None), getattr(layer, "in_features", None)
+        if outer is not None and inner is not None:
+            return outer, inner
         stored = getattr(layer, name, None)
         if isinstance(stored, Tensor):
             return tuple(stored.shape) if stored.is_floating_point() else None

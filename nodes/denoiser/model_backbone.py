@@ -6,28 +6,29 @@ from ...concepts.denoiser.backbone import BACKBONES, get_backbone
 from ...concepts.errors import BestiaryError
 from ...concepts.name_search import shown_name
 from ...concepts.part_dictionary.part_dictionary import PartDictionary
+from ..host.comfy_objects import Clip, Model
 
 PREDICTIONS = {"EPS": "epsilon", "V_PREDICTION": "v_prediction"}
 """ComfyUI's words for what a denoiser predicts, in ours."""
 
 
-def text_widths(clip: object) -> dict[str, int]:
+def text_widths(clip: Clip) -> dict[str, int]:
     """Text encoder name (clip_l, clip_g, clip_h, ...) -> channels of its token embeddings."""
-    encoders = clip.cond_stage_model.named_children()
-    return {
-        name: encoder.transformer.get_input_embeddings().weight.shape[1]
-        for name, encoder in encoders
-        if hasattr(encoder, "transformer") and hasattr(encoder.transformer, "get_input_embeddings")
-    }
+    widths: dict[str, int] = {}
+    for name, encoder in clip.cond_stage_model.named_children():
+        table = getattr(getattr(encoder, "transformer", None), "get_input_embeddings", None)
+        if table is not None:
+            widths[name] = table().weight.shape[1]
+    return widths
 
 
-def prediction_of(model: object) -> str:
+def prediction_of(model: Model) -> str:
     """What the denoiser predicts: "epsilon", "v_prediction", or ComfyUI's word for something else."""
-    kind = model.model.model_type.name
+    kind: str = model.model.model_type.name
     return PREDICTIONS.get(kind, kind.lower())
 
 
-def backbone_of(model: object, clip: object) -> str | None:
+def backbone_of(model: Model, clip: Clip) -> str | None:
     """Name of the backbone whose widths and latent channels MODEL and CLIP have; None for one we do not know."""
     widths, channels = text_widths(clip), model.model.latent_format.latent_channels
     for backbone in BACKBONES.values():
@@ -36,7 +37,7 @@ def backbone_of(model: object, clip: object) -> str | None:
     return None
 
 
-def check_backbone(dictionary: PartDictionary, name: str, model: object, clip: object) -> None:
+def check_backbone(dictionary: PartDictionary, name: str, model: Model, clip: Clip) -> None:
     """Refuses a dictionary that was trained for another model.
 
     Raises:
@@ -53,7 +54,7 @@ def check_backbone(dictionary: PartDictionary, name: str, model: object, clip: o
         )
 
 
-def check_widths(dictionary: PartDictionary, name: str, clip: object) -> None:
+def check_widths(dictionary: PartDictionary, name: str, clip: Clip) -> None:
     """Refuses vectors that ComfyUI would drop without an error.
 
     Raises:
@@ -70,13 +71,13 @@ def check_widths(dictionary: PartDictionary, name: str, clip: object) -> None:
         )
 
 
-def _text_reasons(dictionary: PartDictionary, clip: object) -> list[str]:
+def _text_reasons(dictionary: PartDictionary, clip: Clip) -> list[str]:
     ours = {encoder: tensor.shape[1] for encoder, tensor in dictionary.embeddings.items()}
     held = text_widths(clip)
     return [] if ours == held else [f"its vectors are for {_listed(ours)}, the CLIP has {_listed(held)}"]
 
 
-def _denoiser_reasons(dictionary: PartDictionary, model: object) -> list[str]:
+def _denoiser_reasons(dictionary: PartDictionary, model: Model) -> list[str]:
     backbone, inner = get_backbone(dictionary.backbone), model.model
     reasons = []
     channels = inner.latent_format.latent_channels

@@ -6,10 +6,13 @@ Here every such tensor gets a second, normal handle on the same memory. Letters:
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import FunctionCtx, once_differentiable
+from torch.nn.grad import conv2d_input
 
 from ...concepts.errors import BestiaryError
 
@@ -62,27 +65,39 @@ def needs_cast(layer: nn.Module, device: torch.device, dtype: torch.dtype) -> bo
     return weight.device.type != device.type or weight.dtype != dtype or bool(layer.weight_function)
 
 
+class _Kept(FunctionCtx):
+    """What the forward pass leaves for the backward pass."""
+
+    layer: nn.Linear | nn.Conv2d
+    shape: torch.Size
+    """Of the input."""
+    like: Tensor
+    """Empty, with the input's dtype and device."""
+
+
 class _CastLayer(torch.autograd.Function):
     """A frozen layer whose weights are cast for the forward pass and cast again for the backward pass, never kept."""
 
     @staticmethod
-    def forward(ctx: FunctionCtx, x: Tensor, layer: nn.Module) -> Tensor:
+    def forward(ctx: _Kept, x: Tensor, layer: nn.Linear | nn.Conv2d) -> Tensor:
         weight, bias = _cast(layer, x)
         ctx.layer, ctx.shape, ctx.like = layer, x.shape, x.new_empty(0)
         return F.linear(x, weight, bias) if isinstance(layer, nn.Linear) else layer._conv_forward(x, weight, bias)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: FunctionCtx, grad: Tensor) -> tuple[Tensor, None]:
+    def backward(ctx: _Kept, grad: Tensor) -> tuple[Tensor, None]:
         weight, _ = _cast(ctx.layer, ctx.like)
         if isinstance(ctx.layer, nn.Linear):
             return grad @ weight, None  # (..., I)
         layer = ctx.layer
         settings = (layer.stride, layer.padding, layer.dilation, layer.groups)
-        return nn.grad.conv2d_input(ctx.shape, weight, grad.contiguous(), *settings), None  # (B, I, h, w)
+        # torch declares single numbers for its settings, and takes pairs
+        input_gradient: Callable[..., Tensor] = conv2d_input
+        return input_gradient(ctx.shape, weight, grad.contiguous(), *settings), None  # (B, I, h, w)
 
 
-def cast_layer(x: Tensor, layer: nn.Module) -> Tensor:
+def cast_layer(x: Tensor, layer: nn.Linear | nn.Conv2d) -> Tensor:
     """Output of a frozen linear `(..., I)` -> `(..., O)` or convolution layer, in the dtype and on the device of `x`."""
     return _CastLayer.apply(x, layer)
 

@@ -10,7 +10,7 @@ import torch
 
 from ...concepts.errors import BestiaryError
 from ...trainer.learning.parts.settings import TrainPartsSettings
-from ...trainer.learning.spectrum.spectrum_settings import TrainSpectrumSettings
+from ...trainer.learning.run.run_settings import TrainingSettings
 
 _WORDS = ("out of memory", "can't allocate memory", "not enough memory")
 
@@ -19,7 +19,7 @@ _TRAINING_FLAG = "in_training"
 
 
 @contextmanager
-def memory_told(settings: TrainPartsSettings | TrainSpectrumSettings, image_size: int) -> Iterator[None]:
+def memory_told(settings: TrainingSettings, image_size: int) -> Iterator[None]:
     """Turns a device's lack of memory into one message that says what to lower.
 
     Raises:
@@ -44,15 +44,16 @@ def memory_told(settings: TrainPartsSettings | TrainSpectrumSettings, image_size
             advised.__context__ = None
 
 
-def _advice(settings: TrainPartsSettings | TrainSpectrumSettings, image_size: int) -> str:
-    batch, is_parts = settings.optimizer.batch_size, isinstance(settings, TrainPartsSettings)
+def _advice(settings: TrainingSettings, image_size: int) -> str:
+    batch = settings.optimizer.batch_size
+    is_parts = isinstance(settings, TrainPartsSettings)
     lower = []
     if batch > 1:
         instead = "accumulation" if is_parts else "steps, or optimizer.accumulation in more_settings,"
         lower.append(f"batch_size {batch} (raise {instead} in its place)")
     if not settings.base.checkpointing:
         lower.append("memory by switching recompute on")
-    if is_parts:
+    if isinstance(settings, TrainPartsSettings):
         lower += [f"the image_size {image_size} of Training Images", f"rank {settings.lora.rank}"]
     else:
         lower.append(f"the image_size {image_size}")

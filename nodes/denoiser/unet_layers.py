@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from torch import nn
 
@@ -22,7 +23,7 @@ _PROJECTIONS = ("to_q", "to_k", "to_v", "to_out.0")
 class UnetLayers:
     """Modules of one UNet by diffusers' names."""
 
-    linear: Mapping[str, nn.Module]
+    linear: Mapping[str, nn.Linear | nn.Conv2d]
     """Every linear and convolution layer, in the order in which diffusers makes them."""
     attention: Mapping[str, nn.Module]
     """Self- and cross-attention layers, ending in `.attn1` and `.attn2`."""
@@ -37,14 +38,14 @@ class UnetLayers:
         names = sorted((n for n in self.attention if n.endswith(".attn2")), key=lambda n: order.index(_section(n)))
         return {name: self.factors[name] for name in names}
 
-    def attention_projections(self, self_attention: bool) -> dict[str, nn.Module]:
+    def attention_projections(self, self_attention: bool) -> dict[str, nn.Linear | nn.Conv2d]:
         """Linear layers `(O, I)` q, k, v and out of the attention layers, by name."""
         kinds = ("attn1", "attn2") if self_attention else ("attn2",)
         wanted = tuple(f".{kind}.{projection}" for kind in kinds for projection in _PROJECTIONS)
         return {name: layer for name, layer in self.linear.items() if name.endswith(wanted)}
 
 
-def read_unet_layers(unet: nn.Module, config: Mapping[str, object]) -> UnetLayers:
+def read_unet_layers(unet: nn.Module, config: Mapping[str, Any]) -> UnetLayers:
     """Names and modules of a UNet of the Stable Diffusion 1.5, 2 or XL kind.
 
     Args:
@@ -66,8 +67,8 @@ def read_unet_layers(unet: nn.Module, config: Mapping[str, object]) -> UnetLayer
     # the table also lists samplers of levels that have none
     known = {name: place for name, place in names.items() if name.endswith(".weight")}
     pairs = {n.removesuffix(".weight"): place.removesuffix(".weight") for n, place in known.items()}
-    linear = {name: modules[place] for name, place in sorted(pairs.items(), key=_order) if place in modules}
-    linear = {name: layer for name, layer in linear.items() if isinstance(layer, nn.Linear | nn.Conv2d)}
+    named = {name: modules[place] for name, place in sorted(pairs.items(), key=_order) if place in modules}
+    linear = {name: layer for name, layer in named.items() if isinstance(layer, nn.Linear | nn.Conv2d)}
     # only what this UNet really has
     inner = {name: place for name, place in pairs.items() if place in modules}
     attention = {
@@ -106,13 +107,13 @@ def _blocks(
 def _last_layer(unet: nn.Module, block: str, places: Mapping[str, str]) -> nn.Module:
     """The layer whose output is the block's: ComfyUI calls the layers, never the sequence that holds them."""
     if block == "mid_block":
-        return unet.middle_block[-1]
+        return list(unet.get_submodule("middle_block").children())[-1]
     # the highest number on this side is the block that ran last
     side, number = max((place.split(".")[0], int(place.split(".")[1])) for place in places.values())
     return getattr(unet, side)[number][-1]
 
 
-def _outer_factor(name: str, linear: Mapping[str, nn.Module], levels: int) -> int:
+def _outer_factor(name: str, linear: Mapping[str, nn.Linear | nn.Conv2d], levels: int) -> int:
     """Downsampling of a whole block's output `(B, D, h, w)`, which lies behind its down- or upsampler."""
     level = _level(name, levels)
     if f"{name}.downsamplers.0.conv" in linear:

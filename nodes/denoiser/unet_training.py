@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
-from typing import Any
+from typing import Any, Protocol, cast
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +20,17 @@ from ...trainer.learning.denoiser.attention_capture import AttentionCapture, att
 from .forward_overrides import Forward, ForwardOverrides
 from .trainable_weights import cast_layer, needs_cast
 from .unet_layers import UnetLayers
+
+
+class AttentionLayer(Protocol):
+    """What is used of an attention layer of ComfyUI."""
+
+    heads: int
+    dim_head: int
+    to_q: Callable[[Tensor], Tensor]
+    to_k: Callable[[Tensor], Tensor]
+    to_v: Callable[[Tensor], Tensor]
+    to_out: Callable[[Tensor], Tensor]
 
 
 class UnetHooks:
@@ -39,10 +50,11 @@ class UnetHooks:
     def put_on(self, overrides: ForwardOverrides) -> None:
         """Hang everything on the modules; adapters and `recompute` may still change afterwards."""
         for name, attention in self._layers.attention.items():
-            overrides.put(attention, lambda forward, n=name, a=attention: partial(self._attend, n, a, forward))
+            layer = cast(AttentionLayer, attention)
+            overrides.put(attention, lambda forward, n=name, a=layer: partial(self._attend, n, a, forward))
         # loaded adapters may sit on any layer, trained ones on the projections; casts happen where weights are elsewhere
-        for name, layer in self._layers.linear.items():
-            overrides.put(layer, lambda forward, n=name, m=layer: partial(self._adapted, n, m, forward))
+        for name, linear in self._layers.linear.items():
+            overrides.put(linear, lambda forward, n=name, m=linear: partial(self._adapted, n, m, forward))
         for block in self._recomputed_blocks():
             overrides.put(block, lambda forward: partial(self._recomputed, forward))
 
@@ -60,7 +72,7 @@ class UnetHooks:
     def _attend(
         self,
         name: str,
-        layer: nn.Module,
+        layer: AttentionLayer,
         original: Forward,
         x: Tensor,
         context: Tensor | None = None,
@@ -86,7 +98,7 @@ class UnetHooks:
         b, heads, n, width = mixed.shape
         return layer.to_out(mixed.transpose(1, 2).reshape(b, n, heads * width))  # (B, N, D)
 
-    def _adapted(self, name: str, layer: nn.Module, original: Forward, x: Tensor) -> Tensor:
+    def _adapted(self, name: str, layer: nn.Linear | nn.Conv2d, original: Forward, x: Tensor) -> Tensor:
         """A frozen layer `(..., I)` -> `(..., O)` with its adapters; without any it is the layer itself, bit by bit."""
         needs = needs_cast(layer, x.device, x.dtype)
         # the frozen product on cast weights is ours where it must be differentiated
@@ -121,7 +133,7 @@ class UnetHooks:
         # an attention layer holds several transformer blocks
         for name, block in self._layers.blocks.items():
             if ".attentions." in name:
-                found += list(block.transformer_blocks)
+                found += block.get_submodule("transformer_blocks").children()
             elif ".resnets." in name:
                 found.append(block)
         return found

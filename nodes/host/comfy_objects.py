@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
+import torch
 from torch import Tensor, nn
 
 Tokens = dict[str, list[list[tuple]]]
@@ -25,6 +26,15 @@ class Tokenizer(Protocol):
     _try_get_embedding: Callable[[str], tuple]
 
 
+class ClipTokenizer(Tokenizer, Protocol):
+    """The tokenizer of a CLIP text encoder."""
+
+    start_token: int
+    end_token: int
+    pad_token: int
+    tokenizer_adds_end_token: bool
+
+
 class TextEncoder(Protocol):
     """One text encoder of a CLIP."""
 
@@ -35,6 +45,21 @@ class TextEncoder(Protocol):
         ...
 
 
+class ClipTextEncoder(TextEncoder, Protocol):
+    """A text encoder of CLIP's kind: an `SDClipModel`."""
+
+    transformer: Any
+    """The network, in ComfyUI's own layers."""
+    layer: str
+    """Which states are read: last, hidden, or others."""
+    layer_idx: int | None
+    layer_norm_hidden_state: bool
+
+    def reset_clip_options(self) -> None:
+        """Back to the encoder's own settings."""
+        ...
+
+
 class Clip(Protocol):
     """A CLIP."""
 
@@ -42,6 +67,14 @@ class Clip(Protocol):
     """Holds a `Tokenizer` for every text encoder, by attribute."""
     cond_stage_model: nn.Module
     """Holds the text encoders."""
+    patcher: Any
+    """Moves the weights."""
+    layer_idx: int | None
+    """The layer that the graph chose; None for the encoders' own choice."""
+
+    def add_patches(self, patches: Mapping[str, Any], strength_patch: float = 1.0) -> Iterable[str]:
+        """Add changes of weights; the names of those that were reached."""
+        ...
 
     def clone(self) -> Clip:
         """Shares the weights."""
@@ -60,6 +93,12 @@ class Model(Protocol):
     """A MODEL."""
 
     model_options: dict[str, Any]
+    model: Any
+    """The network with its configuration, latent format and kind of prediction: a `BaseModel`."""
+
+    def add_patches(self, patches: Mapping[str, Any], strength_patch: float = 1.0) -> Iterable[str]:
+        """Add changes of weights; the names of those that were reached."""
+        ...
 
     def clone(self) -> Model:
         """Shares the weights."""
@@ -72,6 +111,21 @@ class Model(Protocol):
 
 class Vae(Protocol):
     """A VAE."""
+
+    first_stage_model: Any
+    """The autoencoder itself; None where the file held none."""
+    latent_channels: int
+    latent_dim: int
+    """Dimensions of a latent besides its channels: 2 for pictures."""
+    output_channels: int
+    vae_dtype: torch.dtype
+    device: torch.device
+    patcher: Any
+    """Moves the weights."""
+    process_input: Callable[[Tensor], Tensor]
+    process_output: Callable[[Tensor], Tensor]
+    memory_used_encode: Callable[[Sequence[int], torch.dtype], float]
+    memory_used_decode: Callable[[Sequence[int], torch.dtype], float]
 
     def decode(self, samples_in: Tensor) -> Tensor:
         """Latents `(N, C, h, w)` to pictures `(N, H, W, 3)` in 0..1."""

@@ -15,6 +15,7 @@ from torch import Tensor
 from ...concepts.errors import BestiaryError
 from ...concepts.pictures.square_fit import SQUARE_FITS, fit_square
 from ..denoiser.comfy_autoencoder import ComfyAutoencoder
+from ..host.comfy_objects import Vae
 from ..host.graph_progress import GraphProgress
 from .part_pictures import as_pictures, checked_images
 
@@ -45,7 +46,7 @@ def cut_squares(images: Sequence[Tensor], size: int) -> np.ndarray:
     return np.stack([np.asarray(picture) for picture in pictures])
 
 
-def encode_squares(squares: np.ndarray, vae: object, mirror: bool, progress: GraphProgress) -> np.ndarray:
+def encode_squares(squares: np.ndarray, vae: Vae, mirror: bool, progress: GraphProgress) -> np.ndarray:
     """Moments (N, V, 2, C, h, w) float16 of squares (N, S, S, 3): mean and log-variance of the autoencoder's posterior.
 
     Raises:

@@ -121,8 +121,8 @@ def write_training_set(training_set: TrainingSet) -> Path:
         with replacing(pictures / name) as temporary:
             Image.fromarray(square).save(temporary, "PNG")
     training_set.codebook.save(found / CODEBOOK)
-    grid = tuple(training_set.maps.labels.shape[1:])  # of (N, h, w)
-    write_maps(found / PART_MAPS, [training_set.maps], len(names), grid, training_set.maps.codes.shape[1])
+    _, height, width = training_set.maps.labels.shape
+    write_maps(found / PART_MAPS, [training_set.maps], len(names), (height, width), training_set.maps.codes.shape[1])
     write_lines(found / IMAGES, names)
     if training_set.classes is not None:
         write_text(folder / "classes.csv", _class_table(names, training_set.classes))

@@ -21,6 +21,7 @@ from ...trainer.learning.run.training import Concept, Origin, Training
 from ...trainer.learning.run.training_state import ParameterGroup, TrainingState
 from ..denoiser.comfy_denoiser import ComfyDenoiser
 from ..denoiser.training_faults import memory_told, random_state_kept
+from ..host.comfy_objects import Clip, Model, Vae
 from .node_previews import NodePreviews
 from .training_progress import TrainingProgress
 
@@ -32,9 +33,9 @@ Made = TypeVar("Made")
 class GraphModel:
     """ComfyUI's objects."""
 
-    model: object
-    clip: object
-    vae: object
+    model: Model
+    clip: Clip
+    vae: Vae
 
 
 class GraphTask(ABC, Generic[Concept]):
@@ -47,7 +48,7 @@ class GraphTask(ABC, Generic[Concept]):
     settings: TrainingSettings
 
     @abstractmethod
-    def check(self, denoiser: ComfyDenoiser, vae: object) -> None:
+    def check(self, denoiser: ComfyDenoiser, vae: Vae) -> None:
         """Raise BestiaryError for pictures and objects that do not belong together."""
 
     @abstractmethod
@@ -168,6 +169,8 @@ def fit_in_graph(
         )
     except TrainingStopped as stopped:
         progress.cancelled = True
+        if stopped.state is None:
+            raise
         return stopped.state
 
 

@@ -12,6 +12,7 @@ from ...trainer.learning.pictures.latent_cache import LatentCache
 from ...trainer.learning.spectrum.spectrum_objective_setup import SpectrumTraining, set_up_spectrum
 from ...trainer.learning.spectrum.spectrum_settings import TrainSpectrumSettings
 from ..denoiser.comfy_denoiser import ComfyDenoiser
+from ..host.comfy_objects import Vae
 from ..spectrum.spectrum_files import write_spectrum
 from .graph_fit import GraphTask
 from .spectrum_pictures import SpectrumPictures
@@ -26,7 +27,7 @@ class SpectrumInGraph(GraphTask[PromptSpectrum]):
     what = "a spectrum"
     made_by = "Bestiary Train Spectrum in ComfyUI"
 
-    def check(self, denoiser: ComfyDenoiser, vae: object) -> None:
+    def check(self, denoiser: ComfyDenoiser, vae: Vae) -> None:
         """VAE and model must belong together."""
         check_vae(denoiser, vae)
 
@@ -44,7 +45,7 @@ class SpectrumInGraph(GraphTask[PromptSpectrum]):
         return write_spectrum(concept, name)
 
 
-def check_vae(denoiser: ComfyDenoiser, vae: object) -> None:
+def check_vae(denoiser: ComfyDenoiser, vae: Vae) -> None:
     """Make sure that VAE and model belong together.
 
     Raises:

@@ -13,6 +13,7 @@ from ...trainer.learning.parts.settings import TrainPartsSettings
 from ...trainer.learning.pictures.latent_cache import LatentCache
 from ..denoiser.comfy_autoencoder import ComfyAutoencoder
 from ..denoiser.comfy_denoiser import ComfyDenoiser
+from ..host.comfy_objects import Vae
 from ..part_dictionary.dictionary_loading import save_dictionary
 from .graph_fit import GraphTask
 from .training_set import TrainingSet
@@ -32,7 +33,7 @@ class PartsInGraph(GraphTask[PartDictionary]):
         """That of the set."""
         return self.training_set.autoencoder
 
-    def check(self, denoiser: ComfyDenoiser, vae: object) -> None:
+    def check(self, denoiser: ComfyDenoiser, vae: Vae) -> None:
         """The set must have been encoded with this VAE, at a size that the model takes."""
         made, backbone = self.training_set, denoiser.backbone
         channels = made.moments.shape[3]  # of (N, V, 2, C, h, w)

@@ -20,6 +20,7 @@ from ...concepts.errors import BestiaryError
 from ...trainer.learning.pictures.mask_files import coverage, coverage_text
 from ...trainer.learning.spectrum.spectrum_images import square_mask
 from ..denoiser.comfy_autoencoder import ComfyAutoencoder
+from ..host.comfy_objects import Vae
 from ..host.graph_progress import GraphProgress
 from ..part_map.picture_encoding import (
     LATENT_FACTOR,
@@ -63,7 +64,7 @@ class SpectrumPictures:
 def prepare_pictures(
     images: Sequence[Tensor],
     masks: Sequence[Tensor] | None,
-    vae: object,
+    vae: Vae,
     size: int,
     mirror: bool,
     progress: GraphProgress,
@@ -95,7 +96,7 @@ def prepare_pictures(
     return SpectrumPictures(names, squares, moments, np.stack(cut) if cut else None)
 
 
-def _remembered(squares: np.ndarray, vae: object, mirror: bool, progress: GraphProgress) -> np.ndarray:
+def _remembered(squares: np.ndarray, vae: Vae, mirror: bool, progress: GraphProgress) -> np.ndarray:
     """Moments of squares (N, S, S, 3), those of an earlier run where VAE and pictures are the same."""
     autoencoder = ComfyAutoencoder(vae)
     key = f"{autoencoder.fingerprint()} {autoencoder.precision} {mirror} {_digest((squares,))}"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from comfy_api.latest import io, ui
 from torch import Tensor
 
@@ -9,6 +11,9 @@ from ..host.comfy_version import schema
 from ..host.socket_types import SpectrumSocket
 from ..part_map.part_pictures import named_faults
 from .training_nodes import CATEGORY, more_settings_input, run_inputs
+
+if TYPE_CHECKING:
+    from ..host.comfy_objects import Clip, Model, Vae
 
 
 def _concept_inputs() -> list[io.Input]:
@@ -128,9 +133,9 @@ class TrainSpectrum(io.ComfyNode):
     @classmethod
     def execute(
         cls,
-        model: list[object],
-        clip: list[object],
-        vae: list[object],
+        model: list[Model],
+        clip: list[Clip],
+        vae: list[Vae],
         images: list[Tensor],
         foreground: list[Tensor] | None = None,
         **choices: list[object],

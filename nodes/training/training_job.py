@@ -13,6 +13,7 @@ from ...concepts.errors import BestiaryError
 from ...trainer.learning.denoiser.model_folder import read_model_folder
 from ...trainer.learning.parts.settings import TrainPartsSettings, load_recipe
 from ..denoiser.comfy_denoiser import ComfyDenoiser
+from ..host.comfy_objects import Clip, Model
 from ..host.graph_progress import GraphProgress
 from ..host.socket_types import NamedDictionary
 from ..part_dictionary.dictionary_loading import prompt_name, teach
@@ -45,8 +46,8 @@ class PartOutputs(NamedTuple):
     """Outputs of Train Parts in order, and a line for the node."""
 
     dictionary: NamedDictionary
-    model: object
-    clip: object
+    model: Model
+    clip: Clip
     loss_map: dict[str, list[float]]
     preview: Tensor
     """`(1, H, W, 3)` in 0..1."""

@@ -15,7 +15,8 @@ from ..part_map.part_pictures import named_faults
 from ..runs.training_runs import ANEW, resume_choices
 
 if TYPE_CHECKING:
-    from ...concepts.features.patch_features import FeatureSource
+    from ...concepts.denoiser.denoiser import Denoiser
+    from ..host.comfy_objects import Clip, Model, Vae
     from ..part_map.seen_parts import SeenParts
     from .training_set import TrainingSet
 
@@ -95,13 +96,13 @@ class TrainingImages(io.ComfyNode):
         cls,
         images: list[Tensor],
         codebook: list[NamedCodebook],
-        vae: list[object],
+        vae: list[Vae],
         image_size: list[int],
         mirror: list[bool],
         part_maps: list[SeenParts] | None = None,
         foreground: list[Tensor] | None = None,
         classes: list[str] | None = None,
-        features: list[FeatureSource] | None = None,
+        features: list[Denoiser] | None = None,
     ) -> io.NodeOutput:
         from .training_set import TrainingSetChoice, build_training_set, captions_of, split_classes
 
@@ -245,9 +246,7 @@ class TrainParts(io.ComfyNode):
         )
 
     @classmethod
-    def execute(
-        cls, model: object, clip: object, vae: object, training_set: TrainingSet, **choices: object
-    ) -> io.NodeOutput:
+    def execute(cls, model: Model, clip: Clip, vae: Vae, training_set: TrainingSet, **choices: object) -> io.NodeOutput:
         from .training_job import GraphModel, run_graph_training
 
         with named_faults("Train Parts"):

@@ -15,8 +15,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from ...concepts.denoiser.denoiser import Denoiser
 from ...concepts.errors import BestiaryError
-from ...concepts.features.patch_features import FeatureSource
 from ...concepts.part_map.part_areas import patch_shares
 from ...concepts.part_map.part_codebook import PartCodebook
 from ...concepts.part_map.part_map import ABSENT, PartMaps
@@ -24,6 +24,7 @@ from ...concepts.part_prompt.caption_file import format_captions
 from ...concepts.pictures.square_fit import seen_box
 from ...trainer.learning.parts.training_kinds import TrainingKinds, class_kinds, discovered_kinds
 from ..denoiser.comfy_autoencoder import ComfyAutoencoder
+from ..host.comfy_objects import Vae
 from ..host.graph_progress import GraphProgress
 from ..host.socket_types import NamedCodebook
 from ..part_map.feature_choice import open_source
@@ -97,14 +98,14 @@ class TrainingSetChoice:
 def build_training_set(
     images: Sequence[Tensor],
     codebook: NamedCodebook,
-    vae: object,
+    vae: Vae,
     choice: TrainingSetChoice,
     progress: GraphProgress,
     *,
     part_maps: Sequence[SeenParts] | None = None,
     masks: Sequence[Tensor] | None = None,
     classes: Sequence[str] | None = None,
-    features: FeatureSource | None = None,
+    features: Denoiser | None = None,
 ) -> TrainingSet:
     """Pictures of a list of images `(B, H, W, 3)` with their parts.
 
@@ -141,7 +142,7 @@ def build_training_set(
         squares[rows],
         codebook.codebook,
         PartMaps(maps.labels[kept], maps.codes[kept]),
-        None if classes is None else tuple(classes[row].strip() for row in rows),
+        None if classes is None else tuple(classes[int(row)].strip() for row in rows),
         ComfyAutoencoder(vae).fingerprint(),
         None if choice.image_size else _shown(checked, rows),
     )
@@ -153,7 +154,7 @@ def _shown(images: Sequence[Tensor], rows: np.ndarray) -> tuple[Tensor, ...]:
     return tuple(single[row] for row in rows)
 
 
-def at_size(training_set: TrainingSet, size: int, vae: object | None, progress: GraphProgress) -> TrainingSet:
+def at_size(training_set: TrainingSet, size: int, vae: Vae | None, progress: GraphProgress) -> TrainingSet:
     """The set at the training square of a model, edge `size`, unless a user asked for another.
 
     Args:
@@ -184,7 +185,7 @@ def captions_of(training_set: TrainingSet) -> str:
 
 
 def _look(
-    images: Sequence[Tensor], codebook: NamedCodebook, features: FeatureSource | None, progress: GraphProgress
+    images: Sequence[Tensor], codebook: NamedCodebook, features: Denoiser | None, progress: GraphProgress
 ) -> PartMaps:
     source = open_source(codebook.codebook.feature_spec, features)
     pieces = [codebook.codebook.segment(describe_images(entry, source, AREA, progress.add)) for entry in images]
@@ -215,7 +216,7 @@ def _given_maps(
 
 def _inside(maps: PartMaps, masks: Sequence[Tensor], images: Sequence[Tensor], background: int) -> PartMaps:
     """Parts inside the masks only; a part that loses all its patches is absent."""
-    grid = tuple(maps.labels.shape[1:])
+    grid = (maps.labels.shape[1], maps.labels.shape[2])
     shares = []
     for mask in checked_masks(masks, images):
         height, width = mask.shape

@@ -328,8 +328,9 @@ def _not_writable(folder: Path, fault: OSError) -> BestiaryError:
 def heat_map_sheet(picture: Picture, dictionaries: Mapping[str, PartDictionary]) -> Image.Image:
     """The picture, then one tile per part token with the place it looked at."""
     image = picture.to_image()
+    maps = picture.attention
     tiles, captions = [image.resize((192, 192), Image.Resampling.LANCZOS)], [picture.order.prompt]
-    for mention, attention in zip(picture.mentions, picture.attention, strict=True):
+    for mention, attention in zip(picture.mentions, () if maps is None else maps, strict=True):
         dictionary = dictionaries[mention.dictionary]
         kinds = " + ".join(dictionary.kind_label(mention.part, kind) for kind, _ in mention.kinds)
         tiles.append(heat_map(image, attention))

@@ -91,6 +91,7 @@ def make_pictures(
     for rows in _alike(denoiser, positives, negatives, pictures_at_once(denoiser, choice.size)):
         report = _step_report(on_progress, len(pictures), len(rows), len(orders))
         positive = encode_resolved(denoiser, [positives[row] for row in rows])
+        columns = positive.columns
         sampled = sample_images(
             denoiser,
             positive,
@@ -100,7 +101,7 @@ def make_pictures(
             guidance=choice.guidance,
             size=choice.size,
             sampler=choice.sampler,
-            attention=AttentionRequest(positive.columns) if attention and _has_parts(positive) else None,
+            attention=AttentionRequest(columns) if attention and columns is not None and _has_parts(positive) else None,
             on_step=report,
         )
         # maps beyond the mentions of a prompt belong to longer prompts of the batch
@@ -136,8 +137,8 @@ def _alike(
     """Rows that may share a batch: prompts of different numbers of chunks are not filled up to each other's length."""
     groups: dict[tuple[int, int], list[int]] = {}
     for row, pair in enumerate(zip(positives, negatives, strict=True)):
-        chunks = tuple(chunks_of(denoiser.text.tokenize(prompt.pieces)) for prompt in pair)
-        groups.setdefault(chunks, []).append(row)
+        own, other = (chunks_of(denoiser.text.tokenize(prompt.pieces)) for prompt in pair)
+        groups.setdefault((own, other), []).append(row)
     for rows in groups.values():
         for start in range(0, len(rows), at_once):
             yield rows[start : start + at_once]

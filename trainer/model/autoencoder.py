@@ -1,13 +1,17 @@
 """The autoencoders of diffusers as an image side: posterior moments to cache, scaled draws from them, latents back to pictures."""
 
-from typing import Protocol
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ...concepts.denoiser.backbone import Backbone
 from ...concepts.denoiser.image_side import NO_SPREAD, drawn_latents
 from ...concepts.errors import BestiaryError
+
+if TYPE_CHECKING:
+    from diffusers import AutoencoderKL, AutoencoderTiny
 
 
 class _Placed(Protocol):
@@ -22,14 +26,14 @@ class Autoencoder:
 
     def __init__(
         self,
-        vae: nn.Module | None,
+        vae: "AutoencoderKL | AutoencoderTiny | None",
         backbone: Backbone,
         network: _Placed,
         memory_format: torch.memory_format = torch.channels_last,
     ) -> None:
         """Latents of `vae` lie on the device of `network`; None for a model that was loaded without its autoencoder."""
         self.vae = None if vae is None else vae.eval().requires_grad_(False)
-        self.config = {} if vae is None else dict(vae.config)
+        self.config: Mapping[str, Any] = {} if vae is None else dict(vae.config)
         self._backbone, self._network, self._memory_format = backbone, network, memory_format
 
     @property
@@ -43,7 +47,7 @@ class Autoencoder:
         # the autoencoder works on -1..1
         pixels = (images * 2 - 1).to(device, vae.dtype, memory_format=self._memory_format)
         with torch.no_grad(), torch.autocast(device.type, enabled=False):
-            encoded = vae.encode(pixels)
+            encoded: Any = vae.encode(pixels)  # an output record of diffusers, by the kind of autoencoder
         if not hasattr(encoded, "latent_dist"):  # AutoencoderTiny has no posterior
             latents = encoded.latents.float()  # (B, C, h, w)
             return torch.stack([latents, torch.full_like(latents, NO_SPREAD)], dim=1)
@@ -61,7 +65,8 @@ class Autoencoder:
         shift, scale = self._shift_and_scale()
         latents = (latents.float() / scale + shift).to(device, vae.dtype, memory_format=self._memory_format)
         with torch.autocast(device.type, enabled=False):
-            pixels = vae.decode(latents, return_dict=False)[0]  # (B, 3, H, W) in -1..1
+            decoded: Any = vae.decode(cast("torch.FloatTensor", latents), return_dict=False)
+            pixels: Tensor = decoded[0]  # (B, 3, H, W) in -1..1
         return (pixels.float() / 2 + 0.5).clamp(0, 1)
 
     def shape(self, size: tuple[int, int]) -> tuple[int, int, int]:
@@ -69,7 +74,7 @@ class Autoencoder:
         factor = self._backbone.latent_factor
         return self._backbone.latent_channels, size[0] // factor, size[1] // factor
 
-    def _loaded(self) -> nn.Module:
+    def _loaded(self) -> "AutoencoderKL | AutoencoderTiny":
         if self.vae is None:
             raise BestiaryError("the autoencoder was dropped from this denoiser: load the model again to use images")
         return self.vae

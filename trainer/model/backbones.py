@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Literal, cast
+from typing import Any, Literal, TypeVar, cast
 
 import diffusers
 import torch
@@ -25,12 +25,13 @@ from ...concepts.files.pack import ROOT
 from ..learning.denoiser.model_folder import ModelFolder, named_backbone, read_model_folder
 from .diffusers_denoiser import DenoiserParts, DiffusersDenoiser
 from .hardware import cpu_has_fast_bf16
-from .text_conditioning import TextEncoders
+from .text_conditioning import TextEncoders, Tokenizer
 
 logger = logging.getLogger(__name__)
 
 Device = Literal["auto", "cpu", "cuda", "mps"]
 Dtype = Literal["auto", "fp32", "bf16", "fp16"]
+Placed = TypeVar("Placed", bound=nn.Module)
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 DEMO = "demo"
@@ -172,8 +173,8 @@ def _load_parts(folder: ModelFolder, device: torch.device, dtype: torch.dtype) -
     layout = torch.contiguous_format if slow_bf16 else torch.channels_last
     vae_layout = torch.channels_last if isinstance(vae, AutoencoderTiny) else layout
     return DenoiserParts(
-        unet=unet.to(device, memory_format=layout),
-        vae=vae.to(device, memory_format=vae_layout),
+        unet=_placed(unet, device, layout),
+        vae=_placed(vae, device, vae_layout),
         text=text,
         process=discrete_process(folder.configs["scheduler"], device),
         scheduler_config=folder.configs["scheduler"],
@@ -183,7 +184,12 @@ def _load_parts(folder: ModelFolder, device: torch.device, dtype: torch.dtype) -
     )
 
 
-def discrete_process(config: Mapping[str, object], device: torch.device | str = "cpu") -> DiscreteProcess:
+def _placed(module: Placed, device: torch.device, layout: torch.memory_format) -> Placed:
+    """The module itself, on a device and in a memory layout."""
+    return module.to(device).to(memory_format=layout)
+
+
+def discrete_process(config: Mapping[str, Any], device: torch.device | str = "cpu") -> DiscreteProcess:
     """The forward process a scheduler_config.json states, its `(T,)` table on the device that will read it.
 
     Raises:
@@ -194,11 +200,11 @@ def discrete_process(config: Mapping[str, object], device: torch.device | str = 
         raise BestiaryError(f"this model predicts {prediction!r}; only epsilon and v_prediction are supported")
     # the scheduler of diffusers turns betas of any spelling into one table (T,)
     known = {key: value for key, value in config.items() if not key.startswith("_")}
-    scheduler = DDPMScheduler.from_config(known)
+    scheduler = cast(DDPMScheduler, DDPMScheduler.from_config(known))  # a pair only where it is asked for
     return DiscreteProcess(scheduler.alphas_cumprod.float().to(device), prediction)
 
 
-def _load(kind: type, folder: Path, dtype: torch.dtype) -> nn.Module:
+def _load(kind: type[Placed], folder: Path, dtype: torch.dtype) -> Placed:
     # diffusers says torch_dtype, newer versions of transformers say dtype
     """One component of diffusers or transformers; half-precision variants are taken where no full one lies there."""
     argument = "torch_dtype" if kind in (UNet2DConditionModel, AutoencoderKL, AutoencoderTiny) else "dtype"
@@ -207,7 +213,9 @@ def _load(kind: type, folder: Path, dtype: torch.dtype) -> nn.Module:
     # said outright: left open, the libraries complain in the log about the format that is not there
     safe = any(entry.suffix == ".safetensors" for entry in folder.iterdir())
     options = {"variant": _variant(folder), "use_safetensors": safe, "local_files_only": True, argument: dtype}
-    return kind.from_pretrained(folder, **options)
+    # both libraries have this one method, and no type in common that names it
+    library: Any = kind
+    return library.from_pretrained(folder, **options)
 
 
 def _transformers_takes_dtype() -> bool:
@@ -247,7 +255,7 @@ def _load_text(folder: ModelFolder, dtype: torch.dtype) -> TextEncoders:
     return TextEncoders(folder.backbone, tokenizers, models)
 
 
-def _load_tokenizer(folder: Path) -> object:
+def _load_tokenizer(folder: Path) -> Tokenizer:
     """CLIP's own tokenizer, or whatever a tokenizer.json describes."""
     if (folder / "vocab.json").is_file() and (folder / "merges.txt").is_file():
         return CLIPTokenizer.from_pretrained(folder, local_files_only=True)

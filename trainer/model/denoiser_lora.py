@@ -29,7 +29,8 @@ class AdaptedLayer(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Output `(..., O)` of input `(..., I)`, or of a convolution `(B, O, h, w)`, all updates added, in the layer's dtype."""
-        return adapted_output(x, self.base, self.adapters, self.base)
+        updates = (update for update in self.adapters if isinstance(update, LowRankUpdate))
+        return adapted_output(x, self.base, updates, self.base)
 
 
 @dataclass
@@ -38,7 +39,7 @@ class _Site:
 
     parent: nn.Module
     attribute: str
-    layer: nn.Module
+    layer: nn.Linear | nn.Conv2d
     """The plain layer."""
 
     def put(self, module: nn.Module) -> None:

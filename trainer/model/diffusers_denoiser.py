@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -31,16 +32,19 @@ from .autoencoder import Autoencoder
 from .denoiser_lora import module_adapters
 from .sampling import SamplingDenoiser
 
+if TYPE_CHECKING:
+    from diffusers import AutoencoderKL, AutoencoderTiny, UNet2DConditionModel
+
 
 @dataclass(frozen=True)
 class DenoiserParts:
     """What a diffusers folder holds, loaded: the constructor's material."""
 
-    unet: nn.Module
-    vae: nn.Module | None
+    unet: "UNet2DConditionModel"
+    vae: "AutoencoderKL | AutoencoderTiny | None"
     text: TextSide | None
     process: DiscreteProcess
-    scheduler_config: Mapping[str, object]
+    scheduler_config: Mapping[str, Any]
     """The folder's scheduler_config.json, from which samplers are built."""
     memory_format: torch.memory_format = torch.channels_last
     """Layout of the denoiser's convolution weights and inputs."""
@@ -64,12 +68,12 @@ class DiffusersDenoiser(SamplingDenoiser):
         self.scheduler_config = dict(parts.scheduler_config)
 
     @property
-    def unet(self) -> nn.Module:
+    def unet(self) -> "UNet2DConditionModel":
         """The network's module."""
         return self.network.unet
 
     @property
-    def vae(self) -> nn.Module | None:
+    def vae(self) -> "AutoencoderKL | AutoencoderTiny | None":
         """The autoencoder's module; None once it was dropped."""
         return self.images.vae
 
@@ -94,7 +98,7 @@ class UnetNetwork:
         self._memory_format = parts.memory_format
         # attention that can be asked for columns, and the names by which layers are asked
         install_fused_attention(self.unet, parts.float32_backward)
-        levels = len(self.unet.config.block_out_channels)
+        levels = len(self.unet.config["block_out_channels"])
         self._layers = dict(_cross_attention_layers(self.unet, levels))
         self._blocks = dict(_feature_blocks(self.unet, levels))
         self.adapters: Adapters = module_adapters(self.unet, lambda: self.device)
@@ -169,7 +173,7 @@ class UnetNetwork:
 
     def _added_conditions(self, latents: Tensor, text: Conditioning) -> dict[str, Tensor] | None:
         """Pooled text `(B, E)` and sizes `(B, 6)` for backbones that take them."""
-        if self.unet.config.addition_embed_type != "text_time":
+        if self.unet.config["addition_embed_type"] != "text_time":
             return None
         if text.pooled is None:
             raise BestiaryError(f"{self._backbone.name} needs the pooled text vector, but the conditioning has none")
@@ -234,7 +238,7 @@ def _cross_attention_layers(unet: nn.Module, num_levels: int) -> Iterator[tuple[
         yield name, 2 ** _level_of(name, num_levels)
 
 
-def _feature_blocks(unet: nn.Module, num_levels: int) -> Iterator[tuple[str, int]]:
+def _feature_blocks(unet: "UNet2DConditionModel", num_levels: int) -> Iterator[tuple[str, int]]:
     """Whole blocks, whose outputs `(B, D, h, w)` lie behind the down- or upsampler, and the layers in them."""
     blocks = [
         *((f"down_blocks.{index}", block) for index, block in enumerate(unet.down_blocks)),

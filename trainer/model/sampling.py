@@ -7,7 +7,7 @@ Letters: N pictures, B pictures of one batch, P learned vectors of a prompt.
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal, Protocol, cast
 
 import torch
 from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, EulerDiscreteScheduler, PNDMScheduler
@@ -37,7 +37,31 @@ PIXELS_AT_ONCE = 2**20
 class SamplingDenoiser(Denoiser):
     """A denoiser that also knows the settings its samplers are built from."""
 
-    scheduler_config: Mapping[str, object]
+    scheduler_config: Mapping[str, Any]
+
+
+class Scheduler(Protocol):
+    """What is used of a sampler of diffusers."""
+
+    timesteps: Tensor
+    """`(S,)`, falling."""
+
+    @property
+    def init_noise_sigma(self) -> float | Tensor:
+        """Spread of the noise it starts from."""
+        ...
+
+    def set_timesteps(self, num_inference_steps: int) -> None:
+        """Choose so many timesteps."""
+        ...
+
+    def scale_model_input(self, sample: Tensor, timestep: Any) -> Tensor:
+        """Latents `(B, C, h, w)` as the network takes them at a timestep."""
+        ...
+
+    def step(self, model_output: Tensor, timestep: Any, sample: Tensor, *, return_dict: bool) -> Any:
+        """One step of latents `(B, C, h, w)`: a tuple that starts with them, without `return_dict`."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -158,7 +182,7 @@ def draw_noise(denoiser: Denoiser, seeds: Sequence[int], size: tuple[int, int]) 
     return torch.stack([torch.randn(shape, generator=torch.Generator().manual_seed(seed)) for seed in seeds])
 
 
-def build_sampler(name: Sampler, config: Mapping[str, object]) -> object:
+def build_sampler(name: Sampler, config: Mapping[str, Any]) -> Scheduler:
     """A diffusers scheduler of the asked kind with the model's own noise schedule."""
     known = {key: value for key, value in config.items() if not key.startswith("_")}
     if name == "dpmpp_2m":
@@ -166,7 +190,8 @@ def build_sampler(name: Sampler, config: Mapping[str, object]) -> object:
     if name == "pndm":
         known |= {"skip_prk_steps": True}
     # latents of a latent model have no fixed range; a clip left in a config would cut them
-    return SAMPLERS[name].from_config(known | {"clip_sample": False, "thresholding": False})
+    # from_config also gives what it did not use, but only where it is asked to
+    return cast(Scheduler, SAMPLERS[name].from_config(known | {"clip_sample": False, "thresholding": False}))
 
 
 def _denoise(
@@ -202,7 +227,7 @@ def _denoise(
 
 def _finest(attention: Mapping[str, Tensor]) -> tuple[int, int]:
     """Largest grid among maps `(B, P, h, w)`."""
-    return max(tuple(maps.shape[-2:]) for maps in attention.values())
+    return max((maps.shape[-2], maps.shape[-1]) for maps in attention.values())
 
 
 def _joined(positive: Conditioning, negative: Conditioning) -> Conditioning:

@@ -5,7 +5,8 @@ keeps attention fused, stops at the layer that is read and never waits for the d
 chunk, D width of an encoder.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, Protocol, cast
 
 import torch
 import torch.nn.functional as F
@@ -14,6 +15,57 @@ from torch import Tensor, nn
 from ...concepts.denoiser.backbone import Backbone, TextEncoderSpec
 from ..learning.denoiser.prompt_encoding import ClipStates, PromptEncoding
 
+Projection = Callable[[Tensor], Tensor]
+"""A layer that takes and gives `(N, L, D)`."""
+
+
+class ClipAttention(Protocol):
+    """What is used of the attention of a layer."""
+
+    q_proj: Projection
+    k_proj: Projection
+    v_proj: Projection
+    out_proj: Projection
+
+
+class ClipLayer(Protocol):
+    """What is used of a layer of a CLIP text model."""
+
+    layer_norm1: Projection
+    self_attn: ClipAttention
+    layer_norm2: Projection
+    mlp: Projection
+
+
+class ClipLayers(Protocol):
+    """The layers of a CLIP text model."""
+
+    layers: Iterable[ClipLayer]
+
+
+class ClipCore(Protocol):
+    """What is used of a CLIP text model without its projection."""
+
+    embeddings: Any
+    """Holds `position_embedding`."""
+    encoder: ClipLayers
+    config: Any
+    """Its sizes."""
+    final_layer_norm: Projection
+
+
+class Tokenizer(Protocol):
+    """What is used of a tokenizer of transformers."""
+
+    bos_token_id: Any
+    eos_token_id: Any
+    pad_token_id: Any
+    unk_token_id: Any
+
+    def __call__(self, text: str, *, add_special_tokens: bool, verbose: bool) -> Any:
+        """A mapping with `input_ids`."""
+        ...
+
 
 def run_clip(model: nn.Module, embeddings: Tensor, spec: TextEncoderSpec, end_places: Tensor) -> ClipStates:
     """Run a CLIP text model from token embeddings `(N, L, D)`, positions not yet added.
@@ -21,9 +73,9 @@ def run_clip(model: nn.Module, embeddings: Tensor, spec: TextEncoderSpec, end_pl
     `end_places` `(N,)` long says where each chunk's end token stands; the pooled vector is read there, whatever ids
     stand elsewhere. Equal to transformers' CLIPTextModel (Radford et al. 2021) for ids without learned vectors.
     """
-    core = getattr(model, "text_model", model)
+    core = cast(ClipCore, getattr(model, "text_model", model))
     length = embeddings.shape[1]
-    positions = core.embeddings.position_embedding.weight[:length]  # (L, D)
+    positions: Tensor = core.embeddings.position_embedding.weight[:length]  # (L, D)
     hidden = embeddings + positions  # (N, L, D)
     # the last layer is run only where something reads it
     layers = list(core.encoder.layers)
@@ -37,11 +89,11 @@ def run_clip(model: nn.Module, embeddings: Tensor, spec: TextEncoderSpec, end_pl
     # by place, not by id: the largest id, which older code looks for, may belong to something else
     if spec.pooled:
         places = end_places.view(-1, 1, 1).expand(-1, 1, final.shape[-1])  # (N, 1, D)
-        pooled = model.text_projection(final.gather(1, places).squeeze(1))  # (N, D_pooled)
+        pooled = model.get_submodule("text_projection")(final.gather(1, places).squeeze(1))  # (N, D_pooled)
     return ClipStates(final if spec.output == "final" else hidden, pooled)
 
 
-def _clip_layer(layer: nn.Module, hidden: Tensor, heads: int) -> Tensor:
+def _clip_layer(layer: ClipLayer, hidden: Tensor, heads: int) -> Tensor:
     """One pre-norm transformer layer with causal attention on `(N, L, D)`."""
     # attention: from each position to those before it
     n, length, width = hidden.shape
@@ -59,7 +111,7 @@ def _clip_layer(layer: nn.Module, hidden: Tensor, heads: int) -> Tensor:
 class TransformersEncoder:
     """One text encoder of transformers with its tokenizer."""
 
-    def __init__(self, tokenizer: object, model: nn.Module) -> None:
+    def __init__(self, tokenizer: Tokenizer, model: nn.Module) -> None:
         """Transformers' own objects."""
         self._tokenizer, self._model = tokenizer, model
         self.start, self.end = tokenizer.bos_token_id, tokenizer.eos_token_id
@@ -70,7 +122,7 @@ class TransformersEncoder:
     @property
     def device(self) -> torch.device:
         """Where the encoder runs."""
-        return self._model.get_input_embeddings().weight.device
+        return self._table.device
 
     def plain_ids(self, text: str) -> list[int]:
         """Token ids of a text without start and end token."""
@@ -78,7 +130,13 @@ class TransformersEncoder:
 
     def embed(self, ids: Tensor) -> Tensor:
         """Token embeddings `(B, L, D)` of ids `(B, L)` in the encoder's dtype."""
-        return F.embedding(ids, self._model.get_input_embeddings().weight)
+        return F.embedding(ids, self._table)
+
+    @property
+    def _table(self) -> Tensor:
+        """Token embeddings `(V, D)`; read anew each time, since a model may be moved."""
+        embedding: nn.Embedding = cast(Any, self._model).get_input_embeddings()
+        return embedding.weight
 
     def run(self, embeddings: Tensor, spec: TextEncoderSpec, end_places: Tensor) -> ClipStates:
         """States `(N, L, D)` of embeddings `(N, L, D)`; see `run_clip`."""
@@ -88,7 +146,9 @@ class TransformersEncoder:
 class TextEncoders(PromptEncoding):
     """The frozen text encoders of one backbone with their tokenizers, by transformers."""
 
-    def __init__(self, backbone: Backbone, tokenizers: Mapping[str, object], models: Mapping[str, nn.Module]) -> None:
+    def __init__(
+        self, backbone: Backbone, tokenizers: Mapping[str, Tokenizer], models: Mapping[str, nn.Module]
+    ) -> None:
         """`tokenizers` and `models` by encoder name, transformers' own objects."""
         self.tokenizers = dict(tokenizers)
         self.models = dict(models)

@@ -18,6 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from ..learning.parts.part_objective import PartBatch, PartObjective
+from ..learning.run.fit import Batch
 
 GIB = 2**30
 _FAKED = ("moments", "noise", "times", "codes", "masks")
@@ -93,7 +94,7 @@ class StorageHighWater(TorchDispatchMode):
         self.now -= size
 
 
-def estimate_memory(objective: PartObjective, batch: PartBatch, *, ema: bool = False) -> MemoryEstimate:
+def estimate_memory(objective: nn.Module, batch: Batch, *, ema: bool = False) -> MemoryEstimate:
     """Memory of training `objective` with batches like `batch`, without computing anything.
 
     Gradients of the learned parameters are left as they were.
@@ -128,7 +129,7 @@ def measure_memory(objective: PartObjective, batch: PartBatch, *, ema: bool = Fa
     return replace(_standing(objective, ema), activations=peak)
 
 
-def _peak_of_step(objective: PartObjective, batch: PartBatch, known: Iterable[Tensor] = ()) -> int:
+def _peak_of_step(objective: nn.Module, batch: Batch, known: Iterable[Tensor] = ()) -> int:
     """Bytes: highest sum of storages that a forward and backward pass makes besides `known` ones, with gradients."""
     learned = list(objective.parameters())
     kept = [parameter.grad for parameter in learned]
@@ -147,14 +148,14 @@ def _peak_of_step(objective: PartObjective, batch: PartBatch, known: Iterable[Te
     return counter.peak
 
 
-def _standing(objective: PartObjective, ema: bool) -> MemoryEstimate:
+def _standing(objective: nn.Module, ema: bool) -> MemoryEstimate:
     """Bytes that are there all the time."""
     frozen = {tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in _frozen(objective)}
     learned = sum(parameter.numel() * parameter.element_size() for parameter in objective.parameters())
     return MemoryEstimate(sum(frozen.values()), learned * (4 if ema else 3), 0)
 
 
-def _frozen(objective: PartObjective) -> list[Tensor]:
+def _frozen(objective: nn.Module) -> list[Tensor]:
     """All tensors of the modules the denoiser holds, but for the learned ones."""
     learned = {id(parameter) for parameter in objective.parameters()}
     # the protocol does not say which modules a denoiser holds: they are looked for

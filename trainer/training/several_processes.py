@@ -2,10 +2,11 @@
 
 import os
 from contextlib import AbstractContextManager, nullcontext
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from ..learning.run.fit import Parallel, SingleProcess
 
@@ -26,11 +27,13 @@ class AccelerateProcesses:
 
     def gradients(self, module: nn.Module, synchronise: bool) -> AbstractContextManager[Any]:
         """Gradients of all but the last micro-step of an optimiser step stay local."""
-        return nullcontext() if synchronise else module.no_sync()
+        wrapped = isinstance(module, DistributedDataParallel)
+        return module.no_sync() if wrapped and not synchronise else nullcontext()
 
     def sum(self, tensor: Tensor) -> Tensor:
         """Sum of a tensor over all processes, in its shape."""
-        return self._accelerator.reduce(tensor.to(self._accelerator.device), reduction="sum")
+        # accelerate reduces trees of tensors; a single one comes back as one
+        return cast(Tensor, self._accelerator.reduce(tensor.to(self._accelerator.device), reduction="sum"))
 
     def wait(self) -> None:
         """Return when all processes have come here."""

@@ -69,7 +69,7 @@ class PartTask(Task[TrainPartsSettings, PartPictures]):
             given = classes if settings.method.ids == "class" else None
             kinds = whole_kinds(kinds, discovery.codebook, given, settings.run.seed)
         elif settings.method.ids == "class":
-            kinds = class_kinds(kinds, classes)
+            kinds = class_kinds(kinds, classes or {})
         if not settings.method.background:
             kinds = kinds.without_background()
         # codes are (N, M): pictures without any part have nothing to caption

@@ -230,6 +230,5 @@ def free_autoencoder(denoiser: DiffusersDenoiser, *, keep_decoder: bool) -> None
         denoiser.drop_autoencoder()
         return
     # latents are cached: only previews decode, nothing encodes any more
-    autoencoder: nn.Module = denoiser.vae
-    autoencoder.encoder = None
-    autoencoder.quant_conv = None
+    for part in ("encoder", "quant_conv"):
+        setattr(denoiser.vae, part, None)

@@ -6,10 +6,11 @@ Letters: B batch, H heads, N places of a grid, L context tokens, P tokens asked 
 """
 
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -36,6 +37,18 @@ class AttentionCapture:
     """False after the forward pass: a backward pass that computes a layer again forms columns but keeps none."""
 
 
+class AttentionLayer(Protocol):
+    """What is used of an attention layer of diffusers."""
+
+    heads: int
+    scale: float
+    to_q: Callable[[Tensor], Tensor]
+    to_k: Callable[[Tensor], Tensor]
+    to_v: Callable[[Tensor], Tensor]
+    to_out: Sequence[Callable[[Tensor], Tensor]]
+    """The output projection, then dropout."""
+
+
 class FusedAttention:
     """Attention processor of one layer: fused attention, and part columns if the call asks this layer for them.
 
@@ -54,7 +67,7 @@ class FusedAttention:
 
     def __call__(
         self,
-        attn: nn.Module,
+        attn: AttentionLayer,
         hidden_states: Tensor,
         encoder_hidden_states: Tensor | None = None,
         attention_mask: Tensor | None = None,
@@ -143,7 +156,7 @@ def reading_features(blocks: Mapping[str, nn.Module]) -> Iterator[dict[str, Tens
     thread = threading.get_ident()
 
     # hooks see calls of all threads; only this one asked
-    def keep(name: str, _module: nn.Module, _inputs: object, output: object) -> None:
+    def keep(name: str, _module: nn.Module, _inputs: object, output: Any) -> None:
         if threading.get_ident() == thread:
             first = output[0] if isinstance(output, tuple) else getattr(output, "sample", output)
             read[name] = first.float()
@@ -169,7 +182,8 @@ def install_fused_attention(denoiser: nn.Module, float32_backward: bool = False)
         BestiaryError: a layer has norms, added keys or a residual of its own, so the network is not of the Stable Diffusion family.
     """
     for name, module in denoiser.named_modules():
-        if not hasattr(module, "set_processor") or not hasattr(module, "to_q"):
+        set_processor = getattr(module, "set_processor", None)
+        if set_processor is None or not hasattr(module, "to_q"):
             continue
         # what our processor does not compute must not be there
         special = [
@@ -182,7 +196,7 @@ def install_fused_attention(denoiser: nn.Module, float32_backward: bool = False)
                 f"attention layer {name} has {', '.join(special) or 'a residual of its own'}: this denoiser is not of the "
                 "Stable Diffusion 1.5, 2 or XL family; choose one of those as the base model"
             )
-        module.set_processor(FusedAttention(name, float32_backward))
+        set_processor(FusedAttention(name, float32_backward))
 
 
 def halved(size: tuple[int, int], factor: int) -> tuple[int, int]:

@@ -4,6 +4,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from ....concepts.denoiser.backbone import BACKBONES, Backbone, TextEncoderSpec, get_backbone
 from ....concepts.errors import BestiaryError
@@ -20,6 +21,9 @@ NEEDED_FIELDS = {
 }
 """Component -> fields its config must have before the model can be identified."""
 
+Config = Mapping[str, Any]
+"""Content of a config.json; what its fields hold depends on the version of diffusers or transformers that wrote it."""
+
 
 @dataclass(frozen=True)
 class ModelFolder:
@@ -27,7 +31,7 @@ class ModelFolder:
 
     path: Path
     backbone: Backbone
-    configs: Mapping[str, Mapping[str, object]]
+    configs: Mapping[str, Config]
     """Component (unet, vae, text_encoder, text_encoder_2, scheduler) -> its config."""
 
     @property
@@ -77,7 +81,7 @@ def _check_is_folder(path: Path) -> None:
         )
 
 
-def _read_json(path: Path) -> dict[str, object]:
+def _read_json(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise BestiaryError(
             f"{path.parent.parent if path.name != 'model_index.json' else path.parent} is incomplete: {path.parent.name}/"
@@ -117,7 +121,7 @@ def _check_has_weights(folder: Path) -> None:
     )
 
 
-def _check_fields(path: Path, configs: Mapping[str, Mapping[str, object]]) -> None:
+def _check_fields(path: Path, configs: Mapping[str, Config]) -> None:
     lacking = [
         f"{name}/config.json lacks {field}"
         for name, fields in NEEDED_FIELDS.items()
@@ -131,7 +135,7 @@ def _check_fields(path: Path, configs: Mapping[str, Mapping[str, object]]) -> No
         )
 
 
-def _check_fit(path: Path, configs: Mapping[str, Mapping[str, object]]) -> None:
+def _check_fit(path: Path, configs: Mapping[str, Config]) -> None:
     """The parts of a folder must come from one model."""
     unet, vae = configs["unet"], configs["vae"]
     if unet.get("_class_name", "UNet2DConditionModel") != "UNet2DConditionModel":
@@ -164,7 +168,7 @@ def named_backbone(path: Path) -> str | None:
     return get_backbone(str(_read_json(named).get("backbone"))).name if named.is_file() else None
 
 
-def _backbone_name(path: Path, configs: Mapping[str, Mapping[str, object]]) -> str:
+def _backbone_name(path: Path, configs: Mapping[str, Config]) -> str:
     # our own folders name themselves; others are identified by their configs
     if named := named_backbone(path):
         return named
@@ -177,7 +181,7 @@ def _backbone_name(path: Path, configs: Mapping[str, Mapping[str, object]]) -> s
     return "sd2" if text["hidden_size"] == SD2_WIDTH or text.get("hidden_act") == "gelu" else "sd15"
 
 
-def _backbone_of(name: str, configs: Mapping[str, Mapping[str, object]]) -> Backbone:
+def _backbone_of(name: str, configs: Mapping[str, Config]) -> Backbone:
     """The record of the backbone with widths and sizes as the configs state them."""
     record = BACKBONES[name]
     specs: list[TextEncoderSpec] = []

@@ -51,7 +51,11 @@ class TextEncoder(Protocol):
     """Id that fills a chunk."""
     unknown: int | None
     """Id that stands for every word of which the tokenizer knows no piece; None where it knows all bytes."""
-    device: torch.device
+
+    @property
+    def device(self) -> torch.device:
+        """Where it runs."""
+        ...
 
     def plain_ids(self, text: str) -> list[int]:
         """Token ids of a text without start and end token."""

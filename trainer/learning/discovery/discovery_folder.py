@@ -10,7 +10,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -203,7 +203,7 @@ def read_skipped(folder: Path) -> list[tuple[str, str]]:
         return checked_skipped(text_of(path))
 
 
-def write_report(folder: Path, report: DiscoveryReport) -> None:
+def write_report(folder: Path, report: Mapping[str, object]) -> None:
     """Write the report; its presence marks a discovery as finished."""
     write_text(Path(folder) / REPORT, json.dumps(report, indent=1, ensure_ascii=False) + "\n")
 

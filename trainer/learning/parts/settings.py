@@ -39,7 +39,7 @@ class MethodSettings(Section):
     """Kinds found by discovery, or the class of the picture for every part of it (the background keeps its kinds)."""
     background: bool = True
     """Give the background a token of its own and a channel in the attention loss."""
-    projector_depth: int = Field(1, ge=0, le=3)
+    projector_depth: int = Field(default=1, ge=0, le=3)
     """Linear layers between the token table and the text encoder, 0 to 3."""
     positional: bool = True
     """Add a learned vector per part to its tokens before the projector."""
@@ -47,11 +47,11 @@ class MethodSettings(Section):
     """Words whose embeddings the tokens start around, such as "bird animal"; empty starts around common words."""
     part_words: str = ""
     """Words that parts may be, such as "head wing tail"; each part starts at the one that already looks at its region."""
-    initial_spread: float = Field(0.5, ge=0, le=4)
+    initial_spread: float = Field(default=0.5, ge=0, le=4)
     """Spread of the first tokens in units of the standard deviation of word embeddings, 0 to 4."""
-    min_snr: float = Field(5.0, ge=0)
+    min_snr: float = Field(default=5.0, ge=0)
     """Gamma of the min-SNR loss weights, above 0; 0 weighs all timesteps alike."""
-    region_weight: float = Field(0.0, ge=0, le=1)
+    region_weight: float = Field(default=0.0, ge=0, le=1)
     """Share by which the noise loss leaves out what no part of the caption covers, 0 (off) to 1."""
     timesteps: Literal["uniform", "stratified"] = "stratified"
     """Draw timesteps independently, or spread evenly over every optimiser step (less noise in the gradient)."""
@@ -60,22 +60,22 @@ class MethodSettings(Section):
 class CaptionSettings(Section):
     """The sentences that the tokens are learned in."""
 
-    templates: float = Field(0.5, ge=0, le=1)
+    templates: float = Field(default=0.5, ge=0, le=1)
     """Share of captions set into a sentence such as "a photo of a ...", 0 to 1; the others are tokens only."""
     noun: str = ""
     """Word that follows the part tokens, such as "bird"; empty adds none."""
     shuffle: bool = True
     """Put the part tokens in a new order each time."""
-    drop_tokens: float = Field(0.0, ge=0, le=1)
+    drop_tokens: float = Field(default=0.0, ge=0, le=1)
     """Share of captions that keep only the first half of their part tokens, 0 to 1."""
-    unconditional: float = Field(0.0, ge=0, le=0.5)
+    unconditional: float = Field(default=0.0, ge=0, le=0.5)
     """Share of captions left empty, so that guidance keeps its reference, 0 to 0.5."""
 
 
 class AttentionLossSettings(Section):
     """The loss that ties every token to the region of its part."""
 
-    weight: float = Field(0.01, ge=0, le=100)
+    weight: float = Field(default=0.01, ge=0, le=100)
     """Factor of the attention loss in the sum, 0 (off) to 100."""
     form: Literal["bce", "softmax"] = "bce"
     """Binary cross-entropy over maps normalised across parts (published), or softmax cross-entropy."""
@@ -96,13 +96,13 @@ class AttentionLossSettings(Section):
 class PartOptimizerSettings(OptimizerSettings):
     """How it is learned."""
 
-    token_lr: float = Field(1e-3, ge=0, le=1)
+    token_lr: float = Field(default=1e-3, ge=0, le=1)
     """Learning rate of the token table and the part vectors, 0 to 1, in units of the spread of word embeddings."""
-    projector_lr: float = Field(1e-4, ge=0, le=1)
+    projector_lr: float = Field(default=1e-4, ge=0, le=1)
     """Learning rate of the projector's matrices, 0 to 1."""
-    lora_lr: float = Field(1e-4, ge=0, le=1)
+    lora_lr: float = Field(default=1e-4, ge=0, le=1)
     """Learning rate of the adapters, 0 to 1."""
-    weight_decay: float = Field(1e-2, ge=0, le=1)
+    weight_decay: float = Field(default=1e-2, ge=0, le=1)
     """AdamW weight decay of the adapters, 0 to 1; tokens and projector have none."""
 
 

@@ -69,4 +69,4 @@ def choose_words(fit: Tensor, parts: Sequence[int], words: Sequence[str]) -> dic
     if len(words) < len(parts):
         return {part: words[int(fit[part].argmax())] for part in parts}
     rows, columns = linear_sum_assignment(-fit[list(parts)].double().numpy())
-    return {parts[row]: words[column] for row, column in zip(rows, columns, strict=True)}
+    return {parts[int(row)]: words[int(column)] for row, column in zip(rows, columns, strict=True)}

@@ -9,6 +9,8 @@ from ....concepts.errors import BestiaryError
 
 PAPER = (250, 247, 240)
 INK = (60, 54, 46)
+Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
+"""What texts on a sheet are written in; Pillow without FreeType has its bitmap font alone."""
 PREVIEW_TILE = 160
 """Edge of a tile of a training's previews in pixels."""
 _MARGIN = 12
@@ -40,7 +42,7 @@ def contact_sheet(
     # captions make tiles higher than wide, so a few more columns than rows
     columns = columns or max(1, min(len(images), round((len(images) * 1.25) ** 0.5)))
     tile = tile or min(384, max(160, *(max(image.size) for image in images)))
-    font = ImageFont.load_default(_FONT_SIZE)
+    font: Font = ImageFont.load_default(_FONT_SIZE)
     # all captions get the height of the longest
     wrapped = [wrap_text(caption, font, tile) for caption in captions]
     text_height = _LINE * max(len(lines) for lines in wrapped)
@@ -64,7 +66,7 @@ def to_image(image: Tensor) -> Image.Image:
     return Image.fromarray((image * 255).round().byte().permute(1, 2, 0).contiguous().numpy())
 
 
-def wrap_text(text: str, font: ImageFont.FreeTypeFont, width: int) -> list[str]:
+def wrap_text(text: str, font: Font, width: int) -> list[str]:
     """Lines of at most `width` pixels, at most four; a word too long for a line is cut, what is left over shows as …"""
     lines: list[str] = []
     rest = text.split()
@@ -80,7 +82,7 @@ def wrap_text(text: str, font: ImageFont.FreeTypeFont, width: int) -> list[str]:
     return lines
 
 
-def _cut(line: str, font: ImageFont.FreeTypeFont, width: int) -> str:
+def _cut(line: str, font: Font, width: int) -> str:
     if font.getlength(line) <= width:
         return line
     while line and font.getlength(line + "…") > width:
@@ -90,5 +92,5 @@ def _cut(line: str, font: ImageFont.FreeTypeFont, width: int) -> str:
 
 def _fitted(image: Image.Image, tile: int) -> Image.Image:
     scale = tile / max(image.size)
-    size = tuple(max(1, round(edge * scale)) for edge in image.size)
-    return image.convert("RGB").resize(size, Image.Resampling.LANCZOS)
+    width, height = (max(1, round(edge * scale)) for edge in image.size)
+    return image.convert("RGB").resize((width, height), Image.Resampling.LANCZOS)

@@ -194,7 +194,7 @@ def open_cache(
     if rows:
         logger.info("encoding %d of %d pictures at %d px", len(rows), len(paths), spec.image_size)
         loader = _loader(_Pictures(paths, rows, spec.image_size), batch_size, workers)
-        _encode_rows(loader, load_encoder(), spec, moments, done, on_progress)
+        _encode_rows(loader, len(rows), load_encoder(), spec, moments, done, on_progress)
     parallel.wait()
     return LatentCache(np.memmap(place / MOMENTS_NAME, np.float16, "r", shape=spec.shape))
 
@@ -202,13 +202,14 @@ def open_cache(
 @torch.no_grad()
 def _encode_rows(
     loader: DataLoader,
+    total: int,
     encode: Encode,
     spec: CacheSpec,
     moments: np.memmap,
     done: np.memmap,
     on_progress: ProgressCallback | None,
 ) -> None:
-    finished, total = 0, len(loader.dataset)
+    finished = 0
     for rows, images in loader:  # images (B, 3, S, S)
         for view in range(spec.views):
             mean, log_variance = encode(images.flip(-1) if view else images)  # (B, C, h, w) each

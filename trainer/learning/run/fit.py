@@ -8,8 +8,8 @@ import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
-from typing import Any, Literal, NoReturn, Protocol
+from dataclasses import Field, dataclass
+from typing import Any, ClassVar, Literal, NoReturn, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -35,10 +35,14 @@ class LossReport:
 
 
 class Batch(Protocol):
-    """What an objective is called with."""
+    """What an objective is called with: a dataclass."""
 
-    names: Sequence[str]
-    """File names of the pictures, for error messages."""
+    __dataclass_fields__: ClassVar[dict[str, Field[Any]]]
+
+    @property
+    def names(self) -> Sequence[str]:
+        """File names of the pictures, for error messages."""
+        ...
 
 
 class Batches(Protocol):
@@ -46,25 +50,37 @@ class Batches(Protocol):
 
     def draw(self, step: int, micro_step: int) -> Batch:
         """The batch of an optimiser step and micro-step: the same whenever it is asked for."""
+        ...
 
 
 class Parallel(Protocol):
     """Several processes that train one model."""
 
-    rank: int
-    size: int
+    @property
+    def rank(self) -> int:
+        """Number of this process, from 0."""
+        ...
+
+    @property
+    def size(self) -> int:
+        """Number of processes."""
+        ...
 
     def wrap(self, module: nn.Module) -> nn.Module:
         """The module, with gradients averaged over all processes in its backward pass."""
+        ...
 
     def gradients(self, module: nn.Module, synchronise: bool) -> AbstractContextManager[Any]:
         """Context of a forward and backward pass; without `synchronise` gradients stay local."""
+        ...
 
     def sum(self, tensor: Tensor) -> Tensor:
         """Sum of a tensor over all processes, in its shape."""
+        ...
 
     def wait(self) -> None:
         """Return when all processes have come here."""
+        ...
 
 
 @dataclass(frozen=True)

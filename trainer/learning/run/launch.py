@@ -83,7 +83,7 @@ def launch(
     watcher = threading.Thread(target=_watch, args=(child, should_stop, finished, poll_seconds), daemon=True)
     watcher.start()
     try:
-        for line in child.stdout:
+        for line in child.stdout or ():
             on_line(line.rstrip("\n"))
         return child.wait()
     finally:

@@ -19,10 +19,10 @@ def progress_callback(
     On a terminal the line is rewritten in place; in a log a line appears at most every ten seconds; `json` writes one
     object per line with the keys stage, done, total, seconds and seconds_left.
     """
-    stream = stream or sys.stderr
+    target = stream or sys.stderr
     started = time.monotonic()
     # a person watches a terminal; a log shall stay short
-    interval = 0.1 if stream.isatty() else _SECONDS_BETWEEN_LOGGED
+    interval = 0.1 if target.isatty() else _SECONDS_BETWEEN_LOGGED
     interval = _SECONDS_BETWEEN_JSON if style == "json" else interval
     last_written = started - interval
 
@@ -33,8 +33,8 @@ def progress_callback(
         if style == "off" or (done < total and now - last_written < interval):
             return
         last_written = now
-        stream.write(_line(stage, done, total, now - started, style, stream.isatty()))
-        stream.flush()
+        target.write(_line(stage, done, total, now - started, style, target.isatty()))
+        target.flush()
 
     return report
 

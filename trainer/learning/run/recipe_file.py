@@ -140,8 +140,8 @@ def _command(kind: object) -> str:
 def _check_written(tree: Mapping[str, Any], source: str) -> None:
     """A recipe may come from elsewhere: where large files go outside of the working folder is for the user to say."""
     images = tree.get("images")
-    for key in _WRITTEN if isinstance(images, Mapping) else ():
-        folder = images.get(key)
+    for key in _WRITTEN:
+        folder = images.get(key) if isinstance(images, Mapping) else None
         if isinstance(folder, str) and leaves_folder(folder):
             raise BestiaryError(
                 f"{source}: images.{key} = {folder!r} leads out of the working folder, which a file may not decide: name a folder "

@@ -195,14 +195,15 @@ class RunFolder:
             BestiaryError: states were saved, and none of them is whole.
         """
         files, saved = self._state_files(), self.newest_state()
-        broken = [path for path in files if saved is None or _step_of(path) > saved.step]
+        newest = -1 if saved is None else saved.step
+        broken = [path for path in files if _step_of(path) > newest]
         if broken and saved is None:
             raise BestiaryError(
                 f"no saved state of {self.path} can be read, they are damaged: {', '.join(path.name for path in broken)}; "
                 "start a new run, or move them away to begin this one again at its first step"
             )
         for path in broken:
-            logger.warning("%s is damaged and passed over: going on from step %d", path, saved.step)
+            logger.warning("%s is damaged and passed over: going on from step %d", path, newest)
         return saved
 
     def _resume_hint(self) -> str:
@@ -240,7 +241,7 @@ def run_kind(config: Path) -> str:
 
 def _step_of(state: Path) -> int:
     """The step in the name of a state's file."""
-    return int(_STATE_FILE.fullmatch(state.name).group(1))
+    return int(_STATE_FILE.sub(r"\1", state.name))
 
 
 def _numbered(wanted: Path) -> Iterator[Path]:

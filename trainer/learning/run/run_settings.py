@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-from pydantic import BaseModel, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from ....concepts.denoiser.backbone import Backbone
 from ....concepts.denoiser.denoiser import Denoiser
@@ -17,24 +17,26 @@ LONGEST_NAME = 200
 DtypeName = Literal["auto", "fp32", "bf16", "fp16"]
 
 
-class Section(BaseModel, extra="forbid", frozen=True, use_attribute_docstrings=True):
+class Section(BaseModel):
     """One table of a recipe; keys that do not exist are faults."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
 
 class PictureSettings(Section):
     """How pictures are cut and encoded, whatever is learned from them."""
 
-    size: int | None = Field(None, ge=64, le=2048, multiple_of=8)
+    size: int | None = Field(default=None, ge=64, le=2048, multiple_of=8)
     """Edge of the training square in pixels, 64 to 2048 in steps of 8; unset takes the base model's native size."""
-    margin: float = Field(0.0, ge=0, le=1)
+    margin: float = Field(default=0.0, ge=0, le=1)
     """Room for random crops: pictures are cached this share larger than the training square, 0 to 1."""
     flip: bool = False
     """Also learn from mirrored pictures."""
     cache: Path | None = None
     """Folder of the cached latents, in which later runs find them again."""
-    workers: int = Field(0, ge=0, le=64)
+    workers: int = Field(default=0, ge=0, le=64)
     """Processes that decode pictures while the cache is built, 0 to 64; 0 decodes in the training process."""
-    encode_batch: int = Field(8, ge=1, le=256)
+    encode_batch: int = Field(default=8, ge=1, le=256)
     """Pictures the autoencoder encodes at once while the cache is built, 1 to 256."""
 
     def training_size(self, backbone: Backbone) -> int:
@@ -59,9 +61,9 @@ class BaseSettings(Section):
 class LoraSettings(Section):
     """Low-rank adapters on the denoiser's attention layers."""
 
-    rank: int = Field(4, ge=0, le=256)
+    rank: int = Field(default=4, ge=0, le=256)
     """Rank of the adapters, 0 (none: only tokens are learned) to 256."""
-    alpha: float | None = Field(None, gt=0)
+    alpha: float | None = Field(default=None, gt=0)
     """Scale of the update times the rank, above 0; unset equals the rank (scale 1)."""
     self_attention: bool = True
     """Adapt the self-attention layers too."""
@@ -70,23 +72,23 @@ class LoraSettings(Section):
 class OptimizerSettings(Section):
     """How anything is learned; each training adds its learning rates."""
 
-    steps: int = Field(1000, ge=1)
+    steps: int = Field(default=1000, ge=1)
     """Optimiser steps, at least 1."""
-    batch_size: int = Field(2, ge=1, le=1024)
+    batch_size: int = Field(default=2, ge=1, le=1024)
     """Pictures per process and micro-step, 1 to 1024."""
-    accumulation: int = Field(4, ge=1, le=1024)
+    accumulation: int = Field(default=4, ge=1, le=1024)
     """Micro-steps per optimiser step, 1 to 1024."""
-    weight_decay: float = Field(1e-2, ge=0, le=1)
+    weight_decay: float = Field(default=1e-2, ge=0, le=1)
     """AdamW weight decay of what decays at all, 0 to 1."""
     betas: tuple[float, float] = (0.9, 0.999)
     """AdamW's two averaging factors, each from 0 to below 1."""
     schedule: Literal["constant", "cosine"] = "constant"
     """Learning rate after the warm-up: as it is, or falling to a hundredth along a cosine."""
-    warmup: int = Field(0, ge=0)
+    warmup: int = Field(default=0, ge=0)
     """Steps over which the learning rate rises from zero, 0 or more."""
-    clip: float = Field(1.0, gt=0)
+    clip: float = Field(default=1.0, gt=0)
     """Largest norm of the gradient, above 0."""
-    ema: float = Field(0.0, ge=0, lt=1)
+    ema: float = Field(default=0.0, ge=0, lt=1)
     """Factor of the running average of the learned weights that is exported, 0 (off) to below 1."""
 
     @field_validator("betas")
@@ -108,23 +110,23 @@ class RunSettings(Section):
     """Device by torch's name such as cpu, cuda or cuda:1, or "auto"."""
     dtype: DtypeName = "auto"
     """Arithmetic of the frozen model; learned weights always stay in fp32."""
-    seed: int = Field(0, ge=0, lt=2**31)
+    seed: int = Field(default=0, ge=0, lt=2**31)
     """Seed of everything drawn at random, 0 to 2147483647."""
-    save_every: int = Field(200, ge=1)
+    save_every: int = Field(default=200, ge=1)
     """Steps between two saved states, at least 1: what a crash can cost."""
-    keep_states: int = Field(2, ge=1, le=100)
+    keep_states: int = Field(default=2, ge=1, le=100)
     """Saved states that are kept, 1 to 100."""
-    log_every: int = Field(10, ge=1)
+    log_every: int = Field(default=10, ge=1)
     """Steps between two lines of log.jsonl, at least 1."""
     estimate_memory: bool = True
     """Estimate the memory before the first step; takes some seconds."""
-    preview_every: int = Field(200, ge=0)
+    preview_every: int = Field(default=200, ge=0)
     """Steps between two preview sheets, 0 for none."""
-    preview_count: int = Field(4, ge=1, le=32)
+    preview_count: int = Field(default=4, ge=1, le=32)
     """Pictures on a preview sheet, 1 to 32."""
-    preview_steps: int = Field(20, ge=1, le=1000)
+    preview_steps: int = Field(default=20, ge=1, le=1000)
     """Sampling steps of a preview, 1 to 1000."""
-    preview_guidance: float = Field(5.0, ge=1, le=30)
+    preview_guidance: float = Field(default=5.0, ge=1, le=30)
     """Classifier-free guidance of a preview, 1 (none) to 30."""
     tensorboard: bool = True
     """Also write curves for tensorboard where it is installed."""

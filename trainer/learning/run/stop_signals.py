@@ -24,6 +24,8 @@ def listen_for_stop() -> threading.Thread | None:
     if signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
+    main_thread = threading.get_ident()
+
     def listen() -> None:
         # the end of the input: whoever started this is gone
         for line in iter(sys.stdin.readline, ""):
@@ -33,7 +35,7 @@ def listen_for_stop() -> threading.Thread | None:
             _thread.interrupt_main()
         else:
             # a real signal also wakes the main thread where it waits
-            signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
+            signal.pthread_kill(main_thread, signal.SIGINT)
 
     listener = threading.Thread(target=listen, daemon=True)
     listener.start()

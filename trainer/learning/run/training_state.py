@@ -95,7 +95,7 @@ class TrainingState:
             moments = self.optimizer.state.get(parameter, {})
             found |= {f"adam.{name}.{key}": value for key, value in moments.items()}
         found["random.torch"] = torch.get_rng_state()
-        found["random.numpy"] = torch.from_numpy(np.random.get_state()[1].astype(np.int64))
+        found["random.numpy"] = torch.from_numpy(np.random.get_state(legacy=False)["state"]["key"].astype(np.int64))
         if torch.cuda.is_available():
             found |= {f"random.cuda.{i}": state for i, state in enumerate(torch.cuda.get_rng_state_all())}
         return found
@@ -103,7 +103,7 @@ class TrainingState:
     def notes(self) -> dict[str, Any]:
         """The state's plain values."""
         scaler = self._scaler.state_dict() if self._scaler else {}
-        return {"scaler": scaler, "numpy_position": int(np.random.get_state()[2])}
+        return {"scaler": scaler, "numpy_position": int(np.random.get_state(legacy=False)["state"]["pos"])}
 
     @torch.no_grad()
     def restore(self, saved: SavedState) -> None:
@@ -147,7 +147,7 @@ class TrainingState:
         """Random number generators as saved; numpy's state is its keys `(624,)` and a position among them."""
         torch.set_rng_state(saved.tensors["random.torch"])
         keys = saved.tensors["random.numpy"].numpy().astype(np.uint32)
-        np.random.set_state(("MT19937", keys, saved.notes["numpy_position"]))
+        np.random.set_state(("MT19937", keys, saved.notes["numpy_position"], 0, 0.0))
         # another number of GPUs than before: their generators start anew, batches do not depend on them
         cuda = [saved.tensors[name] for name in sorted(saved.tensors) if name.startswith("random.cuda.")]
         if cuda and torch.cuda.is_available() and len(cuda) == torch.cuda.device_count():

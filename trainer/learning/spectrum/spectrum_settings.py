@@ -30,19 +30,19 @@ class SpectrumMethodSettings(Section):
 
     parameterisation: Literal["direct", "reference"] = "direct"
     """"direct" learns the vectors themselves, "reference" the 31 million weights of ProSpect's network (to compare)."""
-    stages: int = Field(10, ge=1, le=MOST_STAGES)
+    stages: int = Field(default=10, ge=1, le=MOST_STAGES)
     """Stages of equal width, 1 to 250; 1 is plain textual inversion."""
     boundaries: tuple[float, ...] = ()
     """Instead of equal stages: where stages begin, as rising shares of the way, such as 0.1 and 0.5 for three stages."""
-    vectors: int = Field(1, ge=1, le=32)
+    vectors: int = Field(default=1, ge=1, le=32)
     """Vectors per stage, 1 to 32."""
     initial_words: str = ""
     """Words the vectors start from, and strength 0 means later, such as "teddy"; unset takes common words."""
-    initial_noise: float = Field(0.2, ge=0, le=4)
+    initial_noise: float = Field(default=0.2, ge=0, le=4)
     """Spread of the first vectors around them, in units of the spread of word embeddings, 0 to 4."""
     norm: Literal["keep", "clamp", "free"] = "keep"
     """Direct vectors keep the norm of the words they start from, may only shrink below it, or do as they like."""
-    min_snr: float = Field(0.0, ge=0)
+    min_snr: float = Field(default=0.0, ge=0)
     """Gamma of the min-SNR loss weights; 0 weighs all timesteps alike, as published."""
 
     @field_validator("boundaries")
@@ -84,15 +84,15 @@ class SpectrumCaptionSettings(Section):
 class SpectrumOptimizerSettings(OptimizerSettings):
     """How it is learned."""
 
-    steps: int = Field(600, ge=1)
+    steps: int = Field(default=600, ge=1)
     """Optimiser steps, at least 1."""
-    accumulation: int = Field(1, ge=1, le=1024)
+    accumulation: int = Field(default=1, ge=1, le=1024)
     """Micro-steps per optimiser step, 1 to 1024."""
-    vector_lr: float = Field(0.3, ge=0, le=10)
+    vector_lr: float = Field(default=0.3, ge=0, le=10)
     """Learning rate of direct vectors, 0 to 10, in units of the spread of word embeddings (0.3 is about 5e-3 for SD1.5)."""
-    network_lr: float = Field(1e-4, ge=0, le=1)
+    network_lr: float = Field(default=1e-4, ge=0, le=1)
     """Learning rate of the reference network's weights, 0 to 1."""
-    weight_decay: float = Field(1e-2, ge=0, le=1)
+    weight_decay: float = Field(default=1e-2, ge=0, le=1)
     """AdamW weight decay of the reference network, 0 to 1; direct vectors have none."""
     schedule: Literal["constant", "cosine"] = "cosine"
     """Learning rate after the warm-up: as it is, or falling to a hundredth along a cosine."""
@@ -103,7 +103,7 @@ class SpectrumRunSettings(RunSettings):
 
     out: Path = Path("runs/spectrum")
     """Run folder; when it exists a number is added, so that no run is overwritten."""
-    name: str = Field("spectrum", pattern=r"^[\w][\w .-]{0,80}$")
+    name: str = Field(default="spectrum", pattern=r"^[\w][\w .-]{0,80}$")
     """Name of the spectrum file, without its ending; prompts call it by this name."""
 
 
