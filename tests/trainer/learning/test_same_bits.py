@@ -7,7 +7,7 @@ ones (an entry each); elsewhere losses and sums of tensors must agree to a toler
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -42,15 +42,7 @@ def model(request: pytest.FixtureRequest, tiny_denoiser: Callable) -> tuple[str,
     return request.param, lambda: tiny_denoiser(request.param)
 
 
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """Sums of several threads have no fixed order."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.mark.train

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from ..run.recipe_file import read_recipe
 from ..run.run_settings import LoraSettings, OptimizerSettings, PictureSettings, Section, TrainingSettings
@@ -124,18 +124,14 @@ class TrainPartsSettings(TrainingSettings):
     optimizer: PartOptimizerSettings = PartOptimizerSettings()
     """The optimiser."""
 
-    @model_validator(mode="after")
-    def _combinations(self) -> "TrainPartsSettings":
-        # all contradictions at once, so that a recipe is mended in one go
-        faults = []
+    def faults(self) -> list[str]:
+        """Contradictions between sections."""
+        faults = super().faults()
         if self.method.ids == "class" and self.images.labels is None:
             faults.append('method.ids = "class" needs images.labels, a CSV file with the columns path and class')
-        faults += self.shared_faults()
         if not (self.optimizer.token_lr or self.optimizer.lora_lr):
             faults.append("optimizer.token_lr and optimizer.lora_lr are both 0: nothing would be learned")
-        if faults:
-            raise ValueError("; ".join(faults))
-        return self
+        return faults
 
 
 def load_recipe(
