@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from ..run.recipe_file import read_recipe
 from ..run.run_settings import LoraSettings, OptimizerSettings, PictureSettings, Section, TrainingSettings

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from ....concepts.spectrum.stage_bounds import MOST_STAGES, StageBounds
 from ..run.recipe_file import read_recipe
