@@ -19,7 +19,8 @@ from safetensors.torch import load_file, save_file
 
 import find_bestiary  # noqa: F401  # isort: skip
 
-from bestiary.trainer.learning.run.fit import Batches, Parallel
+from bestiary.trainer.learning.run.fit import Batches
+from bestiary.trainer.learning.run.processes import Parallel
 
 PICTURES = 4
 

@@ -20,7 +20,7 @@ from bestiary.trainer.learning.parts.objective_setup import build_batches, build
 from bestiary.trainer.learning.parts.settings import load_recipe
 from bestiary.trainer.learning.parts.training_kinds import TrainingKinds
 from bestiary.trainer.learning.pictures.latent_cache import LatentCache
-from bestiary.trainer.learning.run.training_state import ParameterGroup
+from bestiary.trainer.learning.run.fit import ParameterGroup
 from bestiary.trainer.learning.spectrum.spectrum_objective_setup import build_spectrum, set_up_spectrum
 from bestiary.trainer.learning.spectrum.spectrum_settings import load_spectrum_recipe
 from bestiary.trainer.model.backbones import load_denoiser
