@@ -126,9 +126,10 @@ class TrainPartsSettings(TrainingSettings):
 
     def faults(self) -> list[str]:
         """Contradictions between sections."""
-        faults = super().faults()
+        faults = []
         if self.method.ids == "class" and self.images.labels is None:
             faults.append('method.ids = "class" needs images.labels, a CSV file with the columns path and class')
+        faults += super().faults()
         if not (self.optimizer.token_lr or self.optimizer.lora_lr):
             faults.append("optimizer.token_lr and optimizer.lora_lr are both 0: nothing would be learned")
         return faults
