@@ -19,17 +19,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-try:
-    import bestiary  # noqa: F401
-except ModuleNotFoundError:
-    import importlib.util
-
-    ROOT = Path(__file__).parents[1]
-    _spec = importlib.util.spec_from_file_location(
-        "bestiary", ROOT / "__init__.py", submodule_search_locations=[str(ROOT)]
-    )
-    sys.modules["bestiary"] = _pack = importlib.util.module_from_spec(_spec)
-    _spec.loader.exec_module(_pack)
+import find_bestiary  # noqa: F401  # isort: skip
 
 from bestiary.concepts.denoiser.denoiser import EncoderLayout, PromptLayout, PromptPiece
 from bestiary.concepts.denoiser.process import FlowProcess

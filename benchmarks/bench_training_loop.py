@@ -16,17 +16,7 @@ from pathlib import Path
 
 import torch
 
-try:
-    import bestiary  # noqa: F401
-except ModuleNotFoundError:
-    import importlib.util
-
-    ROOT = Path(__file__).parents[1]
-    _spec = importlib.util.spec_from_file_location(
-        "bestiary", ROOT / "__init__.py", submodule_search_locations=[str(ROOT)]
-    )
-    sys.modules["bestiary"] = _pack = importlib.util.module_from_spec(_spec)
-    _spec.loader.exec_module(_pack)
+import find_bestiary  # noqa: F401  # isort: skip
 
 from bestiary.trainer.learning.parts.settings import load_recipe
 from bestiary.trainer.learning.run.fit import LoopSettings, fit

@@ -17,18 +17,10 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file, save_file
 
-try:
-    from bestiary.trainer.learning.run.fit import Batches, Parallel
-except ModuleNotFoundError:
-    import importlib.util
+import find_bestiary  # noqa: F401  # isort: skip
 
-    ROOT = Path(__file__).parents[1]
-    _spec = importlib.util.spec_from_file_location(
-        "bestiary", ROOT / "__init__.py", submodule_search_locations=[str(ROOT)]
-    )
-    sys.modules["bestiary"] = _pack = importlib.util.module_from_spec(_spec)
-    _spec.loader.exec_module(_pack)
-    from bestiary.trainer.learning.run.fit import Batches, Parallel
+from bestiary.trainer.learning.run.fit import Batches
+from bestiary.trainer.learning.run.processes import Parallel
 
 PICTURES = 4
 

@@ -11,17 +11,7 @@ import sys
 import time
 from pathlib import Path
 
-try:
-    import bestiary  # noqa: F401
-except ModuleNotFoundError:
-    import importlib.util
-
-    ROOT = Path(__file__).parents[1]
-    _spec = importlib.util.spec_from_file_location(
-        "bestiary", ROOT / "__init__.py", submodule_search_locations=[str(ROOT)]
-    )
-    sys.modules["bestiary"] = _pack = importlib.util.module_from_spec(_spec)
-    _spec.loader.exec_module(_pack)
+import find_bestiary  # noqa: F401  # isort: skip
 
 from bestiary.trainer.learning.parts.settings import load_recipe
 from bestiary.trainer.training.memory_estimate import estimate_memory, measure_memory

@@ -4,6 +4,7 @@ import importlib.util
 import json
 import signal
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -25,6 +26,19 @@ sys.path[:] = [entry for entry in sys.path if Path(entry or ".").resolve() != RO
 _register_pack()
 # a shell that starts us in the background has Ctrl-C ignored, and every child would inherit that
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """One thread, since sums of several have no fixed order, and torch's generator at seed 0."""
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        yield
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="session")

@@ -28,40 +28,16 @@ class BestiaryAttentionMaps(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return schema(
             node_id="BestiaryAttentionMaps",
-            display_name="Attention Maps",
             category="Bestiary/attention",
             hidden=[io.Hidden.unique_id],
-            description=(
-                "Records the cross-attention of each part token in the prompt while a sampler runs, without "
-                "changing the picture. Connect the record to Show Attention."
-            ),
             inputs=[
-                io.Model.Input(
-                    "model", tooltip="The model to sample with. It is not modified; the output is a patched copy."
-                ),
-                io.Combo.Input(
-                    "layers",
-                    options=list(get_args(LayerChoice)),
-                    default="auto",
-                    optional=True,
-                    tooltip=(
-                        "Cross-attention layers to record, given by their resolution: full, half, quarter or eighth of "
-                        "the latent. auto: the resolution at which parts are trained (16x16 for SD 1.5 at 512 pixels). "
-                        "all: every layer."
-                    ),
-                ),
-                io.Boolean.Input(
-                    "include_negative",
-                    default=False,
-                    optional=True,
-                    tooltip="Also record the parts of the negative prompt.",
-                ),
+                io.Model.Input("model"),
+                io.Combo.Input("layers", options=list(get_args(LayerChoice)), default="auto", optional=True),
+                io.Boolean.Input("include_negative", default=False, optional=True),
             ],
             outputs=[
-                io.Model.Output(
-                    "patched_model", display_name="MODEL", tooltip="For any sampler; sampling with it fills the record."
-                ),
-                AttentionSocket.Output("attention", display_name="attention", tooltip="For Show Attention."),
+                io.Model.Output("patched_model"),
+                AttentionSocket.Output("attention"),
             ],
         )
 
@@ -81,81 +57,22 @@ class BestiaryShowAttention(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return schema(
             node_id="BestiaryShowAttention",
-            display_name="Show Attention",
             category="Bestiary/attention",
-            description=(
-                "Shows the cross-attention of each part token as a heat map over the picture, and outputs it as "
-                "masks. Connect the latent or the decoded picture of the sampler, so that this node runs after "
-                "it."
-            ),
             inputs=[
-                AttentionSocket.Input("record", tooltip="The output attention of Attention Maps."),
-                io.Latent.Input(
-                    "latent",
-                    optional=True,
-                    tooltip="Latent output of the sampler. Selects the sampling run if several samplers used the model.",
-                ),
-                io.Image.Input(
-                    "image",
-                    optional=True,
-                    tooltip="The decoded picture, as background of the heat maps. Without it the background is dark.",
-                ),
-                io.String.Input(
-                    "parts",
-                    default="",
-                    optional=True,
-                    tooltip="Parts to show, separated by commas, such as head, wing:cardinal. Leave empty to show all.",
-                ),
-                io.Int.Input(
-                    "first_step",
-                    default=1,
-                    min=1,
-                    max=10000,
-                    optional=True,
-                    tooltip="First sampling step to average, counted from 1.",
-                ),
-                io.Int.Input(
-                    "last_step",
-                    default=10000,
-                    min=1,
-                    max=10000,
-                    optional=True,
-                    tooltip="Last sampling step to average; a value above the number of steps means the last step.",
-                ),
-                io.Float.Input(
-                    "opacity",
-                    default=0.6,
-                    min=0.0,
-                    max=1.0,
-                    step=0.05,
-                    optional=True,
-                    tooltip="Opacity of the heat map over the picture: 0 invisible, 1 opaque.",
-                ),
-                socket(
-                    io.Float.Input,
-                    "mask_threshold",
-                    default=0.0,
-                    min=0.0,
-                    max=1.0,
-                    step=0.05,
-                    optional=True,
-                    tooltip=(
-                        "0 gives soft masks. Otherwise the mask is 1 where the attention reaches this fraction of its "
-                        "range."
-                    ),
-                ),
+                AttentionSocket.Input("record"),
+                io.Latent.Input("latent", optional=True),
+                io.Image.Input("image", optional=True),
+                io.String.Input("parts", default="", optional=True),
+                io.Int.Input("first_step", default=1, min=1, max=10000, optional=True),
+                io.Int.Input("last_step", default=10000, min=1, max=10000, optional=True),
+                io.Float.Input("opacity", default=0.6, min=0.0, max=1.0, step=0.05, optional=True),
+                socket(io.Float.Input, "mask_threshold", default=0.0, min=0.0, max=1.0, step=0.05, optional=True),
             ],
             outputs=[
-                io.Image.Output("heat_maps", display_name="heat maps", tooltip="One heat map per part and picture."),
-                io.Image.Output(
-                    "overview", display_name="overview", tooltip="One sheet per picture with all its heat maps."
-                ),
-                io.Mask.Output(
-                    "masks", display_name="masks", tooltip="One mask per heat map, in the size of the picture."
-                ),
-                io.String.Output(
-                    "description", display_name="text", tooltip="Strength and centre of the attention of each part."
-                ),
+                io.Image.Output("heat_maps"),
+                io.Image.Output("overview"),
+                io.Mask.Output("masks"),
+                io.String.Output("description"),
             ],
             is_output_node=True,
         )
@@ -189,76 +106,18 @@ class BestiaryPartRegions(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return schema(
             node_id="BestiaryPartRegions",
-            display_name="Part Regions",
             category="Bestiary/attention",
             hidden=[io.Hidden.unique_id],
-            description=(
-                "Restricts the tokens of one part to a mask: outside the mask, the picture does not attend to "
-                "them. Chain one node per part."
-            ),
             inputs=[
-                io.Model.Input(
-                    "model", tooltip="The model to sample with. It is not modified; the output is a patched copy."
-                ),
-                io.Mask.Input(
-                    "mask",
-                    tooltip=(
-                        "White where the part may appear. Any size; it is scaled to the picture. One mask for the batch, "
-                        "or one per picture."
-                    ),
-                ),
-                io.String.Input(
-                    "part",
-                    default="head",
-                    tooltip="A part that the prompt contains, such as head, or head:cardinal for that kind only.",
-                ),
-                io.Float.Input(
-                    "strength",
-                    default=1.0,
-                    min=0.0,
-                    max=1.0,
-                    step=0.05,
-                    optional=True,
-                    tooltip=(
-                        "1 removes the part outside the mask completely, 0.5 halves its attention there, 0 changes "
-                        "nothing."
-                    ),
-                ),
-                io.Float.Input(
-                    "start_percent",
-                    default=0.0,
-                    min=0.0,
-                    max=1.0,
-                    step=0.01,
-                    optional=True,
-                    tooltip="Start of the range in which the mask is applied, as a fraction of the sampling.",
-                ),
-                io.Float.Input(
-                    "end_percent",
-                    default=1.0,
-                    min=0.0,
-                    max=1.0,
-                    step=0.01,
-                    optional=True,
-                    tooltip=(
-                        "End of the range in which the mask is applied, as a fraction of the sampling. Early steps "
-                        "decide positions."
-                    ),
-                ),
-                io.Int.Input(
-                    "feather",
-                    default=16,
-                    min=0,
-                    max=512,
-                    optional=True,
-                    tooltip="Width of the soft edge, in pixels of the mask. 0 gives a hard edge.",
-                ),
+                io.Model.Input("model"),
+                io.Mask.Input("mask"),
+                io.String.Input("part", default="head"),
+                io.Float.Input("strength", default=1.0, min=0.0, max=1.0, step=0.05, optional=True),
+                io.Float.Input("start_percent", default=0.0, min=0.0, max=1.0, step=0.01, optional=True),
+                io.Float.Input("end_percent", default=1.0, min=0.0, max=1.0, step=0.01, optional=True),
+                io.Int.Input("feather", default=16, min=0, max=512, optional=True),
             ],
-            outputs=[
-                io.Model.Output(
-                    "patched_model", display_name="MODEL", tooltip="For any sampler, or for the next Part Regions."
-                )
-            ],
+            outputs=[io.Model.Output("patched_model")],
         )
 
     @classmethod

@@ -68,56 +68,18 @@ class BestiaryLoadIF(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return schema(
             node_id="BestiaryLoadIF",
-            display_name="Load DeepFloyd IF",
             category=CATEGORY,
-            description=(
-                "Loads stage I or II of DeepFloyd IF from a diffusers folder as MODEL, CLIP and VAE for the core "
-                "nodes. IF works on pixels: stage I at 64x64, stage II at 256x256. Its weights are for "
-                "non-commercial research only. Requires the Python package diffusers."
-            ),
             search_aliases=["deepfloyd", "if-i-xl", "pixel diffusion", "load diffusers model"],
             inputs=[
-                io.Combo.Input(
-                    "folder",
-                    options=if_folders() or [NO_FOLDER],
-                    tooltip="Diffusers folder of one stage in models/diffusers, such as IF-I-M-v1.0 or IF-II-M-v1.0.",
-                ),
-                io.Combo.Input(
-                    "text_encoder",
-                    options=[FROM_FOLDER, *_text_files(), NO_TEXT],
-                    default=FROM_FOLDER,
-                    tooltip=(
-                        "T5 v1.1 XXL encoder: from the model's folder, or a file in models/text_encoders such as "
-                        "t5xxl_fp16.safetensors. none: no CLIP, for stage II, which uses the conditionings of stage I."
-                    ),
-                ),
-                io.Boolean.Input(
-                    "dynamic_thresholding",
-                    default=True,
-                    optional=True,
-                    tooltip=(
-                        "Clips every predicted picture to its own range, as the authors of IF do; without it, a high CFG "
-                        "gives oversaturated colours."
-                    ),
-                ),
-                io.String.Input(
-                    "path",
-                    default="",
-                    optional=True,
-                    tooltip=(
-                        "Path of a diffusers folder elsewhere on this machine; leave empty to use the folder chosen "
-                        "above."
-                    ),
-                ),
+                io.Combo.Input("folder", options=if_folders() or [NO_FOLDER]),
+                io.Combo.Input("text_encoder", options=[FROM_FOLDER, *_text_files(), NO_TEXT], default=FROM_FOLDER),
+                io.Boolean.Input("dynamic_thresholding", default=True, optional=True),
+                io.String.Input("path", default="", optional=True),
             ],
             outputs=[
-                io.Model.Output("model", display_name="MODEL", tooltip="The UNet of the stage, for a sampler."),
-                io.Clip.Output(
-                    "clip", display_name="CLIP", tooltip="The T5 encoder, for CLIP Text Encode; at most 77 tokens."
-                ),
-                io.Vae.Output(
-                    "vae", display_name="VAE", tooltip="For VAE Decode and VAE Encode; the latents of IF are pictures."
-                ),
+                io.Model.Output("model"),
+                io.Clip.Output("clip"),
+                io.Vae.Output("vae"),
             ],
         )
 
@@ -172,39 +134,19 @@ class BestiaryIFUpscale(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return schema(
             node_id="BestiaryIFUpscale",
-            display_name="IF Upscale Conditioning",
             category=CATEGORY,
-            description=(
-                "Adds the picture to enlarge to the conditionings of DeepFloyd IF stage II. Connect the picture "
-                "of stage I, and all outputs to a KSampler with the MODEL of stage II."
-            ),
             search_aliases=["deepfloyd stage 2", "super resolution", "upscale"],
             inputs=[
-                io.Conditioning.Input("positive", tooltip="The prompt, encoded with the CLIP of stage I or II."),
-                io.Conditioning.Input("negative", tooltip="The negative prompt, encoded with the same CLIP."),
-                io.Image.Input("image", tooltip="The picture to enlarge, 64x64 from stage I."),
-                io.Int.Input(
-                    "noise_level",
-                    default=250,
-                    min=0,
-                    max=999,
-                    optional=True,
-                    tooltip="Noise added to the small picture, 0 to 999; with more noise, stage II changes more.",
-                ),
-                io.Int.Input(
-                    "scale", default=4, min=1, max=8, optional=True, tooltip="Scale factor of width and height."
-                ),
+                io.Conditioning.Input("positive"),
+                io.Conditioning.Input("negative"),
+                io.Image.Input("image"),
+                io.Int.Input("noise_level", default=250, min=0, max=999, optional=True),
+                io.Int.Input("scale", default=4, min=1, max=8, optional=True),
             ],
             outputs=[
-                io.Conditioning.Output(
-                    "positive_out", display_name="positive", tooltip="The conditioning with the picture."
-                ),
-                io.Conditioning.Output(
-                    "negative_out", display_name="negative", tooltip="The conditioning with the picture."
-                ),
-                io.Latent.Output(
-                    "latent", display_name="LATENT", tooltip="An empty latent of the enlarged size, for KSampler."
-                ),
+                io.Conditioning.Output("positive_out"),
+                io.Conditioning.Output("negative_out"),
+                io.Latent.Output("latent"),
             ],
         )
 

@@ -17,24 +17,13 @@ class BestiaryDemoModel(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return schema(
             node_id="BestiaryDemoModel",
-            display_name="Demo Model (Bestiary)",
             category="Bestiary/demo",
-            description=(
-                "The miniature model included in Bestiary: generates creatures of 128x128 pixels in seconds on a "
-                "CPU, without any download. It works with all core nodes; use 128x128 latents."
-            ),
             search_aliases=["bestiary base model", "tiny checkpoint", "load checkpoint"],
             inputs=[],
             outputs=[
-                io.Model.Output(
-                    "model", display_name="MODEL", tooltip="The denoiser, for a sampler or for nodes that patch it."
-                ),
-                io.Clip.Output(
-                    "clip",
-                    display_name="CLIP",
-                    tooltip="Its text encoder, for Load Part Dictionary or a text encode node.",
-                ),
-                io.Vae.Output("vae", display_name="VAE", tooltip="Its autoencoder, for VAE Decode."),
+                io.Model.Output("model"),
+                io.Clip.Output("clip"),
+                io.Vae.Output("vae"),
             ],
         )
 
@@ -52,33 +41,15 @@ class BestiaryDemoPictures(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return schema(
             node_id="BestiaryDemoPictures",
-            display_name="Demo Pictures (Bestiary)",
             category="Bestiary/demo",
-            description=(
-                "Draws pictures of creatures, 128x128 pixels, to try part discovery and training without "
-                "pictures of your own. The miniature model was not trained on these species."
-            ),
             search_aliases=["bestiary creatures", "example images", "sample data"],
             inputs=[
-                io.Int.Input(
-                    "count",
-                    default=24,
-                    min=1,
-                    max=LARGEST_COUNT,
-                    tooltip="Number of pictures; they cycle through 14 species.",
-                ),
-                io.Int.Input("seed", default=0, min=0, max=2**31 - 1, tooltip="The same seed gives the same pictures."),
+                io.Int.Input("count", default=24, min=1, max=LARGEST_COUNT),
+                io.Int.Input("seed", default=0, min=0, max=2**31 - 1),
             ],
             outputs=[
-                io.Image.Output(
-                    "images", display_name="images", is_output_list=True, tooltip="The drawings, one by one."
-                ),
-                io.String.Output(
-                    "captions",
-                    display_name="captions",
-                    is_output_list=True,
-                    tooltip="One caption per picture, in the vocabulary of the miniature model.",
-                ),
+                io.Image.Output("images", is_output_list=True),
+                io.String.Output("captions", is_output_list=True),
             ],
         )
 

@@ -32,47 +32,23 @@ class BestiaryEvaluateParts(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return schema(
             node_id="BestiaryEvaluateParts",
-            display_name="Evaluate Parts",
             category="Bestiary/discover",
-            description=(
-                "Checks whether generated pictures show the requested parts: exact match rate (EMR) and code "
-                "similarity (CoSim) of PartCraft, with a result for every part."
-            ),
             search_aliases=["EMR", "CoSim", "metrics"],
             is_output_node=True,
             inputs=[
-                io.Image.Input("images", tooltip="Pictures generated with the requested parts."),
-                CodebookSocket.Input("codebook", tooltip="The codebook the dictionary was trained with."),
-                DictionarySocket.Input("dictionary", tooltip="The dictionary the pictures were generated with."),
-                io.String.Input(
-                    "prompt",
-                    multiline=True,
-                    default="",
-                    tooltip="The prompt of the pictures. Only its <part:kind> mentions are used.",
-                ),
-                PartSocket.Input(
-                    "parts", optional=True, tooltip="Requested parts, instead of or in addition to a prompt."
-                ),
+                io.Image.Input("images"),
+                CodebookSocket.Input("codebook"),
+                DictionarySocket.Input("dictionary"),
+                io.String.Input("prompt", multiline=True, default=""),
+                PartSocket.Input("parts", optional=True),
                 features_input(),
                 fit_input(),
             ],
             outputs=[
-                io.Float.Output(
-                    "emr",
-                    display_name="EMR",
-                    tooltip="Fraction of the requested parts found with the requested kind, 0 to 1.",
-                ),
-                io.Float.Output(
-                    "cosim", display_name="CoSim", tooltip="Mean similarity of found and requested kinds, -1 to 1."
-                ),
-                io.String.Output(
-                    "report",
-                    display_name="report",
-                    tooltip="Every requested part, and what the pictures show.",
-                ),
-                io.Image.Output(
-                    "overlay", display_name="overlay", tooltip="The pictures with the found parts in colour."
-                ),
+                io.Float.Output("emr"),
+                io.Float.Output("cosim"),
+                io.String.Output("report"),
+                io.Image.Output("overlay"),
             ],
             hidden=[io.Hidden.unique_id],
         )

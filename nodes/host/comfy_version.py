@@ -25,19 +25,28 @@ from torch import Tensor
 
 from .advanced_inputs import ADVANCED
 from .comfy_objects import TextEncoder, Tokenizer
+from .node_texts import node_texts
 
 _answer_lengths: dict[Callable[..., tuple], int] = {}
 """Search of a class of tokenizers -> how many values it gives."""
 
 
-def schema(**fields: Any) -> io.Schema:
-    """An `io.Schema` of those fields that this ComfyUI knows; unknown ones, such as `search_aliases`, are left out."""
+def schema(node_id: str, **fields: Any) -> io.Schema:
+    """An `io.Schema` of those fields that this ComfyUI knows; unknown ones, such as `search_aliases`, are left out.
+
+    Names, descriptions and tooltips are those of the English locale.
+    """
     known = {field.name for field in dataclasses.fields(io.Schema)}
-    made = io.Schema(**{name: value for name, value in fields.items() if name in known})
+    texts = node_texts(node_id)
+    fields |= {"display_name": texts["display_name"], "description": texts["description"]}
+    made = io.Schema(node_id, **{name: value for name, value in fields.items() if name in known})
     for entry in made.inputs or ():
+        entry.tooltip = texts["inputs"][entry.id]["tooltip"]
         if entry.id in ADVANCED.get(made.node_id, ()):
             # before 0.10 an input does not know the word, but hands on what its extras say
             entry.extra_dict = {**(getattr(entry, "extra_dict", None) or {}), "advanced": True}
+    for number, entry in enumerate(made.outputs or ()):
+        entry.display_name, entry.tooltip = (texts["outputs"][str(number)][text] for text in ("name", "tooltip"))
     return made
 
 

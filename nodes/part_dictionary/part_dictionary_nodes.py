@@ -26,30 +26,25 @@ CATEGORY = "Bestiary/parts"
 STRENGTH = {"default": 1.0, "min": -10.0, "max": 10.0, "step": 0.05}
 
 
-def _name_input(default: str) -> io.Input:
-    return io.String.Input(
-        "name", default="", optional=True, tooltip=f"Name of the dictionary in prompts; leave empty to use {default}."
-    )
+def _name_input() -> io.Input:
+    return io.String.Input("name", default="", optional=True)
 
 
 def _model_inputs() -> list[io.Input]:
     return [
-        io.Model.Input("model", tooltip="The base model the dictionary was trained for, or a finetune of it."),
-        io.Clip.Input("clip", tooltip="The CLIP of that model; it may already contain other dictionaries."),
+        io.Model.Input("model"),
+        io.Clip.Input("clip"),
     ]
 
 
 def _strength_input() -> io.Input:
-    tooltip = "Strength of the dictionary's LoRA; 0 leaves the model unchanged."
-    return io.Float.Input("lora_strength", tooltip=tooltip, **STRENGTH)
+    return io.Float.Input("lora_strength", **STRENGTH)
 
 
 def _model_outputs() -> list[io.Output]:
     return [
-        io.Model.Output("model_out", display_name="MODEL", tooltip="With the dictionary's LoRA."),
-        io.Clip.Output(
-            "clip_out", display_name="CLIP", tooltip="With the part tokens of the dictionary, for any text encode node."
-        ),
+        io.Model.Output("model_out"),
+        io.Clip.Output("clip_out"),
     ]
 
 
@@ -60,24 +55,17 @@ class BestiaryLoadDictionary(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return schema(
             node_id="BestiaryLoadDictionary",
-            display_name="Load Part Dictionary",
             category=CATEGORY,
-            description=(
-                "Loads a part dictionary, adds its part tokens to the CLIP and its LoRA to the MODEL. Every text "
-                "encode node then accepts embedding:name/part.kind, such as (embedding:creatures/head.3:1.2)."
-            ),
             search_aliases=["bestiary", "part tokens", "load embeddings", "lora"],
             inputs=[
                 *_model_inputs(),
-                io.Combo.Input(
-                    "file", options=dictionary_names(), tooltip="A part dictionary (.safetensors) in models/bestiary."
-                ),
+                io.Combo.Input("file", options=dictionary_names()),
                 _strength_input(),
-                _name_input("the file name"),
+                _name_input(),
             ],
             outputs=[
                 *_model_outputs(),
-                DictionarySocket.Output("dictionary", display_name="dictionary", tooltip="For the part nodes."),
+                DictionarySocket.Output("dictionary"),
             ],
         )
 
@@ -102,22 +90,17 @@ class BestiaryApplyDictionary(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return schema(
             node_id="BestiaryApplyDictionary",
-            display_name="Apply Part Dictionary",
             category=CATEGORY,
-            description=(
-                "Adds the part tokens of a dictionary to a CLIP and its LoRA to a MODEL, for a dictionary that "
-                "comes from another node, such as Merge Dictionaries."
-            ),
             search_aliases=["bestiary", "use merged dictionary"],
             inputs=[
                 *_model_inputs(),
-                DictionarySocket.Input("dictionary", tooltip="From Merge Dictionaries or any other dictionary output."),
+                DictionarySocket.Input("dictionary"),
                 _strength_input(),
-                _name_input("its current name"),
+                _name_input(),
             ],
             outputs=[
                 *_model_outputs(),
-                DictionarySocket.Output("dictionary_out", display_name="dictionary", tooltip="Under its new name."),
+                DictionarySocket.Output("dictionary_out"),
             ],
         )
 
@@ -134,28 +117,18 @@ class BestiaryMergeDictionaries(io.ComfyNode):
 
     @classmethod
     def define_schema(cls) -> io.Schema:
-        tooltip = "Strength of the {} dictionary's LoRA in the merged LoRA."
         return schema(
             node_id="BestiaryMergeDictionaries",
-            display_name="Merge Dictionaries",
             category=CATEGORY,
-            description=(
-                "Merges two dictionaries of the same base model: parts of the same name are merged, their kinds "
-                "are kept separate, LoRAs are summed exactly."
-            ),
             search_aliases=["bestiary", "combine dictionaries"],
             inputs=[
-                DictionarySocket.Input("first", tooltip="Its kinds keep their numbers."),
-                DictionarySocket.Input(
-                    "second", tooltip="A kind whose number is already used gets the next free number."
-                ),
-                io.Float.Input("first_strength", tooltip=tooltip.format("first"), optional=True, **STRENGTH),
-                io.Float.Input("second_strength", tooltip=tooltip.format("second"), optional=True, **STRENGTH),
-                _name_input("both names joined"),
+                DictionarySocket.Input("first"),
+                DictionarySocket.Input("second"),
+                io.Float.Input("first_strength", optional=True, **STRENGTH),
+                io.Float.Input("second_strength", optional=True, **STRENGTH),
+                _name_input(),
             ],
-            outputs=[
-                DictionarySocket.Output("merged", display_name="dictionary", tooltip="All parts and kinds of both.")
-            ],
+            outputs=[DictionarySocket.Output("merged")],
         )
 
     @classmethod
@@ -177,16 +150,12 @@ class BestiaryDictionaryInfo(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return schema(
             node_id="BestiaryDictionaryInfo",
-            display_name="Dictionary Info",
             category=CATEGORY,
-            description=(
-                "Shows the parts, kinds, base model and provenance of a dictionary, and a sheet of its thumbnails."
-            ),
             search_aliases=["bestiary", "inspect", "list parts"],
-            inputs=[DictionarySocket.Input("dictionary", tooltip="From Load Part Dictionary or Merge Dictionaries.")],
+            inputs=[DictionarySocket.Input("dictionary")],
             outputs=[
-                io.String.Output("text", display_name="text", tooltip="One line per part, then the provenance."),
-                io.Image.Output("thumbnails", display_name="thumbnails", tooltip="All thumbnails on one sheet."),
+                io.String.Output("text"),
+                io.Image.Output("thumbnails"),
             ],
             is_output_node=True,
         )
@@ -208,24 +177,13 @@ class BestiarySaveDictionary(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return schema(
             node_id="BestiarySaveDictionary",
-            display_name="Save Dictionary",
             category=CATEGORY,
-            description=(
-                "Saves a dictionary in models/bestiary. Existing files are never overwritten: a number is "
-                "appended to the name."
-            ),
             search_aliases=["bestiary", "export dictionary"],
             inputs=[
-                DictionarySocket.Input("dictionary", tooltip="From Merge Dictionaries or any other dictionary output."),
-                io.String.Input(
-                    "filename", default="my_dictionary", tooltip="Name inside models/bestiary; subfolders are allowed."
-                ),
+                DictionarySocket.Input("dictionary"),
+                io.String.Input("filename", default="my_dictionary"),
             ],
-            outputs=[
-                io.String.Output(
-                    "file", display_name="file", tooltip="Name of the saved file, relative to models/bestiary."
-                )
-            ],
+            outputs=[io.String.Output("file")],
             is_output_node=True,
         )
 

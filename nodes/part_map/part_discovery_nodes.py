@@ -32,99 +32,29 @@ class BestiaryDiscoverParts(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return schema(
             node_id="BestiaryDiscoverParts",
-            display_name="Discover Parts",
             category=CATEGORY,
-            description=(
-                "Finds the parts of the objects in your pictures and the kinds of each part, without labels. Use "
-                "a few dozen pictures of one class of objects, for example birds."
-            ),
             search_aliases=["segment", "cluster", "unsupervised", "dino"],
             is_input_list=True,
             # so that it can be run alone, to be looked at and edited, and tells the page its key each time
             is_output_node=True,
             inputs=[
-                io.Image.Input(
-                    "images", tooltip="Pictures of one class of objects: a batch, or a list of different sizes."
-                ),
-                io.Combo.Input(
-                    "feature_source",
-                    options=list(SOURCES),
-                    default="imagenet",
-                    tooltip=(
-                        "Feature source. imagenet: a small network for photographs, included. dinov2: a larger network; "
-                        "its weights must be in models/dinov2. diffusion: activations of the model connected to "
-                        "features. descriptor: colour and texture, for flat drawings."
-                    ),
-                ),
-                io.Int.Input(
-                    "num_parts",
-                    default=0,
-                    min=0,
-                    max=32,
-                    tooltip="Number of parts. 0 estimates it, 3 to 12; descriptor and diffusion use five.",
-                ),
-                io.Int.Input(
-                    "num_kinds",
-                    default=0,
-                    min=0,
-                    max=256,
-                    tooltip="Number of kinds per part; 0 estimates it.",
-                ),
-                io.Int.Input("seed", default=0, min=0, max=2**31 - 1, tooltip="The same seed gives the same parts."),
-                io.Boolean.Input(
-                    "flip_foreground",
-                    default=False,
-                    tooltip="Swaps object and background. Switch it on if the overlays show the parts in the background.",
-                ),
-                io.Mask.Input(
-                    "foreground",
-                    optional=True,
-                    tooltip="One mask per picture with the object in white. If not connected, the object is detected.",
-                ),
+                io.Image.Input("images"),
+                io.Combo.Input("feature_source", options=list(SOURCES), default="imagenet"),
+                io.Int.Input("num_parts", default=0, min=0, max=32),
+                io.Int.Input("num_kinds", default=0, min=0, max=256),
+                io.Int.Input("seed", default=0, min=0, max=2**31 - 1),
+                io.Boolean.Input("flip_foreground", default=False),
+                io.Mask.Input("foreground", optional=True),
                 features_input(),
                 fit_input(),
-                socket(
-                    io.Boolean.Input,
-                    "allow_download",
-                    default=False,
-                    optional=True,
-                    tooltip="Lets timm download the DINOv2 weights (350 MB) once if they are not on this machine.",
-                ),
-                socket(
-                    io.String.Input,
-                    "edits",
-                    default="",
-                    multiline=True,
-                    optional=True,
-                    tooltip=(
-                        "Edits of the discovered parts, one per line: rename part 2, head / merge head, beak / drop "
-                        "tail. Write a kind as head:3. Edits do not repeat the discovery."
-                    ),
-                ),
+                socket(io.Boolean.Input, "allow_download", default=False, optional=True),
+                socket(io.String.Input, "edits", default="", multiline=True, optional=True),
             ],
             outputs=[
-                CodebookSocket.Output(
-                    "codebook",
-                    display_name="codebook",
-                    tooltip="The parts and their kinds, for Segment Parts and other nodes.",
-                ),
-                PartMapsSocket.Output(
-                    "part_maps",
-                    display_name="part maps",
-                    is_output_list=True,
-                    tooltip="The part of each patch, per picture; for Part Mask.",
-                ),
-                io.Image.Output(
-                    "overlays",
-                    display_name="overlays",
-                    is_output_list=True,
-                    tooltip="The pictures with the parts in colour.",
-                ),
-                io.String.Output(
-                    "report",
-                    display_name="report",
-                    tooltip="Summary of the discovery, and the pictures to check first.",
-                ),
+                CodebookSocket.Output("codebook"),
+                PartMapsSocket.Output("part_maps", is_output_list=True),
+                io.Image.Output("overlays", is_output_list=True),
+                io.String.Output("report"),
             ],
             hidden=[io.Hidden.unique_id, io.Hidden.extra_pnginfo],
         )
@@ -179,26 +109,13 @@ class BestiaryDiffusionFeatures(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return schema(
             node_id="BestiaryDiffusionFeatures",
-            display_name="Diffusion Features",
             category=CATEGORY,
-            description=(
-                "Makes a diffusion model the feature source of Discover Parts, Segment Parts and Evaluate Parts. "
-                "Required for codebooks whose features are diffusion. No download."
-            ),
             inputs=[
-                io.Model.Input(
-                    "model", tooltip="The base model, without LoRA: features of a codebook depend on the exact model."
-                ),
-                io.Clip.Input("clip", tooltip="Its CLIP, without a dictionary."),
-                io.Vae.Input("vae", tooltip="Its VAE."),
+                io.Model.Input("model"),
+                io.Clip.Input("clip"),
+                io.Vae.Input("vae"),
             ],
-            outputs=[
-                FeaturesSocket.Output(
-                    "features",
-                    display_name="features",
-                    tooltip="For the input features of Discover Parts, Segment Parts and Evaluate Parts.",
-                )
-            ],
+            outputs=[FeaturesSocket.Output("features")],
         )
 
     @classmethod
@@ -216,38 +133,20 @@ class BestiarySegmentParts(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return schema(
             node_id="BestiarySegmentParts",
-            display_name="Segment Parts",
             category=CATEGORY,
-            description="Finds the parts of a codebook in any picture: the area of each part, and its kind.",
             search_aliases=["part mask", "part map"],
             inputs=[
-                io.Image.Input("images", tooltip="Pictures of the class of objects the codebook was made from."),
-                CodebookSocket.Input("codebook", tooltip="From Discover Parts or Load Codebook."),
+                io.Image.Input("images"),
+                CodebookSocket.Input("codebook"),
                 features_input(),
                 fit_input(),
             ],
             outputs=[
-                io.Mask.Output(
-                    "masks",
-                    display_name="masks (one per part)",
-                    is_output_list=True,
-                    tooltip="One mask per part, white where the part is.",
-                ),
-                io.String.Output(
-                    "part_names",
-                    display_name="names of the parts",
-                    is_output_list=True,
-                    tooltip="The part names, in the order of the masks.",
-                ),
-                io.Image.Output("overlay", display_name="overlay", tooltip="The pictures with the parts in colour."),
-                io.String.Output(
-                    "codes",
-                    display_name="codes",
-                    tooltip="The kind of every part, one line per picture, in the form used in prompts.",
-                ),
-                PartMapsSocket.Output(
-                    "part_maps", display_name="part maps", tooltip="The part of each patch, for Part Mask."
-                ),
+                io.Mask.Output("masks", is_output_list=True),
+                io.String.Output("part_names", is_output_list=True),
+                io.Image.Output("overlay"),
+                io.String.Output("codes"),
+                PartMapsSocket.Output("part_maps"),
             ],
             hidden=[io.Hidden.unique_id],
         )
@@ -277,39 +176,15 @@ class BestiaryPartMask(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return schema(
             node_id="BestiaryPartMask",
-            display_name="Part Mask",
             category=CATEGORY,
-            description="Outputs the mask of one or several parts, for inpainting, regional prompts or cut-outs.",
             inputs=[
-                PartMapsSocket.Input("part_maps", tooltip="From Segment Parts or Discover Parts."),
-                io.String.Input(
-                    "parts",
-                    default="foreground",
-                    tooltip=(
-                        "Names or numbers of parts, separated by commas: head, wing. foreground means everything except "
-                        "the background."
-                    ),
-                ),
-                io.Boolean.Input(
-                    "invert", default=False, tooltip="Inverts the mask: everything except these parts. Applied last."
-                ),
-                io.Int.Input(
-                    "grow",
-                    default=0,
-                    min=-512,
-                    max=512,
-                    tooltip="Pixels by which the mask is expanded; negative values shrink it.",
-                ),
-                io.Float.Input(
-                    "feather",
-                    default=0.0,
-                    min=0.0,
-                    max=256.0,
-                    step=0.5,
-                    tooltip="Width of the soft edge in pixels; applied after grow.",
-                ),
+                PartMapsSocket.Input("part_maps"),
+                io.String.Input("parts", default="foreground"),
+                io.Boolean.Input("invert", default=False),
+                io.Int.Input("grow", default=0, min=-512, max=512),
+                io.Float.Input("feather", default=0.0, min=0.0, max=256.0, step=0.5),
             ],
-            outputs=[io.Mask.Output("mask", display_name="mask", tooltip="White where the parts are.")],
+            outputs=[io.Mask.Output("mask")],
         )
 
     @classmethod
@@ -329,25 +204,16 @@ class BestiaryLoadCodebook(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return schema(
             node_id="BestiaryLoadCodebook",
-            display_name="Load Codebook",
             category=CATEGORY,
-            description="Loads a codebook from models/bestiary, as written by Save Codebook and `bestiary discover`.",
             inputs=[
                 io.Combo.Input(
                     "codebook_name",
                     options=concept_names(CODEBOOK_SUFFIX),
-                    tooltip=f"A file ending in {CODEBOOK_SUFFIX}.",
                 )
             ],
             outputs=[
-                CodebookSocket.Output(
-                    "codebook",
-                    display_name="codebook",
-                    tooltip="The parts and their kinds, for Segment Parts and other nodes.",
-                ),
-                io.String.Output(
-                    "summary", display_name="summary", tooltip="Parts, kinds and feature source of the codebook."
-                ),
+                CodebookSocket.Output("codebook"),
+                io.String.Output("summary"),
             ],
         )
 
@@ -372,24 +238,13 @@ class BestiarySaveCodebook(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return schema(
             node_id="BestiarySaveCodebook",
-            display_name="Save Codebook",
             category=CATEGORY,
-            description=(
-                "Saves a codebook in models/bestiary. Existing files are never overwritten: a number is appended "
-                "to the name."
-            ),
             is_output_node=True,
             inputs=[
-                CodebookSocket.Input("codebook", tooltip="From Discover Parts."),
-                io.String.Input(
-                    "filename", default="my_parts", tooltip=f"Name without {CODEBOOK_SUFFIX}; may name a sub-folder."
-                ),
+                CodebookSocket.Input("codebook"),
+                io.String.Input("filename", default="my_parts"),
             ],
-            outputs=[
-                io.String.Output(
-                    "saved_name", display_name="saved as", tooltip="The file name as listed by Load Codebook."
-                )
-            ],
+            outputs=[io.String.Output("saved_name")],
         )
 
     @classmethod

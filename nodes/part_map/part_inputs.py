@@ -23,27 +23,12 @@ FeaturesSocket = io.Custom("BESTIARY_FEATURES")
 
 def fit_input() -> io.Input:
     """How pictures that are not square are looked at."""
-    return socket(
-        io.Combo.Input,
-        "fit",
-        options=list(SQUARE_FITS),
-        default=SQUARE_FITS[0],
-        optional=True,
-        tooltip=(
-            "How pictures that are not square are used. centre square: only the centre, as in bestiary "
-            "discover; the rest counts as background. whole picture: squeezed to a square. Use the same "
-            "setting for discovery and segmentation."
-        ),
-    )
+    return socket(io.Combo.Input, "fit", options=list(SQUARE_FITS), default=SQUARE_FITS[0], optional=True)
 
 
 def features_input() -> io.Input:
     """The source of codebooks that were made with a diffusion model."""
-    return FeaturesSocket.Input(
-        "features",
-        optional=True,
-        tooltip="From Diffusion Features; only for codebooks made with features of a diffusion model.",
-    )
+    return FeaturesSocket.Input("features", optional=True)
 
 
 def segment(

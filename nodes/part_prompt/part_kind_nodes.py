@@ -17,18 +17,14 @@ class BestiaryBlendKinds(io.ComfyNode):
         amount = {"default": 0.5, "min": 0.0, "max": 1.0, "step": 0.05}
         return schema(
             node_id="BestiaryBlendKinds",
-            display_name="Blend Kinds",
             category=CATEGORY,
-            description="Blends two kinds of a part, such as a head halfway between cardinal and blue jay.",
             search_aliases=["mix", "interpolate"],
             inputs=[
-                DictionarySocket.Input("dictionary", tooltip="From Load Part Dictionary."),
-                io.String.Input("part", default="head", tooltip="Name or number of the part, such as head."),
-                io.String.Input("first_kind", default="", tooltip="Name or number of the kind at amount 0."),
-                io.String.Input("second_kind", default="", tooltip="Name or number of the kind at amount 1."),
-                io.Float.Input(
-                    "amount", tooltip="0 gives the first kind exactly, 1 the second, 0.5 an equal blend.", **amount
-                ),
+                DictionarySocket.Input("dictionary"),
+                io.String.Input("part", default="head"),
+                io.String.Input("first_kind", default=""),
+                io.String.Input("second_kind", default=""),
+                io.Float.Input("amount", **amount),
                 weight_input(optional=True),
             ],
             outputs=part_outputs(),
@@ -62,48 +58,18 @@ class BestiaryRandomKind(io.ComfyNode):
         spread = {"default": 1.0, "min": 0.0, "max": 10.0, "step": 0.05}
         return schema(
             node_id="BestiaryRandomKind",
-            display_name="Random Kind",
             category=CATEGORY,
-            description=(
-                "Samples new kinds from the mean and standard deviation of the learned ones, for creatures that "
-                "are in none of the training pictures."
-            ),
             search_aliases=["sample", "novel", "seed"],
             inputs=[
-                DictionarySocket.Input("dictionary", tooltip="From Load Part Dictionary."),
-                io.String.Input(
-                    "part",
-                    default=ALL_PARTS,
-                    tooltip="Name or number of the part, or all for every part except the background.",
-                ),
-                io.Int.Input(
-                    "seed",
-                    default=0,
-                    min=0,
-                    max=0xFFFFFFFFFFFFFFFF,
-                    control_after_generate=True,
-                    tooltip="The same seed gives the same kind. Parts are sampled independently of each other.",
-                ),
-                io.Float.Input(
-                    "spread",
-                    tooltip=(
-                        "Distance from the mean kind: 0 gives the mean, 1 the standard deviation of the learned kinds; "
-                        "higher values are more unusual."
-                    ),
-                    **spread,
-                ),
+                DictionarySocket.Input("dictionary"),
+                io.String.Input("part", default=ALL_PARTS),
+                io.Int.Input("seed", default=0, min=0, max=0xFFFFFFFFFFFFFFFF, control_after_generate=True),
+                io.Float.Input("spread", **spread),
                 weight_input(optional=True),
             ],
             outputs=[
                 *part_outputs(),
-                DictionarySocket.Output(
-                    "extended",
-                    display_name="dictionary",
-                    tooltip=(
-                        "The dictionary with the new kinds added under names such as random 7. Save it, or connect it to "
-                        "Part Prompt."
-                    ),
-                ),
+                DictionarySocket.Output("extended"),
             ],
         )
 

@@ -19,16 +19,15 @@ PART_SLOTS = 6
 
 def weight_input(*, optional: bool = False) -> io.Input:
     """The prompt weight that every block with parts offers."""
-    tooltip = "Prompt weight, as in (text:1.2). 1 is neutral."
     limits = {"default": 1.0, "min": 0.0, "max": LARGEST_WEIGHT, "step": 0.05}
-    return io.Float.Input("weight", tooltip=tooltip, optional=optional, **limits)
+    return io.Float.Input("weight", optional=optional, **limits)
 
 
 def part_outputs() -> list[io.Output]:
     """What every block that makes parts gives: the parts, and how a prompt writes them."""
     return [
-        PartSocket.Output("chosen", display_name="part", tooltip="For Part Prompt or Combine Parts."),
-        io.String.Output("written", display_name="text", tooltip="The same as prompt text."),
+        PartSocket.Output("chosen"),
+        io.String.Output("written"),
     ]
 
 
@@ -39,35 +38,15 @@ class BestiaryPart(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return schema(
             node_id="BestiaryPart",
-            display_name="Part",
             category=CATEGORY,
-            description="Selects one learned part of one kind, such as the head of a cardinal, for a prompt.",
             search_aliases=["part token", "head", "wing", "bestiary"],
             inputs=[
-                DictionarySocket.Input("dictionary", tooltip="From Load Part Dictionary."),
-                io.String.Input("part", default="head", tooltip="Name or number of the part, such as head."),
-                io.String.Input(
-                    "kind",
-                    default="",
-                    tooltip="Name or number of the kind, such as cardinal, or a blend such as 17*0.6+18*0.4.",
-                ),
+                DictionarySocket.Input("dictionary"),
+                io.String.Input("part", default="head"),
+                io.String.Input("kind", default=""),
                 weight_input(),
-                io.String.Input(
-                    "blend_with",
-                    default="",
-                    optional=True,
-                    tooltip="A second kind of the same part to blend with; leave empty for none.",
-                ),
-                socket(
-                    io.Float.Input,
-                    "blend_amount",
-                    default=0.5,
-                    min=0.0,
-                    max=1.0,
-                    step=0.05,
-                    optional=True,
-                    tooltip="Factor of the second kind: 0 gives the first kind only, 1 the second only.",
-                ),
+                io.String.Input("blend_with", default="", optional=True),
+                socket(io.Float.Input, "blend_amount", default=0.5, min=0.0, max=1.0, step=0.05, optional=True),
             ],
             outputs=part_outputs(),
         )
@@ -102,26 +81,11 @@ class BestiaryCombineParts(io.ComfyNode):
         slots = [f"part_{number}" for number in range(1, PART_SLOTS + 1)]
         return schema(
             node_id="BestiaryCombineParts",
-            display_name="Combine Parts",
             category=CATEGORY,
-            description=(
-                "Combines several parts for Part Prompt, such as a head of one species and wings of another. "
-                "Chain nodes for more than six parts."
-            ),
             inputs=[
-                *[
-                    PartSocket.Input(slot, optional=True, tooltip="A part. Unconnected inputs are ignored.")
-                    for slot in slots
-                ],
-                PartSocket.Input(
-                    "chain", optional=True, tooltip="Output of another Combine Parts; its parts come first."
-                ),
-                io.Boolean.Input(
-                    "allow_repeats",
-                    default=False,
-                    optional=True,
-                    tooltip="Allows the same part twice, such as two heads. If off, this is an error.",
-                ),
+                *[PartSocket.Input(slot, optional=True) for slot in slots],
+                PartSocket.Input("chain", optional=True),
+                io.Boolean.Input("allow_repeats", default=False, optional=True),
             ],
             outputs=part_outputs(),
         )
@@ -144,35 +108,23 @@ class BestiaryPartPrompt(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return schema(
             node_id="BestiaryPartPrompt",
-            display_name="Part Prompt",
             category=CATEGORY,
-            description=(
-                "Encodes a prompt with learned parts, such as <head:cardinal>. Use it as positive or negative "
-                "conditioning of any sampler."
-            ),
             search_aliases=["text encode", "prompt", "clip"],
             inputs=[
-                io.Clip.Input("clip", tooltip="From Load Part Dictionary, which adds the part tokens."),
+                io.Clip.Input("clip"),
                 io.String.Input(
                     "text",
                     multiline=True,
                     # the browser's dynamic prompts would take the brackets of {parts} away
                     dynamic_prompts=False,
                     default=f"a photo of a {PARTS_PLACE}",
-                    tooltip="The prompt. Write parts as <head:cardinal>, <head:17> or <head:17*0.6+18*0.4>, weights as "
-                    f"(<head:cardinal>:1.2). {PARTS_PLACE} is the placeholder for linked parts; without it "
-                    "they are appended.",
                 ),
-                PartSocket.Input("parts", optional=True, tooltip=f"Parts to insert at {PARTS_PLACE}."),
-                DictionarySocket.Input(
-                    "dictionary",
-                    optional=True,
-                    tooltip="One more dictionary, in addition to those of the CLIP, for example from Random Kind.",
-                ),
+                PartSocket.Input("parts", optional=True),
+                DictionarySocket.Input("dictionary", optional=True),
             ],
             outputs=[
-                io.Conditioning.Output("conditioning", display_name="conditioning", tooltip="For any sampler."),
-                io.String.Output("prompt", display_name="text", tooltip="The complete prompt as encoded."),
+                io.Conditioning.Output("conditioning"),
+                io.String.Output("prompt"),
             ],
         )
 

@@ -33,47 +33,21 @@ MODEL_OUTPUT = 3
 """Number of Spectrum Prompt's output for the MODEL."""
 MOST_STAGES = 250
 USUAL_SHARES = ("layout", "content", "material", "style")
-LINES_TOOLTIP = (
-    "Different texts for some stages, one line each: layout: a wide meadow; 3-5: a red bird; 0%-40%: "
-    "a cat; 10: =4 repeats stage 4. Numbers take precedence over attributes."
-)
-PRESETS_TOOLTIP = "Which stages belong to which attribute, one line each, such as layout: 0%-10%. Leave empty to use "
 
 
 def timing_inputs() -> list[io.Input]:
     """Inputs that say when stages begin."""
     return [
-        io.Combo.Input(
-            "clock",
-            options=list(CLOCKS),
-            default=CLOCKS[0],
-            optional=True,
-            tooltip=(
-                "How stages are placed. timesteps: by noise level, as in training. steps: in proportion to the "
-                "number of sampler steps; requires model and sigmas."
-            ),
-        ),
-        io.Model.Input(
-            "model", optional=True, tooltip="Required for clock = steps, and for models other than Stable Diffusion."
-        ),
-        io.Sigmas.Input("sigmas", optional=True, tooltip="From Basic Scheduler; required for clock = steps."),
-        io.Boolean.Input(
-            "gap_filler",
-            default=True,
-            optional=True,
-            tooltip=(
-                "Adds a conditioning that is used only at steps without a stage, at no cost. It is inactive if a "
-                "node sets a mask, an area or a strength."
-            ),
-        ),
+        io.Combo.Input("clock", options=list(CLOCKS), default=CLOCKS[0], optional=True),
+        io.Model.Input("model", optional=True),
+        io.Sigmas.Input("sigmas", optional=True),
+        io.Boolean.Input("gap_filler", default=True, optional=True),
     ]
 
 
-def text_input(name: str, default: str, tooltip: str, *, optional: bool = False) -> io.Input:
+def text_input(name: str, default: str = "", *, optional: bool = False) -> io.Input:
     """A field for long text, whose brackets the browser's dynamic prompts must not take away."""
-    return io.String.Input(
-        name, multiline=True, dynamic_prompts=False, default=default, optional=optional, tooltip=tooltip
-    )
+    return io.String.Input(name, multiline=True, dynamic_prompts=False, default=default, optional=optional)
 
 
 class BestiaryLoadSpectrum(io.ComfyNode):
@@ -83,46 +57,17 @@ class BestiaryLoadSpectrum(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return schema(
             node_id="BestiaryLoadSpectrum",
-            display_name="Load Spectrum",
             category=CATEGORY,
-            description=(
-                "Loads a prompt spectrum: the embeddings of a concept, learned separately for each denoising "
-                "stage, so that layout, content, material and style can be used on their own. Trained with "
-                "bestiary train spectrum, or imported."
-            ),
             search_aliases=["bestiary", "prospect", "prompt spectrum", "textual inversion", "xti", "neti"],
             inputs=[
-                io.Combo.Input(
-                    "file", options=spectrum_names(), tooltip="A prompt spectrum (.safetensors) in models/bestiary."
-                ),
-                io.String.Input(
-                    "name",
-                    default="",
-                    optional=True,
-                    tooltip="Name of the spectrum in prompts; leave empty to use the file name.",
-                ),
-                io.Float.Input(
-                    "strength",
-                    default=1.0,
-                    min=-4.0,
-                    max=4.0,
-                    step=0.05,
-                    optional=True,
-                    tooltip="1 is as trained, 0 gives the words it was initialised from, values above 1 exaggerate.",
-                ),
-                io.Float.Input(
-                    "soft_boundaries",
-                    default=0.0,
-                    min=0.0,
-                    max=1.0,
-                    step=0.05,
-                    optional=True,
-                    tooltip="How much neighbouring stages are blended; 0 uses them as trained.",
-                ),
+                io.Combo.Input("file", options=spectrum_names()),
+                io.String.Input("name", default="", optional=True),
+                io.Float.Input("strength", default=1.0, min=-4.0, max=4.0, step=0.05, optional=True),
+                io.Float.Input("soft_boundaries", default=0.0, min=0.0, max=1.0, step=0.05, optional=True),
             ],
             outputs=[
-                SpectrumSocket.Output("spectrum", display_name="spectrum", tooltip="For the spectrum nodes."),
-                io.String.Output("info", display_name="info", tooltip="Stages, words and provenance."),
+                SpectrumSocket.Output("spectrum"),
+                io.String.Output("info"),
             ],
         )
 
@@ -152,70 +97,26 @@ class BestiarySpectrumPrompt(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return schema(
             node_id=SPECTRUM_PROMPT,
-            display_name="Spectrum Prompt",
             category=CATEGORY,
-            description=(
-                "Encodes a prompt whose content can change between denoising stages: <name> inserts the "
-                "embedding of a spectrum for each stage. Sampling takes as long as with a single prompt."
-            ),
             search_aliases=["text encode", "prospect", "prompt scheduling", "prompt editing", "stages"],
             hidden=[io.Hidden.unique_id, io.Hidden.prompt],
             inputs=[
-                io.Clip.Input(
-                    "clip", tooltip="The CLIP of the model. Connect it through Load Part Dictionary to use parts."
-                ),
-                text_input(
-                    "text",
-                    "a photo of a <name>",
-                    (
-                        "The prompt. Syntax: <corgi>, <corgi*0.7>, <corgi@layout>, <corgi@1-3|a dog>, "
-                        "<head:cardinal@content>, [a cat:a dog:0.4]; weights as usual."
-                    ),
-                ),
-                text_input("negative_text", "", "The negative prompt; it can use the same syntax."),
-                *[
-                    SpectrumSocket.Input(
-                        f"spectrum_{n}",
-                        optional=True,
-                        tooltip="A spectrum for the texts; from Load Spectrum.",
-                    )
-                    for n in range(1, SLOTS + 1)
-                ],
-                text_input("stage_texts", "", LINES_TOOLTIP, optional=True),
-                text_input(
-                    "negative_stage_texts", "", "Different texts for some stages of the negative prompt.", optional=True
-                ),
-                DictionarySocket.Input(
-                    "dictionary", optional=True, tooltip="One more part dictionary, in addition to those of the CLIP."
-                ),
-                socket(
-                    io.Int.Input,
-                    "stages",
-                    default=DEFAULT_STAGES,
-                    min=1,
-                    max=MOST_STAGES,
-                    optional=True,
-                    tooltip=(
-                        "Number of stages of a text that contains no spectrum; other texts use the stages of their first "
-                        "spectrum."
-                    ),
-                ),
-                text_input("presets", "", PRESETS_TOOLTIP + "those of the spectrum.", optional=True),
+                io.Clip.Input("clip"),
+                text_input("text", "a photo of a <name>"),
+                text_input("negative_text"),
+                *[SpectrumSocket.Input(f"spectrum_{n}", optional=True) for n in range(1, SLOTS + 1)],
+                text_input("stage_texts", optional=True),
+                text_input("negative_stage_texts", optional=True),
+                DictionarySocket.Input("dictionary", optional=True),
+                socket(io.Int.Input, "stages", default=DEFAULT_STAGES, min=1, max=MOST_STAGES, optional=True),
+                text_input("presets", optional=True),
                 *timing_inputs(),
             ],
             outputs=[
-                io.Conditioning.Output("positive", display_name="positive", tooltip="For any sampler."),
-                io.Conditioning.Output("negative", display_name="negative", tooltip="For the same sampler."),
-                io.String.Output("report", display_name="report", tooltip="The content of each stage."),
-                io.Model.Output(
-                    "patched_model",
-                    display_name="model",
-                    tooltip=(
-                        "The model of the input, prepared for spectra with vectors per layer (XTI, NeTI). If you sample "
-                        "with it, ComfyUI does not have to load the model a second time; for other prompts it is "
-                        "unchanged."
-                    ),
-                ),
+                io.Conditioning.Output("positive"),
+                io.Conditioning.Output("negative"),
+                io.String.Output("report"),
+                io.Model.Output("patched_model"),
             ],
         )
 
@@ -288,64 +189,24 @@ class BestiaryMixAttributes(io.ComfyNode):
         inputs = []
         for number, share in enumerate(USUAL_SHARES, start=1):
             inputs += [
-                SpectrumSocket.Input(
-                    f"reference_{number}", optional=True, tooltip="A spectrum. Unconnected inputs are ignored."
-                ),
-                io.String.Input(
-                    f"takes_{number}",
-                    default=share,
-                    optional=True,
-                    tooltip=(
-                        "Stages to take from it: attributes (layout), stage numbers (4-6) or percentages (0%-30%), "
-                        "separated by commas."
-                    ),
-                ),
-                io.Float.Input(
-                    f"strength_{number}",
-                    default=1.0,
-                    min=-4.0,
-                    max=4.0,
-                    step=0.05,
-                    optional=True,
-                    tooltip="1 is as trained, 0 gives the words it was initialised from.",
-                ),
+                SpectrumSocket.Input(f"reference_{number}", optional=True),
+                io.String.Input(f"takes_{number}", default=share, optional=True),
+                io.Float.Input(f"strength_{number}", default=1.0, min=-4.0, max=4.0, step=0.05, optional=True),
             ]
         return schema(
             node_id="BestiaryMixAttributes",
-            display_name="Mix Attributes",
             category=CATEGORY,
-            description=(
-                "Combines several spectra into one: layout of one reference, content of another, material and "
-                "style of a third. Where attributes overlap, the one with fewer stages takes precedence."
-            ),
             search_aliases=["prospect", "merge spectra", "style mixing", "attribute transfer"],
             inputs=[
-                io.String.Input("name", default="mix", tooltip="Name of the mixture in prompts."),
+                io.String.Input("name", default="mix"),
                 *inputs,
-                text_input("presets", "", PRESETS_TOOLTIP + "those of the first reference.", optional=True),
-                io.Combo.Input(
-                    "rest",
-                    options=["neutral", "silent"],
-                    default="neutral",
-                    optional=True,
-                    tooltip=(
-                        "What to use at stages that no reference takes. neutral: the words a reference was initialised "
-                        "from. silent: nothing."
-                    ),
-                ),
-                io.Float.Input(
-                    "soft_boundaries",
-                    default=0.0,
-                    min=0.0,
-                    max=1.0,
-                    step=0.05,
-                    optional=True,
-                    tooltip="How much neighbouring stages are blended.",
-                ),
+                text_input("presets", optional=True),
+                io.Combo.Input("rest", options=["neutral", "silent"], default="neutral", optional=True),
+                io.Float.Input("soft_boundaries", default=0.0, min=0.0, max=1.0, step=0.05, optional=True),
             ],
             outputs=[
-                SpectrumSocket.Output("spectrum", display_name="spectrum", tooltip="For Spectrum Prompt."),
-                io.String.Output("table", display_name="table", tooltip="Which reference is used at which stage."),
+                SpectrumSocket.Output("spectrum"),
+                io.String.Output("table"),
             ],
         )
 
@@ -373,23 +234,14 @@ class BestiarySaveSpectrum(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return schema(
             node_id="BestiarySaveSpectrum",
-            display_name="Save Spectrum",
             category=CATEGORY,
-            description=(
-                "Saves a spectrum in models/bestiary. Existing files are never overwritten: a number is appended "
-                "to the name. Other programs load the file as an ordinary embedding."
-            ),
             search_aliases=["bestiary", "save prospect"],
             is_output_node=True,
             inputs=[
-                SpectrumSocket.Input("spectrum", tooltip="The spectrum to save, such as a mixture."),
-                io.String.Input(
-                    "filename", default="my_spectrum", tooltip="Name inside models/bestiary; subfolders are allowed."
-                ),
+                SpectrumSocket.Input("spectrum"),
+                io.String.Input("filename", default="my_spectrum"),
             ],
-            outputs=[
-                io.String.Output("file", display_name="file", tooltip="The file name as listed by Load Spectrum.")
-            ],
+            outputs=[io.String.Output("file")],
         )
 
     @classmethod

@@ -14,9 +14,7 @@ from ..host.socket_types import WORD_PLACE, NamedSpectrum, SpectrumSocket
 from ..part_map.part_pictures import named_faults
 from .prompt_spectrum_nodes import (
     CATEGORY,
-    LINES_TOOLTIP,
     MOST_STAGES,
-    PRESETS_TOOLTIP,
     text_input,
     timing_inputs,
 )
@@ -32,12 +30,12 @@ if TYPE_CHECKING:
 SWEEP_STAGES = 8
 
 
-def _stages_input(tooltip: str, default: int = DEFAULT_STAGES, most: int = MOST_STAGES) -> io.Input:
-    return io.Int.Input("stages", default=default, min=1, max=most, optional=True, tooltip=tooltip)
+def _stages_input(default: int = DEFAULT_STAGES, most: int = MOST_STAGES) -> io.Input:
+    return io.Int.Input("stages", default=default, min=1, max=most, optional=True)
 
 
-def _range_input(name: str, default: float, tooltip: str) -> io.Input:
-    return io.Float.Input(name, default=default, min=0.0, max=1.0, step=0.001, round=False, tooltip=tooltip)
+def _range_input(name: str, default: float) -> io.Input:
+    return io.Float.Input(name, default=default, min=0.0, max=1.0, step=0.001, round=False)
 
 
 class BestiaryStageText(io.ComfyNode):
@@ -47,30 +45,19 @@ class BestiaryStageText(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return schema(
             node_id="BestiaryStageText",
-            display_name="Stage Text",
             category=CATEGORY,
-            description=(
-                "Uses different prompts at different stages of the denoising, without a trained file. Works with "
-                "every model. Sampling takes as long as with a single prompt."
-            ),
             search_aliases=["prompt scheduling", "prompt travel", "timestep range", "text encode"],
             inputs=[
-                io.Clip.Input("clip", tooltip="The CLIP of the model."),
-                text_input("lines", "layout: a wide meadow\n3-10: a red bird on a meadow", LINES_TOOLTIP),
-                text_input(
-                    "text", "a bird on a meadow", "The prompt for all other stages. If empty, every stage needs a line."
-                ),
-                _stages_input("Number of stages of equal length."),
-                text_input("presets", "", PRESETS_TOOLTIP + "the default presets.", optional=True),
+                io.Clip.Input("clip"),
+                text_input("lines", "layout: a wide meadow\n3-10: a red bird on a meadow"),
+                text_input("text", "a bird on a meadow"),
+                _stages_input(),
+                text_input("presets", optional=True),
                 *timing_inputs(),
             ],
             outputs=[
-                io.Conditioning.Output(
-                    "conditioning",
-                    display_name="conditioning",
-                    tooltip="Positive or negative conditioning for any sampler.",
-                ),
-                io.String.Output("report", display_name="report", tooltip="The content of each stage."),
+                io.Conditioning.Output("conditioning"),
+                io.String.Output("report"),
             ],
         )
 
@@ -103,30 +90,18 @@ class BestiaryIntersectRange(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return schema(
             node_id="BestiaryIntersectRange",
-            display_name="Intersect Range",
             category=CATEGORY,
-            description=(
-                "Restricts a conditioning to a range of the sampling schedule and keeps its stages. The core "
-                "node ConditioningSetTimestepRange would set the same range for every stage."
-            ),
             search_aliases=["ConditioningSetTimestepRange", "timestep range", "limit conditioning"],
             inputs=[
-                io.Conditioning.Input("conditioning", tooltip="A conditioning with or without stages."),
-                _range_input("start", 0.0, "Start of the range; 0 is pure noise."),
-                _range_input("end", 1.0, "End of the range; 1 is the finished picture."),
-                io.Conditioning.Input(
-                    "outside",
-                    optional=True,
-                    tooltip=(
-                        "Conditioning to use outside the range. Without it, combine the result with one that covers the "
-                        "rest."
-                    ),
-                ),
-                io.Model.Input("model", optional=True, tooltip="Only required for models other than Stable Diffusion."),
+                io.Conditioning.Input("conditioning"),
+                _range_input("start", 0.0),
+                _range_input("end", 1.0),
+                io.Conditioning.Input("outside", optional=True),
+                io.Model.Input("model", optional=True),
             ],
             outputs=[
-                io.Conditioning.Output("limited", display_name="conditioning", tooltip="For any sampler."),
-                io.String.Output("report", display_name="report", tooltip="The number of remaining stages."),
+                io.Conditioning.Output("limited"),
+                io.String.Output("report"),
             ],
         )
 
@@ -150,42 +125,23 @@ class BestiaryStagePreview(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return schema(
             node_id="BestiaryStagePreview",
-            display_name="Stage Preview",
             category=CATEGORY,
-            description=(
-                "Shows which sampler steps fall into which stage, without sampling, and warns about stages that "
-                "are never reached."
-            ),
             search_aliases=["schedule preview", "timesteps", "sigmas"],
             is_output_node=True,
             inputs=[
-                io.Model.Input("model", tooltip="The model to sample with."),
-                io.Combo.Input("scheduler", options=scheduler_names(), default="normal", tooltip="As in KSampler."),
-                io.Int.Input("steps", default=20, min=1, max=10000, tooltip="As in KSampler."),
-                io.Float.Input("denoise", default=1.0, min=0.0, max=1.0, step=0.01, tooltip="As in KSampler."),
-                io.Conditioning.Input(
-                    "conditioning",
-                    optional=True,
-                    tooltip="Shows the stages of this conditioning; takes precedence over spectrum and stages.",
-                ),
-                SpectrumSocket.Input(
-                    "spectrum", optional=True, tooltip="Shows the stages and attributes of this spectrum."
-                ),
-                _stages_input("Number of equal stages to show if neither conditioning nor spectrum is connected."),
-                io.Combo.Input(
-                    "sampler",
-                    options=sampler_names(),
-                    default="euler",
-                    optional=True,
-                    tooltip="As in KSampler; a few samplers skip a step.",
-                ),
-                io.Sigmas.Input("sigmas", optional=True, tooltip="Replace scheduler, steps and denoise."),
+                io.Model.Input("model"),
+                io.Combo.Input("scheduler", options=scheduler_names(), default="normal"),
+                io.Int.Input("steps", default=20, min=1, max=10000),
+                io.Float.Input("denoise", default=1.0, min=0.0, max=1.0, step=0.01),
+                io.Conditioning.Input("conditioning", optional=True),
+                SpectrumSocket.Input("spectrum", optional=True),
+                _stages_input(),
+                io.Combo.Input("sampler", options=sampler_names(), default="euler", optional=True),
+                io.Sigmas.Input("sigmas", optional=True),
             ],
             outputs=[
-                io.Image.Output(
-                    "picture", display_name="picture", tooltip="The denoising, its stages and the sampler steps."
-                ),
-                io.String.Output("table", display_name="table", tooltip="Steps per stage, and warnings."),
+                io.Image.Output("picture"),
+                io.String.Output("table"),
             ],
         )
 
@@ -220,59 +176,35 @@ class BestiaryFindAttributeStages(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return schema(
             node_id="BestiaryFindAttributeStages",
-            display_name="Find Attribute Stages",
             category=CATEGORY,
-            description=(
-                "Measures which stages a word affects: uses the word at one stage at a time, compares with the "
-                "word at all stages, and proposes a preset. Samples once per stage and two more times."
-            ),
             search_aliases=["attribute localisation", "prompt spectrum", "stage sweep"],
             is_output_node=True,
             hidden=[io.Hidden.unique_id],
             inputs=[
-                io.Model.Input("model", tooltip="The model to measure."),
-                io.Clip.Input("clip", tooltip="Its CLIP."),
-                io.Vae.Input("vae", tooltip="Its VAE."),
-                io.Latent.Input(
-                    "latent", tooltip="An empty latent. Sets the size and the number of pictures to average over."
-                ),
+                io.Model.Input("model"),
+                io.Clip.Input("clip"),
+                io.Vae.Input("vae"),
+                io.Latent.Input("latent"),
                 io.String.Input(
                     "text",
                     default=f"a {WORD_PLACE} bird",
-                    tooltip=f"The prompt, with {WORD_PLACE} as the placeholder of the word.",
                 ),
-                io.String.Input("word", default="red", tooltip="The word to measure."),
-                io.String.Input("otherwise", default="", tooltip="The word at all other stages."),
-                text_input("negative_text", "", "The negative prompt."),
-                io.Int.Input(
-                    "seed",
-                    default=0,
-                    min=0,
-                    max=2**64 - 1,
-                    control_after_generate=False,
-                    tooltip="Seed of all sampling runs.",
-                ),
-                io.Int.Input("steps", default=20, min=1, max=10000, tooltip="As in KSampler."),
-                io.Float.Input("cfg", default=7.0, min=0.0, max=100.0, step=0.1, tooltip="As in KSampler."),
-                io.Combo.Input("sampler", options=sampler_names(), default="euler", tooltip="As in KSampler."),
-                io.Combo.Input("scheduler", options=scheduler_names(), default="normal", tooltip="As in KSampler."),
-                _stages_input("Number of stages.", SWEEP_STAGES, 50),
-                io.String.Input(
-                    "attribute",
-                    default="",
-                    optional=True,
-                    tooltip="Name of the proposed preset; leave empty to use the word.",
-                ),
-                io.ClipVision.Input(
-                    "clip_vision", optional=True, tooltip="Compares the pictures by CLIP features instead of pixels."
-                ),
+                io.String.Input("word", default="red"),
+                io.String.Input("otherwise", default=""),
+                text_input("negative_text"),
+                io.Int.Input("seed", default=0, min=0, max=2**64 - 1, control_after_generate=False),
+                io.Int.Input("steps", default=20, min=1, max=10000),
+                io.Float.Input("cfg", default=7.0, min=0.0, max=100.0, step=0.1),
+                io.Combo.Input("sampler", options=sampler_names(), default="euler"),
+                io.Combo.Input("scheduler", options=scheduler_names(), default="normal"),
+                _stages_input(SWEEP_STAGES, 50),
+                io.String.Input("attribute", default="", optional=True),
+                io.ClipVision.Input("clip_vision", optional=True),
             ],
             outputs=[
-                io.String.Output(
-                    "presets", display_name="presets", tooltip="A line for the presets input of other nodes."
-                ),
-                io.String.Output("table", display_name="table", tooltip="Score of each stage."),
-                io.Image.Output("pictures", display_name="pictures", tooltip="One picture per stage with its score."),
+                io.String.Output("presets"),
+                io.String.Output("table"),
+                io.Image.Output("pictures"),
             ],
         )
 

@@ -14,11 +14,10 @@ from typing import ClassVar, Generic, TypeVar
 from PIL import Image
 from torch import nn
 
-from ...trainer.learning.run.fit import Batches, LoopSettings, TrainingStopped, fit
+from ...trainer.learning.run.fit import Batches, LoopSettings, ParameterGroup, TrainingState, TrainingStopped, fit
 from ...trainer.learning.run.run_folder import RunFolder
 from ...trainer.learning.run.run_settings import TrainingSettings, loop_settings
 from ...trainer.learning.run.training import Concept, Origin, Training
-from ...trainer.learning.run.training_state import ParameterGroup, TrainingState
 from ..denoiser.comfy_denoiser import ComfyDenoiser
 from ..denoiser.training_faults import memory_told, random_state_kept
 from ..host.comfy_objects import Clip, Model, Vae

@@ -17,9 +17,9 @@ from ...concepts.denoiser.denoiser import Conditioning
 from ...concepts.files.atomic_file import replacing
 from ...concepts.spectrum.staged_conditioning import StagedConditioning
 from ...trainer.learning.pictures.contact_sheet import PAPER
+from ...trainer.learning.run.fit import TrainingState
 from ...trainer.learning.run.run_folder import RunFolder
 from ...trainer.learning.run.training import SHEET_ENDINGS, Origin, Training
-from ...trainer.learning.run.training_state import TrainingState
 from ..denoiser.comfy_denoiser import ComfyDenoiser
 from .training_progress import TrainingProgress
 

@@ -46,8 +46,18 @@ def test_every_node_input_and_output_has_a_name(server, language):
         assert entry["display_name"].strip()
         assert entry.get("inputs", {}).keys() == inputs.keys(), name
         assert set(entry.get("outputs", {})) == {str(n) for n in range(len(facts["output"]))}, name
-    # the frontend reads these four as its own
-    assert [text for _, text in leaves(named) if re.search(r"[{}@|]", text)] == []
+    # the frontend reads these four as its own, but between braces and quotes
+    assert [text for _, text in leaves(named) if re.search(r"[{}@|]", re.sub(r"\{'[{}@|]'\}", "", text))] == []
+
+
+def test_schemas_and_browser_read_the_same_english(server):
+    schema = server.get("/object_info/BestiaryPartPrompt").json()["BestiaryPartPrompt"]
+    texts = read("en", "nodeDefs.json")["BestiaryPartPrompt"]
+    assert (schema["display_name"], schema["description"]) == (texts["display_name"], texts["description"])
+    assert schema["output_name"] == [output["name"] for output in texts["outputs"].values()]
+    # braces are written for the browser's reader
+    assert schema["input"]["optional"]["parts"][1]["tooltip"] == "Parts to insert at {parts}."
+    assert texts["inputs"]["parts"]["tooltip"] == "Parts to insert at {'{'}parts{'}'}."
 
 
 def explained(nodes):

@@ -1,42 +1,29 @@
-"""`bestiary scenes`: several things in one picture, and the training sets that such pictures make."""
+"""`bestiary scenes build|verify|export|replay`: training sets of scenes; and imports of what they are made from."""
 
-import sys
-from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any
 
 import typer
 
 from ...concepts.errors import BestiaryError
 from ..learning.run.progress_report import progress_callback
 from .files import imports
-from .options import (
-    OutOption,
-    ProgressOption,
-    SeedOption,
-    assignments,
-    existing,
-    page_folder,
-    result_file,
-    result_folder,
+from .options import OutOption, ProgressOption, assignments, existing, page_folder, result_file, result_folder
+from .scene_options import (
+    KeyOption,
+    LayoutOption,
+    ModelOption,
+    UrlOption,
+    WeightsOption,
+    language_layouts,
+    layout_endpoint,
+    scenes,
 )
-
-if TYPE_CHECKING:
-    from ..scenes.chat_endpoint import ChatEndpoint
-    from ..scenes.read_subjects import CutoutRules
-    from ..scenes.single_scenes import SubjectTexts
 
 _SHOWN = 5
 """Rejected scenes that are listed."""
 _ORDER = ("build", "verify", "export", "segment", "layout", "compose", "caption", "replay")
 
-scenes = typer.Typer(
-    help="Put several things into one picture, and make training sets of such scenes.\n\n"
-    "Start with `bestiary scenes build photos/ --out pets`, where photos/ has a subfolder for each subject, then "
-    "`bestiary scenes export pets --for kohya`. Photographs without transparency or masks need the weights of IS-Net: "
-    "see `bestiary import isnet --help`.",
-    no_args_is_help=True,
-)
 SetArgument = Annotated[Path, typer.Argument(metavar="FOLDER", help="Set that `bestiary scenes build` wrote.")]
 KindOption = Annotated[
     str | None,
@@ -45,48 +32,17 @@ KindOption = Annotated[
         help="kohya, ai-toolkit, onetrainer, simpletuner, musubi, diffusers, custom-diffusion, coco, comfyui, edit, layers.",
     ),
 ]
-WeightsOption = Annotated[
-    Path | None,
-    typer.Option("--weights", help="IS-Net weights; left out: the file in models/bestiary/segmentation."),
-]
-CutoutsArgument = Annotated[
-    list[Path],
-    typer.Argument(
-        metavar="PICTURE...",
-        help="A picture for each subject, named after it: transparent, with NAME_mask.png beside it, or cut out by IS-Net.",
-    ),
-]
-WordsOption = Annotated[
-    list[str] | None, typer.Option("--words", metavar="NAME=WORDS", help="What a subject is called, as cat='grey cat'.")
-]
-SizesOption = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--size", metavar="NAME=SIZE", help="A number, a noun such as horse, or tiny, small, medium, large, huge."
-    ),
-]
-SupportsOption = Annotated[
-    list[str] | None, typer.Option("--support", metavar="NAME=WHERE", help="ground, sky, any or on:NAME.")
-]
 SetOption = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Any setting of the recipe; may be given several times."),
-]
-LayoutOption = Annotated[
-    Literal["solver", "llm"], typer.Option("--layout", help="Who lays subjects out; llm needs --llm-url.")
-]
-UrlOption = Annotated[
-    str | None,
-    typer.Option("--llm-url", help="OpenAI-compatible address of a language model, as http://127.0.0.1:8080/v1."),
-]
-ModelOption = Annotated[str, typer.Option("--llm-model", help="Name of that model, where the server has several.")]
-KeyOption = Annotated[
-    str, typer.Option("--llm-key-env", metavar="NAME", help="Environment variable that holds the key of that address.")
 ]
 
 
 def register(app: typer.Typer) -> None:
     """Add these commands to the program."""
+    # reading the module adds its commands to the group
+    from . import scene_pictures  # noqa: F401
+
     scenes.registered_commands.sort(key=lambda command: _ORDER.index(command.name or ""))
     app.add_typer(scenes, name="scenes")
 
@@ -135,11 +91,11 @@ def build(
         values["subjects"] = settings_of_folder(source)
     settings = read_recipe(None if source.is_dir() else source, values, model=SceneSettings)
     folder = page_folder(out, f"{source.resolve().stem}-set", ("provenance.json", "layouts", ".cutouts"))
-    endpoint = _endpoint(layout, llm_url, llm_model, llm_key_env, folder)
+    endpoint = layout_endpoint(layout, llm_url, llm_model, llm_key_env, folder)
     done = build_set(
         settings,
         folder,
-        language=_language(endpoint),
+        language=language_layouts(endpoint),
         on_cut=progress_callback("cut out", progress),
         on_scene=progress_callback("scenes", progress),
     )
@@ -182,212 +138,6 @@ def export(folder: SetArgument, kind: KindOption = None, out: OutOption = None) 
     from ...scenes.set_views import export_view
 
     typer.echo(f"wrote {export_view(existing(folder, 'folder'), kind, out)}")
-
-
-@scenes.command("segment")
-def segment(
-    source: Annotated[Path, typer.Argument(metavar="PICTURE|FOLDER", help="A picture or a folder of pictures.")],
-    out: OutOption = None,
-    masks: Annotated[Path | None, typer.Option("--masks", help="Folder of masks named like the pictures.")] = None,
-    weights: WeightsOption = None,
-    backend: Annotated[
-        Literal["alpha", "mask", "isnet", "border", "parts"] | None,
-        typer.Option("--backend", help="Only source of masks; border and parts cut photographs badly."),
-    ] = None,
-    rounds: Annotated[int | None, typer.Option("--rounds", help="Times that IS-Net looks, 1 to 8.")] = None,
-    feather: Annotated[float | None, typer.Option("--feather", help="Blur of the mask in pixels, 0 to 32.")] = None,
-    largest_only: Annotated[
-        bool | None, typer.Option("--largest-only/--all-pieces", help="Keep the largest connected piece, or all.")
-    ] = None,
-    bf16: Annotated[bool, typer.Option("--bf16", help="Run IS-Net in bfloat16.")] = False,
-    discovery: Annotated[
-        Path | None, typer.Option("--discovery", help="Folder that `bestiary discover` wrote, for --backend parts.")
-    ] = None,
-    more: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--set", metavar="SECTION.KEY=VALUE", help="Any setting of `cutout` and `gate`, as gate.border=false."
-        ),
-    ] = None,
-    progress: ProgressOption = "line",
-) -> None:
-    """Cut the subject out of every picture, as transparent PNG files.
-
-    A picture whose mask cannot be trusted is skipped with the reason. Files that you changed by hand stay as they are.
-    """
-    from ..scenes.segment_pictures import LIST, segment_pictures
-
-    if not source.is_file():
-        existing(source, "folder")
-    given = {
-        "backend": backend,
-        "rounds": rounds,
-        "feather": feather,
-        "largest_only": largest_only,
-        "bf16": bf16,
-        "discovery": discovery,
-    }
-    rules = _rules(weights, {f"cutout.{name}": value for name, value in given.items() if value is not None}, more)
-    folder = page_folder(out, f"{source.resolve().stem}-cutouts", (LIST, ".cutouts"))
-    done = segment_pictures(source, folder, rules, masks, on_picture=progress_callback("cut out", progress))
-    for file, reason in done.skipped:
-        typer.echo(f"bestiary: skipped {file}: {reason}", err=True)
-    for file in done.kept:
-        typer.echo(
-            f"bestiary: kept {folder / file}, which was changed by hand: delete it to have it cut again", err=True
-        )
-    typer.echo(f"{len(done.written)} cut-outs, {len(done.skipped)} pictures skipped")
-    typer.echo(f"open {folder / 'index.html'}")
-
-
-@scenes.command("layout")
-def layout_subjects(
-    pictures: CutoutsArgument,
-    out: OutOption = None,
-    width: Annotated[int, typer.Option("--width", help="Of the canvas in pixels.")] = 768,
-    height: Annotated[int, typer.Option("--height", help="Of the canvas in pixels.")] = 768,
-    seed: SeedOption = 0,
-    count: Annotated[
-        int, typer.Option("--count", min=1, max=10_000, help="Layouts, with seeds from --seed upwards.")
-    ] = 1,
-    coverage: Annotated[
-        float, typer.Option("--coverage", help="Largest share of the canvas that all boxes take.")
-    ] = 0.22,
-    max_occlusion: Annotated[
-        float, typer.Option("--max-occlusion", help="Largest share of a subject that others may hide.")
-    ] = 0.15,
-    perspective: Annotated[
-        float, typer.Option("--perspective", help="How much smaller subjects at the far side are, 0 to 1.")
-    ] = 0.3,
-    turn: Annotated[float, typer.Option("--turn", help="Turn subjects at random by up to this many degrees.")] = 0.0,
-    flip: Annotated[bool, typer.Option("--flip/--no-flip", help="Mirror some subjects at random.")] = True,
-    words: WordsOption = None,
-    sizes: SizesOption = None,
-    supports: SupportsOption = None,
-    text: Annotated[
-        str | None,
-        typer.Option("--text", metavar="FILE|-", help="Read the layout from a text with boxes instead of solving it."),
-    ] = None,
-    ask: Annotated[
-        bool, typer.Option("--ask", help="Print the question for a language model whose answer --text reads.")
-    ] = False,
-    place: Annotated[str, typer.Option("--place", help="For a language model, as 'in a garden'.")] = "",
-    layout: LayoutOption = "solver",
-    llm_url: UrlOption = None,
-    llm_model: ModelOption = "",
-    llm_key_env: KeyOption = "",
-    weights: WeightsOption = None,
-) -> None:
-    """Lay subjects out on a canvas, as JSON files.
-
-    Boxes come from the solver, from a text (JSON, tuples or lines with boxes), or from a language model.
-    """
-    from ...scenes.layout_request import LayoutRequest
-    from ...scenes.layout_text import layout_request
-    from ..scenes.single_scenes import solve_layouts, subjects_of_files, write_layouts
-
-    given = sys.stdin.read() if text == "-" else "" if text is None else _text_of(Path(text))
-    if text is not None and not given.strip():
-        raise BestiaryError(f"--text {text}: it is empty; give a text with boxes")
-    request = LayoutRequest(width, height, seed, coverage, max_occlusion, perspective=perspective, flip=flip, turn=turn)
-    folder = result_folder(out, "layouts")
-    endpoint = _endpoint(layout, llm_url, llm_model, llm_key_env, folder)
-    subjects = subjects_of_files(_files(pictures), _texts(words, sizes, supports), _rules(weights))
-    if ask:
-        typer.echo(layout_request(subjects, place, width, height))
-        return
-    solved = solve_layouts(subjects, request, count, text=given, language=_language(endpoint), place=place)
-    for path, (_, notes) in zip(write_layouts([one for one, _ in solved], folder), solved, strict=True):
-        typer.echo(f"wrote {path}")
-        for note in notes:
-            typer.echo(f"bestiary: {path.name}: {note}", err=True)
-
-
-@scenes.command("compose")
-def compose_scene(
-    layout: Annotated[Path, typer.Argument(metavar="LAYOUT", help="JSON file of `bestiary scenes layout`.")],
-    pictures: CutoutsArgument,
-    out: OutOption = None,
-    background: Annotated[
-        str, typer.Option("--background", help="A picture, a folder of pictures, noise or plain.")
-    ] = "noise",
-    color: Annotated[str, typer.Option("--color", metavar="RRGGBB", help="Colour of a plain background.")] = "c8c8c8",
-    shadow: Annotated[float, typer.Option("--shadow", help="Darkness of contact shadows, 0 to 1.")] = 0.5,
-    lightness: Annotated[
-        float, typer.Option("--lightness", help="How far subjects take on the lightness of their place, 0 to 1.")
-    ] = 0.0,
-    inset: Annotated[
-        int, typer.Option("--inset", help="Pixels of a subject's edge that the repaint mask includes.")
-    ] = 5,
-    supports: SupportsOption = None,
-    weights: WeightsOption = None,
-) -> None:
-    """Compose one scene: the picture, its masks, and a layer for each subject.
-
-    Names in the layout are those of the pictures' files.
-    """
-    from ...scenes.collage import CollageOptions, compose
-    from ..scenes.single_scenes import find_background, read_layout, subjects_of_files, write_scene
-
-    placed = read_layout(existing(layout, "file"))
-    options = CollageOptions(shadow, lightness, inset)
-    folder = result_folder(out, f"{layout.stem}-scene")
-    behind = find_background(background, placed, _rgb(color))
-    subjects = subjects_of_files(_files(pictures), _texts(None, None, supports), _rules(weights))
-    scene = compose(subjects, placed, behind.pixels, options)
-    for path in write_scene(scene, folder):
-        typer.echo(f"wrote {path}")
-
-
-@scenes.command("caption")
-def caption(
-    source: Annotated[
-        Path,
-        typer.Argument(metavar="LAYOUT|SET", help="JSON file of a layout or of a set's scene, or the folder of a set."),
-    ],
-    template: Annotated[
-        str, typer.Option("--template", help="With {subjects} and, where the place is named, {place}.")
-    ] = "a photo of {subjects} {place}",
-    place: Annotated[str, typer.Option("--place", help="For a layout: where the scene is, as 'in a garden'.")] = "",
-    words: WordsOption = None,
-    triggers: Annotated[
-        list[str] | None, typer.Option("--trigger", metavar="NAME=WORD", help="Trigger word before a subject's words.")
-    ] = None,
-    relations: Annotated[
-        bool, typer.Option("--relations", help="Say who stands left of, in front of or on whom.")
-    ] = False,
-    repeat: Annotated[int, typer.Option("--repeat", help="How often the list of subjects is said, 1 to 3.")] = 1,
-    prefix: Annotated[str, typer.Option("--prefix", help="Word before the whole caption.")] = "",
-    caption_url: Annotated[
-        str | None,
-        typer.Option(
-            "--caption-url", help="For a set: OpenAI-compatible address of a model that looks at each picture."
-        ),
-    ] = None,
-    caption_model: Annotated[str, typer.Option("--caption-model", help="Name of that model.")] = "",
-    caption_key_env: Annotated[
-        str,
-        typer.Option(
-            "--caption-key-env", metavar="NAME", help="Environment variable that holds the key of that address."
-        ),
-    ] = "",
-    progress: ProgressOption = "line",
-) -> None:
-    """Print the caption of a layout, or write all captions of a set anew.
-
-    A model's caption counts only if it names every subject; the other scenes keep the template's.
-    """
-    from ...scenes.scene_captions import CaptionOptions
-
-    options = CaptionOptions(template, assignments(triggers, "--trigger"), prefix, repeat, relations)
-    if source.is_dir():
-        _caption_set(source, options, _caption_endpoint(source, caption_url, caption_model, caption_key_env), progress)
-        return
-    if caption_url is not None:
-        raise BestiaryError("--caption-url needs the folder of a set, whose pictures the model looks at")
-    from ..scenes.single_scenes import caption_of
-
-    typer.echo(caption_of(existing(source, "file"), options, place, assignments(words, "--words")))
 
 
 @scenes.command("replay")
@@ -455,80 +205,3 @@ def import_gen4gen(
     typer.echo(f"{done.cutouts} cut-outs, {done.compositions} compositions")
     for recipe in done.recipes:
         typer.echo(f"wrote {recipe}")
-
-
-def _caption_set(folder: Path, options: Any, endpoint: "ChatEndpoint | None", progress: Any) -> None:
-    from ...scenes.set_files import EVALUATION, RECORDS
-    from ..scenes.recaption import recaption_set
-    from ..scenes.set_page import write_set_page
-
-    # the evaluation first: the card of the whole set names it
-    places = [place for place in (folder / EVALUATION, folder) if place == folder or (place / RECORDS).is_dir()]
-    for place in places:
-        report = progress_callback("captions", progress)
-        done = recaption_set(place, options, endpoint, title=folder.name, on_scene=report)
-        for stem, reason in done.fallen_back:
-            typer.echo(f"bestiary: scene {stem} keeps the template's caption: {reason}", err=True)
-        typer.echo(f"{place}: {done.changed} of {done.scenes} captions changed")
-    write_set_page(folder)
-
-
-def _caption_endpoint(folder: Path, url: str | None, model: str, key_env: str) -> "ChatEndpoint | None":
-    from ..scenes.chat_endpoint import ChatEndpoint
-
-    return None if url is None else ChatEndpoint(url, model, key_env, folder / "caption_cache.jsonl")
-
-
-def _endpoint(layout: str, url: str | None, model: str, key_env: str, folder: Path) -> "ChatEndpoint | None":
-    """The language model that lays subjects out, if one is wanted."""
-    if layout != "llm":
-        if url is not None:
-            raise BestiaryError("--llm-url needs --layout llm")
-        return None
-    if url is None:
-        raise BestiaryError("--layout llm needs --llm-url, such as http://127.0.0.1:8080/v1")
-    from ..scenes.chat_endpoint import ChatEndpoint
-
-    return ChatEndpoint(url, model, key_env, folder / "layout_cache.jsonl")
-
-
-def _language(endpoint: "ChatEndpoint | None") -> Any:
-    from ..scenes.language_layouts import LanguageLayouts
-
-    return None if endpoint is None else LanguageLayouts(endpoint)
-
-
-def _rules(
-    weights: Path | None, given: Mapping[str, object] | None = None, more: Sequence[str] | None = None
-) -> "CutoutRules":
-    """How pictures are cut out, from options and settings as recipes have them."""
-    from ..learning.run.recipe_file import read_recipe
-    from ..scenes.read_subjects import CutoutRules
-    from ..scenes.scene_settings import CutSettings
-
-    settings = read_recipe(None, {**(given or {}), **assignments(more, "--set")}, model=CutSettings)
-    return CutoutRules(settings.cutout, settings.gate, weights)
-
-
-def _texts(words: Sequence[str] | None, sizes: Sequence[str] | None, supports: Sequence[str] | None) -> "SubjectTexts":
-    from ..scenes.single_scenes import SubjectTexts
-
-    return SubjectTexts(assignments(words, "--words"), assignments(sizes, "--size"), assignments(supports, "--support"))
-
-
-def _files(pictures: Sequence[Path]) -> list[Path]:
-    return [existing(path, "file") for path in pictures]
-
-
-def _text_of(path: Path) -> str:
-    from ...concepts.files.text_file import read_text
-
-    return read_text(existing(path, "file"))
-
-
-def _rgb(text: str) -> tuple[int, int, int]:
-    try:
-        red, green, blue = bytes.fromhex(text.removeprefix("#"))
-    except ValueError as fault:
-        raise BestiaryError(f"--color {text!r} is not a colour: give six hexadecimal digits, such as c8c8c8") from fault
-    return red, green, blue

@@ -9,6 +9,7 @@ from torch import Tensor
 from ...concepts.denoiser.denoiser import Conditioning
 from ...concepts.files.atomic_file import replacing
 from ...concepts.spectrum.staged_conditioning import StagedConditioning
+from ..learning.run.fit import TrainingState
 from ..learning.run.run_folder import RunFolder
 from ..learning.run.training import SHEET_ENDINGS
 from ..model.sampling import sample_images
@@ -28,6 +29,11 @@ class Previews:
         for ending, sheet in zip(SHEET_ENDINGS, sheets, strict=False):
             with replacing(self._run.samples / f"step-{step:07d}{ending}.png") as temporary:
                 sheet.save(temporary, "PNG")
+
+    def write_average(self, state: TrainingState) -> None:
+        """Write the sheets for the weights that would be exported."""
+        with state.averaged():
+            self.write(state.step)
 
     @torch.no_grad()
     def sample(self, told: Conditioning | StagedConditioning, seeds: Sequence[int], *, steps: int) -> Tensor:

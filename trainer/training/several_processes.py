@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from ..learning.run.fit import Parallel, SingleProcess
+from ..learning.run.processes import Parallel, SingleProcess
 
 if TYPE_CHECKING:
     from accelerate import Accelerator

@@ -4,21 +4,20 @@ Settings -> pictures, model, cache and objective -> doctor -> one flat loop (fit
 """
 
 import logging
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from ...concepts.denoiser.denoiser import ProgressCallback
-from ..learning.run.fit import Parallel, fit
+from ..learning.run.fit import fit
+from ..learning.run.processes import Parallel
 from ..learning.run.recipe_file import format_toml
 from ..learning.run.run_folder import RunFolder
 from ..learning.run.run_settings import loop_settings
-from ..learning.run.training_state import TrainingState
 from .doctor import examine_setup
 from .previews import Previews
 from .resume import tell_changed_pictures
 from .several_processes import join_processes, shared_text
-from .training_setup import Task, TrainingSetup, prepare
+from .training_setup import Task, prepare
 
 logger = logging.getLogger("bestiary")
 
@@ -75,7 +74,7 @@ def train_in(
         run,
         parallel=parallel,
         on_progress=on_progress if is_first else None,
-        on_preview=_previews(setup, run) if is_first else None,
+        on_preview=Previews(setup, run).write_average if is_first else None,
     )
     path, exports = run.path / f"{settings.run.name}.safetensors", []
     if is_first:
@@ -87,16 +86,3 @@ def train_in(
         logger.info("%s in %s, %d files in %s", training.size_of(learned), path, len(exports), run.export)
     parallel.wait()
     return Trained(run, path, tuple(exports))
-
-
-def _previews(setup: TrainingSetup, run: RunFolder) -> Callable[[TrainingState], None] | None:
-    """Writes preview sheets with the weights that would be exported."""
-    if not setup.settings.run.preview_every:
-        return None
-    sheets = Previews(setup, run)
-
-    def write(state: TrainingState) -> None:
-        with state.averaged():
-            sheets.write(state.step)
-
-    return write

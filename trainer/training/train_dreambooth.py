@@ -14,7 +14,7 @@ from ..exchange.export_dreambooth import export_adapter
 from ..learning.dreambooth.dreambooth_settings import TrainDreamBoothSettings
 from ..learning.dreambooth.dreambooth_setup import DreamBoothTraining, identifier_start, lay_out, set_up_dreambooth
 from ..learning.pictures.latent_cache import LatentCache
-from ..learning.run.fit import Parallel
+from ..learning.run.processes import Parallel
 from ..learning.spectrum.spectrum_images import ConceptPictures, find_pictures, read_masks
 from ..model.diffusers_denoiser import DiffusersDenoiser
 from .class_pictures import class_pictures, make_missing

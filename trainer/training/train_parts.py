@@ -19,7 +19,7 @@ from ..learning.parts.settings import TrainPartsSettings
 from ..learning.parts.training_kinds import TrainingKinds, class_kinds, discovered_kinds, read_classes, whole_kinds
 from ..learning.pictures.image_files import fit_square, read_image
 from ..learning.pictures.latent_cache import LatentCache
-from ..learning.run.fit import Parallel
+from ..learning.run.processes import Parallel
 from ..model.diffusers_denoiser import DiffusersDenoiser
 from .doctor import MIB
 from .train import Trained, train

@@ -10,7 +10,7 @@ from ...concepts.errors import BestiaryError
 from ...concepts.spectrum.spectrum_file import load_spectrum
 from ..exchange.export_spectrum import export_spectrum
 from ..learning.pictures.latent_cache import LatentCache
-from ..learning.run.fit import Parallel
+from ..learning.run.processes import Parallel
 from ..learning.spectrum.spectrum_images import ConceptPictures, find_pictures, read_masks
 from ..learning.spectrum.spectrum_objective_setup import SpectrumTraining, set_up_spectrum, word_start
 from ..learning.spectrum.spectrum_settings import TrainSpectrumSettings

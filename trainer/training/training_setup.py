@@ -18,10 +18,10 @@ from torch import Tensor, nn
 from ...concepts.denoiser.denoiser import ProgressCallback
 from ..learning.pictures.image_files import fit_square, read_image
 from ..learning.pictures.latent_cache import CacheSpec, LatentCache, cache_spec, open_cache
-from ..learning.run.fit import Parallel, SingleProcess
+from ..learning.run.fit import ParameterGroup
+from ..learning.run.processes import Parallel, SingleProcess
 from ..learning.run.run_settings import Section, TrainingSettings
 from ..learning.run.training import Origin, Training, TrainingBatches
-from ..learning.run.training_state import ParameterGroup
 from ..model.backbones import DEMO, find_model, load_denoiser
 from ..model.diffusers_denoiser import DiffusersDenoiser
 

@@ -1,12 +1,10 @@
 """Trainings through ComfyUI's own models give the numbers they gave when `tests/trainer/learning/fixtures/same_bits.json` was recorded."""
 
 import importlib.util
-from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 
 import pytest
-import torch
 
 CASES = Path(__file__).parents[2] / "trainer" / "learning" / "test_same_bits.py"
 
@@ -20,14 +18,7 @@ def cases() -> ModuleType:
     return module
 
 
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.mark.parametrize("kind", ("demo", "sd15", "sdxl"))

@@ -93,23 +93,24 @@ def test_trained_adapters_are_given_out_as_they_are_loaded(hooked) -> None:
         torch.testing.assert_close(run(), learned, atol=1e-5, rtol=1e-4)
 
 
+def gradients(hooks: object, run: Callable[[], Tensor], recompute: bool = False) -> dict[str, Tensor]:
+    """Gradients of fresh adapters, whose values are the same every time."""
+    hooks.adapters.unload()
+    hooks.recompute = recompute
+    named = hooks.adapters.add(LoraSpec(2, 2.0, True))
+    with torch.no_grad():
+        for name, parameter in named.items():
+            parameter.fill_(0.05 if "up" in name else 0.1)
+    run().square().mean().backward()
+    return {name: parameter.grad.clone() for name, parameter in named.items()}
+
+
 def test_gradients_reach_adapters_and_nothing_else(hooked, sd15_model) -> None:
     hooks, run = hooked()
-    losses = []
-    for recompute in (False, True):
-        hooks.adapters.unload()
-        hooks.recompute = recompute
-        torch.manual_seed(0)
-        named = hooks.adapters.add(LoraSpec(2, 2.0, True))
-        with torch.no_grad():
-            for name, parameter in named.items():
-                parameter.fill_(0.05 if "up" in name else 0.1)
-        run().square().mean().backward()
-        losses.append({name: parameter.grad.clone() for name, parameter in named.items()})
-        assert all(grad.abs().max() > 0 for grad in losses[-1].values())
+    plain, again = gradients(hooks, run), gradients(hooks, run, recompute=True)
+    assert all(grad.abs().max() > 0 for found in (plain, again) for grad in found.values())
     assert not any(parameter.requires_grad for parameter in sd15_model.model.model.parameters())
-    for name, grad in losses[0].items():
-        torch.testing.assert_close(losses[1][name], grad, atol=1e-7, rtol=1e-5)
+    torch.testing.assert_close(again, plain, atol=1e-7, rtol=1e-5)
 
 
 def test_blocks_that_are_recomputed_are_those_of_diffusers(hooked, sd15_reference) -> None:
@@ -170,19 +171,8 @@ def test_hypertile_trains_as_it_samples(hooked, sd15_model) -> None:
         torch.testing.assert_close(run(), theirs, atol=1e-5, rtol=1e-4)
         assert not torch.allclose(plain(), theirs, atol=1e-4)
     assert max(seen) > 1, "queries came in tiles"
-    losses = []
-    for recompute in (False, True):
-        hooks.adapters.unload()
-        hooks.recompute = recompute
-        torch.manual_seed(0)
-        named = hooks.adapters.add(LoraSpec(2, 2.0, True))
-        with torch.no_grad():
-            for name, parameter in named.items():
-                parameter.fill_(0.05 if "up" in name else 0.1)
-        run().square().mean().backward()
-        losses.append({name: parameter.grad.clone() for name, parameter in named.items()})
-    for name, grad in losses[0].items():
-        torch.testing.assert_close(losses[1][name], grad, atol=1e-7, rtol=1e-5)
+    plain, again = gradients(hooks, run), gradients(hooks, run, recompute=True)
+    torch.testing.assert_close(again, plain, atol=1e-7, rtol=1e-5)
 
 
 def test_cross_attention_in_pieces_cannot_be_read(hooked, sd15_model) -> None:

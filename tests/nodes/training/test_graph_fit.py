@@ -47,8 +47,7 @@ def run(tmp_path: Path) -> object:
 
 def _fit(run: object, progress: object, previews: object, **changes: object) -> object:
     from bestiary.nodes.training.graph_fit import fit_in_graph
-    from bestiary.trainer.learning.run.fit import LoopSettings
-    from bestiary.trainer.learning.run.training_state import ParameterGroup
+    from bestiary.trainer.learning.run.fit import LoopSettings, ParameterGroup
 
     objective = _Objective()
     batches = SimpleNamespace(draw=lambda step, micro: SimpleNamespace(names=("a",)))

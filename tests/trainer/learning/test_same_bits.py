@@ -7,7 +7,7 @@ ones (an entry each); elsewhere losses and sums of tensors must agree to a toler
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +20,7 @@ from bestiary.trainer.learning.parts.objective_setup import build_batches, build
 from bestiary.trainer.learning.parts.settings import load_recipe
 from bestiary.trainer.learning.parts.training_kinds import TrainingKinds
 from bestiary.trainer.learning.pictures.latent_cache import LatentCache
-from bestiary.trainer.learning.run.training_state import ParameterGroup
+from bestiary.trainer.learning.run.fit import ParameterGroup
 from bestiary.trainer.learning.spectrum.spectrum_objective_setup import build_spectrum, set_up_spectrum
 from bestiary.trainer.learning.spectrum.spectrum_settings import load_spectrum_recipe
 from bestiary.trainer.model.backbones import load_denoiser
@@ -42,15 +42,7 @@ def model(request: pytest.FixtureRequest, tiny_denoiser: Callable) -> tuple[str,
     return request.param, lambda: tiny_denoiser(request.param)
 
 
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """Sums of several threads have no fixed order."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.mark.train

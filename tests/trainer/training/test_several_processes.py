@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from bestiary.trainer.learning.run.fit import SingleProcess
+from bestiary.trainer.learning.run.processes import SingleProcess
 from bestiary.trainer.training.several_processes import join_processes, shared_text
 from safetensors.torch import load_file
 

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from ..run.recipe_file import read_recipe
 from ..run.run_settings import LoraSettings, OptimizerSettings, PictureSettings, RunSettings, Section, TrainingSettings
@@ -105,10 +105,9 @@ class TrainDreamBoothSettings(TrainingSettings):
     run: DreamBoothRunSettings = DreamBoothRunSettings()
     """The run folder."""
 
-    @model_validator(mode="after")
-    def _combinations(self) -> "TrainDreamBoothSettings":
-        # all contradictions at once, so that a recipe is mended in one go
-        faults, captions = self.shared_faults(), self.captions
+    def faults(self) -> list[str]:
+        """Contradictions between sections."""
+        faults, captions = super().faults(), self.captions
         places = captions.instance_prompt.count(PLACE)
         if self.method.vectors and places != 1:
             faults.append(
@@ -128,9 +127,7 @@ class TrainDreamBoothSettings(TrainingSettings):
             )
         if not self.optimizer.lora_lr and not (self.method.vectors and self.optimizer.vector_lr):
             faults.append("optimizer.lora_lr is 0: nothing would be learned")
-        if faults:
-            raise ValueError("; ".join(faults))
-        return self
+        return faults
 
 
 def _words(prompt: str) -> list[str]:

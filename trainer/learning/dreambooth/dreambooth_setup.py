@@ -22,9 +22,9 @@ from ....concepts.name_search import shown_name
 from ..parts.token_start import COMMON_WORDS, mean_word, word_spread
 from ..pictures.contact_sheet import PREVIEW_TILE, contact_sheet, to_image
 from ..pictures.latent_cache import LatentCache
-from ..run.fit import Parallel, SingleProcess
+from ..run.fit import ParameterGroup
+from ..run.processes import Parallel, SingleProcess
 from ..run.training import Origin, Sample, Training
-from ..run.training_state import ParameterGroup
 from .dreambooth_images import DreamBoothImages, DreamBoothPlan
 from .dreambooth_objective import CLASS, INSTANCE, DreamBoothObjective
 from .dreambooth_settings import PLACE, TrainDreamBoothSettings

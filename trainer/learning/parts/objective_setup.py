@@ -20,9 +20,9 @@ from ....concepts.part_dictionary.part_dictionary import PartDictionary
 from ....concepts.part_dictionary.token_projector import TokenProjector
 from ....concepts.part_prompt.part_captions import CaptionStyle
 from ..pictures.latent_cache import LatentCache
-from ..run.fit import Parallel, SingleProcess
+from ..run.fit import ParameterGroup
+from ..run.processes import Parallel, SingleProcess
 from ..run.training import Origin, Sample, Training
-from ..run.training_state import ParameterGroup
 from .concept_images import BatchPlan, ConceptImages, quarter_time
 from .finished_parts import cut_thumbnails, learned_dictionary, write_dictionary
 from .part_objective import AttentionLoss, PartObjective, curve_labels

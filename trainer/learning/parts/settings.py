@@ -124,18 +124,15 @@ class TrainPartsSettings(TrainingSettings):
     optimizer: PartOptimizerSettings = PartOptimizerSettings()
     """The optimiser."""
 
-    @model_validator(mode="after")
-    def _combinations(self) -> "TrainPartsSettings":
-        # all contradictions at once, so that a recipe is mended in one go
+    def faults(self) -> list[str]:
+        """Contradictions between sections."""
         faults = []
         if self.method.ids == "class" and self.images.labels is None:
             faults.append('method.ids = "class" needs images.labels, a CSV file with the columns path and class')
-        faults += self.shared_faults()
+        faults += super().faults()
         if not (self.optimizer.token_lr or self.optimizer.lora_lr):
             faults.append("optimizer.token_lr and optimizer.lora_lr are both 0: nothing would be learned")
-        if faults:
-            raise ValueError("; ".join(faults))
-        return self
+        return faults
 
 
 def load_recipe(

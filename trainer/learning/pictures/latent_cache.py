@@ -23,7 +23,7 @@ from ....concepts.denoiser.backbone import Backbone
 from ....concepts.denoiser.denoiser import ProgressCallback
 from ....concepts.errors import BestiaryError
 from ....concepts.files.atomic_file import remove_leftovers, write_text
-from ..run.fit import Parallel, SingleProcess
+from ..run.processes import Parallel, SingleProcess
 from ..run.run_settings import PictureSettings
 from .image_files import fit_square, image_to_tensor, read_image
 

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from ....concepts.denoiser.backbone import Backbone
 from ....concepts.denoiser.denoiser import Denoiser
@@ -157,10 +157,17 @@ class TrainingSettings(Section):
     run: RunSettings = RunSettings()
     """The run folder."""
 
-    def shared_faults(self) -> list[str]:
-        """Contradictions between sections that every training has."""
+    def faults(self) -> list[str]:
+        """Contradictions between sections; each training adds its own."""
         warmup, steps = self.optimizer.warmup, self.optimizer.steps
         return [f"optimizer.warmup {warmup} must be below optimizer.steps {steps}"] if warmup >= steps else []
+
+    @model_validator(mode="after")
+    def _agrees(self) -> "TrainingSettings":
+        # all contradictions at once, so that a recipe is mended in one go
+        if faults := self.faults():
+            raise ValueError("; ".join(faults))
+        return self
 
 
 def loop_settings(optimizer: OptimizerSettings, run: RunSettings, denoiser: Denoiser) -> LoopSettings:

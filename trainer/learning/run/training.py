@@ -14,9 +14,8 @@ from torch import Tensor, nn
 
 from ....concepts.denoiser.denoiser import Conditioning, Denoiser
 from ....concepts.spectrum.staged_conditioning import StagedConditioning
-from .fit import Batches
+from .fit import Batches, ParameterGroup
 from .run_settings import TrainingSettings
-from .training_state import ParameterGroup
 
 Concept = TypeVar("Concept")
 """What is learned: a part dictionary, a spectrum."""

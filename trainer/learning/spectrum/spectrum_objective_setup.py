@@ -23,8 +23,8 @@ from ....concepts.spectrum.stage_table import ProspectNetwork, StageTable
 from ....concepts.spectrum.staged_conditioning import encode_staged
 from ..parts.token_start import COMMON_WORDS, word_spread
 from ..pictures.latent_cache import LatentCache
+from ..run.fit import ParameterGroup
 from ..run.training import Origin, Sample, Training
-from ..run.training_state import ParameterGroup
 from .spectrum_images import SpectrumImages, SpectrumPlan
 from .spectrum_objective import SpectrumObjective, curve_labels, pieces_of
 from .spectrum_settings import TrainSpectrumSettings

@@ -123,16 +123,13 @@ class TrainSpectrumSettings(TrainingSettings):
     run: SpectrumRunSettings = SpectrumRunSettings()
     """The run folder."""
 
-    @model_validator(mode="after")
-    def _combinations(self) -> "TrainSpectrumSettings":
-        # all contradictions at once, so that a recipe is mended in one go
-        faults = self.shared_faults()
+    def faults(self) -> list[str]:
+        """Contradictions between sections."""
+        faults = super().faults()
         rate = "vector_lr" if self.method.parameterisation == "direct" else "network_lr"
         if not getattr(self.optimizer, rate):
             faults.append(f"optimizer.{rate} is 0: nothing would be learned")
-        if faults:
-            raise ValueError("; ".join(faults))
-        return self
+        return faults
 
 
 def load_spectrum_recipe(

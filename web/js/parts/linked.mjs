@@ -1,13 +1,12 @@
 /** The dictionaries that a node can name, kept up to date while links and files change. */
 
-import { api } from "../../../../scripts/api.js";
-import { after, debounced, safely } from "../host/safely.mjs";
+import { nodeRecords } from "../host/node_records.mjs";
+import { safely } from "../host/safely.mjs";
 import { DictionarySet, forgetDictionaries, listDictionaries, loadDictionary } from "./dictionaries.mjs";
 import { mergeDictionaries } from "./merging.mjs";
 import { upstreamDictionaries } from "./upstream.mjs";
 
 const NOTHING = new DictionarySet([]);
-const known = new Map();
 
 /** What is linked to one node; `chosen()` names a file to look at while nothing is. */
 class LinkedDictionaries {
@@ -56,30 +55,16 @@ async function loadEntry({ file, merge, called }) {
   return mergeDictionaries(first, second, called);
 }
 
+const records = nodeRecords((node) => new LinkedDictionaries(node));
+
 /** The one record of a node, made and kept up to date from its first use on. */
-export function linkedDictionaries(node) {
-  if (known.has(node)) return known.get(node);
-  const linked = new LinkedDictionaries(node);
-  known.set(node, linked);
-  const later = debounced(() => linked.update());
-  after(node, "onConnectionsChange", later);
-  after(node, "onConfigure", later);
-  after(node, "onRemoved", () => known.delete(node));
-  later();
-  return linked;
-}
+export const linkedDictionaries = records.of;
 
 /** Looks again for every node. */
-export const updateAll = debounced(() => {
-  for (const linked of known.values()) safely(() => linked.update());
-});
+export const { updateAll } = records;
 
 /** Files may have changed: everything is fetched again. */
 export function fetchAgain() {
   forgetDictionaries();
-  for (const linked of known.values()) linked.asked = null;
-  updateAll();
+  records.fetchAgain();
 }
-
-// a loader upstream may name another file now
-api.addEventListener("graphChanged", updateAll);

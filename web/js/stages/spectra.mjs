@@ -2,13 +2,13 @@
 
 import { api } from "../../../../scripts/api.js";
 import { sourceOf } from "../host/links.mjs";
-import { after, debounced, safely } from "../host/safely.mjs";
+import { nodeRecords } from "../host/node_records.mjs";
+import { safely } from "../host/safely.mjs";
 import { widgetValue } from "../host/widgets.mjs";
 import { nameOfFile } from "../parts/dictionaries.mjs";
 import { findMentions, sameNamed } from "../parts/mentions.mjs";
 
 const fetched = new Map();
-const known = new Map();
 
 /** Spectra linked to a node, as [{called, file or null}], in the order of its inputs. */
 export function upstreamSpectra(node) {
@@ -70,29 +70,13 @@ class LinkedSpectra {
   }
 }
 
-/** The one record of a node, made and kept up to date from its first use on. */
-export function linkedSpectra(node) {
-  if (known.has(node)) return known.get(node);
-  const linked = new LinkedSpectra(node);
-  known.set(node, linked);
-  const later = debounced(() => linked.update());
-  after(node, "onConnectionsChange", later);
-  after(node, "onConfigure", later);
-  after(node, "onRemoved", () => known.delete(node));
-  later();
-  return linked;
-}
+const records = nodeRecords((node) => new LinkedSpectra(node));
 
-const updateAll = debounced(() => {
-  for (const linked of known.values()) safely(() => linked.update());
-});
+/** The one record of a node, made and kept up to date from its first use on. */
+export const linkedSpectra = records.of;
 
 /** Files may have changed: everything is fetched again. */
 export function fetchSpectraAgain() {
   fetched.clear();
-  for (const linked of known.values()) linked.asked = null;
-  updateAll();
+  records.fetchAgain();
 }
-
-// a loader upstream may name another file now
-api.addEventListener("graphChanged", updateAll);

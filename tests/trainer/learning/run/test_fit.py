@@ -12,9 +12,15 @@ from pathlib import Path
 import pytest
 import torch
 from bestiary.concepts.errors import BestiaryError
-from bestiary.trainer.learning.run.fit import LoopSettings, LossReport, TrainingStopped, fit
+from bestiary.trainer.learning.run.fit import (
+    LoopSettings,
+    LossReport,
+    ParameterGroup,
+    TrainingState,
+    TrainingStopped,
+    fit,
+)
 from bestiary.trainer.learning.run.run_folder import RunFolder
-from bestiary.trainer.learning.run.training_state import ParameterGroup, TrainingState
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 

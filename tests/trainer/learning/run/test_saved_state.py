@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 from bestiary.concepts.errors import BestiaryError
+from bestiary.trainer.learning.run.fit import ParameterGroup, TrainingState, schedule_factor
 from bestiary.trainer.learning.run.run_folder import RunFolder
-from bestiary.trainer.learning.run.training_state import ParameterGroup, TrainingState, schedule_factor
 from torch import nn
 
 
