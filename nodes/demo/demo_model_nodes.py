@@ -68,6 +68,14 @@ class BestiaryDemoPictures(io.ComfyNode):
                     tooltip="Number of pictures; they cycle through 14 species.",
                 ),
                 io.Int.Input("seed", default=0, min=0, max=2**31 - 1, tooltip="The same seed gives the same pictures."),
+                io.Int.Input(
+                    "first",
+                    default=0,
+                    min=0,
+                    max=13,
+                    optional=True,
+                    tooltip="Number of the species of the first picture; the others follow in order.",
+                ),
             ],
             outputs=[
                 io.Image.Output(
@@ -79,16 +87,23 @@ class BestiaryDemoPictures(io.ComfyNode):
                     is_output_list=True,
                     tooltip="One caption per picture, in the vocabulary of the miniature model.",
                 ),
+                io.Mask.Output(
+                    "masks",
+                    display_name="masks",
+                    is_output_list=True,
+                    tooltip="White where the creature is, one per picture.",
+                ),
             ],
         )
 
     @classmethod
-    def execute(cls, count: int, seed: int) -> io.NodeOutput:
+    def execute(cls, count: int, seed: int, first: int = 0) -> io.NodeOutput:
         from ...demo.creatures import held_out_set
 
-        drawings = list(held_out_set(count, seed))
+        drawings = list(held_out_set(count, seed, first))
         images = [torch.from_numpy(drawing.image.copy())[None].float() / 255 for drawing in drawings]  # (1, H, W, 3)
-        return io.NodeOutput(images, [drawing.caption for drawing in drawings])
+        masks = [torch.from_numpy(drawing.labels > 0)[None].float() for drawing in drawings]  # (1, H, W)
+        return io.NodeOutput(images, [drawing.caption for drawing in drawings], masks)
 
 
 NODES: list[type[io.ComfyNode]] = [BestiaryDemoModel, BestiaryDemoPictures]
