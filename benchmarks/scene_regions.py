@@ -129,7 +129,7 @@ def sample(loaded: tuple[Any, Any, Any], positive: list, seeds: list[int], numbe
 
     model, clip, vae = loaded
     negative = clip.encode_from_tokens_scheduled(clip.tokenize(""))
-    empty = torch.zeros(1, 4, HEIGHT // 8, WIDTH // 8)
+    empty = comfy.sample.fix_empty_latent_channels(model, torch.zeros(1, 4, HEIGHT // 8, WIDTH // 8))
     noise = torch.cat([comfy.sample.prepare_noise(empty, 1000 * number + seed) for seed in seeds])
     method = ("ddim", "normal", positive, negative, empty.expand(len(seeds), -1, -1, -1))
     sampled = comfy.sample.sample(model, noise, STEPS, guidance, *method, disable_pbar=True, seed=number)
