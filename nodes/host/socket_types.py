@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from ...concepts.part_dictionary.part_dictionary import PartDictionary
     from ...concepts.part_map.part_codebook import PartCodebook
     from ...concepts.spectrum.prompt_spectrum import PromptSpectrum
+    from ...scenes.collage import CollageOptions, Scene
     from ...scenes.scene_layout import SceneLayout
     from ...scenes.subject import Subject
 
@@ -25,6 +26,7 @@ AttentionSocket = io.Custom("BESTIARY_ATTENTION")
 TrainingSetSocket = io.Custom("BESTIARY_TRAINING_SET")
 SubjectsSocket = io.Custom("BESTIARY_SUBJECTS")
 LayoutsSocket = io.Custom("BESTIARY_LAYOUTS")
+ScenesSocket = io.Custom("BESTIARY_SCENES")
 BoundingBoxSocket = io.Custom("BOUNDING_BOX")
 """ComfyUI's own boxes, which older ones have no word for."""
 LayersSocket = io.Custom("LAYERS")
@@ -121,3 +123,11 @@ class SceneLayouts:
     """What prompts call each subject, by its name."""
     place: str = ""
     """Words for the place, such as `in a garden`, where a layout's author gave them."""
+
+
+@dataclass(frozen=True)
+class ComposedScenes:
+    """Scenes and how they were composed: what a BESTIARY_SCENES socket carries."""
+
+    scenes: tuple[Scene, ...] = field(repr=False)
+    options: CollageOptions

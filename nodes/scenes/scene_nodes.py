@@ -7,7 +7,14 @@ from typing import TYPE_CHECKING
 from comfy_api.latest import io
 
 from ..host.comfy_version import schema
-from ..host.socket_types import LayersSocket, LayoutsSocket, SceneLayouts, SceneSubjects
+from ..host.socket_types import (
+    ComposedScenes,
+    LayersSocket,
+    LayoutsSocket,
+    SceneLayouts,
+    ScenesSocket,
+    SceneSubjects,
+)
 from .layout_nodes import SHARE, subjects_input
 from .subject_nodes import CATEGORY
 
@@ -96,6 +103,7 @@ class BestiaryComposeScene(io.ComfyNode):
                     is_output_list=True,
                     tooltip="The scene as ComfyUI's layers, for its compositor; one document per layout.",
                 ),
+                ScenesSocket.Output("scenes", display_name="scenes", tooltip="All of it, for Save Scene Set."),
             ],
         )
 
@@ -123,6 +131,7 @@ class BestiaryComposeScene(io.ComfyNode):
             making.repaint_masks(scenes, inset, feather),
             making.masks_of_each(scenes),
             [making.layers_document(scene) for scene in scenes],
+            ComposedScenes(tuple(scenes), options),
         )
 
 
