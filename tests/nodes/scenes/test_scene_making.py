@@ -77,11 +77,11 @@ def test_comfyui_s_compositor_makes_the_scene_of_the_layers(scenes):
     compositor = pytest.importorskip("comfy_extras.nodes_compositor", reason="this ComfyUI has no compositor")
     document = making.layers_document(scenes[0])
     frames = compositor.expand_item_frames(compositor.document_items(document))
+    alphas = [compositor.frame_alpha(frame["tensor"], frame["mask"]) for frame in frames]
     state = compositor.state_from_items(frames, compositor.document_canvas(document))
-    picture = compositor.composite_from_state(frames, state)
-    shown = picture[0] if isinstance(picture, tuple) else picture
-    ours = np.asarray(shown.squeeze(0) if torch.is_tensor(shown) else shown)[..., :3]
-    assert np.abs(ours * (255 if ours.max() <= 1 else 1) - scenes[0].picture.astype(float)).max() <= 3
+    made = compositor.composite_from_state([frame["tensor"] for frame in frames], state, alphas)
+    picture, _ = compositor.composite_outputs(made)
+    assert np.abs(picture[0].numpy() * 255 - scenes[0].picture).max() <= 3
 
 
 def test_a_photograph_is_fitted_to_the_canvas(pair, layouts):
