@@ -276,8 +276,8 @@ def draw_creature(
     return Drawing(image, labels, species, scene, caption_of(species, scene))
 
 
-def held_out_set(count: int, seed: int) -> Iterator[Drawing]:
-    """Yields `count` drawings that go round the held-out species; pose, light and scene are random by `seed`."""
+def held_out_set(count: int, seed: int, first: int = 0) -> Iterator[Drawing]:
+    """Yields `count` drawings that go round the held-out species from number `first` on; pose, light and scene are random by `seed`."""
     rng = np.random.default_rng(seed)
-    for index in range(count):
+    for index in range(first, first + count):
         yield draw_creature(HELD_OUT_SPECIES[index % len(HELD_OUT_SPECIES)], rng)

@@ -13,6 +13,7 @@ from .host.template_order import order_templates
 from .part_dictionary import part_dictionary_nodes
 from .part_map import part_discovery_nodes
 from .part_prompt import part_kind_nodes, part_prompt_nodes
+from .scenes import layout_edit_nodes, layout_nodes, scene_nodes, scene_set_nodes, subject_nodes
 from .spectrum import prompt_spectrum_nodes, prompt_stage_nodes
 from .training import spectrum_training_nodes, training_nodes
 from .web_routes import add_routes
@@ -30,6 +31,11 @@ NODES: list[type[io.ComfyNode]] = [
     *training_nodes.NODES,
     *spectrum_training_nodes.NODES,
     *if_nodes.NODES,
+    *subject_nodes.NODES,
+    *layout_nodes.NODES,
+    *layout_edit_nodes.NODES,
+    *scene_nodes.NODES,
+    *scene_set_nodes.NODES,
 ]
 
 

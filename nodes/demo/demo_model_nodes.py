@@ -46,20 +46,23 @@ class BestiaryDemoPictures(io.ComfyNode):
             inputs=[
                 io.Int.Input("count", default=24, min=1, max=LARGEST_COUNT),
                 io.Int.Input("seed", default=0, min=0, max=2**31 - 1),
+                io.Int.Input("first", default=0, min=0, max=13, optional=True),
             ],
             outputs=[
                 io.Image.Output("images", is_output_list=True),
                 io.String.Output("captions", is_output_list=True),
+                io.Mask.Output("masks", is_output_list=True),
             ],
         )
 
     @classmethod
-    def execute(cls, count: int, seed: int) -> io.NodeOutput:
+    def execute(cls, count: int, seed: int, first: int = 0) -> io.NodeOutput:
         from ...demo.creatures import held_out_set
 
-        drawings = list(held_out_set(count, seed))
+        drawings = list(held_out_set(count, seed, first))
         images = [torch.from_numpy(drawing.image.copy())[None].float() / 255 for drawing in drawings]  # (1, H, W, 3)
-        return io.NodeOutput(images, [drawing.caption for drawing in drawings])
+        masks = [torch.from_numpy(drawing.labels > 0)[None].float() for drawing in drawings]  # (1, H, W)
+        return io.NodeOutput(images, [drawing.caption for drawing in drawings], masks)
 
 
 NODES: list[type[io.ComfyNode]] = [BestiaryDemoModel, BestiaryDemoPictures]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -12,6 +13,9 @@ if TYPE_CHECKING:
     from ...concepts.part_dictionary.part_dictionary import PartDictionary
     from ...concepts.part_map.part_codebook import PartCodebook
     from ...concepts.spectrum.prompt_spectrum import PromptSpectrum
+    from ...scenes.collage import CollageOptions, Scene
+    from ...scenes.scene_layout import SceneLayout
+    from ...scenes.subject import Subject
 
 DictionarySocket = io.Custom("BESTIARY_DICTIONARY")
 PartSocket = io.Custom("BESTIARY_PART")
@@ -20,6 +24,13 @@ PartMapsSocket = io.Custom("BESTIARY_PART_MAPS")
 SpectrumSocket = io.Custom("BESTIARY_SPECTRUM")
 AttentionSocket = io.Custom("BESTIARY_ATTENTION")
 TrainingSetSocket = io.Custom("BESTIARY_TRAINING_SET")
+SubjectsSocket = io.Custom("BESTIARY_SUBJECTS")
+LayoutsSocket = io.Custom("BESTIARY_LAYOUTS")
+ScenesSocket = io.Custom("BESTIARY_SCENES")
+BoundingBoxSocket = io.Custom("BOUNDING_BOX")
+"""ComfyUI's own boxes, which older ones have no word for."""
+LayersSocket = io.Custom("LAYERS")
+"""ComfyUI's own document of layers, likewise."""
 
 PARTS_PLACE = "{parts}"
 """Where the text of a prompt takes the linked parts."""
@@ -91,3 +102,32 @@ class PartSpan:
     """Name of the part alone, such as "head"."""
     positions: tuple[int, ...]
     """Places in the concatenated chunks, chunk * 77 + position."""
+
+
+@dataclass(frozen=True)
+class SceneSubjects:
+    """What scenes are made of: what a BESTIARY_SUBJECTS socket carries."""
+
+    subjects: tuple[Subject, ...] = field(repr=False)
+    """One of each name, in the order in which they were added."""
+    others: tuple[Subject, ...] = field(default=(), repr=False)
+    """Further pictures of them, under the same names."""
+
+
+@dataclass(frozen=True)
+class SceneLayouts:
+    """Layouts of the same subjects on canvases of one size: what a BESTIARY_LAYOUTS socket carries."""
+
+    layouts: tuple[SceneLayout, ...]
+    called: Mapping[str, str]
+    """What prompts call each subject, by its name."""
+    place: str = ""
+    """Words for the place, such as `in a garden`, where a layout's author gave them."""
+
+
+@dataclass(frozen=True)
+class ComposedScenes:
+    """Scenes and how they were composed: what a BESTIARY_SCENES socket carries."""
+
+    scenes: tuple[Scene, ...] = field(repr=False)
+    options: CollageOptions
