@@ -131,7 +131,7 @@ def seam(picture: Plane, union: Plane) -> float:
     far = _grown(body, _FAR) & ~_grown(body, _NEAR + 1)
     if not near.any() or not far.any():
         return 0.0
-    pixels = picture.astype(np.float32) / 255
+    pixels = np.divide(picture, 255, dtype=np.float32)
     beside, beyond = _local_mean(pixels, near), _local_mean(pixels, far)
     edge = near & np.isfinite(beside).all(-1) & np.isfinite(beyond).all(-1)
     return float(np.percentile(np.abs(beside - beyond)[edge].mean(-1), 90)) if edge.any() else 0.0

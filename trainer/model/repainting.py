@@ -56,7 +56,9 @@ def repaint_images(
     kept = denoiser.images.from_cache(denoiser.images.to_cache(images.to(device))).to(device)  # (B, C, h, w)
     noise = draw_noise(denoiser, seeds, (height, width)).to(device)
     # a cell that a subject covers in part is painted in part
-    painted = functional.adaptive_avg_pool2d(masks.to(device).float().unsqueeze(1), kept.shape[-2:])  # (B, 1, h, w)
+    painted = functional.adaptive_avg_pool2d(
+        masks.to(device).float().unsqueeze(1), (kept.shape[-2], kept.shape[-1])
+    )  # (B, 1, h, w)
     prompts, process = Guidance(positive, other, guidance), denoiser.process
     taken, total = max(1, round(steps * strength)), process.num_timesteps
     times = [process.time_of(max(1, round(total * strength * (taken - done) / taken)) - 1) for done in range(taken)] + [

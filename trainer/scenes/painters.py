@@ -176,7 +176,7 @@ class ComfyPainter:
         # the same file serves the image output and, by its alpha, the mask output of Load Image
         both = np.dstack([mask, mask, mask, 255 - mask])
         filled = filled_workflow(self._workflow, canvas, self._queue.upload("mask", both), prompt, seed)
-        return self._queue.run(filled, picture.shape[:2])
+        return self._queue.run(filled, (mask.shape[0], mask.shape[1]))
 
 
 def _named(model: str, asked: RepaintSettings) -> str:

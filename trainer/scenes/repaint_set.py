@@ -119,16 +119,15 @@ def _attempt(
     find_things: FindThings | None,
 ) -> tuple[Plane, RepaintVerdict]:
     painted = painter.paint(scene.picture, scene.repaint, prompt, seed)
-    laid = put_back(
-        painted.astype(np.float32) / 255,
-        scene.picture.astype(np.float32) / 255,
-        scene.union,
-        asked.feather,
-        asked.lightness,
-    )
+    laid = put_back(_floats(painted), _floats(scene.picture), scene.union, asked.feather, asked.lightness)
     restored = (laid * 255).round().astype(np.uint8)
     limits = RepaintLimits(asked.least_change, asked.least_detail, asked.most_seam, asked.most_extra)
     return restored, judge_repaint(painted, restored, scene.picture, scene.union, limits, find_things)
+
+
+def _floats(pixels: Plane) -> NDArray[np.float32]:
+    """`(H, W, 3)` in 0..1."""
+    return np.divide(pixels, 255, dtype=np.float32)
 
 
 def _entry(
