@@ -1,14 +1,23 @@
-"""`bestiary scenes build|verify|export|replay`: training sets of scenes; and imports of what they are made from."""
+"""`bestiary scenes build|repaint|verify|export|replay`: training sets of scenes; and imports of what they are made from."""
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from ...concepts.errors import BestiaryError
 from ..learning.run.progress_report import progress_callback
 from .files import imports
-from .options import OutOption, ProgressOption, assignments, existing, page_folder, result_file, result_folder
+from .options import (
+    OutOption,
+    ProgressOption,
+    SeedOption,
+    assignments,
+    existing,
+    page_folder,
+    result_file,
+    result_folder,
+)
 from .scene_options import (
     KeyOption,
     LayoutOption,
@@ -20,9 +29,12 @@ from .scene_options import (
     scenes,
 )
 
+if TYPE_CHECKING:
+    from ..scenes.scene_settings import RepaintSettings
+
 _SHOWN = 5
 """Rejected scenes that are listed."""
-_ORDER = ("build", "verify", "export", "segment", "layout", "compose", "caption", "replay")
+_ORDER = ("build", "repaint", "verify", "export", "segment", "layout", "compose", "caption", "replay")
 
 SetArgument = Annotated[Path, typer.Argument(metavar="FOLDER", help="Set that `bestiary scenes build` wrote.")]
 KindOption = Annotated[
@@ -109,9 +121,85 @@ def build(
     )
     for stem, reason in done.rejected[:_SHOWN]:
         typer.echo(f"bestiary: scene {stem} could not be made: {reason}", err=True)
+    refused = settings.repaint.mode != "none" and _repaint(
+        folder, settings.repaint, settings.seed, settings.weights, progress_callback("repaint", progress)
+    )
     typer.echo(f"open {folder / 'index.html'}")
-    if done.rejected:
+    if done.rejected or refused:
         raise typer.Exit(1)
+
+
+@scenes.command("repaint")
+def repaint(
+    folder: SetArgument,
+    mode: Annotated[
+        Literal["model", "comfy"], typer.Option("--with", help="A model folder, or a running ComfyUI.")
+    ] = "model",
+    base: Annotated[
+        str | None,
+        typer.Option("--base", help="Model folder in diffusers' layout; left out: demo, the embedded model."),
+    ] = None,
+    url: Annotated[str | None, typer.Option("--url", help="Address of that ComfyUI, as http://127.0.0.1:8188.")] = None,
+    workflow: Annotated[
+        Path | None,
+        typer.Option(
+            "--workflow",
+            help="Its workflow, saved with Export (API): Load Image nodes titled canvas and mask, and where you like a text node titled "
+            "prompt.",
+        ),
+    ] = None,
+    prompt: Annotated[
+        str | None,
+        typer.Option("--prompt", help="Prompt of the place, without the subjects; {place} is the caption's."),
+    ] = None,
+    strength: Annotated[
+        float | None, typer.Option("--strength", help="How much of the place is forgotten, above 0 to 1.")
+    ] = None,
+    tries: Annotated[int | None, typer.Option("--tries", help="Seeds that are tried for a scene.")] = None,
+    seed: SeedOption = 0,
+    weights: WeightsOption = None,
+    more: SetOption = None,
+    progress: ProgressOption = "line",
+) -> None:
+    """Paint the places around the subjects of a set anew; the subjects stay as they are.
+
+    A picture with another subject, a visible seam or an empty place is tried again with the next seed; where no try is fit the scene
+    keeps its collage, and the command ends with 1. Further subjects are looked for where IS-Net weights are there. Run again, it goes
+    on where it was stopped.
+    """
+    from ..learning.run.recipe_file import read_recipe
+    from ..scenes.scene_settings import RepaintRecipe
+
+    given = {"mode": mode, "base": base, "url": url, "workflow": workflow, "prompt": prompt}
+    given |= {"strength": strength, "tries": tries}
+    values = {f"repaint.{name}": value for name, value in given.items() if value is not None}
+    asked = read_recipe(None, values | assignments(more, "--set"), model=RepaintRecipe).repaint
+    refused = _repaint(existing(folder, "folder"), asked, seed, weights, progress_callback("repaint", progress))
+    typer.echo(f"open {folder / 'index.html'}")
+    if refused:
+        raise typer.Exit(1)
+
+
+def _repaint(folder: Path, asked: "RepaintSettings", seed: int, weights: Path | None, report: Any) -> bool:
+    """Paint a set and its evaluation, and write its page; whether a scene keeps its collage."""
+    from ...scenes.set_files import EVALUATION, RECORDS
+    from ..scenes.painters import open_painter
+    from ..scenes.read_subjects import find_things
+    from ..scenes.repaint_set import repaint_set
+    from ..scenes.set_page import write_set_page
+
+    painter, find, refused = open_painter(asked), find_things(weights), False
+    # the evaluation first: the card of the whole set names it
+    for place in (folder / EVALUATION, folder):
+        if place != folder and not (place / RECORDS).is_dir():
+            continue
+        done = repaint_set(place, asked, painter, seed=seed, find_things=find, title=folder.name, on_scene=report)
+        for stem, reason in done.refused:
+            typer.echo(f"bestiary: scene {stem} keeps its collage: {reason}", err=True)
+        typer.echo(f"{place}: {done.painted} of {done.scenes} scenes painted, {len(done.refused)} keep their collage")
+        refused = refused or bool(done.refused)
+    write_set_page(folder)
+    return refused
 
 
 @scenes.command("verify")

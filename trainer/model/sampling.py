@@ -75,7 +75,7 @@ class SampledImages:
 
 
 @dataclass
-class _Guidance:
+class Guidance:
     """The two prompts of one batch and how far to go from one to the other."""
 
     positive: Prompted
@@ -155,7 +155,7 @@ def sample_images(
     images, maps = [], []
     with torch.no_grad():
         for rows in batches:
-            prompts = _Guidance(_rows(positive, rows), None if negative is None else _rows(negative, rows), guidance)
+            prompts = Guidance(_rows(positive, rows), None if negative is None else _rows(negative, rows), guidance)
             request = None if attention is None else _request_rows(attention, rows, len(seeds))
             noise = draw_noise(denoiser, seeds[rows], (height, width))
             latents, averaged = _denoise(denoiser, noise, prompts, request, steps, sampler, advance)
@@ -197,7 +197,7 @@ def build_sampler(name: Sampler, config: Mapping[str, Any]) -> Scheduler:
 def _denoise(
     denoiser: SamplingDenoiser,
     noise: Tensor,
-    prompts: _Guidance,
+    prompts: Guidance,
     request: AttentionRequest | None,
     steps: int,
     sampler: Sampler,

@@ -117,6 +117,16 @@ def find_network(weights: Path | None, *, bf16: bool = False) -> SegmentNetwork 
     return None if found is None else SegmentNetwork(found, bf16=bf16)
 
 
+def find_things(weights: Path | None) -> Callable[[NDArray[np.uint8]], NDArray[np.uint8]] | None:
+    """Masks `(h, w)` of what stands out in pictures `(h, w, 3)`, by IS-Net; None without weights.
+
+    Raises:
+        BestiaryError: as `find_network`.
+    """
+    network = find_network(weights)
+    return None if network is None else lambda picture: (network(picture) * 255).round().astype(np.uint8)
+
+
 class SubjectReader:
     """Cuts subjects out of pictures, once for each content."""
 
