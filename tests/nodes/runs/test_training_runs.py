@@ -126,7 +126,7 @@ def test_lines_of_more_settings_win_and_are_flat() -> None:
     assert more_choices(more) == {"captions.noun": "bird", "optimizer.steps": 7}
     settings = settings_from({"optimizer.steps": 5, "lora.rank": 2}, more)
     assert (settings.optimizer.steps, settings.lora.rank, settings.captions.noun) == (7, 2, "bird")
-    with pytest.raises(BestiaryError, match="more_settings is no valid TOML"):
+    with pytest.raises(BestiaryError, match="more_settings is not valid TOML"):
         more_choices("steps 7")
 
 

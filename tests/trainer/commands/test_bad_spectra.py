@@ -160,8 +160,8 @@ def test_presets_that_cannot_be(fault, corgi, tmp_path, tiny_folder, lines, mess
     [
         ("missing", "no picture and no folder"),
         ("empty folder", "no picture to learn from in"),
-        ("text", "it is not a picture, or of a kind that cannot be read here"),
-        ("cut short", "it is cut short"),
+        ("text", "it is not a picture, or its format is not supported here"),
+        ("cut short", "it is truncated"),
         ("only broken", "files left out: 1, first a.png"),
     ],
 )

@@ -142,7 +142,7 @@ def test_skipped_files_are_told_with_their_reasons(finished: DiscoveryResult) ->
         rows = {row["path"]: row["reason"] for row in csv.DictReader(file)}
     assert set(rows) == {"empty.jpg", "two words/text.png", "vögel/cut.png"} and finished.skipped == 3
     assert rows["empty.jpg"] == "the file is empty"
-    assert rows["vögel/cut.png"].startswith("it is cut short")
+    assert rows["vögel/cut.png"].startswith("it is truncated")
     assert finished.report["other_files"] == {".csv": 1}
     page = (finished.folder / "index.html").read_text(encoding="utf-8")
     assert all(name in page for name in rows)
@@ -431,7 +431,7 @@ def test_masks_that_do_not_fit_are_told(tmp_path: Path) -> None:
     with pytest.raises(BestiaryError) as fault:
         discover(settings_for(folder, tmp_path / "parts", masks=small))
     assert str(fault.value) == (
-        f"the mask {small / '0.png'} has 48 x 48 pixels, its picture 96 x 96: give a mask of the picture's own size"
+        f"the mask {small / '0.png'} has 48 x 48 pixels, its picture 96 x 96: give a mask with the size of the picture"
     )
     (tmp_path / "none").mkdir()
     Image.new("L", (96, 96)).save(tmp_path / "none" / "bird.png")
@@ -541,7 +541,7 @@ def test_settings_out_of_range(pictures: Path, tmp_path: Path, changes: dict[str
 def test_moved_and_unfinished_folders_are_told_apart(finished: DiscoveryResult, tmp_path: Path) -> None:
     with pytest.raises(BestiaryError) as fault:
         Discovery.load(tmp_path)
-    assert str(fault.value) == f"{tmp_path} holds no discovery; give a folder that `bestiary discover` finished"
+    assert str(fault.value) == f"{tmp_path} contains no discovery; give the folder of a finished `bestiary discover`"
     (tmp_path / "state").mkdir()
     (tmp_path / "state" / "plan.json").write_text("{}")
     with pytest.raises(BestiaryError, match="an unfinished discovery: run the same `bestiary discover` again"):

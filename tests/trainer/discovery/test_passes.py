@@ -88,7 +88,7 @@ def test_a_single_picture_that_goes_is_left_out(reader: PictureReader, codebook:
     state = DiscoveryState(tmp_path / "state", 9, 9)
     (tmp_path / reader.names[1]).unlink()
     describe_shard(state, 0, reader, Brightness(), codebook, 4)
-    assert ("1 a.png", "it is no longer there") in list(state.read_skipped())
+    assert ("1 a.png", "it no longer exists") in list(state.read_skipped())
 
 
 @pytest.mark.parametrize("batch_size", [1, 2, 4, 20])

@@ -266,7 +266,7 @@ def test_faults_a_user_can_mend(recipe, tmp_path, fails) -> None:
         (text + "size = 0\n", ["subject 'dog': size 0.0 must be a number above 0"]),
         (text.replace(f'"{tmp_path / "dog"}"', f'"{tmp_path / "dgo"}"'), ["dgo does not exist"]),
         ('kind = "spectrum"\n' + text.split("\n", 1)[1], ["bestiary train spectrum", "bestiary scenes build"]),
-        ("no toml", ["is no valid TOML"]),
+        ("no toml", ["is not valid TOML"]),
     ):
         recipe.write_text(changed)
         fails(arguments, *told)
