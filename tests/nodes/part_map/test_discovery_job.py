@@ -106,7 +106,7 @@ def test_plain_pictures_are_told():
     with pytest.raises(BestiaryError) as fault:
         find([torch.full((2, 64, 64, 3), 0.5)], choice=DiscoveryChoice(num_parts=16))
     assert str(fault.value) == (
-        "no foreground found: all 2 pictures are of a single colour; connect pictures of an object"
+        "no foreground found: all 2 pictures are one plain colour; connect pictures of an object"
     )
 
 
@@ -168,11 +168,11 @@ def test_bad_entries_of_a_list_are_numbered(drawn_images):
         ),
         (
             [torch.zeros(8, 128, 128)],
-            "all 8 foreground masks are empty: mark the object in white, or leave the input foreground unconnected",
+            "all 8 foreground masks are empty: paint the object white, or leave the input foreground unconnected",
         ),
         (
             [torch.full((8, 128, 128), float("nan"))],
-            "foreground mask 1 holds values that are not numbers: check the node that made it",
+            "foreground mask 1 contains NaN or infinity: check the node that made it",
         ),
     ],
 )

@@ -167,9 +167,9 @@ def test_features_of_a_model_must_be_connected():
     with pytest.raises(BestiaryError) as fault:
         open_source({"name": "diffusion", "backbone": "sd15"})
     assert str(fault.value) == (
-        "features of the model sd15 are needed: connect Diffusion Features with its model, clip and vae to the input features"
+        "features of the model sd15 are required: connect Diffusion Features with its model, clip and vae to the input features"
     )
-    with pytest.raises(BestiaryError, match="features of a diffusion model are needed"):
+    with pytest.raises(BestiaryError, match="features of a diffusion model are required"):
         open_source({"name": "diffusion"})
 
 
