@@ -156,7 +156,7 @@ def test_an_atlas_cut_off_in_its_pixels_is_told_when_pages_are_asked_for(tmp_pat
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"names": torch.zeros(9 << 20, dtype=torch.uint8)}, "its names are 9,437,184 values, at most 8,388,608"),
+        ({"names": torch.zeros(9 << 20, dtype=torch.uint8)}, "its table names has 9,437,184 values, at most 8,388,608"),
         ({"names": torch.zeros(4, dtype=torch.uint8)}, "its table of names cannot be read"),
         ({"names": to_text_tensor({"parts": ["a"], "kinds": []})}, "1 parts, but 0 lists of kinds"),
         ({"names": to_text_tensor({"parts": [], "kinds": []})}, "its rows refer to a part without a name"),
