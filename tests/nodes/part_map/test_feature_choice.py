@@ -114,7 +114,7 @@ def test_imagenet_needs_nothing_and_is_read_once(monkeypatch):
 
 def test_a_codebook_of_other_weights_is_refused():
     with pytest.raises(
-        BestiaryError, match="these features were made with 0123456789abcdef: give that file, or run the discovery"
+        BestiaryError, match="but these features were computed with 0123456789abcdef: give the file with that hash"
     ):
         open_source({"name": "imagenet", "weights_sha256": "0123456789abcdef"})
 

@@ -57,7 +57,7 @@ def test_other_files_are_refused_with_the_choices(folder, file):
 def test_an_empty_folder_says_where_spectra_come_from(folder):
     from bestiary.nodes.spectrum.spectrum_files import check_spectrum_file
 
-    with pytest.raises(BestiaryError, match="none yet: train one with bestiary train spectrum, or bring one in"):
+    with pytest.raises(BestiaryError, match="none yet: train one with bestiary train spectrum, or import one"):
         check_spectrum_file("corgi.safetensors")
 
 

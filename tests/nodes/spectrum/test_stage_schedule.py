@@ -64,7 +64,7 @@ def test_a_low_denoise_reaches_the_last_stages_only(sd15_model):
     assert schedule.unreached == (0, 1, 2, 3)
     table = schedule_table(schedule)
     assert table.startswith("20 steps, normal, denoise 0.6\n")
-    assert "Stages 1-4 are never reached: what they say has no effect." in table
+    assert "Stages 1-4 are never reached: their texts have no effect." in table
 
 
 def test_the_table_has_a_line_per_stage(sd15_model):

@@ -38,7 +38,7 @@ def told_as_damaged(path: Path) -> Iterator[None]:
     try:
         yield
     except BestiaryError as fault:
-        reason = str(fault).removeprefix(f"{path} ").removesuffix("; fetch or write it again")
+        reason = str(fault).removeprefix(f"{path} ").removesuffix("; download or write it again")
         raise BestiaryError(f"{path} is damaged ({reason}): run the discovery again with --restart") from fault
     except OSError as fault:
         raise BestiaryError(
