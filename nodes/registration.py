@@ -1,4 +1,4 @@
-"""Every node of the pack: the table of contents."""
+"""List of all nodes of the pack."""
 
 from __future__ import annotations
 
@@ -40,10 +40,10 @@ NODES: list[type[io.ComfyNode]] = [
 
 
 class BestiaryExtension(ComfyExtension):
-    """What ComfyUI's loader asks for the nodes."""
+    """Entry point for ComfyUI's loader."""
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
-        """All node classes; the models folder is known and the browser's routes are there from here on."""
+        """All node classes; also registers the models folder and the routes for the browser."""
         register_folder()
         add_routes()
         order_templates()

@@ -1,4 +1,4 @@
-"""The embedded miniature model and drawn pictures, as graph blocks."""
+"""Nodes that provide the embedded miniature model and drawn pictures."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ LARGEST_COUNT = 10000
 
 
 class BestiaryDemoModel(io.ComfyNode):
-    """MODEL, CLIP and VAE that need no download."""
+    """Loads MODEL, CLIP and VAE of the embedded model, without a download."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -35,7 +35,7 @@ class BestiaryDemoModel(io.ComfyNode):
 
 
 class BestiaryDemoPictures(io.ComfyNode):
-    """Pictures to discover parts in and to train on, that need no download either."""
+    """Draws pictures for discovery and training, without a download."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:

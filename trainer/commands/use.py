@@ -1,4 +1,4 @@
-"""`bestiary compose` and `bestiary evaluate`: make pictures with a part dictionary, and judge how well it keeps its word."""
+"""`bestiary compose` and `bestiary evaluate`: generate pictures with learned concepts, and measure how faithful they are."""
 
 from pathlib import Path
 from typing import Annotated, Literal
@@ -90,7 +90,7 @@ def compose(
     from ..composing.compose import ComposeSettings, compose_files
 
     out = out and result_folder(out, out)
-    # files are looked for before any library is loaded
+    # missing files are reported before the slow imports of the models
     values = {"dictionaries": [existing(path, "file") for path in (dictionary, *(more or ()))], "prompts": prompts}
     values |= {"negative": negative, "base": base, "out": out, "count": count, "seed": seed, "steps": steps}
     values |= {"guidance": guidance, "size": size, "sampler": sampler, "lora_strength": lora_strength, "sheet": sheet}
@@ -133,7 +133,6 @@ def evaluate_parts(
     from ..evaluation.evaluate import EvaluateSettings, evaluate_files
 
     out = out and page_folder(out, out, ("evaluation.json",))
-    # baselines are typed as NAME=DICT
     others = assignments(baseline, "--baseline")
     values = {"dictionary": existing(dictionary, "file"), "discovery": existing(discovery, "folder"), "base": base}
     values |= {"baselines": {name: existing(Path(path), "file") for name, path in others.items()}}

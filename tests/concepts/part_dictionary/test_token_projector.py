@@ -112,7 +112,7 @@ def test_init_scale_and_generator_decide_the_start() -> None:
         ({"projection.0.weight": torch.zeros(6, 7)}, r"float32 \[6, 7\], expected floats \(6, 6\)"),
         (
             {"projection.0.bias": torch.full((6,), float("nan"))},
-            "the tensor .projection.0.bias. holds values that are not finite",
+            "the tensor .projection.0.bias. contains values that are not finite",
         ),
     ],
 )

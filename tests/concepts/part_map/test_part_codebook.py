@@ -167,7 +167,7 @@ def test_incomplete_and_other_files_are_refused(tmp_path: Path) -> None:
     ):
         PartCodebook.load(path)
     write_concept_file(path, {}, {"kind": "part-dictionary"})
-    with pytest.raises(BestiaryError, match="is a part-dictionary file, a parts file is needed here"):
+    with pytest.raises(BestiaryError, match="is a part-dictionary file, but a parts file is required"):
         PartCodebook.load(path)
     with pytest.raises(BestiaryError, match="could not read"):
         PartCodebook.load(tmp_path / "gone")

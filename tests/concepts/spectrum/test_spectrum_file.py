@@ -90,7 +90,7 @@ def _write(path: Path, **changes: object) -> None:
         ({"words": {"12": "b"}}, "a name in words is .12., expected a number of 0 to 9"),
         ({"presets": {"layout": 3}}, "the preset .layout. is 3, expected a list"),
         ({"backbone": "sd9"}, "unknown backbone 'sd9'"),
-        ({"kind": "part-dictionary"}, "is a part-dictionary file, a prompt-spectrum file is needed here"),
+        ({"kind": "part-dictionary"}, "is a part-dictionary file, but a prompt-spectrum file is required"),
         ({"tensors": {"prospect.clip_l": torch.full((10, 1, 768), torch.nan)}}, "not finite"),
     ],
 )  # fmt: skip

@@ -260,7 +260,7 @@ def test_pictures_and_labels_are_those_looked_at(drawn_images):
     labels = Image.open(io.BytesIO(labels_of(key, 3)))
     assert labels.mode == "L" and list(labels.tobytes()) == found.seen[0].maps.labels[3].flatten().tolist()
     for read in (picture_of, labels_of):
-        with pytest.raises(BestiaryError, match="picture 8: the editor shows 0 to 7"):
+        with pytest.raises(BestiaryError, match="picture 8 is out of range: the editor shows pictures 0 to 7"):
             read(key, 8)
 
 

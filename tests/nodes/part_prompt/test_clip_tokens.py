@@ -192,7 +192,7 @@ def test_dictionaries_chain(clip):
 
 def test_wrong_widths_are_refused_with_both_numbers(sd15_model, sdxl_model, demo_model):
     narrow = birds(sd15_model.clip)
-    with pytest.raises(BestiaryError, match=r"clip_l \(32 wide\), the connected CLIP takes clip_l \(128 wide\)"):
+    with pytest.raises(BestiaryError, match=r"clip_l \(32 wide\), the connected CLIP needs clip_l \(128 wide\)"):
         with_dictionary(demo_model.clip, NamedDictionary("birds", narrow))
     changed = birds(sdxl_model.clip)
     changed = birds(sdxl_model.clip, embeddings={**changed.embeddings, "clip_g": torch.zeros(4, 7)})

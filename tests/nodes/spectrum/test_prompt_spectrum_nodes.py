@@ -185,7 +185,7 @@ def test_a_spectrum_for_other_layers_stops_the_sampling(server, folder):
         **sampling("layers", ["prompt", 0], ["prompt", 1]),
     )
     message = server.fail(nodes)
-    assert "the prompt holds vectors for 7 cross-attention layers, but this MODEL has" in message
+    assert "the prompt contains vectors for 7 cross-attention layers, but this MODEL has" in message
     # and the next sampling is as if nothing had been
     server.run(graph(prompt=prompt("a bird"), **sampling("after", ["prompt", 0], ["prompt", 1])))
 

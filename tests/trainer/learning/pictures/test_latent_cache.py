@@ -155,7 +155,7 @@ def test_a_full_disk_is_told_before_encoding(
     monkeypatch.setattr(Path, "open", full)
     encoder = PoolEncoder()
     with pytest.raises(
-        BestiaryError, match=r"cannot keep 0 MiB of latents in .*: No space left on device; .*images.cache"
+        BestiaryError, match=r"cannot store 0 MiB of latents in .*: No space left on device; .*images.cache"
     ):
         open_cache(tmp_path / "cache", spec_of(pictures), pictures, lambda: encoder, batch_size=2)
     assert encoder.pictures == 0
@@ -165,7 +165,7 @@ def test_an_encoder_of_another_shape_is_told(tmp_path: Path, pictures: list[Path
     def wrong(images: Tensor) -> tuple[Tensor, Tensor]:
         return images[..., :2, :2], images[..., :2, :2]
 
-    with pytest.raises(BestiaryError, match=r"gave moments \(2, 3, 2, 2\), \(2, 3, 6, 6\) was expected"):
+    with pytest.raises(BestiaryError, match=r"returned moments \(2, 3, 2, 2\), expected \(2, 3, 6, 6\)"):
         open_cache(tmp_path, spec_of(pictures), pictures, lambda: wrong, batch_size=2)
 
 
