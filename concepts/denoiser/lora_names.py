@@ -67,7 +67,7 @@ _PREFIXES = re.compile(r"^(?:base_model\.model\.|model\.diffusion_model\.|diffus
 _WORDS = re.compile(
     r"(?:down_blocks|up_blocks|mid_block|transformer_blocks|text_model|self_attn|time_emb_proj|time_embedding|"
     r"add_embedding|conv_shortcut|conv_in|conv_out|proj_in|proj_out|to_q|to_k|to_v|to_out|[qkv]_proj|out_proj|"
-    r"token_embedding|position_embedding|linear_\d|[a-z0-9]+)(?:_|$)"
+    r"token_embedding|position_embedding|add_[kqv]_proj|linear_\d|[a-z0-9]+)(?:_|$)"
 )
 _BLOCK = re.compile(r"^lora_unet_(input_blocks|middle_block|output_blocks)_(\d+)(?:_(\d+))?_(.+)$")
 _RESNET_PARTS = {

@@ -21,7 +21,7 @@ from ..learning.parts.part_objective import PartBatch, PartObjective
 from ..learning.run.fit import Batch
 
 GIB = 2**30
-_FAKED = ("moments", "noise", "times", "codes", "masks")
+_FAKED = ("moments", "noise", "times", "codes", "masks", "guide", "levels")
 """Tensors of a batch that are replaced by fake ones; small ones beside them may stay."""
 
 
