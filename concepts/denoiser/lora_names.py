@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 from ..errors import BestiaryError
+from .lora_family import family_hint
 
 LoraNaming = Literal[
     "kohya", "partcraft", "partcraft-sdxl", "diffusers", "lora_layer", "peft", "peft-plain", "diffengine"
@@ -339,7 +340,7 @@ def resolve_lora(tensors: Mapping[str, Tensor], module_paths: Iterable[str]) -> 
     if not reached:
         wanted = next((name for name in by_name if name.endswith("to_q")), next(iter(by_name), "nothing"))
         raise BestiaryError(
-            f"none of the {len(layers)} LoRA layers belongs to this model: the file has {next(iter(tensors))!r}, "
+            f"none of the {len(layers)} LoRA layers belongs to this model{family_hint(layers, by_name)}: the file has {next(iter(tensors))!r}, "
             f"the model has layers such as {wanted!r}; load a LoRA that was trained for this base model"
         )
     return reached

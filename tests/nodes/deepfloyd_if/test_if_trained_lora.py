@@ -90,18 +90,21 @@ def test_the_graph_says_what_the_training_said(cascade, tmp_path):
 
 
 def test_a_lora_for_another_model_is_refused_by_our_loader(cascade, tmp_path, sd15_model):
-    from bestiary.nodes.denoiser.lora_loading import apply_lora
     from bestiary.nodes.deepfloyd_if.if_model import load_model
+    from bestiary.nodes.denoiser.lora_loading import apply_lora
 
     first, second = (load_model(read_if_folder(folder), False) for folder in cascade)
     layers = "down_blocks.1.attentions.0"
-    of_if = {f"unet.{layers}.add_k_proj.lora_A.weight": torch.ones(4, 32), f"unet.{layers}.add_k_proj.lora_B.weight": torch.ones(64, 4)}
+    of_if = {
+        f"unet.{layers}.add_k_proj.lora_A.weight": torch.ones(4, 32),
+        f"unet.{layers}.add_k_proj.lora_B.weight": torch.ones(64, 4),
+    }
     of_sd = {
         f"unet.{layers}.transformer_blocks.0.attn2.to_q.lora_A.weight": torch.ones(4, 32),
         f"unet.{layers}.transformer_blocks.0.attn2.to_q.lora_B.weight": torch.ones(32, 4),
     }
     assert apply_lora(first, of_if, 1.0).reached == 1
-    with pytest.raises(BestiaryError, match="for DeepFloyd IF"):
+    with pytest.raises(BestiaryError, match="the LoRA is for DeepFloyd IF, this model is Stable Diffusion"):
         apply_lora(sd15_model.model, of_if, 1.0)
-    with pytest.raises(BestiaryError, match="DeepFloyd IF"):
+    with pytest.raises(BestiaryError, match="the LoRA is for Stable Diffusion, this model is DeepFloyd IF"):
         apply_lora(second, of_sd, 1.0)

@@ -389,3 +389,22 @@ def test_a_spiece_model_is_read(load: Load, tmp_path: Path) -> None:
     processor = sentencepiece.SentencePieceProcessor(model_file=str(folder / "spiece.model"))
     ids = denoiser.text.tokenize([PromptPiece("a photo of sks dog")])["t5xxl"]
     assert ids.ids[0, : ids.tokens].tolist() == [*processor.encode("a photo of sks dog"), 1]
+
+
+def test_a_lora_of_another_model_or_stage_is_refused(load: Load, tiny_denoiser: Callable[..., object]) -> None:
+    first = load().network.adapters
+    first.add(LoraSpec(2))
+    of_if = first.tensors()
+    plain = tiny_denoiser("sd15").network.adapters
+    with pytest.raises(BestiaryError, match="the LoRA is for DeepFloyd IF, this model is Stable Diffusion"):
+        plain.load(of_if)
+    plain.add(LoraSpec(2))
+    fresh = load().network.adapters
+    with pytest.raises(BestiaryError, match="the LoRA is for Stable Diffusion, this model is DeepFloyd IF"):
+        fresh.load(plain.tensors())
+    # the stages of the real models have other widths
+    wide = {
+        name: torch.cat([tensor] * 2, -1) if name.endswith("down.weight") else tensor for name, tensor in of_if.items()
+    }
+    with pytest.raises(BestiaryError, match="do not fit a layer of shape.*trained for another base model"):
+        fresh.load(wide)
