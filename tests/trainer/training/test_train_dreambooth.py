@@ -280,10 +280,10 @@ def test_the_command_trains_checks_and_resumes(
     command = ["train", "dreambooth", pictures, "--prompt", "a red bird", "--class-prompt", "a bird", "--class-images", of_class,
                "--base", tiny_folder("sd15"), "--out", run, "--steps", 2, "--name", "my bird", "--progress", "off",
                "--set", "images.size=64", "--set", "images.class_count=4", "--set", "run.preview_every=1", "--set", "run.preview_steps=2",
-               "--set", "run.estimate_memory=false", "--set", "run.dtype=fp32"]  # fmt: skip
+               "--set", "run.dtype=fp32"]  # fmt: skip
     assert main([*map(str, command), "--check"]) == 0
     said = capsys.readouterr().out
-    assert "class: 'a bird', 4 pictures" in said and not run.exists()
+    assert "class: 'a bird', 4 pictures" in said and "memory: about" in said and not run.exists()
     assert main(list(map(str, command))) == 0
     assert (run / "my bird.safetensors").is_file()
     assert Image.open(run / "samples" / "step-0000002.png").width > 3 * 160

@@ -52,7 +52,13 @@ def test_every_recipe_of_dreambooth_loads_by_name_and_says_its_command(path: Pat
 def test_there_are_recipes_for_every_backbone() -> None:
     families = {path.stem.split("_")[0] for path in RECIPES}
     assert families == {"demo", "sd15", "sd2", "sdxl"}
-    assert [path.stem for path in DREAMBOOTH] == ["dreambooth_demo", "dreambooth_sd15", "dreambooth_sdxl"]
+    assert [path.stem for path in DREAMBOOTH] == [
+        "dreambooth_demo",
+        "dreambooth_if_i",
+        "dreambooth_if_ii",
+        "dreambooth_sd15",
+        "dreambooth_sdxl",
+    ]
     assert [path.stem for path in SPECTRA] == ["spectrum_demo", "spectrum_sd15", "spectrum_sdxl"]
 
 
