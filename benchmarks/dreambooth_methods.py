@@ -53,7 +53,7 @@ METHODS: dict[str, dict[str, object]] = {
         "method.prior": "off",
         "optimizer.lora_lr": 0.0,
         "method.vectors": 8,
-        "optimizer.vector_lr": 1.0,
+        "optimizer.vector_lr": 3.0,
     },
 }
 """Trainings of `bestiary train dreambooth`, by what they change of the recipe dreambooth_demo."""
@@ -137,6 +137,7 @@ class Seed:
                 "optimizer.batch_size": options.batch_size, "run.seed": self.seed, "run.tensorboard": False,
                 "run.device": options.device,
             }  # fmt: skip
+            values |= _rates(options, "optimizer.lora_lr", "optimizer.vector_lr")
             settings = load_dreambooth_recipe("dreambooth_demo", values | METHODS[name])
             path = train_dreambooth(settings, on_progress=progress_callback(name)).path
         return load_subject(path)
@@ -160,6 +161,7 @@ class Seed:
                 "optimizer.batch_size": options.batch_size, "optimizer.warmup": min(20, options.steps // 10),
                 "run.tensorboard": False, "run.device": options.device,
             }  # fmt: skip
+            values |= _rates(options, "optimizer.lora_lr")
             path = train_parts(load_recipe("demo", values), on_progress=progress_callback(PARTS_METHOD)).path
         dictionary = PartDictionary.load(path)
         codes = discovery.maps.codes  # (N, M)
@@ -244,6 +246,12 @@ def print_summary(summary: Mapping[str, object]) -> None:
         typer.echo(f"{method:<20}" + "".join(f"{figures[name]:12.3f}" for name in names))
 
 
+def _rates(options: argparse.Namespace, *keys: str) -> dict[str, object]:
+    """Learning rates that were given in place of the recipes' own."""
+    given = {"optimizer.lora_lr": options.lora_lr, "optimizer.vector_lr": options.vector_lr}
+    return {key: given[key] for key in keys if given[key] is not None}
+
+
 def _result(options: argparse.Namespace, seed: int, name: str) -> Path:
     return options.out / f"seed{seed}" / f"{name}.json"
 
@@ -264,6 +272,8 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--class-pictures", type=int, default=40)
     parser.add_argument("--steps", type=int, default=300)
     parser.add_argument("--batch-size", type=int, default=4)
+    parser.add_argument("--lora-lr", type=float, help="of every LoRA; left out: the recipes' own")
+    parser.add_argument("--vector-lr", type=float, help="of DreamBooth's identifier; left out: the recipe's own")
     parser.add_argument("--judged", type=int, default=48, help="pictures of every figure")
     parser.add_argument("--sampling-steps", type=int, default=20)
     parser.add_argument("--guidance", type=float, default=4.0)

@@ -22,6 +22,7 @@ ADVANCED: dict[str, tuple[str, ...]] = {
     "BestiaryTrainParts": ("accumulation", "lora_lr", "attention_weight", "recompute", "more_settings"),
     "BestiaryTrainInBackground": ("accumulation", "lora_lr", "attention_weight", "recompute", "more_settings"),
     "BestiaryTrainSpectrum": ("recompute", "more_settings"),
+    "BestiaryTrainDreamBooth": ("prior_weight", "recompute", "initial_words", "save", "more_settings"),
 }
 """Names of such inputs by node. Sockets among them stay in sight: frontends (1.27 to 1.49 looked at) hide widgets alone, and draw every
 socket that has none."""

@@ -3,7 +3,6 @@
 It needs no weights but those that are shipped. Letters: N pictures, P parts.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -151,8 +150,3 @@ def _border(images: Tensor) -> Tensor:
     edge = torch.zeros(_GRID, _GRID, dtype=torch.bool)
     edge[:3], edge[-2:], edge[:, :2], edge[:, -2:] = True, True, True, True
     return cells[:, :, edge].flatten(1)  # (B, 3 * cells)
-
-
-def as_tensor(drawings: Sequence[np.ndarray]) -> Tensor:
-    """Drawings `(H, W, 3)` uint8 as images `(N, 3, H, W)` in 0..1."""
-    return torch.from_numpy(np.stack(drawings).copy()).permute(0, 3, 1, 2).float() / 255

@@ -9,16 +9,20 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
+from PIL import Image
 from torch import Tensor
 
 from ...concepts.denoiser.denoiser import Conditioning, PromptLayout, PromptPiece
 from ...concepts.errors import BestiaryError
+from ...concepts.files.atomic_file import replacing
 from ...concepts.files.concept_file import read_header, read_tensors
 from ..composing.picture_making import SamplingChoice
 from ..learning.dreambooth.dreambooth_settings import PLACE
 from ..learning.dreambooth.dreambooth_setup import IDENTIFIER_ENDING
+from ..learning.pictures.contact_sheet import to_image
+from ..learning.pictures.image_files import image_to_tensor, read_image
 from ..model.diffusers_denoiser import DiffusersDenoiser
-from ..model.sampling import sample_images
+from ..model.sampling import pictures_at_once, sample_images
 
 KIND = "dreambooth"
 
@@ -70,9 +74,9 @@ def load_subject(path: Path) -> Subject:
     return Subject(path.stem, read_tensors(path), vectors, word, _noun(instance, of_class, word), notes)
 
 
-def filled(prompt: str, identifier: str, class_noun: str) -> str:
-    """A prompt with `{}` as the identifier and its class noun, or as the noun alone where the identifier is empty."""
-    return " ".join(prompt.replace(PLACE, f"{identifier} {class_noun}").split())
+def without_identifier(prompt: str) -> str:
+    """A prompt without its `{}`, as CLIP compares it with pictures."""
+    return " ".join(prompt.replace(PLACE, " ").split())
 
 
 @dataclass
@@ -140,3 +144,38 @@ def _noun(instance: str, of_class: str, identifier: str) -> str:
     mark = identifier or PLACE
     after = instance.partition(mark)[2].split()
     return " ".join(after) if after and of_class.lower().split()[-len(after) :] == [w.lower() for w in after] else ""
+
+
+def written_pictures(
+    model: SubjectModel,
+    subject: Subject,
+    prompt: str,
+    seeds: Sequence[int],
+    folder: Path,
+    stem: str,
+    on_made: Callable[[int], None] | None = None,
+) -> list[Image.Image]:
+    """Pictures of a prompt as the files `STEM-SEED.png` of a folder; those that are there are not made again.
+
+    Raises:
+        BestiaryError: as `SubjectModel.sample`.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = {seed: folder / f"{stem}-{seed:05d}.png" for seed in seeds}
+    missing = [seed for seed, path in paths.items() if not path.is_file()]
+    at_once = pictures_at_once(model.denoiser, model.choice.size)
+    if on_made:
+        on_made(len(paths) - len(missing))
+    for start in range(0, len(missing), at_once):
+        some = missing[start : start + at_once]
+        for seed, picture in zip(some, model.sample(subject, prompt, some), strict=True):
+            with replacing(paths[seed]) as temporary:
+                to_image(picture).save(temporary, "PNG")
+        if on_made:
+            on_made(len(some))
+    return [read_image(path) for path in paths.values()]
+
+
+def as_images(pictures: Sequence[Image.Image]) -> Tensor:
+    """Pictures of one size as images `(N, 3, H, W)` in 0..1."""
+    return torch.stack([image_to_tensor(picture.convert("RGB")) for picture in pictures])
