@@ -15,7 +15,7 @@ from .part_map import part_discovery_nodes
 from .part_prompt import part_kind_nodes, part_prompt_nodes
 from .scenes import layout_edit_nodes, layout_nodes, scene_nodes, scene_set_nodes, subject_nodes
 from .spectrum import prompt_spectrum_nodes, prompt_stage_nodes
-from .training import spectrum_training_nodes, training_nodes
+from .training import dreambooth_training_nodes, spectrum_training_nodes, training_nodes
 from .web_routes import add_routes
 
 NODES: list[type[io.ComfyNode]] = [
@@ -30,6 +30,7 @@ NODES: list[type[io.ComfyNode]] = [
     *prompt_stage_nodes.NODES,
     *training_nodes.NODES,
     *spectrum_training_nodes.NODES,
+    *dreambooth_training_nodes.NODES,
     *if_nodes.NODES,
     *subject_nodes.NODES,
     *layout_nodes.NODES,

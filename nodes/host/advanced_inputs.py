@@ -22,6 +22,7 @@ ADVANCED: dict[str, tuple[str, ...]] = {
     "BestiaryTrainParts": ("accumulation", "lora_lr", "attention_weight", "recompute", "more_settings"),
     "BestiaryTrainInBackground": ("accumulation", "lora_lr", "attention_weight", "recompute", "more_settings"),
     "BestiaryTrainSpectrum": ("recompute", "more_settings"),
+    "BestiaryTrainDreamBooth": ("prior_weight", "recompute", "initial_words", "save", "more_settings"),
 }
 """Names of advanced inputs by node. Sockets among them stay visible: frontends (checked: 1.27 to 1.49) hide only widgets and draw every
 socket without one."""

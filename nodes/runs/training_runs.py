@@ -17,16 +17,20 @@ from ..host.concept_folders import own_folder
 if TYPE_CHECKING:
     from ...trainer.learning.parts.settings import TrainPartsSettings
     from ...trainer.learning.run.run_folder import RunFolder
-    from ...trainer.learning.spectrum.spectrum_settings import TrainSpectrumSettings
+    from ...trainer.learning.run.run_settings import TrainingSettings
 
 ANEW, NEWEST = "start anew", "go on with the newest"
 """Menu entries besides the names of runs."""
 CONFIG = "config.resolved.toml"
 """Settings file of a run, which identifies its folder."""
-_CALLED = {"parts": "trainings of parts", "spectrum": "trainings of spectra"}
+_CALLED = {"parts": "trainings of parts", "spectrum": "trainings of spectra", "dreambooth": "DreamBooth trainings"}
 _SOURCES = {
     "parts": ("other pictures or parts than this training set", "pictures, codebook and image_size"),
     "spectrum": ("other pictures or masks than these", "pictures, foreground and VAE, at the same image_size,"),
+    "dreambooth": (
+        "other pictures or masks than these",
+        "images, class_images, foreground and VAE, at the same image_size,",
+    ),
 }
 """By kind of run, for the message about a mismatch: what differs, and what to connect."""
 _NAME = re.compile(r"\w[\w .-]{0,80}")
@@ -96,9 +100,7 @@ def checked_name(name: str) -> str:
     return name.strip()
 
 
-def open_run(
-    name: str, resume: str, settings: TrainPartsSettings | TrainSpectrumSettings, fingerprint: str, *earlier: str
-) -> RunFolder:
+def open_run(name: str, resume: str, settings: TrainingSettings, fingerprint: str, *earlier: str) -> RunFolder:
     """The folder of a new run `name`, or of the earlier one selected by `resume`.
 
     `fingerprint` identifies the training set; `earlier` are its fingerprints in earlier versions.

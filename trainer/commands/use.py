@@ -20,7 +20,7 @@ from .options import (
     result_folder,
 )
 
-evaluate = typer.Typer(help="Evaluate a part dictionary or a spectrum.", no_args_is_help=True)
+evaluate = typer.Typer(help="Evaluate a part dictionary, a spectrum or a DreamBooth LoRA.", no_args_is_help=True)
 Sampler = Literal["ddim", "dpmpp_2m", "euler", "pndm"]
 
 
@@ -192,4 +192,64 @@ def evaluate_spectrum(
     values |= {"clip": clip, "prompts": prompts, "pictures": pictures, "steps": steps, "guidance": guidance}
     values |= {"size": size, "seed": seed, "device": device, "dtype": dtype}
     page = run_evaluation(checked(EvaluateSpectrumSettings, values), progress_callback("evaluate", progress))
+    typer.echo(f"open {page}")
+
+
+@evaluate.command("dreambooth")
+def evaluate_dreambooth(
+    adapters: Annotated[
+        Path,
+        typer.Argument(metavar="LORA", help="A LoRA of `bestiary train dreambooth`, or a folder with one per subject."),
+    ],
+    images: Annotated[
+        Path | None,
+        typer.Option(
+            "--images",
+            help="Real pictures of the subject; or the folder of google/dreambooth, or a TOML file of subjects.",
+        ),
+    ] = None,
+    drawn: Annotated[
+        str | None,
+        typer.Option(
+            "--drawn", metavar="SPECIES", help="Species of the drawn world; needs no weights and no pictures."
+        ),
+    ] = None,
+    prompts: Annotated[
+        list[str] | None,
+        typer.Option("--prompt", help="A prompt with {} for the identifier; can be given several times."),
+    ] = None,
+    count: Annotated[int, typer.Option("--count", min=1, help="Pictures per prompt.")] = 4,
+    class_count: Annotated[int, typer.Option("--class-count", min=2, help="Pictures of the class prompt.")] = 16,
+    clip: Annotated[
+        str | None, typer.Option("--clip", metavar="MODEL", help="CLIP: a folder, or a name of the Hugging Face cache.")
+    ] = None,
+    dino: Annotated[Path | None, typer.Option("--dino", help="DINO: a checkpoint of ViT-S/16.")] = None,
+    lpips: Annotated[
+        Path | None, typer.Option("--lpips", help="LPIPS: folder with alexnet-owt-7be5be79.pth and alex.pth.")
+    ] = None,
+    base: BaseOption = None,
+    out: OutOption = None,
+    seed: SeedOption = 0,
+    steps: Annotated[int, typer.Option("--steps", min=1, help="Denoising steps.")] = 50,
+    guidance: Annotated[float, typer.Option("--guidance", min=0, help="Classifier-free guidance scale.")] = 7.5,
+    size: Annotated[int | None, typer.Option("--size", help="Edge length of the pictures in pixels.")] = None,
+    device: DeviceOption = "auto",
+    dtype: DtypeOption = "auto",
+    progress: ProgressOption = "line",
+) -> None:
+    """Evaluate DreamBooth LoRA files; writes JSON, CSV and an HTML page.
+
+    DINO, CLIP-I, CLIP-T, PRES and DIV, with the real pictures for comparison. Nothing is downloaded: columns whose
+    weights are missing are left out.
+    """
+    from ..evaluation.evaluate_dreambooth import EvaluateDreamBoothSettings
+    from ..evaluation.evaluate_dreambooth import evaluate_dreambooth as run_evaluation
+
+    if not adapters.exists():
+        adapters = existing(adapters, "file")
+    out = out and page_folder(out, out, ("evaluation.json", "plan.json"))
+    values = {"adapters": adapters, "images": images, "drawn": drawn, "prompts": prompts or (), "count": count}
+    values |= {"class_count": class_count, "clip": clip, "dino": dino, "lpips": lpips, "base": base, "out": out}
+    values |= {"seed": seed, "steps": steps, "guidance": guidance, "size": size, "device": device, "dtype": dtype}
+    page = run_evaluation(checked(EvaluateDreamBoothSettings, values), progress_callback("evaluate", progress))
     typer.echo(f"open {page}")

@@ -230,8 +230,11 @@ def identifier_start(denoiser: Denoiser, vectors: int, words: str) -> Tensor | N
     return denoiser.backbone.join_vectors(mean_word(denoiser, words or COMMON_WORDS)).repeat(vectors, 1)
 
 
-def save_adapter(adapter: DreamBoothAdapter, path: Path) -> None:
-    """Write the LoRA under kohya names with its notes in the header, and beside it the identifier's vectors; read both back.
+def save_adapter(adapter: DreamBoothAdapter, path: Path, embeddings: Path | None = None) -> None:
+    """Write the LoRA under kohya names with its notes in the header, and the identifier's vectors; read both back.
+
+    Args:
+        embeddings: folder of the vectors; None is beside the LoRA.
 
     Raises:
         BestiaryError: numbers that are not finite, or a file that cannot be written or reads back differently.
@@ -248,7 +251,8 @@ def save_adapter(adapter: DreamBoothAdapter, path: Path) -> None:
     }
     _write_checked(path, adapter.tensors, {**notes, **kohya})
     if adapter.vectors:
-        _write_checked(path.with_name(f"{path.stem}{IDENTIFIER_ENDING}.safetensors"), adapter.vectors, notes)
+        beside = (embeddings or path.parent) / f"{path.stem}{IDENTIFIER_ENDING}.safetensors"
+        _write_checked(beside, adapter.vectors, notes)
 
 
 def _write_checked(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
