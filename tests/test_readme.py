@@ -1,6 +1,7 @@
 """What README.md and CONTRIBUTING.md say is true of the tree they stand in."""
 
 import ast
+import json
 import re
 import subprocess
 from pathlib import Path
@@ -111,7 +112,8 @@ def _registered_modules() -> list[str]:
 
 
 def _node_names() -> list[str]:
-    """Display names of all registered nodes, by the syntax trees of their modules."""
+    """Display names of all registered nodes: their ids from the syntax trees of their modules, their texts from the locale."""
+    texts = json.loads((ROOT / "locales" / "en" / "nodeDefs.json").read_text(encoding="utf-8"))
     names = []
     for module in _registered_modules():
         tree = ast.parse((ROOT / "nodes" / f"{module}.py").read_text(encoding="utf-8"))
@@ -121,7 +123,8 @@ def _node_names() -> list[str]:
         assert calls, f"nodes/{module}.py holds no schema"
         for call in calls:
             fields = {word.arg: word.value for word in call.keywords}
-            names.append(ast.literal_eval(fields["display_name"]).removesuffix(" (Bestiary)"))
+            named = texts[ast.literal_eval(fields["node_id"])]["display_name"]
+            names.append(named.removesuffix(" (Bestiary)"))
     return names
 
 
