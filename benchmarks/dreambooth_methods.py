@@ -39,6 +39,7 @@ from bestiary.trainer.learning.pictures.contact_sheet import contact_sheet, to_i
 from bestiary.trainer.learning.run.progress_report import progress_callback
 from bestiary.trainer.model.backbones import load_denoiser
 from bestiary.trainer.model.diffusers_denoiser import DiffusersDenoiser
+from bestiary.trainer.training.tasks import resume_training
 from bestiary.trainer.training.train_dreambooth import train_dreambooth
 from bestiary.trainer.training.train_parts import train_parts
 from PIL import Image
@@ -139,7 +140,7 @@ class Seed:
             }  # fmt: skip
             values |= _rates(options, "optimizer.lora_lr", "optimizer.vector_lr")
             settings = load_dreambooth_recipe("dreambooth_demo", values | METHODS[name])
-            path = train_dreambooth(settings, on_progress=progress_callback(name)).path
+            path = _resumed(run, name) or train_dreambooth(settings, on_progress=progress_callback(name)).path
         return load_subject(path)
 
     def _part_method(self) -> Method:
@@ -162,7 +163,10 @@ class Seed:
                 "run.tensorboard": False, "run.device": options.device,
             }  # fmt: skip
             values |= _rates(options, "optimizer.lora_lr")
-            path = train_parts(load_recipe("demo", values), on_progress=progress_callback(PARTS_METHOD)).path
+            settings = load_recipe("demo", values)
+            path = (
+                _resumed(run, PARTS_METHOD) or train_parts(settings, on_progress=progress_callback(PARTS_METHOD)).path
+            )
         dictionary = PartDictionary.load(path)
         codes = discovery.maps.codes  # (N, M)
         parts = [part for part in range(codes.shape[1]) if part != discovery.codebook.background]
@@ -244,6 +248,13 @@ def print_summary(summary: Mapping[str, object]) -> None:
     typer.echo(f"{'method':<20}" + "".join(f"{name:>12}" for name in names))
     for method, figures in means.items():
         typer.echo(f"{method:<20}" + "".join(f"{figures[name]:12.3f}" for name in names))
+
+
+def _resumed(run: Path, name: str) -> Path | None:
+    """What a stopped training of this folder comes to; None where there is none."""
+    if not list((run / "state").glob("step-*.safetensors")):
+        return None
+    return resume_training(run, on_progress=progress_callback(name)).path
 
 
 def _rates(options: argparse.Namespace, *keys: str) -> dict[str, object]:

@@ -5,6 +5,7 @@ Every function fills a `Graph`; names of parts and kinds come from the shipped d
 
 from __future__ import annotations
 
+from dreambooth_templates import DREAMBOOTH_EXAMPLES
 from scene_templates import SCENE_EXAMPLES
 from spectrum_templates import SPECTRUM_EXAMPLES
 from template_pieces import (
@@ -405,5 +406,6 @@ EXAMPLES: dict[str, Example] = {
     "deepfloyd_if_cascade": Example(deepfloyd_if_cascade, runs=False),
     **SPECTRUM_EXAMPLES,
     **SCENE_EXAMPLES,
+    **DREAMBOOTH_EXAMPLES,
 }
 """Every example by the name of its file."""

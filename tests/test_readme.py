@@ -121,9 +121,18 @@ def _node_names() -> list[str]:
             node for node in ast.walk(tree) if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "schema"
         ]
         assert calls, f"nodes/{module}.py holds no schema"
+        constants = {
+            target.id: node.value.value
+            for node in tree.body
+            if isinstance(node, ast.Assign) and isinstance(node.value, ast.Constant)
+            for target in node.targets
+            if isinstance(target, ast.Name)
+        }
         for call in calls:
             fields = {word.arg: word.value for word in call.keywords}
-            named = texts[ast.literal_eval(fields["node_id"])]["display_name"]
+            node_id = fields["node_id"]
+            name = constants[node_id.id] if isinstance(node_id, ast.Name) else ast.literal_eval(node_id)
+            named = texts[name]["display_name"]
             names.append(named.removesuffix(" (Bestiary)"))
     return names
 

@@ -282,7 +282,7 @@ def test_comfy_cli_prints_our_message(comfy, place, tmp_path):
 # --- runs ----------------------------------------------------------------------------------------------------------
 
 
-LONG = {"train_parts", "train_spectrum"}
+LONG = {"train_parts", "train_spectrum", "dreambooth_demo"}
 """Workflows that train for minutes: in a few steps here, and as they are where slow tests are asked for."""
 
 

@@ -36,7 +36,7 @@ Judge = TypeVar("Judge")
 DRAWN_PICTURES = 5
 UNTOUCHED = "untouched"
 """Folder of the pictures of the class that the bare model makes."""
-CSV_COLUMNS = ("subject", "prompt", "pictures", "dino", "clip_i", "clip_t", "div")
+CSV_COLUMNS: tuple[str, ...] = ("subject", "prompt", "pictures", "dino", "clip_i", "clip_t", "div")
 
 
 class EvaluateDreamBoothSettings(BaseModel):

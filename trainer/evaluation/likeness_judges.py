@@ -7,6 +7,7 @@ with the linear weights of version 0.1. Weights are the user's; nothing is downl
 import importlib.util
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Protocol, cast
 
 import torch
 import torch.nn.functional as F
@@ -28,6 +29,12 @@ _MEAN, _SPREAD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 _LPIPS_SHIFT, _LPIPS_SCALE = (-0.030, -0.088, -0.188), (0.458, 0.448, 0.450)
 _ALEXNET = "alexnet-owt-7be5be79.pth"
 _LINEAR = "alex.pth"
+
+
+class _Patches(Protocol):
+    """The first layer of a vision transformer."""
+
+    img_size: tuple[int, int]
 
 
 class DinoJudge:
@@ -62,7 +69,7 @@ class DinoJudge:
             )
         except (RuntimeError, ValueError, TypeError) as fault:
             raise BestiaryError(f"{found} is no {name}: {str(fault).splitlines()[0]}; give its checkpoint") from fault
-        edge = int(network.patch_embed.img_size[0])
+        edge = int(cast(_Patches, network.patch_embed).img_size[0])
         return cls(nn.Module.to(network.eval().requires_grad_(False), device), edge, device)
 
     @torch.no_grad()
