@@ -32,6 +32,7 @@ _PANELS = {
     "BestiaryDiscoverParts": 580,
     "BestiaryTrainParts": 580,
     "BestiaryTrainSpectrum": 580,
+    "BestiaryEditLayout": 420,
     "BestiaryStageText": 285,
     "BestiarySpectrumPrompt": 60,
 }

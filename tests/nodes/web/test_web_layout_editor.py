@@ -83,7 +83,7 @@ def drag(desk, source, across, down):
 
 
 def test_subjects_are_dragged_resized_turned_and_all_is_undone(desk, editor):
-    stage, left = editor.locator(".bst-stage"), editor.locator("[data-subject=left]")
+    stage, left = editor.locator(".bst-scene"), editor.locator("[data-subject=left]")
     assert editor.locator(".bst-hint").inner_text() == "All subjects lie on the canvas."
     desk.shot(f"layout_editor_{desk.label}")
     scale = 256 / stage.bounding_box()["width"]

@@ -21,7 +21,7 @@ export class Stage {
     // above all subjects, so that none of them lies on the handles
     this.frame = make("div", { className: "bst-frame", hidden: true }, handle("resize"), handle("turn"));
     this.frame.addEventListener("pointerdown", (event) => this.grab(event, owner.chosen, this.frame));
-    this.element = make("div", { className: "bst-stage" }, this.frame);
+    this.element = make("div", { className: "bst-scene" }, this.frame);
     this.parts = new Map();
     this.element.addEventListener("keydown", (event) => this.typed(event));
   }
@@ -46,7 +46,7 @@ export class Stage {
       if (this.owner.chosen === one.subject) Object.assign(this.frame.style, place, { zIndex: placements.length });
       part.firstChild.style.transform = one.flip ? "scaleX(-1)" : "";
       part.classList.toggle("bst-faulty", faulty.has(one.subject));
-      part.classList.toggle("bst-chosen", this.owner.chosen === one.subject);
+      part.classList.toggle("bst-grabbed", this.owner.chosen === one.subject);
       part.setAttribute("aria-pressed", `${this.owner.chosen === one.subject}`);
     }
     this.frame.hidden = !names.includes(this.owner.chosen);
