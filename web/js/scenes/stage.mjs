@@ -4,6 +4,7 @@ import { make } from "../host/elements.mjs";
 import { t } from "../host/strings.mjs";
 import { resized, turned } from "./placements.mjs";
 
+const TALLEST = 310;
 const STEP = 1;
 const LARGE_STEP = 10;
 const GROWTH = 1.05;
@@ -30,7 +31,8 @@ export class Stage {
   show({ width, height, subjects }, faulty) {
     const placements = this.owner.placements();
     this.width = width;
-    this.element.style.aspectRatio = `${width} / ${height}`;
+    // a tall canvas is shown whole too
+    Object.assign(this.element.style, { aspectRatio: `${width} / ${height}`, maxWidth: `${Math.round((TALLEST * width) / height)}px` });
     const names = placements.map(({ subject }) => subject);
     for (const [name, part] of this.parts) if (!names.includes(name) || part.dataset.picture !== subjects[name].picture) this.forget(name);
     for (const [order, one] of placements.entries()) {
