@@ -110,8 +110,8 @@ export class Stage {
 
   typed(event) {
     const one = this.owner.placements().find(({ subject }) => subject === this.owner.chosen);
-    const undoing = (event.ctrlKey || event.metaKey) && event.key.toLowerCase() === "z";
-    if (!one || event.altKey || ((event.ctrlKey || event.metaKey) && !undoing)) return;
+    // Ctrl+Z is the graph's own, which holds the edits too
+    if (!one || event.altKey || event.ctrlKey || event.metaKey) return;
     const step = event.shiftKey ? LARGE_STEP : STEP;
     const keep = (changed) => () => this.owner.keep(changed);
     const [right, down] = MOVES[event.key] ?? [0, 0];
@@ -122,10 +122,11 @@ export class Stage {
       ",": keep(turned(one, one.turn - TURN)),
       ".": keep(turned(one, one.turn + TURN)),
       f: () => this.owner.flip(),
+      z: () => this.owner.undo(),
       PageUp: () => this.owner.order(1),
       PageDown: () => this.owner.order(-1),
     };
-    const action = undoing ? () => this.owner.undo() : actions[event.key];
+    const action = actions[event.key];
     if (!action) return;
     // the graph has the same keys for its own
     event.preventDefault();
