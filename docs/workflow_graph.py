@@ -33,6 +33,7 @@ _PANELS = {
     "BestiaryTrainParts": 580,
     "BestiaryTrainSpectrum": 580,
     "BestiaryTrainDreamBooth": 580,
+    "BestiaryEditLayout": 420,
     "BestiaryStageText": 285,
     "BestiarySpectrumPrompt": 60,
 }

@@ -15,6 +15,8 @@ from ...concepts.files.pack import ROOT
 from ...concepts.name_search import choices_text, shown_name
 
 FOLDER = "bestiary"
+SEGMENTATION = "segmentation"
+"""Folder below models/bestiary with weights of IS-Net."""
 SHIPPED = ROOT / "demo" / "concepts"
 """Concept files of the embedded model, listed after the user's own."""
 
@@ -46,7 +48,8 @@ def _listed() -> list[str]:
 
 def concept_names(suffix: str = ".safetensors", without: str | None = None) -> list[str]:
     """Names of the files whose name ends with `suffix` but not with `without`, relative to their folder."""
-    names = _listed()
+    # weights that cut pictures out lie in a folder of their own
+    names = [name for name in _listed() if not name.replace("\\", "/").startswith(f"{SEGMENTATION}/")]
     return [name for name in names if name.endswith(suffix) and not (without and name.endswith(without))]
 
 

@@ -13,12 +13,11 @@ from numpy.typing import NDArray
 
 from ...concepts.errors import BestiaryError
 from ...concepts.name_search import choices_text, shown_name
-from ..host.concept_folders import FOLDER, register_folder
+from ..host.concept_folders import FOLDER, SEGMENTATION, register_folder
 
 if TYPE_CHECKING:
     from ...scenes.isnet import IsNet
 
-SUBFOLDER = "segmentation"
 AUTOMATIC = "automatic"
 """In the menu: the file that reads fastest."""
 PLAIN_GROUND = "plain ground (no weights)"
@@ -34,7 +33,7 @@ def weights_files() -> dict[str, Path]:
         register_folder()
     found: dict[str, Path] = {}
     for folder in folder_paths.get_folder_paths(FOLDER):
-        place = Path(folder) / SUBFOLDER
+        place = Path(folder) / SEGMENTATION
         for entry in sorted(place.iterdir()) if place.is_dir() else ():
             if entry.suffix.lower() in ENDINGS and entry.is_file():
                 found.setdefault(entry.name, entry)
@@ -63,7 +62,7 @@ def find_segment(choice: str) -> Segment | None:
         choice = next(iter(files))
     if choice not in files:
         raise BestiaryError(
-            f"no weights {shown_name(choice)} in models/{FOLDER}/{SUBFOLDER}; choose {choices_text(choice, weights_menu())}"
+            f"no weights {shown_name(choice)} in models/{FOLDER}/{SEGMENTATION}; choose {choices_text(choice, weights_menu())}"
         )
     facts = files[choice].stat()
     return functools.partial(_segment, _network(files[choice], facts.st_mtime_ns, facts.st_size))
@@ -78,7 +77,7 @@ def needed_segment(choice: str) -> Segment:
     found = find_segment(choice)
     if found is None:
         raise BestiaryError(
-            f"no weights in models/{FOLDER}/{SUBFOLDER}: write them there with `bestiary import isnet` (its help says where they can "
+            f"no weights in models/{FOLDER}/{SEGMENTATION}: write them there with `bestiary import isnet` (its help says where they can "
             "be had), give pictures with alpha, or connect a MASK (white = subject) of any other node to Subject"
         )
     return found

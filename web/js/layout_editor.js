@@ -13,6 +13,8 @@ import { Stage } from "./scenes/stage.mjs";
 const BLOCK = "BestiaryEditLayout";
 const HEIGHT = 420;
 const SIZE = [460, 680];
+/** What runs have shown, by graph and node: the graph's own undo makes its nodes anew. */
+const SHOWN = new Map();
 const TOOLS = ["flip", "front", "back", "undo", "reset"];
 
 /** What one node shows. Edits are kept as the text of its field `edits`; layouts and cut-outs come with each run. */
@@ -41,6 +43,10 @@ class LayoutEditor {
     ownEvents(this.element);
   }
 
+  get key() {
+    return `${this.node.graph?.id}/${this.node.id}`;
+  }
+
   get text() {
     return `${findWidget(this.node, "edits")?.value ?? ""}`;
   }
@@ -58,6 +64,7 @@ class LayoutEditor {
 
   executed(facts) {
     if (!facts) return;
+    SHOWN.set(this.key, facts);
     this.facts = facts;
     this.number = Math.min(this.number, facts.layouts.length - 1);
     this.show();
@@ -158,7 +165,10 @@ app.registerExtension({
     if (node.comfyClass !== BLOCK) return;
     const editor = new LayoutEditor(node);
     after(node, "onExecuted", (output) => editor.executed(output?.bestiary_layout?.[0]));
-    after(node, "onConfigure", editor.follow);
+    after(node, "onConfigure", () => {
+      editor.executed(editor.facts ?? SHOWN.get(editor.key));
+      editor.follow();
+    });
     after(node, "onConnectionsChange", editor.follow);
   },
 });

@@ -4,6 +4,7 @@ import { make } from "../host/elements.mjs";
 import { t } from "../host/strings.mjs";
 import { resized, turned } from "./placements.mjs";
 
+const TALLEST = 310;
 const STEP = 1;
 const LARGE_STEP = 10;
 const GROWTH = 1.05;
@@ -21,7 +22,7 @@ export class Stage {
     // above all subjects, so that none of them lies on the handles
     this.frame = make("div", { className: "bst-frame", hidden: true }, handle("resize"), handle("turn"));
     this.frame.addEventListener("pointerdown", (event) => this.grab(event, owner.chosen, this.frame));
-    this.element = make("div", { className: "bst-stage" }, this.frame);
+    this.element = make("div", { className: "bst-scene" }, this.frame);
     this.parts = new Map();
     this.element.addEventListener("keydown", (event) => this.typed(event));
   }
@@ -30,7 +31,8 @@ export class Stage {
   show({ width, height, subjects }, faulty) {
     const placements = this.owner.placements();
     this.width = width;
-    this.element.style.aspectRatio = `${width} / ${height}`;
+    // a tall canvas is shown whole too
+    Object.assign(this.element.style, { aspectRatio: `${width} / ${height}`, maxWidth: `${Math.round((TALLEST * width) / height)}px` });
     const names = placements.map(({ subject }) => subject);
     for (const [name, part] of this.parts) if (!names.includes(name) || part.dataset.picture !== subjects[name].picture) this.forget(name);
     for (const [order, one] of placements.entries()) {
@@ -46,7 +48,7 @@ export class Stage {
       if (this.owner.chosen === one.subject) Object.assign(this.frame.style, place, { zIndex: placements.length });
       part.firstChild.style.transform = one.flip ? "scaleX(-1)" : "";
       part.classList.toggle("bst-faulty", faulty.has(one.subject));
-      part.classList.toggle("bst-chosen", this.owner.chosen === one.subject);
+      part.classList.toggle("bst-grabbed", this.owner.chosen === one.subject);
       part.setAttribute("aria-pressed", `${this.owner.chosen === one.subject}`);
     }
     this.frame.hidden = !names.includes(this.owner.chosen);
@@ -108,8 +110,8 @@ export class Stage {
 
   typed(event) {
     const one = this.owner.placements().find(({ subject }) => subject === this.owner.chosen);
-    const undoing = (event.ctrlKey || event.metaKey) && event.key.toLowerCase() === "z";
-    if (!one || event.altKey || ((event.ctrlKey || event.metaKey) && !undoing)) return;
+    // Ctrl+Z is the graph's own, which holds the edits too
+    if (!one || event.altKey || event.ctrlKey || event.metaKey) return;
     const step = event.shiftKey ? LARGE_STEP : STEP;
     const keep = (changed) => () => this.owner.keep(changed);
     const [right, down] = MOVES[event.key] ?? [0, 0];
@@ -120,10 +122,11 @@ export class Stage {
       ",": keep(turned(one, one.turn - TURN)),
       ".": keep(turned(one, one.turn + TURN)),
       f: () => this.owner.flip(),
+      z: () => this.owner.undo(),
       PageUp: () => this.owner.order(1),
       PageDown: () => this.owner.order(-1),
     };
-    const action = undoing ? () => this.owner.undo() : actions[event.key];
+    const action = actions[event.key];
     if (!action) return;
     // the graph has the same keys for its own
     event.preventDefault();
