@@ -32,7 +32,7 @@ class LearnedParts:
     place_share: Tensor
     """`(C + 1, e, e)`: how often each component, and last the background, lies at a place; sums to 1 over the first."""
     facing: Tensor
-    """`(F,)` template that tells which way a thing faces."""
+    """`(F,)` template for the direction in which an object faces."""
     owner: Tensor
     """`(C,)` long: the part each component stands for."""
 
