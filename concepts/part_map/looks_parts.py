@@ -55,7 +55,7 @@ class LooksParts:
     bias: Tensor
     """`(C,)`."""
     owner: Tensor
-    """`(C,)` long: the part each component stands for."""
+    """`(C,)` long: the part of each component."""
 
     def labels(self, features: Tensor, foreground: Tensor, background: int) -> Tensor:
         """Part `(B, h, w)` long of every patch of features `(B, h, w, d)`, given foreground probabilities `(B, h, w)`."""
