@@ -29,7 +29,7 @@ def test_few_pictures_are_refused() -> None:
 
 def test_copies_are_refused_and_likenesses_not() -> None:
     features = torch.rand(1, 4, 4, 8).expand(6, 4, 4, 8).clone()
-    with pytest.raises(BestiaryError, match="all 6 pictures of it are alike"):
+    with pytest.raises(BestiaryError, match="all 6 pictures of it are identical"):
         refuse_copies(PatchGrid(features + 1e-5), "of it")
     features[3, 2, 2] = -features[3, 2, 2]
     refuse_copies(PatchGrid(features), "of it")
