@@ -141,6 +141,7 @@ async def show_run_picture(request: web.Request) -> web.Response:
 
     name, sheet = request.match_info["name"], request.query.get("sheet", "pictures")
     asked = request.query.get("step", "")
+    # int() raises ValueError for more than 4,300 digits
     step = int(asked) if asked.isdecimal() and len(asked) <= 12 else None
 
     def picture() -> bytes:
@@ -322,4 +323,5 @@ def _folders() -> list[str]:
         str(Path.home()),
     ]
     roots += folder_paths.get_folder_paths(FOLDER)
+    # longest first, because one folder can contain another
     return sorted({form for root in roots for form in (str(root), os.path.realpath(root))}, key=len, reverse=True)

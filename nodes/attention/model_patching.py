@@ -105,6 +105,7 @@ def _chained(previous: Callable[..., Tensor] | None) -> Callable[..., Tensor]:
     def attend(
         attention: Callable[..., Tensor], q: Tensor, k: Tensor, v: Tensor, heads: int, *args: Any, **kw: Any
     ) -> Tensor:
+        # an override of another node stays active inside ours
         inner = attention if previous is None else functools.partial(previous, attention)
         options = kw.get("transformer_options") or {}
         evaluation = options.get(EVALUATION_KEY)

@@ -62,6 +62,7 @@ def match_dictionary(named: NamedDictionary, codebook: PartCodebook) -> Mapping[
         raise BestiaryError("the codebook has parts but no kinds: finish its discovery first")
     parts = _match_parts(named, codebook)
     match, lacking = {}, []
+    # collect all missing pairs, so that one message lists them
     for part, kind in sorted(owner.row_of):
         found = _match_kind(owner, part, kind, codebook, parts[part])
         if found is None:

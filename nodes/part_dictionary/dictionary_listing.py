@@ -205,6 +205,7 @@ class ThumbnailPages:
         """
         # the lock serialises requests: twenty pages of a new atlas must not decode it twenty times
         with self._lock:
+            # removed and inserted again below, so that the order is that of the last use
             pages = self._pages.pop((path, stamp), None)
             if pages is None:
                 atlas = read_tables(path).atlas

@@ -219,6 +219,7 @@ def _checked_masks(masks: Sequence[Tensor], images: Sequence[Tensor]) -> list[Te
         raise BestiaryError(
             f"all {len(single)} foreground masks are empty: paint the object white, or leave the input foreground unconnected"
         )
+    # mask nodes may return values outside 0..1
     return [mask.clamp(0, 1) for mask in single]
 
 

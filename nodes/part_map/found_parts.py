@@ -90,6 +90,7 @@ def describe_discovery(key: str, text: str) -> dict[str, object]:
     fault = None
     try:
         edited = kept.edited(text)
+    # an invalid line does not hide the result of the lines before it
     except EditFault as told:
         edited, fault = told.done, {"line": told.line, "text": str(told), "cause": told.cause}
     shown = len(kept.squares)

@@ -81,6 +81,7 @@ class BestiaryDiscoverParts(io.ComfyNode):
         from .part_reports import discovery_text
 
         with named_faults("Discover Parts"):
+            # is_input_list: every option arrives as a list
             area = checked_fit(fit[0] if fit else SQUARE_FITS[0])
             choice = DiscoveryChoice(num_parts[0], num_kinds[0], seed[0], flip_foreground[0], area)
             allowed = bool(allow_download and allow_download[0])

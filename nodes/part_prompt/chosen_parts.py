@@ -132,6 +132,7 @@ def parts_by_mention(chosen: ChosenParts | None) -> dict[MentionKey, ChosenPart]
         mention = written_mention(part.dictionary, part.part, part.kind)
         ((_, content),) = find_mentions(mention).values()
         found.setdefault(key_of(content), part)
+        # in the text a mention can refer to only one vector
         earlier = vectors.setdefault(key_of(content), part.vector)
         if earlier.shape != part.vector.shape or not torch.equal(earlier, part.vector):
             raise BestiaryError(

@@ -101,6 +101,7 @@ class TrainingCurves:
         bucket = _Bucket(step, 1)
         for name, value in _flat(record):
             if name not in self._names:
+                # bounds the memory for logs with ever new keys
                 if len(self._names) >= MOST_CURVES:
                     continue
                 self._names.append(name)
@@ -109,6 +110,7 @@ class TrainingCurves:
             self._buckets[-1].join(bucket)
         else:
             self._buckets.append(bucket)
+        # long runs lose resolution instead of growing without limit
         if len(self._buckets) >= 2 * MOST_POINTS:
             self._halve()
 

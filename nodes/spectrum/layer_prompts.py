@@ -113,6 +113,7 @@ def with_layer_prompts(model: ModelPatcher) -> ModelPatcher:
         (WrappersMP.DIFFUSION_MODEL, partial(_with_own_contexts, None)),
     )
     for kind, wrapper in wrappers:
+        # the clone has the wrappers of earlier nodes: add them only once
         if not patched.get_wrappers(kind, HOOK_KEY):
             patched.add_wrapper_with_key(kind, HOOK_KEY, wrapper)
     return patched

@@ -103,6 +103,7 @@ def describe_spectrum(named: NamedSpectrum) -> str:
     silent = tuple(s for s in range(spectrum.stages) if not spectrum.count(s) and s not in spectrum.words)
     if silent:
         lines.append(f"empty at stages {stages_text(silent)}")
+    # stages count from 0 in the file, from 1 for users
     lines += [f"stage {stage + 1} says: {text or 'nothing'}" for stage, text in sorted(spectrum.words.items())]
     lines += ["", "attributes:", format_presets(spectrum.presets)]
     facts = [f"{key}: {value}" for key, value in spectrum.provenance.items()]

@@ -98,6 +98,7 @@ def encode_typed_sides(
     """
     if clip is None:
         raise BestiaryError("the CLIP input is empty: this checkpoint contains no text encoder; load one separately")
+    # before encoding, where a wrong width would fail inside the text encoder
     for name, spectrum in sources.spectra.items():
         check_spectrum_widths(name, spectrum, clip)
     for name, dictionary in sources.dictionaries.items():

@@ -118,6 +118,7 @@ def sampler_sigmas(model: ModelPatcher, sampler: str, scheduler: str, steps: int
         raise BestiaryError(
             f"{steps} steps with denoise {denoise:g}: give at least 1 step and a denoise above 0, up to 1"
         )
+    # KSampler itself drops the penultimate sigma for some samplers
     walk = comfy.samplers.KSampler(model, steps, torch.device("cpu"), sampler, scheduler, denoise)
     return walk.sigmas
 

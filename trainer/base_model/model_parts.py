@@ -97,6 +97,7 @@ def build_denoiser() -> UNet2DConditionModel:
         block_out_channels=DENOISER_CHANNELS,
         layers_per_block=1,
         cross_attention_dim=TEXT_WIDTH,
+        # the number of heads, despite its name in diffusers
         attention_head_dim=4,
         norm_num_groups=32,
     )
@@ -116,6 +117,7 @@ def build_text_encoder(tokenizer: PreTrainedTokenizerFast) -> CLIPTextModel:
         hidden_act="quick_gelu",
         bos_token_id=ids[START],
         eos_token_id=ids[END],
+        # CLIP pads with the end token
         pad_token_id=ids[END],
     )
     return CLIPTextModel(config)

@@ -172,6 +172,7 @@ def _sources(
         if MIX_NAME in spectra:
             raise BestiaryError(f"a spectrum is already called {MIX_NAME!r}: rename its file to mix by attribute")
         spectra = {**spectra, MIX_NAME: mix_spectra(spectra, settings.mix, presets)}
+    # stage numbers in texts refer to the stages of the first spectrum
     bounds = next((spectrum.bounds for spectrum in spectra.values()), StageBounds.equal(DEFAULT_STAGES))
     overrides = stage_lines("\n".join(settings.stage_texts), bounds, presets)
     return PromptSources(spectra, dictionaries, presets), overrides
@@ -266,6 +267,7 @@ class NumberedFiles:
             try:
                 _write_new(path, content)
             except FileExistsError:
+                # another process has written this number in the meantime
                 number = self._largest() + 1
             else:
                 return path

@@ -178,6 +178,7 @@ def _with_kept_doubts(report: DiscoveryReport, edit: CodebookEdit) -> DiscoveryR
     confidence = report.get("confidence")
     if confidence is None or len(confidence) != len(edit.parts):
         return report
+    # the confidence of a merged part cannot be derived from those of its members
     moved: list[float | None] = [None] * edit.codebook.num_parts
     for old, new in enumerate(edit.parts):
         moved[new] = confidence[old] if edit.parts.count(new) == 1 else None

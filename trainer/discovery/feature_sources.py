@@ -71,6 +71,7 @@ def choose_source(choice: SourceChoice, *, weights: Path | None = None, model: s
     # with auto, an explicit checkpoint or model implies dinov2
     name = choice
     if choice == "auto":
+        # auto must not start a download on its own
         name = "dinov2" if weights is not None or model is not None or dino_weights_on_disk() else "imagenet"
     if model is not None and name != "dinov2":
         raise BestiaryError(f"--model {model} is for --source dinov2, not {name}: remove one of the two options")

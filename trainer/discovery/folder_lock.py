@@ -37,6 +37,7 @@ def alone_in(folder: Path, wait: float = WAIT) -> Iterator[None]:
             time.sleep(0.05)
         yield
     finally:
+        # closing also releases the lock
         os.close(held)
 
 
@@ -64,6 +65,7 @@ def _taken(held: int) -> bool:
         fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
+    # some network file systems do not support locks
     except OSError:
         return True
     return True

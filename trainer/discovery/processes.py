@@ -75,4 +75,5 @@ def _device(asked: str, local_rank: int) -> str:
             )
     if asked == "mps" and not torch.backends.mps.is_available():
         raise BestiaryError("--device mps: PyTorch sees no Apple GPU; choose cpu")
+    # plain cuda: each process of a distributed run uses its own GPU
     return f"cuda:{local_rank}" if asked == "cuda" else asked

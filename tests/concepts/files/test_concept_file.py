@@ -124,7 +124,9 @@ def test_foreign_other_and_newer_files_are_refused(tmp_path: Path) -> None:
     assert read_header(foreign).kind is None
     other = tmp_path / "other.safetensors"
     write_concept_file(other, {}, {"kind": "spectrum"})
-    with pytest.raises(BestiaryError, match="other.safetensors is a spectrum file, a part-dictionary file is needed"):
+    with pytest.raises(
+        BestiaryError, match="other.safetensors is a spectrum file, but a part-dictionary file is required"
+    ):
         read_concept_file(other, "part-dictionary")
     newer = tmp_path / "newer.safetensors"
     save_file({"a": torch.zeros(1)}, str(newer), {"bestiary.kind": '"test"', "bestiary.format": "2"})
@@ -188,7 +190,7 @@ def test_giant_and_cut_headers_are_refused(tmp_path: Path) -> None:
     with giant.open("wb") as stream:
         stream.write(struct.pack("<Q", 40 << 20))
         stream.truncate((40 << 20) + 8)
-    with pytest.raises(BestiaryError, match="declares a header of 41,943,040 bytes; more than 33,554,432"):
+    with pytest.raises(BestiaryError, match="declares a header of 41,943,040 bytes; the limit is 33,554,432"):
         read_header(giant)
     with pytest.raises(BestiaryError, match="the limit is 1,048,576"):
         read_concept_file(giant)

@@ -105,7 +105,7 @@ def test_init_scale_and_generator_decide_the_start() -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"embedding.weight": None}, "no token projector: expected a table 'embedding.weight'"),
+        ({"embedding.weight": None}, "not a token projector: expected a table 'embedding.weight'"),
         ({"pe": torch.zeros(3, 5)}, r"the tensor .pe. is a tensor of float32 \[3, 5\], expected floats \(M, 6\)"),
         ({"embedding.weight": torch.zeros(16, 6)}, "a table of 16 rows cannot be divided among 3 parts"),
         ({"projection.0.bias": None}, "the projector lacks projection.0.bias"),

@@ -66,7 +66,7 @@ def test_a_concept_of_ten_stages_stays_below_100_kb(make_spectrum: Make, tmp_pat
 
 
 def test_values_beyond_half_precision_are_refused(make_spectrum: Make, tmp_path: Path) -> None:
-    with pytest.raises(BestiaryError, match="clip_l holds values outside the range of half precision"):
+    with pytest.raises(BestiaryError, match="clip_l contains values outside the range of half precision"):
         save_spectrum(make_spectrum(1e6), tmp_path / "s.safetensors", "fp16")
     assert not list(tmp_path.iterdir())
 

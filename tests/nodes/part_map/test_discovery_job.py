@@ -118,7 +118,7 @@ class RealFeatures(DescriptorFeatures):
 
 def test_features_of_photographs_need_three_different_pictures(drawn_images):
     source = RealFeatures(image_size=64, grid=8)
-    with pytest.raises(BestiaryError, match="2 pictures in the input images: parts are what several pictures have in"):
+    with pytest.raises(BestiaryError, match="2 pictures in the input images: parts are found by comparing"):
         find_parts([drawn_images[:2]], None, source, CHOICE, GraphProgress(None))
     with pytest.raises(BestiaryError, match="all 4 pictures of the input images are alike"):
         find_parts([drawn_images[:1].expand(4, -1, -1, -1)], None, source, CHOICE, GraphProgress(None))
@@ -136,7 +136,7 @@ def test_hardly_anything_found_is_told(drawn_images):
     found = find([drawn_images])
     for entry in found.seen:
         entry.maps.labels[:] = 2
-    assert "In 8 of 8 pictures no thing was found at all." in doubts(found.codebook, found.seen)
+    assert "In 8 of 8 pictures no foreground was found." in doubts(found.codebook, found.seen)
 
 
 def test_confidence_and_the_pictures_to_look_at_are_told(drawn_images):

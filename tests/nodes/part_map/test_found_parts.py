@@ -380,8 +380,8 @@ def test_long_edits_travel_packed(server, shown):
     [
         ("no deflate at all", "packed edits of 17 characters cannot be read"),
         (packed(b"\xff\xfe"), "cannot be read"),
-        (packed(b"#" * 20_001), "edits of 20001 characters: at most 20000 are read"),
-        (packed(b"#" * 50_000_000)[:6000], "edits of 80001 characters: at most 20000 are read"),
+        (packed(b"#" * 20_001), "the edits have 20001 characters, the limit is 20000"),
+        (packed(b"#" * 50_000_000)[:6000], "the edits have 80001 characters, the limit is 20000"),
     ],
 )
 def test_packed_edits_that_cannot_be_read_are_refused(server, shown, text, words):

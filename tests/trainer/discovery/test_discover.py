@@ -319,7 +319,7 @@ def test_fewer_pictures_than_kinds(pictures: Path, tmp_path: Path) -> None:
     assert str(fault.value) == (
         f"--kinds 100 is more than the {PICTURES + 3} pictures in {pictures}: give more pictures or fewer kinds"
     )
-    with pytest.raises(BestiaryError, match="only .* pictures show it: give more pictures or ask for fewer kinds"):
+    with pytest.raises(BestiaryError, match="only .* pictures show it: give more pictures or request fewer kinds"):
         discover(settings_for(pictures, tmp_path / "parts", kinds=PICTURES + 1))
 
 
@@ -336,7 +336,7 @@ def test_one_or_two_pictures_are_too_few(count: int, tmp_path: Path) -> None:
     with pytest.raises(BestiaryError) as fault:
         discover(settings_for(folder, tmp_path / "parts"))
     assert str(fault.value) == (
-        f"{count} picture{'s' if count > 1 else ''} in {folder}: parts are what several pictures have in common; "
+        f"{count} picture{'s' if count > 1 else ''} in {folder}: parts are found by comparing pictures; "
         "give at least 3, better some dozens"
     )
     assert not (tmp_path / "parts").exists()
@@ -365,7 +365,7 @@ def test_copies_of_one_picture_are_told(source: str, tmp_path: Path) -> None:
     with pytest.raises(BestiaryError) as fault:
         discover(settings_for(folder, tmp_path / "parts", source=source))
     assert str(fault.value) == (
-        f"all 5 pictures of {folder} are alike: parts are told by how pictures of one sort of thing differ; "
+        f"all 5 pictures of {folder} are identical: parts are found by comparing different pictures of similar objects; "
         "give different pictures"
     )
 
