@@ -160,7 +160,7 @@ def test_dropped_kinds_leave_their_pictures_without_the_part(folder: Path, origi
         (
             merge_parts,
             ["part0", "part1:2"],
-            "part0, part1:2: parts cannot be merged with kinds; give either parts alone",
+            "part0, part1:2: parts cannot be merged with kinds; give either parts, or kinds of one part",
         ),
         (merge_parts, ["part0:1", "part1:2"], "part0:1, part1:2: kinds of different parts cannot be merged"),
         (merge_parts, ["part0:1", "part0:9"], "unknown kind '9' of part 'part0'"),
@@ -197,7 +197,7 @@ def test_names_that_cannot_be_given(folder: Path, name: str, new_name: str, mess
 
 
 def test_a_folder_without_a_discovery(tmp_path: Path) -> None:
-    with pytest.raises(BestiaryError, match="holds no discovery"):
+    with pytest.raises(BestiaryError, match="contains no discovery"):
         rename_part(tmp_path, "a", "b")
 
 

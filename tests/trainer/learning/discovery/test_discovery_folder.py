@@ -120,7 +120,7 @@ def test_pictures_that_are_gone(tmp_path: Path) -> None:
     with pytest.raises(BestiaryError) as fault:
         Discovery.load(folder)
     assert str(fault.value) == (
-        f"the pictures of {folder} were in {tmp_path / 'pictures'} but a.png is missing there: give their current folder"
+        f"the pictures of {folder} were in {tmp_path / 'pictures'}, but a.png is missing there: give their current folder"
     )
     assert Discovery.load(folder, tmp_path / "moved").image_paths[1] == tmp_path / "moved" / "b.png"
     assert len(Discovery.load(folder, check_images=False).image_paths) == 2

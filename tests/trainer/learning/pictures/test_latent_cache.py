@@ -137,7 +137,7 @@ def test_missing_pictures_are_counted_and_the_first_is_named(pictures: list[Path
     pictures[1].unlink()
     pictures[4].unlink()
     with pytest.raises(
-        BestiaryError, match=r"2 of 5 discovered pictures are missing in .*pictures, first 1.png: put them"
+        BestiaryError, match=r"2 of 5 discovered pictures are missing in .*pictures, first 1.png: restore them"
     ):
         spec_of(pictures)
 
@@ -183,7 +183,7 @@ def test_latents_that_are_not_finite_are_never_kept(tmp_path: Path, pictures: li
     seen: list[int] = []
     spec = replace(spec_of(pictures), precision="float16")
     with pytest.raises(
-        BestiaryError, match=r"not finite for 1.png, computed in float16; nothing .* Set run.dtype = .fp32"
+        BestiaryError, match=r"not finite for 1.png, computed in float16; they were not stored. Set run.dtype = .fp32"
     ):
         open_cache(tmp_path / "cache", spec, pictures, lambda: overflow, batch_size=2)
     # whoever follows the advice starts with an empty cache, and so does who repairs the model

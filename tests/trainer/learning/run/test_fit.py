@@ -143,7 +143,7 @@ def test_not_a_number_stops_with_step_batch_and_files(tmp_path: Path) -> None:
         train(run, LinePoints(spoil=7), accumulation=2)
     text = str(fault.value)
     assert "the loss of step 8 is not finite (loss nan, gradient norm nan)" in text
-    assert "batch 7 held a.png, b.png, a.png, b.png" in text
+    assert "batch 7 contains a.png, b.png, a.png, b.png" in text
     assert f"the state of step 5 is kept in {run.states}" in text
     assert torch.isfinite(run.newest_state().tensors["parameter.line.weight"]).all()
 
