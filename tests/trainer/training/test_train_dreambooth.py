@@ -138,16 +138,18 @@ def test_without_a_folder_the_pictures_lie_beside_the_run_and_serve_the_next(
 def test_ten_and_ten_steps_are_twenty(tiny_folder: Callable, pictures: Path, of_class: Path, tmp_path: Path) -> None:
     changes = {
         "images.class_images": of_class, "images.margin": 0.25, "images.flip": True, "captions.dropout": 0.3, "method.vectors": 2,
-        "captions.instance_prompt": "a {} bird", "optimizer.steps": 6, "optimizer.accumulation": 2, "run.save_every": 3,
+        "captions.instance_prompt": "a {} bird", "optimizer.steps": 20, "optimizer.accumulation": 2, "run.save_every": 5,
     }  # fmt: skip
-    whole = train_dreambooth(_settings(tiny_folder("sd15"), pictures, tmp_path / "whole", **changes))
+    whole = train_dreambooth(_settings(tiny_folder("bestiary-demo"), pictures, tmp_path / "whole", **changes))
 
     def stop(done: int, total: int) -> None:
-        if done == 3:
+        if done == 10:
             os.kill(os.getpid(), 2)
 
     with pytest.raises(TrainingStopped):
-        train_dreambooth(_settings(tiny_folder("sd15"), pictures, tmp_path / "halves", **changes), on_progress=stop)
+        train_dreambooth(
+            _settings(tiny_folder("bestiary-demo"), pictures, tmp_path / "halves", **changes), on_progress=stop
+        )
     resumed = resume_training(tmp_path / "halves")
     for name in ("dreambooth.safetensors", "dreambooth_identifier.safetensors"):
         ours, theirs = load_file(resumed.path.with_name(name)), load_file(whole.path.with_name(name))
