@@ -21,6 +21,7 @@ from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokeniz
 from ...concepts.denoiser.denoiser import Denoiser
 from ...concepts.denoiser.process import DiscreteProcess
 from ...concepts.errors import BestiaryError
+from ...concepts.files.concept_file import read_header
 from ...concepts.files.pack import ROOT
 from ..learning.denoiser.if_folder import is_if_folder
 from ..learning.denoiser.model_folder import ModelFolder, named_backbone, read_model_folder
@@ -234,6 +235,22 @@ def weights_variant(folder: Path) -> str | None:
     """ "fp16" where the folder has only weights of that variant."""
     names = [entry.name for entry in folder.iterdir() if entry.suffix in (".safetensors", ".bin")]
     return "fp16" if names and all(".fp16" in name for name in names) else None
+
+
+def refuse_quantised(folder: Path) -> None:
+    """Make sure that a folder's weights can be trained on.
+
+    Raises:
+        BestiaryError: they are 8-bit or smaller, whose scales training does not know.
+    """
+    for path in sorted(folder.glob("*.safetensors")):
+        kinds = {entry.dtype for entry in read_header(path).entries.values()}
+        small = sorted(kind for kind in kinds if kind.startswith(("F8", "I8", "U8", "F4", "I4")))
+        if small:
+            raise BestiaryError(
+                f"{path} holds weights of type {', '.join(small)}, which are for sampling: training needs the fp16, bf16 or fp32 weights of "
+                "this model"
+            )
 
 
 @contextmanager

@@ -20,11 +20,10 @@ from ...concepts.denoiser.denoiser import AttentionRequest, Conditioning, Networ
 from ...concepts.denoiser.image_side import PixelSpace
 from ...concepts.denoiser.process import DiscreteProcess
 from ...concepts.errors import BestiaryError
-from ...concepts.files.concept_file import read_header
 from ..learning.denoiser.encoded_texts import EncodedTexts
 from ..learning.denoiser.if_folder import COLOURS, LICENCE_NOTE, IFFolder, IFStage, read_if_folder
 from ..learning.denoiser.low_picture import GUIDE, LEVEL
-from .backbones import discrete_process, quiet_loading, weights_variant
+from .backbones import discrete_process, quiet_loading, refuse_quantised, weights_variant
 from .denoiser_lora import IF_LAYERS, module_adapters
 from .sampling import SamplingDenoiser
 from .t5_text import encoded_texts
@@ -188,19 +187,3 @@ def read_unet(folder: Path, dtype: torch.dtype) -> UNet2DConditionModel:
             f"the weights in {folder} are not those of its config ({', '.join(odd)}): download the model folder again"
         )
     return unet
-
-
-def refuse_quantised(folder: Path) -> None:
-    """Make sure that a folder's weights can be trained on.
-
-    Raises:
-        BestiaryError: they are 8-bit or smaller, whose scales training does not know.
-    """
-    for path in sorted(folder.glob("*.safetensors")):
-        kinds = {entry.dtype for entry in read_header(path).entries.values()}
-        small = sorted(kind for kind in kinds if kind.startswith(("F8", "I8", "U8", "F4", "I4")))
-        if small:
-            raise BestiaryError(
-                f"{path} holds weights of type {', '.join(small)}, which are for sampling: training needs the fp16, bf16 or fp32 weights of "
-                "this model"
-            )

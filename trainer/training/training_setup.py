@@ -22,7 +22,7 @@ from ..learning.run.fit import ParameterGroup
 from ..learning.run.processes import Parallel, SingleProcess
 from ..learning.run.run_settings import Section, TrainingSettings
 from ..learning.run.training import Origin, Training, TrainingBatches
-from ..model.backbones import DEMO, find_model, load_denoiser
+from ..model.backbones import DEMO, find_model, load_denoiser, refuse_quantised
 from ..model.diffusers_denoiser import DiffusersDenoiser
 from ..model.sampling import SamplingDenoiser
 
@@ -82,6 +82,7 @@ class Task(ABC, Generic[Settings, Pictures]):
     def load_denoiser(self) -> SamplingDenoiser:
         """The base model."""
         base, run = self.settings.base, self.settings.run
+        refuse_quantised(find_model(base.path) / "unet")
         return load_denoiser(base.path, device=run.device, dtype=run.dtype)
 
     def picture_encoder(self) -> str:
