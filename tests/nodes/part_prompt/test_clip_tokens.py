@@ -186,13 +186,13 @@ def test_dictionaries_chain(clip):
     assert dictionaries_of(both)["second"] is second
     ours = encode(both, "a embedding:first/head.0 embedding:second/head.0")[0]
     assert gap(ours, encode(clip, f"a {word_of(clip, 3329)} {word_of(clip, 2390)}")[0]) == 0
-    with pytest.raises(BestiaryError, match=r"called 'FIRST' is already loaded \(first, second\)"):
+    with pytest.raises(BestiaryError, match=r"named 'FIRST' is already loaded \(first, second\)"):
         with_dictionary(both, NamedDictionary("FIRST", first))
 
 
 def test_wrong_widths_are_refused_with_both_numbers(sd15_model, sdxl_model, demo_model):
     narrow = birds(sd15_model.clip)
-    with pytest.raises(BestiaryError, match=r"clip_l \(32 wide\), the connected CLIP needs clip_l \(128 wide\)"):
+    with pytest.raises(BestiaryError, match=r"clip_l \(32 wide\), the connected CLIP takes clip_l \(128 wide\)"):
         with_dictionary(demo_model.clip, NamedDictionary("birds", narrow))
     changed = birds(sdxl_model.clip)
     changed = birds(sdxl_model.clip, embeddings={**changed.embeddings, "clip_g": torch.zeros(4, 7)})
