@@ -318,11 +318,11 @@ def test_regions_that_cannot_be_honoured_are_told(part, spans, images, message):
 def test_a_part_that_no_prompt_holds_stops_the_sampler_and_leaves_nothing(sd15):
     patched = confine_part(sd15, region("tail"))
     before = str(patched.model_options)
-    with pytest.raises(BestiaryError, match="holds the part 'tail'"):
+    with pytest.raises(BestiaryError, match="contains the part 'tail'"):
         sample(patched)
     assert str(patched.model_options) == before
     # an idle region says so as well
-    with pytest.raises(BestiaryError, match="holds the part 'tail'"):
+    with pytest.raises(BestiaryError, match="contains the part 'tail'"):
         sample(confine_part(sd15, region("tail", strength=0.0)))
     assert sample(sd15).isfinite().all()
 

@@ -133,7 +133,7 @@ def test_clip_skip_takes_an_earlier_layer(demo_model):
 def test_broken_folders_are_told(tmp_path):
     from bestiary.nodes.demo.demo_model import load_demo_model
 
-    with pytest.raises(BestiaryError, match="lacks unet/config.json"):
+    with pytest.raises(BestiaryError, match="unet/config.json of the embedded model cannot be read"):
         load_demo_model(tmp_path)
     folder = tmp_path / "base_model"
     shutil.copytree(BASE, folder)

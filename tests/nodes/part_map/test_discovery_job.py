@@ -120,7 +120,7 @@ def test_features_of_photographs_need_three_different_pictures(drawn_images):
     source = RealFeatures(image_size=64, grid=8)
     with pytest.raises(BestiaryError, match="2 pictures in the input images: parts are found by comparing"):
         find_parts([drawn_images[:2]], None, source, CHOICE, GraphProgress(None))
-    with pytest.raises(BestiaryError, match="all 4 pictures of the input images are alike"):
+    with pytest.raises(BestiaryError, match="all 4 pictures of the input images are identical"):
         find_parts([drawn_images[:1].expand(4, -1, -1, -1)], None, source, CHOICE, GraphProgress(None))
 
 

@@ -84,7 +84,7 @@ def test_the_newest_is_the_newest_of_its_kind(started, settings, kind: str) -> N
         ("moth", "parts", "run moth is of another kind: this node can resume only trainings of parts; choose 'start anew', or "),
         ("birds", "spectrum", "run birds is of another kind: this node can resume only trainings of spectra; choose 'start anew', or 'moth'"),
         ("moht", "spectrum", "no run 'moht' to resume in output/bestiary; choose 'start anew', or 'moth'"),
-        ("../birds", "parts", "no run '../birds' in output/bestiary"),
+        ("../birds", "parts", "no run '../birds' to resume in output/bestiary"),
     ],
 )  # fmt: skip
 def test_runs_that_cannot_be_gone_on_with(started, settings, resume: str, kind: str, message: str) -> None:
