@@ -168,7 +168,7 @@ def test_files_that_are_none_of_ours_are_refused_before_anything_runs(server, fo
         (
             "a bird",
             {"spectrum_2": ["wide", 0]},
-            "Spectrum Prompt: spectrum 'wide' was trained for sd15 and holds vectors",
+            "Spectrum Prompt: spectrum 'wide' was trained for sd15 and contains vectors",
         ),
         ("a bird", {"presets": "mood 1-2"}, "line 1 of the presets, 'mood 1-2': write one attribute per line"),
     ],

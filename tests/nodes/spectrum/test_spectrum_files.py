@@ -113,7 +113,7 @@ def test_a_file_of_another_width_is_refused(sd15_model, sdxl_model):
         "spectrum 'corgi' was trained for sd15 and contains vectors for clip_l (768 wide); the connected CLIP needs clip_l "
         "(32 wide): load a sd15 checkpoint, or a spectrum for this one"
     )
-    with pytest.raises(BestiaryError, match=r"takes clip_g \(64 wide\), clip_l \(32 wide\)"):
+    with pytest.raises(BestiaryError, match=r"needs clip_g \(64 wide\), clip_l \(32 wide\)"):
         check_spectrum_widths("corgi", spectrum(), sdxl_model.clip)
 
 

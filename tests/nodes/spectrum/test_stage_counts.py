@@ -54,7 +54,7 @@ def test_unreached_stages_are_counted_as_nothing():
         ({"steps": "1001"}, "1001 steps with denoise 1 over 10 stages cannot be counted: at most 1000 steps in all"),
         ({"steps": "900", "denoise": "0.01"}, "900 steps with denoise 0.01 .* cannot be counted"),
         ({"stages": "251"}, "over 251 stages cannot be counted"),
-        ({"denoise": "nan"}, "denoise 'nan' leaves no step"),
+        ({"denoise": "nan"}, "denoise 'nan' is out of range"),
         ({"denoise": "0"}, "denoise '0' is out of range: enter a number above 0, up to 1"),
         ({"scheduler": "../x"}, "no scheduler '../x'; choose"),
         ({"sampler": "x" * 100}, "sampler of 100 characters: at most 60 are accepted"),

@@ -358,7 +358,7 @@ def test_intersecting_with_the_whole_way_drops_the_filler_alone():
 def test_empty_ranges_are_told():
     from bestiary.nodes.spectrum.stage_ranges import intersect_range
 
-    with pytest.raises(BestiaryError, match=r"range 0\.6 to 0\.4: enter a start below the end"):
+    with pytest.raises(BestiaryError, match=r"range 0\.6 to 0\.4 is invalid: enter a start below the end"):
         intersect_range(staged(3), 0.6, 0.4, outside=None, model=None)
     early = intersect_range(plain(), 0.0, 0.2, outside=None, model=None)[0]
     with pytest.raises(BestiaryError, match=r"no part of the conditioning \(0 to 0\.2\) is between 0\.5 and 1"):
