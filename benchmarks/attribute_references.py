@@ -23,8 +23,8 @@ from bestiary.demo.creatures import (
     Species,
     draw_creature,
 )
+from bestiary.trainer.evaluation.drawn_judge import BackdropJudge
 from PIL import Image
-from sklearn.linear_model import LogisticRegression
 from torch import Tensor
 
 ROLES = ("layout", "content", "material", "style")
@@ -38,9 +38,6 @@ EXPECTED = {
     "place": "style",
     "light": "style",
 }
-_GRID = 12
-_JUDGE_DRAWINGS = 40
-"""Drawings of every place and light that the judge of backdrops learns from."""
 
 
 @dataclass(frozen=True)
@@ -83,43 +80,6 @@ def write_drawings(folder: Path, reference: Reference, count: int, seed: int) ->
             Image.fromarray(drawing.image).save(temporary, "PNG")
         images.append(torch.from_numpy(drawing.image.copy()).permute(2, 0, 1).float() / 255)
     return torch.stack(images)
-
-
-class BackdropJudge:
-    """Tells place and light of a picture from the colours around the creature, learned from drawings of other creatures."""
-
-    def __init__(self, seed: int = 0) -> None:
-        """Learn from `_JUDGE_DRAWINGS` drawings of every place and light; features are `(n, 3 * cells)`."""
-        rng = np.random.default_rng((seed, 13))
-        scenes = [Scene(place, light, str(rng.choice(("left", "right")))) for place in PLACES for light in LIGHTS]
-        features, names = [], []
-        for scene in scenes:
-            for _ in range(_JUDGE_DRAWINGS):
-                looks = [
-                    PartLook(str(rng.choice(SHAPES[p])), str(rng.choice(list(COLORS))), str(rng.choice(PATTERNS)))
-                    for p in PARTS
-                ]
-                image = draw_creature(Species("any", tuple(looks)), rng, scene=scene).image
-                features.append(_border(torch.from_numpy(image.copy()).permute(2, 0, 1).float().unsqueeze(0) / 255)[0])
-                names.append((scene.place, scene.light))
-        # the cells of the border are enough: place and light are seen there, the creature hardly
-        table = torch.stack(features).numpy()
-        self._place = LogisticRegression(max_iter=400, C=3.0).fit(table, [place for place, _ in names])
-        self._light = LogisticRegression(max_iter=400, C=3.0).fit(table, [light for _, light in names])
-
-    def judge(self, images: Tensor) -> tuple[list[str], list[str]]:
-        """Places and lights of images `(B, 3, 128, 128)` in 0..1."""
-        table = _border(images).numpy()
-        return [str(name) for name in self._place.predict(table)], [str(name) for name in self._light.predict(table)]
-
-
-def _border(images: Tensor) -> Tensor:
-    """Mean colours `(B, n)` of the cells along the edges of a grid."""
-    cells = torch.nn.functional.adaptive_avg_pool2d(images.float(), _GRID)  # (B, 3, 12, 12)
-    # the upper edge is wider than the lower one: the sky tells the light
-    edge = torch.zeros(_GRID, _GRID, dtype=torch.bool)
-    edge[:3], edge[-2:], edge[:, :2], edge[:, -2:] = True, True, True, True
-    return cells[:, :, edge].flatten(1)  # (B, 3 * cells)
 
 
 class ReferenceJudge:

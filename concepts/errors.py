@@ -1,10 +1,10 @@
-"""The one exception type for faults a user can mend."""
+"""The exception type for errors that a user can fix."""
 
 
 class BestiaryError(ValueError):
-    """A fault in what the user gave: the message names the value, the cause and the remedy."""
+    """An error in the user's input: the message gives the value, the cause and the remedy."""
 
     def __init__(self, message: object = "", *, option: str | None = None) -> None:
-        """`option`: the setting or input the fault is about, such as method.min_snr, for a face that has its own word for it."""
+        """`option`: the setting that the error is about, such as method.min_snr, so that commands and nodes can name their own."""
         super().__init__(message)
         self.option = option

@@ -1,7 +1,7 @@
-"""The one rule by which a typed name finds parts, kinds, spectra, attributes and dictionaries; and the choices to show otherwise.
+"""Search of parts, kinds, spectra, attributes and dictionaries by typed names, and lists of choices for error messages.
 
-A name spelt exactly as typed goes first, then names that are equal in their plain form (`plain_name`). A number is an index or
-an id only where all that was typed is a number (`typed_number`).
+Exact matches take precedence over names with the same plain form (`plain_name`). A number is an index or an id only if the
+whole text is a number (`typed_number`).
 """
 
 import difflib
@@ -12,20 +12,20 @@ from typing import Generic, TypeVar
 Key = TypeVar("Key")
 
 SHOWN_CHOICES = 12
-"""Names or numbers that one error message lists."""
+"""Maximum names or numbers in one error message."""
 LONGEST_SHOWN = 60
-"""Characters of one name in a message."""
+"""Maximum characters of one name in a message."""
 LONGEST_COMPARED = 200
-"""Characters of a name that are compared with others; comparing costs the square of the length."""
+"""Maximum characters of a name to compare; the cost grows with the square of the length."""
 
 
 def plain_name(text: str) -> str:
-    """The form in which names are compared: case, hyphens, underscores and runs of spaces make no difference."""
+    """Normal form for comparisons of names: case, hyphens, underscores and runs of spaces make no difference."""
     return re.sub(r"[-_\s]+", " ", text).strip().casefold()
 
 
 class NameIndex(Generic[Key]):
-    """Names with what each stands for, indexed once so that a look-up costs the same however many there are."""
+    """Index of names, so that the cost of a look-up does not depend on their number."""
 
     def __init__(self, named: Iterable[tuple[str, Key]]) -> None:
         """Pairs of a name and its key; names may repeat."""
@@ -36,20 +36,20 @@ class NameIndex(Generic[Key]):
             self._plain.setdefault(plain_name(name), []).append(key)
 
     def find(self, typed: str) -> list[Key]:
-        """Keys of the names spelt exactly as typed, else of those with the same plain form; in the order they were given.
+        """Keys of the names spelt exactly as typed, otherwise of those with the same plain form, in the given order.
 
-        "left wing" and "left_wing" have the same plain form, and are still two names where both exist.
+        "left wing" and "left_wing" have the same plain form, but are different names if both exist.
         """
         return self._exact.get(typed.strip()) or self._plain.get(plain_name(typed), [])
 
 
 def same_names(typed: str, names: Iterable[str]) -> list[int]:
-    """Places of the names that a typed one means; see `NameIndex.find`."""
+    """Positions of the names that match a typed one; see `NameIndex.find`."""
     return NameIndex((name, place) for place, name in enumerate(names)).find(typed)
 
 
 def same_name(typed: str, names: Iterable[str]) -> str | None:
-    """The first of these names that a typed one means, as it is spelt; None if there is none."""
+    """The first of the names that matches a typed one, in its own spelling; None if none does."""
     return next(iter(NameIndex((name, name) for name in names).find(typed)), None)
 
 
@@ -59,7 +59,7 @@ def typed_number(text: str) -> int | None:
 
 
 def shown_name(name: str) -> str:
-    """A name as it stands in a message: quoted, shortened, control characters escaped."""
+    """A name for a message: quoted, shortened, control characters escaped."""
     return repr(name if len(name) <= LONGEST_SHOWN else name[: LONGEST_SHOWN - 1] + "…")
 
 
@@ -68,7 +68,7 @@ def choices_text(wanted: str, names: Sequence[str]) -> str:
     by_plain: dict[str, list[str]] = {}
     for name in names:
         by_plain.setdefault(plain_name(name), []).append(name)
-    # compared in the plain form, shown as they are spelt
+    # compare normal forms, show the original spelling
     close = difflib.get_close_matches(plain_name(wanted[:LONGEST_COMPARED]), list(by_plain), n=5, cutoff=0.5)
     ordered = [name for plain in close for name in by_plain[plain]]
     ordered += [name for name in names if plain_name(name) not in close]
@@ -80,7 +80,7 @@ def choices_text(wanted: str, names: Sequence[str]) -> str:
 def number_ranges(numbers: Iterable[int]) -> str:
     """Whole numbers as ranges, "0..3, 7, 9..12"; at most a dozen ranges."""
     runs: list[list[int]] = []
-    # a number next to the last run makes that run longer
+    # a consecutive number extends the last run
     for number in sorted(set(numbers)):
         if runs and number == runs[-1][1] + 1:
             runs[-1][1] = number

@@ -1,4 +1,4 @@
-"""A small classifier that reads colour, pattern and shape of every part off a creature's picture, trained on drawings."""
+"""A small classifier of the colour, pattern and shape of every part of a drawn creature, trained on drawings."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _IMAGE_SIZE = 128
 
 @dataclass(frozen=True)
 class AttributeScores:
-    """Shares, 0..1, of parts whose attribute is judged as the species says; `by_part` splits them up."""
+    """Shares, 0..1, of parts whose predicted attribute matches the species; `by_part` gives them per part."""
 
     color: float
     pattern: float
@@ -30,11 +30,11 @@ class AttributeScores:
     by_part: dict[str, dict[str, float]]
     """part -> attribute -> share."""
     all_three: float
-    """Share of parts with colour, pattern and shape right together."""
+    """Share of parts with colour, pattern and shape all correct."""
 
 
 def words_of(part: str, attribute: str) -> tuple[str, ...]:
-    """The words that class numbers of an attribute stand for, such as the shapes of a part."""
+    """The words of an attribute in the order of its class numbers, such as the shapes of a part."""
     return {"color": tuple(COLORS), "pattern": PATTERNS, "shape": SHAPES[part]}[attribute]
 
 
@@ -66,7 +66,7 @@ class AttributeJudge(nn.Module):
 
     def forward(self, images: Tensor) -> tuple[dict[str, Tensor], Tensor]:
         """Images (B, 3, 128, 128) in 0..1 -> logits by attribute, each (B, parts, classes), and part maps (B, parts, 16, 16)."""
-        # the maps say where each part is: its features are pooled there, mean and spread
+        # attention pooling: mean and standard deviation of the features, weighted by each part's map
         features = self.stages(images * 2 - 1)  # (B, C, 16, 16)
         maps = self.part_maps(features)  # (B, P, 16, 16)
         weights = maps.flatten(2).softmax(dim=-1)  # (B, P, 256)
@@ -82,14 +82,14 @@ class AttributeJudge(nn.Module):
 
     @classmethod
     def load(cls, path: Path = JUDGE_FILE) -> AttributeJudge:
-        """The shipped judge in fp32, ready to use; raises BestiaryError where its file is missing or not a judge's."""
+        """The shipped judge in fp32, in eval mode; raises BestiaryError if its file is missing or not a judge."""
         if not path.exists():
             raise BestiaryError(
                 f"no judge at {path}; train one with `python -m bestiary.trainer.base_model.train_judge`"
             )
         judge = cls()
         tensors = {name: tensor.float() for name, tensor in load_file(path).items()}
-        # a judge of another version has other tensors
+        # another version of the judge has different tensors; load_state_dict would not name the remedy
         strange = set(tensors) ^ set(judge.state_dict())
         if strange:
             raise BestiaryError(f"{path} is not a judge of this version: tensors {sorted(strange)[:4]} do not match")
@@ -112,13 +112,13 @@ class AttributeJudge(nn.Module):
         if images.shape[-2:] != (_IMAGE_SIZE, _IMAGE_SIZE):
             images = functional.interpolate(images, (_IMAGE_SIZE, _IMAGE_SIZE), mode="bilinear", antialias=True)
         self.eval()
-        # in portions: activations of many pictures at once would fill the memory
+        # batches of 64: activations of many pictures at once would fill the memory
         portions = [self.forward(some)[0] for some in images.float().split(64)]
         picked = [torch.cat([p[name] for p in portions]).argmax(dim=-1) for name in ATTRIBUTES]  # (B, P) each
         return torch.stack(picked, dim=-1)  # (B, P, 3)
 
     def score_against_species(self, images: Tensor, species: Sequence[Species]) -> AttributeScores:
-        """How often images (B, 3, 128, 128) in 0..1 show the looks of their B species."""
+        """Shares of images (B, 3, 128, 128) in 0..1 that match the looks of their B species."""
         if len(images) != len(species):
             raise BestiaryError(f"{len(images)} images cannot be scored against {len(species)} species; give one each")
         right = self.classes(images).cpu() == species_classes(species)  # (B, P, 3)

@@ -37,7 +37,7 @@ def look_words(part: str, look: PartLook) -> str:
 
 
 def scene_words(scene: Scene) -> list[str]:
-    """Words of a scene: place, light, facing, each a phrase of its own."""
+    """Phrases of a scene: place, light, facing."""
     article = "in the" if scene.place in ("snow", "mountains") else "in a"
     light = {"day": "at day", "dusk": "at dusk", "night": "at night"}[scene.light]
     return [f"{article} {scene.place}", light, f"facing {scene.facing}"]
@@ -47,14 +47,14 @@ def caption_of(species: Species, scene: Scene, rng: np.random.Generator | None =
     """Caption of a species in a scene.
 
     Without `rng` the full caption in the order of `PARTS`. With `rng` a random caption for training: one in ten is
-    empty, one in twenty names only the subject, else parts come in random order and each is left out with a
-    probability that is itself random; place, light and facing are left out now and then.
+    empty, one in twenty names only the subject, in all others parts come in random order and each is omitted with a
+    probability that is itself random; place, light and facing are each omitted with a probability of 25 %.
     """
-    # the full caption, of which nothing is left to chance
+    # without rng the caption is complete and deterministic
     if rng is None:
         phrases = [look_words(part, species.look(part)) for part in PARTS]
         return " , ".join([f"a photo of a creature with {phrases[0]}", *phrases[1:], *scene_words(scene)])
-    # now and then no caption, or the subject alone: guidance needs a model that knows the empty one too
+    # some captions are empty or name only the subject: classifier-free guidance needs the empty caption
     kind = rng.random()
     if kind < 0.1:
         return ""
@@ -62,7 +62,7 @@ def caption_of(species: Species, scene: Scene, rng: np.random.Generator | None =
     subject = SUBJECTS[int(rng.choice(3, p=(0.6, 0.3, 0.1)))]
     if kind < 0.15:
         return f"{opening} {subject}"
-    # how much is left out differs from caption to caption, so that short and full ones are both common
+    # the drop rate varies per caption, so that both short and full captions are common
     drop = rng.choice((0.0, 0.15, 0.5))
     shown = [PARTS[i] for i in rng.permutation(len(PARTS)) if rng.random() >= drop]
     phrases = [_short_look(part, species.look(part), rng) for part in shown]
@@ -77,6 +77,6 @@ def caption_of(species: Species, scene: Scene, rng: np.random.Generator | None =
 
 
 def _short_look(part: str, look: PartLook, rng: np.random.Generator) -> str:
-    """Words of one part with single attributes left out now and then."""
+    """Words of one part, each attribute omitted with a probability of 8 %."""
     words = [w for w in (look.color, look.pattern, look.shape) if rng.random() >= 0.08]
     return " ".join([*words, part])

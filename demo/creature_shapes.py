@@ -33,7 +33,7 @@ BODY_PLANS: dict[str, BodyPlan] = {
 
 def smooth_closed(points: Iterable[tuple[float, float]], samples: int = 5) -> np.ndarray:
     """Closed Catmull-Rom curve through `points` -> (len * samples, 2) float32."""
-    # a cubic Hermite segment between neighbours, with tangents through the points on both sides
+    # cubic Hermite segments; the tangent at a knot is half the difference of its neighbours
     knots = np.asarray(list(points), dtype=np.float32)  # (K, 2)
     before, after, later = np.roll(knots, 1, 0), np.roll(knots, -1, 0), np.roll(knots, -2, 0)
     t = np.linspace(0, 1, samples, endpoint=False, dtype=np.float32)[None, :, None]  # (1, S, 1)
@@ -57,7 +57,7 @@ def _corners(*points: tuple[float, float]) -> np.ndarray:
 def _limb(path: Points, widths: list[float]) -> np.ndarray:
     """Rounded limb along `path` with half-widths `widths` at its knots -> (M, 2)."""
     knots = np.asarray(path, dtype=np.float32)  # (K, 2)
-    # half a width to each side of the path, at right angles to it; back along the other side closes the outline
+    # offset the path to both sides along its normal; the second side is traversed backwards to close the outline
     along = np.gradient(knots, axis=0)
     along /= np.linalg.norm(along, axis=1, keepdims=True)
     across = np.stack([-along[:, 1], along[:, 0]], axis=1) * np.asarray(widths, dtype=np.float32)[:, None]
@@ -155,7 +155,7 @@ def _legs() -> dict[str, list[np.ndarray]]:
 @lru_cache(maxsize=1)
 def part_outlines() -> dict[str, dict[str, list[np.ndarray]]]:
     """Polygons by part and shape, each (M, 2) float32 around the part's joint; parts of several polygons are their union."""
-    # made once: every drawing uses the same outlines
+    # cached: every drawing uses the same outlines
     return {"head": _heads(), "body": _bodies(), "wing": _wings(), "tail": _tails(), "legs": _legs()}
 
 
@@ -169,7 +169,7 @@ PATTERN_AXES: dict[str, tuple[float, float]] = {
     "tail": (-1.0, -0.1),
     "legs": (0.0, 1.0),
 }
-"""Unit direction, by part, along which its stripes follow each other and its dipped end lies."""
+"""Unit direction, by part, perpendicular to its stripes; points towards the dipped end."""
 
 DIP_STARTS: dict[str, float] = {"head": 14.0, "body": 0.0, "wing": 19.0, "tail": 17.0, "legs": 14.0}
-"""Position along the axis, in pixels at scale 1, from which a dipped part wears its second colour."""
+"""Position along the axis, in pixels at scale 1, from which a dipped part has its second colour."""

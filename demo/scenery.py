@@ -1,4 +1,4 @@
-"""Painted backgrounds behind the creatures: a few variants per place and light, each made once and kept."""
+"""Painted backgrounds behind the creatures: a few variants per place and light, each painted once and cached."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from PIL import Image, ImageDraw
 from .species import LIGHTS, PLACES
 
 VARIANTS = 10
-"""Backgrounds per place and light; a drawing takes one and cuts a random window out of it."""
+"""Backgrounds per place and light; a drawing uses a random window of one of them."""
 WIDTH, HEIGHT = 200, 152
 """Size of a background in pixels; a window of 128 px is cut out."""
 
@@ -21,7 +21,7 @@ LIGHT_TINTS: dict[str, tuple[float, float, float]] = {
     "dusk": (0.98, 0.74, 0.66),
     "night": (0.60, 0.64, 0.86),
 }
-"""Factor on R, G, B that a light puts on creature and ground."""
+"""Factors on R, G, B of creature and ground, by light."""
 
 _SKIES: dict[str, tuple[Color, Color]] = {
     "day": ((120, 186, 240), (206, 232, 248)),
@@ -45,7 +45,7 @@ def _tinted(color: Color, light: str) -> Color:
 
 
 class _Painter:
-    """A canvas at twice the size with the few strokes that all places need."""
+    """A canvas of twice the size, with the brush strokes shared by all places."""
 
     def __init__(self, rng: np.random.Generator, light: str) -> None:
         """An empty picture (2 * HEIGHT, 2 * WIDTH, 3) with a random horizon; `light` tints all that is painted."""
@@ -56,13 +56,13 @@ class _Painter:
         self.draw = ImageDraw.Draw(self.image)
 
     def shade(self, color: Color) -> Color:
-        """Colour under this light, with a little random brightness."""
+        """Colour under this light, with a slight random variation of brightness."""
         factor = self.rng.uniform(0.92, 1.06)
         return _tinted(tuple(int(c * factor) for c in color), self.light)  # type: ignore[arg-type]
 
     def gradient(self, top: int, bottom: int, colors: tuple[Color, Color]) -> None:
         """Vertical blend from the first to the second colour between two rows."""
-        # one column of colours, stretched over the width
+        # one column of colours, resized to the full width: cheaper than a full array
         blend = np.linspace(0, 1, max(bottom - top, 1))[:, None]
         rows = (np.array(colors[0]) * (1 - blend) + np.array(colors[1]) * blend).astype(np.uint8)  # (rows, 3)
         self.image.paste(Image.fromarray(rows[:, None]).resize((self.width, len(rows))), (0, top))
@@ -72,7 +72,7 @@ class _Painter:
         self.draw.ellipse((x - rx, y - ry, x + rx, y + ry), fill=color)
 
     def spread(self, low: int, high: int) -> list[float]:
-        """Between `low` and `high` places along the width, not too close to each other."""
+        """Between `low` and `high` x positions along the width, jittered on an even grid."""
         count = int(self.rng.integers(low, high + 1))
         return [(i + self.rng.uniform(0.2, 0.8)) * self.width / count for i in range(count)]
 
@@ -225,7 +225,7 @@ _PAINTERS = {
 @cache
 def background(place: str, light: str, variant: int) -> np.ndarray:
     """Background number `variant` of a place and light -> (152, 200, 3) uint8, the same in every run."""
-    # a seed of its own for every background, so that none depends on what was painted before
+    # a separate seed per background, so that the result does not depend on the painting order
     rng = np.random.default_rng((PLACES.index(place), LIGHTS.index(light), variant))
     painter = _Painter(rng, light)
     painter.sky()
@@ -238,7 +238,7 @@ def background(place: str, light: str, variant: int) -> np.ndarray:
 def cut_window(place: str, light: str, rng: np.random.Generator) -> np.ndarray:
     """A random 128 px window of a random background -> (128, 128, 3) float32, 0..255."""
     picture = background(place, light, int(rng.integers(VARIANTS)))
-    # mirrored, cut at a random place and a little brighter or darker: few backgrounds look like many
+    # augmentation by mirroring, cropping and brightness: a few backgrounds look like many
     if rng.random() < 0.5:
         picture = picture[:, ::-1]
     top, left = rng.integers(HEIGHT - 128 + 1), rng.integers(WIDTH - 128 + 1)

@@ -1,4 +1,4 @@
-"""What a drawn creature is made of: parts, shapes, colours, patterns, species, and which looks are held out."""
+"""Vocabulary of drawn creatures: parts, shapes, colours, patterns, species, and the held-out combinations."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ SHAPES: dict[str, tuple[str, ...]] = {
     "tail": ("fanned", "forked", "bushy", "paddle", "spiked"),
     "legs": ("sturdy", "bent", "webbed", "flared", "knobby"),
 }
-"""Shape words by part. No word is used for two parts."""
+"""Shape words by part; each word belongs to one part only."""
 
 COLORS: dict[str, tuple[int, int, int]] = {
     "red": (214, 40, 40),
@@ -61,7 +61,7 @@ FACINGS: tuple[str, ...] = ("left", "right")
 
 @dataclass(frozen=True)
 class PartLook:
-    """How one part looks: a word of `SHAPES[part]`, of `COLORS` and of `PATTERNS`."""
+    """Look of one part: a word of `SHAPES[part]`, of `COLORS` and of `PATTERNS`."""
 
     shape: str
     color: str
@@ -80,7 +80,7 @@ class Species:
             raise BestiaryError(
                 f"species {self.name!r} has {len(self.looks)} looks, but {len(PARTS)} are needed: {', '.join(PARTS)}"
             )
-        # words are checked here, once: everything after may look them up blindly
+        # validated once here, so that later lookups cannot fail
         for part, look in zip(PARTS, self.looks, strict=True):
             _check_word(self.name, part, "shape", look.shape, SHAPES[part])
             _check_word(self.name, part, "color", look.color, tuple(COLORS))
@@ -95,7 +95,7 @@ class Species:
 
 @dataclass(frozen=True)
 class Scene:
-    """Where and how a creature stands: a word of `PLACES`, of `LIGHTS` and of `FACINGS`."""
+    """Setting of a creature: a word of `PLACES`, of `LIGHTS` and of `FACINGS`."""
 
     place: str
     light: str = "day"
@@ -113,7 +113,7 @@ def _check_word(owner: str, part: str, field: str, word: str, valid: tuple[str, 
 
 
 def is_held_out(part: str, shape: str, pattern: str) -> bool:
-    """Whether the pair (shape, pattern) of `part` is kept away from `random_species`: about every third pair."""
+    """True if the pair (shape, pattern) of `part` is excluded from `random_species`: about every third pair."""
     return (SHAPES[part].index(shape) + PATTERNS.index(pattern) + PARTS.index(part)) % 3 == 0
 
 
@@ -126,7 +126,7 @@ def random_species(rng: np.random.Generator) -> Species:
     """A creature with uniformly drawn looks, none of them a held-out (part, shape, pattern) pair."""
     looks = []
     for part in PARTS:
-        # a shape and a pattern are drawn together, since pairs are held out
+        # shape and pattern are drawn jointly, because pairs are held out, not single words
         open_pairs = [(s, p) for s in SHAPES[part] for p in PATTERNS if not is_held_out(part, s, p)]
         shape, pattern = open_pairs[rng.integers(len(open_pairs))]
         looks.append(PartLook(shape, str(rng.choice(list(COLORS))), pattern))
@@ -134,7 +134,7 @@ def random_species(rng: np.random.Generator) -> Species:
 
 
 def random_scene(rng: np.random.Generator) -> Scene:
-    """A scene with uniformly drawn place and facing; half of the scenes lie in daylight."""
+    """A scene with uniformly drawn place and facing; half of the scenes are in daylight."""
     place, facing = str(rng.choice(PLACES)), str(rng.choice(FACINGS))
     return Scene(place, str(rng.choice(LIGHTS, p=(0.5, 0.25, 0.25))), facing)
 
@@ -146,10 +146,10 @@ _HELD_OUT_NAMES = (
 
 
 def _held_out_species(index: int, name: str) -> Species:
-    """Species `index`: a held-out pair in every part, looks spread so that no two species share one of a part."""
+    """Species `index`: a held-out pair in every part, chosen so that no two species share a look of a part."""
     looks = []
     colors = list(COLORS)
-    # steps through the held-out pairs and the colours, by other strides in every part
+    # a different stride through pairs and colours in every part keeps the species distinct
     for number, part in enumerate(PARTS):
         pairs = held_out_pairs(part)
         shape, pattern = pairs[(index * 5 + number * 3) % len(pairs)]

@@ -32,6 +32,8 @@ _PANELS = {
     "BestiaryDiscoverParts": 580,
     "BestiaryTrainParts": 580,
     "BestiaryTrainSpectrum": 580,
+    "BestiaryTrainDreamBooth": 580,
+    "BestiaryEditLayout": 420,
     "BestiaryStageText": 285,
     "BestiarySpectrumPrompt": 60,
 }

@@ -5,6 +5,8 @@ Every function fills a `Graph`; names of parts and kinds come from the shipped d
 
 from __future__ import annotations
 
+from dreambooth_templates import DREAMBOOTH_EXAMPLES
+from scene_templates import SCENE_EXAMPLES
 from spectrum_templates import SPECTRUM_EXAMPLES
 from template_pieces import (
     SCENE,
@@ -403,5 +405,7 @@ EXAMPLES: dict[str, Example] = {
     "sd15_mix_parts": Example(sd15_mix_parts, runs=False),
     "deepfloyd_if_cascade": Example(deepfloyd_if_cascade, runs=False),
     **SPECTRUM_EXAMPLES,
+    **SCENE_EXAMPLES,
+    **DREAMBOOTH_EXAMPLES,
 }
 """Every example by the name of its file."""

@@ -1,7 +1,7 @@
-"""What the browser may ask: dictionaries, trainings, discoveries, their pictures, and stages. Reading only.
+"""HTTP routes for the browser: dictionaries, trainings, discoveries, their pictures, and stages. Read-only.
 
-A name in an address is one of those that ComfyUI lists for models/bestiary, or of a run in output/bestiary, never a path. All of
-it also answers under /api.
+A name in a URL is one that ComfyUI lists for models/bestiary, or that of a run in output/bestiary, never a path. All routes
+also exist under /api.
 """
 
 from __future__ import annotations
@@ -32,24 +32,24 @@ if TYPE_CHECKING:
     from .part_dictionary.dictionary_listing import ThumbnailPages
 
 MOST_DICTIONARIES = 2000
-"""Names that one answer lists."""
+"""Maximum number of names per response."""
 LONGEST_ADDRESS = 400
-"""Characters of a name in an address."""
+"""Maximum characters of a name in a URL."""
 _STARTED = secrets.token_hex(4)
-"""Tells what this server said from what one before it said."""
+"""Part of the ETags that distinguishes this server process from earlier ones."""
 _WHOLE_PATH = re.compile(r"(?<![\w.:/\\])(?:/|[A-Za-z]:[\\/])(?:[^\s/\\'\"]+[/\\])+")
-"""Folders at the beginning of a path that starts at the root, but for those with spaces."""
+"""Leading folders of an absolute path, unless they contain spaces."""
 _log = logging.getLogger(__name__)
 
 Handler = Callable[["web.Request"], Awaitable["web.Response"]]
 
 
 def listed_dictionaries() -> dict[str, object]:
-    """Files that may be dictionaries, with their sizes in bytes; what they hold is looked at only when they are opened."""
+    """Files that may be dictionaries, with their sizes in bytes; their contents are read only when they are opened."""
     names = dictionary_names()
     facts = []
     for name in names[:MOST_DICTIONARIES]:
-        # a link that leads nowhere, or a file that went meanwhile, must not take the others away
+        # a broken link or a file deleted meanwhile must not break the list
         with contextlib.suppress(OSError, BestiaryError):
             facts.append({"name": name, "called": name_of_file(name), "bytes": concept_path(name).stat().st_size})
     return {"dictionaries": facts, "more": max(0, len(names) - MOST_DICTIONARIES)}
@@ -57,7 +57,7 @@ def listed_dictionaries() -> dict[str, object]:
 
 @functools.cache
 def add_routes() -> bool:
-    """Offers the routes, once; False where there is no server, as in tests. To be called before ComfyUI starts to serve."""
+    """Adds the routes once, before ComfyUI starts serving; returns False without a server, as in tests."""
     server = running_server()
     if server is None:
         return False
@@ -118,7 +118,7 @@ async def show_spectrum(request: web.Request) -> web.Response:
 
 
 async def show_newest_run(request: web.Request) -> web.Response:
-    """GET /bestiary/newest_run/NAME?kind=parts: the newest run that a training of this name made; `run` is null without one."""
+    """GET /bestiary/newest_run/NAME?kind=parts: the latest run of a training of this name; `run` is null if there is none."""
     from .runs.run_listing import list_run, newest_run, run_stamp
 
     run = await asyncio.to_thread(newest_run, request.match_info["name"], request.query.get("kind"))
@@ -141,6 +141,7 @@ async def show_run_picture(request: web.Request) -> web.Response:
 
     name, sheet = request.match_info["name"], request.query.get("sheet", "pictures")
     asked = request.query.get("step", "")
+    # int() raises ValueError for more than 4,300 digits
     step = int(asked) if asked.isdecimal() and len(asked) <= 12 else None
 
     def picture() -> bytes:
@@ -161,7 +162,7 @@ async def show_stage_steps(request: web.Request) -> web.Response:
 
 
 async def show_newest_discovery(request: web.Request) -> web.Response:
-    """GET /bestiary/newest_discovery/NODE?workflow=ID&client=ID: key of a node's newest discovery; null where none is kept."""
+    """GET /bestiary/newest_discovery/NODE?workflow=ID&client=ID: key of a node's latest discovery, or null."""
     from .part_map.found_parts import DISCOVERIES
     from .part_map.kept_discoveries import BlockPlace
 
@@ -183,30 +184,30 @@ async def show_discovery(request: web.Request) -> web.Response:
 
 
 async def show_discovered_picture(request: web.Request) -> web.Response:
-    """GET /bestiary/discovered/KEY/picture?number=0: a picture that was looked at, WebP."""
+    """GET /bestiary/discovered/KEY/picture?number=0: a picture of the discovery, WebP."""
     from .part_map.found_parts import picture_of
 
     return await _answer(request, *_discovered(request, picture_of))
 
 
 async def show_discovered_labels(request: web.Request) -> web.Response:
-    """GET /bestiary/discovered/KEY/labels?number=0: numbers of the found parts on the patch grid, PNG."""
+    """GET /bestiary/discovered/KEY/labels?number=0: numbers of the discovered parts on the patch grid, PNG."""
     from .part_map.found_parts import labels_of
 
     return await _answer(request, *_discovered(request, labels_of), "image/png")
 
 
 def unpack_text(packed: str) -> str:
-    """Text from its address form: UTF-8, raw deflate, base64 with - and _ instead of + and /.
+    """Text from its packed form in a URL: UTF-8, raw deflate, base64 with - and _ instead of + and /.
 
     Raises:
-        BestiaryError: it is no such thing, or longer than edits may be.
+        BestiaryError: it is malformed.
     """
     from ..concepts.part_map.edit_script import LONGEST_SCRIPT
 
     inflate = zlib.decompressobj(-zlib.MAX_WBITS)
     try:
-        # no more than the longest text is unpacked, whatever the address promises
+        # bound the output: a small URL could expand to gigabytes
         plain = inflate.decompress(base64.urlsafe_b64decode(packed), 4 * LONGEST_SCRIPT + 1)
         return plain.decode()
     except (binascii.Error, zlib.error, ValueError) as fault:
@@ -216,7 +217,7 @@ def unpack_text(packed: str) -> str:
 def _discovered(
     request: web.Request, read: Callable[[str, int], bytes]
 ) -> tuple[Callable[[], str], Callable[[], bytes]]:
-    """Stamp and content of a picture of a discovery."""
+    """Functions for the stamp and the content of a picture of a discovery."""
     key, asked = request.match_info["key"], request.query.get("number", "")
 
     def content() -> bytes:
@@ -228,7 +229,7 @@ def _discovered(
 
 
 def _discovery_stamp(key: str, asked: str) -> str:
-    """What a key stands for never changes while the server runs; empty where it is not kept."""
+    """Stamp of a discovery, which never changes while the server runs; empty if it is no longer in memory."""
     from .part_map.found_parts import DISCOVERIES
 
     return (
@@ -240,7 +241,7 @@ def _discovery_stamp(key: str, asked: str) -> str:
 
 @functools.cache
 def _pages() -> ThumbnailPages:
-    """One for all answers, as it keeps what it has cut."""
+    """One instance for all requests, because it caches pages."""
     from .part_dictionary.dictionary_listing import ThumbnailPages
 
     return ThumbnailPages()
@@ -253,12 +254,12 @@ def _known(name: str) -> Path:
 
 
 def _unstamped() -> str:
-    """The stamp of what is always told anew."""
+    """Empty stamp, for responses that are never cached."""
     return ""
 
 
 class _Found(NamedTuple):
-    """What was found off the event loop."""
+    """Result of a request's work in a thread."""
 
     stamp: str
     content: object = None
@@ -268,14 +269,14 @@ class _Found(NamedTuple):
 async def _answer(
     request: web.Request, stamp: Callable[[], str], content: Callable[[], object], kind: str = "image/webp"
 ) -> web.Response:
-    """JSON, or a picture of this kind, or what is wrong as JSON; nothing but a header where the browser has it already.
+    """Response with JSON or a picture of this MIME type, an error as JSON, or 304 if the browser has the content already.
 
-    `stamp` changes with the content and is empty where there is none; it and `content` look at the disk and run in a thread.
+    `stamp` changes with the content and is empty if there is none; it and `content` access the disk and run in a thread.
     """
     from aiohttp import web
 
     found = await asyncio.to_thread(_look, request.path, request.headers.get("If-None-Match"), stamp, content)
-    # revalidated each time: a dictionary that was trained further shows its new thumbnails at once
+    # no-cache means revalidate every time: a retrained dictionary shows its new thumbnails at once
     headers = {"Cache-Control": "private, no-cache", "X-Content-Type-Options": "nosniff"}
     if found.fault:
         return web.json_response({"error": found.fault}, status=422 if found.stamp else 404, headers=headers)
@@ -289,7 +290,7 @@ async def _answer(
 
 
 def _look(path: str, known: str | None, stamp: Callable[[], str], content: Callable[[], object]) -> _Found:
-    """Stamp and content of an answer; no content where the browser knows this stamp already."""
+    """Stamp and content of a response; no content if the browser already has this stamp."""
     own = ""
     try:
         own = stamp()
@@ -300,18 +301,18 @@ def _look(path: str, known: str | None, stamp: Callable[[], str], content: Calla
 
 
 def _plain_fault(fault: Exception) -> str:
-    """The message without the folders of this machine."""
+    """The message without folders of this machine, which a browser must not see."""
     if isinstance(fault, OSError):
         return f"could not be read: {fault.strerror or 'unknown reason'}"
     text = str(fault)
     for folder in _folders():
         text = text.replace(f"{folder}/", "").replace(f"{folder}\\", "")
-    # and whatever else is a whole path: its last name says enough
+    # shorten any other absolute path to its last component
     return _WHOLE_PATH.sub("", text)
 
 
 def _folders() -> list[str]:
-    """Folders that a message may name, the longest first; they may hold spaces."""
+    """Folders that may occur in a message, the longest first; they may contain spaces."""
     import folder_paths
 
     roots = [
@@ -322,4 +323,5 @@ def _folders() -> list[str]:
         str(Path.home()),
     ]
     roots += folder_paths.get_folder_paths(FOLDER)
+    # longest first, because one folder can contain another
     return sorted({form for root in roots for form in (str(root), os.path.realpath(root))}, key=len, reverse=True)

@@ -183,6 +183,17 @@ def painting_order(layout: SceneLayout) -> tuple[int, ...]:
     return tuple(sorted(range(len(layout.placements)), key=lambda index: layout.placements[index].z))
 
 
+def visible_alphas(scene: Scene) -> tuple[Plane, ...]:
+    """One `(H, W)` per subject: how much of a pixel shows it, 255 = all of it; together they are the union."""
+    clear = np.ones(scene.union.shape, np.float32)  # what no nearer subject hides
+    shares: dict[int, Plane] = {}
+    for index in reversed(scene.painting_order):
+        alpha = scene.alphas[index].astype(np.float32) / np.float32(255)
+        shares[index] = _bytes(alpha * clear * np.float32(255))
+        clear = clear * (1 - alpha)
+    return tuple(shares[index] for index in range(len(scene.alphas)))
+
+
 def repaint_mask(union: Plane, inset: int = 5) -> Plane:
     """255 where a picture may be painted anew: outside the subjects `(H, W)`, and `inset` pixels into them.
 

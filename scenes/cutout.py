@@ -159,6 +159,22 @@ def cut_out(
     return Cutout(np.ascontiguousarray(pixels), (left, top, right - left, bottom - top), labels)
 
 
+def cut_in_place(picture: NDArray[np.uint8], mask: NDArray, options: CutoutOptions) -> NDArray[np.uint8]:
+    """The picture `(h, w, 4)` with the cleaned mask as its alpha and the colours of the thing along its edge.
+
+    Args:
+        picture: `(h, w, 3)` RGB.
+        mask: `(h, w)`, as `as_alpha` takes it. One that is empty gives an empty alpha.
+        options: how the mask is cleaned; `longest` does not count.
+
+    Raises:
+        BestiaryError: a mask of another size or with numbers out of range.
+    """
+    alpha = cleaned(as_alpha(mask, picture.shape), options)
+    colours = edge_colours(picture[..., :3], alpha) if options.edge_colours and alpha.any() else picture[..., :3]
+    return np.dstack((colours, _feathered(alpha, options.feather)))
+
+
 def as_alpha(mask: NDArray, shape: tuple[int, ...]) -> NDArray[np.float32]:
     """A mask as opacity `(h, w)` in 0..1.
 

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from .scene_captions import joined
 from .set_files import SceneRecord, SubjectFiles
 
 LONGEST = 768
@@ -44,6 +45,17 @@ def choose_references(records: Sequence[SceneRecord], record: SceneRecord) -> li
         cutout = others[names[position % len(names)]] if names else subject.cutout
         chosen.append(ChosenReference(subject.name, cutout, not names))
     return chosen
+
+
+def put_together(words: Sequence[str], place: str = "") -> str:
+    """Instruction for an edit model: `put the cat of picture 1 and the bird of picture 2 in a wood`.
+
+    Args:
+        words: what each subject is called, in the order of its reference pictures; at least one.
+        place: phrase such as `in a wood`.
+    """
+    said = [f"the {one} of picture {number}" for number, one in enumerate(words, start=1)]
+    return f"put {joined(said)} {place or 'into one picture'}"
 
 
 def reference_picture(cutout: NDArray[np.uint8], longest: int = LONGEST) -> NDArray[np.uint8]:

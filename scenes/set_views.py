@@ -19,7 +19,7 @@ import numpy as np
 
 from ..concepts.errors import BestiaryError
 from ..concepts.files.atomic_file import replacing, write_bytes, write_text
-from .reference_pictures import ChosenReference, choose_references, reference_picture, side_by_side
+from .reference_pictures import ChosenReference, choose_references, put_together, reference_picture, side_by_side
 from .scene_set import replayed
 from .set_card import coco_annotations
 from .set_files import PICTURE_SUFFIXES, Plane, SceneRecord, inside, png_bytes, read_png, read_records
@@ -346,9 +346,7 @@ KINDS = tuple(_WRITERS)
 
 def instruction(record: SceneRecord) -> str:
     """Instruction for an edit model: `put the cat of picture 1 and the bird of picture 2 in a wood`."""
-    said = [f"the {entry.words} of picture {number}" for number, entry in enumerate(record.objects, start=1)]
-    who = said[0] if len(said) == 1 else f"{', '.join(said[:-1])} and {said[-1]}"
-    return f"put {who} {record.place or 'into one picture'}"
+    return put_together([entry.words for entry in record.objects], record.place)
 
 
 def normalised_boxes(record: SceneRecord) -> list[dict[str, object]]:

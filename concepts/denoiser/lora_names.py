@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 from ..errors import BestiaryError
+from .lora_family import family_hint
 
 LoraNaming = Literal[
     "kohya", "partcraft", "partcraft-sdxl", "diffusers", "lora_layer", "peft", "peft-plain", "diffengine"
@@ -67,7 +68,7 @@ _PREFIXES = re.compile(r"^(?:base_model\.model\.|model\.diffusion_model\.|diffus
 _WORDS = re.compile(
     r"(?:down_blocks|up_blocks|mid_block|transformer_blocks|text_model|self_attn|time_emb_proj|time_embedding|"
     r"add_embedding|conv_shortcut|conv_in|conv_out|proj_in|proj_out|to_q|to_k|to_v|to_out|[qkv]_proj|out_proj|"
-    r"token_embedding|position_embedding|linear_\d|[a-z0-9]+)(?:_|$)"
+    r"token_embedding|position_embedding|add_[kqv]_proj|linear_\d|[a-z0-9]+)(?:_|$)"
 )
 _BLOCK = re.compile(r"^lora_unet_(input_blocks|middle_block|output_blocks)_(\d+)(?:_(\d+))?_(.+)$")
 _RESNET_PARTS = {
@@ -339,7 +340,7 @@ def resolve_lora(tensors: Mapping[str, Tensor], module_paths: Iterable[str]) -> 
     if not reached:
         wanted = next((name for name in by_name if name.endswith("to_q")), next(iter(by_name), "nothing"))
         raise BestiaryError(
-            f"none of the {len(layers)} LoRA layers belongs to this model: the file has {next(iter(tensors))!r}, "
+            f"none of the {len(layers)} LoRA layers belongs to this model{family_hint(layers, by_name)}: the file has {next(iter(tensors))!r}, "
             f"the model has layers such as {wanted!r}; load a LoRA that was trained for this base model"
         )
     return reached

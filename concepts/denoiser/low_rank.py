@@ -22,6 +22,8 @@ class LoraSpec:
     """Scale of the update is alpha / rank."""
     self_attention: bool = True
     """Also adapt the self-attention layers; cross-attention layers always are."""
+    targets: tuple[str, ...] | None = None
+    """Ends of the names of the linear layers that are adapted, such as to_q; None takes the attention's, as the network says."""
 
 
 class LowRankUpdate(nn.Module):

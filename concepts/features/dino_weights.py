@@ -1,6 +1,6 @@
-"""DINOv2 checkpoints as they are found: timm's, Meta's own with and without registers, and teachers of a training.
+"""Reads DINOv2 checkpoints in all common layouts: timm, Meta with and without registers, and training checkpoints.
 
-Names of weights: facebookresearch/dinov2 @ e1277af, dinov2/models/vision_transformer.py (blocks of a training lie in chunks,
+Names of weights: facebookresearch/dinov2 @ e1277af, dinov2/models/vision_transformer.py (training checkpoints use chunks,
 `blocks.CHUNK.N`) and dinov2/train/ssl_meta_arch.py (`teacher`, `backbone.`). Letters: W width of a token.
 """
 
@@ -15,7 +15,7 @@ from ..files.concept_file import read_header, read_tensors
 from ..files.safe_pickle import load_inert
 
 SIZES = {384: "small", 768: "base", 1024: "large", 1536: "giant"}
-"""W -> what timm calls it."""
+"""W -> timm's name of the size."""
 _WRAPPERS = ("teacher", "model_ema", "model", "state_dict", "student")
 _PREFIXES = ("module.", "teacher.", "backbone.", "encoder.")
 _CHUNK = re.compile(r"^blocks\.\d+\.(\d+)\.")
@@ -23,14 +23,14 @@ _HEADS = ("dino_head.", "ibot_head.", "head.", "mask_token")
 
 
 def read_dino_weights(path: Path, model: str) -> tuple[str, dict[str, Tensor]]:
-    """timm's name of the transformer in a file, and its weights under the names timm knows.
+    """timm's name of the transformer in a file, and its weights under timm's names.
 
     Args:
-        path: a checkpoint, safetensors or pickled; nothing in it is run.
-        model: the transformer that is wanted; for a DINOv2 the file itself says which of them it is.
+        path: a checkpoint, safetensors or pickled; no code in it is executed.
+        model: the expected transformer; for DINOv2 the size is detected from the file.
 
     Raises:
-        BestiaryError: unsafe, broken, or no vision transformer that can be read; the message says what it is.
+        BestiaryError: unsafe, damaged, or not a supported vision transformer; the message describes the content.
     """
     if path.suffix == ".safetensors":
         read_header(path)
@@ -42,12 +42,12 @@ def read_dino_weights(path: Path, model: str) -> tuple[str, dict[str, Tensor]]:
     if token is None or token.ndim != 3 or not any(name.startswith("blocks.") for name in weights):
         found = ", ".join(list(weights)[:3]) or "no tensors"
         raise BestiaryError(
-            f"{path} is no DINOv2: it holds {found}, expected cls_token and blocks of a vision transformer. "
-            "Take dinov2_vitb14_pretrain.pth of Meta or model.safetensors of timm's vit_base_patch14_dinov2.lvd142m"
+            f"{path} is not a DINOv2 checkpoint: it contains {found}, expected cls_token and blocks of a vision transformer. "
+            "Use dinov2_vitb14_pretrain.pth from Meta or model.safetensors of timm's vit_base_patch14_dinov2.lvd142m"
         )
     if "dinov2" not in model:
         return model, weights
-    # width and registers tell the four sizes in two forms apart
+    # the width identifies the size, the register tokens the variant
     size, registers = SIZES.get(token.shape[-1]), weights.get("register_tokens", weights.get("reg_token"))
     if size is None:
         widths = ", ".join(f"{width} ({name})" for width, name in SIZES.items())
@@ -57,12 +57,12 @@ def read_dino_weights(path: Path, model: str) -> tuple[str, dict[str, Tensor]]:
         shown = "none" if patch is None else "x".join(map(str, patch.shape[-2:]))
         raise BestiaryError(f"{path} is a vision transformer with patches of {shown} pixels; DINOv2 has 14x14")
     found = f"vit_{size}_patch14_{'reg4_' if registers is not None else ''}dinov2"
-    # a name that already means this transformer keeps its tag
+    # keep the tag (.lvd142m, ...) of a name that already matches
     return model if model.split(".")[0] == found else f"{found}.lvd142m", weights
 
 
 def plain_weights(content: object) -> dict[str, Tensor]:
-    """Weights of any shape under their plain names, without the wrappers and the heads of a training."""
+    """Weights of any shape under their plain names, without wrappers and heads of training checkpoints."""
     for _ in _WRAPPERS:
         inner = (
             next((content[name] for name in _WRAPPERS if name in content), None)
@@ -80,7 +80,7 @@ def plain_weights(content: object) -> dict[str, Tensor]:
         while prefix := next((one for one in _PREFIXES if plain.startswith(one)), None):
             plain = plain.removeprefix(prefix)
         plain = _CHUNK.sub(r"blocks.\1.", plain)
-        # timm tells Meta's files by their mask token, which it then leaves out
+        # keep mask_token: timm recognises Meta's files by it, and drops it afterwards
         if not plain.startswith(_HEADS) or plain == "mask_token":
             found[plain] = tensor.detach()
     return found

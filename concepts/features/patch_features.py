@@ -1,4 +1,4 @@
-"""Patch features of pictures behind one small interface: drawn by hand, from a vision transformer, or from a denoiser.
+"""Patch features of pictures behind a common interface: hand-crafted, from a vision transformer, or from a denoiser.
 
 Letters: B pictures, S edge in pixels, (h, w) or (g, g) patch grid, D channels.
 """
@@ -38,10 +38,10 @@ class PatchGrid:
     features: Tensor
     """`(B, h, w, D)` float."""
     saliency: Tensor | None = None
-    """`(B, h, w)` float, larger where the source itself expects a thing rather than its surroundings; None: no opinion."""
+    """`(B, h, w)` float, larger where the source expects an object; None if it provides none."""
 
     detail: Tensor | None = None
-    """`(B, h, w, E)` float, how the patches look rather than what they show: shallow blocks, colour; None: nothing more."""
+    """`(B, h, w, E)` float, appearance of patches from shallow blocks and colour; None if the source provides none."""
 
     def at(self, index: int) -> PatchGrid:
         """The grid of one picture, batch of 1."""
@@ -54,7 +54,7 @@ class PatchGrid:
 
     @classmethod
     def joined(cls, pieces: Sequence[PatchGrid]) -> PatchGrid:
-        """Several as one, in order; saliency and detail only where all have it."""
+        """Several grids concatenated; saliency and detail only if all have them."""
         others = ([getattr(piece, name) for piece in pieces] for name in ("saliency", "detail"))
         return cls(
             torch.cat([piece.features for piece in pieces]),
@@ -62,19 +62,19 @@ class PatchGrid:
         )
 
     def rounded(self) -> PatchGrid:
-        """As stored grids are, through half precision and on the CPU: a picture gets the same labels stored or not."""
+        """Rounded to half precision on the CPU like stored grids, so that a picture gets the same labels stored or not."""
         saliency = None if self.saliency is None else self.saliency.float().cpu()
         return PatchGrid(_rounded(self.features), saliency, None if self.detail is None else _rounded(self.detail))
 
 
 def _rounded(tensor: Tensor) -> Tensor:
-    """Values `(B, h, w, D)` as half precision holds them, on the CPU; what it cannot hold becomes its largest number."""
+    """Values `(B, h, w, D)` rounded to half precision on the CPU, clamped to its range."""
     limit = torch.finfo(torch.float16).max
     return tensor.float().cpu().clamp(-limit, limit).half().float()
 
 
 class FeatureSource(Protocol):
-    """Turns pictures into patch features; `spec` says how to build the same source again."""
+    """Computes patch features of pictures; the same source can be rebuilt from `spec`."""
 
     name: SourceName
     spec: SourceSpec
@@ -90,8 +90,8 @@ class DescriptorFeatures:
     """Colour and texture of every patch: no weights, no download, thousands of patches a second.
 
     Per patch: mean and spread of CIELAB at the patch and around it, a soft colour histogram, energies of 8 gradient
-    orientations at two scales (Freeman and Roth 1995), and with `position` the place in the picture, mirrored about its
-    vertical axis. Leave that out where a foreground is to be learned: a place tells border from centre by itself.
+    orientations at two scales (Freeman and Roth 1995), and with `position` the position in the picture, mirrored about its
+    vertical axis. Use no position to learn a foreground: it would separate border and centre by itself.
     """
 
     name: SourceName = "descriptor"
@@ -106,7 +106,7 @@ class DescriptorFeatures:
         self.grid = grid
         self.position = position
         self.spec: SourceSpec = {"name": self.name, "image_size": image_size, "grid": grid, "position": position}
-        # the palette is fixed: histograms of different sets of pictures can be compared
+        # a fixed palette, so that histograms of different sets of pictures are comparable
         self._palette = torch.cartesian_prod(*[torch.tensor(levels) for levels in _PALETTE_LEVELS])  # (36, 3)
         self.width = 12 + len(self._palette) + 2 * _ORIENTATIONS + (2 if position else 0)
 
@@ -118,11 +118,11 @@ class DescriptorFeatures:
         colour = lab / 25.0
         mean = self._pool(colour)  # (B, 3, g, g)
         spread = (self._pool(colour.square()) - mean.square()).clamp_min(0).sqrt()  # (B, 3, g, g)
-        # and of the patches around it, so that a patch knows its surroundings
+        # context: the same over the neighbouring patches
         around = F.avg_pool2d(F.pad(mean, (1, 1, 1, 1), mode="replicate"), 3, 1)
         spread_around = F.avg_pool2d(F.pad(spread, (1, 1, 1, 1), mode="replicate"), 3, 1)
         fine, coarse = (self._orientation_energy(lab[:, :1] / 25.0, scale) for scale in (1, 2))
-        # weights that make the groups count about alike in a distance
+        # the weights balance the groups in a Euclidean distance
         parts = [mean, 0.7 * spread, 0.7 * around, 0.7 * spread_around, 2.0 * self._histogram(lab), fine, coarse]
         if self.position:
             parts.append(self._place().expand(len(images), -1, -1, -1))  # (B, 2, g, g)
@@ -134,7 +134,7 @@ class DescriptorFeatures:
 
     def _histogram(self, lab: Tensor) -> Tensor:
         """Soft colour histogram (B, 36, g, g) at a quarter of the pixels; square root, as for a Hellinger distance."""
-        # every pixel belongs softly to the nearest palette colours; a patch's histogram is the mean over its pixels
+        # soft assignment of every pixel to the nearest palette colours, averaged over the patch
         pixels = F.avg_pool2d(lab, 2).permute(0, 2, 3, 1)  # (B, S/2, S/2, 3)
         distance = torch.cdist(pixels.flatten(0, 2), self._palette.to(lab)).square()
         share = torch.softmax(-distance / (2 * _PALETTE_WIDTH**2 / 4), dim=1)  # (pixels, 36)
@@ -153,14 +153,14 @@ class DescriptorFeatures:
         return self._pool(nearness * (dx.square() + dy.square()).sqrt())
 
     def _place(self) -> Tensor:
-        """Place of every patch `(1, 2, g, g)`: height, and distance from the vertical axis."""
+        """Position of every patch `(1, 2, g, g)`: height, and distance from the vertical axis."""
         line = (torch.arange(self.grid) + 0.5) / self.grid * 2 - 1
         y, x = torch.meshgrid(line, line, indexing="ij")
         return self.position * torch.stack([y, x.abs()]).unsqueeze(0)  # (1, 2, g, g)
 
 
 class VisionTransformer(Protocol):
-    """What is read of timm's vision transformers, whatever their class."""
+    """Used attributes of timm's vision transformers."""
 
     blocks: Sequence[torch.nn.Module]
     num_features: int
@@ -185,7 +185,7 @@ class DinoFeatures:
 
     Args:
         weights: a checkpoint on disk; None lets timm download its own.
-        image_size: edge of the pictures in pixels; None takes 16 patches.
+        image_size: edge of the pictures in pixels; None uses 16 patches.
         model: timm's name of a vision transformer: DINOv2, with registers, DINOv3, or any other.
 
     Raises:
@@ -204,7 +204,7 @@ class DinoFeatures:
     ) -> None:
         image_size = image_size or _PATCHES * _patch_edge(model)
         built, model = _load_vision_transformer(model, weights, image_size)
-        # whoever moves the network to another device has it computed there
+        # may be moved to another device from outside: `__call__` follows its parameters
         self.network = built.to(device)
         self.image_size = image_size
         self.width = self.network.num_features
@@ -219,7 +219,7 @@ class DinoFeatures:
         Details are the tokens of the block at a third of the depth, as unit vectors, and colour.
         """
         _check_images(images, self.image_size)
-        # ImageNet's normalisation, and the last block's tokens alone
+        # two blocks are read: one at a third of the depth for details, the last for features
         mean, std = (torch.tensor(values).view(1, 3, 1, 1) for values in (_IMAGENET_MEAN, _IMAGENET_STD))
         last = len(self.network.blocks) - 1
         device = next(self.network.parameters()).device
@@ -235,24 +235,23 @@ class DinoFeatures:
 
 
 def _patch_edge(model: str) -> int:
-    """Pixels of a patch, as timm's names of vision transformers say."""
+    """Patch size in pixels, from timm's name of a vision transformer."""
     found = re.search(r"patch(\d+)", model)
     return int(found[1]) if found else 16
 
 
 def _load_vision_transformer(model: str, weights: Path | str | None, image_size: int) -> tuple[VisionTransformer, str]:
-    """The transformer and its name: a DINOv2 file of another size says so itself."""
+    """The transformer and its name, which is detected from the file for DINOv2."""
     try:
         import timm
     except ImportError as fault:
         raise BestiaryError(
             "the source dinov2 needs timm: pip install timm, or choose the source descriptor"
         ) from fault
-    # only now: without timm a checkpoint is of no use
     overlay: dict[str, object] | None = None
     if weights is not None:
         model, state = read_dino_weights(Path(weights), model)
-        # as pretrained weights, whose position embeddings timm fits to the image size
+        # passed as pretrained weights, so that timm resizes the position embeddings to the image size
         overlay = {"state_dict": state}
     try:
         built = timm.create_model(
@@ -269,19 +268,19 @@ def _load_vision_transformer(model: str, weights: Path | str | None, image_size:
 
 
 class DiffusionFeatures:
-    """Activations of a denoiser at a little noise, under the empty prompt (Tang et al. 2023, DIFT).
+    """Activations of a denoiser at a low noise level with the empty prompt (Tang et al. 2023, DIFT).
 
-    Each block's activations are resized to one grid, brought to unit length and concatenated, then averaged over noise
-    draws that depend on `seed` alone, so that a picture's features do not depend on its neighbours in the batch. Pictures
-    are continued by their mirror image on all sides: a network that pads with zeros otherwise tells how far the border is.
+    Each block's activations are resized to one grid, normalised and concatenated, then averaged over noise draws that
+    depend only on `seed`, so that a picture's features do not depend on the other pictures of a batch. Pictures are padded
+    by mirroring on all sides: zero padding would encode the distance from the border in the features.
 
     Args:
-        denoiser: any supported model; its size, blocks and autoencoder are used as they are.
-        timestep: how much noise, in the model's own steps; None takes `default_timestep`.
-        blocks: names from `network.feature_grids`; None takes `default_blocks`.
-        grid: patches along an edge; None takes the grid on which cross-attention is read.
-        draws: noise draws to average.
-        margin: patches by which pictures are continued; None takes a quarter of the grid, an eighth of deep models.
+        denoiser: any supported model; its size, blocks and autoencoder are used unchanged.
+        timestep: noise level as a timestep of the model; None uses `default_timestep`.
+        blocks: names from `network.feature_grids`; None uses `default_blocks`.
+        grid: patches along an edge; None uses the grid of cross-attention.
+        draws: number of noise draws to average.
+        margin: patches of mirrored padding; None uses a quarter of the grid, an eighth for deep models.
 
     Raises:
         BestiaryError: an unknown block, a timestep outside the schedule, or a margin as large as the picture.
@@ -311,7 +310,7 @@ class DiffusionFeatures:
         _check_blocks(self.blocks, denoiser, self.timestep)
         if not 0 <= self.margin < self.grid:
             raise BestiaryError(
-                f"margin {self.margin}: a picture of {self.grid} patches has room for 0 to {self.grid - 1}"
+                f"margin {self.margin} is out of range: choose 0 to {self.grid - 1} for a grid of {self.grid} patches"
             )
         self.spec: SourceSpec = {
             "name": self.name,
@@ -324,7 +323,7 @@ class DiffusionFeatures:
             "seed": seed,
             "margin": self.margin,
         }
-        # the empty prompt, and the width as one grey picture shows it
+        # encode the empty prompt once; the feature width is only known from an output, so run one grey picture
         self._text = denoiser.text.encode([denoiser.text.tokenize([])], None)
         self.width = self(torch.full((1, 3, self.image_size, self.image_size), 0.5)).features.shape[-1]
 
@@ -332,7 +331,7 @@ class DiffusionFeatures:
     def __call__(self, images: Tensor) -> PatchGrid:
         """Features `(B, grid, grid, D)` of images `(B, 3, S, S)` in 0..1."""
         _check_images(images, self.image_size)
-        # pictures are continued by their mirror image before they are encoded
+        # mirrored padding is added to the pixels, so that the autoencoder sees it too
         pixels = self.margin * self.image_size // self.grid
         continued = F.pad(images, (pixels,) * 4, mode="reflect") if pixels else images  # (B, 3, S', S')
         sides, process = self._denoiser.images, self._denoiser.process
@@ -340,7 +339,7 @@ class DiffusionFeatures:
         times = torch.full((len(images),), process.time_of(self.timestep), device=latents.device)  # (B,)
         generator = torch.Generator().manual_seed(self.seed)
         text = self._text.expanded(len(images))
-        # averaged over draws, block beside block
+        # the same noise for all pictures of the batch, so that results do not depend on the batch
         total = torch.zeros(())
         for _ in range(self.draws):
             noise = torch.randn((1, *latents.shape[1:]), generator=generator).to(latents).expand_as(latents)
@@ -357,30 +356,30 @@ class DiffusionFeatures:
             maps = F.adaptive_avg_pool2d(maps, edge)
         elif maps.shape[-1] < edge:
             maps = F.interpolate(maps, size=(edge, edge), mode="bilinear", align_corners=False)
-        # the margin is cut off again, and every block counts the same
+        # cut the margin off; unit length gives every block the same weight
         inside = slice(self.margin, self.margin + self.grid)
         return F.normalize(maps[:, :, inside, inside], dim=1)
 
 
 def default_blocks(denoiser: Denoiser) -> tuple[str, ...]:
-    """Blocks to read: what was best on drawings for the embedded model, and the decoder's stages around the grid elsewhere.
+    """Default blocks: the best one on drawings for the embedded model, else the decoder stages near the grid.
 
     In a model whose cross-attention grid is its latent grid (the embedded one) the first attention block of the encoder
-    gave the best foreground and parts of those tried. For deep models these are the stages DIFT reads.
+    gave the best foreground and parts of all tried blocks. For deep models these are the stages used by DIFT.
     """
     blocks = denoiser.feature_factors()
     wanted = denoiser.backbone.attention_divisor // denoiser.backbone.latent_factor
     if _reads_latent_grid(denoiser):
         attentive = [name for name, factor in blocks.items() if factor == wanted and "attentions" in name]
         return tuple(attentive[:1]) or tuple(blocks)[:1]
-    # whole stages of the decoder: names such as up_blocks.1, without a layer behind
+    # only whole decoder stages: names such as up_blocks.1, without a layer suffix
     stages = [name for name in blocks if name.startswith("up") and name.count(".") == 1]
     near = [name for name in stages if blocks[name] in (wanted, max(1, wanted // 2))]
     return tuple(near or stages or list(blocks)[-1:])
 
 
 def default_timestep(denoiser: Denoiser) -> int:
-    """Noise to read at: 2 % of the schedule for the embedded model, as measured on drawings, else DIFT's 26 %."""
+    """Default timestep: 2 % of the schedule for the embedded model, as measured on drawings, else DIFT's 26 %."""
     steps = denoiser.process.num_timesteps
     return round(steps * (0.02 if _reads_latent_grid(denoiser) else 0.261))
 
@@ -421,7 +420,7 @@ def _check_blocks(blocks: tuple[str, ...], denoiser: Denoiser, timestep: int) ->
     known = denoiser.feature_factors()
     unknown = [block for block in blocks if block not in known]
     if unknown:
-        raise BestiaryError(f"unknown block {unknown[0]!r} of the denoiser: choose among {', '.join(known)}")
+        raise BestiaryError(f"unknown block {unknown[0]!r} of the denoiser: choose from {', '.join(known)}")
     steps = denoiser.process.num_timesteps
     if not 0 <= timestep < steps:
         raise BestiaryError(f"timestep {timestep} is outside the noise schedule: choose 0 to {steps - 1}")

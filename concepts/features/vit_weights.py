@@ -1,4 +1,4 @@
-"""Published weights of timm's vision transformers: where they lie on this machine, and how they are fetched when asked for."""
+"""Published weights of timm's vision transformers: lookup in the local cache, and download on request."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from ..errors import BestiaryError
 log = logging.getLogger(__name__)
 
 DINO_MODEL = "vit_base_patch14_dinov2.lvd142m"
-"""timm's name of the vision transformer of the source `dinov2` where none is given."""
+"""timm's name of the default vision transformer of the source `dinov2`."""
 WEIGHTS_FILE = "model.safetensors"
 PATIENCE = 12.0
-"""Seconds after which a network that does not answer is given up."""
+"""Seconds to wait for an answer of the network."""
 Result = TypeVar("Result")
 
 
 def hub_name(model: str) -> str:
-    """Repository of a model's weights; a name without its training (`.lvd142m`) is completed by timm.
+    """Repository of a model's weights; a name without a tag (`.lvd142m`) is completed by timm.
 
     Raises:
-        BestiaryError: timm is missing, or knows no such model.
+        BestiaryError: timm is missing, or does not know the model.
     """
     if "." in model:
         return f"timm/{model}"
@@ -39,7 +39,7 @@ def hub_name(model: str) -> str:
 
 
 def cached_weights(model: str = DINO_MODEL) -> Path | None:
-    """Weights where timm keeps its downloads, None where they are not there; never asks the network."""
+    """Weights in timm's download cache, or None; never uses the network."""
     from huggingface_hub import try_to_load_from_cache
 
     cached = try_to_load_from_cache(hub_name(model), WEIGHTS_FILE)
@@ -49,10 +49,10 @@ def cached_weights(model: str = DINO_MODEL) -> Path | None:
 def fetch_weights(
     model: str = DINO_MODEL, *, remedy: str = "choose the source imagenet, which needs no network"
 ) -> Path:
-    """Weights from the cache, or fetched into it; their size is logged, and progress is shown as the hub's library does.
+    """Weights from the cache, or downloaded to it; logs their size, and shows the progress bar of huggingface_hub.
 
     Args:
-        remedy: what a message tells to do where there is no network.
+        remedy: alternative to suggest in the message without a network.
 
     Raises:
         BestiaryError: no network, no answer within `PATIENCE` seconds, or no such weights.
@@ -62,20 +62,20 @@ def fetch_weights(
     from huggingface_hub import get_hf_file_metadata, hf_hub_download, hf_hub_url
 
     repository = hub_name(model)
-    # one short question first: the download itself would try for minutes
+    # a short metadata request first: the download itself would retry for minutes without a network
     address = hf_hub_url(repository, WEIGHTS_FILE)
     about = _within(PATIENCE, lambda: get_hf_file_metadata(address, timeout=PATIENCE), model, remedy)
-    log.warning("fetching the weights of %s once: %d MB from %s", model, round((about.size or 0) / 1e6), repository)
+    log.warning("downloading the weights of %s once: %d MB from %s", model, round((about.size or 0) / 1e6), repository)
     try:
         return Path(hf_hub_download(repository, WEIGHTS_FILE))
     except Exception as fault:  # the library raises those of several HTTP libraries
         raise BestiaryError(
-            f"the weights of {model} could not be fetched ({_short(fault)}): try again, or {remedy}"
+            f"the weights of {model} could not be downloaded ({_short(fault)}): try again, or {remedy}"
         ) from fault
 
 
 def _within(seconds: float, ask: Callable[[], Result], model: str, remedy: str) -> Result:
-    """What a question to the network gives, or the fault in our words."""
+    """Result of a network request with a hard time limit; failures become BestiaryError."""
     found: list[Result] = []
     faults: list[Exception] = []
 
@@ -85,7 +85,7 @@ def _within(seconds: float, ask: Callable[[], Result], model: str, remedy: str) 
         except Exception as fault:
             faults.append(fault)
 
-    # name servers that do not answer cannot be hurried: they are left waiting
+    # DNS lookups ignore timeouts: run in a daemon thread, which is abandoned after the time limit
     thread = threading.Thread(target=run, daemon=True)
     thread.start()
     thread.join(seconds)
@@ -93,7 +93,7 @@ def _within(seconds: float, ask: Callable[[], Result], model: str, remedy: str) 
         return found[0]
     reason = _short(faults[0]) if faults else f"no answer within {seconds:.0f} seconds"
     raise BestiaryError(
-        f"the weights of {model} are not on this machine and could not be fetched ({reason}): give --weights FILE, "
+        f"the weights of {model} are not on this machine and could not be downloaded ({reason}): give --weights FILE, "
         f"connect to the network, or {remedy}"
     ) from (faults[0] if faults else None)
 

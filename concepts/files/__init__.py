@@ -1,1 +1,1 @@
-"""Files in and out, safely."""
+"""Safe reading and writing of files."""

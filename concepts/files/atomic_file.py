@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all: written under a temporary name in the same folder, then renamed."""
+"""Atomic writing of files: under a temporary name in the same folder, then renamed."""
 
 import errno
 import itertools
@@ -18,21 +18,21 @@ _FULL = {errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC), errno.EFBIG}
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A temporary path beside `path`, which takes its place when the block ends without a fault and is on the disk.
+    """A temporary path beside `path`, which is flushed and renamed to it when the block ends without an error.
 
-    Threads and processes may write one path at the same time: one of them is the last, and its file is whole.
+    Threads and processes may write the same path concurrently: the last one wins, with a complete file.
 
     Raises:
-        BestiaryError: the folder cannot be written to or the disk is full, or the block could not read another file; an earlier
-            file at `path` is untouched.
+        BestiaryError: the folder cannot be written to or the disk is full, or the block could not read another file; an
+            existing file at `path` is unchanged.
     """
-    # beside the target and of this call alone: a rename within one folder is atomic on every system
+    # in the same folder, where a rename is atomic on every system, and unique per call
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}-{next(_COUNT)}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
-        # a rename that reaches the disk before the content would leave an empty file after a power cut
+        # flush first: a rename that reaches the disk before the content would leave an empty file after a power failure
         _flush(temporary)
         os.replace(temporary, path)
     except OSError as fault:
@@ -41,28 +41,28 @@ def replacing(path: Path) -> Iterator[Path]:
             raise BestiaryError(
                 f"could not read {fault.filename}: {fault.strerror or fault}; {path} was not written"
             ) from fault
-        # a picture that Pillow cannot read is an OSError without a number
+        # Pillow raises OSError without errno for unreadable pictures: not an error of writing
         if fault.errno is None:
             raise
-        remedy = "Free some disk space" if fault.errno in _FULL else "Look at that place and its permissions,"
+        remedy = "Free some disk space" if fault.errno in _FULL else "Check that folder and its permissions,"
         raise BestiaryError(
             f"could not write {path}: {fault.strerror or fault}; the existing file is unchanged. {remedy} or choose another --out folder"
         ) from fault
-    # after a rename nothing is left to remove; after a fault no half file stays behind
+    # removes the partial file after an error; after a rename there is nothing left
     finally:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
 
 
 def _lies_at(fault: OSError, path: Path, temporary: Path) -> bool:
-    """Whether a fault is one of the file that is written, or of the folders above it."""
+    """True if an error concerns the written file or one of its parent folders."""
     named = Path(os.fsdecode(fault.filename)) if isinstance(fault.filename, str | bytes | os.PathLike) else temporary
     return named in (path, temporary, *path.parents)
 
 
 def _flush(temporary: Path) -> None:
-    """Bring a file to the disk."""
-    if not temporary.is_file():  # the block wrote nothing, or a folder: the rename will tell
+    """Flush a file to the disk."""
+    if not temporary.is_file():  # the block wrote nothing, or a folder: the rename will raise an error
         return
     descriptor = os.open(temporary, os.O_RDWR)
     try:
@@ -74,7 +74,7 @@ def _flush(temporary: Path) -> None:
 def remove_leftovers(folder: Path) -> int:
     """Remove temporary files directly in `folder` whose process has ended; returns their number.
 
-    For whoever owns the folder, when work in it begins.
+    To be called by the owner of the folder before it starts to work there.
     """
     count = 0
     with suppress(OSError):
@@ -88,7 +88,7 @@ def remove_leftovers(folder: Path) -> int:
 
 
 def is_running(process: int) -> bool:
-    """Whether a process of this number runs on this machine."""
+    """True if a process with this id is running on this machine."""
     if process == os.getpid():
         return True
     if os.name == "nt":
@@ -97,7 +97,7 @@ def is_running(process: int) -> bool:
         os.kill(process, 0)
     except ProcessLookupError:
         return False
-    except (OSError, OverflowError):  # somebody else's process, or no number of one
+    except (OSError, OverflowError):  # another user's process, or not a valid process id
         return process < 2**31
     return True
 
@@ -111,7 +111,7 @@ def _runs_on_windows(process: int) -> bool:
     kernel = ctypes.windll.kernel32
     handle = kernel.OpenProcess(query, False, process)
     if not handle:
-        return kernel.GetLastError() == 5  # ERROR_ACCESS_DENIED: it runs, for somebody else
+        return kernel.GetLastError() == 5  # ERROR_ACCESS_DENIED: it is running for another user
     try:
         code = ctypes.c_ulong()
         return not kernel.GetExitCodeProcess(handle, ctypes.byref(code)) or code.value == still_active
@@ -132,12 +132,12 @@ def write_bytes(path: Path, content: bytes) -> None:
 
 
 def check_writable(folder: Path) -> None:
-    """Make sure, before long work, that files can be made in `folder`, which need not exist yet; leaves no trace.
+    """Check before long work that files can be created in `folder`, which may not exist yet; leaves no files.
 
     Raises:
-        BestiaryError: they cannot.
+        BestiaryError: files cannot be created there.
     """
-    # the folder need not exist: what counts is the nearest one above it that does
+    # test the nearest existing parent, without creating the folder itself
     place = Path(folder).absolute()
     while not place.exists():
         place = place.parent

@@ -1,8 +1,8 @@
-"""The one reader and the one writer of concept files: safetensors with `bestiary.*` metadata, nothing executable.
+"""Reader and writer of concept files: safetensors with `bestiary.*` metadata, without executable content.
 
-A file is `length (8 bytes) | JSON header | tensor bytes`. The header is read and checked by itself first, so that a broken
-or hostile file is refused before any memory is taken for it. Metadata values are JSON texts under keys `bestiary.<name>`;
-`bestiary.kind` says what the file holds, `bestiary.format` the version of this layout.
+A file is `length (8 bytes) | JSON header | tensor bytes`. The header is read and checked separately first, so that a
+damaged or malicious file is rejected before memory is allocated for it. Metadata values are JSON texts under keys
+`bestiary.<name>`; `bestiary.kind` is the kind of content, `bestiary.format` the version of this layout.
 """
 
 import json
@@ -24,19 +24,19 @@ from .atomic_file import replacing
 from .wrong_download import wrong_download
 
 DICTIONARY_KIND, CODEBOOK_KIND, SPECTRUM_KIND = "part-dictionary", "parts", "prompt-spectrum"
-"""Kinds of our files, as their metadata says it."""
+"""Kinds of our files, as stored in their metadata."""
 FORMAT = 1
-"""Version of the layout; readers refuse newer ones."""
+"""Version of the layout; readers reject newer ones."""
 PREFIX = "bestiary."
 LARGEST_HEADER = 1 << 20
-"""Bytes; ComfyUI shows no metadata of files beyond this, so ours must stay below."""
+"""Maximum bytes of our headers, because ComfyUI shows no metadata of files beyond this."""
 LARGEST_FOREIGN_HEADER = 32 << 20
-"""Bytes; trained LoRA files carry long training logs."""
+"""Maximum bytes of foreign headers; trained LoRA files contain long training logs."""
 
 MOST_AXES = 16
-"""Axes of a tensor; files with more are refused."""
+"""Maximum number of axes of a tensor."""
 LARGEST_SIZE = 1 << 48
-"""Sizes of axes and places of tensors end here."""
+"""Upper limit of axis sizes and tensor offsets."""
 _LONGEST_NUMBER = 20
 
 _DTYPE_BYTES = {
@@ -62,10 +62,10 @@ class ConceptFile:
 
 @dataclass(frozen=True)
 class TensorEntry:
-    """What a header says of one tensor."""
+    """Header entry of one tensor."""
 
     dtype: str
-    """As safetensors spells it: F16, F32, U8, ..."""
+    """Type name of safetensors: F16, F32, U8, ..."""
     shape: tuple[int, ...]
 
 
@@ -84,19 +84,19 @@ class Header:
 
     @property
     def kind(self) -> str | None:
-        """What kind of concept file this is, None for files of others."""
+        """Kind of concept file, None for foreign files."""
         kind = self.concept.get("kind")
         return kind if isinstance(kind, str) and PREFIX + "kind" in self.metadata else None
 
 
 def write_concept_file(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, object]) -> None:
-    """Write a concept file whole or not at all.
+    """Write a concept file atomically.
 
     Args:
-        path: where; missing folders are made.
-        tensors: by name, each of any shape; views and devices are resolved.
-        metadata: must name its `kind`; values are anything JSON can say. Keys with a dot, such as `modelspec.title`,
-            are stored under their own name as plain text.
+        path: target; missing folders are created.
+        tensors: by name, each of any shape, on any device; views are allowed.
+        metadata: must contain `kind`; values are JSON values. Keys with a dot, such as `modelspec.title`, are stored
+            under their own name as plain text.
 
     Raises:
         BestiaryError: no kind, a header beyond 1 MiB, or the file cannot be written.
@@ -105,7 +105,7 @@ def write_concept_file(path: Path, tensors: Mapping[str, Tensor], metadata: Mapp
     if not metadata.get("kind", metadata.get(PREFIX + "kind")):
         raise BestiaryError(f"a concept file needs a kind in its metadata; got {sorted(metadata)}")
     stored[PREFIX + "format"] = str(FORMAT)
-    # a little more than the JSON will take: quotes, commas and the tensors' own entries
+    # upper estimate of the JSON size, including quotes, commas and the entries of the tensors
     size = sum(len(key.encode()) + len(text.encode()) + 8 for key, text in stored.items())
     size += sum(len(name.encode()) + 120 for name in tensors)
     if size > LARGEST_HEADER:
@@ -117,22 +117,22 @@ def write_concept_file(path: Path, tensors: Mapping[str, Tensor], metadata: Mapp
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
-    """Write tensors of any shape as a safetensors file, whole or not at all.
+    """Write tensors of any shape as a safetensors file, atomically.
 
-    Equal content gives equal bytes, which the library's own writer does not promise.
+    Equal content yields equal bytes, which the library's own writer does not guarantee.
 
     Raises:
-        BestiaryError: a type safetensors does not know, or the file cannot be written.
+        BestiaryError: a type that safetensors does not support, or the file cannot be written.
     """
-    # wide types first, so that every tensor begins at a multiple of its item size
+    # wide types first, so that every tensor is aligned to its item size
     order = sorted(tensors, key=lambda name: (-tensors[name].element_size(), name))
     header: dict[str, object] = {"__metadata__": dict(sorted(metadata.items()))} if metadata else {}
-    # places first, bytes later: the header stands before them
+    # offsets first: the header precedes the tensor bytes
     end = 0
     for name in order:
         tensor = tensors[name]
         if tensor.dtype not in _DTYPE_NAMES:
-            raise BestiaryError(f"tensor {name!r} is {tensor.dtype}, which safetensors cannot hold")
+            raise BestiaryError(f"tensor {name!r} is {tensor.dtype}, which safetensors does not support: convert it")
         begin, end = end, end + tensor.numel() * tensor.element_size()
         header[name] = {"dtype": _DTYPE_NAMES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [begin, end]}
     text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
@@ -140,46 +140,48 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[s
     text += b" " * (-len(text) % 8)
     with replacing(path) as temporary, temporary.open("wb") as stream:
         stream.write(struct.pack("<Q", len(text)) + text)
-        # one tensor at a time, as plain bytes: a second copy of the whole file is never held
+        # one tensor at a time, so that memory never contains a second copy of the whole file
         for name in order:
             flat = tensors[name].detach().cpu().contiguous().flatten()
             stream.write(flat.view(torch.uint8).numpy().data)
 
 
 def read_concept_file(path: Path, kind: str | None = None) -> ConceptFile:
-    """Read a concept file; `kind` refuses every other kind.
+    """Read a concept file, optionally of a required `kind`.
 
     Raises:
-        BestiaryError: missing, broken, foreign, of another kind or of a newer version.
+        BestiaryError: missing, damaged, foreign, of another kind or of a newer version.
     """
     path = Path(path)
     header = read_header(path, LARGEST_HEADER)
     found = header.kind
     if found is None:
         names = ", ".join(list(header.entries)[:3]) or "no tensors"
-        raise BestiaryError(f"{path} was not made by Bestiary (it holds {names}); `bestiary inspect` says what it is")
-    # after the kind: files of others have no version to be wrong
+        raise BestiaryError(
+            f"{path} was not written by Bestiary (it contains {names}); run `bestiary inspect` to see what it is"
+        )
+    # checked after the kind: foreign files have no version
     version = header.concept.get("format")
     if not isinstance(version, int) or not 1 <= version <= FORMAT:
         raise BestiaryError(f"{path} has format {version!r}, this program reads up to {FORMAT}: update Bestiary")
     if kind is not None and found != kind:
         shown = found if len(found) <= LONGEST_SHOWN else f"{found[:LONGEST_SHOWN]}…"
-        raise BestiaryError(f"{path} is a {shown} file, a {kind} file is needed here")
+        raise BestiaryError(f"{path} is a {shown} file, but a {kind} file is required: give such a file")
     return ConceptFile(read_tensors(path), header.concept)
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
-    """All tensors, by name and in their stored shape, of any safetensors file whose header has been checked.
+    """All tensors, by name and in their stored shape, of any safetensors file with a checked header.
 
     Raises:
-        BestiaryError: the file is broken or holds types torch does not know.
+        BestiaryError: the file is damaged or contains types that torch does not support.
     """
     try:
-        # read, not mapped: a mapped file could not be replaced on Windows and would change under its readers
+        # read instead of memory-mapping: a mapped file cannot be replaced on Windows and may change while in use
         return load(Path(path).read_bytes())
     except (SafetensorError, KeyError, ValueError, RuntimeError, AttributeError) as fault:
         raise BestiaryError(
-            f"{path} is broken, or holds a number type that this version of torch does not support; download or write it again"
+            f"{path} is damaged, or contains a number type that this version of torch does not support; download or write it again"
         ) from fault
     except OSError as fault:
         raise BestiaryError(f"could not read {path}: {fault.strerror or fault}") from fault
@@ -189,9 +191,9 @@ def read_header(path: Path, largest: int = LARGEST_FOREIGN_HEADER) -> Header:
     """Read and check the header of any safetensors file, without reading its tensors.
 
     Raises:
-        BestiaryError: missing, no safetensors file, or a header that contradicts the file's size.
+        BestiaryError: missing, not a safetensors file, or a header that contradicts the file's size.
     """
-    # the length first, then as much as it says and no more
+    # the file starts with the length of the header; nothing beyond the header is read
     path = Path(path)
     try:
         total = path.stat().st_size
@@ -201,11 +203,11 @@ def read_header(path: Path, largest: int = LARGEST_FOREIGN_HEADER) -> Header:
             stream.seek(0)
             prefix = stream.read(8)
             length = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else 0
-            # both checks come before the read, so that a claimed size never takes memory
+            # both checks precede the read, so that a false length cannot allocate memory
             if not 2 <= length <= total - 8:
                 raise BestiaryError(f"{path} is not a safetensors file, or is truncated ({total:,} bytes)")
             if length > largest:
-                raise BestiaryError(f"{path} declares a header of {length:,} bytes; more than {largest:,} are refused")
+                raise BestiaryError(f"{path} declares a header of {length:,} bytes; the limit is {largest:,}")
             text = stream.read(length)
     except OSError as fault:
         raise BestiaryError(f"could not read {path}: {fault.strerror or fault}") from fault
@@ -224,22 +226,22 @@ def read_header(path: Path, largest: int = LARGEST_FOREIGN_HEADER) -> Header:
 
 
 def _bounded_number(digits: str) -> int:
-    # a longer one is no size and no place, and costs time to read
+    # longer numbers are neither sizes nor offsets, and their conversion takes quadratic time
     if len(digits) > _LONGEST_NUMBER:
         raise ValueError(f"a number of {len(digits)} digits")
     return int(digits)
 
 
 def _parsed(content: object, room: int) -> Header:
-    """The header's JSON as a record; `room` is the number of tensor bytes the file holds."""
+    """The header's JSON as a record; `room` is the number of tensor bytes in the file."""
     if not isinstance(content, dict):
         raise BestiaryError("it is not a table of tensors")
-    # the metadata is no tensor; what is left names one tensor each
+    # __metadata__ is the only entry that is not a tensor
     metadata = content.pop("__metadata__", None) or {}
     if not isinstance(metadata, dict) or not all(isinstance(text, str) for text in metadata.values()):
-        raise BestiaryError("its metadata holds values that are not text")
+        raise BestiaryError("its metadata contains values that are not text")
     if not all(_is_text(text) for pair in metadata.items() for text in pair):
-        raise BestiaryError("its metadata holds text that is not valid Unicode")
+        raise BestiaryError("its metadata contains text that is not valid Unicode")
     places, entries = [], {}
     for name, entry in content.items():
         dtype, shape, begin, end = _checked_entry(name, entry)
@@ -249,7 +251,7 @@ def _parsed(content: object, room: int) -> Header:
             )
         places.append((begin, end))
         entries[name] = TensorEntry(dtype, shape)
-    # one after the other from the first byte to the last: nothing shared, nothing hidden between them
+    # tensors must cover the bytes exactly: overlaps or gaps could hide data
     places.sort()
     ends = [0, *(end for _, end in places)]
     if [begin for begin, _ in places] != ends[:-1] or ends[-1] != room:
@@ -258,28 +260,28 @@ def _parsed(content: object, room: int) -> Header:
 
 
 def _checked_entry(name: str, entry: object) -> tuple[str, tuple[int, ...], int, int]:
-    """Type, shape and place of one tensor, each within bounds."""
+    """Type, shape and offsets of one tensor, each within bounds."""
     shown = f"tensor {name[:80]!r}"
     if not _is_text(name) or not isinstance(entry, dict):
         raise BestiaryError(f"{shown} is not a tensor entry")
     dtype, shape, place = (entry.get(key) for key in ("dtype", "shape", "data_offsets"))
     if not isinstance(dtype, str) or dtype not in _DTYPE_BYTES:
-        raise BestiaryError(f"{shown} is of the unknown type {str(dtype)[:20]!r}")
-    # bounds come before any product: a few axes of giant sizes would take minutes to multiply
+        raise BestiaryError(f"{shown} has the unknown type {str(dtype)[:20]!r}")
+    # check bounds before any product: multiplying huge sizes could take minutes
     if not _are_sizes(shape, 0, MOST_AXES) or not _are_sizes(place, 2, 2):
         raise BestiaryError(f"{shown} has an invalid shape or offset")
     return dtype, tuple(shape), place[0], place[1]
 
 
 def _are_sizes(value: object, least: int, most: int) -> TypeGuard[list[int]]:
-    """Whether a value is a list of `least` to `most` whole numbers below `LARGEST_SIZE`."""
+    """True for a list of `least` to `most` whole numbers below `LARGEST_SIZE`."""
     if not isinstance(value, list) or not least <= len(value) <= most:
         return False
     return all(type(n) is int and 0 <= n < LARGEST_SIZE for n in value)
 
 
 def _is_text(text: str) -> bool:
-    """False for halves of surrogate pairs, which JSON can spell and no terminal can show."""
+    """False for text with lone surrogates, which JSON can contain but no terminal can print."""
     try:
         text.encode()
     except UnicodeEncodeError:
@@ -288,7 +290,7 @@ def _is_text(text: str) -> bool:
 
 
 def to_text_tensor(value: object) -> Tensor:
-    """Any JSON value as a uint8 tensor of shape `(n,)`: for long tables that have no place in a header."""
+    """Any JSON value as a uint8 tensor of shape `(n,)`, for tables that are too long for a header."""
     return torch.tensor(list(json.dumps(value, ensure_ascii=False).encode()), dtype=torch.uint8)
 
 
@@ -296,7 +298,7 @@ def from_text_tensor(tensor: Tensor) -> object:
     """The JSON value stored by `to_text_tensor`, from a tensor of any shape.
 
     Raises:
-        BestiaryError: the bytes are no JSON text.
+        BestiaryError: the bytes are not JSON.
     """
     try:
         return json.loads(bytes(tensor.to(torch.uint8).flatten().numpy()), parse_int=_bounded_number)

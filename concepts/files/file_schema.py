@@ -1,7 +1,7 @@
-"""Checks of values that came out of a file: each names the entry, what is there and what belongs there.
+"""Validation of values from files: each message gives the entry, its value and the expected value.
 
-A file is checked as a whole when it is read, so that nothing trips over it later. Letters of shapes stand for sizes:
-the first tensor that has one fixes it for all others.
+A file is validated completely when it is read, so that later code need not check. Letters in shapes stand for sizes: the
+first tensor with a letter fixes its size for all others.
 """
 
 import json
@@ -14,10 +14,10 @@ from torch import Tensor
 from ..errors import BestiaryError
 
 LONGEST_TEXT = 4_096
-"""Characters of a name or a note."""
+"""Maximum characters of a name or a note."""
 DEEPEST_JSON = 16
 MOST_ENTRIES = 1 << 20
-"""Entries of a list or a table."""
+"""Maximum entries of a list or a table."""
 _KINDS = {
     "floats": (torch.float32, torch.float16, torch.bfloat16, torch.float64),
     "whole numbers": (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8),
@@ -26,7 +26,7 @@ _KINDS = {
 
 
 def broken(entry: str, value: object, wanted: str) -> BestiaryError:
-    """The one form of message: which entry, what it is, what it should be."""
+    """The common form of messages: the entry, its value and the expected value."""
     return BestiaryError(f"{entry} is {shown_value(value)}, expected {wanted}")
 
 
@@ -46,7 +46,7 @@ def checked_whole(value: object, entry: str, low: int = 0, high: int = 1 << 40) 
     """A whole number of `low` to `high`.
 
     Raises:
-        BestiaryError: it is none; so do all functions here.
+        BestiaryError: the value is invalid; the same for all functions here.
     """
     if type(value) is not int or not low <= value <= high:
         raise broken(entry, value, f"a whole number of {low} to {high}")
@@ -71,7 +71,7 @@ def checked_text(value: object, entry: str, longest: int = LONGEST_TEXT, *, empt
     """Text without NUL, not empty unless `empty` allows it."""
     if not isinstance(value, str) or len(value) > longest or "\0" in value or not (value or empty):
         raise broken(entry, value, f"text of {0 if empty else 1} to {longest} characters")
-    # JSON can spell halves of surrogate pairs, which no terminal can show
+    # JSON can contain lone surrogates, which no terminal can print
     if any("\ud800" <= character <= "\udfff" for character in value):
         raise broken(entry, value, "text in Unicode")
     return value
@@ -85,7 +85,7 @@ def checked_list(value: object, entry: str, least: int = 0, most: int = MOST_ENT
 
 
 def checked_table(value: object, entry: str, needs: Collection[str] = ()) -> dict:
-    """A table by names; `needs` must be among them."""
+    """A table with text keys, including those in `needs`."""
     if not isinstance(value, dict) or len(value) > MOST_ENTRIES:
         raise broken(entry, value, "a table")
     lacking = [name for name in needs if name not in value]
@@ -105,9 +105,9 @@ def checked_numbered(value: object, entry: str, count: int) -> dict[int, object]
 
 
 def checked_json(value: object, entry: str, depth: int = DEEPEST_JSON) -> object:
-    """Anything JSON can say, without what is not finite and not nested more than 16 deep."""
+    """Any JSON value with finite numbers, nested at most 16 levels deep."""
     if depth == 0:
-        raise BestiaryError(f"{entry} is nested more than {DEEPEST_JSON} deep")
+        raise BestiaryError(f"{entry} is nested more than {DEEPEST_JSON} levels deep")
     if isinstance(value, dict):
         for name, content in value.items():
             checked_text(name, f"a name in {entry}", empty=True)
@@ -128,10 +128,10 @@ def checked_tensor(
     """One tensor of a file.
 
     Args:
-        tensors: all of them, of any shape.
-        name: which.
+        tensors: all tensors of the file, of any shape.
+        name: name of the tensor.
         shape: letters or numbers, such as "S V W" or "M 2".
-        sizes: letter -> size; letters that are met for the first time are added. None is 0.
+        sizes: letter -> size; new letters are added. Sizes must not be 0.
         kind: "floats" (all finite), "whole numbers" or "bytes".
     """
     if name not in tensors:
@@ -147,5 +147,5 @@ def checked_tensor(
         raise broken(f"the tensor {name!r}", tensor, f"{kind} ({wanted})")
     sizes.update({axis: size for axis, size in zip(axes, tensor.shape, strict=True) if not axis.isdigit()})
     if tensor.is_floating_point() and not torch.isfinite(tensor).all():
-        raise BestiaryError(f"the tensor {name!r} holds values that are not finite")
+        raise BestiaryError(f"the tensor {name!r} contains values that are not finite")
     return tensor

@@ -26,12 +26,12 @@ Kind = TypeVar("Kind")
 
 
 class PickleFault(Exception):
-    """Why a pickle is not read: words for a message, without the file's name."""
+    """Reason to refuse a pickle, as text for a message without the name of the file."""
 
 
 @dataclass(frozen=True)
 class Name:
-    """Something a pickle names; it stays a name."""
+    """A class or function in a pickle, kept as a name and never imported."""
 
     module: str
     name: str
@@ -265,7 +265,7 @@ class InertMachine:
                 finished = target.built(state)
             except (TypeError, ValueError, IndexError, KeyError, AttributeError, RuntimeError, OverflowError) as fault:
                 raise PickleFault("its description of an array is inconsistent") from fault
-            # whoever refers to it later gets the finished value
+            # later references must get the finished value
             if finished is not target:
                 places = self._waiting.pop(id(target), [])
                 self._memo.update({index: finished for index in places if self._memo[index] is target})
@@ -282,7 +282,7 @@ def checked_key(key: object) -> object:
     """A key of a dictionary or a member of a set: text, bytes, small whole numbers, None.
 
     Raises:
-        PickleFault: anything else, whose hash could cost much or collide.
+        PickleFault: any other type, because its hash could be expensive or collide.
     """
     if key is None or isinstance(key, str | bytes | bool) or (isinstance(key, int) and abs(key) < LARGEST_KEY):
         return key
@@ -310,7 +310,7 @@ def _extent(value: object, depth: int, above: set[int], known: dict[int, tuple[i
     if id(value) not in known:
         # a shared container is measured once, however often it is met
         if depth == 0:
-            raise PickleFault(f"its containers are nested more than {DEEPEST} deep")
+            raise PickleFault(f"its containers are nested more than {DEEPEST} levels deep")
         above.add(id(value))
         count, height = 1, 0
         for child in value.values() if isinstance(value, dict) else value:
@@ -319,12 +319,12 @@ def _extent(value: object, depth: int, above: set[int], known: dict[int, tuple[i
         above.discard(id(value))
         known[id(value)] = count, height
     if known[id(value)][1] > depth:
-        raise PickleFault(f"its containers are nested more than {DEEPEST} deep")
+        raise PickleFault(f"its containers are nested more than {DEEPEST} levels deep")
     return known[id(value)]
 
 
 def _text(raw: bytes) -> str:
-    # what is no UTF-8 stays readable, and no half of a surrogate pair reaches a terminal
+    # invalid UTF-8 stays readable, and terminals never get a lone surrogate
     return raw.decode("utf-8", errors="backslashreplace")
 
 

@@ -1,6 +1,6 @@
-"""The folder of the pack: every path to what it ships starts here."""
+"""Folder of the installed pack, the root of the paths of all shipped files."""
 
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent.parent
-"""Holds concepts/, nodes/, trainer/, demo/; links in it are not resolved."""
+"""Contains concepts/, nodes/, trainer/, demo/; symbolic links are not resolved."""

@@ -26,7 +26,7 @@ from .inert_tensors import STORAGES, VALUE_NAMES, make_builders
 from .wrong_download import wrong_download
 
 SHELL_LIBRARIES = ("torchpq", "cupy")
-"""Libraries whose classes are read as inert shells; none of them is ever imported."""
+"""Libraries whose classes are read as inert shells; they are never imported."""
 SHELL_CLASSES = ("torch.nn.modules.container.ParameterDict", "torch.nn.modules.container.ParameterList")
 """Containers of parameters, as the first textual inversions were saved in; read as shells wherever they occur."""
 LARGEST_FILE = 8 << 30
@@ -218,7 +218,7 @@ def load_tensors(path: Path) -> dict[str, Tensor]:
         BestiaryError: the file needs more than tensors, holds something else, or is broken.
     """
     content = load_inert(path)
-    # names with a tensor each: anything else is no file of weights
+    # a file of weights is a table of named tensors
     tensors = {str(name): value for name, value in content.items()} if isinstance(content, Mapping) else {}
     if not tensors or not all(isinstance(value, Tensor) for value in tensors.values()):
         raise BestiaryError(f"{path} holds {_described(content)}, expected a table of named tensors")
@@ -241,7 +241,7 @@ def tensors_in(content: object, depth: int = 12) -> Iterator[tuple[str, Tensor]]
 
 
 def _check_container(path: Path) -> tuple[int, bool]:
-    """Size and whether it is an archive; refuses folders, giants, TorchScript programs and what is no torch file at all."""
+    """Size and whether it is an archive; refuses folders, too large files, TorchScript programs and other files."""
     try:
         size = path.stat().st_size
         with path.open("rb") as stream:
@@ -256,7 +256,7 @@ def _check_container(path: Path) -> tuple[int, bool]:
     except OSError as fault:
         raise BestiaryError(f"could not read {path}: {fault.strerror or fault}") from fault
     if size > LARGEST_FILE:
-        raise BestiaryError(f"{path} has {size:,} bytes; pickles of more than {LARGEST_FILE:,} are refused")
+        raise BestiaryError(f"{path} has {size:,} bytes; the limit for pickles is {LARGEST_FILE:,}")
     # programs, not files of tensors
     if any(name.endswith("constants.pkl") or "/code/" in name for name in names):
         raise BestiaryError(f"{path} is a TorchScript program, not a file of tensors; it was not loaded")
@@ -272,7 +272,7 @@ def _entries_of(stream: io.BufferedIOBase, size: int, path: Path) -> list[str]:
             entries = archive.infolist()
     except (*_NOT_READ, KeyError) as fault:
         raise BestiaryError(
-            f"{path} is not a readable torch file: its archive is broken or truncated; download it again"
+            f"{path} is not a readable torch file: its archive is damaged or truncated; download it again"
         ) from fault
     # torch packs nothing: entries that claim more than the file has are a trap
     if (unpacked := sum(entry.file_size for entry in entries)) > size + SPARE_ROOM:
@@ -288,7 +288,7 @@ def _directory_bytes(stream: io.BufferedIOBase, size: int) -> int:
     tail = stream.read()
     stream.seek(0)
     with suppress(struct.error):
-        # the record for large archives, where there is one, tells the length that the small one cannot
+        # ZIP64 archives have a second record, because the first one cannot represent their length
         large, small = tail.rfind(b"PK\x06\x06"), tail.rfind(b"PK\x05\x06")
         length = struct.unpack_from("<I", tail, small + 12)[0] if small >= 0 else 0
         return struct.unpack_from("<Q", tail, large + 40)[0] if length == 0xFFFFFFFF and large >= 0 else length

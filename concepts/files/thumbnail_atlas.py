@@ -32,10 +32,10 @@ class ThumbnailAtlas:
 
     @classmethod
     def from_images(cls, images: Mapping[tuple[int, int], Image.Image], tile_size: int = 96) -> "ThumbnailAtlas":
-        """Shrink pictures to tiles, centred on black; tiles become smaller where the picture would grow too large.
+        """Shrink pictures to tiles, centred on black; tiles become smaller if the picture would be too large.
 
         Raises:
-            BestiaryError: there is no picture, or Pillow was built without WebP.
+            BestiaryError: no picture is given, or Pillow was built without WebP.
         """
         if not images:
             raise BestiaryError("an atlas needs at least one thumbnail; omit the atlas instead")
@@ -43,7 +43,7 @@ class ThumbnailAtlas:
         columns = math.ceil(math.sqrt(len(images)))
         edge = min(tile_size, LARGEST_EDGE // columns)
         sheet = Image.new("RGB", (columns * edge, math.ceil(len(images) / columns) * edge))
-        # smaller pictures are not blown up
+        # smaller pictures are not enlarged
         for number, image in enumerate(images.values()):
             shrunk = image.convert("RGB")
             shrunk.thumbnail((edge, edge), Image.Resampling.LANCZOS)

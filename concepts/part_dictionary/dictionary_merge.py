@@ -17,10 +17,10 @@ PairMapping = dict[tuple[int, int], tuple[int, int]]
 def merge_dictionaries(
     first: PartDictionary, second: PartDictionary, strengths: tuple[float, float] = (1.0, 1.0)
 ) -> tuple[PartDictionary, PairMapping]:
-    """Everything of both; the first keeps its numbers, the second takes free ones where they collide.
+    """Union of both; the first keeps its numbers, colliding numbers of the second are replaced by free ones.
 
-    Parts of the same name become one part, the two backgrounds too. A kind of the second whose name is taken gets "(2)"
-    behind it. LoRA are added with the given strengths, so pictures show both trainings at once.
+    Parts of the same name become one part, the two backgrounds too. A kind of the second with a used name gets the
+    suffix "(2)". LoRA are added with the given strengths, so pictures show both trainings at once.
 
     Raises:
         BestiaryError: the dictionaries belong to different backbones or vector widths.
@@ -31,7 +31,7 @@ def merge_dictionaries(
             f"a {first.backbone} dictionary ({widths[0]}) and a {second.backbone} dictionary ({widths[1]}) cannot be "
             "merged: vectors of different base models are incompatible"
         )
-    # where every part and every kind of the second goes
+    # new numbers for every part and every kind of the second
     part_names, part_map = _match_parts(first, second)
     kind_names = [dict(named) for named in first.kind_names] + [{} for _ in part_names[len(first.part_names) :]]
     mapping = _number_kinds(first, second, part_map)

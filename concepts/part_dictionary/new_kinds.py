@@ -1,4 +1,4 @@
-"""Kinds that no picture showed: drawn from the spread of the trained ones, and added to a dictionary under a name."""
+"""New kinds without pictures: drawn from the distribution of the trained ones, and added to a dictionary under a name."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -14,7 +14,7 @@ from .part_dictionary import PartDictionary
 
 @dataclass(frozen=True)
 class NewKind:
-    """A kind to be added."""
+    """A kind to add."""
 
     part: int
     """Index of its part."""
@@ -24,7 +24,7 @@ class NewKind:
 
 
 def random_kinds(dictionary: PartDictionary, parts: Sequence[int], seed: int, spread: float = 1.0) -> list[NewKind]:
-    """One sample `(D,)` per part, called "random <seed>", with the spread behind it unless that is 1.
+    """One sample `(D,)` per part, called "random <seed>", followed by the spread unless it is 1.
 
     Raises:
         BestiaryError: a part has no trained kind, or the spread is negative or not finite.
@@ -36,7 +36,7 @@ def random_kinds(dictionary: PartDictionary, parts: Sequence[int], seed: int, sp
 def with_new_kinds(
     dictionary: PartDictionary, kinds: Sequence[NewKind], origin: Mapping[str, object] | None = None
 ) -> tuple[PartDictionary, tuple[int, ...]]:
-    """A dictionary with further kinds, and their stored ids; every old number, name and vector stays.
+    """A dictionary with further kinds, and their stored ids; existing numbers, names and vectors do not change.
 
     Args:
         dictionary: left as it is.
@@ -83,7 +83,7 @@ def _check(dictionary: PartDictionary, kind: NewKind) -> None:
 
 
 def _extended(dictionary: PartDictionary, vectors: Tensor) -> dict[str, Tensor]:
-    """Every encoder's table `(R, width)` with its slices of `(K, D)` below."""
+    """Table `(R, width)` of every encoder with its slices of `(K, D)` appended."""
     # widths of the tables, not of the backbone's record: small models have others
     names = [encoder.name for encoder in get_backbone(dictionary.backbone).text_encoders]
     slices = vectors.split([dictionary.embeddings[name].shape[1] for name in names], dim=1)

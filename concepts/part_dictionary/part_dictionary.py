@@ -1,7 +1,7 @@
 """PartDictionary: learned vectors for (part, kind) pairs, with names, thumbnails and the LoRA they were trained with.
 
-Vectors are stored after the projector (`TokenProjector.collapse`), so that using a dictionary needs nothing else. Only
-trained rows exist; a pair that was never trained cannot be asked for. Letters: R rows, M parts, D width of a vector.
+Vectors are stored after the projector (`TokenProjector.collapse`), so that a dictionary is complete without it. Only
+trained rows exist; pairs that were not trained cannot be used. Letters: R rows, M parts, D width of a vector.
 """
 
 from collections.abc import Mapping, Sequence
@@ -32,14 +32,14 @@ THUMBNAIL_PREFIX = "thumbnails."
 
 @dataclass(frozen=True, eq=False)
 class PartDictionary:
-    """Everything a prompt can name, and everything a sharer needs."""
+    """Learned parts and kinds for prompts, with everything needed to share them."""
 
     backbone: str
     """Name of the diffusion model family the vectors were learned for (concepts/denoiser/backbone.py)."""
     part_names: tuple[str, ...]
-    """M names; the index is the part's number."""
+    """M names; the index is the number of the part."""
     kind_names: tuple[dict[int, str], ...]
-    """Per part: stored kind id -> name; ids without a name are asked for by number."""
+    """Per part: stored kind id -> name; ids without a name are referred to by number."""
     background: int | None
     """Index of the background part."""
     rows: Tensor
@@ -50,12 +50,12 @@ class PartDictionary:
     """Adapters under kohya names; empty if none were trained."""
     thumbnails: ThumbnailAtlas | None = None
     provenance: dict[str, object] = field(default_factory=dict)
-    """How it came about: anything JSON can say, at most a few kilobytes."""
+    """Origin of the dictionary: any JSON value of at most a few kilobytes."""
     id_base: int = 0
-    """0 or 1: the number people type for the stored kind id 0."""
+    """0 or 1: the number in prompts for the stored kind id 0."""
 
     def __post_init__(self) -> None:
-        """Raises BestiaryError where names, rows and vectors are inconsistent."""
+        """Raises BestiaryError if names, rows and vectors are inconsistent."""
         encoders = {encoder.name for encoder in get_backbone(self.backbone).text_encoders}
         count = len(self.part_names)
         if self.embeddings.keys() != encoders:
@@ -170,7 +170,7 @@ class PartDictionary:
         return found
 
     def find_kind(self, part: int, text: str) -> int:
-        """Stored id of a kind by its name, or by the number people type (counted from `id_base`).
+        """Stored id of a kind by its name, or by its number in prompts (counted from `id_base`).
 
         Raises:
             BestiaryError: no trained kind of this part is called so, or several are.
@@ -285,11 +285,11 @@ class PartDictionary:
 
 
 def _from_file(content: ConceptFile) -> PartDictionary:
-    """The dictionary in a file whose entries have been checked: rows `(R, 2)`, tables `(R, width)`, and the rest."""
+    """The dictionary from validated entries of a file: rows `(R, 2)`, tables `(R, width)`, and the rest."""
     tensors, metadata = content.tensors, content.metadata
     backbone = get_backbone(str(metadata.get("backbone")))
     encoders = [encoder.name for encoder in backbone.text_encoders]
-    # names lie in a tensor: there are too many for the header
+    # names are stored as a tensor: they would exceed the size limit of the header
     part_names, kind_names = _names(from_text_tensor(tensors["names"]))
     # prefixes keep the three groups of tensors apart in one file
     pictures = {n.removeprefix(THUMBNAIL_PREFIX): t for n, t in tensors.items() if n.startswith(THUMBNAIL_PREFIX)}
@@ -319,4 +319,4 @@ def _check_finite(tensors: Mapping[str, Tensor]) -> None:
     """Raises BestiaryError naming the first tensor, of any shape, with a value that is not finite."""
     for name, tensor in tensors.items():
         if tensor.is_floating_point() and not torch.isfinite(tensor).all():
-            raise BestiaryError(f"{shown_name(name)} holds values that are not finite in {str(tensor.dtype)[6:]}")
+            raise BestiaryError(f"{shown_name(name)} contains values that are not finite in {str(tensor.dtype)[6:]}")

@@ -14,12 +14,12 @@ from torch import Tensor, nn
 from ..errors import BestiaryError
 
 MAX_DEPTH = 8
-"""More linear layers than this in a state dict mean another kind of file."""
+"""Maximum linear layers in a state dict; more of them indicate another kind of file."""
 
 
 @dataclass(frozen=True)
 class ProjectorShape:
-    """What the tensor shapes of a projector say about it."""
+    """Dimensions of a projector, inferred from its tensor shapes."""
 
     num_parts: int
     num_kinds: int
@@ -29,7 +29,7 @@ class ProjectorShape:
 
 
 class TokenProjector(nn.Module):
-    """Table, positional vectors and projector; `forward` gives vectors ready to be inserted into a prompt."""
+    """Table, positional vectors and projector; `forward` returns vectors for use in a prompt."""
 
     def __init__(
         self,
@@ -111,7 +111,7 @@ class TokenProjector(nn.Module):
         for linear in linears:
             nn.init.eye_(linear.weight)
             nn.init.zeros_(linear.bias)
-        # ReLU passes what is positive: lift all channels by twice the largest value, lower them again at the end
+        # ReLU would remove negative values: shift all channels by twice the largest value, and back at the end
         if len(linears) > 1:
             shift = 2 * weight.abs().max()
             linears[0].bias.fill_(shift)
@@ -130,12 +130,12 @@ class TokenProjector(nn.Module):
         """
         from ..part_map.part_file_schemas import check_projector
 
-        # every tensor is of its shape before a module is built after the shapes
+        # validate the shapes first: the module is built from them
         if "embedding.weight" in tensors:
             check_projector(
                 {n: t for n, t in tensors.items() if n.startswith(("embedding.weight", "pe", "projection."))}
             )
-        # depths beyond 3 are read, though never built here
+        # depths above 3 occur in files, although the constructor refuses them
         shape = infer_shape(tensors, num_parts)
         projector = cls(shape.num_parts, shape.num_kinds, shape.width, 0, shape.positional)
         layers: list[nn.Module] = []
@@ -147,13 +147,13 @@ class TokenProjector(nn.Module):
         missing = sorted(wanted.keys() - tensors.keys())
         if missing:
             raise BestiaryError(f"the projector lacks {', '.join(missing)}; the file is incomplete")
-        # every tensor must be there, of the right shape, and finite
+        # every tensor must have the right shape and finite values
         loaded = {name: tensors[name].float() for name in wanted}
         for name, tensor in loaded.items():
             if tensor.shape != wanted[name].shape:
                 raise BestiaryError(f"{name} has shape {tuple(tensor.shape)}, expected {tuple(wanted[name].shape)}")
             if not torch.isfinite(tensor).all():
-                raise BestiaryError(f"{name} holds values that are not finite; the training diverged")
+                raise BestiaryError(f"{name} contains values that are not finite; the training diverged")
         projector.load_state_dict(loaded)
         return projector
 
@@ -162,13 +162,13 @@ def infer_shape(tensors: Mapping[str, Tensor], num_parts: int | None = None) -> 
     """M, K, D and depth from the tensors of a projector: pe is `(M, D)`, the table `(M * (K + 1), D)`.
 
     Raises:
-        BestiaryError: this is no projector, or its shapes contradict each other.
+        BestiaryError: the tensors are not a projector, or their shapes are inconsistent.
     """
     table, pe = tensors.get("embedding.weight"), tensors.get("pe")
     if table is None or table.ndim != 2:
         found = ", ".join(list(tensors)[:4]) or "nothing"
-        raise BestiaryError(f"no token projector: expected a table 'embedding.weight' (rows, width), found {found}")
-    # the parts are counted by their positional vectors, or told
+        raise BestiaryError(f"not a token projector: expected a table 'embedding.weight' (rows, width), found {found}")
+    # the number of parts is that of the positional vectors, or given by the caller
     rows, width = table.shape
     if pe is not None and pe.ndim != 2:
         raise BestiaryError(f"pe has shape {tuple(pe.shape)}, expected (parts, {width})")

@@ -151,7 +151,7 @@ def split_name(name: str) -> tuple[str, str | None]:
 
 
 def rename_named(codebook: PartCodebook, name: str, new_name: str) -> CodebookEdit:
-    """Give a part or a kind a name; faults as `rename`."""
+    """Rename a part or a kind; errors as `rename`."""
     part, kind = split_name(name)
     if kind is None:
         return rename(codebook, parts={part: new_name})
@@ -171,14 +171,14 @@ def merge_named(codebook: PartCodebook, names: Sequence[str]) -> CodebookEdit:
     # parts with parts, kinds of one part with each other
     shown = ", ".join(names)
     if len(kinds) < len(split):
-        raise BestiaryError(f"{shown}: parts and kinds cannot be joined; name parts alone, or kinds of one part")
+        raise BestiaryError(f"{shown}: parts cannot be merged with kinds; give either parts, or kinds of one part")
     if len({codebook.find_part(part) for part, _ in split}) > 1:
-        raise BestiaryError(f"{shown}: kinds of different parts cannot be joined; join the parts instead")
+        raise BestiaryError(f"{shown}: kinds of different parts cannot be merged; merge the parts instead")
     return merge_kinds(codebook, split[0][0], kinds)
 
 
 def drop_named(codebook: PartCodebook, name: str) -> CodebookEdit:
-    """Leave a part or a kind out; faults as `drop_part` and `drop_kind`."""
+    """Remove a part or a kind; errors as `drop_part` and `drop_kind`."""
     part, kind = split_name(name)
     return drop_part(codebook, part) if kind is None else drop_kind(codebook, part, kind)
 
@@ -196,7 +196,7 @@ def _dropped(codebook: PartCodebook, parts: list[int]) -> CodebookEdit:
 
 
 def _without(codebook: PartCodebook, gone: Mapping[int, int], kinds: tuple[tuple[int, ...], ...]) -> CodebookEdit:
-    """Remove parts whose area goes to other parts, and close the gaps: rows of `(M, d)` centers go with them."""
+    """Remove parts, assign their area to other parts and renumber the rest, with the rows of `(M, d)` centers."""
     # `left` keeps the old numbers in their order, so the place in it is the new number
     left = [part for part in range(codebook.num_parts) if part not in gone]
     moved = tuple(left.index(gone.get(part, part)) for part in range(codebook.num_parts))
@@ -265,11 +265,11 @@ def _checked(name: str) -> str:
     # unprintable ones are invisible or turn the text around them
     if not text or text.isdigit() or _FORBIDDEN & set(text) or not text.isprintable():
         raise BestiaryError(
-            f"{shown_name(name)} cannot be a name in a prompt: use words, without < > : , * ( ) | or invisible signs, and not "
-            "just a number"
+            f"{shown_name(name)} cannot be a name in a prompt: use words, without < > : , * ( ) | or invisible characters, and "
+            "not only a number"
         )
     if len(text) > _LONGEST_NAME:
-        raise BestiaryError(f"a name of {len(text)} characters: at most {_LONGEST_NAME} are read")
+        raise BestiaryError(f"the name has {len(text)} characters: use at most {_LONGEST_NAME}")
     return text
 
 

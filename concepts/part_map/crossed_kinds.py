@@ -1,12 +1,12 @@
-"""Kinds of several parts at once: each part's own kinds, without what its neighbours' kinds do to its looks.
+"""Joint clustering of the kinds of several parts, without the influence of neighbouring parts on their appearance.
 
-The looks of a part's patches also show what surrounds them: an ear's features change with the face below it. So the mean
-looks of a part are taken as a sum of effects, its own kind's and those of the kinds of the other parts (an analysis of
-variance with unknown groups). In turns, effects are estimated by ridge regression, those of the other parts are taken
-out, and what is left is clustered anew (`kind_mixture`). Effects can be told apart only where kinds cross: an effect is
-taken out in so far as the other part's kinds do not already tell this one's, so where each animal of a set has its own
-head and its own legs nothing is.
-Kinds are then told from the looks as they are, by a discriminant, so a part can be read without knowing the others.
+The features of a patch also depend on its surroundings: those of an ear change with the face below it. So the mean features
+of a part are modelled as a sum of effects, of its own kind and of the kinds of the other parts (an analysis of variance with
+unknown groups). Alternately, effects are estimated by ridge regression, those of the other parts are subtracted, and the
+remainder is clustered again (`kind_mixture`). Effects can be separated only if kinds are combined in several ways: an effect
+is subtracted only as far as the kinds of the other part do not determine those of this one. If each animal of a set has its
+own head and its own legs, nothing is subtracted.
+At inference a discriminant assigns kinds to the unchanged features, so that a part does not need the others.
 
 Letters: N pictures, M parts, n pictures that show a part, d channels, r leading directions, K_m kinds of part m.
 """
@@ -22,12 +22,12 @@ from .part_map import ABSENT
 
 _ROUNDS = 6
 _RIDGE = 5.0
-"""Pictures without any effect that every kind is credited with when its effect on another part is estimated."""
+"""Pictures without effect that are added per kind when its effect on another part is estimated."""
 
 
 @dataclass(frozen=True)
 class KindDirections:
-    """Where the kinds of one part lie in a space in which each varies alike in all directions."""
+    """Centroids of the kinds of one part, in a space in which every kind has the same spread in all directions."""
 
     center: Tensor
     """`(d,)`: the middle between the kinds, as a mean of part looks."""
@@ -111,7 +111,7 @@ def uncertainty_left(table: Tensor) -> float:
 
 
 def kind_directions(means: Tensor, labels: Tensor, number: int) -> KindDirections:
-    """How kinds are told from mean looks `(n, d)` once they are known, `(n,)` long: Fisher's (1936) discriminant space."""
+    """Fisher's (1936) discriminant space for known kinds `(n,)` long of mean features `(n, d)`."""
     rows, basis, middle = leading_directions(means.float())  # (n, r), (d, r), (d,)
     members = torch.nn.functional.one_hot(labels, number).to(rows.dtype)  # (n, K)
     places, within = spread_within(rows, members)  # (K, r), (r, r)

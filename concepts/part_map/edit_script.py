@@ -1,10 +1,10 @@
-"""Edits of a codebook as text, one a line: what a graph keeps and a person types.
+"""Edits of a codebook as text, one per line, as users type them and as a graph stores them.
 
     rename part 2, head        merge head, beak          drop tail
     rename head:3, cardinal    merge head:3, head:7      drop head:5
 
-A part goes by name or number, a kind is `part:kind`; names cannot hold commas or colons. Each line works on what the lines above it
-left. Empty lines and lines that begin with # are passed over.
+A part is given by name or number, a kind as `part:kind`; names cannot contain commas or colons. Each line applies to the result of
+the lines above it. Empty lines and lines that begin with # are ignored.
 """
 
 from collections import OrderedDict
@@ -18,16 +18,16 @@ from .part_codebook import PartCodebook
 from .part_map import ABSENT, PartMaps
 
 LONGEST_SCRIPT = 20_000
-"""Characters."""
+"""Maximum characters of a script."""
 VERBS = ("rename", "merge", "drop")
 _MOST_KEPT = 8
 
 
 class EditFault(BestiaryError):
-    """A line that does not fit."""
+    """An invalid line of a script."""
 
     def __init__(self, line: int, text: str, cause: str, done: "EditedParts") -> None:
-        """`line` counts from 1; `done` is what the lines before it gave."""
+        """`line` counts from 1; `done` is the result of the lines before it."""
         super().__init__(f"edits, line {line} ({shown_name(text)}): {cause}")
         self.line, self.cause, self.done = line, cause, done
 
@@ -92,11 +92,11 @@ class EditHistory:
         """The parts after all edits of a text.
 
         Raises:
-            EditFault: a line that is no edit or does not fit; the message names line, cause and valid choices.
+            EditFault: a line is not a valid edit; the message gives line, cause and valid choices.
             BestiaryError: the text is too long.
         """
         if len(text) > LONGEST_SCRIPT:
-            raise BestiaryError(f"edits of {len(text)} characters: at most {LONGEST_SCRIPT} are read")
+            raise BestiaryError(f"the edits have {len(text)} characters, the limit is {LONGEST_SCRIPT}: shorten them")
         numbered = [(number, line.strip()) for number, line in enumerate(text.splitlines(), start=1)]
         lines = [(number, line) for number, line in numbered if line and not line.startswith("#")]
         done: tuple[str, ...] = ()

@@ -1,10 +1,10 @@
-"""Which patches show the thing and which its surroundings, learned from a set of pictures without labels.
+"""Separation of the object's patches from the background, learned from a set of pictures without labels.
 
-A two-way clustering of patches finds whatever differs most, night from day for example. This finds what stays away from
-the pictures' borders instead. A small classifier learns to tell, from a patch's appearance alone, whether it lies where
-things lie (at first: near the centre); what also occurs at the borders cannot be told from them and becomes background.
-Its answers, corrected for how often each place of the picture is covered and smoothed within each picture, are the next
-round's labels (self-training; learning from positive and unlabelled examples, Elkan and Noto 2008).
+A two-way clustering of patches finds the largest difference, night and day for example. This method finds what keeps away
+from the borders of the pictures instead. A small classifier predicts from the appearance of a patch alone whether the patch
+is at a position of the object (initially: near the centre); appearances that also occur at the borders become background. Its
+predictions, corrected for how often each position is covered and smoothed within each picture, are the labels of the next
+round (self-training; learning from positive and unlabelled examples, Elkan and Noto 2008).
 
 Letters: N pictures, (h, w) patch grid, D channels, H hidden units.
 """
@@ -70,8 +70,8 @@ class LearnedForeground:
         cues = _with_saliency(features, saliency if self.hidden_weight.shape[1] > features.shape[-1] else None)
         if cues.shape[-1] != self.hidden_weight.shape[1]:
             raise BestiaryError(
-                f"patches of {cues.shape[-1]} channels, the foreground model was fitted on {self.hidden_weight.shape[1]}: "
-                "use the feature source the codebook names"
+                f"the patches have {cues.shape[-1]} channels, but the foreground model was fitted on {self.hidden_weight.shape[1]}: "
+                "use the feature source of the codebook"
             )
         logit = _evaluate(cues, self.hidden_weight, self.hidden_bias, self.output_weight)  # (N, h, w)
         # the place's log-odds fit any grid: they are resized to that of the features
@@ -163,11 +163,11 @@ def fit_foreground(
         answers = _in_chunks(model, features, saliency)  # (N, h, w)
         return model, answers, _covered_places(answers)
 
-    # self-training: the answers of one round are the labels of the next
+    # self-training: the predictions of one round are the labels of the next
     model, labels, place = trained(0)
     for step in range(1, rounds):
         model, labels, place = trained(step)
-    # a foreground that is not nearer to the centre than its surroundings is told
+    # objects are usually framed in the centre: warn if the foreground is not, it may be the background
     margin = foreground_margin((labels > 0.5) ^ flip)
     if margin < LOW_MARGIN:
         log.warning(
@@ -184,7 +184,7 @@ def refit_foreground(
 ) -> LearnedForeground:
     """Train the classifier again on a better mask `(N, h, w)` of the pictures it was fitted on, such as that of their parts.
 
-    `mask` is what the model shall answer, so the complement of a flipped model's own classifier.
+    `mask` is the expected output of the model; the classifier of a flipped model learns its complement.
     """
     trained = foreground_from_masks(features, saliency, mask ^ model.flipped, seed=seed)
     return replace(trained, smoothing=model.smoothing, margin=foreground_margin(mask), flipped=model.flipped)

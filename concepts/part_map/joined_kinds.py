@@ -1,6 +1,6 @@
-"""Kinds for a part that was joined from several: fitted anew from the means of the parts that were first found.
+"""Kinds of a merged part, fitted again to the means of the original parts.
 
-Letters: N pictures, M parts that were first found, d channels of part means.
+Letters: N pictures, M original parts, d channels of part means.
 """
 
 from collections.abc import Sequence
@@ -15,7 +15,7 @@ from .part_discovery import fit_kinds
 
 @dataclass(frozen=True)
 class PartMeans:
-    """What the first parts of N pictures look like, as `PartCodebook.part_means` gives it."""
+    """Mean features of the original parts of N pictures, from `PartCodebook.part_means`."""
 
     means: Tensor
     """`(N, M, d)` of any floating type."""
@@ -23,7 +23,7 @@ class PartMeans:
     """`(N, M)` patches."""
 
     def joined(self, part_of: Sequence[int], part: int) -> "PartMeans":
-        """Means `(N, 1, d)` and counts `(N, 1)` of all first parts that by now are one; `part_of` says which each became."""
+        """Means `(N, 1, d)` and counts `(N, 1)` of all original parts merged into `part`; `part_of` maps original to current."""
         members = [first for first, now in enumerate(part_of) if now == part]
         size = self.counts[:, members].float()  # (N, members)
         total = size.sum(1, keepdim=True)  # (N, 1)
@@ -36,21 +36,21 @@ class RefittedKinds:
     """New kinds of one part."""
 
     codebook: PartCodebook
-    """With these kinds, all else as before."""
+    """The given codebook with these kinds."""
     alone: PartCodebook
-    """A codebook of this part only, number 0 in it."""
+    """A codebook with this part only, as number 0."""
     codes: Tensor
-    """`(N,)` long: kind of every picture, ABSENT where it does not show the part."""
+    """`(N,)` long: kind in every picture, ABSENT if the picture does not show the part."""
 
 
 def refit_kinds(
     codebook: PartCodebook, part: int, seen: PartMeans, num_kinds: int | None, seed: int, most: int | None = None
 ) -> RefittedKinds:
-    """Cluster one part's means `(N, 1, d)` into kinds; those of the other parts stay.
+    """Cluster one part's means `(N, 1, d)` into kinds; those of the other parts do not change.
 
     Args:
-        num_kinds: None measures how many.
-        most: pictures to fit on, chosen by `seed`; None takes all.
+        num_kinds: None measures the number.
+        most: maximum number of pictures for the fit, chosen by `seed`; None uses all.
 
     Raises:
         BestiaryError: more kinds than pictures that show the part.

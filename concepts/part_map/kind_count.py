@@ -1,4 +1,4 @@
-"""How many kinds a part has: the number whose clusters are best told apart.
+"""Number of kinds of a part: the number of clusters that are separated best.
 
 Letters: n part means, d channels, k clusters.
 """
@@ -23,7 +23,7 @@ _FAR_BEHIND = 0.75
 _NEAR_TWO = 0.6
 _HALVINGS = 5
 _FEWEST_IN_HALF = 4
-"""Rows of a kind that every half shows on the average: halves of fewer agree on what each of them made up."""
+"""Minimum mean rows per kind in each half: with fewer rows the agreement of the halves is unreliable."""
 
 
 def most_kinds(images: int) -> int:
@@ -35,19 +35,19 @@ def choose_kind_count(means: Tensor, *, seed: int = 0) -> int:
     """Number of kinds in part means `(n, d)`, compared by cosine.
 
     Takes the largest number whose mean silhouette (Rousseeuw 1987) comes within 3 % of the best. Where no number gives
-    clear clusters (best below 0.15) looks vary without steps, and it returns `most_kinds(n)`, as PartCraft's 256 of 5994.
+    clear clusters (best below 0.15), the appearance varies continuously and `most_kinds(n)` is returned (PartCraft: 256 of 5994).
     """
     limit = most_kinds(len(means))
     if limit <= 2:
         return limit
-    # a part of the rows is enough for a mean, and the silhouette compares all pairs of them
+    # a subset is enough for a mean; the cost of the silhouette grows with the square of the rows
     generator = torch.Generator().manual_seed(seed)
     picked = torch.randperm(len(means), generator=generator)[:_MEASURED_ROWS].to(means.device)
     unit = F.normalize(means[picked].float(), dim=1)  # (n, d)
     quality = {
         k: mean_silhouette(unit, fit_kmeans(unit, k, seed=seed).labels, k) for k in _candidates(limit, len(unit))
     }
-    # no clear clusters: looks vary without steps, so as many kinds as the rows can carry
+    # no clear clusters, the appearance varies continuously: use as many kinds as the rows support
     best = max(quality.values())
     if best < _CLEAR:
         return limit
@@ -55,10 +55,10 @@ def choose_kind_count(means: Tensor, *, seed: int = 0) -> int:
 
 
 def stable_kind_count(means: Tensor, *, seed: int = 0) -> int:
-    """Number of kinds in part means `(n, d)`: the largest that halves of the rows agree on nearly as well as on any.
+    """Number of kinds in part means `(n, d)`: the largest one whose agreement between halves of the rows is close to the best.
 
-    For looks of a network, whose kinds lie in groups: silhouettes are then best for the two largest groups. Clusters are
-    those of `kind_mixture`. Two kinds are the answer only where no larger number comes near their stability.
+    For features of a network, in which kinds form groups: there the silhouette is best for the two largest groups. Clusters
+    come from `kind_mixture`. The result is 2 only if no larger number has a similar stability.
     """
     limit = most_kinds(len(means))
     if limit <= 2 or len(means) < 8:
@@ -71,7 +71,7 @@ def stable_kind_count(means: Tensor, *, seed: int = 0) -> int:
         k: [_agreement_of_halves(rows, halves[0], k, seed)]
         for k in _candidates(min(limit, max(2, len(rows) // (2 * _FEWEST_IN_HALF))), len(rows) // 2)
     }
-    # one halving tells which numbers are far behind, more of them compare the others
+    # one split excludes the numbers that are far behind, further splits compare the others
     enough = _FAR_BEHIND * _best_of({k: values[0] for k, values in found.items()})
     found = {
         k: values + [_agreement_of_halves(rows, half, k, seed) for half in halves[1:]]

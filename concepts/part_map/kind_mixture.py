@@ -1,8 +1,8 @@
-"""Clusters of mean looks that all have the same spread, whatever it is: a mixture of Gaussians with one covariance.
+"""Clustering of mean features by a mixture of Gaussians with one common covariance.
 
-Kinds of a part differ along a few directions, light and pose along others that may be longer. K-means goes by the
-longest; a mixture that learns the common spread within its clusters (Gaussian mixture discriminant analysis, Hastie and
-Tibshirani 1996) goes by those along which clusters stand apart.
+Kinds of a part differ along a few directions, light and pose along others of possibly larger variance. K-means splits
+along the largest variance; a mixture that learns the common covariance within its clusters (Gaussian mixture discriminant
+analysis, Hastie and Tibshirani 1996) splits along the directions that separate clusters.
 
 Letters: n rows, d channels, r leading directions, k clusters.
 """
@@ -16,7 +16,7 @@ from torch import Tensor
 from .kmeans import fit_kmeans
 
 MOST_DIRECTIONS = 16
-"""Leading directions of the looks that are compared: hundreds of pictures can tell the spread along so many."""
+"""Leading directions that are used: their covariance can be estimated from some hundred pictures."""
 _STEPS = 25
 _RESTARTS = 3
 _WHITENING = 0.5

@@ -1,7 +1,7 @@
-"""Spherical k-means in torch: restarts on a reduced sample, then a polish over all rows in chunks of bounded memory.
+"""Spherical k-means in torch: restarts on a reduced sample, then a refinement over all rows in chunks of bounded memory.
 
 Letters: n rows, d channels, k clusters. Restarts run on at most `max(16384, 32 k)` rows projected to 64 principal
-directions; only the best of them is carried to full width (Dhillon and Modha 2001 for the spherical form; Arthur and
+directions; only the best one is refined at full width (Dhillon and Modha 2001 for the spherical form; Arthur and
 Vassilvitskii 2007 for the seeding). The semantics of DeMoriarty/TorchPQ @ e67fc2c, which the PartCraft authors used,
 are available through `init="random"`, `update="raw_mean"`: centroids are means of the raw members there.
 """
@@ -77,7 +77,8 @@ def lloyd(
 
     The spherical update stops when the inertia falls by less than `tolerance` of itself, the raw-mean update (TorchPQ)
     when the summed squared movement of the centroids is at most `tolerance`. With `reseed` an empty cluster restarts at
-    the row that its centroid explains worst; without, it keeps its place or, for raw means, becomes zero as in TorchPQ.
+    the row with the lowest similarity to its centroid; otherwise it does not change or, for raw means, becomes zero as
+    in TorchPQ.
     """
     # lengths are measured once for all iterations
     return _lloyd(x, centroids, _inverse_norms(x), update, max_iterations, tolerance, reseed)
@@ -92,7 +93,7 @@ def _lloyd(
     tolerance: float,
     reseed: bool,
 ) -> KMeansResult:
-    """`lloyd` over rows `(n, d)` from centroids `(k, d)`, with the rows' inverse norms `(n,)` at hand."""
+    """`lloyd` over rows `(n, d)` from centroids `(k, d)`, with given inverse norms `(n,)` of the rows."""
     centroids = centroids.float().clone()
     # a spherical mean weighs every direction alike, a raw mean weighs long rows more
     weights = inverse_norms if update == "spherical" else torch.ones_like(inverse_norms)
@@ -254,7 +255,7 @@ def _plus_plus(unit: Tensor, k: int, generator: torch.Generator) -> Tensor:
 
 
 def _subsample(x: Tensor, rows: int, generator: torch.Generator) -> Tensor:
-    """At most `rows` of the rows `(n, d)`, drawn without repetition; all of them, in order, where there are no more."""
+    """At most `rows` of the rows `(n, d)`, drawn without repetition; all of them in order if there are not more."""
     if len(x) <= rows:
         return x
     return x[torch.randperm(len(x), generator=generator)[:rows].to(x.device)]

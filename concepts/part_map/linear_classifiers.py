@@ -1,4 +1,4 @@
-"""Linear classifiers in closed form or a few Newton steps: the same rows always give the same weights, without a seed.
+"""Linear classifiers in closed form or a few Newton steps: deterministic without a seed.
 
 Letters: n rows, d channels, C classes.
 """
@@ -9,7 +9,7 @@ from torch import Tensor
 _NEWTON_STEPS = 6
 _RIDGE = 1e-3
 _SHRINKAGE = 0.05
-"""Share of the mean variance that is added to every direction of the spread within classes."""
+"""Share of the mean variance that is added to the covariance within classes in every direction."""
 
 
 def fit_logistic(rows: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
@@ -44,7 +44,7 @@ def fit_logistic(rows: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def fit_discriminant(rows: Tensor, labels: Tensor, classes: int) -> tuple[Tensor, Tensor]:
-    """Linear discriminant of classes that are equally likely beforehand (Fisher 1936), its spread shrunk (Friedman 1989).
+    """Linear discriminant for equal class priors (Fisher 1936) with a shrunk covariance (Friedman 1989).
 
     Args:
         rows: `(n, d)`.

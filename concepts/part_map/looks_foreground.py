@@ -1,10 +1,10 @@
-"""Which patches show the thing, told by looks alone: no place of the picture is nearer to being foreground than another.
+"""Foreground by appearance alone: the position of a patch in its picture has no influence.
 
-For sources that say how patches look (`PatchGrid.detail`). Seeds are the source's own evidence of things where it has
-any (class activation maps, Zhou et al. 2016), else the pictures' centres. They cover only what is most telling of a
-thing, a face for example, so a linear classifier learns from them as from positive and unlabelled examples (Elkan and
-Noto 2008): its threshold lies between the surest patches and the least likely ones. Edges come from the picture itself:
-patches that look alike are the same, thing or surroundings.
+For feature sources with details (`PatchGrid.detail`). Seeds are the object evidence of the source if it has any (class
+activation maps, Zhou et al. 2016), otherwise the centres of the pictures. They cover only the most characteristic part of an
+object, a face for example, so a linear classifier treats them as positive and unlabelled examples (Elkan and Noto 2008), with
+a threshold between the most and the least certain patches. Edges come from the picture itself: similar patches get the same
+label, object or background.
 
 Letters: N pictures, (h, w) patch grid, d channels.
 """
@@ -18,7 +18,7 @@ from .foreground import center_guess, foreground_margin, smooth_within_pictures
 from .linear_classifiers import fit_logistic
 
 _GAIN = 3.0
-"""Embedded looks are of about unit length over all channels: this brings single channels to about 0.4."""
+"""Embedded features have about unit norm: this scales single channels to about 0.4."""
 _ROUNDS = 4
 _SURE_SHARE = 0.1  # of the answers, at either end, that counts as sure
 _THRESHOLD = 0.4  # of the way from the least likely answers to the surest
@@ -33,7 +33,7 @@ _CHUNK_PICTURES = 64
 
 @dataclass(frozen=True)
 class LooksForeground:
-    """A linear classifier of embedded looks, sharpened by each picture's own."""
+    """A linear classifier of embedded details, refined by the similarities within each picture."""
 
     weight: Tensor
     """`(d,)`."""
@@ -42,10 +42,10 @@ class LooksForeground:
     margin: float = 0.0
     """Share of foreground in the central quarter less that on the border, over the set it was fitted on."""
     flipped: bool = False
-    """True where the user asked for the other side."""
+    """True if the user inverted the foreground."""
 
     def probability(self, looks: Tensor) -> Tensor:
-        """Foreground probability `(N, h, w)` of embedded looks `(N, h, w, d)`; each picture by itself."""
+        """Foreground probability `(N, h, w)` of embedded details `(N, h, w, d)`, independently per picture."""
         pieces = [self._some(some) for some in looks.split(_CHUNK_PICTURES)]
         probability = torch.cat(pieces) if pieces else looks.new_zeros(looks.shape[:3])
         return 1 - probability if self.flipped else probability
@@ -55,11 +55,11 @@ class LooksForeground:
         return smooth_within_pictures(with_own_edges(odds, looks), looks, _SMOOTHING)
 
     def tensors(self) -> dict[str, Tensor]:
-        """What a file must hold: the weight `(d,)` and the bias `()`."""
+        """Tensors for a file: the weight `(d,)` and the bias `()`."""
         return {"weight": self.weight, "bias": self.bias}
 
     def settings(self) -> dict[str, object]:
-        """What a file's header must hold."""
+        """Settings for the header of a file."""
         return {"form": "looks", "margin": self.margin, "flipped": self.flipped}
 
 
@@ -71,12 +71,12 @@ def fit_looks_foreground(looks: Tensor, saliency: Tensor | None, *, flip: bool =
     for _ in range(_ROUNDS):
         weight, bias = fit_logistic(rows, labels)
         answer = torch.sigmoid(rows @ weight + bias)
-        # seeds miss much of the thing: what is about half as likely as the surest patches is the thing too
+        # seeds miss much of the object: patches about half as likely as the most certain ones belong to it, too
         ordered = answer.sort().values
         tenth = max(1, int(_SURE_SHARE * len(ordered)))
         level = (1 - _THRESHOLD) * ordered[:tenth].mean() + _THRESHOLD * ordered[-tenth:].mean()
         bias = bias - torch.logit(level.clamp(1e-3, 1 - 1e-3))
-        # classifier and edges in turns: it does not learn a seam around the thing
+        # alternate classifier and edges, so that the classifier does not learn a seam around the object
         odds = (rows @ weight + bias).view(looks.shape[:3])
         chunks = zip(odds.split(_CHUNK_PICTURES), looks.split(_CHUNK_PICTURES), strict=True)
         labels = torch.cat([with_own_edges(*chunk) > 0 for chunk in chunks]).flatten().float()
@@ -84,21 +84,21 @@ def fit_looks_foreground(looks: Tensor, saliency: Tensor | None, *, flip: bool =
 
 
 def looks_foreground_from_masks(looks: Tensor, masks: Tensor) -> LooksForeground:
-    """Learn a foreground that somebody has marked: masks `(N, h, w)` 0..1 of embedded looks `(N, h, w, d)`."""
+    """Learn the foreground from the user's masks `(N, h, w)` 0..1 and embedded details `(N, h, w, d)`."""
     weight, bias = fit_logistic(_GAIN * looks.flatten(0, 2), masks.flatten().float())
     return replace(_judged(LooksForeground(_half(weight), _half(bias)), looks), margin=foreground_margin(masks > 0.5))
 
 
 def with_own_edges(odds: Tensor, looks: Tensor) -> Tensor:
-    """Log-odds `(N, h, w)` moved towards what the patches of the same picture that look alike are, wherever they lie.
+    """Log-odds `(N, h, w)` moved towards those of similar patches of the same picture, at any position.
 
-    Looks are `(N, h, w, d)`; near the outline this tells the thing from surroundings that the rest of the picture shows.
+    Details are `(N, h, w, d)`; near the outline this separates the object from background that occurs elsewhere in the picture.
     """
     rows = looks.flatten(1, 2)  # (N, n, d)
     distance = torch.cdist(rows, rows).square()  # (N, n, n)
     scale = distance.mean(dim=(1, 2), keepdim=True).clamp_min(1e-12)
     alike = torch.exp(-distance / (2 * _ALIKE**2 * scale))
-    alike = alike * (1 - torch.eye(rows.shape[1]).to(rows))  # no patch has a say in what it is itself
+    alike = alike * (1 - torch.eye(rows.shape[1]).to(rows))  # a patch must not confirm itself
     alike = alike / alike.sum(dim=2, keepdim=True).clamp_min(1e-9)
     prior = odds.flatten(1).clamp(-_MOST_CERTAIN, _MOST_CERTAIN)  # (N, n)
     moved = prior

@@ -1,10 +1,10 @@
-"""Which part a patch belongs to by what it looks like, compared between pictures: the same thing, not the same place.
+"""Parts by appearance compared between pictures, independently of the position in the picture.
 
-Features are taken as the sum of what a patch is and of what its whole picture is (breed, light, colour). Each picture's
-share is taken out before patches of all pictures are clustered, so a cluster is a part and not a kind of one. A linear
-discriminant then learns the parts from the features as they are: a patch is labelled by itself, with nothing taken out,
-whatever else the picture shows and wherever the patch lies; neighbours that look alike agree on their part.
-The discriminant and the picture's shares are found in turns, as in a two-way analysis of variance with unknown groups.
+Features are modelled as the sum of a term for the part and a term for the whole picture (breed, light, colour). The picture
+terms are subtracted before the patches of all pictures are clustered, so a cluster is a part and not a kind of it. A linear
+discriminant then learns the parts from the unchanged features: each patch is labelled independently of the rest of the picture
+and of its position; similar neighbours are smoothed to the same part.
+Discriminant and picture terms are fitted alternately, as in a two-way analysis of variance with unknown groups.
 
 Letters: B or N pictures, (h, w) patch grid, n foreground patches, d channels, C components (a part is one or several).
 """
@@ -22,14 +22,14 @@ from .sample_views import SampleViews
 
 FEWEST_PARTS, MOST_PARTS = 3, 12
 _NEAR_BEST, _NEAR_BEST_CONFIRMED = 0.9, 0.8
-"""Of the best stability: halves alone must agree better than halves of a set whose views have a say as well."""
+"""Required share of the best stability: halves alone must agree better than halves with confirmation by views."""
 _VIEWS_CONFIRM = 0.85
 _HALVINGS = 3
 _STABILITY_ROWS = 4096
 _ROUNDS = 4
 _VIEW_ROUNDS = 3
 _CREDIT = 4.0
-"""Patches that look like the mean of their part, which every picture is credited with when its own look is estimated."""
+"""Mean patches that are added to every picture when its picture term is estimated."""
 _AGREEMENT = 3.0
 _SMOOTHING_STEPS = 4
 _CHUNK_PICTURES = 64
@@ -41,7 +41,7 @@ class _EveryPartSettings(TypedDict):
 
 
 class PartSettings(_EveryPartSettings, total=False):
-    """What a codebook's header says of its part model."""
+    """Settings of the part model in the header of a codebook."""
 
     filled: bool
 
@@ -55,7 +55,7 @@ class LooksParts:
     bias: Tensor
     """`(C,)`."""
     owner: Tensor
-    """`(C,)` long: the part each component stands for."""
+    """`(C,)` long: the part of each component."""
 
     def labels(self, features: Tensor, foreground: Tensor, background: int) -> Tensor:
         """Part `(B, h, w)` long of every patch of features `(B, h, w, d)`, given foreground probabilities `(B, h, w)`."""

@@ -1,4 +1,4 @@
-"""Where a patch lies within the thing a picture shows: centered, in units of its size, all things facing one way.
+"""Positions of patches relative to the object: centred, in units of its size, with all objects facing the same way.
 
 Letters: B pictures, (h, w) patch grid, D channels, F entries of a facing template.
 """
@@ -18,7 +18,7 @@ _SIGN_ROUNDS = 10
 
 @dataclass(frozen=True)
 class ObjectFrame:
-    """Center and size of the thing in every picture, in patches."""
+    """Centre and size of the object in every picture, in patches."""
 
     row: Tensor
     """`(B,)`."""
@@ -29,7 +29,7 @@ class ObjectFrame:
 
 
 def object_frame(mask: Tensor) -> ObjectFrame:
-    """Frame of each mask `(B, h, w)`; a picture without foreground counts whole."""
+    """Frame of each mask `(B, h, w)`; pictures without foreground use all patches."""
     # a little weight everywhere: an empty mask gets the picture's centre
     weight = mask.float() + 1e-6
     weight = weight / weight.sum(dim=(1, 2), keepdim=True)
@@ -40,7 +40,7 @@ def object_frame(mask: Tensor) -> ObjectFrame:
 
 
 def places_in_frame(mask: Tensor, facing: Tensor) -> Tensor:
-    """Place `(B, h, w, 2)` of every patch relative to its picture's mask: down and forward, in units of the thing's size.
+    """Position `(B, h, w, 2)` of every patch relative to the mask of its picture: down and forward, in units of its size.
 
     Args:
         mask: `(B, h, w)`.
@@ -55,7 +55,7 @@ def places_in_frame(mask: Tensor, facing: Tensor) -> Tensor:
 
 
 def asymmetry(features: Tensor, mask: Tensor) -> Tensor:
-    """What changes sign when a picture is mirrored `(B, F)`: the framed mask and leading channels, less their mirror image.
+    """Values `(B, F)` that change sign with mirroring: the framed mask and leading channels minus their mirror image.
 
     Args:
         features: `(B, h, w, D)`, leading channels first.
@@ -78,10 +78,10 @@ def asymmetry(features: Tensor, mask: Tensor) -> Tensor:
 
 
 def fit_facing(asymmetries: Tensor) -> tuple[Tensor, Tensor]:
-    """Turn mirror images of one kind of thing the same way.
+    """Find directions so that mirrored objects of one kind face the same way.
 
-    The signs that make the sum of all asymmetries longest are those of their Gram matrix's leading eigenvector, refined
-    one picture at a time. Which way is called forward is arbitrary.
+    The signs that maximise the norm of the sum of all asymmetries are approximated by those of the leading eigenvector of
+    their Gram matrix, then refined one picture at a time. Which direction is forward is arbitrary.
 
     Args:
         asymmetries: `(B, F)`.
@@ -106,7 +106,7 @@ def fit_facing(asymmetries: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def facing_of(features: Tensor, mask: Tensor, template: Tensor) -> Tensor:
-    """Which way each picture of `(B, h, w, D)` faces, 1 or -1 `(B,)`, by a template `(F,)` of `fit_facing`."""
+    """Direction of each picture of `(B, h, w, D)`, 1 or -1 `(B,)`, by a template `(F,)` of `fit_facing`."""
     return _signs(asymmetry(features, mask) @ template)
 
 

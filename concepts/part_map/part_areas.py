@@ -1,4 +1,4 @@
-"""Part maps brought back to the picture: from labels on a patch grid to soft areas over all pixels.
+"""Upsampling of part maps: from labels on a patch grid to soft areas over all pixels.
 
 Letters: N pictures, M parts, (h, w) patch grid, (H, W) pixels.
 """
@@ -12,7 +12,7 @@ from torch import Tensor
 from ..pictures.square_fit import Box
 
 _EDGE = 24.0
-"""How sharply areas meet: about a tenth of a patch lies between a quarter and three quarters."""
+"""Sharpness of boundaries: the share rises from 1/4 to 3/4 within about a tenth of a patch."""
 
 
 def part_areas(labels: Tensor, num_parts: int, background: int, size: tuple[int, int], box: Box) -> Tensor:
@@ -39,7 +39,7 @@ def part_areas(labels: Tensor, num_parts: int, background: int, size: tuple[int,
 
 
 def patch_shares(mask: Tensor, grid: tuple[int, int], box: Box) -> Tensor:
-    """The other way: share of a mask `(H, W)` 0..1 in every patch `(h, w)` of a grid that covers the box."""
+    """Inverse of the above: share of a mask `(H, W)` 0..1 in every patch `(h, w)` of a grid that covers the box."""
     h, w = grid
     left, top, right, bottom = box
     # each patch is the mean over 8 x 8 points inside it

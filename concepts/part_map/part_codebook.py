@@ -1,4 +1,4 @@
-"""PartCodebook: everything needed to find the parts of a picture again and to say which kind each part is.
+"""PartCodebook: finds the parts of a picture and the kind of every part.
 
 Letters: B pictures, (h, w) patch grid, D channels of the source, E of its details, d channels of the codebook's own
 spaces, M parts, K_m kinds of part m.
@@ -29,7 +29,7 @@ from .part_model import PartModel, part_model_from_file
 
 _FEWEST_PATCHES = 1
 _LONGEST_COMPARED = 200
-"""Characters of a typed name that are compared with the names there are."""
+"""Maximum characters of a typed name that are compared with the existing names."""
 
 
 @dataclass(frozen=True)
@@ -51,15 +51,15 @@ class PartCodebook:
     """Three levels found without labels: foreground, parts, and kinds of every part."""
 
     feature_spec: SourceSpec
-    """How to build the feature source this was fitted on."""
+    """Specification of the feature source that it was fitted on."""
     width: int
     """Channels d of part means and of kind centroids."""
     grid: tuple[int, int]
-    """Patches of the pictures it was fitted on."""
+    """Patch grid of the pictures it was fitted on."""
     part_names: tuple[str, ...]
-    """M names, the background's among them."""
+    """M names, including that of the background."""
     background: int
-    """Index of the background, the last part of our own fits."""
+    """Index of the background, in our own fits the last part."""
     foreground: Foreground | LooksForeground
     parts: PartModel
     fine: tuple[Tensor, ...] = ()
@@ -67,13 +67,13 @@ class PartCodebook:
     kind_centers: Tensor | None = None
     """`(M, d)`, subtracted from part means before comparing with `fine`; None compares them as they are."""
     kind_spaces: Tensor | None = None
-    """`(M, d, d)`, applied to what is left of part means before comparing with `fine`; None compares it as it is."""
+    """`(M, d, d)`, applied to the centred part means before comparing with `fine`; None compares it as it is."""
     kind_names: tuple[dict[int, str], ...] = ()
     """Per part the names given to kinds."""
     space: FeatureSpace | None = None
     """None: the source's own channels."""
     detail_space: FeatureSpace | None = None
-    """Of the source's details, `(E,)` to `(d,)`, which tell foreground and kinds; None: its features tell these as well."""
+    """Map of the source's details, `(E,)` to `(d,)`, used for foreground and kinds; None: the features are used for these, too."""
     statistics: dict[str, float] = field(default_factory=dict)
     """Measured while fitting: foreground_margin, inertia, ..."""
 
@@ -96,8 +96,8 @@ class PartCodebook:
         expected = self.width if self.space is None else len(self.space.mean)
         if grid.features.shape[-1] != expected:
             raise BestiaryError(
-                f"patch features of {grid.features.shape[-1]} channels, this codebook was fitted on {expected} "
-                f"(source {self.feature_spec.get('name')!r}): use the feature source it names"
+                f"the patch features have {grid.features.shape[-1]} channels, but this codebook was fitted on {expected} "
+                f"(source {self.feature_spec.get('name')!r}): use this feature source"
             )
         return grid.features.float() if self.space is None else self.space(grid.features)
 
@@ -115,15 +115,15 @@ class PartCodebook:
         return labels if marked is None else _within_marks(labels, marked, self.background)
 
     def foreground_probability(self, grid: PatchGrid) -> Tensor:
-        """How likely every patch shows the thing, `(B, h, w)` 0..1, before parts are told apart."""
+        """Foreground probability of every patch, `(B, h, w)` 0..1."""
         if isinstance(self.foreground, LooksForeground):
             return self.foreground.probability(self.embed_details(grid))
         return self.foreground.probability(self.embed(grid), grid.saliency)
 
     def confidence(self, grid: PatchGrid, labels: Tensor) -> Tensor:
-        """How sure the label of every patch is, `(B, h, w)` 0..1, for labels `(B, h, w)` as `label` gives them.
+        """Confidence `(B, h, w)` 0..1 of the labels `(B, h, w)` from `label`.
 
-        That of being foreground or not, and inside it, where parts are told by looks, that of the part.
+        It is that of foreground or background, inside the foreground multiplied by that of the part for `LooksParts`.
         """
         foreground = self.foreground_probability(grid)
         inside = labels != self.background
@@ -134,7 +134,7 @@ class PartCodebook:
         return torch.where(inside, foreground, 1 - foreground)
 
     def embed_details(self, grid: PatchGrid) -> Tensor:
-        """What tells foreground and kinds, in the codebook's own space `(B, h, w, d)`: details, or the features themselves.
+        """Inputs of foreground and kinds in the codebook's own space `(B, h, w, d)`: details, or features for sources without.
 
         Raises:
             BestiaryError: the grid's channels are not those the codebook was fitted on.
@@ -144,8 +144,8 @@ class PartCodebook:
         found = 0 if grid.detail is None else grid.detail.shape[-1]
         if grid.detail is None or found != len(self.detail_space.mean):
             raise BestiaryError(
-                f"patch details of {found} channels, this codebook was fitted on {len(self.detail_space.mean)} "
-                f"(source {self.feature_spec.get('name')!r}): use the feature source it names"
+                f"the patch details have {found} channels, but this codebook was fitted on {len(self.detail_space.mean)} "
+                f"(source {self.feature_spec.get('name')!r}): use this feature source"
             )
         return self.detail_space(grid.detail)
 
@@ -291,9 +291,9 @@ class PartCodebook:
 
 
 def _within_marks(labels: Tensor, marked: Tensor, background: int) -> Tensor:
-    """Labels `(B, h, w)` that cover exactly what is marked `(B, h, w)`: part models follow the picture's own edges.
+    """Labels `(B, h, w)` that cover exactly the marks `(B, h, w)`, since part models follow the edges of the picture instead.
 
-    Nothing outside keeps a part, and what is left open inside gets that of the nearest patch which has one.
+    Patches outside become background; patches inside without a part get that of the nearest patch with one.
     """
     labels = labels.masked_fill(marked < 0.5, background)
     for picture, marks in zip(labels, marked, strict=True):  # views: filled in place

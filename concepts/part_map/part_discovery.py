@@ -1,8 +1,8 @@
 """Finds parts and their kinds in patch features without labels: foreground, then parts, then kinds of every part.
 
-Where a source gives details beside its features (`PatchGrid.detail`), its features name what a patch is in any picture:
-foreground and parts are then told by looks (`looks_foreground`, `looks_parts`), whatever the pose. Features of other
-sources cannot be compared between pictures that well: parts are then places of the framed thing (`part_model`).
+If a source has details in addition to features (`PatchGrid.detail`), its features can be compared between pictures:
+foreground and parts are then found by appearance (`looks_foreground`, `looks_parts`), in any pose. Features of other sources
+cannot be compared that well: parts are then positions relative to the object (`part_model`).
 
 After PartCraft (arXiv 2407.04604, kamwoh/partcraft @ dfe64e1), with its manual steps automated: the foreground is learned
 instead of picked by eye, the background is never clustered with the parts but appended as the last one, absent parts
@@ -40,7 +40,7 @@ _SPACE_WIDTH = 64
 _WHITENING = 0.5
 _REFIT_SEED = 100
 MOST_STAGES = FOREGROUND_ROUNDS + 5
-"""Pieces of work of `discover_parts` where the foreground is found; fewer where it is marked."""
+"""Stages of `discover_parts` without masks; fewer with masks."""
 _FEWEST_FOREGROUND = 16  # patches per part
 
 
@@ -61,12 +61,12 @@ def discover_parts(
     Args:
         grids: features `(N, h, w, D)`.
         spec: the feature source's own description, kept in the codebook.
-        num_parts: foreground parts; None measures their number where parts are told by looks, else takes 5.
+        num_parts: foreground parts; None measures their number for sources with details and is 5 for others.
         num_kinds: kinds per part (one number, or one for every part and the background); None measures.
-        flip_foreground: take the complement of the foreground that was found, or that was marked.
+        flip_foreground: use the complement of the foreground that was found or given by masks.
         foreground_masks: `(N, h, w)` 0..1, the foreground where it is known; None finds it.
-        views: some of the pictures seen a second time, where parts are told by looks; None learns from the grids alone.
-        on_stage: called before every piece of work, up to `MOST_STAGES` times; what it raises ends the discovery.
+        views: second views of some pictures, for sources with details; None learns from the grids alone.
+        on_stage: called before every stage, up to `MOST_STAGES` times; an exception from it ends the discovery.
 
     Raises:
         BestiaryError: no foreground, or fewer pictures than kinds.
@@ -92,7 +92,7 @@ def discover_parts(
 
 
 def _marks_that_bind(grids: PatchGrid, masks: Tensor | None, flip: bool) -> Tensor | None:
-    """Marks `(N, h, w)` that labels must follow; parts told by place follow the edges that were learned from them."""
+    """Marks `(N, h, w)` that labels must match; for sources without details the model learned from the marks is used instead."""
     if masks is None or grids.detail is None:
         return None
     return 1 - masks if flip else masks
@@ -170,10 +170,10 @@ def _fit_by_looks(
     views: SampleViews | None,
     on_stage: Callable[[], None],
 ) -> PartCodebook:
-    """`fit_parts` for a source that gives details: no place of a picture has a say."""
+    """`fit_parts` for a source with details, independently of positions in the picture."""
     space, detail_space = fit_space(sample.features), fit_space(detail)
     features, looks = space(sample.features), detail_space(detail)  # (N, h, w, d) each
-    # foreground from the details, whose edges are sharper; marks are taken as they are
+    # foreground from the details, which have sharper edges; marks are used unchanged
     on_stage()
     if masks is None:
         foreground = fit_looks_foreground(looks, sample.saliency, flip=flip)
@@ -183,7 +183,7 @@ def _fit_by_looks(
         foreground, mask = looks_foreground_from_masks(looks, marked), marked > 0.5
     _warn_of_margin(foreground)
     _check_foreground(mask, num_parts or 1)
-    # parts from the features, which say what a patch is
+    # parts from the features, which can be compared between pictures
     on_stage()
     again = None
     if views is not None:
@@ -228,7 +228,7 @@ def _check_foreground(mask: Tensor, parts: int) -> None:
     if int(mask.sum()) < parts * _FEWEST_FOREGROUND:
         raise BestiaryError(
             f"no foreground found: {int(mask.sum())} of {mask.numel()} patches, too few for {parts} parts. "
-            "Give more pictures with the thing near their centre, or try --flip-foreground or another --source"
+            "Give more pictures with the object near their centre, or try --flip-foreground or another --source"
         )
 
 
@@ -256,7 +256,7 @@ def fit_kinds(
     num_kinds: int | Sequence[int] | None = None,
     seed: int = 0,
 ) -> PartCodebook:
-    """Cluster the means of every part into kinds; where parts are told by looks, all parts together (`crossed_kinds`).
+    """Cluster the means of every part into kinds, for sources with details all parts jointly (`crossed_kinds`).
 
     Args:
         part_means: `(N, M, d)`, as `PartCodebook.part_means` gives them.
@@ -264,12 +264,14 @@ def fit_kinds(
         num_kinds: see `discover_parts`.
 
     Raises:
-        BestiaryError: a part is shown by fewer pictures than it shall have kinds.
+        BestiaryError: fewer pictures show a part than kinds are requested for it.
     """
     # one number for all parts, or one per part, None where it is to be measured
     wanted = [num_kinds] * codebook.num_parts if num_kinds is None or isinstance(num_kinds, int) else list(num_kinds)
     if len(wanted) != codebook.num_parts:
-        raise BestiaryError(f"{len(wanted)} numbers of kinds for {codebook.num_parts} parts, the background included")
+        raise BestiaryError(
+            f"{len(wanted)} numbers of kinds were given for {codebook.num_parts} parts, including the background: give one per part"
+        )
     if codebook.detail_space is not None:
         return _kinds_by_looks(codebook, part_means, counts, wanted, seed)
     centers, fine = torch.zeros(codebook.num_parts, codebook.width), []
@@ -279,7 +281,7 @@ def fit_kinds(
         if not len(shown):
             fine.append(torch.zeros(0, codebook.width))
             continue
-        # kinds are directions around the part's mean: what all pictures share says nothing about them
+        # kinds are directions around the mean of the part, which is common to all of them
         centers[part] = _half(shown.mean(dim=0))
         around = shown - centers[part]  # (n, d)
         number = number or choose_kind_count(around, seed=seed)
@@ -290,7 +292,7 @@ def fit_kinds(
 def _kinds_by_looks(
     codebook: PartCodebook, part_means: Tensor, counts: Tensor, wanted: Sequence[int | None], seed: int
 ) -> PartCodebook:
-    """`fit_kinds` for parts that are told by looks; arguments as there, `wanted` holds a number or None for every part."""
+    """`fit_kinds` for sources with details, with the same arguments; `wanted` contains a number or None for every part."""
     numbers = []
     for part, number in enumerate(wanted):
         shown = part_means[counts[:, part] > 0, part].float()  # (n, d)
@@ -318,11 +320,11 @@ def _kinds_by_looks(
 
 
 def _check_kinds(codebook: PartCodebook, part: int, number: int | None, shown: int) -> None:
-    """Raises BestiaryError where more kinds are asked for than pictures show the part."""
+    """Raises BestiaryError if more kinds are requested than pictures show the part."""
     if number is not None and number > shown:
         raise BestiaryError(
-            f"{number} kinds of part {codebook.part_names[part]!r} asked for, but only {shown} pictures show it: "
-            "give more pictures or ask for fewer kinds"
+            f"{number} kinds of part {codebook.part_names[part]!r} were requested, but only {shown} pictures show it: "
+            "give more pictures or request fewer kinds"
         )
 
 

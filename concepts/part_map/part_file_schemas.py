@@ -82,7 +82,7 @@ def checked_codebook(file: ConceptFile) -> CodebookHeader:
     _check_parts(tensors, checked_table(header["parts"], "parts"), sizes)
     _check_kinds(tensors, header["kind_names"], sizes)
     if "space.mean" in tensors or "space.projection" in tensors:
-        # parts told by looks may be compared in fewer or more channels than foreground and kinds
+        # LooksParts may use another number of channels than foreground and kinds
         ours = "D f" if header["parts"].get("form") == "looks" else "D d"
         checked_tensor(tensors, "space.mean", "D", sizes)
         checked_tensor(tensors, "space.projection", ours, sizes)
@@ -153,7 +153,7 @@ def _check_parts(tensors: Mapping[str, Tensor], settings: dict, sizes: dict[str,
         return
     places = checked_tensor(tensors, "parts.place_share", "C+1 e e", {**sizes, "C+1": len(owner) + 1})
     if (places < 0).any():
-        raise BestiaryError("the tensor 'parts.place_share' holds shares below 0")
+        raise BestiaryError("the tensor 'parts.place_share' contains shares below 0")
     # as many entries as the method itself makes of a picture
     made = asymmetry(torch.zeros(1, 2, 2, min(sizes["d"], 1024)), torch.zeros(1, 2, 2)).shape[1]
     checked_tensor(tensors, "parts.facing", "F", {"F": made})
@@ -164,7 +164,7 @@ def _check_kinds(tensors: Mapping[str, Tensor], names: object, sizes: dict[str, 
     if found and set(found) != {f"kinds.{part}" for part in range(count)}:
         odd = next((name for name in found if name not in {f"kinds.{part}" for part in range(count)}), None)
         raise BestiaryError(
-            f"the tensor {odd[:60]!r} is the kinds of no part"
+            f"the tensor {odd[:60]!r} belongs to no part"
             if odd
             else f"there are kinds for {len(found)} of {count} parts"
         )
@@ -202,7 +202,7 @@ def check_dictionary(file: ConceptFile, encoders: tuple[str, ...]) -> None:
     rows = checked_tensor(tensors, "rows", "R 2", sizes, "whole numbers")
     for encoder in encoders:
         checked_tensor(tensors, encoder, "R W", {**sizes})
-    # names lie in a tensor: there are too many for the header
+    # names are stored as a tensor: they would exceed the size limit of the header
     checked_tensor(tensors, "names", "n", {}, "bytes")
     table = checked_table(from_text_tensor(tensors["names"]), "the table of names", ("parts", "kinds"))
     count = len(checked_list(table["parts"], "parts in the table of names", 1, 1 << 16))

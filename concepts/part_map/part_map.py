@@ -1,4 +1,4 @@
-"""PartMaps: for every image, which patch belongs to which part, and which kind each part is."""
+"""PartMaps: the part of every patch and the kind of every part, for a set of images."""
 
 from dataclasses import dataclass
 
@@ -10,12 +10,12 @@ ABSENT = -1
 
 @dataclass(frozen=True)
 class PartMaps:
-    """Part labels and kind codes of N images on an (h, w) patch grid; M parts, the background among them."""
+    """Part labels and kind codes of N images on an (h, w) patch grid; M parts, including the background."""
 
     labels: Tensor
     """`(N, h, w)` uint8: part index of every patch."""
     codes: Tensor
-    """`(N, M)` int64: kind id of every part, `ABSENT` where the image has no patch of it."""
+    """`(N, M)` int64: kind id of every part, `ABSENT` if the image has no patch of it."""
 
     def masks(self, num_parts: int) -> Tensor:
         """One-hot masks `(N, M, h, w)` bool."""

@@ -1,7 +1,7 @@
-"""Does a picture show the parts it was asked for? EMR, CoSim and absent rate on kind codes.
+"""Metrics for the agreement of pictures with the requested parts: EMR, CoSim and absent rate on kind codes.
 
-Readings of arXiv 2407.04604 (its evaluation was never published): EMR is the share of prompted parts whose kind, found again
-in the picture by the codebook, is the one asked for; CoSim is the mean cosine between the centroids of the two kinds. A
+Interpretations of arXiv 2407.04604 (its evaluation was never published): EMR is the share of prompted parts whose kind, as found by
+the codebook in the picture, is the requested one; CoSim is the mean cosine between the centroids of the two kinds. A
 prompted part that the codebook cannot find is counted as a miss (EMR) or as similarity 0 (CoSim), never as kind 0, and
 `absent_rate` reports how many there are. Letters: N pictures, M parts, K classes, d channels of a part feature.
 """
@@ -20,28 +20,28 @@ KindSimilarity = Callable[[int, int, int], float]
 
 
 def exact_match_rate(found: Tensor, wanted: Tensor, *, count_absent: bool = True) -> Tensor:
-    """EMR, a scalar in 0..1; nan where nothing was asked for.
+    """EMR, a scalar in 0..1; NaN if no part was requested.
 
     Args:
         found: codes `(N, M)` seen in the pictures, ABSENT where a part is not seen.
-        wanted: codes `(N, M)` asked for, ABSENT where a part was not asked for.
+        wanted: requested codes `(N, M)`, ABSENT for parts that were not requested.
         count_absent: False leaves parts that are not seen out of the mean.
     """
     return matches(found, wanted, count_absent=count_absent).nanmean()
 
 
 def exact_match_by_part(found: Tensor, wanted: Tensor, *, count_absent: bool = True) -> Tensor:
-    """EMR of every part `(M,)` of codes `(N, M)`, nan where a part was never asked for; arguments as `exact_match_rate`."""
+    """EMR of every part `(M,)` of codes `(N, M)`, NaN for parts that were never requested; arguments as `exact_match_rate`."""
     return matches(found, wanted, count_absent=count_absent).nanmean(dim=0)
 
 
 def exact_match_by_picture(found: Tensor, wanted: Tensor, *, count_absent: bool = True) -> Tensor:
-    """EMR of every picture `(N,)` of codes `(N, M)`, nan where nothing was asked for; arguments as `exact_match_rate`."""
+    """EMR of every picture `(N,)` of codes `(N, M)`, NaN if no part was requested; arguments as `exact_match_rate`."""
     return matches(found, wanted, count_absent=count_absent).nanmean(dim=1)
 
 
 def absent_rate(found: Tensor, wanted: Tensor) -> Tensor:
-    """Share of the parts asked for `(N, M)` that are not seen at all; nan where nothing was asked for."""
+    """Share of the requested parts `(N, M)` that were not found; NaN if no part was requested."""
     return _where_asked((found < 0).double(), wanted).nanmean()
 
 
@@ -51,7 +51,7 @@ def absent_rate_by_part(found: Tensor, wanted: Tensor) -> Tensor:
 
 
 def code_similarity(found: Tensor, wanted: Tensor, similarity: KindSimilarity, *, count_absent: bool = True) -> Tensor:
-    """CoSim, a scalar in -1..1; nan where nothing was asked for.
+    """CoSim, a scalar in -1..1; NaN if no part was requested.
 
     Args:
         found, wanted: codes `(N, M)` as for `exact_match_rate`.

@@ -1,5 +1,5 @@
-"""Which part a patch belongs to: by its looks (`looks_parts`), by the places parts have, or by nearest centroid as in
-PartCraft's files.
+"""Models that assign patches to parts: by appearance (`looks_parts`), by positions relative to the object, or by nearest
+centroid as in PartCraft's files.
 
 Letters: B pictures, (h, w) patch grid, D channels, C components (a part is one or several of them), e place bins an edge.
 """
@@ -18,7 +18,7 @@ from .object_frame import asymmetry, facing_of, fit_facing, places_in_frame
 from .picture_mixture import explain_pictures
 
 _PLACE_BINS = 11
-_PLACE_REACH = 2.8  # in units of the thing's size
+_PLACE_REACH = 2.8  # in units of the size of the object
 _LABEL_ROUNDS = 3
 _FIT_ROUNDS = 5
 _VIEWING_DISTANCE = 3.0
@@ -27,18 +27,18 @@ _CHUNK_PICTURES = 64
 
 @dataclass(frozen=True)
 class LearnedParts:
-    """Places of parts on things brought to one frame; their looks are fitted within every picture."""
+    """Positions of parts in the common frame of all objects; the appearance is fitted within every picture."""
 
     place_share: Tensor
-    """`(C + 1, e, e)`: how often each component, and last the background, lies at a place; sums to 1 over the first."""
+    """`(C + 1, e, e)`: frequency of each component, the background last, at a position; sums to 1 over the first axis."""
     facing: Tensor
-    """`(F,)` template that tells which way a thing faces."""
+    """`(F,)` template for the direction in which an object faces."""
     owner: Tensor
-    """`(C,)` long: the part each component stands for."""
+    """`(C,)` long: the part of each component."""
 
     def labels(self, features: Tensor, foreground: Tensor, background: int) -> Tensor:
         """Part `(B, h, w)` long of every patch of features `(B, h, w, D)`, given foreground probabilities `(B, h, w)`."""
-        # the last component is the background's, whatever number it has among the parts
+        # the last component is the background, whose part number can be any
         owner = torch.cat([self.owner, self.owner.new_tensor([background])])
         pieces = []
         for start in range(0, len(features), _CHUNK_PICTURES):
@@ -48,7 +48,7 @@ class LearnedParts:
 
     def _components(self, features: Tensor, foreground: Tensor) -> Tensor:
         affinity = neighbour_affinity(features)
-        # mask and places depend on each other: the mask frames the thing, the places redraw the mask
+        # mask and positions depend on each other: the mask defines the frame, positions in the frame change the mask
         components = torch.where(foreground > 0.5, 0, len(self.owner))  # (B, h, w)
         for _ in range(_LABEL_ROUNDS):
             mask = components < len(self.owner)

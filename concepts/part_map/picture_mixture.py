@@ -1,8 +1,8 @@
-"""Explains one picture's patches as a few parts and a few pieces of background, each of one look in this picture.
+"""Mixture model per picture: a few parts and a few pieces of background, each with one appearance in this picture.
 
-A mixture is fitted to every picture by itself: what a part looks like is free from picture to picture, where it may lie
-is not. So a part's edge follows the edges in the picture, and its identity comes from the places parts have in all of
-them. Expectation maximisation with a mean-field term for agreeing neighbours.
+A mixture is fitted to each picture separately: the appearance of a part differs between pictures, its distribution of
+positions is common to all. So the edges of parts follow the edges of the picture, and their identity comes from the common
+positions. Expectation maximisation with a mean-field term for the agreement of neighbours.
 Letters: B pictures, (h, w) patch grid, n = h * w patches, D channels, M parts, G pieces of background.
 """
 
@@ -16,20 +16,20 @@ _VERTICAL_BANDS = 3
 BACKGROUND_BANDS = _HORIZONTAL_BANDS + _VERTICAL_BANDS
 _STEPS = 6
 _TEMPERATURE = 0.08
-"""Squared distances count in units of twice this share of the picture's variance."""
+"""Squared distances are divided by twice this share of the variance of the picture."""
 _SMOOTHING = 2.0
 _PRIOR_PATCHES = 3.0
-"""Patches with the picture's mean look that every component is credited with."""
+"""Patches with the mean features of the picture that are added to every component."""
 _MOST_CERTAIN = 0.75
-"""Foreground probabilities are drawn in to within 1 - this and this: the mixture may overrule the classifier."""
+"""Foreground probabilities are clamped by this value, so that the mixture can overrule the classifier."""
 _PLACE_TRUST = 0.5
-"""Exponent of the odds of being foreground at a place."""
+"""Exponent of the foreground odds at a position."""
 
 
 def explain_pictures(
     features: Tensor, foreground: Tensor, place_share: Tensor, affinity: Tensor | None = None
 ) -> Tensor:
-    """Share of every part, and last of the background, in every patch.
+    """Share of every part in every patch, that of the background last.
 
     Args:
         features: `(B, h, w, D)`.

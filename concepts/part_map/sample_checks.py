@@ -1,4 +1,4 @@
-"""Whether pictures can tell anything about parts, asked before parts are fitted."""
+"""Checks that the pictures are suitable for the discovery of parts, before parts are fitted."""
 
 from __future__ import annotations
 
@@ -13,41 +13,41 @@ from ..features.patch_features import PatchGrid
 from .foreground import LOW_MARGIN
 
 FEWEST_PICTURES = 3
-"""Parts are what several pictures have in common."""
+"""Minimum number of pictures: parts are found by comparing pictures."""
 _PLAIN = 3 / 255
 _ALIKE = 0.9995
 
 
 def plain_pictures(images: Tensor) -> Tensor:
-    """Which of images `(B, 3, H, W)` in 0..1 are one plain colour, up to what a JPEG file adds: `(B,)` bool."""
+    """Which of the images `(B, 3, H, W)` in 0..1 have a single colour, apart from JPEG noise: `(B,)` bool."""
     low, high = images.flatten(2).aminmax(dim=2)  # (B, 3) each
     return (high - low).amax(dim=1) <= _PLAIN
 
 
 def refuse_few(count: int, where: str) -> None:
-    """Raises BestiaryError where there are fewer pictures than parts can be told from."""
+    """Raises BestiaryError if there are too few pictures for a discovery of parts."""
     if count < FEWEST_PICTURES:
         raise BestiaryError(
-            f"{count} picture{'' if count == 1 else 's'} {where}: parts are what several pictures have in common; "
+            f"{count} picture{'' if count == 1 else 's'} {where}: parts are found by comparing pictures; "
             f"give at least {FEWEST_PICTURES}, better some dozens"
         )
 
 
 def refuse_copies(sample: PatchGrid, where: str) -> None:
-    """Raises BestiaryError where all pictures of a sample `(N, h, w, D)` show the same."""
+    """Raises BestiaryError if all pictures of a sample `(N, h, w, D)` are copies."""
     features = sample.features
     if len(features) < 2:
         return
     likeness = [float(F.cosine_similarity(some, features[:1], dim=-1).min()) for some in features.split(64)]
     if min(likeness) > _ALIKE:
         raise BestiaryError(
-            f"all {len(features)} pictures {where} are alike: parts are told by how pictures of one sort of thing differ; "
+            f"all {len(features)} pictures {where} are identical: parts are found by comparing different pictures of similar objects; "
             "give different pictures"
         )
 
 
 def foreground_doubts(statistics: dict[str, float], areas: Sequence[float]) -> list[str]:
-    """What is odd about a foreground, in words; an empty list where nothing is.
+    """Warnings about a suspicious foreground; an empty list if there are none.
 
     Args:
         statistics: of the codebook.
@@ -57,14 +57,14 @@ def foreground_doubts(statistics: dict[str, float], areas: Sequence[float]) -> l
     margin = statistics.get("foreground_margin", 1.0)
     if margin < LOW_MARGIN:
         doubts.append(
-            f"What was taken for the thing covers the centre of the pictures only {margin:.2f} more than their borders "
-            f"(at least {LOW_MARGIN:.2f} expected): it may be surroundings or noise. Masks (--masks) settle it."
+            f"The foreground covers the centre of the pictures only {margin:.2f} more than their borders "
+            f"(at least {LOW_MARGIN:.2f} expected): it may be background or noise. Give masks (--masks) to define it."
         )
     return doubts
 
 
 def area_doubts(areas: Sequence[float]) -> list[str]:
-    """The same of the shares of pictures alone that the foreground covers."""
+    """Warnings from the share of each picture that the foreground covers."""
     found = torch.tensor(list(areas), dtype=torch.float64)  # (N,)
     if not len(found):
         return []
@@ -72,9 +72,9 @@ def area_doubts(areas: Sequence[float]) -> list[str]:
     nowhere, tiny = int((found == 0).sum()), int(((found > 0) & (found < 0.03)).sum())
     whole = int((found > 0.95).sum())
     if nowhere:
-        doubts.append(f"In {nowhere} of {len(found)} pictures no thing was found at all.")
+        doubts.append(f"In {nowhere} of {len(found)} pictures no foreground was found.")
     if tiny:
-        doubts.append(f"In {tiny} of {len(found)} pictures what was found covers less than 3 % of the picture.")
+        doubts.append(f"In {tiny} of {len(found)} pictures the foreground covers less than 3 % of the picture.")
     if whole:
-        doubts.append(f"In {whole} of {len(found)} pictures what was found covers nearly the whole picture.")
+        doubts.append(f"In {whole} of {len(found)} pictures the foreground covers nearly the whole picture.")
     return doubts

@@ -1,5 +1,5 @@
-"""Some pictures seen a second time, as mirrored windows: what parts are learned from must not depend on where a thing
-lies in its picture, how large it is, or which way it faces.
+"""Mirrored crops as second views of some pictures, so that learned parts do not depend on position, size and direction of
+the object.
 
 Letters: V views, N pictures, S edge in pixels, (h, w) patch grid, D channels.
 """
@@ -15,28 +15,28 @@ from ..features.patch_features import FeatureSource, PatchGrid
 
 MOST_VIEWS = 128
 _SMALLEST, _LARGEST = 0.6, 0.9
-"""Edge of a window, as a share of its picture's."""
+"""Edge of a crop, as a share of the edge of its picture."""
 _AT_ONCE = 8
 
 
 @dataclass(frozen=True)
 class SampleViews:
-    """Views of pictures, and what each of their patches shows."""
+    """Views of pictures, with the origin of each of their patches."""
 
     grid: PatchGrid
     """Features `(V, h, w, D)`."""
     picture: Tensor
     """`(V,)` long: the picture each view is of."""
     place: Tensor
-    """`(V, h, w)` long, 0 to h * w - 1: the patch of the picture that lies under each patch of the view."""
+    """`(V, h, w)` long, 0 to h * w - 1: the patch of the picture at each patch of the view."""
 
     def carried(self, maps: Tensor) -> Tensor:
-        """What maps `(N, h, w)` of the pictures say of the views' patches, `(V, h, w)`."""
+        """Values of the pictures' maps `(N, h, w)` at the patches of the views, `(V, h, w)`."""
         return maps.flatten(1)[self.picture].gather(1, self.place.flatten(1)).view(self.place.shape)
 
 
 def viewed_pictures(count: int) -> list[int]:
-    """Which of `count` pictures are seen a second time: at most `MOST_VIEWS`, evenly spread."""
+    """Which of `count` pictures get a second view: at most `MOST_VIEWS`, evenly spread."""
     return torch.linspace(0, count - 1, min(count, MOST_VIEWS)).round().long().tolist()
 
 

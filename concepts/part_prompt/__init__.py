@@ -1,1 +1,1 @@
-"""Part prompts: the grammar read and written, and training captions."""
+"""Part prompts: parser and writer of the grammar, and training captions."""

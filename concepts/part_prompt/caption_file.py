@@ -1,7 +1,7 @@
 """Caption files `part:kind part:kind ...`, one line per image, and image lists `relative/path label`.
 
-Both are the text formats of kamwoh/partcraft @ dfe64e1 (data/*/train_caps_better_m8_k256.txt and train.txt): pairs stand
-in ascending order of the part, and a part that the image does not show is left out.
+Both are the text formats of kamwoh/partcraft @ dfe64e1 (data/*/train_caps_better_m8_k256.txt and train.txt): pairs are in
+ascending order of the part, and parts that the image does not show are left out.
 """
 
 import re
@@ -25,13 +25,13 @@ class ListedImage:
     """One line of an image list."""
 
     path: str
-    """Relative to the folder of the images, with forward slashes; may hold spaces."""
+    """Relative to the folder of the images, with forward slashes; may contain spaces."""
     label: int | None
-    """Class of the image; None where the line holds a path alone."""
+    """Class of the image; None if the line has only a path."""
 
 
 def parse_captions(text: str, num_parts: int | None = None) -> Tensor:
-    """Kind codes `(N, M)` int64 of a caption file's N lines, `ABSENT` where a line does not name the part.
+    """Kind codes `(N, M)` int64 of a caption file's N lines, `ABSENT` for parts that are not in the line.
 
     Args:
         text: the whole file; an empty line is an image without parts.
@@ -42,12 +42,12 @@ def parse_captions(text: str, num_parts: int | None = None) -> Tensor:
     """
     lines = [_parse_line(line, number) for number, line in enumerate(_lines(text), start=1)]
     largest = max((part for line in lines for part in line), default=-1)
-    # the widest line decides unless the caller knows better
+    # without num_parts the largest part in any line decides
     width = largest + 1 if num_parts is None else num_parts
     if largest >= width:
         number = next(number for number, line in enumerate(lines, start=1) if largest in line)
         raise BestiaryError(f"caption line {number}: part {largest} is too large, choose 0 to {width - 1}")
-    # codes are looked up far more often than captions are read: one dense table
+    # a dense table, because codes are read far more often than captions are parsed
     codes = torch.full((len(lines), width), ABSENT, dtype=torch.long)  # (N, M)
     for row, line in enumerate(lines):
         for part, kind in line.items():
@@ -108,7 +108,7 @@ def _parse_listed(line: str, number: int) -> ListedImage:
     path, labels = match["path"].replace("\\", "/"), [int(word) for word in match["labels"].split()]
     if len(labels) <= 1:
         return ListedImage(path, labels[0] if labels else None)
-    # a one-hot row names one class; anything else is no label
+    # only a one-hot row is a class label
     if sorted(labels) != [0] * (len(labels) - 1) + [1]:
         raise BestiaryError(
             f"image list line {number}: {len(labels)} labels follow {path!r} and they are not one-hot; "

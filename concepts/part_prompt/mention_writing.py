@@ -55,12 +55,12 @@ def written_mention(dictionary_name: str, part_name: str, kinds: str, weight: fl
 
 
 def find_kinds(dictionary: PartDictionary, part: int, text: str) -> KindBlend:
-    """Kinds of a part as people type them into a field of their own: a name, a number or a blend as in a mention.
+    """Kinds of a part from a text field: a name, a number or a blend as in a mention.
 
-    A name may hold any character; only what is nobody's name is read as a blend.
+    A name may contain any character; a text is read as a blend only if no kind has this name.
 
     Raises:
-        BestiaryError: no kind is named, or one is unknown; the message lists the valid ones.
+        BestiaryError: no kind is given, or one is unknown; the message lists the valid ones.
     """
     if not text.strip():
         kind = written_kinds(dictionary, part, ((dictionary.kinds_of(part)[0], 1.0),))

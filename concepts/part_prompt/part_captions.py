@@ -1,7 +1,7 @@
-"""Training captions: the part tokens of one picture, in a new order and sentence every time.
+"""Training captions: the part tokens of one picture, each time in a random order and sentence.
 
-kamwoh/partcraft @ dfe64e1, train_dreamcreature_sd.py:454-487. Everything random comes from the numpy Generator that is
-given, so a seed fixes every caption. Letters: N pictures, M parts, P learned vectors of a caption.
+kamwoh/partcraft @ dfe64e1, train_dreamcreature_sd.py:454-487. All random numbers come from the given numpy
+Generator, so that a seed determines every caption. Letters: N pictures, M parts, P learned vectors of a caption.
 """
 
 from dataclasses import dataclass
@@ -18,32 +18,32 @@ from .prompt_templates import PHOTO_TEMPLATES
 
 @dataclass(frozen=True)
 class CaptionStyle:
-    """How captions are made; the defaults are those of the published runs."""
+    """Settings for captions; the defaults are those of the published runs."""
 
     template_probability: float = 0.5
-    """Chance that the tokens are set in a sentence rather than standing alone, 0..1."""
+    """Probability of a sentence around the tokens instead of the tokens alone, 0..1."""
     templates: tuple[str, ...] = PHOTO_TEMPLATES
     """Sentences, each with one `{}`."""
     shuffle: bool = True
-    """Put the parts in a new order every time."""
+    """Use a random order of the parts."""
     drop_probability: float = 0.0
-    """Chance that a caption of two or more parts loses some of them, 0..1 (0.5 with the reference's --drop_tokens)."""
+    """Probability of dropping some parts of a caption with at least two, 0..1 (0.5 with --drop_tokens of the reference)."""
     keep_count: int | None = None
-    """How many parts such a caption keeps; None keeps half of them, rounded down, at least one."""
+    """Number of parts that such a caption keeps; None keeps half of them, rounded down, at least one."""
     class_noun: str = ""
     """Plain word after the tokens, such as "bird"; empty for none."""
 
     def __post_init__(self) -> None:
-        """Raises BestiaryError where a value is out of its range."""
+        """Raises BestiaryError if a value is out of range."""
         for name in ("template_probability", "drop_probability"):
             if not 0 <= getattr(self, name) <= 1:
                 raise BestiaryError(f"{name} is {getattr(self, name)}: give a probability from 0 to 1")
-        # each sentence has one place for the tokens
+        # each sentence has one placeholder for the tokens
         broken = [template for template in self.templates if template.count("{}") != 1]
         if broken or (self.template_probability and not self.templates):
             raise BestiaryError(f"templates need exactly one {{}} each: {broken[0] if broken else 'none was given'!r}")
         if self.keep_count is not None and self.keep_count < 1:
-            raise BestiaryError(f"keep_count is {self.keep_count}: a caption keeps at least one part")
+            raise BestiaryError(f"keep_count is {self.keep_count}: enter at least 1")
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
-"""Mentions of learned parts, `<part:kind>`: finding them in a text and taking them apart.
+"""Mentions of learned parts, `<part:kind>`: search in a text and parsing.
 
-The grammar stands in part_prompt.py. Columns count characters from 1.
+The grammar is in part_prompt.py. Columns count characters from 1.
 """
 
 import re
@@ -14,24 +14,24 @@ from ..name_search import shown_name
 
 Found = TypeVar("Found")
 NUMBER = re.compile(r"\s*[+-]?(?:\d+(?:\.\d*)?|\.\d+)\s*")
-"""A factor or a weight as typed."""
+"""A factor or a weight in the text."""
 LONGEST_NAME = 1000
-"""Characters of a name in a mention."""
+"""Maximum characters of a name in a mention."""
 
 _FOREIGN_TAGS = {
     **dict.fromkeys(("lora", "lyco", "locon", "loha", "lokr"), "Load LoRA (MODEL and CLIP)"),
     **dict.fromkeys(("hypernet", "hypernetwork"), "Hypernetwork Loader (MODEL)"),
 }
-"""What A1111 and its relatives write in angle brackets, and the block of ComfyUI that does it."""
+"""Tags of A1111 and related programs in angle brackets, and the ComfyUI node for the same purpose."""
 
 _ESCAPED = re.compile(r"\\(.)", re.DOTALL)
 
 
 class PromptError(BestiaryError):
-    """A fault in a prompt; `column` counts characters from 1."""
+    """An error in a prompt; `column` counts characters from 1."""
 
     def __init__(self, column: int, cause: str) -> None:
-        """`cause` says what is wrong and what to write instead."""
+        """`cause` gives the error and the correction."""
         super().__init__(f"prompt, column {column}: {cause}")
         self.column = column
 
@@ -121,7 +121,7 @@ def read_mention(text: str, start: int, *, staged: bool = False) -> tuple[int, P
 
 
 def foreign_hint(target: str) -> str | None:
-    """What to do with a tag of other programs, such as `<lora:name:0.8>`; None for targets that are none of theirs."""
+    """Remedy for a tag of other programs, such as `<lora:name:0.8>`; None for other targets."""
     block = _FOREIGN_TAGS.get(unescaped(target).strip().lower())
     if block is None:
         return None

@@ -36,17 +36,17 @@ from .part_mention import (
 )
 
 BRACKET_FACTOR = 1.1
-"""What a pair of brackets without a number multiplies the weight by (ComfyUI)."""
+"""Weight of a pair of brackets without a number (ComfyUI)."""
 DEEPEST_BRACKETS = 64
 ROWS_AT_A_TIME = 4096
 
 _ESCAPED = re.compile(r"\\([()<>\\])")
 _BRACKETS = re.compile(r"\\.?|[()<]", re.DOTALL)
-"""What ends a run of plain text; an escape is passed over."""
+"""End of a run of plain text; escaped characters do not end it."""
 
 
 class Weighed(Protocol):
-    """A mention that takes the weight of the brackets around it: a dataclass with a field `weight`."""
+    """A mention with the weight of its enclosing brackets: a dataclass with a field `weight`."""
 
     __dataclass_fields__: ClassVar[dict[str, Field]]
 
@@ -162,7 +162,7 @@ def _find_brackets(text: str, mentions: Mentions) -> dict[int, _Bracket]:
 def _weigh(
     text: str, begin: int, end: int, weight: float, mentions: Mentions[Mention], brackets: Mapping[int, _Bracket]
 ) -> Iterator[TextSegment | Mention]:
-    """The segments of `text[begin:end]`, whose surroundings give it `weight`; brackets are followed inwards."""
+    """The segments of `text[begin:end]` with the outer `weight`; nested brackets are resolved recursively."""
     plain_from = begin
     found = _BRACKETS.search(text, begin, end)
     while found:
@@ -188,7 +188,7 @@ def _weigh(
 def _bracket_weight(text: str, begin: int, bracket: _Bracket, weight: float) -> tuple[int, float]:
     """Where the content of a bracket ends, and its weight: the number after its last colon, else 1.1 times as much."""
     end = bracket.closing
-    # colons inside mentions are none of ours
+    # colons inside mentions do not separate a weight
     colon = text.rfind(":", bracket.own_text, end)
     if colon > begin and text[colon - 1] != "\\" and NUMBER.fullmatch(text, colon + 1, end):
         return colon, float(text[colon + 1 : end])

@@ -14,7 +14,7 @@ PHOTO_TEMPLATES: tuple[str, ...] = (
     "a cropped photo of the {}",
     "a close-up photo of a {}",
     "a close-up photo of the {}",
-    # pictures that are no photographs
+    # pictures other than photographs
     "a rendering of a {}",
     "a rendition of a {}",
     "a rendition of the {}",

@@ -1,1 +1,1 @@
-"""Pictures fitted to squares and drawn upon."""
+"""Square crops of pictures, and drawings on them."""

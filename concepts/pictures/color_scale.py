@@ -1,10 +1,10 @@
-"""Weights as colours of a scale."""
+"""Colour scales for weights."""
 
 import numpy as np
 
 
 def scale_colors(weights: np.ndarray, stops: np.ndarray) -> np.ndarray:
-    """Colours `(H, W, 3)` of weights `(H, W)` in 0..1, mixed between the two neighbouring ones of a scale.
+    """Colours `(H, W, 3)` of weights `(H, W)` in 0..1, interpolated between neighbouring colours of a scale.
 
     Args:
         weights: 0 is the first colour, 1 the last.

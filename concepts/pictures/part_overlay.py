@@ -1,4 +1,4 @@
-"""Parts drawn over their picture: every part in its own colour, the background faded, names below."""
+"""Overlays of parts: every part in its own colour, the background faded, names below."""
 
 from __future__ import annotations
 
@@ -39,11 +39,11 @@ class LegendEntry:
     color: Color
     text: str
     faint: bool = False
-    """True for what the picture does not show."""
+    """True for entries that the picture does not show."""
 
 
 def part_color(part: int) -> Color:
-    """Colour of a part, the same wherever parts are shown."""
+    """Colour of a part, the same in all drawings."""
     if part < len(_COLORS):
         return _COLORS[part]
     red, green, blue = colorsys.hsv_to_rgb((part * 0.618) % 1, 0.6, 0.85)
@@ -70,14 +70,14 @@ def draw_parts(
 
 
 def enlarged(picture: Image.Image) -> Image.Image:
-    """A small picture at a whole multiple of its size, so that outlines and names can be read over it."""
+    """A small picture enlarged by an integer factor, so that outlines and names on it are readable."""
     scale = max(1, -(-_LONGER_EDGE // max(picture.size)))
     size = (picture.width * scale, picture.height * scale)
     return picture if scale == 1 else picture.resize(size, Image.Resampling.BICUBIC)
 
 
 def add_legend(pictures: Sequence[Image.Image], legends: Sequence[Sequence[LegendEntry]]) -> list[Image.Image]:
-    """Pictures of one size with a legend below each; all results have one size, whatever their legends hold."""
+    """Pictures of one size with a legend below each; all results have the same size, for any legends."""
     width, height = pictures[0].size
     # text scales with the picture, and stays readable on small ones
     line = max(14, round(_LINE * min(max(width, height), 1.5 * width)))
@@ -95,7 +95,7 @@ def add_legend(pictures: Sequence[Image.Image], legends: Sequence[Sequence[Legen
 
 
 Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
-"""What Pillow's default font is: scalable where it was built with FreeType."""
+"""Pillow's default font: scalable if Pillow was built with FreeType."""
 _Placed = tuple[int, int, LegendEntry]
 """Left edge in pixels, row, entry."""
 

@@ -1,1 +1,1 @@
-"""Prompt spectra: one embedding per denoising stage, mixed and scheduled by attribute."""
+"""Prompt spectra: one embedding per denoising stage, with mixing and scheduling by attribute."""

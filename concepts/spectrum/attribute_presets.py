@@ -1,8 +1,8 @@
-"""Which stages carry which attribute of a picture: presets as data, and how people write stages.
+"""Stages for attributes of a picture: presets, and the notation for stages.
 
 Layout, content and material are the stages that the authors' own examples use (README of zyxElsa/ProSpect @ 31314f1, for
-Stable Diffusion 1.4). For style they give none; ours is a proposal to edit. What holds for one base model need not hold for
-another: `BestiaryFindAttributeStages` and `benchmarks/spectrum_attributes.py` measure it.
+Stable Diffusion 1.4). They give none for style; ours is a suggestion. Presets depend on the base model:
+`BestiaryFindAttributeStages` and `benchmarks/spectrum_attributes.py` measure it.
 
     selection = item { "," item }
     item      = preset | number | number "-" number | percent "%" "-" percent "%"      layout   3   3-5   0%-50%
@@ -16,7 +16,7 @@ from ..name_search import choices_text, same_name, shown_name
 from .stage_bounds import StageBounds
 
 Presets = Mapping[str, tuple[tuple[float, float], ...]]
-"""Attribute -> ranges (start, end) as shares of the way from pure noise (0) to the picture (1)."""
+"""Attribute -> ranges (start, end) as fractions of the way from pure noise (0) to the picture (1)."""
 
 DEFAULT_PRESETS: Presets = {
     "layout": ((0.0, 0.1),),
@@ -26,17 +26,17 @@ DEFAULT_PRESETS: Presets = {
 }
 
 MOST_ITEMS = 256
-"""Items of one selection, and attributes of one list of presets."""
+"""Maximum items of one selection, and attributes of one list of presets."""
 
 ROUNDING = 1e-9
-"""How far a middle of a stage may lie outside a range that ends there."""
+"""Tolerance for a middle of a stage at the end of a range."""
 
 _NUMBERS = re.compile(r"(\d{1,4})\s*(?:-\s*(\d{1,4}))?")
 _PERCENTS = re.compile(r"(\d{1,3}(?:\.\d+)?)\s*%?\s*-\s*(\d{1,3}(?:\.\d+)?)\s*%")
 
 
 def stages_in_ranges(ranges: tuple[tuple[float, float], ...], bounds: StageBounds) -> tuple[int, ...]:
-    """The stages, counted from 0, whose middle lies in one of the ranges (shares of the way)."""
+    """The stages, counted from 0, with their middle in one of the ranges (fractions of the schedule)."""
     middles = [(a + b) / 2 for a, b in zip(bounds.fractions, bounds.fractions[1:], strict=False)]
     # 1 - 900 / 1000 is a little less than 0.1
     return tuple(
@@ -48,7 +48,7 @@ def select_stages(text: str, bounds: StageBounds, presets: Presets = DEFAULT_PRE
     """The stages, counted from 0 and rising, that a selection names; numbers are typed from 1.
 
     Raises:
-        BestiaryError: an item is no preset, number or range, or lies outside; the message lists what is valid.
+        BestiaryError: an item is not a preset, number or range, or is out of range; the message lists the valid choices.
     """
     chosen: set[int] = set()
     for item in selection_items(text):
@@ -103,14 +103,14 @@ def stages_text(stages: tuple[int, ...]) -> str:
 
 
 def parse_presets(text: str, bounds: StageBounds | None = None) -> dict[str, tuple[tuple[float, float], ...]]:
-    """Presets from lines such as `layout: 0%-10%` or `content: 3-10`; empty lines and `#` comments are passed over.
+    """Presets from lines such as `layout: 0%-10%` or `content: 3-10`; empty lines and `#` comments are ignored.
 
     Args:
         text: one attribute per line.
-        bounds: what stage numbers refer to; None takes ten equal stages.
+        bounds: stages for stage numbers; None takes ten equal stages.
 
     Raises:
-        BestiaryError: a line has no colon, names no stages, or an attribute stands twice.
+        BestiaryError: a line has no colon, selects no stages, or an attribute occurs twice.
     """
     bounds = bounds or StageBounds.equal(10)
     presets: dict[str, tuple[tuple[float, float], ...]] = {}
@@ -125,7 +125,7 @@ def parse_presets(text: str, bounds: StageBounds | None = None) -> dict[str, tup
                 f"line {number} of the presets, {shown_name(line)}: write one attribute per line, such as layout: 0%-10%"
             )
         if len(presets) >= MOST_ITEMS:
-            raise BestiaryError(f"line {number} of the presets: at most {MOST_ITEMS} attributes are read, shorten them")
+            raise BestiaryError(f"line {number} of the presets: the limit is {MOST_ITEMS} attributes, remove some")
         presets[name.strip()] = _ranges(selection, bounds)
     if not presets:
         raise BestiaryError("the presets contain no attribute: write lines such as layout: 0%-10%")
@@ -135,7 +135,7 @@ def parse_presets(text: str, bounds: StageBounds | None = None) -> dict[str, tup
 def _ranges(selection: str, bounds: StageBounds) -> tuple[tuple[float, float], ...]:
     """Ranges of a selection: percents as typed, stage numbers by their edges."""
     ranges: list[tuple[float, float]] = []
-    # as typed where they are percents: edges of stages would round them
+    # keep percents as typed: the edges of stages would round them
     for item in selection_items(selection):
         stages = _select(item, bounds, {})
         match = _PERCENTS.fullmatch(item)
@@ -155,10 +155,10 @@ def format_presets(presets: Presets) -> str:
 
 
 def checked_presets(value: object) -> Presets:
-    """Presets as they come out of a file's JSON.
+    """Validated presets from the JSON of a file.
 
     Raises:
-        BestiaryError: they are no mapping of names to ranges within 0 to 1.
+        BestiaryError: the value is not a mapping of names to ranges within 0 to 1.
     """
     from ..files.file_schema import checked_table  # only readers of files need it
 
@@ -169,7 +169,7 @@ def checked_presets(value: object) -> Presets:
         }
     except (AttributeError, TypeError, ValueError) as fault:
         raise BestiaryError(f"its attribute presets are broken ({type(fault).__name__}: {fault})") from fault
-    # ranges must rise and stay on the way
+    # every range must increase within the schedule
     strange = [name for name, ranges in presets.items() if any(not 0 <= a < b <= 1 for a, b in ranges)]
     if strange:
         raise BestiaryError(

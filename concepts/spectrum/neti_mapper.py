@@ -1,4 +1,4 @@
-"""NeTI's mapper: a small network from (timestep, cross-attention layer) to a word vector, evaluated on a grid and baked.
+"""NeTI's mapper: a small network from (timestep, cross-attention layer) to a word vector, evaluated on a grid and stored as vectors.
 
 Alaluf et al., arXiv 2305.15391; NeuralTextualInversion/NeTI, models/neti_mapper.py and positional_encoding.py, rewritten for
 evaluation. Letters: N points of the grid, H width of the hidden layers (128), D width of the output.
@@ -34,33 +34,35 @@ class NetiMapper:
     tensors: Mapping[str, Tensor]
     """By their published names."""
     frequencies: Tensor | None
-    """`(n, 2)`: Fourier frequencies of timestep and layer; None for mappers that take the two numbers as they are."""
+    """`(n, 2)`: Fourier frequencies of timestep and layer; None for mappers that use the two numbers directly."""
     norm: float | None = None
-    """Norm of every output, over all of it; None leaves outputs as they come."""
+    """Norm of every output; None leaves outputs unchanged."""
 
     def __post_init__(self) -> None:
-        """Raises BestiaryError where weights are missing or do not fit each other."""
+        """Raises BestiaryError if weights are missing or inconsistent."""
         # the first layer belongs to mappers with Fourier features
         wanted = [*_LINEAR_KEYS, *_NORM_KEYS, *(("net.0.weight", "net.0.bias") if self.frequencies is not None else ())]
         missing = [name for name in wanted if name not in self.tensors]
         if missing:
             raise BestiaryError(f"the mapper lacks {', '.join(missing)}: not a NeTI mapper, or truncated")
-        # the first layer, or the two plain numbers, must give what the second one takes
+        # the width of the first layer, or of the two numbers, must match the second layer
         width = self.tensors["net.1.weight"].shape[-1]
         given = 2
         if self.frequencies is not None:
             shape = tuple(self.frequencies.shape)
             if len(shape) != 2 or shape[1] != 2 or self.tensors["net.0.weight"].shape[-1] != 2 * shape[0]:
                 raise BestiaryError(
-                    f"frequencies {shape} do not fit the first layer {tuple(self.tensors['net.0.weight'].shape)}"
+                    f"frequencies {shape} do not match the first layer {tuple(self.tensors['net.0.weight'].shape)}"
                 )
             given = self.tensors["net.0.weight"].shape[0]
         if width != given:
-            raise BestiaryError(f"the mapper's second layer takes {width} numbers, its first gives {given}")
+            raise BestiaryError(
+                f"the second layer of the mapper has {width} inputs, but its first one has {given} outputs"
+            )
 
     @property
     def hidden(self) -> int:
-        """H: where truncation may cut."""
+        """H, the maximum of `truncation`."""
         return self.tensors["net.4.weight"].shape[0]
 
     @torch.no_grad()
@@ -70,7 +72,7 @@ class NetiMapper:
         Args:
             timesteps: `(N,)`, 0 to 999.
             layers: `(N,)`, 0 to 15.
-            truncation: keep so many hidden numbers (0 to H), most important first; fewer is easier to edit. None keeps all.
+            truncation: number of hidden values to keep (0 to H), most important first; fewer are easier to edit. None keeps all.
 
         Raises:
             BestiaryError: the truncation is out of range.

@@ -1,7 +1,7 @@
-"""PromptSpectrum: what a picture says, stage by stage of its denoising, as vectors in place of one word (space P*).
+"""PromptSpectrum: a learned concept with separate vectors for every denoising stage, in place of one word (space P*).
 
-Paper: Zhang et al., ProSpect, ACM TOG 42(6), arXiv 2305.16225. With an axis of layers it also holds P+ and NeTI (arXiv
-2303.09522, 2305.15391). Stages stand in generation order. Letters: S stages, L cross-attention layers, V vectors of a stage,
+Paper: Zhang et al., ProSpect, ACM TOG 42(6), arXiv 2305.16225. With an axis of layers it also represents P+ and NeTI (arXiv
+2303.09522, 2305.15391). Stages are in generation order. Letters: S stages, L cross-attention layers, V vectors of a stage,
 D width of a vector over all text encoders, W width of one encoder.
 """
 
@@ -30,29 +30,29 @@ class PromptSpectrum:
     bounds: StageBounds
     """Where the S stages begin and end."""
     counts: tuple[int, ...] = ()
-    """Vectors used in each stage, at most V, the rest being zeros; empty says V in all. 0: the concept is silent there."""
+    """Vectors used in each stage, at most V, the rest are zeros; empty: V everywhere. 0: no concept at this stage."""
     words: Mapping[int, str] = field(default_factory=dict)
-    """Stage -> plain words that stand there in the place of the vectors."""
+    """Stage -> plain words used there instead of the vectors."""
     neutral: Mapping[str, Tensor] = field(default_factory=dict)
-    """Text encoder name -> `(V, W)`: what strength 0 means, the words the vectors started from; empty if unknown."""
+    """Text encoder name -> `(V, W)`: vectors of the initial words, used for strength 0; empty if unknown."""
     initial_words: str = ""
-    """Those words."""
+    """The initial words."""
     bypass: Mapping[str, Tensor] = field(default_factory=dict)
-    """Like `embeddings`, for methods that add to the text encoder's output for values (NeTI); empty for others."""
+    """Like `embeddings`, added to the output of the text encoder for the attention values (NeTI); empty for other methods."""
     presets: Presets = field(default_factory=lambda: dict(DEFAULT_PRESETS))
-    """Which stages carry which attribute."""
+    """Attribute -> stages."""
     provenance: Mapping[str, object] = field(default_factory=dict)
-    """How it came about: anything JSON can say, at most a few kilobytes."""
+    """Origin of the spectrum: any JSON value of at most a few kilobytes."""
 
     def __post_init__(self) -> None:
-        """Raises BestiaryError where vectors, stages and names contradict each other."""
+        """Raises BestiaryError if vectors, stages and names are inconsistent."""
         encoders = {encoder.name for encoder in get_backbone(self.backbone).text_encoders}
         if self.embeddings.keys() != encoders:
             raise BestiaryError(
                 f"a {self.backbone} spectrum needs vectors for {', '.join(sorted(encoders))}; "
                 f"this one has {', '.join(sorted(self.embeddings)) or 'none'}"
             )
-        # all encoders must agree on stages, layers and vectors; widths are their own
+        # all encoders need the same stages, layers and vectors; their widths differ
         shapes = {tuple(tensor.shape[:-1]) for tensor in self.embeddings.values()}
         stages = self.bounds.stages
         if len(shapes) != 1 or len(shape := next(iter(shapes))) not in (2, 3) or shape[0] != stages or 0 in shape:
@@ -60,7 +60,7 @@ class PromptSpectrum:
             raise BestiaryError(
                 f"a spectrum of {stages} stages needs vectors (S, V, width) or (S, L, V, width) with S = {stages}, got {shown}"
             )
-        # counts and words must speak of stages that there are
+        # counts and words must refer to existing stages
         if self.counts and (len(self.counts) != stages or not all(0 <= n <= self.vectors for n in self.counts)):
             raise BestiaryError(f"vectors used per stage {self.counts}: give {stages} numbers of 0 to {self.vectors}")
         strange = [stage for stage in self.words if stage not in range(stages)]
@@ -69,16 +69,16 @@ class PromptSpectrum:
         self._check_companions()
 
     def _check_companions(self) -> None:
-        """Neutral `(V, W)` and bypass vectors must fit the embeddings, and everything must be finite."""
+        """Check that neutral `(V, W)` and bypass vectors match the embeddings and all values are finite."""
         for name, tensor in self.neutral.items():
             if name not in self.embeddings or tensor.shape != self.embeddings[name].shape[-2:]:
                 raise BestiaryError(
-                    f"neutral vectors {shown_name(name)} {tuple(tensor.shape)} do not fit the embeddings"
+                    f"neutral vectors {shown_name(name)} {tuple(tensor.shape)} do not match the embeddings"
                 )
         for name, tensor in self.bypass.items():
             if name not in self.embeddings or tensor.shape != self.embeddings[name].shape:
                 raise BestiaryError(
-                    f"bypass vectors {shown_name(name)} {tuple(tensor.shape)} do not fit the embeddings"
+                    f"bypass vectors {shown_name(name)} {tuple(tensor.shape)} do not match the embeddings"
                 )
         # a single infinite number would spoil every picture it takes part in
         groups = {"": self.embeddings, "neutral ": self.neutral, "bypass ": self.bypass}
@@ -94,12 +94,12 @@ class PromptSpectrum:
 
     @property
     def vectors(self) -> int:
-        """V, the most vectors a stage has."""
+        """V, the maximum number of vectors of a stage."""
         return next(iter(self.embeddings.values())).shape[-2]  # of (S, [L,] V, W)
 
     @property
     def layers(self) -> int | None:
-        """L, None where all cross-attention layers share the vectors."""
+        """L, None if all cross-attention layers share the vectors."""
         tensor = next(iter(self.embeddings.values()))
         return tensor.shape[1] if tensor.ndim == 4 else None
 
@@ -113,11 +113,11 @@ class PromptSpectrum:
         return self._joined(self.embeddings)
 
     def bypass_matrix(self) -> Tensor | None:
-        """Likewise the bypass vectors, `(S, V, D)` or `(S, L, V, D)`; None where there are none."""
+        """The bypass vectors, `(S, V, D)` or `(S, L, V, D)`; None if there are none."""
         return self._joined(self.bypass) if self.bypass else None
 
     def neutral_matrix(self) -> Tensor | None:
-        """What strength 0 means, `(V, D)` float32; None where it is unknown."""
+        """Vectors for strength 0, `(V, D)` float32; None if unknown."""
         return self._joined(self.neutral) if self.neutral else None
 
     def _joined(self, tensors: Mapping[str, Tensor]) -> Tensor:

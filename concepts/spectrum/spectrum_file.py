@@ -2,7 +2,7 @@
 
 Keys: `clip_l` (and `clip_g`, or `clip_h`) `(V, W)`, the mean over stages, is what ComfyUI's `embedding:name` takes;
 `prospect.<encoder>` `(S, [L,] V, W)` are the stages in generation order; `neutral.<encoder>` `(V, W)` and
-`bypass.<encoder>` where there are any. Everything else is metadata.
+`bypass.<encoder>` if there are any. Everything else is metadata.
 """
 
 from pathlib import Path
@@ -31,7 +31,7 @@ from .stage_bounds import MOST_STAGES, StageBounds
 
 STAGES_PREFIX, NEUTRAL_PREFIX, BYPASS_PREFIX = "prospect.", "neutral.", "bypass."
 LARGEST_FLOAT32 = 96 * 1024
-"""Bytes of vectors beyond which a file is written in half precision, unless asked otherwise."""
+"""Bytes of vectors above which files are written in half precision by default."""
 
 FileDtype = Literal["auto", "fp32", "fp16"]
 
@@ -41,24 +41,24 @@ def save_spectrum(spectrum: PromptSpectrum, path: Path, dtype: FileDtype = "auto
 
     Args:
         spectrum: what to write.
-        path: where; missing folders are made.
+        path: of the file; missing folders are created.
         dtype: of the vectors, such as `(S, V, W)`; "auto" keeps float32 as long as the file stays below 100 KB.
 
     Raises:
-        BestiaryError: a value does not fit half precision, or the file cannot be written.
+        BestiaryError: a value exceeds half precision, or the file cannot be written.
     """
     tensors: dict[str, Tensor] = dict(spectrum.mean_embedding())
     tensors |= {STAGES_PREFIX + name: tensor for name, tensor in spectrum.embeddings.items()}
     tensors |= {NEUTRAL_PREFIX + name: tensor for name, tensor in spectrum.neutral.items()}
     tensors |= {BYPASS_PREFIX + name: tensor for name, tensor in spectrum.bypass.items()}
-    # small files keep full precision, large ones are halved
+    # small files keep full precision, large ones use float16
     size = sum(4 * tensor.numel() for tensor in tensors.values())
     half = dtype == "fp16" or (dtype == "auto" and size > LARGEST_FLOAT32)
     cast = {name: tensor.to(torch.float16 if half else torch.float32) for name, tensor in tensors.items()}
     # float16 ends at 65,504
     broken = [name for name, tensor in cast.items() if not torch.isfinite(tensor).all()]
     if broken:
-        raise BestiaryError(f"{broken[0]} holds values outside the range of half precision: write fp32")
+        raise BestiaryError(f"{broken[0]} contains values outside the range of half precision: write fp32")
     metadata = {
         "kind": SPECTRUM_KIND,
         "backbone": spectrum.backbone,

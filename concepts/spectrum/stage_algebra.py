@@ -18,19 +18,19 @@ from .prompt_spectrum import PromptSpectrum
 from .stage_bounds import StageBounds
 
 Rest = Literal["neutral", "silent"]
-"""What stands at a stage that nobody claims: the words a spectrum started from, or nothing."""
+"""Content of an unclaimed stage: the initial words of a spectrum, or nothing."""
 
 _Pick = tuple[PromptSpectrum, int] | str
-"""What a stage takes: the stage of a spectrum, or words."""
+"""Content of a stage: a stage of a spectrum, or words."""
 
 
 def refine(spectrum: PromptSpectrum, bounds: StageBounds) -> PromptSpectrum:
-    """The same concept cut into the finer stages of `bounds`; each takes over what stood at its place.
+    """The same concept with the finer stages of `bounds`; each copies the stage that contains it.
 
     Raises:
-        BestiaryError: an edge of the spectrum is no edge of `bounds`, so that a stage would have to be split.
+        BestiaryError: an edge of the spectrum is not an edge of `bounds`, so that a new stage would cover two stages.
     """
-    # every edge must survive: stages can be cut finer, not joined
+    # every edge must be kept: stages can be split, not merged
     missing = sorted(set(spectrum.bounds.edges) - set(bounds.edges), reverse=True)
     if missing:
         raise BestiaryError(
@@ -41,12 +41,12 @@ def refine(spectrum: PromptSpectrum, bounds: StageBounds) -> PromptSpectrum:
 
 
 def assemble(picks: Sequence[_Pick], bounds: StageBounds, like: PromptSpectrum) -> PromptSpectrum:
-    """A spectrum whose every stage is the stage of another spectrum, or plain words (empty text: nothing at all).
+    """A spectrum composed of stages of other spectra and plain words (empty text: nothing).
 
     Args:
         picks: one per stage of `bounds`: (spectrum, its stage), or words.
         bounds: the new stages.
-        like: gives backbone, neutral vectors, presets and provenance.
+        like: source of backbone, neutral vectors, presets and provenance.
 
     Raises:
         BestiaryError: the spectra belong to different base models or have different layers.
@@ -113,7 +113,7 @@ def _row(
 
 
 def _padded(tensor: Tensor, vectors: int) -> Tensor:
-    """`(..., n, W)` -> `(..., V, W)` with zeros behind."""
+    """`(..., n, W)` -> `(..., V, W)` padded with zeros at the end."""
     return torch.nn.functional.pad(tensor, (0, 0, 0, vectors - tensor.shape[-2]))
 
 
@@ -135,7 +135,7 @@ def check_stages(stages: Sequence[int], spectrum: PromptSpectrum) -> None:
     """Make sure that stages, counted from 0, exist.
 
     Raises:
-        BestiaryError: one does not; the message counts from 1, as people do.
+        BestiaryError: a stage does not exist; the message counts from 1, as the user interface does.
     """
     strange = [stage for stage in stages if stage not in range(spectrum.stages)]
     if strange:
@@ -143,7 +143,7 @@ def check_stages(stages: Sequence[int], spectrum: PromptSpectrum) -> None:
 
 
 def replace_stages(spectrum: PromptSpectrum, other: PromptSpectrum, stages: Sequence[int]) -> PromptSpectrum:
-    """`spectrum` with what `other` says at `stages` (counted in the stages of `spectrum`)."""
+    """`spectrum` with the content of `other` at `stages` (stages of `spectrum`)."""
     check_stages(stages, spectrum)
     bounds = spectrum.bounds.refined_by(other.bounds)
     own, others = spectrum.bounds.stages_of_finer(bounds), other.bounds.stages_of_finer(bounds)
@@ -159,17 +159,17 @@ def keep_stages(spectrum: PromptSpectrum, stages: Sequence[int], words: str = ""
 
 
 def say_words(spectrum: PromptSpectrum, words: Mapping[int, str]) -> PromptSpectrum:
-    """The concept with plain words in its place at some stages; empty words are nothing at all."""
+    """The concept replaced by plain words at some stages; empty words mean nothing."""
     check_stages(list(words), spectrum)
     picks: list[_Pick] = [words.get(stage, (spectrum, stage)) for stage in range(spectrum.stages)]
     return assemble(picks, spectrum.bounds, like=spectrum)
 
 
 def remap_stages(spectrum: PromptSpectrum, sources: Mapping[int, int]) -> PromptSpectrum:
-    """At every stage k of `sources` what was learned for stage `sources[k]`; the order of the entries does not matter.
+    """Copy stage `sources[k]` to every stage k of `sources`; the order of the entries does not matter.
 
-    ProSpect's int entries (ddim.py of zyxElsa/ProSpect @ 31314f1) do this in place, so that later entries see earlier ones'
-    results; here all read the spectrum as it was.
+    ProSpect's int entries (ddim.py of zyxElsa/ProSpect @ 31314f1) do this in place, so that later entries read the results of
+    earlier ones; here all read the unchanged spectrum.
     """
     check_stages([*sources, *sources.values()], spectrum)
     picks = [(spectrum, sources.get(stage, stage)) for stage in range(spectrum.stages)]
@@ -177,13 +177,13 @@ def remap_stages(spectrum: PromptSpectrum, sources: Mapping[int, int]) -> Prompt
 
 
 def with_strength(spectrum: PromptSpectrum, strength: float | Sequence[float]) -> PromptSpectrum:
-    """The concept moved towards its neutral words: 1 is as learned, 0 the words alone, beyond 1 exaggerates.
+    """The concept moved towards its neutral words: 1 is as learned, 0 only the words, more than 1 exaggerates.
 
-    Vectors, `(S, V, W)` or `(S, L, V, W)`, are mixed linearly and then given the norm in between, so that half strength
-    does not also shrink them. (A strength on ComfyUI's conditioning does nothing where one prompt stands alone.)
+    Vectors, `(S, V, W)` or `(S, L, V, W)`, are mixed linearly and rescaled to the interpolated norm, because mixing alone
+    would shorten them. (The strength of a ComfyUI conditioning has no effect on a single prompt.)
 
     Args:
-        spectrum: must know its neutral vectors.
+        spectrum: must have neutral vectors.
         strength: for all stages, or one per stage; -4 to 4.
 
     Raises:
@@ -196,10 +196,10 @@ def with_strength(spectrum: PromptSpectrum, strength: float | Sequence[float]) -
         raise BestiaryError(
             "the strength of this spectrum cannot be changed: it has no neutral vectors (the words it was initialised from)"
         )
-    # nothing to do: the spectrum itself
+    # strength 1 needs no neutral vectors
     if all(one == 1 for one in strengths):
         return spectrum
-    # vectors move between their neutral ones and themselves; what is added to values fades towards nothing
+    # vectors are mixed with their neutral ones; bypass vectors have no neutral ones and are mixed with zero
     mixed = {
         name: torch.stack([_moved(row, spectrum.neutral[name], s) for row, s in zip(rows, strengths, strict=True)])
         for name, rows in spectrum.embeddings.items()
@@ -224,8 +224,8 @@ def _moved(learned: Tensor, neutral: Tensor, strength: float) -> Tensor:
 def with_soft_bounds(spectrum: PromptSpectrum, softness: float) -> PromptSpectrum:
     """Cross-fade neighbouring stages: each takes half of `softness` (0 to 1) of the mean of its neighbours' vectors.
 
-    The number of stages stays, so no evaluation is added, and so does the shape of the vectors. Stages with words, and
-    neighbours that use another number of vectors, are left out of the mean.
+    The number of stages and the shape of the vectors do not change, so no evaluation is added. Stages with words, and
+    neighbours with another number of vectors, are left out of the mean.
 
     Raises:
         BestiaryError: softness is out of range.
@@ -235,9 +235,9 @@ def with_soft_bounds(spectrum: PromptSpectrum, softness: float) -> PromptSpectru
     if softness == 0:
         return spectrum
 
-    # every stage reads the spectrum as it was, so the order of stages does not matter
+    # every stage reads the unchanged spectrum, so the order of stages does not matter
     def faded(rows: Tensor) -> Tensor:
-        """Rows `(S, V, W)` or `(S, L, V, W)`, each with its share of its neighbours."""
+        """Rows `(S, V, W)` or `(S, L, V, W)`, mixed with their neighbours."""
         result = []
         for stage in range(spectrum.stages):
             near = [n for n in (stage - 1, stage + 1) if _can_fade(spectrum, stage, n)]
@@ -267,14 +267,14 @@ def merge_by_attribute(
 ) -> PromptSpectrum:
     """One concept that takes layout from one reference, content from another, and so on.
 
-    A stage that several of the asked attributes claim goes to the one with the fewest stages, the most specific: with the
+    A stage claimed by several of the given attributes goes to the one with the fewest stages, the most specific: with the
     default presets layout has stage 1 of 10, content 3 to 5, material 6 and 7, style 8 to 10. Vectors are copied, so
-    each stage holds exactly what its reference learned for it.
+    each stage is exactly as learned by its reference.
 
     Args:
-        references: attribute -> spectrum; the same spectrum may stand for several.
+        references: attribute -> spectrum; the same spectrum may be used for several.
         presets: attribute -> ranges.
-        rest: what stands at stages nobody claims: a reference's neutral words (content's if there), or nothing.
+        rest: content of unclaimed stages: the neutral words of a reference (that for content if given), or nothing.
         bounds: stages at least this fine; None takes those of the references.
 
     Raises:
@@ -291,11 +291,11 @@ def merge_by_attribute(
     asked = [] if bounds is None else [bounds]
     bounds = reduce(StageBounds.refined_by, [*asked, *(spectrum.bounds for spectrum in references.values())])
     owners = attribute_of_stages(list(references), bounds, presets)
-    # what nobody claims comes from the reference for content, else from the first one
+    # unclaimed stages come from the reference for content, otherwise from the first one
     first = references.get("content", next(iter(references.values())))
     neutral = _neutral_spectrum(first, bounds) if rest == "neutral" and first.neutral else None
     places = {name: spectrum.bounds.stages_of_finer(bounds) for name, spectrum in references.items()}
-    # every stage from its owner, or what stands where nobody claims
+    # every stage from its owner, unclaimed ones from `rest`
     picks: list[_Pick] = []
     for stage, owner in enumerate(owners):
         if owner is not None:

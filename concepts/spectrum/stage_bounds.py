@@ -1,9 +1,9 @@
-"""Which denoising stage a timestep belongs to, and the boundaries between stages as other programs count them.
+"""Denoising stages of timesteps, and the boundaries between stages in the units of other programs.
 
-Stages stand in generation order: stage 0 runs first, at the highest noise. A stage covers whole timesteps, from its lower
+Stages are in generation order: stage 0 runs first, at the highest noise. A stage covers whole timesteps, from its lower
 edge to just below its upper edge. ProSpect (arXiv 2305.16225; zyxElsa/ProSpect @ 31314f1, ddpm.py) counts the other way
-round, k(t) = int(t S / T), so stage = S - 1 - k. Boundaries lie half a timestep and a hundredth below the edge: a value that
-no sampler or scheduler of ComfyUI 0.3.64 hits, so no step falls into two stages or into none.
+round, k(t) = int(t S / T), so stage = S - 1 - k. Boundaries are 0.51 timesteps below the edge, a value that no
+sampler or scheduler of ComfyUI 0.3.64 uses, so every step belongs to exactly one stage.
 """
 
 from collections.abc import Sequence
@@ -17,14 +17,14 @@ from torch import Tensor
 from ..errors import BestiaryError
 
 TIMESTEPS = 1000
-"""Timesteps of the models in use; a model that has others says so."""
+"""Timesteps of the supported models; other models give their own number."""
 BELOW_EDGE = 0.5 + 0.01
 """Timesteps between the lowest timestep of a stage and the boundary below it."""
 DEFAULT_STAGES = 10
 MOST_STAGES = 250
 
 Clock = Literal["discrete", "continuous"]
-"""How percent of the way leads to noise: over the discrete timesteps (SD), or over a continuous time (flow, EDM)."""
+"""Mapping from percent to noise: over discrete timesteps (SD), or over continuous time (flow, EDM)."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class StageBounds:
         """`stages` stages of equal width, as ProSpect has them: edge of stage index j at ceil(T j / S).
 
         Raises:
-            BestiaryError: there are no stages, too many, or more than timesteps.
+            BestiaryError: the number of stages is 0, too large, or larger than that of timesteps.
         """
         if not 1 <= stages <= min(MOST_STAGES, num_timesteps):
             raise BestiaryError(f"{stages} stages: choose 1 to {min(MOST_STAGES, num_timesteps)}")
@@ -57,7 +57,7 @@ class StageBounds:
 
     @classmethod
     def from_fractions(cls, fractions: Sequence[float], num_timesteps: int = TIMESTEPS) -> "StageBounds":
-        """Stages between the given shares of the way, each above 0 and below 1, rising; none gives one stage.
+        """Stages between the given fractions of the schedule, increasing, each above 0 and below 1; none gives one stage.
 
         Raises:
             BestiaryError: a share is out of range or two are closer than one timestep.
@@ -65,13 +65,13 @@ class StageBounds:
         strange = [share for share in fractions if not 0 < share < 1]
         if strange:
             raise BestiaryError(f"stage boundary {strange[0]} is out of range: enter fractions above 0 and below 1")
-        # a hair is taken off, because 1 - 0.7 is a little more than 0.3
+        # 1 - 0.7 is slightly more than 0.3 in floating point: without the tolerance, ceil would move the edge by one timestep
         inner = [-int(-((1 - share) * num_timesteps - 1e-6) // 1) for share in fractions]
         return cls((num_timesteps, *inner, 0))
 
     @classmethod
     def from_ranges(cls, ranges: Sequence[tuple[float, float]], num_timesteps: int = TIMESTEPS) -> "StageBounds":
-        """Stages given as (start, end) shares of the way, in any order.
+        """Stages from (start, end) fractions of the schedule, in any order.
 
         Raises:
             BestiaryError: ranges overlap, leave a gap, or do not reach from 0 to 1; the message names the place.
@@ -181,6 +181,6 @@ class StageBounds:
         return StageBounds(tuple(sorted({*self.edges, *other.edges}, reverse=True)))
 
     def stages_of_finer(self, finer: "StageBounds") -> tuple[int, ...]:
-        """For every stage of `finer`, the stage of ours it lies in (that of its first timestep)."""
+        """For every stage of `finer`, the index of the own stage that contains its first timestep."""
         first = torch.tensor([edge - 1 for edge in finer.edges[:-1]])  # (S of finer,)
         return tuple(self.stage_of(first).tolist())

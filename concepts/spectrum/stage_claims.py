@@ -1,4 +1,4 @@
-"""Who has which stage: lines of text or references that claim stages by attribute, number or percent."""
+"""Assignment of stages to lines of text or references, which claim them by attribute, number or percent."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -12,7 +12,7 @@ from .stage_bounds import StageBounds
 from .staged_prompt import Override, parse_stage_texts
 
 MOST_LINES = 1000
-"""Lines with a text for stages; four for each of the most stages there can be."""
+"""Maximum number of lines with stage texts, four per stage for the maximum of stages."""
 
 
 @dataclass(frozen=True)
@@ -20,16 +20,16 @@ class Claim:
     """One item of a selection, such as "layout" or "3-5"."""
 
     owner: int
-    """Who claims, counted from 0."""
+    """Index of the claiming line or reference, from 0."""
     stages: tuple[int, ...]
     """Counted from 0."""
     exact: bool
-    """Typed as numbers or percents, not as an attribute."""
+    """Given as numbers or percents, not as an attribute."""
 
 
 @dataclass(frozen=True)
 class Reference:
-    """A spectrum and the stages it shall have in a mixture."""
+    """A spectrum and its stages in a mixture."""
 
     spectrum: PromptSpectrum
     stages: str
@@ -41,7 +41,7 @@ def claims_of(owner: int, selection: str, bounds: StageBounds, presets: Presets)
     """The items of a selection.
 
     Raises:
-        BestiaryError: one is no attribute, number or range of these stages.
+        BestiaryError: an item is not an attribute, number or range of these stages.
     """
     return [
         Claim(owner, select_stages(item, bounds, presets), same_name(item, presets) is None)
@@ -50,15 +50,15 @@ def claims_of(owner: int, selection: str, bounds: StageBounds, presets: Presets)
 
 
 def assign_stages(claims: Sequence[Claim], bounds: StageBounds, names: Sequence[str]) -> list[int | None]:
-    """The owner of every stage, None where nobody claims it.
+    """The owner of every stage, None for unclaimed stages.
 
-    Stages typed as numbers or percents go before attributes; of attributes the one with the fewest stages wins, of
-    equals the later one.
+    Numbers and percents take precedence over attributes; of the attributes the one with the fewest stages takes
+    precedence, then the later one.
 
     Args:
         claims: in their order.
         bounds: the stages.
-        names: what messages call each owner.
+        names: of the owners, for messages.
 
     Raises:
         BestiaryError: two owners claim the same stage by number or percent.
@@ -68,7 +68,7 @@ def assign_stages(claims: Sequence[Claim], bounds: StageBounds, names: Sequence[
     for claim in sorted((one for one in claims if not one.exact), key=lambda one: -len(one.stages)):
         for stage in claim.stages:
             owners[stage] = claim.owner
-    # numbers and percents go before them, and must not contradict each other
+    # numbers and percents take precedence, and must not contradict each other
     exact: dict[int, int] = {}
     for claim in (one for one in claims if one.exact):
         double = tuple(stage for stage in claim.stages if exact.get(stage, claim.owner) != claim.owner)
@@ -84,10 +84,10 @@ def assign_stages(claims: Sequence[Claim], bounds: StageBounds, names: Sequence[
 
 
 def stage_lines(text: str, bounds: StageBounds, presets: Presets) -> dict[int, Override]:
-    """What lines such as `layout: a wide meadow` or `4-6: =1` put at stages, see `parse_stage_texts`.
+    """Stage texts from lines such as `layout: a wide meadow` or `4-6: =1`, see `parse_stage_texts`.
 
     Raises:
-        BestiaryError: a line cannot be read, or two lines claim the same stage by number.
+        BestiaryError: a line is invalid, or two lines claim the same stage by number.
     """
     claims: list[Claim] = []
     entries: list[Override] = []
@@ -96,9 +96,7 @@ def stage_lines(text: str, bounds: StageBounds, presets: Presets) -> dict[int, O
         if not line.strip():
             continue
         if len(entries) >= MOST_LINES:
-            raise BestiaryError(
-                f"line {number + 1}: at most {MOST_LINES} lines with stages are read, write fewer of them"
-            )
+            raise BestiaryError(f"line {number + 1}: the limit is {MOST_LINES} lines with stages, remove some")
         read = parse_stage_texts(line, bounds, presets, first_line=number + 1)
         claims += claims_of(len(entries), line.partition(":")[0], bounds, presets)
         entries.append(next(iter(read.values())))
@@ -111,7 +109,7 @@ def typed_presets(text: str, bounds: StageBounds, default: Presets) -> Presets:
     """Presets as typed, one attribute per line; an empty text takes the default.
 
     Raises:
-        BestiaryError: a line cannot be read.
+        BestiaryError: a line is invalid.
     """
     return parse_presets(text, bounds) if text.strip() else default
 
@@ -123,12 +121,12 @@ def mix_references(
     rest: Rest = "neutral",
     softness: float = 0.0,
 ) -> tuple[PromptSpectrum, str]:
-    """One spectrum that has each stage from the reference that claims it, and a table of who has which.
+    """A spectrum with each stage from the reference that claims it, and a table of the stages of each reference.
 
     Args:
-        references: what messages call each -> spectrum and stages.
+        references: name for messages -> spectrum and stages.
         presets: attributes as typed; empty takes those of the first reference.
-        rest: what stands at stages that nobody claims.
+        rest: content of unclaimed stages.
         softness: 0 to 1, how far neighbouring stages blend.
 
     Raises:
@@ -167,14 +165,12 @@ def _owner_table(
     lines = []
     for number, name in enumerate(names):
         stages = tuple(stage for stage, owner in enumerate(owners) if owner == number)
-        why = "others claim all of them" if number in claimed else "none lies in what it takes"
+        why = "others claim all of them" if number in claimed else "its selection contains none"
         lines.append(f"{name}: stages {stages_text(stages)}" if stages else f"{name}: no stage, {why}")
-    # stages that are left over say something too
+    # unclaimed stages have a content, too
     free = tuple(stage for stage, owner in enumerate(owners) if owner is None)
     if free:
-        lines.append(
-            f"{'the words it was learned from' if rest == 'neutral' else 'nothing'}: stages {stages_text(free)}"
-        )
+        lines.append(f"{'the initial words' if rest == 'neutral' else 'nothing'}: stages {stages_text(free)}")
     return "\n".join([*lines, f"{bounds.stages} stages in all"])
 
 
@@ -192,5 +188,5 @@ def require_all_stages(found: Mapping[int, Override], bounds: StageBounds) -> No
 
 
 def shown_reference(number: int, name: str) -> str:
-    """What messages call the reference in a socket."""
+    """Name for messages of the reference in a socket."""
     return f"reference_{number} {shown_name(name)}"

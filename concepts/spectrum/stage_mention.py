@@ -1,9 +1,9 @@
-r"""What a staged prompt can say besides text: spectra, parts on stages, and text that changes on the way.
+r"""Grammar of staged prompts: spectra, parts on stages, and text that changes during sampling.
 
     mention = "<" name ["*" strength] [at] ">"                 <corgi>   <corgi*0.7>   <corgi@layout>
             | "<" part ":" kinds [at] ">"                      <head:cardinal@layout,content>
-    at      = "@" stages ["|" words]                           <corgi@1-3|a dog>: the words stand at all other stages
-    edit    = "[" [before ":"] after ":" share "]"             [a cat:a dog:0.4] changes after 40 % of the way
+    at      = "@" stages ["|" words]                           <corgi@1-3|a dog>: the words are used at all other stages
+    edit    = "[" [before ":"] after ":" share "]"             [a cat:a dog:0.4] changes after 40 % of the schedule
 
 `\<`, `\>`, `\@`, `\|`, `\*`, `\[`, `\]` are plain. Stages are written as in attribute_presets.py, columns count from 1.
 """
@@ -28,22 +28,22 @@ from ..part_prompt.part_mention import (
 )
 
 DEEPEST_EDITS = 64
-"""Square brackets within one another."""
+"""Maximum nesting of square brackets."""
 _ESCAPE = re.compile(r"\\.?", re.DOTALL)
 
 
 @dataclass(frozen=True)
 class SpectrumMention:
-    """A spectrum as typed."""
+    """A mention of a spectrum."""
 
     name: str
     column: int
-    """Where the mention begins, counted from 1."""
+    """First character of the mention, counted from 1."""
     strength: float = 1.0
     stages: str | None = None
-    """What stands after the `@`; None means every stage."""
+    """Text after the `@`; None means every stage."""
     otherwise: str = ""
-    """The words after a `|`, which stand there at the other stages."""
+    """The words after a `|`, used at the other stages."""
     weight: float = 1.0
 
 
@@ -54,10 +54,10 @@ StagedMentions = Mapping[int, tuple[int, StagedMention]]
 
 @dataclass(frozen=True)
 class PromptEdit:
-    """Text that changes on the way; places count from 0."""
+    """Text that changes during sampling; positions count from 0."""
 
     start: int
-    """Place of the opening bracket."""
+    """Position of the opening bracket."""
     end: int
     """Place behind the closing one."""
     middle: int

@@ -1,6 +1,6 @@
-"""Vectors of all stages as something that can be learned: directly, or through ProSpect's network.
+"""Trainable vectors of all stages: as a table, or through ProSpect's network.
 
-Both give the vectors of any stages, in generation order, and are saved as the matrix they come to. Letters: S stages, U asked
+Both return the vectors of any stages in generation order, and are saved as a matrix. Letters: S stages, U asked
 stages, V vectors of a stage, D width of a vector over all text encoders.
 """
 
@@ -13,31 +13,31 @@ from torch import Tensor, nn
 from ..errors import BestiaryError
 
 NormRule = Literal["keep", "clamp", "free"]
-"""Vectors keep the norm they started with; may only shrink below it; or do as they like."""
+"""Vectors keep their initial norm ("keep"), have it as an upper limit ("clamp"), or are unconstrained ("free")."""
 HEADS, HEAD_WIDTH, DROPOUT = 8, 64, 0.1
 """Of ProSpect's network (embedding_manager.py of zyxElsa/ProSpect @ 31314f1)."""
 
 
 class StageVectors(Protocol):
-    """What an objective asks of a table."""
+    """Interface of a table for training objectives."""
 
     def stages_of(self, stages: Sequence[int]) -> Tensor:
         """Vectors `(U, V, D)` of U stages counted from 0, with gradients."""
         ...
 
     def matrix(self) -> Tensor:
-        """Vectors `(S, V, D)` of all stages as they are used and saved."""
+        """Vectors `(S, V, D)` of all stages, in the form for use and for files."""
         ...
 
 
 class StageTable(nn.Module):
-    """One vector per stage and place, learned directly; every stage is a parameter of its own.
+    """One trainable vector per stage and position; every stage is a separate parameter.
 
-    So a stage that a step does not sample has no gradient, and the optimiser leaves it and its averages alone.
+    So a stage that is not sampled in a step has no gradient, and the optimiser changes neither it nor its moments.
     """
 
     norms: Tensor
-    """`(V, 1)`, those of the vectors at the start."""
+    """`(V, 1)`, of the initial vectors."""
 
     def __init__(self, start: Tensor, stages: int, *, norm: NormRule = "keep") -> None:
         """All stages start at `start` `(V, D)`."""
@@ -48,7 +48,7 @@ class StageTable(nn.Module):
 
     @torch.no_grad()
     def perturb(self, spread: float, generator: torch.Generator) -> None:
-        """Move every stage a little, by normal noise of standard deviation `spread`, drawn on the CPU."""
+        """Add a small perturbation to every stage, normal noise of standard deviation `spread`, drawn on the CPU."""
         for row in self.rows:
             noise = torch.randn(row.shape, generator=generator)  # (V, D)
             row += spread * noise.to(row.device)

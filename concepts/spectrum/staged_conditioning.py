@@ -43,11 +43,11 @@ def encode_staged(denoiser: Denoiser, prompts: Sequence[StagedPrompt]) -> Staged
     """Encode N staged prompts: every distinct stage content once, all of them as one batch.
 
     Raises:
-        BestiaryError: a prompt tells cross-attention layers different things, which needs the patched model of the graph.
+        BestiaryError: a prompt has different vectors per cross-attention layer, which need the patched model of the graph.
     """
     if any(prompt.layers for prompt in prompts):
         raise BestiaryError(
-            "this prompt holds a spectrum with vectors per cross-attention layer (XTI, NeTI), which only the ComfyUI nodes "
+            "this prompt contains a spectrum with vectors per cross-attention layer (XTI, NeTI), which only the ComfyUI nodes "
             "can apply: use them, or import the file with one vector for all layers"
         )
     # stages as fine as any picture's prompt has them

@@ -1,7 +1,7 @@
 """Staged prompts: one prompt text, resolved for every denoising stage into what a denoiser encodes.
 
 The grammar stands in stage_mention.py; weights and escapes are those of part_prompt/part_prompt.py. Nothing here knows a text
-encoder. Neighbouring stages that say the same are one stage. Letters: S stages, P learned vectors of a prompt, L cross-attention
+encoder. Neighbouring stages with the same content are merged. Letters: S stages, P learned vectors of a prompt, L cross-attention
 layers, D width of a vector.
 """
 
@@ -25,30 +25,30 @@ from .stage_bounds import DEFAULT_STAGES, StageBounds
 from .stage_mention import SpectrumMention, StagedMention, StagedMentions, find_edits, find_staged_mentions, masked
 
 MOST_LETTERS = 2_000_000
-"""Characters of a prompt times the number of different things it says on the way: 100,000 characters, 20 of them."""
+"""Maximum characters of a prompt times its different stage contents, such as 100,000 characters and 20 contents."""
 MOST_NUMBERS = 1 << 24
-"""Numbers in all learned vectors that a prompt puts into its stages, 64 MiB."""
+"""Maximum numbers in the learned vectors of all stages of a prompt, 64 MiB."""
 MOST_STRENGTHS = 256
-"""Different spectra, or strengths of one, that a prompt names."""
+"""Maximum number of different spectra, or strengths of one, in a prompt."""
 
 Override = str | int
-"""Another prompt text for one stage, or the number (from 0) of a stage whose content stands there too."""
+"""Another prompt text for one stage, or the number (from 0) of a stage to copy the content from."""
 
 
 @dataclass(frozen=True, eq=False)
 class StagePrompt:
-    """What a prompt says at one stage."""
+    """Content of a prompt at one stage."""
 
     pieces: tuple[PromptPiece, ...]
     """Text and places of learned vectors, for `Denoiser.tokenize`."""
     vectors: Tensor
     """`(P, D)` float32 in the order of the vector pieces, or `(L, P, D)` where layers differ."""
     bypass: Tensor | None = None
-    """Like `vectors`: what is added to the text encoder's output for values (NeTI)."""
+    """Like `vectors`, added to the output of the text encoder for the attention values (NeTI)."""
 
     @property
     def key(self) -> tuple[object, ...]:
-        """Equal for stages that say the same."""
+        """Equal for stages with the same content."""
         bypass = None if self.bypass is None else self.bypass.numpy().tobytes()
         return self.pieces, tuple(self.vectors.shape), self.vectors.numpy().tobytes(), bypass
 
@@ -63,11 +63,11 @@ class StagedPrompt:
 
     @property
     def layers(self) -> int | None:
-        """L where cross-attention layers are told different things, else None."""
+        """L if the cross-attention layers have different vectors, otherwise None."""
         return next((stage.vectors.shape[0] for stage in self.stages if stage.vectors.ndim == 3), None)
 
     def distinct(self) -> tuple[tuple[StagePrompt, ...], tuple[int, ...]]:
-        """The different contents, each once, and for every stage which of them it is: what has to be encoded."""
+        """The different contents to encode, each once, and for every stage the index of its content."""
         known: dict[tuple[object, ...], int] = {}
         kept: list[StagePrompt] = []
         rows = []
@@ -79,7 +79,7 @@ class StagedPrompt:
         return tuple(kept), tuple(rows)
 
     def merged(self) -> "StagedPrompt":
-        """The same with neighbouring equal stages joined: fewer conditions, the same pictures."""
+        """The prompt with equal neighbouring stages merged: fewer conditions, the same pictures."""
         kept = [0, *(late for late in range(1, len(self.stages)) if not self._same(late - 1, late))]
         edges = (*(self.bounds.edges[stage] for stage in kept), 0)
         return StagedPrompt(StageBounds(edges), tuple(self.stages[stage] for stage in kept))
@@ -91,16 +91,16 @@ class StagedPrompt:
 
 @dataclass(frozen=True)
 class PromptSources:
-    """What mentions are looked up in."""
+    """Spectra, dictionaries and presets to which mentions refer."""
 
     spectra: Mapping[str, PromptSpectrum] = field(default_factory=dict)
     """Name -> spectrum."""
     dictionaries: Mapping[str, PartDictionary] = field(default_factory=dict)
     """Name -> part dictionary."""
     presets: Presets = field(default_factory=lambda: dict(DEFAULT_PRESETS))
-    """For parts on stages; spectra bring their own."""
+    """For parts on stages; spectra have their own."""
     typed: Presets = field(default_factory=dict)
-    """Attributes that go before those of the spectra, as a user typed them for this prompt."""
+    """Attributes typed by the user for this prompt, with precedence over those of the spectra."""
 
 
 def resolve_staged_prompt(
@@ -110,32 +110,32 @@ def resolve_staged_prompt(
     overrides: Mapping[int, Override] | None = None,
     bounds: StageBounds | None = None,
 ) -> StagedPrompt:
-    """Look every mention up and say for each stage what stands in the prompt.
+    """Resolve all mentions and return the content of the prompt for each stage.
 
     Args:
         text: the prompt, see stage_mention.py.
         sources: spectra and part dictionaries by name, all of one base model.
-        overrides: stage (of `bounds`, counted from 0) -> another text for it, or the stage whose content stands there too.
-        bounds: stages that `overrides` and stage numbers of parts count in; None takes those of the first spectrum that
-            the text names, else ten equal ones.
+        overrides: stage (of `bounds`, counted from 0) -> another text for it, or the stage to copy the content from.
+        bounds: stages to which `overrides` and stage numbers of parts refer; None takes those of the first spectrum in the
+            text, otherwise ten equal ones.
 
     Returns:
-        Stages as fine as anything in the prompt asks for, equal neighbours joined.
+        The finest stages that occur in the prompt, with equal neighbours merged.
 
     Raises:
-        PromptError: a mention is malformed or names what does not exist; column, cause and choices are told.
+        PromptError: a mention is malformed or its target does not exist; the message gives column, cause and choices.
         BestiaryError: an override for a stage that does not exist, spectra of different base models, or a prompt beyond
             `MOST_LETTERS` or `MOST_NUMBERS`.
     """
     _check_one_model(sources)
     overrides = dict(overrides or {})
     texts = [text, *(entry for entry in overrides.values() if isinstance(entry, str))]
-    # every different text is taken apart once, however many stages it stands at
+    # parse every different text only once, however many stages use it
     budget = _Budget()
     readings = {one: _Reading(one, sources, budget) for one in texts}
     bounds = bounds or readings[text].first_bounds() or StageBounds.equal(DEFAULT_STAGES)
     _check_overrides(overrides, bounds)
-    # every place where anything may change
+    # boundaries at all places where the content may change
     finest = bounds
     for reading in readings.values():
         finest = reading.refine(finest)
@@ -144,26 +144,26 @@ def resolve_staged_prompt(
     for fine, place in enumerate(places):
         entry = overrides.get(place, text)
         if isinstance(entry, int):
-            # an overridden stage is asked for what it would have said
+            # "=4" copies stage 4 of the prompt itself, even if stage 4 is overridden as well
             fine, entry = places.index(entry), text
         stages.append(readings[entry].at(fine, finest, bounds))
     return StagedPrompt(finest, tuple(stages)).merged()
 
 
 def plain_staged_prompt(pieces: Sequence[PromptPiece], vectors: Tensor) -> StagedPrompt:
-    """A prompt that says the same at every stage; vectors `(P, D)`."""
+    """A prompt with the same content at every stage; vectors `(P, D)`."""
     return StagedPrompt(StageBounds.equal(1), (StagePrompt(tuple(pieces), vectors),))
 
 
 def parse_stage_texts(
     text: str, bounds: StageBounds | None = None, presets: Presets = DEFAULT_PRESETS, *, first_line: int = 1
 ) -> dict[int, Override]:
-    """Overrides from lines such as `layout: a wide meadow`, `3-5: a red bird` or `10: =4` (what stage 4 says).
+    """Overrides from lines such as `layout: a wide meadow`, `3-5: a red bird` or `10: =4` (the content of stage 4).
 
-    Later lines win; empty lines are passed over. Messages count lines from `first_line`.
+    Later lines take precedence; empty lines are ignored. Messages count lines from `first_line`.
 
     Raises:
-        BestiaryError: a line has no colon, or names stages that do not exist, or attributes in which no stage lies.
+        BestiaryError: a line has no colon, or names stages that do not exist, or attributes that contain no stage.
     """
     bounds = bounds or StageBounds.equal(DEFAULT_STAGES)
     found: dict[int, Override] = {}
@@ -178,7 +178,7 @@ def parse_stage_texts(
         content = content.strip()
         try:
             entry: Override = content
-            # "=4" means what stage 4 says, whatever that is
+            # "=4" copies stage 4 of the prompt
             if content.startswith("="):
                 entry = _some_stages(content[1:].strip(), bounds, presets)[0]
             found |= dict.fromkeys(_some_stages(selection, bounds, presets), entry)
@@ -199,13 +199,13 @@ def _some_stages(selection: str, bounds: StageBounds, presets: Presets) -> tuple
 
 @dataclass
 class _Budget:
-    """What a prompt may still cost, all its stages and texts together: every stage that says something of its own counts."""
+    """Remaining budget of a prompt over all its stages and texts; every stage with a content of its own counts."""
 
     letters: int = MOST_LETTERS
     numbers: int = MOST_NUMBERS
 
     def spend(self, letters: int, numbers: int) -> None:
-        """Raises BestiaryError where more is asked for than there is."""
+        """Raises BestiaryError if the budget is exceeded."""
         self.letters -= letters
         self.numbers -= numbers
         if self.letters < 0:
@@ -222,25 +222,25 @@ class _Budget:
 
 @dataclass(eq=False)
 class _Named:
-    """One thing that a prompt names, however often it does."""
+    """A spectrum or part in a prompt, once for all its mentions."""
 
     mention: StagedMention
-    """The first one; the others differ in place and weight alone."""
+    """The first one; the others differ only in position and weight."""
     spectrum: PromptSpectrum | None
     vectors: Tensor
     """`(1, D)` of a part; `(S, V, D)` or `(S, L, V, D)` of a spectrum."""
     bypass: Tensor | None = None
     """Like those of a spectrum."""
     chosen: frozenset[int] | None = None
-    """Stages that the mention asks for, once they are known."""
+    """Stages of the mention; None until they are resolved."""
 
     @property
     def varies(self) -> bool:
-        """Whether it may say different things at different stages."""
+        """Whether its content may differ between stages."""
         return self.spectrum is not None or self.mention.stages is not None
 
     def content(self, place: int) -> tuple[Tensor | str, Tensor | None]:
-        """Vectors `(n, D)` or `(L, n, D)`, or words, and bypass vectors if any, at a stage; -1 is where it is not asked for."""
+        """Vectors `(n, D)` or `(L, n, D)`, or words, and bypass vectors if any, at a stage; -1: outside the stages of the mention."""
         if place < 0:
             return self.mention.otherwise, None
         if self.spectrum is None:
@@ -254,7 +254,7 @@ class _Named:
 
 
 class _Reading:
-    """One prompt text, taken apart and looked up once."""
+    """One prompt text, parsed and resolved once."""
 
     def __init__(self, text: str, sources: PromptSources, budget: _Budget) -> None:
         self.text, self.sources, self.budget = text, sources, budget

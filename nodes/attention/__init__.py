@@ -1,1 +1,1 @@
-"""Part attention in a sampler: recorded, shown, bound to regions."""
+"""Part attention during sampling: recording, display, and confinement to regions."""

@@ -1,4 +1,4 @@
-"""Where part tokens look, and where they may, as graph blocks."""
+"""Nodes that record, show and confine the attention of part tokens."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ if TYPE_CHECKING:
 
 
 def block_of(node: type[io.ComfyNode]) -> str | None:
-    """Id of the node that runs, for what it shall show later; None outside a graph."""
+    """Id of the running node, to which messages are sent later; None outside a graph."""
     return getattr(node.hidden, "unique_id", None)
 
 
 class BestiaryAttentionMaps(io.ComfyNode):
-    """Patches a MODEL so that its samplings record where part tokens look."""
+    """Patches a MODEL so that its samplings record the attention of part tokens."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -51,7 +51,7 @@ class BestiaryAttentionMaps(io.ComfyNode):
 
 
 class BestiaryShowAttention(io.ComfyNode):
-    """Heat maps of a record."""
+    """Draws a record as heat maps."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:

@@ -1,8 +1,8 @@
-"""What an attention patch recorded: for every finished sampling the maps of its parts, step by step.
+"""Recorded attention: for every finished sampling the maps of its parts, per step.
 
-A record is one object that lives as long as the node's output is cached; every sampling starts a fresh recording in it and
-hands it in only when it ended well. Samplings are told apart by the latent they gave, so a cached sampler finds its own
-maps again although another one ran after it.
+A record lives as long as the node's output is cached; every sampling starts a new recording, which is added only if the
+sampling succeeds. Samplings are identified by their resulting latent, so that a cached sampler finds its own maps even
+if another one ran after it.
 Letters: S steps, B images, P parts, (h, w) grid.
 """
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 KEPT_SAMPLINGS = 4
 SIGNATURE_EDGE = 8
 SAME_LATENT = 0.01
-"""Signatures of one latent differ by less than this, in standard deviations, even if it was rounded to half precision."""
+"""Maximum difference, in standard deviations, between signatures of the same latent, including half-precision rounding."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class RecordedPart:
     """One channel of the maps."""
 
     label: str
-    """As the prompt names it, such as "head:cardinal"."""
+    """Name in the prompt, such as "head:cardinal"."""
     part: str
     negative: bool = False
     """True for a part of the negative prompt."""
@@ -45,7 +45,7 @@ class RecordedPart:
 
 @dataclass(frozen=True)
 class RecordedSampling:
-    """The maps of one sampling that ended well, on the CPU."""
+    """The maps of one successful sampling, on the CPU."""
 
     parts: tuple[RecordedPart, ...]
     maps: Tensor = field(repr=False)
@@ -54,15 +54,15 @@ class RecordedSampling:
     """`(S, P)` bool: steps at which a prompt with the part was active."""
     latent_size: tuple[int, int]
     signature: Tensor = field(repr=False)
-    """Of the latent that came out, see `signature_of`."""
+    """Signature of the resulting latent, see `signature_of`."""
     notice: str = ""
-    """Why attention could not be seen, or not all of it."""
+    """Reason why attention was not recorded completely, or empty."""
 
     def mean(self, first: int, last: int) -> tuple[Tensor, Tensor]:
         """Mean over steps `first`..`last`, counted from 1 and both included.
 
         Returns:
-            Maps `(B, P, h, w)`, and `(P,)` bool: parts that were asked for in these steps; the others are 0.
+            Maps `(B, P, h, w)`, and `(P,)` bool: parts that were active in these steps; maps of other parts are 0.
 
         Raises:
             BestiaryError: no such steps.
@@ -73,7 +73,7 @@ class RecordedSampling:
                 f"Show Attention: no steps from first_step {first} to last_step {last}; "
                 f"the sampling had steps 1 to {steps}"
             )
-        # each step counts for the parts that a prompt held in it
+        # average each part only over the steps in which a prompt contained it (prompts may be scheduled)
         some = slice(first - 1, last)
         held = self.held[some].float()  # (S', P)
         weights = held / held.sum(0).clamp(min=1)  # (S', P)
@@ -81,16 +81,16 @@ class RecordedSampling:
 
 
 class Recording:
-    """A sampling under way: collects the maps of each step on the device of the model."""
+    """A running sampling: collects the maps of each step on the device of the model."""
 
     def __init__(self, parts: tuple[RecordedPart, ...], steps: int) -> None:
-        """Start empty, for a sampling of so many steps."""
+        """An empty recording for a sampling of `steps` steps."""
         self.parts = parts
         self._totals: list[Tensor | None] = [None] * steps
         self._counts = torch.zeros(steps, len(parts))  # (S, P)
 
     def add(self, step: int, maps: PartMapSum) -> None:
-        """Add what one evaluation of the model gave; samplers of higher order add several to a step."""
+        """Add the maps of one model evaluation; higher-order samplers add several per step."""
         held = maps.held()  # (P,)
         mean = maps.mean()  # (B, P, h, w)
         total = self._totals[step]
@@ -99,11 +99,11 @@ class Recording:
         self._counts[step] += held
 
     def finished(self, latent: Tensor, latent_size: tuple[int, int], notice: str = "") -> RecordedSampling:
-        """The maps of all steps, steps that were skipped being 0; `latent` is what the sampler gave."""
-        # several evaluations of one step are averaged, part by part
+        """The maps of all steps, 0 for skipped steps; `latent` is the result of the sampler."""
+        # average several evaluations of one step, per part
         counts = self._counts.clamp(min=1).view(len(self._totals), 1, -1, 1, 1)
         known = next((total for total in self._totals if total is not None), None)
-        # nothing at all: no part token was active; kept as an empty grid so that the reader can say so
+        # no part token was active at all: keep a blank grid, so that Show Attention can report it
         blank = torch.zeros(latent.shape[0], len(self.parts), 1, 1) if known is None else torch.zeros_like(known)
         known_or_blank = (blank if total is None else total for total in self._totals)
         stacked = torch.stack([total.to("cpu", torch.float32) for total in known_or_blank])  # (S, B, P, h, w)
@@ -113,32 +113,32 @@ class Recording:
 
 
 class AttentionRecord:
-    """What a BESTIARY_ATTENTION socket carries: settings of the patch and its latest samplings."""
+    """Value of a BESTIARY_ATTENTION socket: settings of the patch and its latest samplings."""
 
     def __init__(self, layers: LayerChoice = "auto", negative: bool = False, block: str | None = None) -> None:
-        """Record at these layers; `negative` records the negative prompt too, `block` is the node that is told of faults."""
+        """Record at these layers; `negative` also records the negative prompt, `block` is the node that shows warnings."""
         self.block = block
         self.layers: LayerChoice = layers
         self.negative = negative
         self.samplings: deque[RecordedSampling] = deque(maxlen=KEPT_SAMPLINGS)
 
     def __deepcopy__(self, memo: dict) -> AttentionRecord:
-        """Itself: models are cloned by deep copies of their options, and all clones write to the one record."""
+        """Returns itself: models are cloned by deep copies of their options, and all clones write to the same record."""
         return self
 
     def __repr__(self) -> str:
         return f"AttentionRecord({self.layers}, {len(self.samplings)} samplings)"
 
     def keep(self, sampling: RecordedSampling) -> None:
-        """Take in a sampling that ended well, in place of an older one with the same result."""
+        """Add a successful sampling; it replaces an older one with the same result."""
         others = [known for known in self.samplings if _difference(known.signature, sampling.signature) > 0]
         self.samplings = deque([*others, sampling], maxlen=KEPT_SAMPLINGS)
 
     def find(self, latent: Tensor | None = None) -> RecordedSampling:
-        """The sampling that gave `latent` `(B, C, h, w)`; without one, the latest.
+        """The sampling that produced `latent` `(B, C, h, w)`; for None, the latest.
 
         Raises:
-            BestiaryError: nothing was sampled yet, or `latent` is not one that was recorded.
+            BestiaryError: nothing was sampled yet, or `latent` is not from a recorded sampling.
         """
         if not self.samplings:
             raise BestiaryError(
@@ -148,7 +148,7 @@ class AttentionRecord:
         if latent is None:
             return self.samplings[-1]
         wanted = signature_of(latent)
-        # of equally near ones the latest
+        # reversed, so that ties go to the latest sampling
         found = min(reversed(self.samplings), key=lambda sampling: _difference(sampling.signature, wanted))
         if not _difference(found.signature, wanted) < SAME_LATENT:
             raise BestiaryError(
@@ -159,7 +159,7 @@ class AttentionRecord:
 
 
 def signature_of(latent: Tensor) -> Tensor:
-    """`(1, B * C, 8, 8)` means over pieces of a latent `(B, C, h, w)`: tells latents apart, whatever device they are on."""
+    """`(1, B * C, 8, 8)` means over tiles of a latent `(B, C, h, w)`, which identify it independently of its device."""
     plain = latent.detach().to("cpu", torch.float32)
     return functional.adaptive_avg_pool2d(plain.reshape(1, -1, *plain.shape[-2:]), SIGNATURE_EDGE)
 

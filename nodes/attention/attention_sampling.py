@@ -1,8 +1,8 @@
-"""One sampling seen from its cross-attention: which rows of a batch hold which part tokens, and what is done to them.
+"""Cross-attention of one sampling: which rows of a batch contain which part tokens, and how they are recorded or changed.
 
 An `AttentionSampling` lives from the start of a sampler to its end, a `ModelEvaluation` for one evaluation of the prompts;
-both travel in the options of the call, so nothing is left behind when it ends, well or badly. With several GPUs ComfyUI
-runs the model for some prompts in one thread and for others in another, all with the same two objects.
+both are passed in the options of the call, so that nothing remains after it ends or fails. With several GPUs ComfyUI runs
+the model for different prompts in different threads, all with the same two objects.
 Letters: B images, R rows of a batch (R = prompts * B), N positions of a layer, K context tokens.
 """
 
@@ -36,16 +36,16 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class PromptEntry:
-    """One conditioning as it takes part in an evaluation."""
+    """One conditioning in an evaluation."""
 
     spans: tuple[PartSpan, ...]
     tokens: int
-    """Length of its context before it is repeated to that of a longer one."""
+    """Length of its context, before it is repeated to the length of a longer one."""
     negative: bool
     area: Area | None
 
     def positions(self, part: RecordedPart) -> tuple[int, ...]:
-        """Places of all mentions under this label."""
+        """Token positions of all mentions with this label."""
         if part.negative != self.negative:
             return ()
         return tuple(place for span in self.spans if span.label == part.label for place in span.positions)
@@ -53,19 +53,19 @@ class PromptEntry:
 
 @dataclass(frozen=True)
 class TimedRegion:
-    """A region and the noise levels at which it acts."""
+    """A region and its range of noise levels."""
 
     region: PartRegion
     highest: float
     lowest: float
 
     def acts_at(self, sigma: float) -> bool:
-        """Half-open, so that of two regions that meet at a step only one acts."""
+        """True inside the range, which is half-open, so that of two adjacent regions only one acts at their border."""
         return self.region.active and self.lowest < sigma <= self.highest
 
 
 class AttentionSampling:
-    """What one run of a sampler needs to know: its prompts, regions and recordings."""
+    """State of one run of a sampler: prompts, regions and recordings."""
 
     def __init__(
         self,
@@ -75,19 +75,19 @@ class AttentionSampling:
         records: Iterable[AttentionRecord],
         available: frozenset[int],
     ) -> None:
-        """Start recordings of all parts that the prompts hold.
+        """Start recordings of all parts in the prompts.
 
         Args:
             prompts: "positive", "negative" or other name -> conditionings of the sampler.
-            sigmas: noise level at each step's start, and the last one's end.
+            sigmas: noise level at the start of each step, and at the end of the last.
             regions: regions of this model.
             records: records to fill.
-            available: edge of the latent over edge of a layer, of the layers that there are.
+            available: ratios of the latent's edge to a layer's edge, for the existing layers.
         """
         self.sigmas = sigmas
         self.regions = tuple(regions)
         self.available = available
-        # ComfyUI names conditionings by their uuid: the side of each, and the parts that are worth recording
+        # ComfyUI identifies conditionings by uuid: remember the side of each, to separate positive and negative parts
         self._sides = {entry["uuid"]: side for side, entries in prompts.items() for entry in entries}
         self.recordings: list[tuple[AttentionRecord, Recording]] = []
         for record in records:
@@ -103,16 +103,16 @@ class AttentionSampling:
         self._scores: dict[tuple, Tensor] = {}
         self._warned: dict[str, None] = {}
         self.evaluations = self.marked = self.attended = 0
-        """Evaluations of the prompts, cross-attentions that were announced, and those that came through our override."""
+        """Evaluations of the prompts, announced cross-attentions, and those that passed through our override."""
         self._lock = threading.Lock()
 
     def step(self, sigma: float) -> int:
-        """Step, counted from 0, to which an evaluation at this noise level belongs."""
+        """Step, counted from 0, of an evaluation at this noise level."""
         begun = sum(sigma <= start * (1 + 1e-6) for start in self.sigmas[:-1])
         return max(0, begun - 1)
 
     def entry(self, index: int, conditioning: dict) -> PromptEntry | None:
-        """What an evaluation shall know of a conditioning; None if it has no text context."""
+        """The entry of a conditioning for an evaluation; None if it has no text context."""
         context = conditioning.get("model_conds", {}).get("c_crossattn")
         if context is None:
             return None
@@ -128,7 +128,7 @@ class AttentionSampling:
     def scores(
         self, region: PartRegion, entry: PromptEntry, size: tuple[int, int], latent: tuple, like: Tensor
     ) -> Tensor:
-        """`(B, N)` or `(1, N)`: what a region adds at a layer, computed once for a sampling."""
+        """`(B, N)` or `(1, N)`: bias of a region at a layer, computed once per sampling."""
         key = (id(region), size, entry.area, latent, like.device, like.dtype)
         if key not in self._scores:
             scores = region_scores(region.mask, region.strength, size, entry.area, latent)
@@ -136,49 +136,49 @@ class AttentionSampling:
         return self._scores[key]
 
     def warn(self, text: str) -> None:
-        """Say something once a sampling."""
+        """Log a warning once per sampling."""
         if text not in self._warned:
             self._warned[text] = None
             log.warning(text)
 
     def __deepcopy__(self, memo: dict) -> AttentionSampling:
-        """Itself: it is one sampling, whoever copies the options in which it travels."""
+        """Returns itself: the options are deep-copied, but there is only one sampling."""
         return self
 
     def count(self, *, evaluations: int = 0, marked: int = 0, attended: int = 0) -> None:
-        """Add to what was seen, from any thread."""
+        """Add to the counters; thread-safe."""
         with self._lock:
             self.evaluations += evaluations
             self.marked += marked
             self.attended += attended
 
     def unseen(self) -> str:
-        """Why part attention saw nothing, or not all, of this sampling; empty where it saw what there was."""
-        # the first hook that was not called tells who came between
+        """Reason why part attention missed this sampling or parts of it; empty if it saw everything."""
+        # the first hook in the chain that was not called identifies what interfered
         if not self.evaluations:
             self.warn(
-                "Bestiary: the sampler evaluates the prompts without ComfyUI's calc_cond_batch, so part attention was not asked: "
+                "Bestiary: the sampler evaluates the prompts without ComfyUI's calc_cond_batch, so part attention has no effect: "
                 "use a sampler of ComfyUI"
             )
         elif not self.marked:
             self.warn(
                 "Bestiary: the MODEL ran without its cross-attention patches, as compiled and converted models "
-                "do: put the node that replaced it behind this one, or leave it out"
+                "do: put the node that replaced it behind this one, or remove it"
             )
         elif self.attended < self.marked:
             self.warn(
                 f"Bestiary: another pack replaced {self.marked - self.attended} of the {self.marked} "
-                "cross-attentions, so part attention has no effect there: put its node in front of this one, or leave it out"
+                "cross-attentions, so part attention has no effect there: put its node in front of this one, or remove it"
             )
         return "\n".join(self._warned)
 
 
 def _own_spans(conditioning: dict, context: Tensor) -> tuple[PartSpan, ...]:
-    """Spans of a conditioning `(1, K, E)`, unless ComfyUI copied them beside another prompt's tokens, as for areas."""
+    """Spans of a conditioning `(1, K, E)`; none if ComfyUI copied them to another prompt's tokens, as for areas."""
     spans, own = conditioning.get(SPANS_KEY, ()), conditioning.get("cross_attn")
     if not spans or own is None or own is context:
         return tuple(spans)
-    # the same tokens moved or cast are still the same prompt
+    # compare values: the same tokens may have been moved to another device or cast
     same = own.shape == context.shape and torch.equal(own.to(context.device, context.dtype), context)
     return tuple(spans) if same else ()
 
@@ -193,7 +193,7 @@ class ModelEvaluation:
         sigma: float,
         latent_shape: torch.Size,
     ) -> None:
-        """Know the entries by side and identity, the noise level, and the shape (B, C, h, w) of the latents."""
+        """`entries` by side and uuid, at noise level `sigma`, for latents of shape (B, C, h, w)."""
         self.sampling = sampling
         sampling.count(evaluations=1)
         self.entries = entries
@@ -202,22 +202,22 @@ class ModelEvaluation:
         self.images = latent_shape[0]
         self.latent = (latent_shape[-2], latent_shape[-1])
         self.sums: list[dict[tuple[int, torch.device], PartMapSum]] = [{} for _ in sampling.recordings]
-        """By record, then by the thread and the device that summed."""
+        """Per record: sums by thread and device."""
         self._factors = [
             chosen_factors(record.layers, self.latent, sampling.available) for record, _ in sampling.recordings
         ]
         self._marks: dict[int, tuple] = {}
-        """By thread."""
+        """Marks by thread."""
 
     def mark(self, options: dict) -> None:
-        """Note that the next attention of this block, in this thread, is its cross-attention."""
+        """Mark the next attention of this block, in this thread, as its cross-attention."""
         self.sampling.count(marked=1)
         self._marks[threading.get_ident()] = (options.get("uuids"), options.get("block"), options.get("block_index"))
 
     def take_mark(self, options: dict) -> bool:
-        """Whether this attention is the noted one; asked once, so a chain of our patches acts once."""
+        """True if this attention is the marked one; removes the mark, so that a chain of our patches acts once."""
         mark = self._marks.pop(threading.get_ident(), None)
-        # the list of uuids is made anew for every run of the model: a mark left by a replaced block fits nothing later
+        # compare the uuid list by identity: it is new for every run, so a stale mark of a replaced block never matches
         return (
             mark is not None
             and mark[0] is options.get("uuids")
@@ -227,22 +227,22 @@ class ModelEvaluation:
     def attend(
         self, attention: Callable[..., Tensor], q: Tensor, k: Tensor, v: Tensor, heads: int, *args: Any, **kw: Any
     ) -> Tensor:
-        """The attention itself, with regions added to its mask, and the columns of the parts recorded beside it.
+        """Call the attention with regions added to its mask, and record the columns of the parts.
 
         Args:
             attention: the attention to call, `(q, k, v, heads, mask=..., ...)`.
             q: `(R, N, heads * d)`, k and v: `(R, K, heads * d)`.
             heads: number of heads.
-            args: the mask, if it was given by place.
-            kw: whatever else ComfyUI gives; `transformer_options` says which rows these are.
+            args: the mask, if it was passed by position.
+            kw: further arguments of ComfyUI; `transformer_options` identifies the rows.
         """
         self.sampling.count(attended=1)
-        # a run of the model holds rows of several prompts; what cannot be told apart is left alone
+        # a run contains rows of several prompts; if they cannot be assigned, the attention stays unchanged
         options = kw["transformer_options"]
         rows = self._rows(options, q, k)
         if args:
             kw["mask"], args = args[0], args[1:]
-        # regions first: what they add must also be in the columns that are recorded
+        # regions first: the recorded columns must include their effect
         if rows and self.regions:
             bias = self._bias(rows, options, q, k)
             if bias is not None:
@@ -252,9 +252,9 @@ class ModelEvaluation:
         return attention(q, k, v, heads, *args, **kw)
 
     def finish(self) -> None:
-        """Hand the maps to the recordings."""
+        """Add the maps of this evaluation to the recordings."""
         for (_, recording), sums in zip(self.sampling.recordings, self.sums, strict=True):
-            # in the order of the devices, whichever came first
+            # fixed order of devices: floating-point sums must not depend on thread timing
             several = [sums[key] for key in sorted(sums, key=lambda key: (str(key[1]), key[0]))]
             for other in several[1:]:
                 several[0].take_in(other)
@@ -262,19 +262,19 @@ class ModelEvaluation:
                 recording.add(self.step, several[0])
 
     def _rows(self, options: dict, q: Tensor, k: Tensor) -> list[tuple[slice, PromptEntry, int]]:
-        """Rows of every prompt in this run of the model, and the length of the context; empty if they cannot be told."""
+        """Rows of every prompt in this run of the model, and the context length; empty if they cannot be assigned."""
         sides = list(zip(options.get("cond_or_uncond", ()), options.get("uuids", ()), strict=False))
         found = [entry for side in sides if (entry := self.entries.get(side)) is not None]
         if not sides or len(found) < len(sides):
             self.sampling.warn(
-                "Bestiary: another pack evaluates prompts in its own way and does not say which rows belong to which; part "
-                "attention is skipped there"
+                "Bestiary: another pack evaluates prompts in its own way and does not report which rows belong to which prompt; "
+                "part attention is skipped there"
             )
             return []
-        # a context of 77 tokens beside one of 154 is repeated to that length
+        # ComfyUI repeats contexts of different lengths to their least common multiple
         length = math.lcm(*(entry.tokens for entry in found))
         size = options["activations_shape"][-2:]
-        # another patch may have changed the batch: nothing is recorded then
+        # another patch may have changed the batch: then rows cannot be assigned
         expected = (len(sides) * self.images, math.prod(size))
         if q.ndim != 3 or q.shape[:2] != expected or k.shape[1] < length:
             self.sampling.warn(
@@ -289,17 +289,17 @@ class ModelEvaluation:
         ]
 
     def _bias(self, rows: list[tuple[slice, PromptEntry, int]], options: dict, q: Tensor, k: Tensor) -> Tensor | None:
-        """`(R, N, K)` what the regions add to the scores; None if they meet no row."""
+        """`(R, N, K)` bias of the regions on the scores; None if they concern no row."""
         bias = None
         for some, entry, length in rows:
             for region in self.regions:
                 held = [place for span in entry.spans if region.covers(span) for place in span.positions]
-                # also where a short prompt was repeated to the length of a longer one
+                # includes the repetitions of a short prompt in a longer context
                 places = token_places([held], entry.tokens, length)[0]
                 if not held:
                     continue
                 bias = q.new_zeros((q.shape[0], q.shape[1], k.shape[1])) if bias is None else bias  # (R, N, K)
-                # the same for all heads: the grid of the layer, cut as the prompt's area is
+                # the same for all heads; on the grid of the layer, cropped to the prompt's area
                 size = tuple(options["activations_shape"][-2:])
                 scores = self.sampling.scores(region, entry, size, self.latent, q)  # (B or 1, N)
                 bias[some, :, places.to(q.device)] += scores.unsqueeze(-1)
@@ -315,10 +315,10 @@ class ModelEvaluation:
         mask: Tensor | None,
     ) -> None:
         size = tuple(options["activations_shape"][-2:])
-        # layers halve the latent a whole number of times
+        # round to a power of 2: odd latent sizes give inexact ratios
         factor = 2 ** round(math.log2(options["original_shape"][-2] / size[0]))
         mask = None if mask is None else full_mask(mask)
-        # a record takes the layers it asked for, prompt by prompt
+        # records may use different layers
         for number, (_, recording) in enumerate(self.sampling.recordings):
             if factor not in self._factors[number]:
                 continue
@@ -329,7 +329,7 @@ class ModelEvaluation:
                 places = token_places(positions, entry.tokens, length).to(q.device)
                 some_mask = mask if mask is None or mask.shape[0] == 1 else mask[some]
                 columns = part_columns(q[some], k[some], heads, places, some_mask)  # (B, P, N)
-                # the grid of a record is that of its finest layer, made when the first maps arrive
+                # sums use the grid of the record's finest layer, allocated when the first maps arrive
                 own = (threading.get_ident(), q.device)
                 if own not in self.sums[number]:
                     finest = min(self._factors[number])

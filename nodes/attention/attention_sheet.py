@@ -1,4 +1,4 @@
-"""A recorded sampling as the browser's heat-map viewer takes it: one grey picture of all maps, and a few words beside it.
+"""A recorded sampling for the browser's heat-map viewer: one grey picture with all maps, and its description.
 
 Letters: S steps shown, B pictures, P parts, (h, w) grid of the maps.
 """
@@ -15,14 +15,14 @@ from torch.nn import functional
 from .attention_record import RecordedSampling
 
 MOST_STEPS = 32
-"""Steps that can be told apart; more are averaged in groups."""
+"""Maximum number of separate steps; more are averaged in groups."""
 MOST_PICTURES = 4
 LARGEST_EDGE = 48
-"""Longer edge of a map; finer ones are averaged."""
+"""Maximum longer edge of a map; finer maps are averaged."""
 
 
 def sheet_of_maps(sampling: RecordedSampling) -> tuple[Tensor, dict[str, object]]:
-    """All maps in one picture, tile by tile, and what a reader needs to find them.
+    """All maps as tiles of one picture, and the facts needed to locate them.
 
     Returns:
         `(1, S * B * h, P * w, 3)` in 0..1, grey: rows are steps and within them pictures, columns are parts; every part is
@@ -34,7 +34,7 @@ def sheet_of_maps(sampling: RecordedSampling) -> tuple[Tensor, dict[str, object]
     groups = torch.arange(len(maps)).chunk(min(MOST_STEPS, len(maps)))
     maps = torch.stack([_mean_where_held(maps[group], sampling.held[group]) for group in groups])  # (S, B, P, h, w)
     steps, pictures, parts, height, width = maps.shape
-    # finer maps than a viewer can show are averaged
+    # average fine maps: the viewer would download megabytes per sampling otherwise
     factor = math.ceil(max(height, width) / LARGEST_EDGE)
     if factor > 1:
         maps = functional.avg_pool2d(maps.flatten(0, 2)[:, None], factor, ceil_mode=True)[:, 0]
@@ -42,7 +42,7 @@ def sheet_of_maps(sampling: RecordedSampling) -> tuple[Tensor, dict[str, object]
         maps = maps.view(steps, pictures, parts, height, width)
     peaks = maps.amax((0, 1, 3, 4)).clamp(min=1e-12)  # (P,)
     grey = maps / peaks.view(-1, 1, 1)
-    # rows: steps and in them pictures; columns: parts
+    # tile rows are (step, picture), tile columns are parts
     sheet = grey.permute(0, 1, 3, 2, 4).reshape(1, steps * pictures * height, parts * width, 1)
     facts = {
         "parts": [part.title for part in sampling.parts],
@@ -51,7 +51,7 @@ def sheet_of_maps(sampling: RecordedSampling) -> tuple[Tensor, dict[str, object]
         "grid": [height, width],
         "peaks": [float(peak) for peak in peaks],
     }
-    # pictures are written by cutting off, not rounding: the nearest level must stay the nearest
+    # ComfyUI truncates when it writes 8-bit pictures: the offset of a quarter level keeps the rounded value
     return ((sheet * 255).round() / 255 + 0.25 / 255).clamp(0, 1).expand(-1, -1, -1, 3), facts
 
 
@@ -64,7 +64,7 @@ def _mean_where_held(maps: Tensor, held: Tensor) -> Tensor:
 def saved_maps(
     sampling: RecordedSampling, image: Tensor | None, node: type[io.ComfyNode] | None = None
 ) -> dict[str, object]:
-    """The maps and the pictures `(B, H, W, 3)` under them as files of the temporary folder, and the facts beside them."""
+    """The maps and the pictures `(B, H, W, 3)` below them as files in the temporary folder, with the facts."""
     sheet, facts = sheet_of_maps(sampling)
     pictures = [] if image is None else ui.PreviewImage(image[: facts["pictures"]], cls=node).as_dict()["images"]
     return {**facts, "sheet": ui.PreviewImage(sheet, cls=node).as_dict()["images"][0], "grounds": pictures}

@@ -1,4 +1,4 @@
-"""Turns a record of attention into what a person looks at: heat maps, an overview, masks and a few figures.
+"""Turns a record of attention into heat maps, an overview, masks and a text with figures.
 
 Letters: B pictures, P parts shown, F = B * P frames, picture by picture.
 """
@@ -32,14 +32,14 @@ NODE = "Show Attention"
 
 @dataclass(frozen=True)
 class AttentionView:
-    """What the node gives."""
+    """Outputs of the node."""
 
     frames: Tensor
     """`(F, H', W', 3)` heat maps with their names below, in 0..1."""
     overviews: Tensor
-    """`(B, H'', W'', 3)` each picture and all its heat maps on one sheet."""
+    """`(B, H'', W'', 3)` one sheet per picture with all its heat maps."""
     masks: Tensor
-    """`(F, H, W)` in 0..1, in the size of the picture."""
+    """`(F, H, W)` in 0..1, with the size of the picture."""
     text: str
 
 
@@ -53,31 +53,33 @@ def view_attention(
     opacity: float,
     threshold: float,
 ) -> AttentionView:
-    """Draw what a record holds of one sampling.
+    """Draw the maps of one recorded sampling.
 
     Args:
-        record: what the patch recorded.
-        latent: `(B, C, h, w)` what the sampler gave: says which sampling is meant.
-        image: `(B, H, W, 3)` the picture to draw over; None draws over a dark ground.
+        record: the record of the patch.
+        latent: `(B, C, h, w)` result of the sampler; selects the sampling.
+        image: `(B, H, W, 3)` the picture to draw over; None draws over a dark background.
         parts: names or labels separated by commas; empty shows all.
         first, last: steps, counted from 1.
         opacity: 0..1 of the heat maps.
-        threshold: masks become 1 where the attention reaches this share of its range and 0 elsewhere; 0 keeps them soft.
+        threshold: masks are 1 where the attention reaches this share of its range and 0 elsewhere; 0 keeps them soft.
 
     Raises:
-        BestiaryError: nothing is connected or recorded, no such part or step, or the pictures are not those sampled.
+        BestiaryError: nothing is connected or recorded, no such part or step, or pictures of another sampling.
     """
     if latent is None and image is None:
         raise BestiaryError(
             f"{NODE}: connect the LATENT of the sampler, its decoded IMAGE, or both; they make this node run after it"
         )
-    # which sampling, which steps, which parts; then four ways to show it
+    # select sampling, steps and parts before drawing: every user error is raised here
     sampling = record.find(latent)
     maps, held = sampling.mean(first, last)  # (B, P, h, w), (P,)
     shown = _chosen(sampling, held, parts, first, last)
     maps = maps[:, shown]
     if image is not None and len(image) != len(maps):
-        raise BestiaryError(f"{NODE}: {len(image)} pictures, but the sampling made {len(maps)}; connect those it made")
+        raise BestiaryError(
+            f"{NODE}: {len(image)} pictures are connected, but the sampling made {len(maps)}; connect the pictures it made"
+        )
     titles = [sampling.parts[i].title for i in shown]
     frames, overviews = _draw(maps, image, sampling.latent_size, titles, opacity)
     return AttentionView(
@@ -89,9 +91,9 @@ def view_attention(
 
 
 def _chosen(sampling: RecordedSampling, held: Tensor, names: str, first: int, last: int) -> list[int]:
-    """Numbers of the parts `(P,)` to show, in the order asked for."""
+    """Indices of the parts `(P,)` to show, in the requested order."""
     if not sampling.parts:
-        raise BestiaryError(f"{NODE}: the prompts of this sampling hold no part tokens; write them with Part Prompt")
+        raise BestiaryError(f"{NODE}: the prompts of this sampling contain no part tokens; write them with Part Prompt")
     # parts whose prompt was active in these steps
     active = [i for i in range(len(sampling.parts)) if held[i]]
     wanted = [name for name in re.split(r"[,;\n]", names) if name.strip()]
@@ -99,14 +101,14 @@ def _chosen(sampling: RecordedSampling, held: Tensor, names: str, first: int, la
     silent = [sampling.parts[i].title for i in chosen if not held[i]]
     if silent or not chosen:
         raise BestiaryError(
-            f"{NODE}: nothing recorded of {', '.join(silent) or 'any part'} in steps {first} to {last}; "
-            + (sampling.notice or "take more steps, or a part whose prompt is active in them")
+            f"{NODE}: nothing was recorded of {', '.join(silent) or 'any part'} in steps {first} to {last}; "
+            + (sampling.notice or "choose more steps, or a part whose prompt is active in them")
         )
     return chosen
 
 
 def _named(parts: tuple[RecordedPart, ...], name: str) -> list[int]:
-    # a part, or a part with its kind, as people type it
+    # accept the part alone, its label with the kind, or the title with "(negative)"
     named = ((text, i) for i, part in enumerate(parts) for text in dict.fromkeys((part.title, part.label, part.part)))
     found = list(dict.fromkeys(NameIndex(named).find(name)))
     if not found:
@@ -123,7 +125,7 @@ def _draw(
     """Frames of all pictures, and an overview of each."""
     frames, overviews = [], []
     for number, of_picture in enumerate(maps):  # (P, h, w)
-        # without a picture the maps glow over a dark ground
+        # without a connected picture the maps are drawn over a dark background
         ground = blank_picture(latent) if image is None else picture_of(image[number])
         weights, low, high = stretched(of_picture)
         facts = zip(weights, titles, low.tolist(), high.tolist(), strict=True)
@@ -134,18 +136,18 @@ def _draw(
 
 
 def _masks(maps: Tensor, image: Tensor | None, latent: tuple[int, int], threshold: float) -> Tensor:
-    """`(F, H, W)` attention of every part stretched to 0..1, or its brightest places."""
-    # masks fit the picture, or the size it would have
+    """`(F, H, W)` attention of every part normalised to 0..1, binary with a threshold."""
+    # size of the picture, or 8 times the latent if none is connected
     size = (latent[0] * 8, latent[1] * 8) if image is None else (image.shape[1], image.shape[2])
     weights = resized_weights(stretched(maps.flatten(0, 1))[0], size)
     return weights if threshold <= 0 else (weights >= threshold).float()
 
 
 def _described(sampling: RecordedSampling, maps: Tensor, titles: list[str], steps: tuple[int, int]) -> str:
-    """A line for every part of every picture: how strong its attention was and where its middle lay."""
+    """One line per part and picture: strength and centre of its attention."""
     first, last = steps[0], min(steps[1], sampling.maps.shape[0])
     lines = [f"steps {first} to {last} of {sampling.maps.shape[0]}"]
-    # centres of the grid's cells, in shares of the picture
+    # coordinates of the cell centres as shares of the picture
     down, across = (torch.linspace(0.5 / n, 1 - 0.5 / n, n) for n in maps.shape[-2:])
     for number, of_picture in enumerate(maps):  # (P, h, w)
         for title, part in zip(titles, of_picture, strict=True):

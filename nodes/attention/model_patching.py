@@ -1,9 +1,9 @@
-"""Hangs part attention on a clone of a MODEL, by ComfyUI's own hooks: nothing of the model itself is replaced.
+"""Adds part attention to a clone of a MODEL with ComfyUI's own hooks; nothing in the model itself is replaced.
 
 Four hooks work together. A wrapper around the sampling starts an `AttentionSampling`; a wrapper around each evaluation of
-the prompts says which rows hold which part tokens; a patch of the cross-attention input marks that a cross-attention is
-coming; and the attention override, which also sees self-attention, acts on the marked one and calls whatever override was
-there before. Several of our patches on one model share all this and act once.
+the prompts records which rows contain which part tokens; a patch of the cross-attention input marks the next
+cross-attention; and the attention override, which also sees self-attention, acts on the marked one and calls the previous
+override. Several of our patches on one model share these hooks and act once.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ SAMPLING_KEY = "bestiary_sampling"
 EVALUATION_KEY = "bestiary_evaluation"
 OVERRIDE_KEY = "optimized_attention_override"
 _told: set[str] = set()
-"""Nodes that show a text of ours."""
+"""Ids of nodes that currently show a warning of ours."""
 
 
 def record_attention(model: ModelPatcher, record: AttentionRecord) -> ModelPatcher:
@@ -54,21 +54,21 @@ def confine_part(model: ModelPatcher, region: PartRegion) -> ModelPatcher:
     """
     if not attention_factors(model):
         raise BestiaryError(
-            f"Part Regions: this MODEL has no cross-attention in which {shown_name(region.part)} could be kept "
-            "inside a mask; use Stable Diffusion 1.5, 2, XL or the demo model"
+            f"Part Regions: this MODEL has no cross-attention, so {shown_name(region.part)} cannot be confined to a mask; "
+            "use Stable Diffusion 1.5, 2, XL or the demo model"
         )
     return _with_entry(model, REGIONS_KEY, region)
 
 
 def attention_factors(model: ModelPatcher) -> frozenset[int]:
-    """Edge of the latent over edge of the layer, for the layers of a UNet that read the text; empty for other models."""
+    """Ratios of the latent's edge to the layer's edge, for a UNet's layers with cross-attention; empty for other models."""
     config = model.model.model_config.unet_config
     depths, blocks = list(config.get("transformer_depth", ())), config.get("num_res_blocks", ())
     levels = len(config.get("channel_mult", ()))
     blocks = [blocks] * levels if isinstance(blocks, int) else list(blocks)
     factors = {2 ** max(0, levels - 1)} if config.get("transformer_depth_middle", 0) > 0 and levels else set()
     for level, count in enumerate(blocks):
-        # one depth for every residual block, level after level
+        # transformer_depth is a flat list: one entry per residual block, level by level
         if any(depths[:count]):
             factors.add(2**level)
         depths = depths[count:]
@@ -83,7 +83,7 @@ def _with_entry(model: ModelPatcher, key: str, entry: AttentionRecord | PartRegi
     options[key] = (*options.get(key, ()), entry)
     if mark_cross_attention not in options.get("patches", {}).get("attn2_patch", ()):
         patched.set_model_attn2_patch(mark_cross_attention)
-    # each of our nodes chains once more: a pack that came between and replaced the override cannot cut all of us off
+    # every node of ours chains again: a pack in between that replaced the override cannot disable all of them
     options[OVERRIDE_KEY] = _chained(options.get(OVERRIDE_KEY))
     for kind, wrapper in ((WrappersMP.OUTER_SAMPLE, watch_sampling), (WrappersMP.CALC_COND_BATCH, watch_evaluation)):
         if not patched.get_wrappers(kind, WRAPPER_KEY):
@@ -92,7 +92,7 @@ def _with_entry(model: ModelPatcher, key: str, entry: AttentionRecord | PartRegi
 
 
 def mark_cross_attention(n: Tensor, context: Tensor, value: Tensor, options: dict) -> tuple[Tensor, Tensor, Tensor]:
-    """Patch of the cross-attention input: changes nothing, but notes that this block's cross-attention comes next."""
+    """Patch of the cross-attention input: changes nothing, but marks this block's next attention as cross-attention."""
     evaluation = options.get(EVALUATION_KEY)
     if evaluation is not None:
         evaluation.mark(options)
@@ -100,11 +100,12 @@ def mark_cross_attention(n: Tensor, context: Tensor, value: Tensor, options: dic
 
 
 def _chained(previous: Callable[..., Tensor] | None) -> Callable[..., Tensor]:
-    """The attention override, calling the one that was there before where it does not act, and inside where it does."""
+    """The attention override; calls the previous override, directly or from inside its own attention."""
 
     def attend(
         attention: Callable[..., Tensor], q: Tensor, k: Tensor, v: Tensor, heads: int, *args: Any, **kw: Any
     ) -> Tensor:
+        # an override of another node stays active inside ours
         inner = attention if previous is None else functools.partial(previous, attention)
         options = kw.get("transformer_options") or {}
         evaluation = options.get(EVALUATION_KEY)
@@ -124,13 +125,13 @@ def watch_sampling(
     *args: object,
     **kw: object,
 ) -> Tensor:
-    """Wrapper of a whole sampling: fresh recordings for it, kept only if it ends well.
+    """Wrapper of a whole sampling: starts new recordings, which are kept only if it succeeds.
 
     Raises:
-        BestiaryError: a region names a part that no prompt holds, or its masks do not fit the pictures.
+        BestiaryError: a region names a part that no prompt contains, or its masks do not match the pictures.
     """
     guider = executor.class_obj
-    # a copy that the guider made for this sampling alone
+    # the guider has copied the options for this sampling, so changes do not leak into the model
     options = guider.model_options["transformer_options"]
     regions = options.get(REGIONS_KEY, ())
     spans = [span for entries in guider.conds.values() for entry in entries for span in entry.get(SPANS_KEY, ())]
@@ -145,7 +146,7 @@ def watch_sampling(
     )
     options[SAMPLING_KEY] = sampling
     samples = executor(noise, latent, sampler, sigmas, *args, **kw)
-    # told on every block that asked for something to be seen
+    # show the warning on every node that recorded or confined something
     is_asked = any(recording.parts for _, recording in sampling.recordings) or any(region.active for region in regions)
     notice = sampling.unseen() if is_asked else ""
     for block in dict.fromkeys(one.block for one in (*options.get(RECORDS_KEY, ()), *regions)):
@@ -157,7 +158,7 @@ def watch_sampling(
 
 
 def tell_block(block: str | None, text: str) -> None:
-    """Show a text on a node of the graph, empty to take an earlier one away; without a server or a node it stays in the log."""
+    """Show a text on a node of the graph, or clear it with an empty text; without a server or a node it is only logged."""
     server = running_server()
     if block is None or server is None or (not text and block not in _told):
         return
@@ -168,7 +169,7 @@ def tell_block(block: str | None, text: str) -> None:
 def watch_evaluation(
     executor: Callable[..., list[Tensor]], model: object, conds: list, x: Tensor, timestep: Tensor, model_options: dict
 ) -> list[Tensor]:
-    """Wrapper of one evaluation of all prompts: says whose rows are whose, and takes in what was recorded."""
+    """Wrapper of one evaluation of all prompts: assigns rows to prompts, and collects the recorded maps."""
     options = model_options.get("transformer_options", {})
     sampling = options.get(SAMPLING_KEY)
     if sampling is None:
@@ -180,7 +181,7 @@ def watch_evaluation(
     }
     known = {key: entry for key, entry in entries.items() if entry is not None}
     evaluation = ModelEvaluation(sampling, known, float(timestep[0]), x.shape)
-    # the options of this call alone, so the evaluation is gone when it ends
+    # a copy of the options for this call, so that the evaluation is released when it ends
     model_options = {**model_options, "transformer_options": {**options, EVALUATION_KEY: evaluation}}
     results = executor(model, conds, x, timestep, model_options)
     evaluation.finish()

@@ -1,4 +1,4 @@
-"""Where a part may be: the mask that a user drew, checked once, and what it adds to the scores of a layer."""
+"""Regions that confine a part: validation of the user's mask and of its use in a sampling."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ NODE = "Part Regions"
 
 @dataclass(frozen=True, eq=False)
 class PartRegion:
-    """One part and where it may look."""
+    """One part and the mask that confines it."""
 
     part: str
     """Name of the part, or its label with the kind, as the user typed it."""
@@ -27,29 +27,29 @@ class PartRegion:
     """`(B, H, W)` in 0..1, feathered."""
     strength: float
     start: float
-    """Begin and end of its time, shares of the sampling 0..1."""
+    """Start of its active range, share of the sampling 0..1."""
     end: float
     block: str | None = None
-    """The node that is told where it cannot act."""
+    """Id of the node that shows warnings."""
 
     def __deepcopy__(self, memo: dict) -> PartRegion:
-        """Itself: nothing of it changes, and models are cloned by deep copies of their options."""
+        """Returns itself: it is immutable, and models are cloned by deep copies of their options."""
         return self
 
     @cached_property
     def active(self) -> bool:
-        """False where it would add nothing anywhere: strength 0 or a mask that is 1 all over."""
+        """False if it has no effect: strength 0, an empty range, or a mask that is 1 everywhere."""
         return self.strength > 0 and self.start < self.end and bool((self.mask < 1).any())
 
     def covers(self, span: PartSpan) -> bool:
-        """Whether it means this mention of a part."""
+        """True if the region applies to this mention of a part."""
         return plain_name(self.part) in (plain_name(span.part), plain_name(span.label))
 
 
 def make_region(
     part: str, mask: Tensor, strength: float, start: float, end: float, feather: float, block: str | None = None
 ) -> PartRegion:
-    """A checked region.
+    """A validated region.
 
     Args:
         part: name of a part or a label such as "head:cardinal".
@@ -57,12 +57,12 @@ def make_region(
         strength: 0..1.
         start, end: shares of the sampling 0..1.
         feather: width of the soft edge in pixels of the mask.
-        block: id of the node that is told where the region cannot act.
+        block: id of the node that shows warnings.
 
     Raises:
-        BestiaryError: no name, an empty or broken mask, a value out of its range.
+        BestiaryError: no name, an empty or invalid mask, a value out of range.
     """
-    # a fault for each field, in the order of the node
+    # values may come from links, which ComfyUI does not check against the ranges of the inputs
     if not part.strip():
         raise BestiaryError(f'{NODE}: part is {part!r}; type the name of a part of the prompt, such as "head"')
     for name, value in (("strength", strength), ("start_percent", start), ("end_percent", end)):
@@ -83,33 +83,35 @@ def _checked_mask(mask: Tensor, part: str) -> Tensor:
             f"{NODE}: the mask of {shown_name(part)} has shape {tuple(mask.shape)}; a MASK is (B, H, W)"
         )
     if not torch.isfinite(mask).all():
-        raise BestiaryError(f"{NODE}: the mask of {shown_name(part)} holds NaN or infinity; draw or load it again")
-    # an empty mask would leave the part nowhere to be
+        raise BestiaryError(f"{NODE}: the mask of {shown_name(part)} contains NaN or infinity; draw or load it again")
+    # an empty mask would suppress the part everywhere, which is never intended
     empty = (mask.flatten(1).amax(1) <= 0).nonzero().flatten().tolist()
     if empty:
         which = "" if len(mask) == 1 else f" number {empty[0] + 1} of {len(mask)}"
         raise BestiaryError(
             f"{NODE}: the mask{which} of {shown_name(part)} is empty, so the part cannot appear anywhere; "
-            "paint where it may be, or invert the mask"
+            "paint the area where it is allowed, or invert the mask"
         )
     return mask.clamp(0, 1)
 
 
 def check_regions(regions: Iterable[PartRegion], spans: Iterable[PartSpan], images: int) -> None:
-    """Refuse regions that this sampling cannot honour.
+    """Check that regions can be applied in this sampling.
 
     Raises:
-        BestiaryError: no prompt holds the part, or there are neither one nor `images` masks.
+        BestiaryError: no prompt contains the part, or the number of masks is neither one nor `images`.
     """
     spans = list(spans)
     for region in regions:
         if not any(region.covers(span) for span in spans):
-            # what the prompts do hold, each name once
+            # offer the parts that the prompts do contain, each name once
             names = list(dict.fromkeys(name for span in spans for name in (span.part, span.label)))
-            held = f"they hold: {choices_text(region.part, names)}" if names else (
-                "they hold no part tokens at all; write them with Part Prompt"
+            held = f"choose one of {choices_text(region.part, names)}" if names else (
+                "they contain no part tokens at all; write them with Part Prompt"
             )  # fmt: skip
-            raise BestiaryError(f"{NODE}: no prompt of this sampler holds the part {shown_name(region.part)}; {held}")
+            raise BestiaryError(
+                f"{NODE}: no prompt of this sampler contains the part {shown_name(region.part)}; {held}"
+            )
         if len(region.mask) not in (1, images):
             raise BestiaryError(
                 f"{NODE}: {len(region.mask)} masks of {shown_name(region.part)} for {images} pictures; "

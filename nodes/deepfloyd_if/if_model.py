@@ -19,12 +19,12 @@ import comfy.model_management
 import comfy.supported_models_base
 import comfy.utils
 import torch
-import torch.nn.functional as F
 from comfy.model_patcher import ModelPatcher
 from torch import Tensor
 
 from ...concepts.errors import BestiaryError
 from ...trainer.learning.denoiser.if_folder import COLOURS, IFFolder
+from ...trainer.learning.denoiser.low_picture import enlarge
 
 LOW_PICTURE, NOISE_LEVEL = "bestiary_if_low_picture", "bestiary_if_noise_level"
 """Entries of a conditioning for stage II: the low picture `(B, 3, h, w)` in -1..1, and the level 0..999 it is noised to."""
@@ -95,11 +95,6 @@ class IFModel(comfy.model_base.BaseModel):
         # a whole number: half precision would round levels above 256
         given["y"] = comfy.conds.CONDRegular(torch.full((len(noise),), level, dtype=torch.long))
         return given
-
-
-def enlarge(low: Tensor, size: tuple[int, int]) -> Tensor:
-    """The low picture `(B, 3, h, w)` at `size` pixels, bilinear between the centres of its corners, as stage II was trained."""
-    return F.interpolate(low.float(), size=tuple(size), mode="bilinear", align_corners=True)
 
 
 def noise_to_level(picture: Tensor, alphas: Tensor, level: int, seed: int) -> Tensor:

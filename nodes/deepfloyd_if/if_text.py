@@ -24,14 +24,13 @@ from torch import Tensor
 
 from ...concepts.errors import BestiaryError
 from ...trainer.learning.denoiser.if_folder import TEXT_LENGTH, normalised
+from ...trainer.learning.denoiser.t5_weights import TABLE, check_t5, t5_files, t5_shape
 from ..host.comfy_version import fixed_clip_options, quantised_text
 
 log = logging.getLogger(__name__)
 
 KEY = "t5xxl"
 """What ComfyUI calls this encoder in prompts' tokens and in embedding files."""
-_VOCABULARY = 32_128
-"""Rows of a T5 v1.1 token table: more than the 32,100 pieces of its tokenizer, which ComfyUI has."""
 _END, _PAD = 1, 0
 
 
@@ -68,22 +67,10 @@ def load_text(source: Path, text_width: int) -> comfy.sd.CLIP:
     Raises:
         BestiaryError: no weights, weights of another model, or of another width.
     """
-    weights = _read_weights(source)
-    table = weights.get("shared.weight")
-    if table is None or "encoder.block.0.layer.0.SelfAttention.q.weight" not in weights:
-        raise BestiaryError(
-            f"{source} is not a T5 encoder: it has no {'shared.weight' if table is None else 'encoder.block.0'}; choose "
-            "the text_encoder folder of DeepFloyd IF, or a file such as t5xxl_fp16.safetensors"
-        )
-    if table.shape[1] != text_width:
-        raise BestiaryError(
-            f"{source} gives states {table.shape[1]} wide, this DeepFloyd IF reads {text_width}: choose a T5 v1.1 XXL encoder"
-        )
-    if table.shape[0] != _VOCABULARY:
-        raise BestiaryError(
-            f"{source} has {table.shape[0]} token rows, T5 v1.1 has {_VOCABULARY}: choose a T5 v1.1 XXL encoder (not mT5, umT5)"
-        )
-    shape = _shape(weights)
+    weights = {name: tensor for path in t5_files(source) for name, tensor in _read_file(path).items()}
+    check_t5(source, weights, text_width)
+    table = weights[TABLE]
+    shape = {**t5_shape(weights), "dense_act_fn": "gelu_pytorch_tanh", "model_type": "t5"}
     weights, options, early = quantised_text(weights)
     target = comfy.supported_models_base.ClipTarget(
         partial(SD1Tokenizer, name=KEY, tokenizer=IFTokenizer),
@@ -125,40 +112,6 @@ def _encoder(
         enable_attention_masks=True,
         return_attention_masks=True,
         model_options={**(model_options or {}), **options, "model_name": KEY},
-    )
-
-
-def _shape(weights: Mapping[str, Tensor]) -> dict[str, object]:
-    """What ComfyUI's T5 must be told, as the weights show it; queries `(heads * d_kv, D)`, bias `(buckets, heads)`."""
-    first = "encoder.block.0.layer.0.SelfAttention"
-    heads = weights[f"{first}.relative_attention_bias.weight"].shape[1]
-    return {
-        "num_layers": len({name.split(".")[2] for name in weights if name.startswith("encoder.block.")}),
-        "d_model": weights["shared.weight"].shape[1],
-        "d_kv": weights[f"{first}.q.weight"].shape[0] // heads,
-        "d_ff": weights["encoder.block.0.layer.1.DenseReluDense.wo.weight"].shape[1],
-        "num_heads": heads,
-        "vocab_size": weights["shared.weight"].shape[0],
-        "dense_act_fn": "gelu_pytorch_tanh",
-        "is_gated_act": "encoder.block.0.layer.1.DenseReluDense.wi_0.weight" in weights,
-        "model_type": "t5",
-    }
-
-
-def _read_weights(source: Path) -> dict[str, Tensor]:
-    """All tensors of a file, or of the shards of a folder: safetensors before .bin, full precision before fp16."""
-    if source.is_file():
-        return _read_file(source)
-    if not source.is_dir():
-        raise BestiaryError(f"the T5 encoder {source} does not exist: choose a file in models/text_encoders, or 'none'")
-    for suffix in (".safetensors", ".bin"):
-        files = sorted(source.glob(f"*{suffix}"))
-        plain = [path for path in files if ".fp16" not in path.name]
-        if files:
-            return {name: tensor for path in plain or files for name, tensor in _read_file(path).items()}
-    raise BestiaryError(
-        f"{source} holds no weights (.safetensors or .bin): download the model folder completely, or choose a T5 file in "
-        "models/text_encoders, such as t5xxl_fp16.safetensors"
     )
 
 

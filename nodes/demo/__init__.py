@@ -1,1 +1,1 @@
-"""The embedded miniature model and drawn pictures."""
+"""Nodes of the embedded miniature model and its drawn pictures."""

@@ -1,8 +1,9 @@
 """The embedded miniature model as ComfyUI's MODEL, CLIP and VAE, from the diffusers folder `demo/base_model`.
 
-It has Stable Diffusion's topology with narrow layers, so ComfyUI's own classes hold it; what its detection of checkpoints
-would refuse (widths, vocabulary, eight latent channels) is given to them here. Always float32: the model is tiny, and
-half precision gains nothing on a CPU. Imported by its node when that runs, since it imports ComfyUI's model code.
+It has Stable Diffusion's topology with narrow layers, so ComfyUI's own classes can be used; the properties that its
+checkpoint detection would reject (widths, vocabulary, eight latent channels) are passed to them here. Always float32: the
+model is tiny, and half precision gains nothing on a CPU. Imported only when its node runs, since it imports ComfyUI's
+model code.
 """
 
 from __future__ import annotations
@@ -33,21 +34,21 @@ from ..host.comfy_version import fixed_clip_options
 
 BASE_MODEL = ROOT / "demo" / "base_model"
 PREVIEW_DRAWINGS = 6
-"""Drawings off which the colours of previews are read."""
+"""Number of drawings from which the colours of previews are fitted."""
 
 _lock = threading.Lock()
 _loaded: dict[Path, tuple[ModelPatcher, comfy.sd.CLIP, comfy.sd.VAE]] = {}
 
 
 def load_demo_model(folder: Path = BASE_MODEL) -> tuple[ModelPatcher, comfy.sd.CLIP, comfy.sd.VAE]:
-    """MODEL, CLIP and VAE of the embedded model; its weights are read once per process and shared by all callers.
+    """MODEL, CLIP and VAE of the embedded model; its weights are loaded once per process and shared by all callers.
 
     Raises:
-        BestiaryError: a file of the folder is missing or broken.
+        BestiaryError: a file of the folder is missing or damaged.
     """
     with _lock:
         if folder not in _loaded:
-            # the executor runs nodes in inference mode, whose tensors could never be trained
+            # ComfyUI runs nodes in inference mode, whose tensors could never be trained
             with torch.inference_mode(False), torch.no_grad():
                 _loaded[folder] = _model(folder), _clip(folder), _vae(folder)
         model, clip, vae = _loaded[folder]
@@ -55,26 +56,26 @@ def load_demo_model(folder: Path = BASE_MODEL) -> tuple[ModelPatcher, comfy.sd.C
 
 
 class LevelWidth:
-    """Multiplier of one UNet level that gives exactly this width: 96 is no whole multiple of 64."""
+    """Channel multiplier of a UNet level that yields exactly this width: 96 is not a whole multiple of 64."""
 
     def __init__(self, channels: int) -> None:
         """`channels` of the level."""
         self.channels = channels
 
     def __mul__(self, base: int) -> int:
-        """The width, whatever the base."""
+        """The width, independent of the base."""
         return self.channels
 
     __rmul__ = __mul__
 
 
 class DemoLatentFormat(comfy.latent_formats.LatentFormat):
-    """Eight channels, scaled as the autoencoder's config says; previews are a linear map to colours."""
+    """Eight channels with the scale from the autoencoder's config; previews use a linear map to colours."""
 
     latent_channels = 8
 
     def __init__(self, scale_factor: float = 1.0, folder: Path = BASE_MODEL) -> None:
-        """`scale_factor`: denoiser latents per autoencoder latent; `folder` is asked when a preview is drawn."""
+        """`scale_factor`: ratio of denoiser to autoencoder latents; `folder` is read when a preview is drawn."""
         self.scale_factor = scale_factor
         self._folder = folder
 
@@ -93,31 +94,32 @@ class DemoLatentFormat(comfy.latent_formats.LatentFormat):
         vae = load_demo_model(self._folder)[2]
         images = torch.stack([torch.from_numpy(drawing.image.copy()) for drawing in held_out_set(PREVIEW_DRAWINGS, 0)])
         latents = vae.encode(images.float() / 255) * self.scale_factor  # (N, 8, h, w)
+        # least squares from latents (with a constant 1 for the bias) to the colours of the downsampled drawings
         small = functional.adaptive_avg_pool2d(images.movedim(-1, 1) / 127.5 - 1, latents.shape[2:])  # (N, 3, h, w)
         known = functional.pad(latents.movedim(1, -1).flatten(0, 2), (0, 1), value=1.0)  # (N h w, 9)
         return torch.linalg.lstsq(known.double(), small.movedim(1, -1).flatten(0, 2).double()).solution.tolist()
 
 
 class DemoModelConfig(comfy.supported_models_base.BASE):
-    """What ComfyUI must know of the denoiser."""
+    """ComfyUI's configuration of the denoiser."""
 
     latent_format: type[DemoLatentFormat] | DemoLatentFormat = DemoLatentFormat
     memory_usage_factor = 1.0
 
     def inpaint_model(self) -> bool:
-        """More than four input channels mean inpainting elsewhere; here they are the latent."""
+        """False: ComfyUI takes more than four input channels for inpainting, but here all eight are the latent."""
         return False
 
 
 class WordTokenizer:
-    """The model's own vocabulary in the form in which ComfyUI's tokenizer classes call one."""
+    """The model's vocabulary with the tokenizer interface that ComfyUI expects."""
 
     def __init__(self, folder: Path) -> None:
         """Reads `tokenizer.json` of the folder."""
         from tokenizers import Tokenizer
 
         self._tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
-        # chunks are filled and cut by ComfyUI
+        # ComfyUI pads and truncates chunks itself
         self._tokenizer.no_padding()
         self._tokenizer.no_truncation()
 
@@ -132,11 +134,11 @@ class WordTokenizer:
 
     @property
     def unk_token_id(self) -> int:
-        """Id of every word that is not in the vocabulary."""
+        """Token id of words that are not in the vocabulary."""
         number = self._tokenizer.token_to_id(self._tokenizer.model.unk_token)
         if number is None:
             raise BestiaryError(
-                "the embedded model's vocabulary lacks its word for unknown words: install Bestiary again"
+                "the vocabulary of the embedded model has no token for unknown words: install Bestiary again"
             )
         return number
 
@@ -146,7 +148,7 @@ class WordTokenizer:
 
 
 class UnetSettings(TypedDict):
-    """What is read of diffusers' config.json of a UNet."""
+    """Used entries of diffusers' config.json of a UNet."""
 
     block_out_channels: list[int]
     layers_per_block: int
@@ -161,7 +163,7 @@ class UnetSettings(TypedDict):
 
 
 class TextSettings(TypedDict):
-    """What is read of transformers' config.json of a CLIP text encoder."""
+    """Used entries of transformers' config.json of a CLIP text encoder."""
 
     hidden_size: int
     vocab_size: int
@@ -172,17 +174,18 @@ class TextSettings(TypedDict):
 
 
 class AutoencoderSettings(TypedDict):
-    """What is read of diffusers' config.json of an autoencoder."""
+    """Used entries of diffusers' config.json of an autoencoder."""
 
     scaling_factor: float
 
 
 def unet_config(config: UnetSettings) -> dict[str, object]:
-    """ComfyUI's description of a UNet from diffusers' config.json, for UNets that attend to the text on every level."""
+    """ComfyUI's UNet configuration from diffusers' config.json, for UNets with cross-attention on every level."""
     widths, layers = config["block_out_channels"], config["layers_per_block"]
     if not all("CrossAttn" in block for block in [*config["down_block_types"], *config["up_block_types"]]):
         raise BestiaryError(
-            f"the UNet has the blocks {', '.join(config['down_block_types'])}: a miniature model attends on every level"
+            f"the UNet has the blocks {', '.join(config['down_block_types'])}, expected cross-attention on every level: "
+            "install Bestiary again"
         )
     return {
         "image_size": config["sample_size"],
@@ -206,11 +209,11 @@ def unet_config(config: UnetSettings) -> dict[str, object]:
 
 
 def _model(folder: Path) -> ModelPatcher:
-    """The UNet; weights `(out, in, ...)` only change their names."""
+    """The UNet; weights `(out, in, ...)` are only renamed."""
     config: UnetSettings = _config(folder, "unet")
     autoencoder: AutoencoderSettings = _config(folder, "vae")
     settings = DemoModelConfig(unet_config(config))
-    # diffusers calls the number of heads a dimension
+    # diffusers' attention_head_dim is really the number of heads
     settings.unet_config |= {"num_heads": config["attention_head_dim"], "num_head_channels": -1}
     settings.latent_format = DemoLatentFormat(autoencoder["scaling_factor"], folder)
     settings.set_inference_dtype(torch.float32, None)
@@ -225,7 +228,7 @@ def _model(folder: Path) -> ModelPatcher:
 
 
 def _clip(folder: Path) -> comfy.sd.CLIP:
-    """The text encoder over token rows `(V, D)`, and its tokenizer."""
+    """The text encoder with token embeddings `(V, D)`, and its tokenizer."""
     config: TextSettings = _config(folder, "text_encoder")
     target = comfy.supported_models_base.ClipTarget(
         partial(SD1Tokenizer, tokenizer=partial(_tokenizer, folder / "tokenizer", config)),
@@ -234,18 +237,18 @@ def _clip(folder: Path) -> comfy.sd.CLIP:
     options = {"model_options": {"dtype": torch.float32}, **fixed_clip_options()}
     clip = comfy.sd.CLIP(target, embedding_directory=_embedding_folders(), **options)
     tensors = read_tensors(folder / "text_encoder" / "model.safetensors")
-    # transformers 4 writes the prefix, 5 leaves it out
+    # transformers 4 writes the prefix text_model., version 5 omits it
     weights = {f"text_model.{name.removeprefix('text_model.')}": tensor for name, tensor in tensors.items()}
     known = clip.cond_stage_model.clip_l.transformer.state_dict().keys()
     _refuse_unknown(folder / "text_encoder", weights.keys() - known - {"text_model.embeddings.position_ids"})
     width = config["hidden_size"]
-    # nothing reads the pooled vector of this model, but it must be a number
+    # the pooled vector of this model is unused, but ComfyUI needs finite values
     clip.load_sd({**weights, "text_projection.weight": torch.eye(width)})  # (D, D)
     return clip
 
 
 def _tokenizer(folder: Path, config: TextSettings, **options: object) -> SDTokenizer:
-    """ComfyUI's tokenizer, with its weights and `embedding:`, over the model's own words."""
+    """ComfyUI's tokenizer, with prompt weights and `embedding:`, for the model's vocabulary."""
     return SDTokenizer(folder, tokenizer_class=WordTokenizer, embedding_size=config["hidden_size"], **options)
 
 
@@ -266,7 +269,7 @@ def _text_encoder(
 
 
 class _SmallVocabularyModel(CLIPTextModel):
-    """ComfyUI's CLIP with as many token rows as the config says instead of 49,408."""
+    """ComfyUI's CLIP with the vocabulary size of the config instead of 49,408."""
 
     def __init__(self, config: TextSettings, dtype: torch.dtype, device: object, operations: object) -> None:
         super().__init__(config, dtype, device, operations)
@@ -287,7 +290,7 @@ def _vae(folder: Path) -> comfy.sd.VAE:
     weights: dict[str, Tensor] = {"vae_scale": torch.tensor(1.0), "vae_shift": torch.tensor(0.0)}
     for name, tensor in tensors.items():
         side, _, place, rest = name.split(".", 3)
-        # ComfyUI counts the clamp in front of the decoder as a layer
+        # ComfyUI's decoder starts with a clamp layer, which shifts all layer numbers by one
         weights[f"taesd_{side}.{int(place) + (side == 'decoder')}.{rest}"] = tensor
     vae = comfy.sd.VAE(sd=weights, dtype=torch.float32)
     _refuse_unknown(folder / "vae", weights.keys() - vae.first_stage_model.state_dict().keys())
@@ -301,19 +304,19 @@ def _embedding_folders() -> list[str]:
 
 
 def _config(folder: Path, component: str) -> Any:
-    """The settings of one component, as its JSON says them."""
+    """The configuration of one component, from its config.json."""
     path = folder / component / "config.json"
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as fault:
         raise BestiaryError(
-            f"the embedded model lacks {component}/config.json ({fault}): install Bestiary again"
+            f"{component}/config.json of the embedded model cannot be read ({fault}): install Bestiary again"
         ) from fault
 
 
 def _refuse_unknown(folder: Path, names: set[str]) -> None:
     if names:
         raise BestiaryError(
-            f"{folder.name} of the embedded model holds {len(names)} weights that ComfyUI's model does not have, "
+            f"{folder.name} of the embedded model contains {len(names)} weights that ComfyUI's model does not have, "
             f"such as {min(names)!r}: install Bestiary again"
         )

@@ -1,4 +1,4 @@
-"""The embedded miniature model and drawn pictures, as graph blocks."""
+"""Nodes that provide the embedded miniature model and drawn pictures."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ LARGEST_COUNT = 10000
 
 
 class BestiaryDemoModel(io.ComfyNode):
-    """MODEL, CLIP and VAE that need no download."""
+    """Loads MODEL, CLIP and VAE of the embedded model, without a download."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -35,7 +35,7 @@ class BestiaryDemoModel(io.ComfyNode):
 
 
 class BestiaryDemoPictures(io.ComfyNode):
-    """Pictures to discover parts in and to train on, that need no download either."""
+    """Draws pictures for discovery and training, without a download."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -46,20 +46,23 @@ class BestiaryDemoPictures(io.ComfyNode):
             inputs=[
                 io.Int.Input("count", default=24, min=1, max=LARGEST_COUNT),
                 io.Int.Input("seed", default=0, min=0, max=2**31 - 1),
+                io.Int.Input("first", default=0, min=0, max=13, optional=True),
             ],
             outputs=[
                 io.Image.Output("images", is_output_list=True),
                 io.String.Output("captions", is_output_list=True),
+                io.Mask.Output("masks", is_output_list=True),
             ],
         )
 
     @classmethod
-    def execute(cls, count: int, seed: int) -> io.NodeOutput:
+    def execute(cls, count: int, seed: int, first: int = 0) -> io.NodeOutput:
         from ...demo.creatures import held_out_set
 
-        drawings = list(held_out_set(count, seed))
+        drawings = list(held_out_set(count, seed, first))
         images = [torch.from_numpy(drawing.image.copy())[None].float() / 255 for drawing in drawings]  # (1, H, W, 3)
-        return io.NodeOutput(images, [drawing.caption for drawing in drawings])
+        masks = [torch.from_numpy(drawing.labels > 0)[None].float() for drawing in drawings]  # (1, H, W)
+        return io.NodeOutput(images, [drawing.caption for drawing in drawings], masks)
 
 
 NODES: list[type[io.ComfyNode]] = [BestiaryDemoModel, BestiaryDemoPictures]

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from torch import Tensor, nn
 
+from ...concepts.denoiser.lora_family import family_hint
 from ...concepts.denoiser.lora_names import DOWN, UP, to_kohya
 from ...concepts.errors import BestiaryError
 
@@ -123,7 +124,7 @@ def _nothing_reached(tensors: Mapping[str, Tensor], given: int, known: Mapping[s
     wanted = next((name for name in known if name.startswith("lora_unet_") and name.endswith("to_q")), "lora_unet_...")
     # one name of each side says more than shapes (out, in) would
     return (
-        f"none of the {given} LoRA layers belongs to this model: the file has {next(iter(tensors))!r}, the model has "
+        f"none of the {given} LoRA layers belongs to this model{family_hint(tensors, known)}: the file has {next(iter(tensors))!r}, the model has "
         f"layers such as {wanted!r} (also with the prefixes unet., base_model.model. and none); "
         "load a LoRA that was trained for this base model"
     )

@@ -1,1 +1,1 @@
-"""Do pictures show what was asked for?"""
+"""Evaluation of pictures against the requested parts."""

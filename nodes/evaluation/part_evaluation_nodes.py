@@ -1,4 +1,4 @@
-"""The node that judges pictures: do they show the parts they were asked for?"""
+"""The node that checks whether pictures show the requested parts."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 
 class BestiaryEvaluateParts(io.ComfyNode):
-    """Figures and reasons for pictures made with parts."""
+    """Scores and a report for pictures generated with parts."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:

@@ -1,6 +1,6 @@
-"""Do pictures show the parts they were asked for? EMR and CoSim of a graph's pictures, with the reasons part by part.
+"""EMR and CoSim of pictures against the requested parts, with a report per part.
 
-Letters: B pictures, P asked parts, M parts of the codebook.
+Letters: B pictures, P requested parts, M parts of the codebook.
 """
 
 from __future__ import annotations
@@ -21,23 +21,23 @@ from .requested_parts import AskedPart, asked_text
 
 @dataclass(frozen=True)
 class PartScores:
-    """How well B pictures show P asked parts."""
+    """Scores of B pictures for P requested parts."""
 
     emr: float
-    """Share of the asked parts seen as exactly the kind asked for, 0..1."""
+    """Exact match rate: share of the requested parts detected as exactly the requested kind, 0..1."""
     cosim: float
-    """Mean cosine between kind seen and kind asked for, -1..1; 0 for a part that is not seen."""
+    """Mean cosine similarity between detected and requested kind, -1..1; 0 for an absent part."""
     absent: float
-    """Share of the asked parts that are not seen, 0..1."""
+    """Share of the requested parts that are absent, 0..1."""
     found: Tensor = field(repr=False)
-    """`(B, P)` kinds seen, ABSENT where none."""
+    """`(B, P)` detected kinds, ABSENT for none."""
     similarity: Tensor = field(repr=False)
     """`(B, P)` cosines."""
 
 
 def score_parts(codebook: PartCodebook, seen: SeenParts, asked: Sequence[AskedPart]) -> PartScores:
-    """Scores of the parts seen in pictures; the background counts only where nothing else was asked for."""
-    # columns of asked parts, which may name one part twice
+    """Scores of the parts detected in pictures; the background counts only if nothing else was requested."""
+    # one column per request: a part may be requested twice, with different kinds
     parts = [one.part for one in asked]
     found = seen.maps.codes[:, parts]  # (B, P)
     wanted = torch.tensor([one.kind for one in asked]).expand_as(found)  # (B, P)
@@ -53,19 +53,18 @@ def score_parts(codebook: PartCodebook, seen: SeenParts, asked: Sequence[AskedPa
 
 
 def counted_columns(codebook: PartCodebook, asked: Sequence[AskedPart]) -> list[int]:
-    """Places of the asked parts that enter the figures: all but the background, or that if it stands alone."""
+    """Columns that count in the scores: all requested parts except the background, unless it is the only one."""
     foreground = [column for column, one in enumerate(asked) if one.part != codebook.background]
     return foreground or list(range(len(asked)))
 
 
 def scores_text(codebook: PartCodebook, asked: Sequence[AskedPart], scores: PartScores) -> str:
-    """The figures, then one line per picture and asked part."""
+    """The scores, followed by one line per picture and requested part."""
     pictures, counted = len(scores.found), counted_columns(codebook, asked)
     lines = [
         f"EMR {scores.emr:.3f}   CoSim {scores.cosim:.3f}   absent {scores.absent:.3f}",
         f"{pictures} picture{'s' if pictures > 1 else ''}, {len(asked)} asked part{'s' if len(asked) > 1 else ''}",
     ]
-    # a reason for every part of every picture
     for picture in range(pictures):
         lines.append(f"picture {picture + 1}")
         for column, one in enumerate(asked):
@@ -75,9 +74,9 @@ def scores_text(codebook: PartCodebook, asked: Sequence[AskedPart], scores: Part
 
 
 def judged_text(codebook: PartCodebook, seen: SeenParts, asked: Sequence[AskedPart]) -> LegendText:
-    """Legend of an overlay: what is seen, and what was asked for where that is something else."""
+    """Legend of an overlay: the detected kind, and the requested one if it differs."""
     plain = kind_text(codebook, seen)
-    # one part may be asked for in several kinds
+    # a part may be requested with several kinds
     wishes: dict[int, list[AskedPart]] = {}
     for one in asked:
         wishes.setdefault(one.part, []).append(one)
@@ -98,7 +97,7 @@ def _line(codebook: PartCodebook, asked: AskedPart, scores: PartScores, picture:
     code = int(scores.found[picture, column])
     wanted = asked_text(codebook, asked)
     name = codebook.part_names[asked.part]
-    # a part that is not there has no kind and no similarity
+    # an absent part has no kind and no similarity to report
     if code == ABSENT:
         return f"  {name}: asked {wanted}, not present{aside}"
     found = kind_name(codebook, asked.part, code)

@@ -1,4 +1,4 @@
-"""Which kinds of a codebook's parts a prompt or picked parts ask for: dictionaries matched to codebooks."""
+"""The parts and kinds requested by a prompt or by chosen parts, translated from a dictionary to a codebook."""
 
 from __future__ import annotations
 
@@ -20,21 +20,21 @@ _LISTED = 6
 
 @dataclass(frozen=True)
 class AskedPart:
-    """A kind of a part that pictures shall show, in the codebook's numbers."""
+    """A requested kind of a part, in the codebook's numbers."""
 
     part: int
     kind: int
     blended: bool = False
-    """True where a blend was asked for; `kind` is then its largest share."""
+    """True if a blend was requested; `kind` is then the one with the largest share."""
 
 
 def read_asked_parts(
     prompt: str, chosen: ChosenParts | None, named: NamedDictionary, codebook: PartCodebook
 ) -> list[AskedPart]:
-    """The parts that a prompt names and that were picked, in this order.
+    """The parts in a prompt, followed by the chosen parts.
 
     Raises:
-        BestiaryError: nothing is asked for, a name is unknown, or the dictionary does not fit the codebook.
+        BestiaryError: nothing is requested, a name is unknown, or the dictionary does not match the codebook.
     """
     text = f"{prompt} {written_parts(chosen) if chosen else ''}"
     mentions = resolve_prompt(parse_part_prompt(text), {named.name: named.dictionary}).mentions
@@ -50,18 +50,19 @@ def match_dictionary(named: NamedDictionary, codebook: PartCodebook) -> Mapping[
     """(part, kind) of a dictionary -> (part, kind) of a codebook, by name where both have one, else by number.
 
     Raises:
-        BestiaryError: the dictionary's kinds are none of a codebook, or the codebook lacks some of them.
+        BestiaryError: the dictionary was not trained with a codebook, or the codebook lacks some of its kinds.
     """
     owner = named.dictionary
     if foreign := _FOREIGN_IDS.get(str(owner.provenance.get("ids"))):
         raise BestiaryError(
-            f"dictionary {shown_name(named.name)} was trained on {foreign}, whose numbers are in no codebook: "
+            f"dictionary {shown_name(named.name)} was trained on {foreign}, whose numbers do not refer to a codebook: "
             "use bestiary evaluate parts with --labels"
         )
     if not codebook.fine:
         raise BestiaryError("the codebook has parts but no kinds: finish its discovery first")
     parts = _match_parts(named, codebook)
     match, lacking = {}, []
+    # collect all missing pairs, so that one message lists them
     for part, kind in sorted(owner.row_of):
         found = _match_kind(owner, part, kind, codebook, parts[part])
         if found is None:
@@ -84,7 +85,7 @@ def _match_parts(named: NamedDictionary, codebook: PartCodebook) -> dict[int, in
     for part in trained:
         if part in found:
             continue
-        # a number may not take a part that another one has by name
+        # matching by number must not claim a part that another one has matched by name
         if part >= len(names) or part in by_name.values():
             raise BestiaryError(
                 f"dictionary {shown_name(named.name)} has the part {shown_name(owner.part_names[part])}, but the codebook has none "
@@ -113,8 +114,8 @@ def _lacking_text(
     part = parts[lacking[0][0]]
     known = number_ranges(range(codebook.num_kinds[part])) or "none"
     return (
-        f"dictionary {shown_name(named.name)} has kinds that the codebook lacks: {listed}{more}. Of part "
-        f"{shown_name(codebook.part_names[part])} the codebook knows {known}: use the codebook that the dictionary was "
+        f"dictionary {shown_name(named.name)} has kinds that the codebook lacks: {listed}{more}. The kinds of part "
+        f"{shown_name(codebook.part_names[part])} in the codebook are {known}: use the codebook that the dictionary was "
         "trained with, and the dictionary without drawn kinds"
     )
 
@@ -125,6 +126,6 @@ def _asked(mention: ResolvedMention, match: Mapping[tuple[int, int], tuple[int, 
 
 
 def asked_text(codebook: PartCodebook, asked: AskedPart) -> str:
-    """What was asked for, as people call it."""
+    """The requested kind in words."""
     name = kind_name(codebook, asked.part, asked.kind)
     return f"{name} (most of a blend)" if asked.blended else name

@@ -1,1 +1,1 @@
-"""What the other rooms know of ComfyUI: its versions, sockets, folders, menus, progress."""
+"""Interface to ComfyUI for the other rooms: versions, sockets, folders, menus, progress."""

@@ -1,4 +1,4 @@
-"""Inputs that beginners do not need: newer nodes show them only after a click on "advanced"."""
+"""Advanced inputs: newer frontends show them only after a click on "advanced"."""
 
 ADVANCED: dict[str, tuple[str, ...]] = {
     "BestiaryLoadDictionary": ("lora_strength", "name"),
@@ -22,6 +22,7 @@ ADVANCED: dict[str, tuple[str, ...]] = {
     "BestiaryTrainParts": ("accumulation", "lora_lr", "attention_weight", "recompute", "more_settings"),
     "BestiaryTrainInBackground": ("accumulation", "lora_lr", "attention_weight", "recompute", "more_settings"),
     "BestiaryTrainSpectrum": ("recompute", "more_settings"),
+    "BestiaryTrainDreamBooth": ("prior_weight", "recompute", "initial_words", "save", "more_settings"),
 }
-"""Names of such inputs by node. Sockets among them stay in sight: frontends (1.27 to 1.49 looked at) hide widgets alone, and draw every
-socket that has none."""
+"""Names of advanced inputs by node. Sockets among them stay visible: frontends (checked: 1.27 to 1.49) hide only widgets and draw every
+socket without one."""

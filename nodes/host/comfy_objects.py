@@ -1,4 +1,4 @@
-"""What the pack uses of ComfyUI's own objects, as types: each says which attributes and methods must be there."""
+"""Protocols of ComfyUI's objects: the attributes and methods that the pack uses."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ import torch
 from torch import Tensor, nn
 
 Tokens = dict[str, list[list[tuple]]]
-"""What a CLIP's tokenizer gives: encoder -> C chunks of L entries, each an id or a vector with its weight."""
+"""Output of a CLIP's tokenizer: encoder -> C chunks of L entries, each an id or a vector with its weight."""
 Conditioning = list[list]
-"""What ComfyUI's samplers take: pairs of a tensor `(1, C * L, E)` and its options."""
+"""Input of ComfyUI's samplers: pairs of a tensor `(1, C * L, E)` and its options."""
 
 
 class Tokenizer(Protocol):
-    """The tokenizer of one text encoder: an `SDTokenizer`, or a kind of it."""
+    """The tokenizer of one text encoder: an `SDTokenizer` or a subclass."""
 
     embedding_directory: Sequence[str] | str | None
     embedding_key: str
     """Name of the text encoder, such as clip_l."""
     tokens_start: int
-    """Tokens that stand before the first word."""
+    """Number of tokens before the first word."""
     tokenizer: Callable[[str], Mapping[str, Sequence[int]]]
     _try_get_embedding: Callable[[str], tuple]
 
@@ -41,22 +41,22 @@ class TextEncoder(Protocol):
     execution_device: object
 
     def set_clip_options(self, options: dict[str, object]) -> None:
-        """Settings of the next run, such as the layer and the device."""
+        """Set options of the next run, such as layer and device."""
         ...
 
 
 class ClipTextEncoder(TextEncoder, Protocol):
-    """A text encoder of CLIP's kind: an `SDClipModel`."""
+    """A CLIP text encoder: an `SDClipModel`."""
 
     transformer: Any
-    """The network, in ComfyUI's own layers."""
+    """The network, built from ComfyUI's layers."""
     layer: str
-    """Which states are read: last, hidden, or others."""
+    """Hidden states used as output: last, hidden, or others."""
     layer_idx: int | None
     layer_norm_hidden_state: bool
 
     def reset_clip_options(self) -> None:
-        """Back to the encoder's own settings."""
+        """Reset to the encoder's own settings."""
         ...
 
 
@@ -64,13 +64,13 @@ class Clip(Protocol):
     """A CLIP."""
 
     tokenizer: Any
-    """Holds a `Tokenizer` for every text encoder, by attribute."""
+    """Has a `Tokenizer` attribute per text encoder."""
     cond_stage_model: nn.Module
-    """Holds the text encoders."""
+    """Contains the text encoders."""
     patcher: Any
     """Moves the weights."""
     layer_idx: int | None
-    """The layer that the graph chose; None for the encoders' own choice."""
+    """Layer set in the graph; None for the encoders' default."""
 
     def add_patches(self, patches: Mapping[str, Any], strength_patch: float = 1.0) -> Iterable[str]:
         """Add changes of weights; the names of those that were reached."""
@@ -85,7 +85,7 @@ class Clip(Protocol):
         ...
 
     def encode_from_tokens_scheduled(self, tokens: Tokens, *args: Any, **options: Any) -> Conditioning:
-        """Tokens to a conditioning, one entry for each time at which the CLIP differs."""
+        """Tokens to a conditioning, one entry per time range with different hooks."""
         ...
 
 
@@ -94,7 +94,7 @@ class Model(Protocol):
 
     model_options: dict[str, Any]
     model: Any
-    """The network with its configuration, latent format and kind of prediction: a `BaseModel`."""
+    """The network with its configuration, latent format and prediction type: a `BaseModel`."""
 
     def add_patches(self, patches: Mapping[str, Any], strength_patch: float = 1.0) -> Iterable[str]:
         """Add changes of weights; the names of those that were reached."""
@@ -113,7 +113,7 @@ class Vae(Protocol):
     """A VAE."""
 
     first_stage_model: Any
-    """The autoencoder itself; None where the file held none."""
+    """The autoencoder; None if the file contained none."""
     latent_channels: int
     latent_dim: int
     """Dimensions of a latent besides its channels: 2 for pictures."""
@@ -141,8 +141,8 @@ class ClipVision(Protocol):
 
 
 class ModelSampling(Protocol):
-    """How a model counts its noise."""
+    """Noise schedule of a model."""
 
     def percent_to_sigma(self, percent: float) -> float:
-        """Noise level at a share of the way, 0 to 1."""
+        """Noise level at a share of the sampling, 0 to 1."""
         ...

@@ -1,4 +1,4 @@
-"""The folder models/bestiary: registered with ComfyUI, listed, and names resolved inside it and nowhere else."""
+"""The folder models/bestiary: registration with ComfyUI, listing, and resolution of names, which must stay inside it."""
 
 from __future__ import annotations
 
@@ -15,14 +15,16 @@ from ...concepts.files.pack import ROOT
 from ...concepts.name_search import choices_text, shown_name
 
 FOLDER = "bestiary"
+SEGMENTATION = "segmentation"
+"""Folder below models/bestiary with weights of IS-Net."""
 SHIPPED = ROOT / "demo" / "concepts"
 """Concept files of the embedded model, listed after the user's own."""
 
 
 def register_folder() -> None:
-    """Adds models/bestiary to ComfyUI's folders, with safetensors files only; called again it changes nothing.
+    """Adds models/bestiary to ComfyUI's folders, with safetensors files only; idempotent.
 
-    Folders that extra_model_paths.yaml gave under the same name stay first.
+    Folders of the same name from extra_model_paths.yaml keep precedence.
     """
     own = Path(folder_paths.models_dir) / FOLDER
     own.mkdir(parents=True, exist_ok=True)
@@ -34,7 +36,7 @@ def register_folder() -> None:
 
 
 def own_folder() -> Path:
-    """Where new concept files are written: models/bestiary."""
+    """Folder for new concept files: models/bestiary."""
     return Path(folder_paths.models_dir) / FOLDER
 
 
@@ -46,12 +48,13 @@ def _listed() -> list[str]:
 
 def concept_names(suffix: str = ".safetensors", without: str | None = None) -> list[str]:
     """Names of the files whose name ends with `suffix` but not with `without`, relative to their folder."""
-    names = _listed()
+    # weights that cut pictures out lie in a folder of their own
+    names = [name for name in _listed() if not name.replace("\\", "/").startswith(f"{SEGMENTATION}/")]
     return [name for name in names if name.endswith(suffix) and not (without and name.endswith(without))]
 
 
 def kind_of(name: str) -> str | None:
-    """What a listed file says it is, such as "part-dictionary"; None for files of others and unreadable ones."""
+    """Kind of a listed file, such as "part-dictionary"; None for foreign and unreadable files."""
     path = Path(folder_paths.get_full_path(FOLDER, name) or name)
     try:
         facts = path.stat()
@@ -62,7 +65,7 @@ def kind_of(name: str) -> str | None:
 
 @functools.lru_cache(maxsize=4096)
 def _kind(path: Path, changed: int, size: int) -> str | None:
-    """The header is read once as long as the file stays."""
+    """Cached by modification time and size, so that each header is read once per change."""
     try:
         return read_header(path).kind
     except BestiaryError:
@@ -70,16 +73,16 @@ def _kind(path: Path, changed: int, size: int) -> str | None:
 
 
 def dictionary_names() -> list[str]:
-    """Files that may be part dictionaries: not those that say they are something else of ours."""
+    """Files that may be part dictionaries: all except those with another kind of ours in their header."""
     names = concept_names(without=CODEBOOK_SUFFIX)
     return [name for name in names if kind_of(name) in (DICTIONARY_KIND, None)]
 
 
 def concept_path(name: str) -> Path:
-    """File of a name as listed by `concept_names`.
+    """Path of a name listed by `concept_names`.
 
     Raises:
-        BestiaryError: the name leaves the folders or no such file exists; the message lists the nearest names.
+        BestiaryError: no such file, or a name outside the folders; the message lists the nearest names.
     """
     listed = _listed()
     path = folder_paths.get_full_path(FOLDER, name) if name in listed else None
@@ -91,12 +94,12 @@ def concept_path(name: str) -> Path:
 
 
 def new_concept_path(name: str, suffix: str = ".safetensors") -> Path:
-    """File under models/bestiary for a name that a user typed; sub-folders are allowed, leaving the folder is not.
+    """Path below models/bestiary for a typed name; subfolders are allowed, paths outside the folder are not.
 
-    Sub-folders are written with slashes or backslashes, on every system.
+    Subfolders may be separated by slashes or backslashes on every system.
 
     Raises:
-        BestiaryError: the name is empty, absolute, leads out of models/bestiary, or is no file name on every system.
+        BestiaryError: the name is empty, absolute, outside models/bestiary, or not valid on every operating system.
     """
     stem = (
         name.replace("\\", "/").strip().removesuffix(".safetensors").removesuffix(suffix.removesuffix(".safetensors"))
@@ -108,6 +111,7 @@ def new_concept_path(name: str, suffix: str = ".safetensors") -> Path:
     for piece in pieces:
         if piece != "..":
             checked_file_name(piece, "the file name" if piece is pieces[-1] else "the folder")
+    # resolve before comparing: `..` and links must not escape from the folder
     path = (root / f"{'/'.join(pieces)}{suffix}").resolve()
     if not path.is_relative_to(root) or path.name == suffix:
         raise _misplaced(name)
@@ -115,21 +119,19 @@ def new_concept_path(name: str, suffix: str = ".safetensors") -> Path:
 
 
 def free_concept_path(name: str, suffix: str = ".safetensors") -> Path:
-    """File of that name, or with the next free number where it or one that systems take for the same is there.
-
-    The folder it lies in is made.
+    """Path of that name, with the next free number if the name is taken, ignoring case; creates its folder.
 
     Raises:
-        BestiaryError: as `new_concept_path`, or the folder cannot be made.
+        BestiaryError: as `new_concept_path`, or the folder cannot be created.
     """
     path = new_concept_path(name, suffix)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        # Windows and macOS know no capital letters
+        # file names on Windows and macOS are case-insensitive
         taken = {entry.name.casefold() for entry in path.parent.iterdir()}
     except OSError as fault:
         raise BestiaryError(
-            f"cannot write {shown_name(name)} into models/{FOLDER}: {fault.strerror or fault}"
+            f"cannot write {shown_name(name)} to models/{FOLDER}: {fault.strerror or fault}; check its permissions and free space"
         ) from fault
     number, stem = 1, path.name.removesuffix(suffix)
     while path.name.casefold() in taken:
@@ -139,14 +141,14 @@ def free_concept_path(name: str, suffix: str = ".safetensors") -> Path:
 
 
 def save_free(name: str, write: Callable[[Path], object], suffix: str = ".safetensors") -> str:
-    """Writes a file under a free name, as `free_concept_path`, and returns its name below models/bestiary.
+    """Writes a file under a free name, see `free_concept_path`, and returns its name below models/bestiary.
 
     Args:
-        name: as a user typed it; a taken name gets a number.
-        write: makes the file at a path.
+        name: as typed by the user; a number is appended to a taken name.
+        write: writes the file to a path.
 
     Raises:
-        BestiaryError: as `free_concept_path`, or `write` refuses.
+        BestiaryError: as `free_concept_path`, or raised by `write`.
     """
     path = free_concept_path(name, suffix)
     write(path)
@@ -158,12 +160,12 @@ def _misplaced(name: str) -> BestiaryError:
 
 
 def file_stamp(name: str) -> str:
-    """What `fingerprint_inputs` returns for a file: changes when the file does; empty where there is none."""
+    """Fingerprint of a file for `fingerprint_inputs`; changes with the file, empty if there is none."""
     path = folder_paths.get_full_path(FOLDER, name) if name else None
     if path is None:
         return ""
     try:
         facts = Path(path).stat()
     except OSError:
-        return ""  # it went meanwhile
+        return ""  # deleted since it was listed
     return f"{facts.st_mtime_ns}-{facts.st_size}"

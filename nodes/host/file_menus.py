@@ -1,6 +1,6 @@
-"""Menus of files that a graph may fill by itself: the name that a Save node has just given, linked to a Load node.
+"""File menus that accept linked names, such as the output of a Save node linked to a Load node.
 
-ComfyUI refuses a text where a menu is; a node that looks at the types of its links itself may take one.
+ComfyUI rejects a linked text for a menu, unless the node validates the types of its links itself.
 """
 
 from __future__ import annotations
@@ -19,17 +19,17 @@ def check_file_input(
     check: Callable[[str], object],
     name: str = "file",
 ) -> bool | str:
-    """What `validate_inputs` of a Load node answers: True, or what is wrong.
+    """Result of `validate_inputs` of a Load node: True, or the error text.
 
     Args:
         node: its class.
-        file: value of the menu called `name`; None where it is linked, and looked at when the graph runs.
-        links: types of what is linked, by input; `name` may be a text, all others are what the node takes.
-        check: raises BestiaryError for names that are no such file.
+        file: value of the menu `name`; None if it is linked, then it is checked when the graph runs.
+        links: types of the linked inputs; `name` may be a text, all others must match the schema.
+        check: raises BestiaryError for an invalid file name.
     """
     from comfy_execution.validation import validate_node_input
 
-    # the class is locked while it is asked, so its own copy of the schema cannot be made here
+    # ComfyUI locks the class during validation, so its cached schema cannot be built here
     taken = {one.id: one.io_type for one in node.define_schema().inputs}
     taken[name] = f"{taken[name]},{io.String.io_type}"
     for linked, kind in links.items():

@@ -1,13 +1,13 @@
-"""Progress of long work on its node, and the place where Cancel takes hold."""
+"""Progress of long work on its node, and the point where Cancel takes effect."""
 
 from __future__ import annotations
 
 
 class GraphProgress:
-    """The progress bar of one node; every step first asks whether the user cancelled."""
+    """The progress bar of one node; every step checks for a cancellation first."""
 
     def __init__(self, node_id: str | None) -> None:
-        """`node_id`: from the node's hidden inputs; None outside a graph."""
+        """`node_id`: from the hidden inputs of the node; None outside a graph."""
         self._node_id = node_id
         self._bar = None
         self._total = self._done = 0
@@ -20,7 +20,7 @@ class GraphProgress:
         self._bar = comfy.utils.ProgressBar(total, node_id=self._node_id)
 
     def add(self, steps: int = 1) -> None:
-        """`steps` more are done, or begin now.
+        """Advance by `steps`, before or after the work.
 
         Raises:
             InterruptProcessingException: the user cancelled.
@@ -33,5 +33,5 @@ class GraphProgress:
             self._bar.update_absolute(self._done, self._total)
 
     def finish(self) -> None:
-        """All steps are done, even those that were not needed."""
+        """Set the progress to the end, including steps that were not needed."""
         self.add(self._total - self._done)

@@ -10,20 +10,20 @@ from typing import Any
 from ...concepts.files.pack import ROOT
 
 _LITERAL = re.compile(r"\{'([{}@|])'\}")
-"""How vue-i18n, which reads the same file in the browser, writes the characters of its own syntax."""
+"""Escape syntax of vue-i18n, which reads the same file in the browser, for its special characters."""
 
 
 def node_texts(node_id: str) -> dict[str, Any]:
     """`display_name`, `description`, `inputs` {name: {name, tooltip}} and `outputs` {number: {name, tooltip}} of a node.
 
     Raises:
-        KeyError: locales/en/nodeDefs.json has no such node.
+        KeyError: the node is missing in locales/en/nodeDefs.json.
     """
     return _english()[node_id]
 
 
 @cache
 def _english() -> dict[str, Any]:
-    """Texts of all nodes, as people read them."""
+    """Texts of all nodes, unescaped."""
     text = (ROOT / "locales" / "en" / "nodeDefs.json").read_text(encoding="utf-8")
     return json.loads(_LITERAL.sub(r"\1", text))

@@ -1,7 +1,8 @@
-"""The sockets of the pack and the small records that travel through them."""
+"""The socket types of the pack and the records passed through them."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -12,6 +13,9 @@ if TYPE_CHECKING:
     from ...concepts.part_dictionary.part_dictionary import PartDictionary
     from ...concepts.part_map.part_codebook import PartCodebook
     from ...concepts.spectrum.prompt_spectrum import PromptSpectrum
+    from ...scenes.collage import CollageOptions, Scene
+    from ...scenes.scene_layout import SceneLayout
+    from ...scenes.subject import Subject
 
 DictionarySocket = io.Custom("BESTIARY_DICTIONARY")
 PartSocket = io.Custom("BESTIARY_PART")
@@ -20,18 +24,25 @@ PartMapsSocket = io.Custom("BESTIARY_PART_MAPS")
 SpectrumSocket = io.Custom("BESTIARY_SPECTRUM")
 AttentionSocket = io.Custom("BESTIARY_ATTENTION")
 TrainingSetSocket = io.Custom("BESTIARY_TRAINING_SET")
+SubjectsSocket = io.Custom("BESTIARY_SUBJECTS")
+LayoutsSocket = io.Custom("BESTIARY_LAYOUTS")
+ScenesSocket = io.Custom("BESTIARY_SCENES")
+BoundingBoxSocket = io.Custom("BOUNDING_BOX")
+"""ComfyUI's own boxes, which older ones have no word for."""
+LayersSocket = io.Custom("LAYERS")
+"""ComfyUI's own document of layers, likewise."""
 
 PARTS_PLACE = "{parts}"
-"""Where the text of a prompt takes the linked parts."""
+"""Placeholder in a prompt for the linked parts."""
 WORD_PLACE = "{word}"
-"""Where the text of a sweep takes the word."""
+"""Placeholder in the text of a sweep for the word."""
 ALL_PARTS = "all"
-"""Typed for a part: every part of a dictionary except the background."""
+"""Value for a part input: every part of a dictionary except the background."""
 
 
 @dataclass(frozen=True)
 class NamedDictionary:
-    """A dictionary under the name by which prompts call it: what a BESTIARY_DICTIONARY socket carries."""
+    """A dictionary with its name in prompts: value of a BESTIARY_DICTIONARY socket."""
 
     name: str
     dictionary: PartDictionary = field(repr=False)
@@ -39,7 +50,7 @@ class NamedDictionary:
 
 @dataclass(frozen=True)
 class NamedSpectrum:
-    """A spectrum under the name by which prompts call it: what a BESTIARY_SPECTRUM socket carries."""
+    """A spectrum with its name in prompts: value of a BESTIARY_SPECTRUM socket."""
 
     name: str
     spectrum: PromptSpectrum = field(repr=False)
@@ -47,47 +58,76 @@ class NamedSpectrum:
 
 @dataclass(frozen=True)
 class ChosenPart:
-    """One part with its kind or blend of kinds: what a BESTIARY_PART socket carries, as part of a `ChosenParts`."""
+    """One part with its kind or blend of kinds: an element of `ChosenParts`, the value of a BESTIARY_PART socket."""
 
     dictionary: str
-    """Name of the dictionary it comes from."""
+    """Name of its dictionary."""
     part: str
     kind: str
-    """As a prompt writes it: "cardinal", "17" or "17*0.6+18*0.4"."""
+    """In prompt syntax: "cardinal", "17" or "17*0.6+18*0.4"."""
     weight: float = 1.0
     """Prompt weight, 1 is neutral."""
     vector: Tensor | None = field(default=None, repr=False)
-    """`(D,)` all text encoders side by side, for a kind that no dictionary holds; None looks it up."""
+    """`(D,)` concatenated over the text encoders, for a kind that is not in a dictionary; None looks it up."""
 
 
 @dataclass(frozen=True)
 class ChosenParts:
-    """Parts in the order in which a prompt shall name them."""
+    """Parts in the order of the prompt."""
 
     parts: tuple[ChosenPart, ...]
 
 
 @dataclass(frozen=True)
 class NamedCodebook:
-    """A codebook and where it came from: what a BESTIARY_CODEBOOK socket carries."""
+    """A codebook with its origin: value of a BESTIARY_CODEBOOK socket."""
 
     name: str
     codebook: PartCodebook = field(repr=False)
     origin: object = field(default=None, repr=False)
-    """The discovery behind it, kept as long as a graph keeps this; None for a file's."""
+    """Its discovery, which this reference keeps alive; None for a codebook from a file."""
 
 
 SPANS_KEY = "bestiary_parts"
-"""Key of the options beside a conditioning tensor that holds its `PartSpan`s as a tuple."""
+"""Key in the options of a conditioning for its tuple of `PartSpan`s."""
 
 
 @dataclass(frozen=True)
 class PartSpan:
-    """Where one mention of a part stands in a conditioning."""
+    """Position of one mention of a part in a conditioning."""
 
     label: str
-    """As the prompt names it, such as "head:cardinal"."""
+    """Name in the prompt, such as "head:cardinal"."""
     part: str
     """Name of the part alone, such as "head"."""
     positions: tuple[int, ...]
-    """Places in the concatenated chunks, chunk * 77 + position."""
+    """Positions in the concatenated chunks, chunk * 77 + position."""
+
+
+@dataclass(frozen=True)
+class SceneSubjects:
+    """What scenes are made of: what a BESTIARY_SUBJECTS socket carries."""
+
+    subjects: tuple[Subject, ...] = field(repr=False)
+    """One of each name, in the order in which they were added."""
+    others: tuple[Subject, ...] = field(default=(), repr=False)
+    """Further pictures of them, under the same names."""
+
+
+@dataclass(frozen=True)
+class SceneLayouts:
+    """Layouts of the same subjects on canvases of one size: what a BESTIARY_LAYOUTS socket carries."""
+
+    layouts: tuple[SceneLayout, ...]
+    called: Mapping[str, str]
+    """What prompts call each subject, by its name."""
+    place: str = ""
+    """Words for the place, such as `in a garden`, where a layout's author gave them."""
+
+
+@dataclass(frozen=True)
+class ComposedScenes:
+    """Scenes and how they were composed: what a BESTIARY_SCENES socket carries."""
+
+    scenes: tuple[Scene, ...] = field(repr=False)
+    options: CollageOptions

@@ -1,6 +1,6 @@
-"""Lists the pack's templates in an order of its own: the first picture in five minutes comes first.
+"""Sorts the pack's workflow templates, with the quickest start first.
 
-ComfyUI lists the templates of a pack as its folder gives them, in no order at all, and its page keeps that order.
+ComfyUI lists the templates of a pack in the arbitrary order of the file system, and its page keeps that order.
 """
 
 from __future__ import annotations
@@ -17,21 +17,21 @@ if TYPE_CHECKING:
     from aiohttp import web
 
 PACK = ROOT.name
-"""Folder of the pack, under which ComfyUI lists its templates."""
+"""Folder name of the pack, which is its key in ComfyUI's list of templates."""
 FIRST_TEMPLATE = "mix_four_species"
 _LISTS = frozenset({"/workflow_templates", "/api/workflow_templates"})
 
 
 def in_order(names: list[str]) -> list[str]:
-    """Names of templates, the one to start with first, the others by name."""
+    """Names of templates sorted alphabetically after the first one."""
     return sorted(names, key=lambda name: (name != FIRST_TEMPLATE, name))
 
 
 @functools.cache
 def order_templates() -> bool:
-    """Orders the pack's entry in ComfyUI's list of templates; entries of other packs stay as they are.
+    """Sorts the pack's entry in ComfyUI's list of templates; entries of other packs are unchanged.
 
-    To be called before ComfyUI starts to serve. False where there is no server, as in tests.
+    Must be called before ComfyUI starts serving. Returns False without a server, as in tests.
     """
     server = running_server()
     if server is None:
@@ -41,6 +41,7 @@ def order_templates() -> bool:
     @web.middleware
     async def ordered(request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]):
         answer = await handler(request)
+        # every other response must pass through unchanged
         if request.path not in _LISTS or not isinstance(answer, web.Response) or answer.status != 200:
             return answer
         listed = json.loads(answer.text or "{}")

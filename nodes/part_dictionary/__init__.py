@@ -1,1 +1,1 @@
-"""Part dictionaries in a graph: loaded, merged, listed, reported, saved."""
+"""Part dictionaries in a graph: loading, merging, listing, reports, saving."""

@@ -1,7 +1,7 @@
-"""What a browser needs of a part dictionary: names, numbers and thumbnails; never its vectors.
+"""Part dictionaries for the browser: names, numbers and thumbnails, without vectors.
 
-Only the tables of a file are read, each of a bounded size, so that a long list of dictionaries with large adapters costs
-little, and a hostile file costs nothing. All text stays text: whoever shows it must not take it for markup.
+Only the tables of a file are read, each up to a maximum size, so that many dictionaries with large adapters are listed
+quickly, and a malicious file is harmless. Texts are not escaped: the page must insert them as text, not as HTML.
 """
 
 from __future__ import annotations
@@ -26,36 +26,38 @@ from ...concepts.name_search import typed_number
 from ...concepts.part_dictionary.part_dictionary import THUMBNAIL_PREFIX
 
 LARGEST_TENSORS = {"names": 8 << 20, "rows": 4 << 20, "picture": 24 << 20, "index": 4 << 20, "shape": 64}
-"""Bytes of each table that is read."""
+"""Maximum number of values per table."""
 LONGEST_NAME = 120
-"""Characters of a name; longer ones are cut and written by number."""
+"""Maximum characters of a name; longer names are cut, and their mentions use the number."""
 TILES_A_PAGE = 100
-"""Thumbnails in one picture that a browser loads; a page of 96-pixel tiles has 960 x 960 pixels."""
+"""Thumbnails per picture loaded by the browser; a page of 96-pixel tiles has 960 x 960 pixels."""
 PAGE_COLUMNS = 10
 KEPT_PAGES = 4
-"""Dictionaries whose cut pages stay in memory, about 3 MB for 5,000 kinds."""
+"""Dictionaries whose pages stay in memory, about 3 MB for 5,000 kinds."""
 _SPECIAL_IN_PART, _SPECIAL_IN_KIND = re.compile(r"[\\.:<>]"), re.compile(r"[\\:*+@<>]")
-"""What a mention reads as its own unless a backslash stands before it (concepts/part_prompt/mention_writing.py)."""
+"""Special characters of a mention, which need a backslash (concepts/part_prompt/mention_writing.py)."""
 
 
 @dataclass(frozen=True)
 class ListedTables:
-    """The tables of a dictionary file without its vectors."""
+    """The tables of a dictionary file, without vectors."""
 
     header: Header
     tensors: dict[str, Tensor]
-    """`rows` (R, 2), `names` (bytes,), and those of the atlas under their own names."""
+    """`rows` (R, 2), `names` (bytes,), and the tensors of the atlas."""
 
     @property
     def atlas(self) -> ThumbnailAtlas | None:
         """The thumbnails, None if there are none.
 
         Raises:
-            BestiaryError: they are broken.
+            BestiaryError: they are damaged.
         """
         pictures = {name: self.tensors[name] for name in ("picture", "index", "shape") if name in self.tensors}
         if "index" in pictures and (pictures["index"].ndim != 2 or pictures["index"].shape[1] != 2):
-            raise BestiaryError(f"the thumbnails are broken: their index has shape {tuple(pictures['index'].shape)}")
+            raise BestiaryError(
+                f"the thumbnails are damaged: their index has shape {tuple(pictures['index'].shape)}, expected (tiles, 2)"
+            )
         return ThumbnailAtlas.from_tensors(pictures) if pictures else None
 
 
@@ -63,11 +65,11 @@ def read_tables(path: Path) -> ListedTables:
     """Read names, rows and thumbnails.
 
     Raises:
-        BestiaryError: no dictionary, broken, or with tables beyond `LARGEST_TENSORS`.
+        BestiaryError: not a dictionary, damaged, or with tables beyond `LARGEST_TENSORS`.
     """
     header = read_header(path, LARGEST_HEADER)
     if header.kind != DICTIONARY_KIND:
-        raise BestiaryError(f"{path.name} is {header.kind or 'of another program'}, not a part dictionary")
+        raise BestiaryError(f"{path.name} is {header.kind or 'a file of another program'}, not a part dictionary")
     places = {name.removeprefix(THUMBNAIL_PREFIX): name for name in header.entries if not name.startswith("lora.")}
     tensors = {}
     try:
@@ -75,30 +77,33 @@ def read_tables(path: Path) -> ListedTables:
             for name, largest in LARGEST_TENSORS.items():
                 if name not in places:
                     continue
-                # elements are counted first: nothing is read of a table that is too large
+                # check the size in the header first: an oversized table is never read into memory
                 count = math.prod(header.entries[places[name]].shape)
                 if count > largest:
-                    raise BestiaryError(f"{path.name}: its {name} are {count:,} values, at most {largest:,} are shown")
+                    raise BestiaryError(
+                        f"{path.name}: its table {name} has {count:,} values, at most {largest:,} can be listed"
+                    )
                 tensors[name] = file.get_tensor(places[name])
     except (SafetensorError, OSError, ValueError) as fault:
-        raise BestiaryError(f"{path.name} is broken: {fault}") from fault
+        raise BestiaryError(f"{path.name} is damaged: {fault}") from fault
     if not {"names", "rows"} <= tensors.keys() or tensors["rows"].ndim != 2 or tensors["rows"].shape[1] != 2:
-        raise BestiaryError(f"{path.name} is broken: it lacks its names or its rows")
+        raise BestiaryError(f"{path.name} is damaged: its names or rows are missing")
     return ListedTables(header, tensors)
 
 
 def list_dictionary(path: Path) -> dict[str, object]:
-    """Parts, kinds and the place of every thumbnail, as JSON can say it; all `part_names`, those of parts without kinds too.
+    """Parts, kinds and thumbnail positions as JSON values; `part_names` includes parts without kinds.
 
-    Per part: `number`, `name`, `written` (as a mention names it), `background`, and columns over its kinds: `numbers` as people
-    type them, `names` (null without), `written` and `tiles` (-1 without). A broken atlas is told in `atlas_fault`.
+    Per part: `number`, `name`, `written` (in prompt syntax), `background`, and columns over its kinds: `numbers` as typed by
+    users, `names` (null if unnamed), `written` and `tiles` (-1 for none). `atlas_fault`: why thumbnails cannot be read.
 
     Raises:
-        BestiaryError: see `read_tables`, or its names contradict its rows.
+        BestiaryError: see `read_tables`, or names and rows are inconsistent.
     """
     tables = read_tables(path)
     concept = tables.header.concept
     parts, kinds = _names(tables, path)
+    # users of a 1-based dictionary type numbers from 1 on, while the file stores them from 0
     base = 1 if concept.get("id_base") == 1 else 0
     try:
         atlas, fault = tables.atlas, None
@@ -109,7 +114,7 @@ def list_dictionary(path: Path) -> dict[str, object]:
     for part, kind in sorted(set(map(tuple, tables.tensors["rows"].tolist()))):
         known.setdefault(part, []).append(kind)
     if min(known, default=0) < 0 or max(known, default=0) >= len(parts):
-        raise BestiaryError(f"{path.name} is broken: its rows refer to a part without a name")
+        raise BestiaryError(f"{path.name} is damaged: its rows refer to a part without a name")
     same_name = Counter(parts[part].strip() for part in known)
     return {
         "backbone": str(concept.get("backbone"))[:LONGEST_NAME],
@@ -136,7 +141,8 @@ def list_dictionary(path: Path) -> dict[str, object]:
 def _columns(
     part: int, stored: list[int], names: dict[int, str], base: int, tile_of: dict[tuple[int, int], int]
 ) -> dict[str, list]:
-    """The kinds of a part, column by column."""
+    """The kinds of a part as columns, which are smaller in JSON than records."""
+    # a name that occurs twice cannot be used in a mention: write the number instead
     same_name = Counter(names[kind].strip() for kind in stored if kind in names)
     by_name = [kind in names and _unique(names[kind], same_name) for kind in stored]
     return {
@@ -155,7 +161,7 @@ def _escaped(name: str, special: re.Pattern[str]) -> str:
 
 
 def _unique(name: str, same_name: Counter[str]) -> bool:
-    """Whether a mention can use this name: nothing else is spelt the same, and it is not a number."""
+    """True if a mention can use this name: it is unique and not a number."""
     spelt = name.strip()
     return len(spelt) > 0 and len(name) <= LONGEST_NAME and same_name[spelt] == 1 and typed_number(spelt) is None
 
@@ -165,15 +171,15 @@ def _shown(name: str) -> str:
 
 
 def _names(tables: ListedTables, path: Path) -> tuple[list[str], list[dict[int, str]]]:
-    """Names of the parts, and per part those of its kinds by stored id."""
+    """Names of the parts, and per part the names of its kinds by stored number."""
     try:
         table = checked_table(from_text_tensor(tables.tensors["names"]), "the table of names", ("parts", "kinds"))
         kinds = [{int(kind): str(name) for kind, name in named.items()} for named in table["kinds"]]
         parts = [str(name) for name in table["parts"]]
     except (BestiaryError, KeyError, TypeError, ValueError, AttributeError) as fault:
-        raise BestiaryError(f"{path.name} is broken: its table of names cannot be read ({fault})") from fault
+        raise BestiaryError(f"{path.name} is damaged: its table of names cannot be read ({fault})") from fault
     if len(parts) != len(kinds):
-        raise BestiaryError(f"{path.name} is broken: {len(parts)} parts, but {len(kinds)} lists of kinds")
+        raise BestiaryError(f"{path.name} is damaged: {len(parts)} parts, but {len(kinds)} lists of kinds")
     return parts, kinds
 
 
@@ -184,7 +190,7 @@ def _page_facts(atlas: ThumbnailAtlas) -> dict[str, int]:
 
 
 class ThumbnailPages:
-    """Atlases cut into pages that a browser can hold; the last few dictionaries stay ready."""
+    """Thumbnail atlases cut into pages for the browser, with a cache of the last few dictionaries."""
 
     def __init__(self) -> None:
         """Empty."""
@@ -195,10 +201,11 @@ class ThumbnailPages:
         """WebP bytes of one page, counted from 0; `stamp` changes with the file.
 
         Raises:
-            BestiaryError: no thumbnails, broken ones, or no such page.
+            BestiaryError: no thumbnails, damaged thumbnails, or no such page.
         """
-        # one at a time: twenty requests for a new atlas must not unpack it twenty times
+        # the lock serialises requests: twenty pages of a new atlas must not decode it twenty times
         with self._lock:
+            # removed and inserted again below, so that the order is that of the last use
             pages = self._pages.pop((path, stamp), None)
             if pages is None:
                 atlas = read_tables(path).atlas
@@ -207,18 +214,20 @@ class ThumbnailPages:
             while len(self._pages) > KEPT_PAGES:
                 self._pages.popitem(last=False)
         if not 0 <= number < len(pages):
-            raise BestiaryError(f"{path.name} has no page {number} of thumbnails, it has {len(pages)}")
+            raise BestiaryError(
+                f"{path.name} has no page {number} of thumbnails: it has {len(pages)} pages, numbered from 0"
+            )
         return pages[number]
 
 
 def cut_pages(atlas: ThumbnailAtlas) -> list[bytes]:
-    """The atlas as pages of `TILES_A_PAGE` tiles, `PAGE_COLUMNS` in a row; pictures of ours, whatever the file held.
+    """The atlas as pages of `TILES_A_PAGE` tiles with `PAGE_COLUMNS` columns; large atlases are re-encoded.
 
     Raises:
-        BestiaryError: the picture cannot be unpacked.
+        BestiaryError: the picture cannot be decoded.
     """
     if len(atlas.index) <= TILES_A_PAGE:
-        # unpacked once, so that a broken picture is told here and not by an empty square
+        # decode one tile, so that a damaged picture raises an error here instead of showing empty squares
         atlas.tile(*atlas.index[0])
         return [atlas.webp]
     edge, pages = atlas.tile_size, []

@@ -1,4 +1,4 @@
-"""Part dictionaries between models/bestiary and a graph: read, taught to MODEL and CLIP, saved under a free name."""
+"""Part dictionaries between models/bestiary and a graph: loading, applying to MODEL and CLIP, saving."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ if TYPE_CHECKING:
 
 SUFFIX = ".safetensors"
 _NAME = re.compile(r"[\w](?:[\w .-]*[\w])?")
-"""Names that a prompt can hold without brackets or backslashes."""
+"""Names that are valid in prompts without brackets or backslashes."""
 
 
 def check_dictionary_file(file: str) -> Path:
-    """Path of a listed dictionary file; nothing is opened.
+    """Path of a listed dictionary file, which is not opened.
 
     Raises:
-        BestiaryError: the name leaves the folders, no such file exists, or it is a codebook.
+        BestiaryError: no such file, a name outside the folders, or a codebook.
     """
     if file not in dictionary_names():
         known = choices_text(file, dictionary_names()) or "none yet: put one there, or run bestiary train parts"
@@ -35,10 +35,10 @@ def check_dictionary_file(file: str) -> Path:
 
 
 def read_dictionary(file: str, name: str = "") -> NamedDictionary:
-    """The dictionary of a listed file under a name for prompts; without one, the file's own.
+    """The dictionary of a listed file with its name for prompts, by default the file name.
 
     Raises:
-        BestiaryError: there is no such file, it is no dictionary, or the name cannot stand in a prompt.
+        BestiaryError: no such file, not a dictionary, or a name that is not valid in prompts.
     """
     from ...concepts.part_dictionary.part_dictionary import PartDictionary
 
@@ -47,10 +47,10 @@ def read_dictionary(file: str, name: str = "") -> NamedDictionary:
 
 
 def teach(model: Model, clip: Clip, named: NamedDictionary, strength: float) -> tuple[Model, Clip]:
-    """Clones of MODEL and CLIP: the CLIP understands the dictionary's names, the MODEL has its LoRA at this strength.
+    """Clones of MODEL and CLIP: the CLIP resolves the dictionary's names, the MODEL has its LoRA at this strength.
 
     Raises:
-        BestiaryError: the dictionary was trained for another model, its LoRA reaches no layer, or its name is taken.
+        BestiaryError: the dictionary was trained for another model, its LoRA matches no layer, or its name is taken.
     """
     from ..denoiser.lora_loading import apply_lora
     from ..denoiser.model_backbone import check_backbone
@@ -67,10 +67,10 @@ def teach(model: Model, clip: Clip, named: NamedDictionary, strength: float) -> 
 def merge(
     first: NamedDictionary, second: NamedDictionary, strengths: tuple[float, float], name: str
 ) -> NamedDictionary:
-    """Both dictionaries in one, under a given name or both names joined.
+    """Both dictionaries merged, under the given name or both names joined.
 
     Raises:
-        BestiaryError: they belong to different models, or the name cannot stand in a prompt.
+        BestiaryError: they are for different models, or the name is not valid in prompts.
     """
     from ...concepts.part_dictionary.dictionary_merge import merge_dictionaries
 
@@ -80,32 +80,32 @@ def merge(
 
 
 def renamed(named: NamedDictionary, name: str) -> NamedDictionary:
-    """The same dictionary under another name; an empty one changes nothing.
+    """The same dictionary under another name; an empty name changes nothing.
 
     Raises:
-        BestiaryError: the name cannot stand in a prompt.
+        BestiaryError: the name is not valid in prompts.
     """
     return NamedDictionary(prompt_name(name), named.dictionary) if name.strip() else named
 
 
 def save_dictionary(dictionary: PartDictionary, filename: str) -> str:
-    """Writes a dictionary and returns its name below models/bestiary; a taken name gets a number.
+    """Writes a dictionary and returns its name below models/bestiary; a number is appended to a taken name.
 
     Raises:
-        BestiaryError: the name leaves models/bestiary, or the file cannot be written.
+        BestiaryError: the name is outside models/bestiary, or the file cannot be written.
     """
-    # "birds.parts" would be listed as a codebook
+    # strip ".parts" too: "birds.parts.safetensors" would be listed as a codebook
     name = filename.strip().removesuffix(SUFFIX).removesuffix(CODEBOOK_SUFFIX.removesuffix(SUFFIX))
     return save_free(name, dictionary.save)
 
 
 def prompt_name(typed: str) -> str:
-    """A name as typed, if prompts can hold it.
+    """A typed name, if it is valid in prompts.
 
     Raises:
-        BestiaryError: it has characters that mean something else in a prompt.
+        BestiaryError: it contains special characters of the prompt syntax.
     """
-    # an ending of files is no part of the name
+    # users paste file names: their suffixes are not part of the name
     name = typed.strip().removesuffix(SUFFIX).removesuffix(".spectrum")
     if not _NAME.fullmatch(name):
         raise BestiaryError(

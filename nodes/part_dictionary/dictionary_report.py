@@ -1,4 +1,4 @@
-"""What a part dictionary holds: as text, and as a sheet of its thumbnails."""
+"""Contents of a part dictionary, as text and as a sheet of thumbnails."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from ...concepts.pictures.part_overlay import Font
 
 COLUMNS = 8
 MOST_TILES = 400
-"""Thumbnails on one sheet; the text lists every kind."""
+"""Maximum number of thumbnails on one sheet; the text lists every kind."""
 MOST_NAMES = 40
-"""Kinds of a part that the text names one by one."""
+"""Maximum number of kinds per part that the text lists by name."""
 LABEL_HEIGHT = 16
-"""Pixels of the line under a tile and above a part."""
+"""Height in pixels of the text below a tile and above a part."""
 LONGEST_FACT = 200
-"""Characters of one fact of the provenance."""
+"""Maximum characters of one provenance entry."""
 PAPER, INK = (250, 250, 248), (40, 40, 40)
 
 
@@ -39,7 +39,7 @@ def describe_dictionary(dictionary: PartDictionary, name: str) -> str:
         f"thumbnails: {len(dictionary.thumbnails.index) if dictionary.thumbnails else 'none'}",
         "",
     ]
-    # parts without a trained kind cannot be asked for
+    # parts without a trained kind cannot be used in prompts
     trained = [part for part in range(len(dictionary.part_names)) if dictionary.kinds_of(part)]
     lines += [_part_line(dictionary, part) for part in trained]
     part = trained[0]
@@ -52,12 +52,12 @@ def describe_dictionary(dictionary: PartDictionary, name: str) -> str:
 
 
 def thumbnail_sheet(dictionary: PartDictionary) -> Tensor:
-    """Every thumbnail under its part, with its kind below: `(1, H, W, 3)` float in 0..1.
+    """All thumbnails, grouped by part and labelled with their kinds: `(1, H, W, 3)` float in 0..1.
 
     Raises:
-        BestiaryError: the picture inside the dictionary is broken.
+        BestiaryError: the picture in the dictionary is damaged.
     """
-    # rows of tiles first, since a part's kinds wrap
+    # the height depends on how many rows of tiles each part needs
     tile = dictionary.thumbnails.tile_size if dictionary.thumbnails else 64
     cell = tile + LABEL_HEIGHT
     groups = _shown_kinds(dictionary)
@@ -75,14 +75,14 @@ def thumbnail_sheet(dictionary: PartDictionary) -> Tensor:
                 sheet.paste(picture, (left, upper))
             else:
                 draw.rectangle((left, upper, left + tile - 1, upper + tile - 1), outline=INK)
-            # names are cut to the tile, so that neighbours stay readable
+            # cut names to the tile width, so that they do not overlap
             draw.text((left, upper + tile), _fitted(draw, font, dictionary.kind_label(part, kind), tile), INK, font)
         top += -(-len(kinds) // COLUMNS) * cell
     return torch.from_numpy(np.asarray(sheet).astype(np.float32) / 255)[None]  # (1, H, W, 3)
 
 
 def _shown_kinds(dictionary: PartDictionary) -> list[tuple[int, tuple[int, ...]]]:
-    """Parts with those of their kinds that fit on a sheet, as evenly as possible."""
+    """Parts with as many of their kinds as fit on a sheet, with an equal limit per part."""
     kinds = {part: dictionary.kinds_of(part) for part in range(len(dictionary.part_names))}
     groups = [(part, known) for part, known in kinds.items() if known][:MOST_TILES]
     share = max(1, MOST_TILES // len(groups))
@@ -111,7 +111,7 @@ def _short(value: object) -> str:
 
 
 def _fitted(draw: ImageDraw.ImageDraw, font: Font, text: str, width: int) -> str:
-    """As much of a text as a line of this width holds; characters that the font lacks become question marks."""
+    """The text cut to this width in pixels; characters missing in the font become question marks."""
     plain = text if isinstance(font, ImageFont.FreeTypeFont) else text.encode("latin-1", "replace").decode("latin-1")
     while plain and draw.textlength(plain, font) > width:
         plain = plain[:-1]

@@ -1,4 +1,4 @@
-"""Part dictionaries: load, merge, look into, save, as graph blocks."""
+"""Nodes that load, apply, merge, inspect and save part dictionaries."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def _model_outputs() -> list[io.Output]:
 
 
 class BestiaryLoadDictionary(io.ComfyNode):
-    """From a file to MODEL, CLIP and a dictionary."""
+    """Loads a dictionary and applies it to MODEL and CLIP."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -84,7 +84,7 @@ class BestiaryLoadDictionary(io.ComfyNode):
 
 
 class BestiaryApplyDictionary(io.ComfyNode):
-    """From a dictionary that a graph made to MODEL and CLIP."""
+    """Applies a dictionary of the graph to MODEL and CLIP."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -113,7 +113,7 @@ class BestiaryApplyDictionary(io.ComfyNode):
 
 
 class BestiaryMergeDictionaries(io.ComfyNode):
-    """Two dictionaries become one."""
+    """Merges two dictionaries."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -144,7 +144,7 @@ class BestiaryMergeDictionaries(io.ComfyNode):
 
 
 class BestiaryDictionaryInfo(io.ComfyNode):
-    """What a dictionary holds."""
+    """Shows the contents of a dictionary."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -171,7 +171,7 @@ class BestiaryDictionaryInfo(io.ComfyNode):
 
 
 class BestiarySaveDictionary(io.ComfyNode):
-    """A dictionary into models/bestiary."""
+    """Saves a dictionary in models/bestiary."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:

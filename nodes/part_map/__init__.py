@@ -1,1 +1,1 @@
-"""Parts found in the pictures of a graph, found again, edited and drawn."""
+"""Part maps in a graph: discovery, segmentation, edits and overlays."""

@@ -1,4 +1,4 @@
-"""Codebooks in models/bestiary: read by name, written under the next free name."""
+"""Codebooks in models/bestiary: loading by name, saving under the next free name."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def load_codebook(name: str) -> NamedCodebook:
     """The codebook of a listed file.
 
     Raises:
-        BestiaryError: there is no such file, or it is no codebook.
+        BestiaryError: no such file, or not a codebook.
     """
     if not name.endswith(CODEBOOK_SUFFIX):
         known = choices_text(name, concept_names(CODEBOOK_SUFFIX)) or "none yet: save one, or run bestiary discover"
@@ -23,9 +23,9 @@ def load_codebook(name: str) -> NamedCodebook:
 
 
 def save_codebook(codebook: PartCodebook, filename: str) -> str:
-    """Writes a codebook and returns its name below models/bestiary; a taken name gets a number.
+    """Writes a codebook and returns its name below models/bestiary; a number is appended to a taken name.
 
     Raises:
-        BestiaryError: the name leaves models/bestiary, or the file cannot be written.
+        BestiaryError: the name is outside models/bestiary, or the file cannot be written.
     """
     return save_free(filename, codebook.save, CODEBOOK_SUFFIX)

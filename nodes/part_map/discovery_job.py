@@ -1,4 +1,4 @@
-"""Finding parts in the pictures of a graph: pictures and masks checked, features with progress, then the method."""
+"""Discovery in a graph: validation of pictures and masks, features with progress, and the fit."""
 
 from __future__ import annotations
 
@@ -27,17 +27,17 @@ from .seen_parts import SeenParts, describe_images, joined_grids, seen_from_maps
 
 _FEWEST_COMPARED = 4
 _PICTURES_PER_STAGE = 4
-"""A piece of the fit is shown as long as this many pictures."""
+"""Progress weight of a stage of the fit, in pictures."""
 
 
 @dataclass(frozen=True)
 class DiscoveryChoice:
-    """What a user chose."""
+    """Settings of a discovery chosen by the user."""
 
     num_parts: int = 0
-    """Parts of the foreground; 0 chooses."""
+    """Foreground parts; 0 estimates the number."""
     num_kinds: int = 0
-    """Kinds per part; 0 measures."""
+    """Kinds per part; 0 estimates the number."""
     seed: int = 0
     flip_foreground: bool = False
     fit: SquareFit = "centre square"
@@ -45,19 +45,19 @@ class DiscoveryChoice:
 
 @dataclass(frozen=True)
 class FoundParts:
-    """A codebook and what it sees in the pictures it was made from."""
+    """A codebook and its part maps of the pictures it was fitted on."""
 
     codebook: PartCodebook
     images: list[Tensor]
-    """Per entry of the list `(B, H, W, 3)`, checked."""
+    """Per entry of the list `(B, H, W, 3)`, validated."""
     seen: list[SeenParts]
     """One per entry."""
     means: PartMeans | None = field(default=None, repr=False)
-    """Of the parts in all pictures: what kinds of joined parts are fitted from."""
+    """Part means of all pictures, from which the kinds of merged parts are fitted."""
     sure: Tensor | None = field(default=None, repr=False)
-    """`(N, M)` 0..1: how sure the labels of each part's patches are; None after edits that changed the parts."""
+    """`(N, M)` 0..1: certainty of the labels of each part's patches; None after edits that changed the parts."""
     origin: object = field(default=None, repr=False)
-    """What these parts were made from, kept as long as they are."""
+    """Source of these parts, which this reference keeps alive."""
 
 
 def find_parts(
@@ -67,13 +67,13 @@ def find_parts(
     choice: DiscoveryChoice,
     progress: GraphProgress,
 ) -> FoundParts:
-    """Discover the parts of all pictures of a list of images `(B, H, W, 3)`, sizes may differ between entries.
+    """Discover the parts of all pictures of a list of images `(B, H, W, 3)`; sizes may differ between entries.
 
     Args:
-        masks: foregrounds `(B, H, W)`, one per picture, in any grouping; None finds the foreground.
+        masks: foregrounds `(B, H, W)`, one per picture, in any grouping; None detects the foreground.
 
     Raises:
-        BestiaryError: bad pictures or masks, no foreground, fewer pictures than kinds.
+        BestiaryError: invalid pictures or masks, no foreground, fewer pictures than kinds.
     """
     several = len(images) > 1
     checked = [
@@ -83,7 +83,7 @@ def find_parts(
     _refuse_nothing(checked, source)
     total = sum(len(entry) for entry in checked)
     progress.begin(total + MOST_STAGES * _PICTURES_PER_STAGE)
-    # fitting needs gradients, which the executor's inference mode would forbid
+    # the fit needs autograd in places, which ComfyUI's inference mode would forbid
     with torch.inference_mode(False), torch.no_grad():
         grid = joined_grids([describe_images(entry, source, choice.fit, progress.add) for entry in checked])
         if source.name != "descriptor":
@@ -111,7 +111,7 @@ def find_parts(
 
 
 def _views(images: Sequence[Tensor], source: FeatureSource, choice: DiscoveryChoice) -> SampleViews | None:
-    """Some of the pictures of images `(B, H, W, 3)` seen a second time."""
+    """Second views of some pictures of images `(B, H, W, 3)`."""
     single = [image for entry in images for image in entry]
     chosen = (
         (row, as_squares(single[row][None], source.image_size, choice.fit)[0]) for row in viewed_pictures(len(single))
@@ -120,7 +120,7 @@ def _views(images: Sequence[Tensor], source: FeatureSource, choice: DiscoveryCho
 
 
 def doubts(codebook: PartCodebook, seen: Sequence[SeenParts] = ()) -> str | None:
-    """Warnings for the report where the foreground does not stand apart or hardly anything was found, else None."""
+    """Warnings for the report if the foreground is doubtful or very small, else None."""
     shown = [entry.maps.labels != codebook.background for entry in seen]  # (B, h, w) each
     areas = [share for some in shown for share in some.flatten(1).float().mean(1).tolist()]
     found = area_doubts(areas)
@@ -131,7 +131,7 @@ def doubts(codebook: PartCodebook, seen: Sequence[SeenParts] = ()) -> str | None
 
 
 def unsure_pictures(found: FoundParts, most: int = 3) -> list[str]:
-    """The pictures that differ most from the others, in words, most unusual first; empty for a few pictures."""
+    """Descriptions of the pictures that differ most from the others, most unusual first; empty for fewer than 4 pictures."""
     codebook, sure = found.codebook, found.sure
     if sure is None or len(sure) < _FEWEST_COMPARED:
         return []
@@ -143,7 +143,7 @@ def unsure_pictures(found: FoundParts, most: int = 3) -> list[str]:
 
 
 def part_confidence(found: FoundParts) -> list[float]:
-    """How sure the labels of every part are, 0..1; empty where that is not known."""
+    """Certainty of the labels of every part, 0..1; empty if unknown."""
     if found.sure is None:
         return []
     usual = UsualPictures(found.codebook.num_parts, found.codebook.background)
@@ -164,14 +164,14 @@ def _names_by_place(codebook: PartCodebook, maps: PartMaps) -> tuple[str, ...]:
 
 
 def _refuse_nothing(images: Sequence[Tensor], source: FeatureSource) -> None:
-    """Raises BestiaryError where the pictures `(B, H, W, 3)` are too few for the source, or all plain."""
+    """Raises BestiaryError if the pictures `(B, H, W, 3)` are too few for the source, or all plain."""
     total = sum(len(entry) for entry in images)
     plain = sum(int(plain_pictures(entry.permute(0, 3, 1, 2)).sum()) for entry in images)
     if plain == total:
         raise BestiaryError(
-            f"no foreground found: all {total} pictures are of a single colour; connect pictures of an object"
+            f"no foreground found: all {total} pictures are one plain colour; connect pictures of an object"
         )
-    # colours alone have always taken any number of pictures
+    # the other sources have always accepted any number of pictures: old graphs must keep working
     if source.name == "imagenet":
         refuse_few(total, "in the input images")
 
@@ -179,7 +179,7 @@ def _refuse_nothing(images: Sequence[Tensor], source: FeatureSource) -> None:
 def _margin_text(margin: float) -> str:
     return (
         f"The foreground is doubtful: it covers the centre only {margin:.2f} more than the borders (at least "
-        f"{LOW_MARGIN:.2f} expected). Look at the overlays; try flip_foreground, a foreground mask or another feature_source."
+        f"{LOW_MARGIN:.2f} expected). Check the overlays; try flip_foreground, a foreground mask or another feature_source."
     )
 
 
@@ -190,7 +190,7 @@ def seen_by_entry(
     fit: SquareFit,
     color_numbers: tuple[int, ...] = (),
 ) -> list[SeenParts]:
-    """Maps of all N pictures as one record per entry; an entry is the size (H, W) of its pictures and how many they are."""
+    """Maps of all N pictures as one record per entry; an entry is the size (H, W) and the number of its pictures."""
     counts = [count for _, count in entries]
     pieces = zip(entries, maps.labels.split(counts), maps.codes.split(counts), strict=True)
     return [
@@ -214,13 +214,12 @@ def _checked_masks(masks: Sequence[Tensor], images: Sequence[Tensor]) -> list[Te
                 "resize the mask (Load Image gives a 64 x 64 one for pictures without transparency: leave it unconnected)"
             )
         if not bool(torch.isfinite(mask).all()):
-            raise BestiaryError(
-                f"foreground mask {number} holds values that are not numbers: check the node that made it"
-            )
+            raise BestiaryError(f"foreground mask {number} contains NaN or infinity: check the node that made it")
     if not any(bool((mask > 0.5).any()) for mask in single):
         raise BestiaryError(
-            f"all {len(single)} foreground masks are empty: mark the object in white, or leave the input foreground unconnected"
+            f"all {len(single)} foreground masks are empty: paint the object white, or leave the input foreground unconnected"
         )
+    # mask nodes may return values outside 0..1
     return [mask.clamp(0, 1) for mask in single]
 
 

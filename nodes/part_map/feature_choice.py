@@ -1,4 +1,4 @@
-"""Feature sources for the graph: built from a specification, kept between runs, and never downloaded unasked."""
+"""Feature sources for the graph: built from a specification, cached between runs; downloads only with permission."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from ...concepts.features.patch_features import DinoFeatures, FeatureSource, PatchGrid, SourceName, SourceSpec
 
 SOURCES = ("descriptor", "dinov2", "diffusion", "imagenet")
-"""Choices of a discovery; diffusion needs a connected model."""
+"""Feature sources of a discovery; diffusion needs a connected model."""
 _DINO_SIZE = 224
 _DINO_SUFFIXES = (".safetensors", ".pth", ".bin")
 
@@ -33,12 +33,12 @@ def open_source(spec: SourceSpec, model: Denoiser | None = None, *, allow_downlo
     """The feature source of a specification.
 
     Args:
-        spec: `name` and settings, as a codebook keeps them; a name alone takes the defaults.
-        model: the denoiser whose activations are read; only the source diffusion needs it.
-        allow_download: lets timm fetch missing DINOv2 weights.
+        spec: `name` and settings, as stored in a codebook; omitted settings keep their defaults.
+        model: the denoiser to read activations from; required by the source diffusion only.
+        allow_download: allow timm to download missing DINOv2 weights.
 
     Raises:
-        BestiaryError: an unknown name, a library, weights or model that is missing.
+        BestiaryError: an unknown name, or a missing library, model or weights.
     """
     settings: dict[str, Any] = dict(spec)  # each source checks its own
     name = settings.pop("name", None)
@@ -56,12 +56,12 @@ def open_source(spec: SourceSpec, model: Denoiser | None = None, *, allow_downlo
 
 
 def dino_folder() -> Path:
-    """Where DINOv2 weights may be put by hand."""
+    """Folder for manually installed DINOv2 weights."""
     return Path(folder_paths.models_dir) / "dinov2"
 
 
 def find_dino_weights(model: str = DINO_MODEL) -> Path | None:
-    """Weights of a vision transformer: in models/dinov2, else where timm keeps its downloads; never asks the network."""
+    """Weights of a vision transformer in models/dinov2, else in timm's download cache; never uses the network."""
     places = [dino_folder() / f"{model}{suffix}" for suffix in _DINO_SUFFIXES]
     found = next((place for place in places if place.is_file()), None)
     if found is None and importlib.util.find_spec("huggingface_hub") is not None:
@@ -91,28 +91,28 @@ def _dino(settings: dict[str, Any], allow_download: bool) -> FeatureSource:
 def _imagenet(settings: dict[str, Any]) -> FeatureSource:
     from ...concepts.features.imagenet_features import ImagenetFeatures
 
-    # what a codebook says of another machine's files means nothing here
+    # a path in a codebook may be from another machine
     settings.pop("weights", None)
     return _managed(f"imagenet {sorted(settings.items())}", lambda: ImagenetFeatures(**settings, device="cpu"))
 
 
 def _managed(key: str, build: Callable[[], DinoFeatures | ImagenetFeatures]) -> FeatureSource:
-    """The source of this key, built once on the processor and handed to ComfyUI's memory manager."""
+    """The source of this key, built once on the CPU and managed by ComfyUI's memory manager."""
     with _lock:
-        # one network is kept: reading it takes longer than looking at a picture
+        # keep one network: loading it takes longer than processing a picture
         if key not in _kept:
             _kept.clear()
             _kept[key] = ManagedFeatures(build())
-            # a codebook goes to other machines, where this path means nothing
+            # codebooks may be used on other machines, where this path does not exist
             _kept[key].spec.pop("weights", None)
         return _kept[key]
 
 
 class ManagedFeatures:
-    """A network of features that ComfyUI's memory manager brings to the graphics card and takes away again for others."""
+    """A feature network that ComfyUI's memory manager loads to the GPU and unloads for other models."""
 
     def __init__(self, source: DinoFeatures | ImagenetFeatures) -> None:
-        """`source` lies on the processor."""
+        """`source` must be on the CPU."""
         import torch
         from comfy.model_management import get_torch_device
         from comfy.model_patcher import ModelPatcher
@@ -127,7 +127,7 @@ class ManagedFeatures:
         """Features of images `(B, 3, S, S)` in 0..1, S = `image_size`."""
         from comfy.model_management import load_models_gpu
 
-        # whole: its layers are none of ComfyUI's, which alone can compute with weights that lie elsewhere
+        # full load: only ComfyUI's own layers can compute with weights on another device
         load_models_gpu([self._patcher], force_full_load=True)
         return self._source(images)
 
@@ -137,7 +137,7 @@ def _diffusion(settings: dict[str, Any], model: Denoiser | None) -> FeatureSourc
     if model is None:
         kind = f"the model {wanted}" if wanted else "a diffusion model"
         raise BestiaryError(
-            f"features of {kind} are needed: connect Diffusion Features with its model, clip and vae to the input features"
+            f"features of {kind} are required: connect Diffusion Features with its model, clip and vae to the input features"
         )
     if wanted not in (None, model.backbone.name):
         raise BestiaryError(
@@ -146,6 +146,6 @@ def _diffusion(settings: dict[str, Any], model: Denoiser | None) -> FeatureSourc
         )
     from ...concepts.features.patch_features import DiffusionFeatures
 
-    # specifications are flat, so the names of blocks stand in one text
+    # specifications are flat: block names are stored as one comma-separated text
     blocks = str(settings.pop("blocks", ""))
     return DiffusionFeatures(model, blocks=blocks.split(",") if blocks else None, **settings)

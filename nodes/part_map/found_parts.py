@@ -1,4 +1,4 @@
-"""Parts found in the pictures of a graph, discovered once for the same input, and what an editor shows of them.
+"""Discoveries of a graph, computed once per input, and their data for the editor in the browser.
 
 Letters: N pictures, n of them shown, (h, w) patch grid, M parts.
 """
@@ -33,19 +33,20 @@ _numbers: WeakKeyDictionary[object, str] = WeakKeyDictionary()
 
 @dataclass(frozen=True)
 class AskedDiscovery:
-    """What a discovery depends on."""
+    """Inputs of a discovery."""
 
     images: Sequence[Tensor] = field(repr=False)
     """`(B, H, W, 3)` each."""
     masks: Sequence[Tensor] | None = field(repr=False)
-    """Foregrounds `(B, H, W)`; None finds the foreground."""
+    """Foregrounds `(B, H, W)`; None detects the foreground."""
     source: FeatureSource
     choice: DiscoveryChoice
     model: object = None
-    """The denoiser behind the source, known by its identity; it is not kept alive."""
+    """The denoiser of the source, identified by object identity; it is not kept alive."""
 
     def key(self) -> str:
-        """Sixteen hex digits of all of it."""
+        """Sixteen hex digits that identify these inputs."""
+        # a model cannot be hashed cheaply: it gets a random number for as long as it lives
         model = None if self.model is None else _numbers.setdefault(self.model, secrets.token_hex(8))
         digest = hashlib.sha256(f"{self.source.spec!r} {self.choice!r} {model} {self.masks is None}".encode())
         for tensor in (*self.images, *(self.masks or ())):
@@ -55,10 +56,10 @@ class AskedDiscovery:
 
 
 def discover_once(asked: AskedDiscovery, edits: str, place: BlockPlace | None) -> tuple[FoundParts, str]:
-    """The parts of pictures after some edits, and the key of the discovery; it runs only where it is not kept.
+    """The parts of pictures after the edits, and the key of the discovery, which runs only if it is not cached.
 
     Raises:
-        BestiaryError: what `find_parts` refuses, or a line of the edits that does not fit.
+        BestiaryError: as `find_parts`, or an invalid line of the edits.
     """
     key, progress = asked.key(), GraphProgress(place.node if place else None)
     images: list[Tensor] = []
@@ -66,7 +67,7 @@ def discover_once(asked: AskedDiscovery, edits: str, place: BlockPlace | None) -
     def find() -> KeptDiscovery:
         found = find_parts(asked.images, asked.masks, asked.source, asked.choice, progress)
         images.extend(found.images)
-        # kept longer than this run, whose tensors belong to inference alone
+        # the cached tensors outlive this run, so they must not be inference tensors
         with torch.inference_mode(False):
             return KeptDiscovery(found, asked.choice)
 
@@ -75,21 +76,21 @@ def discover_once(asked: AskedDiscovery, edits: str, place: BlockPlace | None) -
 
 
 def describe_discovery(key: str, text: str) -> dict[str, object]:
-    """What the edits of a text make of a discovery; a line that does not fit is told as `fault`, beside what the lines before
-    it gave.
+    """A discovery after the edits of a text; an invalid line is reported as `fault`, with the result of the lines before it.
 
     Returns:
-        `parts`: what every found part became; `edited`: every part with name, share and kinds; `codes`: `(n, M)` kinds of the
-        pictures shown, -1 where a part is absent.
+        `parts`: the edited part of every discovered part; `edited`: every part with name, share and kinds; `codes`: `(n, M)`
+        kinds in the displayed pictures, -1 for an absent part.
 
     Raises:
-        DiscoveryGone: it is no longer kept.
+        DiscoveryGone: it is no longer in memory.
         BestiaryError: the text is too long.
     """
     kept = DISCOVERIES.get(key)
     fault = None
     try:
         edited = kept.edited(text)
+    # an invalid line does not hide the result of the lines before it
     except EditFault as told:
         edited, fault = told.done, {"line": told.line, "text": str(told), "cause": told.cause}
     shown = len(kept.squares)
@@ -105,16 +106,16 @@ def describe_discovery(key: str, text: str) -> dict[str, object]:
 
 
 def picture_of(key: str, number: int) -> bytes:
-    """One of the pictures shown, WebP.
+    """One of the displayed pictures as WebP.
 
     Raises:
-        BestiaryError: the discovery is no longer kept, or it shows no such picture.
+        BestiaryError: the discovery is no longer in memory, or the number is out of range.
     """
     return _encoded(_row(DISCOVERIES.get(key).squares, number), "WEBP")
 
 
 def labels_of(key: str, number: int) -> bytes:
-    """Numbers of the found parts on the patch grid `(h, w)`, a grey PNG; faults as `picture_of`."""
+    """Numbers of the discovered parts on the patch grid `(h, w)` as a grey PNG; errors as `picture_of`."""
     kept = DISCOVERIES.get(key)
     labels = kept.found.maps.labels[: len(kept.squares)].to(torch.uint8).numpy()  # (n, h, w)
     return _encoded(_row(labels, number), "PNG")
@@ -122,7 +123,7 @@ def labels_of(key: str, number: int) -> bytes:
 
 def _row(rows: np.ndarray, number: int) -> np.ndarray:
     if not 0 <= number < len(rows):
-        raise BestiaryError(f"picture {number}: the editor shows 0 to {len(rows) - 1}")
+        raise BestiaryError(f"picture {number} is out of range: the editor shows pictures 0 to {len(rows) - 1}")
     return rows[number]
 
 
@@ -133,7 +134,7 @@ def _encoded(array: np.ndarray, kind: str) -> bytes:
 
 
 def _height(labels: Tensor, part: int, background: int) -> float | None:
-    """Where a part of labels `(N, h, w)` lies in the things: -1 at their top, 1 at their bottom; None where no picture shows it."""
+    """Mean height of a part of labels `(N, h, w)` in its objects: -1 at the top, 1 at the bottom; None if it never occurs."""
     offsets = []
     for rows in labels:
         own = (rows == part).any(1).nonzero().flatten()
@@ -146,7 +147,7 @@ def _height(labels: Tensor, part: int, background: int) -> float | None:
 
 
 def _described(codebook: PartCodebook, maps: PartMaps, shown: int) -> list[dict[str, object]]:
-    """Per part its name, mean share of the area, and its kinds with how many pictures show each."""
+    """Per part its name, mean share of the area, and its kinds with their numbers of pictures."""
     areas = torch.bincount(maps.labels.flatten().long(), minlength=codebook.num_parts) / maps.labels.numel()  # (M,)
     listed = []
     for part, name in enumerate(codebook.part_names):

@@ -1,4 +1,4 @@
-"""The newest discoveries, kept in memory so that edits of their parts need no new one.
+"""The latest discoveries, kept in memory so that edits of their parts need no new discovery.
 
 Letters: N pictures, n of them shown, (h, w) patch grid, M parts.
 """
@@ -23,36 +23,35 @@ from .discovery_job import DiscoveryChoice, FoundParts, seen_by_entry
 from .part_pictures import as_squares
 
 MOST_KEPT = 2
-"""Discoveries in memory that nothing else holds."""
+"""Discoveries kept in memory without other references."""
 MOST_SHOWN = 64
-"""Pictures that an editor is given."""
+"""Maximum number of pictures in the editor."""
 EDGE = 256
-"""Longest edge of a picture that an editor is given, in pixels."""
+"""Edge of a picture in the editor, in pixels."""
 MOST_BLOCKS = 64
-"""Blocks whose newest discovery is remembered."""
+"""Maximum number of nodes whose latest discovery is remembered."""
 LONGEST_PLACE = 100
-"""Characters of a workflow's or a node's name that count."""
+"""Maximum characters of a workflow's or a node's identifier; the rest is ignored."""
 
 
 class DiscoveryGone(BestiaryError):
-    """A discovery that is no longer kept."""
+    """The requested discovery is no longer in memory."""
 
 
 @dataclass(frozen=True)
 class BlockPlace:
-    """Where a discovery was asked for."""
+    """The node for which a discovery was computed."""
 
     workflow: str = ""
-    """The workflow's own identifier, empty where it has none."""
+    """Identifier of the workflow, empty if it has none."""
     node: str = ""
-    """Number of the node, after those of the blocks around it: `12:5`; `:5` where these are not known."""
+    """Id of the node, prefixed by those of its subgraph nodes: `12:5`; `:5` if these are unknown."""
     client: str = ""
-    """The page, or program, that asked."""
+    """Client id of the page or program that queued the graph."""
 
     @classmethod
     def of(cls, node: object, png_info: object) -> BlockPlace | None:
-        """The place of a node with this number in a graph that came with this information for saved pictures; None outside
-        of graphs."""
+        """The place of a node with this id, with the workflow from the hidden input `extra_pnginfo`; None outside a graph."""
         if node is None:
             return None
         workflow = png_info.get("workflow") if isinstance(png_info, dict) else None
@@ -61,16 +60,16 @@ class BlockPlace:
         return cls(*(str(name or "")[:LONGEST_PLACE] for name in (identifier, node, client)))
 
     def holds(self, other: BlockPlace) -> bool:
-        """Whether `other` names this place, for whatever page."""
+        """True if `other` identifies the same node, ignoring the client."""
         inner = other.node.startswith(":") and self.node.endswith(other.node)
         return self.workflow == other.workflow and (inner or self.node == other.node)
 
 
 class KeptDiscovery:
-    """A discovery, small pictures of what it looked at, and what edits have made of it. Safe to ask from several threads."""
+    """A discovery with small copies of its pictures and a history of edits. Thread-safe."""
 
     def __init__(self, found: FoundParts, choice: DiscoveryChoice) -> None:
-        """The pictures of `found`, which may be large, are not kept."""
+        """Does not keep the pictures of `found`, which may be large."""
         self._choice, self._sure = choice, found.sure
         self._entries = [(entry.size, len(entry.maps.labels)) for entry in found.seen]
         maps = PartMaps(
@@ -86,22 +85,22 @@ class KeptDiscovery:
         self._lock = threading.Lock()
 
     def edited(self, text: str) -> EditedParts:
-        """The parts after the edits of a text; faults as `EditHistory.after`."""
-        # fitting new kinds is no inference, and results are kept beyond this thread's mode
+        """The parts after the edits of a text; errors as `EditHistory.after`."""
+        # results are cached beyond this run, so they must not be inference tensors
         with self._lock, torch.inference_mode(False), torch.no_grad():
             return self._history.after(text)
 
     def found_parts(self, images: list[Tensor], text: str) -> FoundParts:
-        """What a node gives: the edited parts of these images `(B, H, W, 3)`. It holds this discovery."""
+        """The edited parts of these images `(B, H, W, 3)`; the result keeps this discovery alive."""
         edited = self.edited(text)
         seen = seen_by_entry(edited.codebook, edited.maps, self._entries, self._choice.fit, edited.colors())
-        # what was sure of parts that were joined or dropped since says nothing of those there are now
+        # the certainty of merged or dropped parts does not apply to the edited ones
         same = edited.codebook.num_parts == self.found.codebook.num_parts
         return FoundParts(edited.codebook, images, seen, sure=self._sure if same else None, origin=self)
 
 
 class Discoveries:
-    """The newest few, by key, and all that something else still holds; safe to ask from several threads."""
+    """Cache of the latest discoveries by key, and of all that are still referenced elsewhere. Thread-safe."""
 
     def __init__(self) -> None:
         """Empty."""
@@ -111,7 +110,8 @@ class Discoveries:
         self._lock = threading.Lock()
 
     def take(self, key: str, place: BlockPlace | None, find: Callable[[], KeptDiscovery]) -> KeptDiscovery:
-        """The discovery of this key, found now if it is not kept; it is then the newest of its place."""
+        """The discovery of this key, computed by `find` if it is not cached; becomes the latest one of its place."""
+        # `find` runs outside the lock: a discovery takes minutes, and other threads must not wait for it
         with self._lock:
             kept = self._all.get(key)
         kept = kept or find()
@@ -123,7 +123,7 @@ class Discoveries:
         return kept
 
     def newest_of(self, place: BlockPlace) -> str | None:
-        """Key of the newest discovery of a place, its own page's before those of others; None where none is kept."""
+        """Key of the latest discovery of a place, preferring that of the same client; None if there is none."""
         with self._lock:
             there = [
                 (known, key) for known, key in reversed(self._newest.items()) if known.holds(place) and key in self._all
@@ -132,15 +132,15 @@ class Discoveries:
         return there[0][1] if there else None
 
     def has(self, key: str) -> bool:
-        """Whether a discovery is kept."""
+        """True if the discovery is in memory."""
         with self._lock:
             return key in self._all
 
     def get(self, key: str) -> KeptDiscovery:
-        """A kept discovery.
+        """A discovery in memory.
 
         Raises:
-            DiscoveryGone: it is not kept any more.
+            DiscoveryGone: it is no longer in memory.
         """
         with self._lock:
             kept = self._all.get(key)
@@ -157,7 +157,7 @@ def _put(table: OrderedDict, key: object, value: object, most: int) -> None:
 
 
 def _squares(found: FoundParts) -> np.ndarray:
-    """The first pictures of all entries `(n, EDGE, EDGE, 3)` uint8, as the discovery saw them."""
+    """The first pictures of all entries `(n, EDGE, EDGE, 3)` uint8, cropped as in the discovery."""
     squares, left = [], MOST_SHOWN
     for images, seen in zip(found.images, found.seen, strict=True):
         if left > 0:

@@ -1,4 +1,4 @@
-"""Nodes that find parts in pictures, find them again in others, and keep codebooks."""
+"""Nodes that discover parts, segment pictures with a codebook, and load and save codebooks."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ CATEGORY = "Bestiary/discover"
 
 
 class BestiaryDiscoverParts(io.ComfyNode):
-    """Pictures in, a codebook of their parts out."""
+    """Discovers the parts of pictures and outputs a codebook."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -35,7 +35,7 @@ class BestiaryDiscoverParts(io.ComfyNode):
             category=CATEGORY,
             search_aliases=["segment", "cluster", "unsupervised", "dino"],
             is_input_list=True,
-            # so that it can be run alone, to be looked at and edited, and tells the page its key each time
+            # an output node can run alone, and sends its key to the editor in the browser on every run
             is_output_node=True,
             inputs=[
                 io.Image.Input("images"),
@@ -81,6 +81,7 @@ class BestiaryDiscoverParts(io.ComfyNode):
         from .part_reports import discovery_text
 
         with named_faults("Discover Parts"):
+            # is_input_list: every option arrives as a list
             area = checked_fit(fit[0] if fit else SQUARE_FITS[0])
             choice = DiscoveryChoice(num_parts[0], num_kinds[0], seed[0], flip_foreground[0], area)
             allowed = bool(allow_download and allow_download[0])
@@ -103,7 +104,7 @@ class BestiaryDiscoverParts(io.ComfyNode):
 
 
 class BestiaryDiffusionFeatures(io.ComfyNode):
-    """A model as the eyes of a codebook."""
+    """A diffusion model as feature source."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -127,7 +128,7 @@ class BestiaryDiffusionFeatures(io.ComfyNode):
 
 
 class BestiarySegmentParts(io.ComfyNode):
-    """The parts of a codebook in other pictures."""
+    """Segments pictures with the parts of a codebook."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -170,7 +171,7 @@ class BestiarySegmentParts(io.ComfyNode):
 
 
 class BestiaryPartMask(io.ComfyNode):
-    """One mask from part maps."""
+    """Builds one mask from part maps."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -198,7 +199,7 @@ class BestiaryPartMask(io.ComfyNode):
 
 
 class BestiaryLoadCodebook(io.ComfyNode):
-    """From a file to a codebook."""
+    """Loads a codebook from a file."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -232,7 +233,7 @@ class BestiaryLoadCodebook(io.ComfyNode):
 
 
 class BestiarySaveCodebook(io.ComfyNode):
-    """From a codebook to a file."""
+    """Saves a codebook to a file."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:

@@ -1,4 +1,4 @@
-"""Overlays of the graph: parts in colour over every picture, with a legend that says of which kind each part is."""
+"""Overlays of parts in colour over pictures, with a legend of their kinds."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from .part_pictures import as_images, as_pictures
 from .seen_parts import SeenParts
 
 LegendText = Callable[[int, int], str]
-"""(picture, part) -> what the legend says of the part."""
+"""(picture, part) -> text of the legend."""
 
 
 def draw_overlays(images: Tensor, seen: SeenParts, text: LegendText) -> Tensor:
-    """Images `(B, H, W, 3)` with their parts in colour and a legend below, small pictures enlarged."""
+    """Images `(B, H, W, 3)` with their parts in colour and a legend below; small pictures are enlarged."""
     drawn = []
     for number, picture in enumerate(as_pictures(images)):
         large = enlarged(picture)
         areas = seen.areas(number, (large.height, large.width))  # (M, H', W')
         drawn.append(draw_parts(large, areas, seen.background, seen.colors()))
-    # legends are drawn together: all results have one size
+    # legends are laid out together, because all pictures of a batch must have one size
     legends = [legend(seen, number, text) for number in range(len(drawn))]
     return as_images(add_legend(drawn, legends))
 
@@ -38,7 +38,7 @@ def found_overlays(found: FoundParts) -> list[Tensor]:
 
 
 def legend(seen: SeenParts, picture: int, text: LegendText) -> list[LegendEntry]:
-    """Legend of one picture: all parts but the background, those that it does not show faint."""
+    """Legend of one picture: all parts except the background; absent parts are drawn faint."""
     codes = seen.maps.codes[picture]  # (M,)
     shown = [part for part in range(len(seen.part_names)) if part != seen.background]
     colors = seen.colors()
@@ -46,7 +46,7 @@ def legend(seen: SeenParts, picture: int, text: LegendText) -> list[LegendEntry]
 
 
 def kind_text(codebook: PartCodebook, seen: SeenParts) -> LegendText:
-    """Says "head: cardinal", "head: 3" for a kind without a name, "head" for a part that is not shown."""
+    """Legend texts: "head: cardinal", "head: 3" for an unnamed kind, "head" for an absent part."""
 
     def text(picture: int, part: int) -> str:
         code = int(seen.maps.codes[picture, part])
@@ -57,6 +57,6 @@ def kind_text(codebook: PartCodebook, seen: SeenParts) -> LegendText:
 
 
 def kind_name(codebook: PartCodebook, part: int, kind: int) -> str:
-    """Name of a kind, else its number."""
+    """Name of a kind, or its number if it has none."""
     names = codebook.kind_names[part] if part < len(codebook.kind_names) else {}
     return names.get(kind, str(kind))

@@ -1,4 +1,4 @@
-"""Inputs that nodes looking at pictures share, and the look itself."""
+"""Inputs shared by nodes that segment pictures, and the segmentation."""
 
 from __future__ import annotations
 
@@ -18,31 +18,31 @@ if TYPE_CHECKING:
     from .seen_parts import SeenParts
 
 FeaturesSocket = io.Custom("BESTIARY_FEATURES")
-"""A model of the graph whose activations are read: a `Denoiser`."""
+"""A model of the graph as feature source: a `Denoiser`."""
 
 
 def fit_input() -> io.Input:
-    """How pictures that are not square are looked at."""
+    """Input for the handling of pictures that are not square."""
     return socket(io.Combo.Input, "fit", options=list(SQUARE_FITS), default=SQUARE_FITS[0], optional=True)
 
 
 def features_input() -> io.Input:
-    """The source of codebooks that were made with a diffusion model."""
+    """Input for the feature source of codebooks that use a diffusion model."""
     return FeaturesSocket.Input("features", optional=True)
 
 
 def segment(
     images: Tensor, codebook: NamedCodebook, features: Denoiser | None, fit: str, progress: GraphProgress
 ) -> tuple[Tensor, SeenParts]:
-    """Checked images `(B, H, W, 3)` and what a codebook sees in them.
+    """Validated images `(B, H, W, 3)` and their segmentation by a codebook.
 
     Raises:
-        BestiaryError: bad pictures, or features that are missing or not those of the codebook.
+        BestiaryError: invalid pictures, or features that are missing or do not match the codebook.
     """
     from .feature_choice import open_source
     from .seen_parts import describe_images, see_parts
 
-    # pictures are checked before a source is opened, which may take long
+    # validate pictures first: opening a source may load a large network
     area, pictures = checked_fit(fit), checked_images(images)
     source = open_source(codebook.codebook.feature_spec, features)
     progress.begin(len(pictures))

@@ -1,4 +1,4 @@
-"""Masks of chosen parts: united, grown or shrunk, feathered, inverted. Letters: B pictures, (H, W) pixels."""
+"""Masks of selected parts: union, growing or shrinking, feathering, inversion. Letters: B pictures, (H, W) pixels."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from .seen_parts import SeenParts
 
 
 def mask_of_parts(seen: SeenParts, parts: str, *, grow: int = 0, feather: float = 0.0, invert: bool = False) -> Tensor:
-    """Mask `(B, H, W)` in 0..1 of the parts named in a text, each step on the result of the one before.
+    """Mask `(B, H, W)` in 0..1 of the parts listed in a text.
 
     Args:
-        parts: names or numbers joined by commas.
-        grow: pixels to add around, negative ones to take away.
-        feather: standard deviation in pixels of a blur.
+        parts: names or numbers separated by commas.
+        grow: pixels to grow by; negative values shrink.
+        feather: standard deviation in pixels of a Gaussian blur.
 
     Raises:
         BestiaryError: an unknown part.
     """
-    # united, then grown, feathered and inverted: each on the result of the one before
+    # the order is part of the node's contract: union, grow, feather, invert
     chosen = seen.find_parts(parts)
     areas = [seen.areas(picture)[chosen].sum(dim=0) for picture in range(len(seen.maps.labels))]
     mask = torch.stack(areas).clamp(0, 1)  # (B, H, W)
@@ -37,12 +37,12 @@ def part_masks(seen: SeenParts) -> list[Tensor]:
 
 
 def grown(mask: Tensor, pixels: int) -> Tensor:
-    """A mask `(B, H, W)` with this many pixels added all around (an octagon), or taken away where negative."""
+    """A mask `(B, H, W)` dilated by this many pixels (an octagon), or eroded if negative."""
     if pixels < 0:
         return 1 - grown(1 - mask, -pixels)
     spread = mask.unsqueeze(1)  # (B, 1, H, W)
     for step in range(pixels):
-        # crosses and squares in turn come close to a circle
+        # alternating a cross and a square approximates a circle by an octagon
         if step % 2:
             spread = F.max_pool2d(spread, 3, 1, 1)
         else:
@@ -52,15 +52,15 @@ def grown(mask: Tensor, pixels: int) -> Tensor:
 
 
 def softened(mask: Tensor, deviation: float) -> Tensor:
-    """A mask `(B, H, W)` blurred by a Gaussian of this deviation in pixels; borders are continued."""
+    """A mask `(B, H, W)` blurred by a Gaussian with this deviation in pixels; borders are replicated."""
     if deviation <= 0:
         return mask
-    # beyond three deviations the bell is nothing
+    # beyond three standard deviations the Gaussian is negligible
     reach = max(1, math.ceil(3 * deviation))
     place = torch.arange(-reach, reach + 1, dtype=torch.float32)
     weights = torch.exp(-place.square() / (2 * deviation**2))
     weights = weights / weights.sum()  # (2 reach + 1,)
-    # rows and columns one after the other: a Gaussian is their product
+    # a Gaussian is separable: blur rows and columns one after the other
     blurred = F.pad(mask.unsqueeze(1), (reach, reach, reach, reach), mode="replicate")
     blurred = F.conv2d(blurred, weights.view(1, 1, 1, -1))
     return F.conv2d(blurred, weights.view(1, 1, -1, 1)).squeeze(1).clamp(0, 1)  # (B, H, W)

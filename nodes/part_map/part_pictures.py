@@ -1,4 +1,4 @@
-"""Pictures of a graph (IMAGE tensors) as squares for a feature source, as Pillow pictures, and back; checked on entry.
+"""Conversion of IMAGE tensors to squares for a feature source and to Pillow pictures, and back, with validation.
 
 Letters: B pictures, (H, W) pixels, S edge of a square.
 """
@@ -17,7 +17,7 @@ from ...concepts.errors import BestiaryError
 from ...concepts.pictures.square_fit import SQUARE_FITS, SquareFit, fit_square
 
 MIN_EDGE = 16
-"""A picture whose shorter edge has fewer pixels shows no parts."""
+"""Minimum pixels of the shorter edge; smaller pictures are rejected."""
 _GRAPH_WORDS = {
     "--flip-foreground": "flip_foreground",
     'set run.dtype = "fp32"': "start ComfyUI with --force-fp32",
@@ -28,7 +28,7 @@ _GRAPH_WORDS = {
 
 @contextlib.contextmanager
 def named_faults(node: str) -> Iterator[None]:
-    """Puts the node's name before the message of every BestiaryError, and options of the command line in the graph's words."""
+    """Prefixes the message of every BestiaryError with the node's name, and replaces command-line options by node inputs."""
     try:
         yield
     except BestiaryError as fault:
@@ -42,7 +42,7 @@ def checked_images(images: Tensor, place: str = "") -> Tensor:
     """Images `(B, H, W, 3)` float32 in 0..1, free of inference mode, so that models can be fitted to them.
 
     Args:
-        place: which of several lists they stand in, for messages.
+        place: their entry in a list of images, for messages.
 
     Raises:
         BestiaryError: not pictures, too small, or values that are not finite.
@@ -52,18 +52,18 @@ def checked_images(images: Tensor, place: str = "") -> Tensor:
         raise BestiaryError(f"images{place} of shape {shape}: connect pictures (count, height, width, 3)")
     if min(shape[1:3]) < MIN_EDGE:
         raise BestiaryError(
-            f"images{place} of {shape[2]} x {shape[1]} pixels are too small: at least {MIN_EDGE} x {MIN_EDGE} are needed"
+            f"images{place} of {shape[2]} x {shape[1]} pixels are too small: at least {MIN_EDGE} x {MIN_EDGE} are required"
         )
-    # models in half precision sometimes give NaN: better told here than found as no part
+    # models in half precision sometimes produce NaN, which would silently yield no parts
     finite = torch.isfinite(images).flatten(1).all(1)  # (B,)
     if not bool(finite.all()):
         number = int((~finite).nonzero()[0]) + 1
         raise BestiaryError(
-            f"picture {number} of {shape[0]}{place} holds values that are not numbers (NaN or infinity): "
+            f"picture {number} of {shape[0]}{place} contains NaN or infinity: "
             "check the node that made it, often a VAE in half precision"
         )
     with torch.inference_mode(False):
-        # transparency is cut off, a single channel becomes three; a copy, since inference tensors cannot be trained on
+        # drop alpha, expand grey to three channels; cloned, because inference tensors cannot be used in training
         opaque = images.detach().float().cpu().clone()[..., :3]
         return opaque.clamp(0, 1).expand(-1, -1, -1, 3).contiguous()  # (B, H, W, 3)
 
@@ -80,16 +80,16 @@ def as_images(pictures: Sequence[Image.Image]) -> Tensor:
 
 
 def as_squares(images: Tensor, size: int, fit: SquareFit) -> Tensor:
-    """What a feature source looks at `(B, 3, S, S)` in 0..1, made from 8-bit pictures as the command line makes it."""
+    """Input of a feature source `(B, 3, S, S)` in 0..1, made from 8-bit pictures as on the command line."""
     squares = [fit_square(picture, size, fit) for picture in as_pictures(images)]
     return as_images(squares).permute(0, 3, 1, 2).contiguous()  # (B, 3, S, S)
 
 
 def checked_fit(fit: str) -> SquareFit:
-    """The fit of that name; ComfyUI does not check the values of its menus.
+    """The fit of that name; needed because linked values bypass ComfyUI's check of menus.
 
     Raises:
-        BestiaryError: there is no such fit.
+        BestiaryError: an unknown fit.
     """
     if fit not in SQUARE_FITS:
         raise BestiaryError(f"unknown fit {fit!r}: choose {' or '.join(SQUARE_FITS)}")

@@ -1,4 +1,4 @@
-"""What nodes say in text about codebooks and part maps."""
+"""Text reports of nodes about codebooks and part maps."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def codebook_text(codebook: PartCodebook) -> str:
     for part, name in enumerate(codebook.part_names):
         count = codebook.num_kinds[part] if codebook.fine else 0
         named = [kind_name(codebook, part, kind) for kind in range(min(count, _NAMES_SHOWN))]
-        # names are listed only where somebody gave some
+        # without user-given names the list would repeat the numbers
         given = any(kind in codebook.kind_names[part] for kind in range(count)) if codebook.kind_names else False
         listed = f": {', '.join(named)}{', ...' if count > _NAMES_SHOWN else ''}" if given else ""
         mark = " (background)" if part == codebook.background else ""
@@ -28,7 +28,7 @@ def codebook_text(codebook: PartCodebook) -> str:
 
 
 def source_text(codebook: PartCodebook) -> str:
-    """Name of the feature source, with the model it reads."""
+    """Name of the feature source and its model."""
     spec = codebook.feature_spec
     model = spec.get("backbone") or spec.get("model")
     return f"{spec.get('name', 'unknown')}{f' of {model}' if model else ''}"
@@ -42,25 +42,25 @@ def discovery_text(
     confidence: Sequence[float] = (),
     unsure: Sequence[str] = (),
 ) -> str:
-    """How many pictures show each part, how large it is there, and how many kinds it has.
+    """Per part: number of pictures with it, its area in them, and its number of kinds.
 
     Args:
-        confidence: how sure every part's labels are, 0..1; empty leaves it out.
-        unsure: pictures to look at first, in words.
+        confidence: certainty of every part's labels, 0..1; omitted if empty.
+        unsure: descriptions of the most uncertain pictures.
     """
     pictures = sum(len(entry.maps.labels) for entry in seen)
     lines = [f"{pictures} pictures, features: {source_text(codebook)}"]
     for part, name in enumerate(codebook.part_names):
         shown = sum(int((entry.maps.codes[:, part] != ABSENT).sum()) for entry in seen)
         patches = sum(int((entry.maps.labels == part).sum()) for entry in seen)
-        # the mean share of the picture where the part is shown
+        # mean area over the pictures that show the part, not over all
         area = patches / max(1, shown * seen[0].maps.labels[0].numel())
         sure = f", {confidence[part]:.0%} confidence" if part < len(confidence) else ""
         lines.append(
             f"{name}: shown by {shown} of {pictures}, {area:.0%} of the picture, {codebook.num_kinds[part]} kinds{sure}"
         )
     if unsure:
-        lines.append(f"Look first at {'; '.join(unsure)}.")
+        lines.append(f"Check first: {'; '.join(unsure)}.")
     return "\n".join([*lines, warning] if warning else lines)
 
 

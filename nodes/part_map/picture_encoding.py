@@ -1,6 +1,6 @@
-"""Pictures of a graph as a training reads them: squares, and what the VAE makes of each, encoded once.
+"""Pictures of a graph prepared for training: centre squares and their latent moments, encoded once.
 
-Letters: N pictures, V views (as is, mirrored), C latent channels, S edge of the square, (h, w) latent grid, (H, W) pixels.
+Letters: N pictures, V views (original, mirrored), C latent channels, S edge of the square, (h, w) latent grid, (H, W) pixels.
 """
 
 from __future__ import annotations
@@ -21,20 +21,20 @@ from .part_pictures import as_pictures, checked_images
 
 LATENT_FACTOR = 8
 AREA = SQUARE_FITS[0]
-"""Trainings cut the centre square, as the command line does."""
+"""Trainings use the centre square, as on the command line."""
 _AT_ONCE = 8
 
 
 def checked_entries(images: Sequence[Tensor]) -> list[Tensor]:
-    """Every entry `(B, H, W, 3)` of a list of images, checked; see `checked_images`."""
+    """Every entry `(B, H, W, 3)` of a list of images, validated; see `checked_images`."""
     return [checked_images(entry, f" in entry {n} of the list") for n, entry in enumerate(images, 1)]
 
 
 def check_square(size: int) -> None:
-    """Make sure that a training square has an edge that can be encoded.
+    """Check that the edge of a training square can be encoded.
 
     Raises:
-        BestiaryError: it has not.
+        BestiaryError: it is too small or not a multiple of the latent factor.
     """
     if size % LATENT_FACTOR or size < 64:
         raise BestiaryError(f"image_size {size}: choose 64 or more, in steps of {LATENT_FACTOR}")
@@ -50,7 +50,7 @@ def encode_squares(squares: np.ndarray, vae: Vae, mirror: bool, progress: GraphP
     """Moments (N, V, 2, C, h, w) float16 of squares (N, S, S, 3): mean and log-variance of the autoencoder's posterior.
 
     Raises:
-        BestiaryError: the autoencoder gave numbers that are not finite.
+        BestiaryError: the autoencoder returned values that are not finite.
         InterruptProcessingException: the user cancelled.
     """
     autoencoder = ComfyAutoencoder(vae)
@@ -58,6 +58,7 @@ def encode_squares(squares: np.ndarray, vae: Vae, mirror: bool, progress: GraphP
     for start in range(0, len(squares), _AT_ONCE):
         some = torch.from_numpy(squares[start : start + _AT_ONCE]).permute(0, 3, 1, 2).contiguous().float() / 255
         views = [some, some.flip(-1)] if mirror else [some]
+        # mirrored pictures are encoded separately: a mirrored latent is not the latent of a mirrored picture
         both = torch.stack([torch.stack(autoencoder.encode(view), dim=1) for view in views], dim=1)
         moments.append(both.float().cpu().half().numpy())  # (B, V, 2, C, h, w)
         _check_finite(moments[-1], start, autoencoder.precision)
@@ -66,24 +67,24 @@ def encode_squares(squares: np.ndarray, vae: Vae, mirror: bool, progress: GraphP
 
 
 def _check_finite(moments: np.ndarray, start: int, precision: str) -> None:
-    """Refuse moments (B, V, 2, C, h, w) of pictures from `start` on that would spoil a training."""
+    """Reject moments (B, V, 2, C, h, w) of pictures from `start` on with values that are not finite."""
     spoilt = np.flatnonzero(~np.isfinite(moments).all((1, 2, 3, 4, 5)))
     if len(spoilt):
         listed = ", ".join(f"picture {start + row + 1}" for row in spoilt)
         raise BestiaryError(
-            f"the VAE gave latents that are not finite for {listed}, computed in {precision}: start ComfyUI with --fp32-vae, or, "
-            "if it computes in float32 already, look at these pictures and connect another VAE"
+            f"the VAE returned latents that are not finite for {listed}, computed in {precision}: start ComfyUI with --fp32-vae; "
+            "if it already uses float32, check these pictures or connect another VAE"
         )
 
 
 def checked_masks(masks: Sequence[Tensor], images: Sequence[Tensor]) -> list[Tensor]:
-    """Masks `(H, W)` float32, one for every picture of a list of images `(B, H, W, 3)`.
+    """Masks `(H, W)` float32, one per picture of a list of images `(B, H, W, 3)`.
 
     Args:
-        masks: `(H, W)` or `(B, H, W)` each, white is the thing.
+        masks: `(H, W)` or `(B, H, W)` each, object in white.
 
     Raises:
-        BestiaryError: another number of masks, or one of another size than its picture.
+        BestiaryError: the number of masks, or the size of one, does not match the pictures.
     """
     single = [mask for entry in masks for mask in entry.reshape(-1, *entry.shape[-2:]).float().cpu()]
     sizes = [tuple(entry.shape[1:3]) for entry in images for _ in entry]

@@ -1,4 +1,4 @@
-"""What a codebook sees in the pictures of a graph: features picture by picture, labels, codes, and pixel areas.
+"""Segmentation of the pictures of a graph by a codebook: features, labels, codes, and pixel areas.
 
 Letters: B pictures, (H, W) pixels, (h, w) patch grid, M parts, D channels.
 """
@@ -22,13 +22,13 @@ from ...concepts.pictures.square_fit import SquareFit, seen_box
 from .part_pictures import as_squares
 
 FOREGROUND = "foreground"
-"""Name that stands for all parts but the background."""
+"""Name for all parts except the background."""
 _AT_ONCE = 8
 
 
 @dataclass(frozen=True)
 class SeenParts:
-    """The parts of B pictures of one size: what a BESTIARY_PART_MAPS socket carries."""
+    """The parts of B pictures of one size: value of a BESTIARY_PART_MAPS socket."""
 
     part_names: tuple[str, ...]
     """M names."""
@@ -38,9 +38,9 @@ class SeenParts:
     size: tuple[int, int]
     """(H, W) of the pictures."""
     fit: SquareFit
-    """Which area of the pictures the labels cover."""
+    """Area of the pictures that the labels cover."""
     color_numbers: tuple[int, ...] = ()
-    """Which part's colour each of the M parts has; empty, its own."""
+    """Colour number of each of the M parts; empty for their own numbers."""
 
     def areas(self, picture: int, size: tuple[int, int] | None = None) -> Tensor:
         """Share of every part in every pixel `(M, H, W)` of one picture, at its own or another size."""
@@ -53,10 +53,10 @@ class SeenParts:
         return [part_color(number) for number in self.color_numbers or range(len(self.part_names))]
 
     def find_parts(self, text: str) -> list[int]:
-        """Indices of parts named or numbered, joined by commas; `foreground` is all but the background.
+        """Indices of parts given by name or number, separated by commas; `foreground` is all except the background.
 
         Raises:
-            BestiaryError: no name, or no such part; the message lists those that exist.
+            BestiaryError: no name, or an unknown part; the message lists the valid ones.
         """
         found: list[int] = []
         for name in [piece.strip() for piece in text.split(",") if piece.strip()]:
@@ -66,7 +66,7 @@ class SeenParts:
         return found
 
     def _find(self, name: str) -> list[int]:
-        # a name first, then the word for all parts of the thing, then a number
+        # precedence: a part may itself be named "foreground" or "3"
         found = same_names(name, self.part_names)
         if found:
             return found[:1]
@@ -84,16 +84,16 @@ class SeenParts:
 def describe_images(
     images: Tensor, source: FeatureSource, fit: SquareFit, on_picture: Callable[[int], None] = lambda count: None
 ) -> PatchGrid:
-    """Features of images `(B, H, W, 3)`, rounded as the command line stores them; each picture by itself.
+    """Features of images `(B, H, W, 3)`, rounded as they are stored on the command line.
 
     Args:
-        on_picture: called with the number of pictures of each piece once it is done.
+        on_picture: called with the number of pictures of each finished batch.
 
     Raises:
         BestiaryError: features that are not finite.
     """
     pieces: list[PatchGrid] = []
-    # some pictures at a time: features of many at once would fill the memory
+    # in small batches: features of many pictures at once would fill the memory
     for some in images.split(_AT_ONCE):
         grid = source(as_squares(some, source.image_size, fit))
         if not bool(torch.isfinite(grid.features).all()):
@@ -106,17 +106,17 @@ def describe_images(
 
 
 def joined_grids(pieces: Sequence[PatchGrid]) -> PatchGrid:
-    """Several as one `(B, h, w, D)`, in order."""
+    """Several grids concatenated to one `(B, h, w, D)`."""
     return PatchGrid.joined(pieces)
 
 
 def see_parts(codebook: PartCodebook, grid: PatchGrid, size: tuple[int, int], fit: SquareFit) -> SeenParts:
-    """Labels and codes of pictures of one size whose features are known."""
+    """Labels and codes of pictures of one size, from their features."""
     return seen_from_maps(codebook, codebook.segment(grid), size, fit)
 
 
 def seen_from_maps(
     codebook: PartCodebook, maps: PartMaps, size: tuple[int, int], fit: SquareFit, color_numbers: tuple[int, ...] = ()
 ) -> SeenParts:
-    """The record of maps that a codebook made."""
+    """A `SeenParts` record from maps of a codebook."""
     return SeenParts(codebook.part_names, codebook.background, maps, size, fit, color_numbers)

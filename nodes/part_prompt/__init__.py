@@ -1,1 +1,1 @@
-"""Parts in the prompts of a graph: picked, written, encoded."""
+"""Parts in the prompts of a graph: selection, prompt syntax, encoding."""

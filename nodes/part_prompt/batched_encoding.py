@@ -1,8 +1,8 @@
-"""Many prompts through ComfyUI's own text encoding in one call, each with its own result.
+"""Encodes many prompts with one call of ComfyUI's text encoding, with a separate result for each.
 
-ComfyUI encodes the chunks of one long prompt as one batch. Several prompts are handed over as such a prompt and taken
-apart again; where a kind of text encoder does not work chunk by chunk, every prompt is encoded on its own. Letters: C chunks
-of a prompt, L positions of a chunk, E width of the conditioning, D width of a text encoder.
+ComfyUI encodes the chunks of one long prompt as one batch. Several prompts are passed as one such prompt and split
+afterwards; text encoders that do not work chunk by chunk encode every prompt separately. Letters: C chunks of a prompt,
+L positions of a chunk, E width of the conditioning, D width of a text encoder.
 """
 
 from __future__ import annotations
@@ -22,26 +22,26 @@ if TYPE_CHECKING:
     from comfy.sd import CLIP
 
 MOST_CHUNKS = 256
-"""Chunks of one call; more are encoded in several."""
+"""Maximum number of chunks per call."""
 _KNOWN_RESULTS = {"cond", "pooled_output", "hooks", SPANS_KEY}
-"""What an encoding may hold besides which prompts cannot be told apart."""
+"""Known entries of an encoding; with any other entry the prompts cannot be separated safely."""
 
 
 @dataclass(frozen=True, eq=False)
 class EncodedPrompt:
-    """What ComfyUI makes of one prompt."""
+    """Encoding of one prompt by ComfyUI."""
 
     cond: Tensor
     """`(1, C * L, E)`."""
     facts: dict[str, object]
-    """Options beside it, such as `pooled_output`."""
+    """Further options, such as `pooled_output`."""
     states: dict[str, Tensor] = field(default_factory=dict, repr=False)
-    """Text encoder -> `(C, L, D)`: what went into its last norm; only where it was asked for."""
+    """Text encoder -> `(C, L, D)`: input of its final layer norm, if requested."""
 
 
 @dataclass
 class _Watch:
-    """What the text encoders gave while they were watched, by name, one entry per call."""
+    """Recorded outputs of the text encoders by name, one entry per call."""
 
     pooled: dict[str, list[Tensor | None]] = field(default_factory=dict)
     """`(rows, E_pooled)` each."""
@@ -53,12 +53,12 @@ def encode_together(clip: CLIP, prompts: Sequence[Tokens], *, with_states: bool 
     """Encode prompts in as few calls of the text encoders as possible, usually one.
 
     Args:
-        clip: any CLIP of ComfyUI; it is left as it is.
-        prompts: what its tokenizer gave for each prompt.
-        with_states: also keep what went into the last norm of every CLIP text encoder.
+        clip: any CLIP of ComfyUI; not modified.
+        prompts: tokens of each prompt.
+        with_states: also keep the input of the final layer norm of every CLIP text encoder.
 
     Returns:
-        One per prompt, as `clip.encode_from_tokens` gives it for that prompt alone.
+        One result per prompt, equal to that of `clip.encode_from_tokens` for this prompt alone.
     """
     encoded: list[EncodedPrompt] = []
     for group in _groups(prompts):
@@ -70,11 +70,11 @@ def encode_together(clip: CLIP, prompts: Sequence[Tokens], *, with_states: bool 
 
 
 def _groups(prompts: Sequence[Tokens]) -> Iterator[list[Tokens]]:
-    """Neighbouring prompts with at most `MOST_CHUNKS` chunks together; a longer one is a group of its own."""
+    """Consecutive prompts with at most `MOST_CHUNKS` chunks in total; a longer prompt forms its own group."""
     group: list[Tokens] = []
     chunks = 0
     for tokens in prompts:
-        # a prompt that is no dictionary is not understood here: alone
+        # tokens that are not a dict (other encoders) cannot be joined: such a prompt forms its own group
         count = max((len(own) for own in tokens.values()), default=0) if isinstance(tokens, dict) else MOST_CHUNKS
         if group and chunks + count > MOST_CHUNKS:
             yield group
@@ -91,30 +91,30 @@ def _alone(clip: CLIP, tokens: Tokens, with_states: bool) -> list[EncodedPrompt]
     cond = encoded.pop("cond")
     encoded.pop(SPANS_KEY, None)
     count = max((len(own) for own in tokens.values()), default=0) if isinstance(tokens, dict) else 0
-    # a last row stands for the empty prompt where there are weights
+    # with prompt weights ComfyUI appends a row for the empty prompt: cut it off
     states = {name: calls[-1][:count] for name, calls in watch.states.items()}
     return [EncodedPrompt(cond, encoded, states)]
 
 
 def _encode_group(clip: CLIP, prompts: list[Tokens], with_states: bool) -> list[EncodedPrompt] | None:
-    """All prompts as one; None where the results cannot be told apart."""
+    """Encodes all prompts as one; None if the results cannot be separated."""
     counts = _chunk_counts(prompts)
     if counts is None or len(prompts) == 1:
         return None
-    # chunk by chunk, encoder by encoder: one long prompt to ComfyUI
+    # concatenate the chunks per encoder: ComfyUI sees one long prompt
     joined = {key: [chunk for tokens in prompts for chunk in tokens[key]] for key in prompts[0]}
     with _watched(clip, with_states) as watch:
         encoded = clip.encode_from_tokens(joined, return_pooled=True, return_dict=True)
     cond, pooled = encoded.pop("cond"), encoded.pop("pooled_output")
-    # where each prompt's chunks begin in it
+    # index of each prompt's first chunk
     rows = [sum(counts[:number]) for number in range(len(counts))]
     own_pooled = _pooled_of(watch, pooled, rows)
-    # anything unknown in the result might belong to one prompt alone
+    # an unknown entry of the result could belong to a single prompt
     if not encoded.keys() <= _KNOWN_RESULTS or own_pooled is None or cond.shape[1] % sum(counts):
         return None
     encoded.pop(SPANS_KEY, None)
     length = cond.shape[1] // sum(counts)
-    # the length of a chunk as it came out must be the length that went in
+    # an encoder that changes the length of chunks cannot be split by chunk
     if length != len(next(iter(joined.values()))[0]):
         return None
     found = []
@@ -126,7 +126,7 @@ def _encode_group(clip: CLIP, prompts: list[Tokens], with_states: bool) -> list[
 
 
 def _chunk_counts(prompts: list[Tokens]) -> list[int] | None:
-    """Chunks of every prompt, if all text encoders agree about them and all chunks are equally long."""
+    """Number of chunks of every prompt, if all text encoders agree and all chunks have the same length."""
     if not all(isinstance(tokens, dict) and tokens.keys() == prompts[0].keys() for tokens in prompts):
         return None
     counts = [{len(chunks) for chunks in tokens.values()} for tokens in prompts]
@@ -137,10 +137,10 @@ def _chunk_counts(prompts: list[Tokens]) -> list[int] | None:
 
 
 def _pooled_of(watch: _Watch, joined: Tensor | None, rows: list[int]) -> list[Tensor | None] | None:
-    """The pooled vector `(1, E_pooled)` of every prompt; None if it is unclear which text encoder gave it."""
+    """The pooled vector `(1, E_pooled)` of every prompt; None if its text encoder cannot be identified."""
     if joined is None:
         return [None for _ in rows]
-    # the joined prompt's pooled vector is that of its first chunk: whoever gave it, gave one per chunk
+    # ComfyUI returns the pooled vector of the first chunk: the encoder that produced it has one per chunk
     for calls in watch.pooled.values():
         pooled = calls[-1]
         if pooled is not None and torch.equal(pooled[:1].to(joined), joined):
@@ -150,12 +150,12 @@ def _pooled_of(watch: _Watch, joined: Tensor | None, rows: list[int]) -> list[Te
 
 @contextmanager
 def _watched(clip: CLIP, with_states: bool) -> Iterator[_Watch]:
-    """Watches the text encoders; nothing stays behind, whatever happens inside."""
+    """Records the outputs of the text encoders with hooks, which are always removed."""
     watch, handles = _Watch(), []
     try:
         for name, encoder in _text_encoders(clip).items():
             handles.append(encoder.register_forward_hook(_pooled_hook(watch.pooled.setdefault(name, []))))
-            # states before the last norm only where they are asked for
+            # states are large: hook the norm only if they are requested
             if with_states and (norm := last_norm(encoder)) is not None:
                 handles.append(norm.register_forward_pre_hook(_input_hook(watch.states.setdefault(name, []))))
         yield watch
@@ -165,18 +165,18 @@ def _watched(clip: CLIP, with_states: bool) -> Iterator[_Watch]:
 
 
 def last_norm(encoder: nn.Module) -> nn.Module | None:
-    """The norm behind the layers of a CLIP text encoder, which takes `(rows, L, D)`; None for other kinds."""
+    """The final layer norm of a CLIP text encoder, with input `(rows, L, D)`; None for other encoders."""
     return getattr(getattr(encoder.transformer, "text_model", None), "final_layer_norm", None)
 
 
 def _text_encoders(clip: CLIP) -> dict[str, nn.Module]:
-    """The text encoders of a CLIP by name; a call of one gives states `(rows, L, D)`."""
+    """The text encoders of a CLIP by name; each returns states `(rows, L, D)`."""
     children = clip.cond_stage_model.named_children()
     return {name: module for name, module in children if hasattr(module, "transformer")}
 
 
 def _pooled_hook(calls: list[Tensor | None]) -> Callable[[nn.Module, tuple, tuple], None]:
-    """A hook that notes the pooled vectors `(rows, E_pooled)` of every call."""
+    """A hook that records the pooled vectors `(rows, E_pooled)` of every call."""
 
     def keep(module: nn.Module, inputs: tuple, output: tuple) -> None:
         calls.append(output[1] if isinstance(output, tuple) and len(output) > 1 else None)
@@ -185,7 +185,7 @@ def _pooled_hook(calls: list[Tensor | None]) -> Callable[[nn.Module, tuple, tupl
 
 
 def _input_hook(calls: list[Tensor]) -> Callable[[nn.Module, tuple], None]:
-    """A hook that notes what goes into a module, `(rows, L, D)`, at every call."""
+    """A hook that records the input `(rows, L, D)` of a module at every call."""
 
     def keep(module: nn.Module, inputs: tuple) -> None:
         calls.append(inputs[0])

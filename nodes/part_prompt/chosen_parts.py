@@ -1,4 +1,4 @@
-"""Parts picked in the graph: made from a dictionary, put together, and written into a prompt."""
+"""Parts selected in the graph: created from a dictionary, combined, and written into a prompt."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from ...concepts.part_prompt.part_mention import PartMention, find_mentions, une
 from ..host.socket_types import ALL_PARTS, PARTS_PLACE, ChosenPart, ChosenParts, NamedDictionary
 
 MentionKey = tuple[str, tuple[tuple[str, float], ...]]
-"""A mention in the form in which two of them are compared: its target, and its kinds with their factors."""
+"""Normalised form of a mention for comparison: its target, and its kinds with their factors."""
 
 
 def choose_kinds(named: NamedDictionary, part: int, kinds: KindBlend, weight: float = 1.0) -> ChosenPart:
-    """A part with its kinds and their vector `(D,)`, so that it can be used where the dictionary is not loaded."""
+    """A part with its kinds and their vector `(D,)`, so that it can be used without loading the dictionary."""
     owner = named.dictionary
     vector = blended_vector(owner, part, kinds)  # (D,)
     return ChosenPart(named.name, owner.part_names[part], written_kinds(owner, part, kinds), weight, vector)
@@ -29,15 +29,15 @@ def choose_kinds(named: NamedDictionary, part: int, kinds: KindBlend, weight: fl
 def draw_random(
     named: NamedDictionary, part: str, seed: int, spread: float, weight: float = 1.0
 ) -> tuple[ChosenParts, NamedDictionary]:
-    """One new kind of a part, or of every part but the background for "all"; and the dictionary with them in it.
+    """One new kind of a part, or for "all" of every part except the background; and the dictionary extended by them.
 
     Raises:
-        BestiaryError: no trained part is called so, or the spread is out of range.
+        BestiaryError: an unknown part, or a spread out of range.
     """
     owner = named.dictionary
     if plain_name(part) == ALL_PARTS:
         trained = [index for index in range(len(owner.part_names)) if owner.kinds_of(index)]
-        # a dictionary of nothing but a background has only that to draw
+        # fall back to the background if it is the only trained part
         numbers = [index for index in trained if index != owner.background] or trained
     else:
         numbers = [owner.find_part(part)]
@@ -54,15 +54,15 @@ def written_part(chosen: ChosenPart) -> str:
 
 
 def written_parts(chosen: ChosenParts) -> str:
-    """The mentions of all parts in their order, with spaces between them as in training captions."""
+    """The mentions of all parts in order, separated by spaces as in training captions."""
     return " ".join(written_part(part) for part in chosen.parts)
 
 
 def combine_parts(groups: Iterable[ChosenParts | None], *, allow_repeats: bool = False) -> ChosenParts:
-    """All parts in their order.
+    """All parts in order.
 
     Raises:
-        BestiaryError: there is none, or a part stands there twice without leave.
+        BestiaryError: there is none, or a part occurs twice without `allow_repeats`.
     """
     parts = [part for group in groups if group is not None for part in group.parts]
     if not parts:
@@ -80,7 +80,7 @@ def combine_parts(groups: Iterable[ChosenParts | None], *, allow_repeats: bool =
 
 
 def fill_template(template: str, chosen: ChosenParts | None) -> str:
-    """A prompt with the parts where it says {parts}, or behind it; without parts {parts} is left out."""
+    """A prompt with the parts in place of {parts}, or appended; without parts {parts} is removed."""
     if chosen is None:
         return re.sub(rf" ?{re.escape(PARTS_PLACE)}", "", template)
     mentions = written_parts(chosen)
@@ -90,13 +90,13 @@ def fill_template(template: str, chosen: ChosenParts | None) -> str:
 
 
 def repeat_notice(typed: Sequence[tuple[str, str]], chosen: ChosenParts | None) -> str | None:
-    """Says which part a prompt names twice, None where each comes from one place.
+    """Notice about a part that occurs twice in a prompt, None if there is none.
 
-    Parts that come by link are repeated only where `combine_parts` was allowed to, so among them nothing is said.
+    Linked parts are repeated only with `allow_repeats` of `combine_parts`, so repetitions among them are not reported.
 
     Args:
         typed: name and mention of every part in the text, as typed.
-        chosen: the parts that are added to it.
+        chosen: the linked parts.
     """
     seen = {
         plain_name(part.part): f"by connection as {written_part(part)}" for part in (chosen.parts if chosen else ())
@@ -113,16 +113,16 @@ def repeat_notice(typed: Sequence[tuple[str, str]], chosen: ChosenParts | None) 
 
 
 def key_of(mention: PartMention) -> MentionKey:
-    """A mention as it is compared: spelling of names makes no difference, as in the grammar."""
+    """Normalised form of a mention: differences in case and spacing of names are ignored, as in the grammar."""
     kinds = tuple((plain_name(kind), factor) for kind, factor in mention.kinds)
     return plain_name(unescaped(mention.target)), kinds
 
 
 def parts_by_mention(chosen: ChosenParts | None) -> dict[MentionKey, ChosenPart]:
-    """The parts that bring their vector along, by the mention that a prompt writes for them.
+    """The parts with their own vector, by their mention in a prompt.
 
     Raises:
-        BestiaryError: two parts are written alike but differ, so that a prompt could not tell them apart.
+        BestiaryError: two different parts have the same mention, so that a prompt cannot distinguish them.
     """
     found: dict[MentionKey, ChosenPart] = {}
     vectors: dict[MentionKey, Tensor] = {}
@@ -132,10 +132,11 @@ def parts_by_mention(chosen: ChosenParts | None) -> dict[MentionKey, ChosenPart]
         mention = written_mention(part.dictionary, part.part, part.kind)
         ((_, content),) = find_mentions(mention).values()
         found.setdefault(key_of(content), part)
+        # in the text a mention can refer to only one vector
         earlier = vectors.setdefault(key_of(content), part.vector)
         if earlier.shape != part.vector.shape or not torch.equal(earlier, part.vector):
             raise BestiaryError(
-                f"two different parts are both written {mention}: load their dictionaries under different names, "
+                f"two different parts have the same mention {mention}: load their dictionaries under different names, "
                 "or draw the second one from the dictionary output of the first one"
             )
     return found

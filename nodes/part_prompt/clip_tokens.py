@@ -1,7 +1,7 @@
 """Part vectors in a CLIP: `embedding:creatures/head.cardinal` in any prompt, without a file in the embeddings folder.
 
-`PartEmbeddings` answers for the names of its dictionaries and leaves all others to ComfyUI. Every vector carries a mark, from
-which the conditioning records where its parts stand. `taught_clip.py` puts both into a clone of a CLIP.
+`PartEmbeddings` resolves the names of its dictionaries and leaves all others to ComfyUI. Every vector carries a mark, from
+which the conditioning records the positions of parts. `taught_clip.py` puts both into a clone of a CLIP.
 """
 
 from __future__ import annotations
@@ -20,66 +20,66 @@ from ..host.comfy_version import embedding_answer
 from ..host.socket_types import PartSpan
 
 MARK = "bestiary_mark"
-"""Attribute of a token (vector or filler) that stands for a part."""
+"""Attribute of a token (vector or filler) that belongs to a part."""
 PUNCTUATION = ",.;!?"
-"""What may follow a name in a sentence without belonging to it."""
+"""Characters that may follow a name without being part of it."""
 FILLER_WORD = "a"
-"""Its token stands in a text encoder for which a dictionary has no vectors."""
+"""Word whose token is used in text encoders for which a dictionary has no vectors."""
 
 
 @dataclass(frozen=True)
 class PartMark:
-    """Which mention of a part a token belongs to; all tokens of one mention carry the same object."""
+    """The mention of a part that a token belongs to; all tokens of one mention share the same object."""
 
     label: str
-    """Such as "head:cardinal"."""
+    """Part and kind, such as "head:cardinal"."""
     part: str
 
 
 class FillerToken(int):
-    """A plain token that can carry a mark; ComfyUI takes it for an embedding of one vector, and for a token id after."""
+    """A token id that can carry a mark; ComfyUI's tokenizer treats it as an embedding of one vector, its encoder as an id."""
 
     shape = (1,)
 
 
 @dataclass
 class PartEmbeddings:
-    """What one tokenizer asks for the name behind `embedding:`, instead of its own search in the embeddings folder."""
+    """Replacement for a tokenizer's embedding search (`embedding:`) that also resolves parts."""
 
     encoder: str
     """Name of the text encoder: clip_l, clip_g, clip_h."""
     tokenizer: Tokenizer = field(repr=False)
-    """The one that asks, and that says in which form it is answered."""
+    """The tokenizer, whose class determines the form of the result."""
     search_folder: Callable[[str], tuple] = field(repr=False)
-    """The tokenizer's own search: name -> what `embedding_answer` makes of (tensor or None, name, text left over)."""
+    """The tokenizer's own search: name -> `embedding_answer` of (tensor or None, name, remaining text)."""
     filler: int
     dictionaries: dict[str, PartDictionary]
-    """By the name prompts use, in the order of loading."""
+    """By name in prompts, in the order of loading."""
 
     def __call__(self, embedding_name: str) -> tuple:
-        """The vector `(D,)` of a part with its mark, and the text that follows the name, in the form of the tokenizer.
+        """The vector `(D,)` of a part with its mark, and the remaining text, in the form of the tokenizer.
 
         Raises:
             BestiaryError: a known dictionary has no such part or kind.
         """
-        # the name ends at the first space; what follows is text again
+        # ComfyUI passes everything up to the next comma or weight: the name ends at the first space
         bare, *rest = embedding_name.split(None, 1) or [""]
         owner = self._owner(bare)
         if owner is None:
             return self.search_folder(embedding_name)
         name, asked = owner
-        # a part behind a known dictionary's name: nothing of the folder is asked
+        # a known dictionary: errors name its parts instead of falling back to the folder
         (part, kind), tail = _find_row(self.dictionaries[name], name, asked)
         vector = marked_vector(self.dictionaries[name], part, kind, self.encoder, self.filler)
         left_over = " ".join(text for text in (tail, *rest) if text)
         return embedding_answer(self.tokenizer, vector, bare.removesuffix(tail), left_over)
 
     def _owner(self, bare: str) -> tuple[str, str] | None:
-        """Name of the dictionary a name begins with, and what follows its slash."""
+        """Name of the dictionary that a name starts with, and the rest after its slash."""
         known = NameIndex((name, name) for name in self.dictionaries)
-        # Windows writes sub-folders with backslashes
+        # Windows users write subfolders with backslashes
         slashes = [place for place, letter in enumerate(bare[:LONGEST_NAME]) if letter in "/\\"]
-        # the longest dictionary name wins: names may hold slashes themselves
+        # the longest dictionary name wins: names may contain slashes themselves
         for place in reversed(slashes):
             if named := known.find(bare[:place]):
                 return named[0], bare[place + 1 :]
@@ -87,7 +87,7 @@ class PartEmbeddings:
 
 
 def dictionaries_of(clip: Clip) -> dict[str, PartDictionary]:
-    """The dictionaries a CLIP understands, by name, in the order of loading."""
+    """The dictionaries of a CLIP by name, in the order of loading."""
     for tokenizer in tokenizers_of(clip).values():
         search = tokenizer._try_get_embedding
         if isinstance(search, PartEmbeddings):
@@ -96,15 +96,15 @@ def dictionaries_of(clip: Clip) -> dict[str, PartDictionary]:
 
 
 def filler_tokens(clip: Clip) -> dict[str, int]:
-    """Text encoder name -> id of the plain word that stands where a dictionary has no vector."""
+    """Text encoder name -> token id of the filler word, used where a dictionary has no vector."""
     return {tokenizer.embedding_key: filler_of(tokenizer) for tokenizer in tokenizers_of(clip).values()}
 
 
 def marked_vector(dictionary: PartDictionary, part: int, kind: int, encoder: str, filler: int) -> Tensor | FillerToken:
-    """The vector `(width,)` of one text encoder for a part, marked; the filler where the dictionary has none."""
+    """The marked vector `(width,)` of one text encoder for a part; the filler if the dictionary has none."""
     label = f"{dictionary.part_names[part]}:{dictionary.kind_label(part, kind)}"
     if encoder in dictionary.embeddings:
-        # indexing gives an object of its own, so the mark is not shared
+        # indexing creates a new tensor object, so the mark is not shared between mentions
         token = dictionary.embeddings[encoder][dictionary.row_of[part, kind]]  # (width,)
     else:
         token = FillerToken(filler)
@@ -112,29 +112,29 @@ def marked_vector(dictionary: PartDictionary, part: int, kind: int, encoder: str
 
 
 def marked(token: Tensor | FillerToken, mark: PartMark) -> Tensor | FillerToken:
-    """The same token `(width,)` with a mark, from which the conditioning will tell where the part stands."""
+    """The same token `(width,)` with a mark, from which the position of the part is recorded later."""
     setattr(token, MARK, mark)
     return token
 
 
 def tokenize_plainly(clip: Clip, text: str, *args: object, **options: object) -> Tokens:
-    """Tokens of a text as ComfyUI makes them, whatever dictionaries the CLIP knows: mentions in it are plain text."""
+    """Tokens of a text by ComfyUI's tokenizer alone: mentions in it stay plain text, whatever dictionaries are loaded."""
     return getattr(clip, "tokenize_plainly", clip.tokenize)(text, *args, **options)
 
 
 def part_spans(tokens: object) -> tuple[PartSpan, ...]:
-    """Where marked tokens stand: from what `clip.tokenize` returned, in the order of the prompt.
+    """Positions of marked tokens in the result of `clip.tokenize`, in the order of the prompt.
 
-    Several text encoders that agree are told once; a part that only one of them holds is told as well.
+    Equal spans of several text encoders are reported once; a part that occurs in only one of them is included.
     """
     if not isinstance(tokens, Mapping):
         return ()
-    # a dict keeps the order and drops what two encoders say alike
+    # a dict as an ordered set: equal spans of two encoders collapse into one
     spans: dict[PartSpan, None] = {}
     for chunks in tokens.values():
         places: dict[int, list[int]] = {}
         marks: dict[int, PartMark] = {}
-        # chunks follow each other in the conditioning, so places count on
+        # chunks are concatenated in the conditioning, so positions continue across chunks
         entries = [entry for chunk in chunks for entry in chunk]
         for place, entry in enumerate(entries):
             mark = getattr(entry[0], MARK, None)
@@ -147,7 +147,7 @@ def part_spans(tokens: object) -> tuple[PartSpan, ...]:
 
 
 def tokenizers_of(clip: Clip) -> dict[str, Tokenizer]:
-    """The tokenizers inside a CLIP's tokenizer that understand `embedding:`, by attribute."""
+    """The inner tokenizers of a CLIP's tokenizer that support `embedding:`, by attribute."""
     return {name: value for name, value in vars(clip.tokenizer).items() if hasattr(value, "_try_get_embedding")}
 
 
@@ -157,12 +157,12 @@ def filler_of(tokenizer: Tokenizer) -> int:
 
 
 def _find_row(dictionary: PartDictionary, name: str, asked: str) -> tuple[tuple[int, int], str]:
-    """(part, kind) of "part.kind", and punctuation behind it that belongs to no name."""
+    """(part, kind) of "part.kind", and the punctuation after it that is not part of the name."""
     stripped = asked.rstrip(PUNCTUATION)
     try:
         try:
             return _row(dictionary, asked), ""
-        # a comma behind the name is the sentence's, unless a kind is called so
+        # trailing punctuation belongs to the sentence, unless a kind is really named like that
         except BestiaryError:
             if stripped == asked:
                 raise
@@ -176,7 +176,7 @@ def _row(dictionary: PartDictionary, asked: str) -> tuple[int, int]:
     if not dots:
         trained = [label for part, label in enumerate(dictionary.part_names) if dictionary.kinds_of(part)]
         raise BestiaryError(f"write part.kind after the slash; the parts are {choices_text(asked, trained)}")
-    # names may hold dots themselves: the cut behind a known part wins
+    # names may contain dots themselves: prefer the dot after a known part
     named = (dot for dot in dots if dictionary.part_called(asked[:dot], by_number=False) is not None)
     cut = next(named, dots[0])
     part = dictionary.find_part(asked[:cut])

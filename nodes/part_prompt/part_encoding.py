@@ -1,7 +1,7 @@
-"""A prompt that names learned parts, in ComfyUI's own encoding: CLIP and text in, CONDITIONING out.
+"""Encodes prompts with learned parts using ComfyUI's own encoding: CLIP and text to CONDITIONING.
 
-The CLIP's tokenizer does all it does for any prompt (brackets and weights, `embedding:name`, chunks, padding). Mentions
-go through it as stand-ins that it takes for embeddings of one vector each, and these then make room for the vectors. So
+The CLIP's tokenizer processes the prompt as usual (brackets and weights, `embedding:name`, chunks, padding). Mentions
+are passed as placeholders that it treats as embeddings of one vector each, and which are then replaced by the vectors. So
 a prompt without mentions is encoded exactly as by ComfyUI's own node, and one mention counts as one token everywhere.
 Letters: C chunks, L positions of a chunk, D width of a vector, P mentions.
 """
@@ -42,7 +42,7 @@ from .clip_tokens import FillerToken, PartMark, dictionaries_of, filler_tokens, 
 log = logging.getLogger(__name__)
 
 _STAND_IN = "\ue000"
-"""Begins the name of every stand-in; a character that no keyboard types."""
+"""Prefix of placeholder names; a private-use character that cannot be typed."""
 _ESCAPED_BRACKET = re.compile(r"\\([<>])")
 
 
@@ -58,7 +58,7 @@ class LearnedMention:
     part: str
     """Name of the part."""
     vector: Tensor
-    """`(D,)`, all text encoders side by side; `(n, D)` for a learned word of several vectors."""
+    """`(D,)`, concatenated over the text encoders; `(n, D)` for a learned word of several vectors."""
 
 
 def encode_part_prompt(
@@ -70,17 +70,17 @@ def encode_part_prompt(
     """Encode a prompt with mentions of learned parts.
 
     Args:
-        clip: any CLIP of ComfyUI; it is left as it is.
-        text: the grammar of concepts/part_prompt/part_prompt.py.
-        dictionaries: name -> dictionary, for mentions that are looked up.
-        carried: mentions that bring their own vector; they go before the dictionaries.
+        clip: any CLIP of ComfyUI; not modified.
+        text: a prompt in the grammar of concepts/part_prompt/part_prompt.py.
+        dictionaries: name -> dictionary, to look up mentions.
+        carried: mentions with their own vector; they take precedence over the dictionaries.
 
     Returns:
-        As CLIPTextEncode does; `SPANS_KEY` in the options holds one `PartSpan` per mention, if there are any.
+        Like CLIPTextEncode; `SPANS_KEY` in the options contains one `PartSpan` per mention, if there are any.
 
     Raises:
         PromptError: a mention is malformed or unknown.
-        BestiaryError: a vector does not fit this CLIP.
+        BestiaryError: a vector does not match this CLIP.
     """
     if clip is None:
         raise BestiaryError("the CLIP input is empty: this checkpoint contains no text encoder; load one separately")
@@ -94,10 +94,10 @@ def encode_part_prompt(
 def find_learned_mentions(
     text: str, dictionaries: Mapping[str, PartDictionary], carried: Mapping[MentionKey, ChosenPart]
 ) -> list[LearnedMention]:
-    """Every mention of a text with its vector `(D,)`; for arguments and errors see `encode_part_prompt`."""
+    """All mentions of a text with their vectors `(D,)`; for arguments and errors see `encode_part_prompt`."""
     found = find_mentions(text)
     check_brackets(text, found)
-    # carried vectors go before the dictionaries: only the other mentions are looked up
+    # carried vectors take precedence: only the other mentions need a dictionary
     unknown = [mention for _, mention in found.values() if key_of(mention) not in carried]
     if unknown and not dictionaries:
         raise PromptError(
@@ -133,13 +133,12 @@ def _looked_up(
 
 
 def tokenize_known_mentions(clip: Clip, text: str, *args: object, **options: object) -> Tokens:
-    """Tokens of a text typed into a node of ComfyUI or another pack: mentions of parts that the CLIP knows are understood.
+    """Tokens of a text from any node of ComfyUI or another pack; mentions of parts loaded in the CLIP are resolved.
 
-    Whatever else stands in angle brackets is plain text there, as without the dictionaries; `args` and `options` are those
-    of the CLIP's `tokenize`.
+    Other angle brackets stay plain text, as without dictionaries; `args` and `options` are those of the CLIP's `tokenize`.
 
     Raises:
-        PromptError: a mention of a known part is malformed, or names an unknown kind.
+        PromptError: a mention of a known part is malformed, or its kind is unknown.
     """
     known = dictionaries_of(clip)
     mentions = known_mentions(text, known) if isinstance(text, str) and "<" in text else {}
@@ -149,7 +148,7 @@ def tokenize_known_mentions(clip: Clip, text: str, *args: object, **options: obj
 
 
 def known_mentions(text: str, dictionaries: Mapping[str, PartDictionary]) -> dict[int, tuple[int, PartMention]]:
-    """Start of every mention of a part of these dictionaries -> its end and content; what names none of them is logged."""
+    """Start of every mention of a part of these dictionaries -> its end and content; other brackets are logged."""
     found: dict[int, tuple[int, PartMention]] = {}
     place = next_plain(text, "<", 0)
     while place < len(text):
@@ -157,7 +156,7 @@ def known_mentions(text: str, dictionaries: Mapping[str, PartDictionary]) -> dic
         colon = next_plain(text, ":<>", end)
         target = text[end:colon] if text[colon : colon + 1] == ":" else ""
         closing = next_plain(text, "<>", end)
-        # "I <3: ..." is text: nothing closes it
+        # "I <3: ..." is plain text: it has no closing bracket
         if not target[:1].strip() or text[closing : closing + 1] != ">":
             pass
         elif names_part(target, dictionaries) and (mention := read_mention(text, place)) is not None:
@@ -173,17 +172,17 @@ def known_mentions(text: str, dictionaries: Mapping[str, PartDictionary]) -> dic
 def tokenize_mentions(
     clip: Clip, text: str, mentions: list[LearnedMention], *args: object, **options: object
 ) -> Tokens:
-    """Tokens of a text with a vector `(D of the encoder,)`, marked with its mention, in place of every mention.
+    """Tokens of a text with every mention replaced by its marked vector `(D of the encoder,)`.
 
     Raises:
-        BestiaryError: a vector does not fit the CLIP, or its tokenizer loses or doubles a mention.
+        BestiaryError: a vector does not match the CLIP, or its tokenizer loses or duplicates a mention.
     """
-    # every vector in slices by encoder, and one stand-in per mention for the tokenizer to place
+    # split every vector by encoder, and create one placeholder per mention for the tokenizer
     widths = encoder_widths(clip)
     slices, marks, stand_ins = [], [], {}
     for mention in mentions:
         rows = mention.vector.reshape(-1, mention.vector.shape[-1])  # (n, D)
-        # as many rows as the mention has vectors, so that the tokenizer keeps or cuts them as it does an embedding's
+        # the placeholder has one row per vector, so that the tokenizer wraps or cuts it like an embedding
         numbers = torch.arange(len(slices), len(slices) + len(rows), dtype=torch.float32)  # (n,)
         stand_ins[f"{_STAND_IN}{len(stand_ins)}"] = (
             numbers if len(rows) == 1 else numbers.unsqueeze(1)
@@ -195,10 +194,10 @@ def tokenize_mentions(
     fillers = filler_tokens(clip)
     filled, places = {}, {}
     for key, chunks in tokens.items():
-        # the tokenizer of tokens["l"] is called clip_l, that of tokens["t5xxl"] t5xxl
+        # naming differs: tokens["l"] belongs to the tokenizer clip_l, tokens["t5xxl"] to t5xxl
         encoder = f"clip_{key}" if f"clip_{key}" in fillers else key
         contents = [own.get(encoder, fillers.get(encoder, 0)) for own in slices]
-        # an encoder without vectors keeps the places with a plain word; other kinds of encoder have places of their own
+        # encoders without vectors get a filler word; only CLIP encoders share positions, so only they are marked
         if encoder in widths:
             contents = [_marked(content, mark) for content, mark in zip(contents, marks, strict=True)]
         filled[key], places[encoder] = _filled_chunks(chunks, contents)
@@ -207,12 +206,12 @@ def tokenize_mentions(
 
 
 def encoder_widths(clip: Clip) -> dict[str, int]:
-    """Text encoders of a CLIP that learned vectors can go into, and the width of their token embeddings.
+    """Text encoders of a CLIP that support learned vectors, with the width of their token embeddings.
 
     Raises:
         BestiaryError: it has none.
     """
-    # encoders that some dictionary could have vectors for
+    # all encoders of the known backbones, each once and in their order
     names = dict.fromkeys(spec.name for backbone in BACKBONES.values() for spec in backbone.text_encoders)
     held = text_widths(clip)
     if not names.keys() & held.keys():
@@ -224,12 +223,12 @@ def encoder_widths(clip: Clip) -> dict[str, int]:
 
 
 def split_for_encoders(vector: Tensor, widths: Mapping[str, int], mention: str) -> dict[str, Tensor]:
-    """Slices of a vector `(D,)` by encoder; one that is as wide as the first encoder alone goes there only.
+    """Slices of a vector `(D,)` by encoder; a vector with the width of the first encoder is used only there.
 
     Raises:
-        BestiaryError: it fits neither way.
+        BestiaryError: its width matches neither.
     """
-    # as wide as all encoders together, or as the first one alone
+    # the second case: a vector of SD1.5 also works in the first encoder of SDXL
     names = list(widths)
     if len(vector) == sum(widths.values()):
         return dict(zip(names, vector.split(list(widths.values())), strict=True))
@@ -247,18 +246,18 @@ def _label(part: str, kinds: str) -> str:
 
 
 def _plain(text: str) -> str:
-    """Text outside mentions as the tokenizer shall see it; brackets and their backslashes are its own business."""
+    """Text outside mentions for the tokenizer, with angle brackets unescaped; round brackets stay as they are."""
     return _ESCAPED_BRACKET.sub(r"\1", text)
 
 
 def _marked(content: Tensor | int, mark: PartMark) -> Tensor | FillerToken:
-    """A vector `(D of the encoder,)` or a filler as a token that tells where its mention stands."""
-    # a view of its own: the same vector may stand in a prompt twice
+    """A vector `(D of the encoder,)` or a filler as a token with the mark of its mention."""
+    # a separate view: the same vector may occur twice in a prompt, with different marks
     return marked(content.view(-1) if isinstance(content, Tensor) else FillerToken(content), mark)
 
 
 def _with_stand_ins(text: str, mentions: list[LearnedMention], names: list[str]) -> str:
-    """The text with an `embedding:` in place of every mention."""
+    """The text with every mention replaced by an `embedding:` placeholder."""
     pieces, place = [], 0
     for mention, name in zip(mentions, names, strict=True):
         pieces += [_plain(text[place : mention.start]), f" embedding:{name} "]
@@ -267,8 +266,8 @@ def _with_stand_ins(text: str, mentions: list[LearnedMention], names: list[str])
 
 
 def _stand_in_clip(clip: Clip, stand_ins: Mapping[str, Tensor]) -> Clip:
-    """A view of a CLIP whose tokenizer also knows the stand-ins; the CLIP and its tokenizer stay as they are."""
-    # only the tokenizer is a copy; weights are shared
+    """A copy of a CLIP whose tokenizer also resolves the placeholders; the CLIP and its tokenizer are not modified."""
+    # shallow copies: only the tokenizer is replaced, weights are shared
     view = copy.copy(clip)
     view.tokenizer = copy.copy(clip.tokenizer)
     for name, inner in vars(clip.tokenizer).items():
@@ -276,7 +275,7 @@ def _stand_in_clip(clip: Clip, stand_ins: Mapping[str, Tensor]) -> Clip:
             own = copy.copy(inner)
             search = None if inner.embedding_directory is None else inner._try_get_embedding
             own._try_get_embedding = partial(_find_stand_in, stand_ins, own, search)
-            # ComfyUI takes None for "no embeddings at all" and would not even ask
+            # with None ComfyUI skips the embedding search entirely
             own.embedding_directory = inner.embedding_directory or []
             setattr(view.tokenizer, name, own)
     return view
@@ -285,24 +284,24 @@ def _stand_in_clip(clip: Clip, stand_ins: Mapping[str, Tensor]) -> Clip:
 def _find_stand_in(
     stand_ins: Mapping[str, Tensor], tokenizer: Tokenizer, search: Callable[[str], tuple] | None, name: str
 ) -> tuple:
-    """A stand-in's tensor `(1,)` and the text behind it, or what the CLIP itself makes of an `embedding:`."""
+    """A placeholder's tensor `(1,)` and the remaining text, or the CLIP's own result for `embedding:`."""
     first, _, rest = name.partition(" ")
     if first in stand_ins:
         return embedding_answer(tokenizer, stand_ins[first], first, rest.strip())
-    # a CLIP without embedding folders reads it as text
+    # a CLIP without embedding folders treats it as text
     return search(name) if search else embedding_answer(tokenizer, None, name, f"embedding:{name}")
 
 
 def _filled_chunks(
     chunks: list[list[tuple]], contents: Sequence[Tensor | int]
 ) -> tuple[list[list[tuple]], list[tuple[int, int]]]:
-    """Chunks with every stand-in replaced, and (vector, place in the concatenated chunks) of each in its order."""
+    """Chunks with all placeholders replaced, and (vector number, position in the concatenated chunks) of each in order."""
     filled, places, begin = [], [], 0
     for chunk in chunks:
         row = []
-        # a stand-in counts as one token, so places are those of the vectors
+        # a placeholder counts as one token, so positions are already those of the vectors
         for place, (token, *rest) in enumerate(chunk, start=begin):
-            # a vector of one number is a stand-in and says which it stands for
+            # placeholders are the only vectors of one number, which is the index of their vector
             number = int(token) if isinstance(token, Tensor) and token.shape == (1,) else None
             if number is not None:
                 places.append((number, place))
@@ -313,10 +312,10 @@ def _filled_chunks(
 
 
 def _check_places(places: Mapping[str, list[tuple[int, int]]], count: int) -> None:
-    """All encoders must hold every mention once, and in the same place."""
+    """Check that all encoders contain every mention once, at the same position."""
     first = next(iter(places.values()), [])
     if any(found != first for found in places.values()) or [number for number, _ in first] != list(range(count)):
         raise BestiaryError(
-            f"this CLIP's tokenizer did not keep {count} learned vectors in one place each ({dict(places)}): another pack may "
-            "have replaced it; encode with the CLIP of a plain loader"
+            f"this CLIP's tokenizer did not place each of {count} learned vectors once ({dict(places)}): another pack may "
+            "have replaced it; use the CLIP of a plain loader"
         )

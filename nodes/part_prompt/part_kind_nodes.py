@@ -1,4 +1,4 @@
-"""New kinds: blends and random samples, as graph blocks."""
+"""Nodes that create new kinds: blends and random samples."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from .part_prompt_nodes import CATEGORY, part_outputs, weight_input
 
 
 class BestiaryBlendKinds(io.ComfyNode):
-    """Something between two kinds."""
+    """Blends two kinds of a part."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -51,7 +51,7 @@ class BestiaryBlendKinds(io.ComfyNode):
 
 
 class BestiaryRandomKind(io.ComfyNode):
-    """Kinds that no picture showed."""
+    """Samples new kinds that no picture showed."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:

@@ -1,4 +1,4 @@
-"""Parts in prompts, as graph blocks."""
+"""Nodes for parts in prompts."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ PART_SLOTS = 6
 
 
 def weight_input(*, optional: bool = False) -> io.Input:
-    """The prompt weight that every block with parts offers."""
+    """Input for the prompt weight of a part."""
     limits = {"default": 1.0, "min": 0.0, "max": LARGEST_WEIGHT, "step": 0.05}
     return io.Float.Input("weight", optional=optional, **limits)
 
 
 def part_outputs() -> list[io.Output]:
-    """What every block that makes parts gives: the parts, and how a prompt writes them."""
+    """Outputs of every node that creates parts: the parts, and their prompt syntax."""
     return [
         PartSocket.Output("chosen"),
         io.String.Output("written"),
@@ -32,7 +32,7 @@ def part_outputs() -> list[io.Output]:
 
 
 class BestiaryPart(io.ComfyNode):
-    """One part of one kind."""
+    """Selects one part and kind."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -74,7 +74,7 @@ class BestiaryPart(io.ComfyNode):
 
 
 class BestiaryCombineParts(io.ComfyNode):
-    """Several parts in one."""
+    """Combines several parts."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -96,13 +96,13 @@ class BestiaryCombineParts(io.ComfyNode):
     ) -> io.NodeOutput:
         from .chosen_parts import combine_parts, written_parts
 
-        # in the order of the sockets, whatever order the graph names them in
+        # order of the sockets, independent of the order of keyword arguments
         chosen = combine_parts([chain, *(slots[name] for name in sorted(slots))], allow_repeats=allow_repeats)
         return io.NodeOutput(chosen, written_parts(chosen))
 
 
 class BestiaryPartPrompt(io.ComfyNode):
-    """A prompt that names learned parts."""
+    """Encodes a prompt with learned parts."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -115,7 +115,7 @@ class BestiaryPartPrompt(io.ComfyNode):
                 io.String.Input(
                     "text",
                     multiline=True,
-                    # the browser's dynamic prompts would take the brackets of {parts} away
+                    # dynamic prompts in the browser would remove the braces of {parts}
                     dynamic_prompts=False,
                     default=f"a photo of a {PARTS_PLACE}",
                 ),
@@ -142,7 +142,7 @@ class BestiaryPartPrompt(io.ComfyNode):
         if dictionary is not None:
             known = {**known, dictionary.name: dictionary.dictionary}
         carried = parts_by_mention(parts)
-        # first as it was typed, so that the columns of faults count there
+        # check the typed text first, so that the columns of errors refer to it
         typed = find_learned_mentions(text, known, carried)
         notice = repeat_notice([(one.part, text[one.start : one.end]) for one in typed], parts)
         if notice:

@@ -1,7 +1,7 @@
-"""A clone of a CLIP that understands a part dictionary, in `embedding:creatures/head.cardinal` and in `<head:cardinal>`.
+"""A clone of a CLIP that resolves a part dictionary, in `embedding:creatures/head.cardinal` and in `<head:cardinal>`.
 
-Its tokenizers answer for the names of the dictionary, and the conditionings it makes record where parts stand. The tokenizer
-travels with every further clone (LoRA loaders, CLIP skip), and so do dictionaries and marks.
+Its tokenizers resolve the names of the dictionary, and its conditionings record the positions of parts. Further clones
+(LoRA loaders, CLIP skip) keep the tokenizer, and with it dictionaries and marks.
 """
 
 from __future__ import annotations
@@ -21,18 +21,18 @@ from .part_encoding import tokenize_known_mentions
 
 
 def with_dictionary(clip: Clip, named: NamedDictionary) -> Clip:
-    """A clone of a CLIP that understands a dictionary's names besides those it understood before; the original stays.
+    """A clone of a CLIP that also resolves the names of a dictionary; the original is not modified.
 
     Raises:
-        BestiaryError: the vectors do not fit its text encoders, or the name is taken by another dictionary.
+        BestiaryError: the vectors do not match its text encoders, or the name is taken by another dictionary.
     """
     check_widths(named.dictionary, named.name, clip)
     known = dictionaries_of(clip)
     if same_name(named.name, known):
         raise BestiaryError(
-            f"a dictionary called {shown_name(named.name)} is already loaded ({', '.join(known)}): give this one another name"
+            f"a dictionary named {shown_name(named.name)} is already loaded ({', '.join(known)}): give this one another name"
         )
-    # weights are shared, only what reads the prompt is copied
+    # weights are shared; only the tokenizer is copied
     taught = clip.clone()
     tokenizers = tokenizers_of(clip)
     if not tokenizers:
@@ -40,7 +40,7 @@ def with_dictionary(clip: Clip, named: NamedDictionary) -> Clip:
             f"{type(clip.tokenizer).__name__} of this CLIP does not support embeddings: connect a Stable Diffusion CLIP"
         )
     taught.tokenizer = copy.copy(clip.tokenizer)
-    # every tokenizer of the clone answers for the dictionaries before it, and for this one
+    # the tokenizers of the clone resolve the earlier dictionaries and this one
     dictionaries = {**known, named.name: named.dictionary}
     for attribute, tokenizer in tokenizers.items():
         setattr(taught.tokenizer, attribute, _taught_tokenizer(tokenizer, dictionaries))
@@ -51,13 +51,13 @@ def with_dictionary(clip: Clip, named: NamedDictionary) -> Clip:
 def _taught_tokenizer(tokenizer: Tokenizer, dictionaries: dict[str, PartDictionary]) -> Tokenizer:
     taught = copy.copy(tokenizer)
     if taught.embedding_directory is None:
-        # ComfyUI takes None for "no embeddings at all" and would not even ask
+        # with None ComfyUI skips the embedding search entirely
         taught.embedding_directory = []
     search = tokenizer._try_get_embedding
     if isinstance(search, PartEmbeddings):
         search = search.search_folder
     elif isinstance(search, MethodType) and search.__self__ is tokenizer:
-        # bound to the copy, which has a folder list
+        # rebind to the copy, whose embedding_directory is never None
         search = MethodType(search.__func__, taught)
     filler = filler_of(tokenizer)
     taught._try_get_embedding = PartEmbeddings(tokenizer.embedding_key, taught, search, filler, dictionaries)
@@ -66,10 +66,10 @@ def _taught_tokenizer(tokenizer: Tokenizer, dictionaries: dict[str, PartDictiona
 
 @cache
 def _recording_class(base: type) -> type:
-    """A CLIP class that writes the places of marked tokens beside each conditioning it makes."""
+    """A subclass of a CLIP class that stores the positions of marked tokens in the options of its conditionings."""
 
     class RecordingClip(base):
-        """A CLIP whose clones record too."""
+        """A CLIP whose clones have the same class."""
 
         def clone(self, *args: object, **options: object) -> object:
             """A clone of the same class; arguments are ComfyUI's own."""
@@ -78,27 +78,27 @@ def _recording_class(base: type) -> type:
             return clone
 
         def tokenize(self, text: str, *args: object, **options: object) -> object:
-            """As ComfyUI does it, but for mentions of its parts, such as <head:cardinal>, in any node's text."""
+            """Like the base class, but resolves mentions of its parts, such as <head:cardinal>, in the text of any node."""
             return tokenize_known_mentions(self, text, *args, **options)
 
         def tokenize_plainly(self, text: str, *args: object, **options: object) -> object:
-            """As ComfyUI does it."""
+            """The tokens of the base class."""
             return super().tokenize(text, *args, **options)
 
         def encode_from_tokens(self, tokens: object, *args: object, **options: object) -> object:
-            """As ComfyUI does it; a returned dict gets the spans."""
+            """Like the base class; adds the spans to a returned dict."""
             encoded = super().encode_from_tokens(tokens, *args, **options)
             if isinstance(encoded, dict) and (spans := part_spans(tokens)):
                 encoded.setdefault(SPANS_KEY, spans)
             return encoded
 
         def encode_from_tokens_scheduled(self, tokens: object, *args: object, **options: object) -> object:
-            """As ComfyUI does it; every entry gets the spans."""
+            """Like the base class; adds the spans to every entry."""
             encoded = super().encode_from_tokens_scheduled(tokens, *args, **options)
             if spans := part_spans(tokens):
                 for _, facts in encoded:
                     facts.setdefault(SPANS_KEY, spans)
             return encoded
 
-    # a second dictionary needs no second layer
+    # a second dictionary must not add another subclass layer
     return base if base.__name__ == RecordingClip.__name__ else RecordingClip

@@ -1,1 +1,1 @@
-"""Run folders of trainings in the graph, and what a browser sees of them."""
+"""Run folders of trainings in the graph, and their display in the browser."""

@@ -1,6 +1,6 @@
-"""What a browser sees of trainings: the run of a name, its curves, which preview pictures there are. Reading only.
+"""Trainings for the browser: runs by name, their curves and preview pictures. Read-only.
 
-A name is always one of the folders below output/bestiary that hold settings of a run, never a path.
+A name is always that of a run folder below output/bestiary, never a path.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from .training_curves import CurveReaders, path_stamp
 from .training_runs import CONFIG, run_names, runs_folder
 
 SHEETS = {"pictures": "", "attention": "-attention"}
-"""Kinds of preview pictures, and what their file names end with."""
+"""Kinds of preview pictures -> suffix of their file names."""
 MOST_PREVIEWS = 2000
 LARGEST_PICTURE = 32 << 20
 LARGEST_TEXT = 1 << 20
-"""Bytes of settings or names that are read."""
+"""Maximum bytes of a settings or label file."""
 LONGEST_LABEL = 80
 _PNG = b"\x89PNG\r\n\x1a\n"
 _PREVIEW = re.compile(r"step-(\d{7,12})(-attention)?\.png")
@@ -34,7 +34,7 @@ def find_run(name: str) -> Path:
     """Folder of a run.
 
     Raises:
-        BestiaryError: there is none of this name.
+        BestiaryError: no run of this name.
     """
     known = run_names()
     if name not in known:
@@ -45,30 +45,30 @@ def find_run(name: str) -> Path:
 
 
 def newest_run(name: str, kind: str | None = None) -> str | None:
-    """The run that was started last of those that a training called `name` makes: name, name-2, name-3 and so on.
+    """The most recently started run of a training `name`, whose runs are name, name-2, name-3 and so on.
 
-    `kind` passes over those that trained something else than "parts" or "spectrum".
+    `kind`, "parts" or "spectrum", restricts the search to runs of this kind.
     """
     own = re.compile(rf"{re.escape(name.strip())}(-[1-9]\d*)?")
     return next((run for run in run_names(kind) if own.fullmatch(run)), None)
 
 
 def run_stamp(name: str) -> str:
-    """Changes with a run's log and previews; empty where there is no such run."""
+    """Stamp that changes with a run's log and previews; empty if there is no such run."""
     if name not in run_names():
         return ""
     folder = runs_folder() / name
     previews = f"{path_stamp(folder / 'samples')}-{zlib.crc32((stopped_file(name) or '').encode()):08x}"
-    # a name may hold letters that a header cannot
+    # hash the name: HTTP headers cannot contain arbitrary characters
     return f"{zlib.crc32(os.fsencode(name)):08x}-{path_stamp(folder / 'log.jsonl')}-{previews}"
 
 
 def list_run(name: str) -> dict[str, object]:
-    """A run as JSON can say it.
+    """A run as JSON values.
 
-    `run` its name, `step` of `total` steps done, `rate` in steps per second, `steps` and `curves` (see TrainingCurves),
-    `labels` of the entries of lists such as part_attention_loss, `previews` as steps by kind of picture; `stopped`, the file
-    below models/bestiary with what was learned when it was cancelled last, null without one.
+    `run`: its name; `step` of `total` steps done; `rate` in steps per second; `steps` and `curves` (see TrainingCurves);
+    `labels` of curves with several entries, such as part_attention_loss; `previews`: steps by kind of picture; `stopped`:
+    the file below models/bestiary that was saved when the run was last cancelled, or null.
 
     Raises:
         BestiaryError: no such run, or its log is too large.
@@ -89,12 +89,12 @@ def list_run(name: str) -> dict[str, object]:
 
 
 def stopped_file(name: str) -> str | None:
-    """File below models/bestiary that a cancelled run left last, None where it left none."""
+    """The latest file below models/bestiary saved by cancelling this run, or None."""
     own = re.compile(rf"{re.escape(name)}_stopped([-_ ]?\d+)?")
     times: dict[str, float] = {}
     for file in concept_names():
         if own.fullmatch(Path(file).stem):
-            # a link that leads nowhere, or a file that went meanwhile, is none
+            # ignore broken links and files deleted since the listing
             with contextlib.suppress(OSError, BestiaryError):
                 times[file] = concept_path(file).stat().st_mtime
     return max(times, key=times.__getitem__, default=None)
@@ -104,11 +104,11 @@ def preview_picture(name: str, step: int, sheet: str) -> bytes:
     """PNG bytes of a preview.
 
     Raises:
-        BestiaryError: no such run, kind of picture or step, or a file that is no picture of ours.
+        BestiaryError: no such run, kind of picture or step, or a file that is not a PNG of a permitted size.
     """
     path = _preview_path(name, step, sheet)
     if not path.is_file():
-        raise BestiaryError(f"run {name} has no {sheet} of step {step}")
+        raise BestiaryError(f"run {name} has no preview {sheet} of step {step}")
     if path.stat().st_size > LARGEST_PICTURE:
         raise BestiaryError(f"{path.name} has {path.stat().st_size:,} bytes, at most {LARGEST_PICTURE:,} are shown")
     content = path.read_bytes()
@@ -118,7 +118,7 @@ def preview_picture(name: str, step: int, sheet: str) -> bytes:
 
 
 def preview_stamp(name: str, step: int, sheet: str) -> str:
-    """Changes with a preview; empty where there is none."""
+    """Stamp that changes with a preview; empty if there is none."""
     try:
         return path_stamp(_preview_path(name, step, sheet))
     except BestiaryError:
@@ -127,7 +127,7 @@ def preview_stamp(name: str, step: int, sheet: str) -> str:
 
 def _preview_path(name: str, step: int, sheet: str) -> Path:
     if sheet not in SHEETS:
-        raise BestiaryError(f"no previews called {shown_name(sheet)}; choose {' or '.join(SHEETS)}")
+        raise BestiaryError(f"unknown kind of preview {shown_name(sheet)}; choose {' or '.join(SHEETS)}")
     return find_run(name) / "samples" / f"step-{step:07d}{SHEETS[sheet]}.png"
 
 
@@ -153,7 +153,7 @@ def _total_steps(folder: Path) -> int | None:
 
 
 def _labels(folder: Path) -> dict[str, list[str]]:
-    """Names of the entries of curves that are lists, by curve; those of other programs are none."""
+    """Labels of curves with several entries, by curve; a foreign or damaged file yields none."""
     from ...trainer.learning.run.run_folder import CURVE_LABELS_NAME
 
     try:
@@ -164,7 +164,7 @@ def _labels(folder: Path) -> dict[str, list[str]]:
 
 
 def _small_text(path: Path) -> str:
-    """A text file; empty where there is none, or one that is too large."""
+    """Content of a text file; empty if it is missing, unreadable or too large."""
     try:
         return path.read_text(encoding="utf-8") if path.stat().st_size <= LARGEST_TEXT else ""
     except (OSError, UnicodeDecodeError):

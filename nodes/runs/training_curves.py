@@ -1,4 +1,4 @@
-"""Curves of a training as a browser draws them: a log read on from where it was read last, thinned to a bounded size.
+"""Training curves for the browser: the log is read incrementally and thinned to a bounded number of points.
 
 Letters: C curves.
 """
@@ -17,39 +17,39 @@ from pathlib import Path
 from ...concepts.errors import BestiaryError
 
 MOST_POINTS = 600
-"""Points of a curve; twice as many are averaged in pairs."""
+"""Target number of points of a curve; at twice this number they are averaged in pairs."""
 MOST_CURVES = 160
-"""Curves of one log; later ones are left out."""
+"""Maximum number of curves of one log; further ones are ignored."""
 LARGEST_LOG = 512 << 20
-"""Bytes of a log that is read."""
+"""Maximum bytes of a log."""
 LARGEST_LINE = 1 << 20
 KEPT_LOGS = 8
 
 
 @dataclass
 class _Bucket:
-    """Means of neighbouring log lines."""
+    """Means over consecutive log lines."""
 
     step: int
-    """Of the last of them."""
+    """Step of the last line."""
     records: int = 0
     sums: dict[str, float] = field(default_factory=dict)
     counts: dict[str, int] = field(default_factory=dict)
 
     def join(self, other: _Bucket) -> None:
-        """Takes over what a later one holds."""
+        """Merges a later bucket into this one."""
         self.step, self.records = other.step, self.records + other.records
         for name, total in other.sums.items():
             self.sums[name] = self.sums.get(name, 0.0) + total
             self.counts[name] = self.counts.get(name, 0) + other.counts[name]
 
     def mean(self, name: str) -> float | None:
-        """Four digits that count, None where nothing was measured."""
+        """Mean with four significant digits, None without values."""
         return float(f"{self.sums[name] / self.counts[name]:.4g}") if self.counts.get(name) else None
 
 
 class TrainingCurves:
-    """The curves of one log.jsonl; `update` reads what was added since."""
+    """The curves of one log.jsonl; `update` reads new lines."""
 
     def __init__(self, path: Path) -> None:
         """Nothing is read yet."""
@@ -65,7 +65,7 @@ class TrainingCurves:
         """The newest record."""
 
     def update(self) -> None:
-        """Reads the lines that came since the last time; a log that was replaced is read anew.
+        """Reads the lines added since the last call; a replaced log is read from its start.
 
         Raises:
             BestiaryError: the log is larger than `LARGEST_LOG`.
@@ -77,7 +77,7 @@ class TrainingCurves:
             return
         if facts.st_size > LARGEST_LOG:
             raise BestiaryError(f"{self.path.name} has {facts.st_size:,} bytes, at most {LARGEST_LOG:,} are shown")
-        # a resumed run writes its log anew without the steps that it does again
+        # a resumed run replaces its log by one without the steps that it repeats
         if (facts.st_ino, facts.st_dev) != self._file or facts.st_size < self._place:
             self._forget()
             self._file = (facts.st_ino, facts.st_dev)
@@ -89,7 +89,7 @@ class TrainingCurves:
             file.seek(self._place)
             while self._place < size:
                 line = file.readline(LARGEST_LINE)
-                # the last line may be in the middle of being written
+                # the last line may be incomplete while it is being written: read it next time
                 if not line.endswith(b"\n") and len(line) < LARGEST_LINE:
                     return
                 self._place += len(line)
@@ -101,6 +101,7 @@ class TrainingCurves:
         bucket = _Bucket(step, 1)
         for name, value in _flat(record):
             if name not in self._names:
+                # bounds the memory for logs with ever new keys
                 if len(self._names) >= MOST_CURVES:
                     continue
                 self._names.append(name)
@@ -109,6 +110,7 @@ class TrainingCurves:
             self._buckets[-1].join(bucket)
         else:
             self._buckets.append(bucket)
+        # long runs lose resolution instead of growing without limit
         if len(self._buckets) >= 2 * MOST_POINTS:
             self._halve()
 
@@ -121,7 +123,7 @@ class TrainingCurves:
         self._width *= 2
 
     def listed(self) -> dict[str, object]:
-        """`steps`, and `curves` by name; a curve of a list has the entry's number behind a slash."""
+        """`steps`, and `curves` by name; entries of list curves are named `name/0`, `name/1`."""
         steps = [bucket.step for bucket in self._buckets]
         return {
             "steps": steps,
@@ -130,7 +132,7 @@ class TrainingCurves:
 
 
 class CurveReaders:
-    """Curves of the logs that were asked for last."""
+    """Cache of the most recently requested logs."""
 
     def __init__(self) -> None:
         """None yet."""
@@ -138,12 +140,12 @@ class CurveReaders:
         self._lock = threading.Lock()
 
     def read(self, path: Path) -> tuple[dict[str, object], dict[str, object]]:
-        """What `TrainingCurves.listed` gives, and the newest record.
+        """Result of `TrainingCurves.listed`, and the latest record.
 
         Raises:
             BestiaryError: see `TrainingCurves.update`.
         """
-        # one at a time: two threads must not read the same lines into the same curves
+        # serialised: two threads must not add the same lines twice
         with self._lock:
             reader = self._readers.pop(path, None) or TrainingCurves(path)
             self._readers[path] = reader
@@ -154,7 +156,7 @@ class CurveReaders:
 
 
 def path_stamp(path: Path) -> str:
-    """Changes when a file does; empty where there is none."""
+    """Stamp that changes with a file; empty if there is none."""
     try:
         facts = os.stat(path)
     except OSError:
@@ -163,7 +165,7 @@ def path_stamp(path: Path) -> str:
 
 
 def _record(line: bytes) -> tuple[int, Mapping[str, object]] | None:
-    """Step and content of a log's line; None for what is no record of a step."""
+    """Step and content of a log line; None if it is not the record of a step."""
     try:
         record = json.loads(line)
     except (ValueError, RecursionError):

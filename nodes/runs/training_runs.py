@@ -1,4 +1,4 @@
-"""Run folders of trainings in the graph, below ComfyUI's output folder: made anew, listed, found again."""
+"""Run folders of trainings in the graph, below ComfyUI's output folder: creation, listing and resuming."""
 
 from __future__ import annotations
 
@@ -17,31 +17,35 @@ from ..host.concept_folders import own_folder
 if TYPE_CHECKING:
     from ...trainer.learning.parts.settings import TrainPartsSettings
     from ...trainer.learning.run.run_folder import RunFolder
-    from ...trainer.learning.spectrum.spectrum_settings import TrainSpectrumSettings
+    from ...trainer.learning.run.run_settings import TrainingSettings
 
 ANEW, NEWEST = "start anew", "go on with the newest"
-"""Choices besides the names of runs."""
+"""Menu entries besides the names of runs."""
 CONFIG = "config.resolved.toml"
-"""Settings of a run, by which its folder is known."""
-_CALLED = {"parts": "trainings of parts", "spectrum": "trainings of spectra"}
+"""Settings file of a run, which identifies its folder."""
+_CALLED = {"parts": "trainings of parts", "spectrum": "trainings of spectra", "dreambooth": "DreamBooth trainings"}
 _SOURCES = {
     "parts": ("other pictures or parts than this training set", "pictures, codebook and image_size"),
     "spectrum": ("other pictures or masks than these", "pictures, foreground and VAE, at the same image_size,"),
+    "dreambooth": (
+        "other pictures or masks than these",
+        "images, class_images, foreground and VAE, at the same image_size,",
+    ),
 }
-"""By kind of run: what may differ when it is gone on with, and what to connect."""
+"""By kind of run, for the message about a mismatch: what differs, and what to connect."""
 _NAME = re.compile(r"\w[\w .-]{0,80}")
 
 
 def runs_folder() -> Path:
-    """Where runs lie: output/bestiary."""
+    """Folder of all runs: output/bestiary."""
     return Path(folder_paths.get_output_directory()) / "bestiary"
 
 
 def run_names(kind: str | None = None) -> list[str]:
-    """Names of all runs, or of those that train `kind`, the one that was started last first."""
+    """Names of all runs, or of those of this kind, the most recently started first."""
     times: dict[Path, int] = {}
     for path in runs_folder().glob(f"*/{CONFIG}"):
-        # a run that is being removed must not take the others away
+        # a run that is being deleted must not break the list
         with contextlib.suppress(OSError):
             times[path] = path.stat().st_mtime_ns
     newest_first = sorted(times, key=times.__getitem__, reverse=True)
@@ -54,19 +58,19 @@ def _kind_of(config: Path) -> str | None:
     try:
         return run_kind(config)
     except BestiaryError:
-        return None  # one broken folder must not take the menu away
+        return None  # one damaged folder must not break the menu
 
 
 def resume_choices(kind: str = "parts") -> list[str]:
-    """What the input `resume` of a node that trains `kind` offers."""
+    """Menu of the input `resume` for trainings of this kind."""
     return [ANEW, NEWEST, *run_names(kind)]
 
 
 def run_to_resume(resume: str, kind: str) -> str:
-    """Name of the run that `resume` means: the newest one of its kind, or the one it names.
+    """Name of the run selected by `resume`: the latest one of its kind, or the named one.
 
     Raises:
-        BestiaryError: there is none, or it trains something else.
+        BestiaryError: there is none, or it is of another kind.
     """
     known = run_names(kind)
     wanted = known[0] if resume == NEWEST and known else resume
@@ -74,11 +78,11 @@ def run_to_resume(resume: str, kind: str) -> str:
         return wanted
     if wanted in run_names():
         raise BestiaryError(
-            f"run {wanted} learns something else: this node goes on with {_CALLED[kind]} only; choose {ANEW!r}"
+            f"run {wanted} is of another kind: this node can resume only {_CALLED[kind]}; choose {ANEW!r}"
             + (f", or {choices_text(wanted, known)}" if known else "")
         )
     raise BestiaryError(
-        f"no run {shown_name(resume)} in output/bestiary to go on with; choose {ANEW!r}"
+        f"no run {shown_name(resume)} to resume in output/bestiary; choose {ANEW!r}"
         + (f", or {choices_text(wanted, known)}" if known else ": there is none yet")
     )
 
@@ -87,7 +91,7 @@ def checked_name(name: str) -> str:
     """A name for files and folders.
 
     Raises:
-        BestiaryError: it has characters that file systems or prompts do not take.
+        BestiaryError: it contains characters that are not allowed in file names or prompts.
     """
     if not _NAME.fullmatch(name.strip()):
         raise BestiaryError(
@@ -96,21 +100,19 @@ def checked_name(name: str) -> str:
     return name.strip()
 
 
-def open_run(
-    name: str, resume: str, settings: TrainPartsSettings | TrainSpectrumSettings, fingerprint: str, *earlier: str
-) -> RunFolder:
-    """The folder of a new run called `name`, or of the earlier one that `resume` names.
+def open_run(name: str, resume: str, settings: TrainingSettings, fingerprint: str, *earlier: str) -> RunFolder:
+    """The folder of a new run `name`, or of the earlier one selected by `resume`.
 
-    `fingerprint` is the training set's; `earlier` are those that earlier versions gave the same set.
+    `fingerprint` identifies the training set; `earlier` are its fingerprints in earlier versions.
 
     Raises:
-        BestiaryError: no such run, one of another kind, or it learned from other pictures.
+        BestiaryError: no such run, a run of another kind, or one with other pictures.
     """
     from ...concepts.files.atomic_file import remove_leftovers
     from ...trainer.learning.run.recipe_file import format_toml
     from ...trainer.learning.run.run_folder import RunFolder
 
-    # where this training will write, half files of ended processes are nobody's any more
+    # partial files of ended processes in the folders that this training will write to
     for folder in (own_folder(), runs_folder()):
         remove_leftovers(folder)
     if resume == ANEW:
@@ -129,10 +131,10 @@ def open_run(
 
 
 def settings_from(choices: Mapping[str, object], more: str = "") -> TrainPartsSettings:
-    """Settings of a part training from dotted keys, and from lines of TOML such as `captions.noun = "bird"`, which win.
+    """Settings of a part training from dotted keys, overridden by lines of TOML such as `captions.noun = "bird"`.
 
     Raises:
-        BestiaryError: lines that are no TOML; misspelt keys and values out of range, all of them in one message.
+        BestiaryError: lines that are not TOML; misspelt keys and values out of range, all in one message.
     """
     from ...trainer.learning.parts.settings import load_recipe
 
@@ -140,10 +142,10 @@ def settings_from(choices: Mapping[str, object], more: str = "") -> TrainPartsSe
 
 
 def more_choices(more: str) -> dict[str, object]:
-    """Dotted keys and values of lines of TOML that a user typed.
+    """Dotted keys and values from typed lines of TOML.
 
     Raises:
-        BestiaryError: they are no TOML.
+        BestiaryError: they are not TOML.
     """
     from ...trainer.learning.run.recipe_file import parse_toml
 

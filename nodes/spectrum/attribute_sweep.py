@@ -1,7 +1,7 @@
-"""At which stages does a word act? It is said at one stage at a time, and the change of the picture is measured.
+"""Finds the stages at which a word acts: uses it at one stage at a time and measures the change of the picture.
 
-Every run starts from the same noise. The measure is how far a run goes the way from the picture without the word to the
-picture with the word at every stage: 1 is all the way, 0 nothing of it. Letters: S stages, N pictures, F features.
+All runs start from the same noise. The score of a stage is its share of the change from the picture without the word to
+the picture with the word at all stages: 1 is the full change, 0 none. Letters: S stages, N pictures, F features.
 """
 
 from __future__ import annotations
@@ -31,60 +31,60 @@ if TYPE_CHECKING:
 THRESHOLD = 0.5
 """Stages with at least this share of the strongest stage's score belong to the attribute."""
 FEATURE_EDGE = 64
-"""Pictures are compared at this edge, in pixels, where no CLIP vision model is connected."""
+"""Edge in pixels at which pictures are compared without a CLIP vision model."""
 
 Sampling = Callable[[Conditioning, Conditioning], Tensor]
 """Positive and negative -> latents `(N, C, H, W)`."""
 Seeing = Callable[[Tensor], tuple[Tensor, Tensor]]
-"""Latents `(N, C, H, W)` -> what is compared `(N, F)`, and pictures `(N, H, W, 3)`."""
+"""Latents `(N, C, H, W)` -> features for comparison `(N, F)`, and pictures `(N, H, W, 3)`."""
 
 
 @dataclass(frozen=True)
 class SweepSettings:
-    """What to sweep."""
+    """Settings of a sweep."""
 
     text: str
-    """With `{word}` where the word goes."""
+    """Prompt with the placeholder `{word}`."""
     word: str
     otherwise: str = ""
-    """What stands there at the other stages."""
+    """Replacement for the word at the other stages."""
     negative: str = ""
     stages: int = 10
     attribute: str = ""
-    """Name of the proposed preset; empty takes the word."""
+    """Name of the proposed preset; empty uses the word."""
 
 
 @dataclass(frozen=True)
 class Sweep:
-    """What came out."""
+    """Result of a sweep."""
 
     settings: SweepSettings
     bounds: StageBounds
     scores: Tensor
-    """`(S,)` share of the whole change that each stage alone makes."""
+    """`(S,)` share of the full change that each stage alone causes."""
     sizes: Tensor
-    """`(S,)` size of the change in any direction, over that of the whole change."""
+    """`(S,)` size of the change in any direction, relative to the full change."""
     pictures: Tensor
-    """`(S + 2, H, W, 3)`: without the word, with it at each stage alone, with it everywhere; the first of every run."""
+    """`(S + 2, H, W, 3)`: without the word, with it at each stage alone, with it at all stages; first picture of each run."""
 
     @property
     def carrying(self) -> tuple[int, ...]:
-        """The stages, from 0, that carry the word."""
+        """The stages, counted from 0, at which the word acts."""
         limit = THRESHOLD * float(self.scores.max())
         return tuple(stage for stage, score in enumerate(self.scores.tolist()) if limit > 0 and score >= limit)
 
     def preset(self) -> Presets:
-        """The proposed preset: neighbouring stages as one range.
+        """The proposed preset, with adjacent stages merged to one range.
 
         Raises:
-            BestiaryError: no stage carries the word.
+            BestiaryError: the word acts at no single stage.
         """
         if not self.carrying:
             raise BestiaryError(
                 f"the word {shown_name(self.settings.word)} at a single stage has no measurable part of the effect it has at "
                 "all stages: use fewer stages, or a word with a stronger effect"
             )
-        # stages that follow one another become one range
+        # merge a stage with the previous range if they touch
         ranges: list[tuple[float, float]] = []
         for stage in self.carrying:
             start, end = self.bounds.fractions[stage : stage + 2]
@@ -106,23 +106,23 @@ class Sweep:
 def sweep_word(
     model: ModelPatcher, clip: CLIP, settings: SweepSettings, sample: Sampling, see: Seeing, progress: GraphProgress
 ) -> Sweep:
-    """Say a word at each stage alone and measure the change of features `(N, F)`; S + 2 samplings.
+    """Use a word at each stage alone and measure the change of features `(N, F)`; takes S + 2 samplings.
 
     Raises:
-        BestiaryError: the text has no place for the word, the word is empty, or it changes nothing at all.
+        BestiaryError: the text has no placeholder, the word is empty, or it has no effect at all.
         InterruptProcessingException: the user cancelled.
     """
     if WORD_PLACE not in settings.text or not settings.word.strip():
         raise BestiaryError(
-            f"text {shown_name(settings.text)} and word {shown_name(settings.word)}: write a text with {WORD_PLACE} where "
-            "the word goes, and a word"
+            f"text {shown_name(settings.text)} and word {shown_name(settings.word)}: enter a word, and a text with {WORD_PLACE} "
+            "in its place"
         )
     # without the word, with it at one stage alone, and with it everywhere
     bounds = StageBounds.equal(settings.stages)
     with_word, without = (settings.text.replace(WORD_PLACE, one) for one in (settings.word, settings.otherwise))
     staged: list[tuple[str, dict[int, Override]]] = [(without, {stage: with_word}) for stage in range(bounds.stages)]
     plans = [(without, {}), *staged, (with_word, {})]
-    # all prompts in one encoding; the negative one is the last
+    # encode all prompts in one batch; the negative one is last
     sides = [_side(model, text, overrides, bounds) for text, overrides in [*plans, (settings.negative, {})]]
     *positives, negative = encode_sides(clip, sides)
     progress.begin(len(positives))
@@ -137,19 +137,21 @@ def sweep_word(
 
 
 def change_shares(features: Tensor) -> tuple[Tensor, Tensor]:
-    """Share of the whole change and its size `(S,)` each, of features `(S + 2, N, F)`: without, S stages alone, everywhere.
+    """Share of the full change and relative size `(S,)` each, of features `(S + 2, N, F)`: without, single stages, everywhere.
 
-    The share is the projection of a stage's change on the whole change, averaged over the N pictures.
+    The share is the projection of a stage's change on the full change, averaged over the N pictures.
 
     Raises:
-        BestiaryError: nothing changes even with the word everywhere.
+        BestiaryError: the word has no effect even at all stages.
     """
     without, everywhere = features[0], features[-1]
     whole = everywhere - without  # (N, F)
     squared = whole.square().sum(-1)  # (N,)
     if not bool((squared > 0).all()):
-        raise BestiaryError("the word has no effect, even at all stages: the model does not know it, or cfg is 1")
-    # how far each stage goes along the whole change, and how far in any direction
+        raise BestiaryError(
+            "the word has no effect, even at all stages: choose a word that the model knows, and a cfg above 1"
+        )
+    # a stage may also change the picture in other directions: the size shows how much
     moved = features[1:-1] - without  # (S, N, F)
     shares = (moved * whole).sum(-1) / squared  # (S, N)
     sizes = moved.square().sum(-1).sqrt() / squared.sqrt()  # (S, N)
@@ -162,7 +164,7 @@ def _side(model: ModelPatcher, text: str, overrides: dict[int, Override], bounds
 
 
 def picture_features(pictures: Tensor) -> Tensor:
-    """What is compared of pictures `(N, H, W, 3)` without a CLIP vision model: small pixels `(N, F)`."""
+    """Features of pictures `(N, H, W, 3)` without a CLIP vision model: downsampled pixels `(N, F)`."""
     _, height, width, _ = pictures.shape
     channels = pictures[..., :3].permute(0, 3, 1, 2).float()  # (N, 3, H, W)
     size = (min(FEATURE_EDGE, height), min(FEATURE_EDGE, width))
@@ -171,6 +173,6 @@ def picture_features(pictures: Tensor) -> Tensor:
 
 
 def sweep_labels(sweep: Sweep) -> Sequence[str]:
-    """What stands under each picture."""
+    """Labels of the pictures."""
     middle = [f"stage {stage + 1}: {score:.0%}" for stage, score in enumerate(sweep.scores.tolist())]
     return ["without", *middle, "everywhere"]

@@ -1,7 +1,7 @@
-"""ProSpect's own files in models/embeddings: ComfyUI takes the word they were learned from for the embedding, without an error.
+"""Detects ProSpect's own files in models/embeddings, from which ComfyUI silently loads only the embedding of the initial word.
 
-`comfy.sd1_clip.safe_load_embed_zip` looks for the last numbers in such a file that are long enough, and these are the initial
-word's. Nothing is unpickled here: the names of ProSpect's classes stand in the pickle as plain bytes.
+`comfy.sd1_clip.safe_load_embed_zip` takes the last sufficiently long array in such a file, which is that of the initial
+word. Nothing is unpickled here: the names of ProSpect's classes are searched as plain bytes in the pickle.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _told: set[str] = set()
 
 
 def misread_embeddings() -> tuple[str, ...]:
-    """Files below models/embeddings that are ProSpect's."""
+    """ProSpect files below models/embeddings."""
     found = []
     for name in folder_paths.get_filename_list(FOLDER):
         path = folder_paths.get_full_path(FOLDER, name)
@@ -38,19 +38,19 @@ def misread_embeddings() -> tuple[str, ...]:
 
 
 def misread_notice(names: Sequence[str]) -> str:
-    """What people should know about such files, in one line; empty where there are none."""
+    """One-line warning about such files; empty if there are none."""
     if not names:
         return ""
     listed = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
     stem = Path(names[0]).stem
     return (
-        f"models/embeddings holds spectra of ProSpect ({listed}): ComfyUI reads embedding:{stem} as the word it was learned "
-        f"from, nothing else. Turn it into a spectrum: bestiary import prospect {Path(names[0]).name}"
+        f"models/embeddings contains spectra of ProSpect ({listed}): ComfyUI loads embedding:{stem} as its initial word only. "
+        f"Convert it to a spectrum: bestiary import prospect {Path(names[0]).name}"
     )
 
 
 def warn_of_misread(texts: Iterable[str] | None = None) -> str:
-    """The notice about all such files, or about those that texts name by `embedding:`; each file is logged once."""
+    """The warning about all such files, or only those used in texts by `embedding:`; each file is logged once."""
     names = misread_embeddings()
     if texts is not None:
         named = {_plain(name) for text in texts for name in _MENTION.findall(text)}
@@ -62,14 +62,14 @@ def warn_of_misread(texts: Iterable[str] | None = None) -> str:
 
 
 def _plain(name: str) -> str:
-    """A name as prompts may write it: folders with slashes, with or without its ending."""
+    """Normalised name for comparison with prompts: lower case, with slashes, without suffix."""
     plain = name.replace("\\", "/").lower()
     return next((plain.removesuffix(ending) for ending in _ENDINGS if plain.endswith(ending)), plain)
 
 
 @functools.lru_cache(maxsize=65_536)
 def _is_prospect(path: Path, changed: int, size: int) -> bool:
-    """Each file is looked into once as long as it stays."""
+    """True for a ProSpect file; cached by modification time and size."""
     try:
         with zipfile.ZipFile(path) as archive:
             (entry,) = (info for info in archive.infolist() if info.filename.endswith("/data.pkl"))
@@ -77,6 +77,6 @@ def _is_prospect(path: Path, changed: int, size: int) -> bool:
                 return False
             content = archive.read(entry)
     except (OSError, ValueError, RuntimeError, NotImplementedError, zipfile.BadZipFile):
-        # no archive of torch, or one that ComfyUI cannot read either
+        # not a torch archive, or one that ComfyUI cannot read either
         return False
     return all(mark in content for mark in _MARKS)

@@ -1,4 +1,4 @@
-"""Prompt spectra: load, prompt with them, mix them by attribute, save, as graph blocks."""
+"""Nodes that load, encode, mix and save prompt spectra."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ CATEGORY = "Bestiary/spectrum"
 SLOTS = 4
 SPECTRUM_PROMPT = "BestiarySpectrumPrompt"
 MODEL_OUTPUT = 3
-"""Number of Spectrum Prompt's output for the MODEL."""
+"""Index of Spectrum Prompt's MODEL output."""
 MOST_STAGES = 250
 USUAL_SHARES = ("layout", "content", "material", "style")
 
 
 def timing_inputs() -> list[io.Input]:
-    """Inputs that say when stages begin."""
+    """Inputs for the timing of stages."""
     return [
         io.Combo.Input("clock", options=list(CLOCKS), default=CLOCKS[0], optional=True),
         io.Model.Input("model", optional=True),
@@ -46,12 +46,12 @@ def timing_inputs() -> list[io.Input]:
 
 
 def text_input(name: str, default: str = "", *, optional: bool = False) -> io.Input:
-    """A field for long text, whose brackets the browser's dynamic prompts must not take away."""
+    """A multiline text input without dynamic prompts, which would remove braces in the browser."""
     return io.String.Input(name, multiline=True, dynamic_prompts=False, default=default, optional=optional)
 
 
 class BestiaryLoadSpectrum(io.ComfyNode):
-    """From a file to a spectrum."""
+    """Loads a spectrum from a file."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -91,7 +91,7 @@ class BestiaryLoadSpectrum(io.ComfyNode):
 
 
 class BestiarySpectrumPrompt(io.ComfyNode):
-    """Prompts that change from stage to stage."""
+    """Encodes prompts that change from stage to stage."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -122,7 +122,7 @@ class BestiarySpectrumPrompt(io.ComfyNode):
 
     @classmethod
     def fingerprint_inputs(cls, **inputs: object) -> str:
-        # ComfyUI keeps results as long as inputs stay; these also depend on whether the MODEL that comes out is linked
+        # the result also depends on whether the MODEL output is linked, which ComfyUI's cache does not consider
         graphs = running_graphs()
         return " ".join(number for graph in graphs for number in linked_nodes(graph, SPECTRUM_PROMPT, MODEL_OUTPUT))
 
@@ -147,7 +147,7 @@ class BestiarySpectrumPrompt(io.ComfyNode):
         from .spectrum_prompts import PromptOptions, StageTiming, TypedSide, encode_typed_sides
 
         with named_faults("Spectrum Prompt"):
-            # where the MODEL that comes out is sampled, prompts need no hooks of their own
+            # if the MODEL output is used, it unpacks the prompts itself: no hooks needed
             through_model = _is_output_linked(cls.hidden, MODEL_OUTPUT)
             if through_model and model is None:
                 raise BestiaryError(
@@ -164,7 +164,7 @@ class BestiarySpectrumPrompt(io.ComfyNode):
 
 
 def _is_output_linked(hidden: io.HiddenHolder | None, output: int) -> bool:
-    """Whether the graph as it was queued links an output of this node to anything."""
+    """True if the queued graph links this output of the node to any input."""
     prompt, own = getattr(hidden, "prompt", None) or {}, getattr(hidden, "unique_id", None)
     links = [value for node in prompt.values() for value in node.get("inputs", {}).values() if isinstance(value, list)]
     return any(link == [own, output] for link in links)
@@ -182,7 +182,7 @@ def _sources(clip: Clip, linked: Sequence[NamedSpectrum | None], dictionary: Nam
 
 
 class BestiaryMixAttributes(io.ComfyNode):
-    """Layout of one reference, content of another."""
+    """Mixes attributes of several references, such as the layout of one and the content of another."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -228,7 +228,7 @@ class BestiaryMixAttributes(io.ComfyNode):
 
 
 class BestiarySaveSpectrum(io.ComfyNode):
-    """From a spectrum to a file."""
+    """Saves a spectrum to a file."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:

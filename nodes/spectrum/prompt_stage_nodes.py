@@ -1,4 +1,4 @@
-"""Stages without a learned file: words per stage, ranges, a preview of steps, and which stages carry a word."""
+"""Nodes for stages without a learned file: texts per stage, ranges, a preview of steps, and the stages of a word."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def _range_input(name: str, default: float) -> io.Input:
 
 
 class BestiaryStageText(io.ComfyNode):
-    """Plain words per stage."""
+    """Encodes a different text per stage."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -84,7 +84,7 @@ class BestiaryStageText(io.ComfyNode):
 
 
 class BestiaryIntersectRange(io.ComfyNode):
-    """A range that keeps stages."""
+    """Limits a conditioning to a range while keeping its stages."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -119,7 +119,7 @@ class BestiaryIntersectRange(io.ComfyNode):
 
 
 class BestiaryStagePreview(io.ComfyNode):
-    """Which steps fall into which stage."""
+    """Shows which steps belong to which stage."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -170,7 +170,7 @@ class BestiaryStagePreview(io.ComfyNode):
 
 
 class BestiaryFindAttributeStages(io.ComfyNode):
-    """Which stages carry a word."""
+    """Finds the stages at which a word acts."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:

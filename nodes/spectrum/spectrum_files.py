@@ -1,4 +1,4 @@
-"""Prompt spectra between models/bestiary and a graph: listed, read, described, saved under a free name."""
+"""Prompt spectra between models/bestiary and a graph: listing, loading, description, saving."""
 
 from __future__ import annotations
 
@@ -21,22 +21,22 @@ SUFFIX = ".safetensors"
 
 
 def spectrum_names() -> list[str]:
-    """Files of models/bestiary that are prompt spectra, learned here or imported."""
+    """Names of the prompt spectra in models/bestiary, trained or imported."""
     return [name for name in concept_names(SUFFIX) if kind_of(name) == SPECTRUM_KIND]
 
 
 def check_spectrum_file(file: str) -> Path:
-    """Path of a listed spectrum file; nothing is loaded.
+    """Path of a listed spectrum file, which is not loaded.
 
     Raises:
-        BestiaryError: the name leaves the folders, no such file exists, or it is something else.
+        BestiaryError: no such file, a name outside the folders, or a file of another kind.
     """
     from .plain_embeddings import warn_of_misread
 
     listed = spectrum_names()
     if file not in listed:
         known = choices_text(file, listed) or (
-            "none yet: learn one with bestiary train spectrum, or bring one in with bestiary import "
+            "none yet: train one with bestiary train spectrum, or import one with bestiary import "
             "prospect, xti, neti or textual-inversion"
         )
         notice = warn_of_misread()
@@ -48,10 +48,10 @@ def check_spectrum_file(file: str) -> Path:
 
 
 def read_spectrum(file: str, name: str = "") -> NamedSpectrum:
-    """The spectrum of a listed file under a name for prompts; without one, the file's own.
+    """The spectrum of a listed file with its name for prompts, by default the file name.
 
     Raises:
-        BestiaryError: there is no such file, it is broken, or the name cannot stand in a prompt.
+        BestiaryError: no such file, a damaged file, or a name that is not valid in prompts.
     """
     from ...concepts.spectrum.spectrum_file import load_spectrum
 
@@ -60,23 +60,23 @@ def read_spectrum(file: str, name: str = "") -> NamedSpectrum:
 
 
 def write_spectrum(spectrum: PromptSpectrum, filename: str) -> str:
-    """Writes a spectrum and returns its name below models/bestiary; a taken name gets a number.
+    """Writes a spectrum and returns its name below models/bestiary; a number is appended to a taken name.
 
     Raises:
-        BestiaryError: the name leaves models/bestiary, or the file cannot be written.
+        BestiaryError: the name is outside models/bestiary, or the file cannot be written.
     """
     from ...concepts.spectrum.spectrum_file import save_spectrum
 
-    # what prompts call it, so ".spectrum" is an ending here as on the command line
+    # the file name is the name in prompts, so strip ".spectrum" as on the command line
     name = filename.strip().removesuffix(SUFFIX).removesuffix(".spectrum")
     return save_free(name, lambda path: save_spectrum(spectrum, path))
 
 
 def check_spectrum_widths(name: str, spectrum: PromptSpectrum, clip: Clip) -> None:
-    """Refuses vectors that ComfyUI would drop without an error.
+    """Rejects vectors that ComfyUI would silently ignore.
 
     Raises:
-        BestiaryError: the CLIP has other text encoders, or text encoders of other widths.
+        BestiaryError: the CLIP has other text encoders, or their widths differ.
     """
     from ..denoiser.model_backbone import text_widths
 
@@ -84,13 +84,13 @@ def check_spectrum_widths(name: str, spectrum: PromptSpectrum, clip: Clip) -> No
     held = text_widths(clip)
     if ours != held:
         raise BestiaryError(
-            f"spectrum {shown_name(name)} was trained for {spectrum.backbone} and holds vectors for {_listed(ours)}; the "
-            f"connected CLIP takes {_listed(held)}: load a {spectrum.backbone} checkpoint, or a spectrum for this one"
+            f"spectrum {shown_name(name)} was trained for {spectrum.backbone} and contains vectors for {_listed(ours)}; the "
+            f"connected CLIP needs {_listed(held)}: load a {spectrum.backbone} checkpoint, or a spectrum for this one"
         )
 
 
 def describe_spectrum(named: NamedSpectrum) -> str:
-    """What a spectrum is, as text: stages, vectors, words, presets, how it came about; and files beside it that mislead."""
+    """Text about a spectrum: stages, vectors, words, presets, provenance; and a warning about misread embeddings."""
     from .plain_embeddings import warn_of_misread
 
     spectrum = named.spectrum
@@ -103,6 +103,7 @@ def describe_spectrum(named: NamedSpectrum) -> str:
     silent = tuple(s for s in range(spectrum.stages) if not spectrum.count(s) and s not in spectrum.words)
     if silent:
         lines.append(f"empty at stages {stages_text(silent)}")
+    # stages count from 0 in the file, from 1 for users
     lines += [f"stage {stage + 1} says: {text or 'nothing'}" for stage, text in sorted(spectrum.words.items())]
     lines += ["", "attributes:", format_presets(spectrum.presets)]
     facts = [f"{key}: {value}" for key, value in spectrum.provenance.items()]

@@ -1,4 +1,4 @@
-"""What a browser needs of a prompt spectrum: its stages and attributes. Only the header of the file is read."""
+"""Prompt spectra for the browser: stages and attributes, read from the header of the file only."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ LONGEST_NAME = 80
 
 
 def list_spectrum(path: Path) -> dict[str, object]:
-    """`stages`, `shares` of the way at which they begin and end, and `presets` as ranges by attribute.
+    """`stages`, `shares` of the sampling at which they start and end, and `presets` as ranges by attribute.
 
     Raises:
-        BestiaryError: it is no spectrum, or its header is broken.
+        BestiaryError: not a spectrum, or a damaged header.
     """
     header = read_header(path, LARGEST_HEADER)
     if header.kind != SPECTRUM_KIND:
-        raise BestiaryError(f"{path.name} is {header.kind or 'of another program'}, not a prompt spectrum")
+        raise BestiaryError(f"{path.name} is {header.kind or 'a file of another program'}, not a prompt spectrum")
     try:
         bounds = StageBounds(tuple(int(edge) for edge in checked_list(header.concept["edges"], "edges")))
     except (KeyError, TypeError, ValueError, BestiaryError) as fault:
-        raise BestiaryError(f"{path.name} is broken: its stages cannot be read ({type(fault).__name__})") from fault
+        raise BestiaryError(f"{path.name} is damaged: its stages cannot be read ({type(fault).__name__})") from fault
     presets = checked_presets(header.concept.get("presets") or {})
     listed = {name[:LONGEST_NAME]: ranges[:MOST_RANGES] for name, ranges in list(presets.items())[:MOST_PRESETS]}
     return {"stages": bounds.stages, "shares": list(bounds.fractions), "presets": listed}

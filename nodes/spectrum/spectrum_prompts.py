@@ -1,4 +1,4 @@
-"""Texts with spectra, parts and stage lines, as typed into a node: read, looked up and encoded for both sides."""
+"""Parses, resolves and encodes typed texts with spectra, parts and stage lines, for the positive and negative side."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class TypedSide:
-    """What a user typed for the positive or the negative side."""
+    """Typed text of the positive or negative side."""
 
     text: str
     stage_lines: str = ""
@@ -49,7 +49,7 @@ class TypedSide:
 
 @dataclass(frozen=True)
 class StageTiming:
-    """When stages begin and end."""
+    """Timing of stages."""
 
     clock: StageClock = "timesteps"
     model: ModelPatcher | None = None
@@ -59,12 +59,12 @@ class StageTiming:
 
 @dataclass(frozen=True)
 class PromptOptions:
-    """What both sides share."""
+    """Options common to both sides."""
 
     stages: int = DEFAULT_STAGES
-    """Stages of a side that names no spectrum."""
+    """Number of stages of a side without a spectrum."""
     presets: str = ""
-    """Attributes as typed; empty takes those of the first spectrum named, else the usual ones."""
+    """Presets as typed; empty uses those of the first spectrum in the prompt, else the defaults."""
     timing: StageTiming = field(default_factory=StageTiming)
     filler: bool = True
     with_hooks: bool = True
@@ -72,7 +72,7 @@ class PromptOptions:
 
 
 def spectra_by_name(linked: Sequence[NamedSpectrum | None]) -> dict[str, PromptSpectrum]:
-    """The linked spectra by the name that prompts use.
+    """The linked spectra by their name in prompts.
 
     Raises:
         BestiaryError: two of them have the same name.
@@ -81,7 +81,7 @@ def spectra_by_name(linked: Sequence[NamedSpectrum | None]) -> dict[str, PromptS
     for named in (one for one in linked if one is not None):
         if same_name(named.name, found):
             raise BestiaryError(
-                f"two connected spectra are called {shown_name(named.name)}: give one of them another name in its loader"
+                f"two connected spectra are named {shown_name(named.name)}: give one of them another name in its loader"
             )
         found[named.name] = named.spectrum
     return found
@@ -90,14 +90,15 @@ def spectra_by_name(linked: Sequence[NamedSpectrum | None]) -> dict[str, PromptS
 def encode_typed_sides(
     clip: CLIP, sides: Sequence[TypedSide], sources: PromptSources, options: PromptOptions
 ) -> tuple[list[Conditioning], str]:
-    """Conditionings of the sides, encoded together, and a table of what each stage of the first one says.
+    """Conditionings of the sides, encoded together, and a table of the texts of each stage of the first side.
 
     Raises:
-        PromptError: a mention is malformed or unknown; the column is told.
-        BestiaryError: a spectrum, part, stage or clock does not fit; cause and choices are told.
+        PromptError: a mention is malformed or unknown; the message gives the column.
+        BestiaryError: a spectrum, part, stage or clock does not match; the message gives cause and choices.
     """
     if clip is None:
         raise BestiaryError("the CLIP input is empty: this checkpoint contains no text encoder; load one separately")
+    # before encoding, where a wrong width would fail inside the text encoder
     for name, spectrum in sources.spectra.items():
         check_spectrum_widths(name, spectrum, clip)
     for name, dictionary in sources.dictionaries.items():
@@ -111,21 +112,22 @@ def encode_typed_sides(
 def encode_stage_lines(
     clip: CLIP, lines: str, text: str, options: PromptOptions, dictionaries: Mapping[str, PartDictionary]
 ) -> tuple[Conditioning, str]:
-    """Plain words per stage as a conditioning, and a table of them; `text` stands at all other stages.
+    """A conditioning with a text per stage, and a table of the texts; `text` is used at all other stages.
 
     Raises:
-        BestiaryError: a line cannot be read, stages are claimed twice, or some have no text.
+        BestiaryError: an invalid line, stages that are assigned twice, or stages without text.
     """
     sources = PromptSources({}, dictionaries)
     if not text.strip():
         bounds = StageBounds.equal(options.stages)
+        # without a base text every stage needs its own line
         require_all_stages(stage_lines(lines, bounds, typed_presets(options.presets, bounds, DEFAULT_PRESETS)), bounds)
     (conditioning,), report = encode_typed_sides(clip, [TypedSide(text, lines)], sources, options)
     return conditioning, report
 
 
 def read_side(side: TypedSide, sources: PromptSources, options: PromptOptions) -> StagedSide:
-    """A typed side with everything looked up and its boundaries; for errors see `encode_typed_sides`."""
+    """A typed side with resolved mentions and stage boundaries; for errors see `encode_typed_sides`."""
     mentions = find_staged_mentions(side.text)
     named = _first_spectrum(mentions, sources)
     bounds = StageBounds.equal(options.stages) if named is None else named.bounds
@@ -136,13 +138,14 @@ def read_side(side: TypedSide, sources: PromptSources, options: PromptOptions) -
     prompt = resolve_staged_prompt(side.text, sources, overrides=overrides, bounds=bounds)
     timing = options.timing
     percents = stage_percents(prompt.bounds, timing.clock, timing.model, timing.sigmas)
+    # plain texts take ComfyUI's own encoding, which keeps their results bit-identical
     is_plain = not mentions and not overrides and not find_edits(side.text, mentions)
     plain = plain_form(side.text) if is_plain else None
     return StagedSide(prompt, percents, _vector_names(side.text, overrides, sources), plain)
 
 
 def stage_report(side: StagedSide) -> str:
-    """What stands at every stage, one line each."""
+    """The text of every stage, one line each."""
     lines = []
     bounds = side.prompt.bounds
     for number, stage in enumerate(side.prompt.stages):
@@ -161,12 +164,12 @@ def _first_spectrum(mentions: Mapping[int, tuple[int, StagedMention]], sources: 
 
 
 def _vector_names(text: str, overrides: Mapping[int, Override], sources: PromptSources) -> VectorNames:
-    """Labels of all vectors that the texts mention, which have been looked up before."""
+    """Labels of all vectors of mentions in the texts, which were already resolved without errors."""
     names: dict[bytes, tuple[str, str]] = {}
     spectra = NameIndex((name, name) for name in sources.spectra)
     texts = dict.fromkeys([text, *(entry for entry in overrides.values() if isinstance(entry, str))])
     mentions = [mention for one in texts for _, mention in find_staged_mentions(one).values()]
-    # each thing once, however often it stands there
+    # every distinct mention once
     parts = {(one.target, one.kinds): one for one in mentions if isinstance(one, PartMention)}
     names |= _part_labels(list(parts.values()), sources.dictionaries)
     named = {(spectra.find(one.name)[0], one.strength) for one in mentions if isinstance(one, SpectrumMention)}

@@ -1,4 +1,4 @@
-"""Steps of each stage for a sampler that only a browser knows yet: ComfyUI's own noise levels of Stable Diffusion."""
+"""Steps per stage for sampler settings from the browser, with ComfyUI's noise schedule of Stable Diffusion."""
 
 from __future__ import annotations
 
@@ -13,43 +13,43 @@ from .stage_ranges import CLOCKS, StageClock, stage_percents
 from .stage_schedule import sampler_sigmas, schedule_stages
 
 MOST_STAGES, MOST_STEPS = 250, 1000
-"""What is counted; a sampler with more steps is none that a strip could show."""
+"""Limits of a request; the browser's strip cannot display more."""
 LONGEST_NAME = 60
 
 
 @dataclass(frozen=True)
 class SamplerWalk:
-    """A sampler's fields, and the stages its steps are counted by."""
+    """Settings of a sampler, and the stages to count its steps in."""
 
     sampler: str
     scheduler: str
     steps: int
     denoise: float
     first: int
-    """Step at which it begins, from 0."""
+    """First step, counted from 0."""
     last: int
-    """Step before which it ends; beyond the steps is their end."""
+    """End step, exclusive; larger values mean the last step."""
     stages: int
     clock: str
 
 
 class StableDiffusionNoise:
-    """Stands for a MODEL where only its noise levels are asked for."""
+    """Substitute for a MODEL that provides only the noise schedule."""
 
     def __init__(self) -> None:
-        """Stable Diffusion's own schedule, as ComfyUI sets it up."""
+        """Stable Diffusion's schedule with ComfyUI's default parameters."""
         from comfy.model_sampling import EPS, ModelSamplingDiscrete
 
         self._sampling = type("StableDiffusionSampling", (ModelSamplingDiscrete, EPS), {})()
 
     def get_model_object(self, name: str) -> object:
-        """The model sampling; there is nothing else.
+        """The model sampling.
 
         Raises:
-            BestiaryError: something else was asked for.
+            BestiaryError: any other object was requested.
         """
         if name != "model_sampling":
-            raise BestiaryError(f"only the noise levels are known here, not {shown_name(name)}")
+            raise BestiaryError(f"{shown_name(name)} is not available without a MODEL: only model_sampling is")
         return self._sampling
 
 
@@ -60,10 +60,10 @@ def _noise() -> StableDiffusionNoise:
 
 @functools.lru_cache(maxsize=256)
 def count_steps(walk: SamplerWalk) -> dict[str, object]:
-    """`counts` of the steps in every stage, `total` steps, and how many are `free`, in no stage.
+    """`counts`: steps per stage; `total`: number of steps; `free`: number of steps in no stage.
 
     Raises:
-        BestiaryError: an unknown sampler, scheduler or clock, or numbers beyond what is counted.
+        BestiaryError: an unknown sampler, scheduler or clock, or numbers beyond the limits.
     """
     if not (
         1 <= walk.stages <= MOST_STAGES and 1 <= walk.steps <= MOST_STEPS and walk.steps <= MOST_STEPS * walk.denoise
@@ -80,8 +80,10 @@ def count_steps(walk: SamplerWalk) -> dict[str, object]:
     percents = stage_percents(StageBounds.equal(walk.stages), clock, model, sigmas)
     walked = sigmas[walk.first : walk.last + 1]
     if len(walked) < 2:
-        raise BestiaryError(f"no step lies between start_at_step {walk.first} and end_at_step {walk.last}")
-    # a stage of equal ends has no entry in the conditioning
+        raise BestiaryError(
+            f"there is no step between start_at_step {walk.first} and end_at_step {walk.last}: enter a larger end_at_step"
+        )
+    # a stage with equal ends has no entry in the conditioning: a range beyond 1 keeps its number but no step
     ranges = [(start, end) if start < end else (2.0, 2.0) for start, end in pairwise(percents)]
     schedule = schedule_stages(model, ranges, walked)
     free = sum(not step.stages for step in schedule.steps)
@@ -89,10 +91,10 @@ def count_steps(walk: SamplerWalk) -> dict[str, object]:
 
 
 def read_walk(query: dict[str, str]) -> SamplerWalk:
-    """The fields out of an address.
+    """The settings from the query of a URL.
 
     Raises:
-        BestiaryError: a field is missing, no number or too long.
+        BestiaryError: a field is missing, not a number or too long.
     """
     text = {name: query.get(name, "") for name in ("sampler", "scheduler", "clock")}
     strange = next((name for name, value in text.items() if len(value) > LONGEST_NAME), None)
@@ -105,7 +107,7 @@ def read_walk(query: dict[str, str]) -> SamplerWalk:
     except ValueError:
         share = -1.0
     if not 0 < share <= 1:
-        raise BestiaryError(f"denoise {denoise[:20]!r} leaves no step: enter a number above 0, up to 1")
+        raise BestiaryError(f"denoise {denoise[:20]!r} is out of range: enter a number above 0, up to 1")
     return SamplerWalk(text["sampler"], text["scheduler"], denoise=share, clock=text["clock"], **whole)
 
 

@@ -1,4 +1,4 @@
-"""The picture of a stage schedule: the way with its stages, the steps that fall into them, and what is never reached."""
+"""Draws a stage schedule: the timeline with its stages, the steps in them, and warnings about unreached stages."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from ...concepts.spectrum.attribute_presets import Presets
 from .stage_schedule import StageSchedule
 
 WIDTH, MARGIN = 1120, 40
-"""Pixels of the finished picture."""
+"""Width and margin of the finished picture in pixels."""
 FINER = 2
-"""Drawn this much larger and shrunk, so that slanted lines are smooth."""
+"""Supersampling factor, which antialiases slanted lines."""
 BAR, FAN, BOX, LANE, LINE = 46, 84, 34, 26, 26
-"""Heights: the way, the lines down to the steps, the steps, an attribute, a line of text."""
+"""Heights in pixels: timeline, lines to the steps, steps, attribute lane, line of text."""
 PAPER, INK, FAINT, EDGE, WARNING = (20, 19, 27), (240, 238, 245), (158, 154, 170), (70, 66, 84), (255, 190, 92)
 NO_STAGE = (58, 56, 68)
 
@@ -28,7 +28,7 @@ Box = tuple[float, float, float, float]
 
 
 def stage_color(stage: int, stages: int) -> tuple[int, int, int]:
-    """A colour for a stage, from violet for the first to green for the last, neighbours told apart by lightness."""
+    """Colour of a stage, from violet for the first to green for the last; lightness alternates between neighbours."""
     share = stage / max(1, stages - 1)
     light = 0.72 if stage % 2 else 0.62
     red, green, blue = colorsys.hls_to_rgb(0.78 - 0.42 * share, light, 0.55)
@@ -40,12 +40,13 @@ def draw_schedule(schedule: StageSchedule, presets: Presets | None = None) -> Te
 
     Args:
         schedule: what to draw.
-        presets: attributes shown under the way, with the stretches that carry them.
+        presets: attributes shown below the timeline, with their ranges.
     """
     lanes = list((presets or {}).items())
     notes = [
         line for warning in schedule.warnings() or ["Every stage is reached."] for line in textwrap.wrap(warning, 108)
     ]
+    # the height depends on the number of lanes and wrapped warnings, so positions are computed first
     tops = _tops(len(lanes), len(notes))
     canvas = _Canvas(WIDTH, tops["end"])
     canvas.text((MARGIN, tops["title"]), schedule.title or f"{len(schedule.steps)} steps", 21)
@@ -61,7 +62,7 @@ def draw_schedule(schedule: StageSchedule, presets: Presets | None = None) -> Te
 
 
 def _tops(lanes: int, notes: int) -> dict[str, int]:
-    """Upper edge of everything, from top to bottom."""
+    """Upper edge in pixels of every section, from top to bottom."""
     way = MARGIN - 12 + 50
     steps = way + BAR + FAN
     lane = steps + BOX + 34
@@ -77,7 +78,7 @@ def _tops(lanes: int, notes: int) -> dict[str, int]:
 
 
 def _draw_way(canvas: _Canvas, schedule: StageSchedule, top: float) -> None:
-    """The way from 0 to 1 with a field per stage; fields that no step reaches are hollow."""
+    """The timeline from 0 to 1 with a box per stage; boxes without a step are hollow."""
     canvas.box((MARGIN, top, WIDTH - MARGIN, top + BAR), NO_STAGE)
     stages = len(schedule.ranges)
     for stage, ((start, end), count) in enumerate(zip(schedule.ranges, schedule.counts, strict=True)):
@@ -89,6 +90,7 @@ def _draw_way(canvas: _Canvas, schedule: StageSchedule, top: float) -> None:
             canvas.box((left + 2, top + 1, right - 2, top + BAR - 1), PAPER, color)
         ink = PAPER if count else color
         name, steps = str(stage + 1), "1 step" if count == 1 else f"{count} steps"
+        # narrow stages: only the number, or no label at all, so that texts do not overlap
         if right - left > 62:
             canvas.text(((left + right) / 2, top + 15), name, 18, ink, "mm")
             canvas.text(((left + right) / 2, top + 34), steps, 12, ink, "mm")
@@ -97,7 +99,7 @@ def _draw_way(canvas: _Canvas, schedule: StageSchedule, top: float) -> None:
 
 
 def _draw_steps(canvas: _Canvas, schedule: StageSchedule, from_top: float, top: float) -> None:
-    """A box per step, joined by a line with its place on the way."""
+    """A box per step, connected by a line to its position on the timeline."""
     steps, stages = schedule.steps, len(schedule.ranges)
     if not steps:
         return
@@ -110,7 +112,7 @@ def _draw_steps(canvas: _Canvas, schedule: StageSchedule, from_top: float, top: 
         canvas.line([(place, from_top), (place, from_top + 14), (middle, top - 12), (middle, top)], color)
         canvas.box((left + gap, top, left + width - gap, top + BOX), color)
         if len(step.stages) > 1:
-            # half of the box in the colour of the second stage
+            # a step in two stages: lower half of its box in the colour of the second
             second = stage_color(step.stages[1], stages)
             canvas.box((left + gap, top + BOX / 2, left + width - gap, top + BOX), second)
         if width > 20:
@@ -122,7 +124,7 @@ def _draw_steps(canvas: _Canvas, schedule: StageSchedule, from_top: float, top: 
 
 
 def _draw_lanes(canvas: _Canvas, lanes: list[tuple[str, tuple[tuple[float, float], ...]]], top: float) -> None:
-    """A line per attribute over the stretches of the way that carry it."""
+    """A lane per attribute with its ranges on the timeline."""
     for number, (name, ranges) in enumerate(lanes):
         middle = top + number * LANE + LANE / 2
         for start, end in ranges:
@@ -136,12 +138,12 @@ def _draw_lanes(canvas: _Canvas, lanes: list[tuple[str, tuple[tuple[float, float
 
 
 def _place(share: float) -> float:
-    """Where a share of the way lies, in pixels from the left."""
+    """Horizontal position in pixels of a share of the timeline."""
     return MARGIN + share * (WIDTH - 2 * MARGIN)
 
 
 class _Canvas:
-    """A sheet drawn at twice its size."""
+    """A drawing surface with supersampling; coordinates are those of the finished picture."""
 
     def __init__(self, width: int, height: int) -> None:
         self._sheet = Image.new("RGB", (width * FINER, height * FINER), PAPER)
@@ -163,7 +165,7 @@ class _Canvas:
         self._draw.text((place[0] * FINER, place[1] * FINER), text, font=_font(size * FINER), fill=color, anchor=anchor)
 
     def label(self, place: tuple[float, float], text: str, size: int) -> None:
-        """Text that a line behind it does not cross, kept inside the sheet."""
+        """Text on a filled box, so that a line behind it stays hidden; kept inside the margins."""
         half = self._draw.textlength(text, font=_font(size * FINER)) / FINER / 2 + 8
         x = min(max(place[0], MARGIN + half), WIDTH - MARGIN - half)
         self.box((x - half, place[1] - 9, x + half, place[1] + 9), PAPER)

@@ -1,7 +1,7 @@
-"""Stages as ranges of ComfyUI's conditionings: by timesteps or by steps, cut, and without gaps.
+"""Stages as timestep ranges of ComfyUI's conditionings: by timesteps or by steps, with intersection and gap filling.
 
-ComfyUI counts a way from 0 (pure noise) to 1 and turns both ends of a range into noise levels that are included; see
-concepts/spectrum/stage_bounds.py for boundaries that no sampler hits.
+ComfyUI measures the sampling from 0 (pure noise) to 1 and converts both ends of a range to inclusive noise levels; see
+concepts/spectrum/stage_bounds.py for boundaries that never coincide with a sampler's noise level.
 """
 
 from __future__ import annotations
@@ -23,37 +23,37 @@ if TYPE_CHECKING:
 
 StageClock = Literal["timesteps", "steps"]
 CLOCKS: tuple[StageClock, ...] = ("timesteps", "steps")
-"""Stages share the timesteps of the model, as they were trained, or the steps of a sampler."""
+"""Stages divide the timesteps of the model, as in training, or the steps of a sampler."""
 START, END, FILLER = "start_percent", "end_percent", "default"
-"""Keys of a conditioning's options that ComfyUI reads."""
+"""ComfyUI's keys in the options of a conditioning."""
 LIMITS = ("area", "mask", "strength", "mask_strength")
-"""What nodes put into the options of an entry that shall act on a part of the picture, or less."""
+"""Keys in the options of an entry that limit it to an area or reduce its strength."""
 ABOVE_STEP = 0.0137
-"""Where the boundary in front of a step lies between its noise level and the one before, in logarithms: so close that all
-evaluations of the step before, also those in between, keep their stage, and no fraction that samplers use."""
+"""Position of the boundary before a step between its noise level (0) and the previous one (1), in logarithms. It is close to
+0, so that intermediate evaluations of the previous step keep their stage, and differs from the fractions used by samplers."""
 _HALVINGS = 64
 
 
 class FillerOptions(dict):
-    """Options of an entry that acts where no other does: it steps back for good where a node limits or weighs its entry.
+    """Options of a filler entry, which acts where no other does; disabled permanently once a node limits or weights it.
 
-    ComfyUI fills what other entries leave free of the whole picture, so outside of an area or a mask, or up to full
-    strength, such an entry would act everywhere, and with an area not fit the picture at all.
+    ComfyUI applies a filler to whatever the other entries leave uncovered of the whole picture: outside an area or a mask,
+    or up to full strength, it would act everywhere, and with an area it would not match the picture.
     """
 
     def copy(self) -> FillerOptions:
-        """Of the same class: nodes change copies."""
+        """A copy of the same class, because nodes modify copies."""
         return FillerOptions(self)
 
     def __setitem__(self, key: str, value: object) -> None:
         super().__setitem__(key, value)
         if key in LIMITS:
-            # from the picture back to the noise: no step lies there
+            # an inverted range contains no step
             super().update({START: 1.0, END: 0.0})
 
 
 def percent_clock(model: ModelPatcher | None) -> Clock:
-    """How a model turns shares of the way into noise; without a model, as Stable Diffusion does."""
+    """How a model converts shares of the sampling to noise levels; for None, that of Stable Diffusion."""
     if model is None:
         return "discrete"
     from comfy.model_sampling import ModelSamplingDiscrete
@@ -69,16 +69,16 @@ def stage_percents(
     model: ModelPatcher | None = None,
     sigmas: Tensor | None = None,
 ) -> tuple[float, ...]:
-    """The S + 1 boundaries of stages as shares of the way; a stage without a step has equal ends.
+    """The S + 1 boundaries of stages as shares of the sampling; a stage without a step has equal ends.
 
     Args:
         bounds: the stages.
-        clock: what the stages share.
-        model: tells how noise depends on the way; needed for steps, and for models other than Stable Diffusion.
-        sigmas: `(steps + 1,)` noise levels of the sampler, falling; needed for steps.
+        clock: whether stages divide timesteps or steps.
+        model: provides the noise schedule; required for steps, and for models other than Stable Diffusion.
+        sigmas: `(steps + 1,)` descending noise levels of the sampler; required for steps.
 
     Raises:
-        BestiaryError: the step clock has no model or no steps.
+        BestiaryError: the clock steps without a model or without steps.
     """
     if clock == "timesteps":
         return bounds.percents(percent_clock(model))
@@ -97,11 +97,11 @@ def _step_percents(bounds: StageBounds, sampling: ModelSampling, sigmas: Sequenc
     levels = [sigma for sigma in sigmas[:-1] if sigma > 0]
     if not levels:
         raise BestiaryError(
-            f"the sigmas hold {len(sigmas)} noise levels and thus no step: connect the sigmas of the sampler"
+            f"the sigmas contain {len(sigmas)} noise levels and therefore no step: connect the sigmas of the sampler"
         )
     inner = []
     for share in bounds.fractions[1:-1]:
-        # a hair is taken off, because 0.1 * 30 is a little more than 3
+        # subtract an epsilon: in floating point 0.1 * 30 is slightly larger than 3
         step = math.ceil(share * len(levels) - 1e-6)
         if step <= 0 or step >= len(levels):
             inner.append(0.0 if step <= 0 else 1.0)
@@ -112,7 +112,7 @@ def _step_percents(bounds: StageBounds, sampling: ModelSampling, sigmas: Sequenc
 
 
 def percent_of_sigma(sampling: ModelSampling, sigma: float) -> float:
-    """The share of the way at which a model's noise has fallen to a level."""
+    """The share of the sampling at which a model's noise reaches a level, by bisection."""
     low, high = 0.0, 1.0
     for _ in range(_HALVINGS):
         middle = (low + high) / 2
@@ -129,9 +129,9 @@ def staged_entries(
     """A conditioning whose entries `(1, T, E)` act one after another.
 
     Args:
-        contents: tensor and options of every stage; a single one has no range.
+        contents: tensor and options of every stage; a single stage gets no range.
         percents: the boundaries, one more than stages.
-        filler: add an entry that acts only where no stage does, at no cost; it says what the longest stage says.
+        filler: add an entry that acts only where no stage does, at no cost, with the content of the longest stage.
     """
     if len(contents) == 1:
         return [[contents[0][0], dict(contents[0][1])]]
@@ -151,22 +151,22 @@ def staged_entries(
 def intersect_range(
     conditioning: Conditioning, start: float, end: float, *, outside: Conditioning | None, model: ModelPatcher | None
 ) -> tuple[Conditioning, str]:
-    """The part of a conditioning between two shares of the way, its stages kept, and what became of it.
+    """The part of a conditioning between two shares of the sampling, with its stages, and a report.
 
-    Fillers are dropped, as they would act outside. The ends lie where a stage boundary would, so two ranges that meet
-    never act at once.
+    Fillers are dropped, because they would act outside. The ends are shifted like stage boundaries, so that two adjacent
+    ranges never act at the same time.
 
     Args:
         conditioning: entries with or without ranges.
         start, end: 0 to 1.
-        outside: what acts where nothing else does; None leaves that to whatever is combined with this.
+        outside: conditioning for the rest of the sampling; None leaves the rest to other conditionings.
         model: for models other than Stable Diffusion.
 
     Raises:
-        BestiaryError: the range is empty, or nothing of the conditioning lies in it.
+        BestiaryError: the range is empty, or contains no part of the conditioning.
     """
     if not 0 <= start < end <= 1:
-        raise BestiaryError(f"range {start:g} to {end:g}: enter a start below the end, both from 0 to 1")
+        raise BestiaryError(f"the range {start:g} to {end:g} is invalid: enter a start below the end, both from 0 to 1")
     first, last = range_ends(start, end, model)
     kept = []
     for cond, options in conditioning:
@@ -177,21 +177,19 @@ def intersect_range(
             kept.append([cond, {**options, START: own_first, END: own_last}])
     if not kept:
         spans = ", ".join(f"{o.get(START, 0.0):.3g} to {o.get(END, 1.0):.3g}" for _, o in conditioning) or "no entry"
-        raise BestiaryError(
-            f"no part of the conditioning ({spans}) lies between {start:g} and {end:g}: widen the range"
-        )
+        raise BestiaryError(f"no part of the conditioning ({spans}) is between {start:g} and {end:g}: widen the range")
     stages = len([1 for _, options in conditioning if not options.get(FILLER)])
-    report = f"{len(kept)} of {stages} stages act between {start:.4g} and {end:.4g} of the way."
+    report = f"{len(kept)} of {stages} stages act between {start:.4g} and {end:.4g} of the sampling."
     if outside:
         kept += [[cond, FillerOptions({**options, FILLER: True})] for cond, options in outside]
         report += " Elsewhere the second conditioning acts."
     elif (start, end) != (0, 1):
-        report += " Elsewhere nothing acts: combine this with a conditioning for the rest, or link one as outside."
+        report += " Elsewhere nothing acts: combine this with a conditioning for the rest, or connect one to outside."
     return kept, report
 
 
 def range_ends(start: float, end: float, model: ModelPatcher | None) -> tuple[float, float]:
-    """Shares of the way for ComfyUI, moved to where a stage boundary would lie; 0 and 1 stay."""
+    """Shares of the sampling for ComfyUI, shifted like stage boundaries; 0 and 1 are unchanged."""
     inner = sorted({share for share in (start, end) if 0 < share < 1})
     percents = StageBounds.from_fractions(inner).percents(percent_clock(model))
     place = dict(zip((0.0, *inner, 1.0), percents, strict=True))

@@ -1,4 +1,4 @@
-"""Which steps of a sampler fall into which stages, by the rule with which ComfyUI's samplers choose conditionings."""
+"""Assigns the steps of a sampler to stages, by the rule with which ComfyUI's samplers select conditionings."""
 
 from __future__ import annotations
 
@@ -26,45 +26,45 @@ class SampledStep:
     """One step of a sampler."""
 
     number: int
-    """From 1."""
+    """Number of the step, counted from 1."""
     timestep: float
-    """As the model counts, 999 to 0 for Stable Diffusion."""
+    """Timestep of the model, 999 to 0 for Stable Diffusion."""
     sigma: float
     share: float
-    """Share of ComfyUI's way, 0 to 1."""
+    """Share of the sampling in ComfyUI, 0 to 1."""
     stages: tuple[int, ...]
-    """Stages, from 0, that act in it: one, if all is well."""
+    """Active stages, counted from 0; normally one."""
 
 
 @dataclass(frozen=True)
 class StageSchedule:
-    """All steps of a sampler and the stages they fall into."""
+    """All steps of a sampler with their stages."""
 
     title: str
     """Steps, scheduler and denoise in words."""
     ranges: tuple[tuple[float, float], ...]
-    """(start, end) of every stage as shares of the way."""
+    """(start, end) of every stage as shares of the sampling."""
     steps: tuple[SampledStep, ...]
     has_filler: bool = False
 
     @property
     def counts(self) -> tuple[int, ...]:
-        """Steps in every stage."""
+        """Number of steps in every stage."""
         return tuple(sum(stage in step.stages for step in self.steps) for stage in range(len(self.ranges)))
 
     @property
     def unreached(self) -> tuple[int, ...]:
-        """Stages, from 0, that no step falls into."""
+        """Stages, counted from 0, without a step."""
         return tuple(stage for stage, count in enumerate(self.counts) if not count)
 
     def warnings(self) -> list[str]:
-        """What the user should know, in full sentences; empty if every stage is reached and every step is in one stage."""
+        """Warnings in full sentences; empty if every stage is reached and every step is in one stage."""
         found = []
         if self.unreached:
             some = stages_text(self.unreached)
             found.append(f"Stage {some} is" if len(self.unreached) == 1 else f"Stages {some} are")
             found[-1] += (
-                " never reached: what they say has no effect. Take more steps, a higher denoise or another scheduler."
+                " never reached: their texts have no effect. Use more steps, a higher denoise or another scheduler."
             )
         free = [step.number for step in self.steps if not step.stages]
         if free:
@@ -87,15 +87,15 @@ def schedule_stages(
     """Sort the steps of a sampler into ranges.
 
     Args:
-        model: turns shares of the way into noise.
-        ranges: (start, end) of every stage as shares of the way.
-        sigmas: `(steps + 1,)` noise levels, falling.
+        model: converts shares of the sampling to noise levels.
+        ranges: (start, end) of every stage as shares of the sampling.
+        sigmas: `(steps + 1,)` descending noise levels.
     """
     sampling = model.get_model_object("model_sampling")
     ends = [(sampling.percent_to_sigma(start), sampling.percent_to_sigma(end)) for start, end in ranges]
     steps = []
     for number, sigma in enumerate(sigmas[:-1].float(), start=1):
-        # compared as tensors of float32, as the sampler does
+        # compare as float32 tensors like ComfyUI's sampler: float64 would decide borderline cases differently
         stages = tuple(s for s, (first, last) in enumerate(ends) if not (sigma > first or sigma < last))
         timestep = float(sampling.timestep(sigma))
         steps.append(SampledStep(number, timestep, float(sigma), percent_of_sigma(sampling, float(sigma)), stages))
@@ -103,10 +103,10 @@ def schedule_stages(
 
 
 def sampler_sigmas(model: ModelPatcher, sampler: str, scheduler: str, steps: int, denoise: float) -> Tensor:
-    """The noise levels `(steps + 1,)` that KSampler walks through.
+    """The noise levels `(steps + 1,)` of KSampler.
 
     Raises:
-        BestiaryError: there is no such sampler or scheduler, or the numbers leave no step.
+        BestiaryError: an unknown sampler or scheduler, or settings without a step.
     """
     import comfy.samplers
 
@@ -118,6 +118,7 @@ def sampler_sigmas(model: ModelPatcher, sampler: str, scheduler: str, steps: int
         raise BestiaryError(
             f"{steps} steps with denoise {denoise:g}: give at least 1 step and a denoise above 0, up to 1"
         )
+    # KSampler itself drops the penultimate sigma for some samplers
     walk = comfy.samplers.KSampler(model, steps, torch.device("cpu"), sampler, scheduler, denoise)
     return walk.sigmas
 
@@ -133,8 +134,8 @@ def preview_schedule(
     Args:
         model: the model that will be sampled.
         walk: sampler, scheduler, steps and denoise, as in KSampler.
-        sigmas: `(steps + 1,)` instead of these; None takes the walk.
-        stages: what the steps are sorted into.
+        sigmas: `(steps + 1,)` noise levels instead of `walk`; None computes them from it.
+        stages: stages or conditioning to assign the steps to.
 
     Raises:
         BestiaryError: an unknown sampler or scheduler, no step, or a conditioning without an entry.
@@ -147,7 +148,7 @@ def preview_schedule(
         title = f"{max(0, len(sigmas) - 1)} steps of the connected sigmas"
     if len(sigmas) < 2:
         raise BestiaryError(
-            f"the sigmas hold {len(sigmas)} noise levels and thus no step: connect the sigmas of the sampler"
+            f"the sigmas contain {len(sigmas)} noise levels and therefore no step: connect the sigmas of the sampler"
         )
     if isinstance(stages, StageBounds):
         return schedule_stages(model, stages.percent_ranges(percent_clock(model)), sigmas, title=title)
@@ -156,21 +157,21 @@ def preview_schedule(
 
 
 def conditioning_ranges(conditioning: Conditioning) -> tuple[tuple[tuple[float, float], ...], bool]:
-    """The ranges of a conditioning's entries in their order on the way, each once, and whether it has a filler.
+    """The distinct ranges of a conditioning's entries in order, and whether it has a filler.
 
     Raises:
         BestiaryError: it has no entry.
     """
     acting = [options for _, options in conditioning if not options.get(FILLER)]
     if not acting:
-        raise BestiaryError("the conditioning has no entry: connect one of Spectrum Prompt or Stage Text")
+        raise BestiaryError("the conditioning is empty: connect one from Spectrum Prompt or Stage Text")
     found = sorted({(options.get(START, 0.0), options.get(END, 1.0)) for options in acting})
     return tuple(found), len(acting) < len(conditioning)
 
 
 def schedule_table(schedule: StageSchedule) -> str:
     """One line per stage with its steps, and the warnings, as text in columns."""
-    rows = [("stage", "way", "steps", "which", "timesteps")]
+    rows = [("stage", "range", "steps", "which", "timesteps")]
     for stage, ((start, end), count) in enumerate(zip(schedule.ranges, schedule.counts, strict=True)):
         steps = [step for step in schedule.steps if stage in step.stages]
         which = _numbers([step.number for step in steps]) or "-"
@@ -186,7 +187,7 @@ def _numbers(steps: Sequence[int]) -> str:
 
 
 def _counted_steps(steps: Sequence[int]) -> str:
-    return f"Step {steps[0]} lies" if len(steps) == 1 else f"Steps {_numbers(steps)} lie"
+    return f"Step {steps[0]} is" if len(steps) == 1 else f"Steps {_numbers(steps)} are"
 
 
 def _span(first: float, last: float) -> str:

@@ -1,6 +1,6 @@
-"""Staged prompts as ComfyUI's CONDITIONING: what every stage says, encoded once, as entries that act one after another.
+"""Staged prompts as ComfyUI's CONDITIONING: the text of every stage is encoded once, as entries that act in sequence.
 
-Prompts of both sides are encoded together: every different content once, all as one batch. Letters: S stages, L
+Prompts of both sides are encoded together: every distinct content once, all in one batch. Letters: S stages, L
 cross-attention layers, P learned vectors of a prompt, C chunks, T tokens of a conditioning, D width of a vector, E of a context.
 """
 
@@ -31,29 +31,29 @@ if TYPE_CHECKING:
     from comfy.sd import CLIP
 
 BYPASS_FACTOR = 0.2
-"""NeTI adds this share of a state's norm to it (arXiv 2305.15391; NeuralTextualInversion/NeTI)."""
+"""Norm of NeTI's added bypass vector relative to that of the state (arXiv 2305.15391; NeuralTextualInversion/NeTI)."""
 _SPECIAL = re.compile(r"([()<>])")
 _OWN_ESCAPES = re.compile(r"\\([<>\[\]])")
 
 VectorNames = Mapping[bytes, tuple[str, str]]
-"""Bytes of a learned vector `(D,)` -> label and part of its mention, for nodes that show attention."""
+"""Bytes of a learned vector `(D,)` -> label and part of its mention, for attention maps."""
 
 
 @dataclass(frozen=True, eq=False)
 class StagedSide:
-    """One side of a guidance, positive or negative."""
+    """One side of the guidance, positive or negative."""
 
     prompt: StagedPrompt
     percents: tuple[float, ...]
-    """S + 1 boundaries as shares of ComfyUI's way."""
+    """S + 1 boundaries as shares of the sampling in ComfyUI."""
     names: VectorNames = field(default_factory=dict)
     plain_text: str | None = None
-    """The text as typed, if nothing in it is staged: it is then encoded as by ComfyUI's own node."""
+    """The text as typed, if it has no stages: it is then encoded as by ComfyUI's own node."""
 
 
 @dataclass(frozen=True, eq=False)
 class _Content:
-    """What one layer is told at one stage: the unit that is encoded once."""
+    """Content of one layer at one stage: the unit of encoding, which is deduplicated."""
 
     pieces: tuple[PromptPiece, ...]
     vectors: Tensor
@@ -70,29 +70,29 @@ class _Content:
 
 @dataclass(frozen=True, eq=False)
 class _Encoded:
-    """The result for one content."""
+    """Encoding of one content."""
 
     keys: Tensor
     """`(1, T, E)`."""
     values: Tensor
-    """`(1, T, E)`; the same tensor where nothing bypasses the text encoder."""
+    """`(1, T, E)`; the same tensor as `keys` without a bypass of the text encoder."""
     options: dict[str, object]
 
 
 def encode_sides(
     clip: CLIP, sides: Sequence[StagedSide], *, filler: bool = True, with_hooks: bool = True
 ) -> list[Conditioning]:
-    """Encode positive and negative, or any number of sides that will be sampled together.
+    """Encode positive and negative, or any number of sides that are sampled together.
 
     Args:
-        clip: any CLIP of ComfyUI; it is left as it is.
-        sides: a side that says the same at all stages gives what CLIPTextEncode gives.
+        clip: any CLIP of ComfyUI; not modified.
+        sides: a side that is the same at all stages yields the same result as CLIPTextEncode.
         filler: see `staged_entries`.
-        with_hooks: prompts per layer carry what makes any MODEL understand them; False leaves that to a MODEL that went
-            through `layer_prompts.with_layer_prompts`.
+        with_hooks: add hooks that unpack prompts per layer in any MODEL; False requires a MODEL from
+            `layer_prompts.with_layer_prompts`.
 
     Raises:
-        BestiaryError: there is no CLIP, a vector does not fit it, or layers meet a CLIP whose LoRA changes on the way.
+        BestiaryError: no CLIP, a vector that does not match it, or layers with a CLIP whose LoRA changes during sampling.
     """
     if clip is None:
         raise BestiaryError("the CLIP input is empty: this checkpoint contains no text encoder; load one separately")
@@ -113,7 +113,7 @@ def encode_sides(
         contents = {content.key: content for row in rows for content in row}
         wanted.append([[content.key for content in row] for row in rows])
         if len(contents) == 1:
-            # on its own, so that it equals what ComfyUI's node gives to the last bit
+            # encoded separately, so that it is bit-identical to the result of ComfyUI's node
             encoded |= {key: _encode_contents(clip, [one], names)[0] for key, one in contents.items()}
         else:
             together |= contents
@@ -129,10 +129,10 @@ def encode_sides(
 
 
 def _layer_contents(stage: StagePrompt, layers: int, plain_text: str | None) -> list[_Content]:
-    """What each of the layers is told; one content where layers do not differ."""
+    """Contents of all layers; a single one if no prompt differs between layers."""
     vectors, bypass = stage.vectors, stage.bypass
     if vectors.ndim == 2:
-        # the same on every layer of a prompt whose other stages tell layers apart
+        # repeat it for all layers if other stages or prompts differ between layers
         return [_Content(stage.pieces, vectors, bypass, plain_text)] * max(1, layers)
     return [
         _Content(stage.pieces, vectors[layer], None if bypass is None else bypass[layer], plain_text)
@@ -164,18 +164,18 @@ def _tokens(clip: CLIP, content: _Content, names: VectorNames) -> Tokens:
 def written_pieces(
     pieces: Sequence[PromptPiece], vectors: Tensor, names: VectorNames
 ) -> tuple[str, list[LearnedMention]]:
-    """Pieces as a text in ComfyUI's own notation, and where in it the vectors `(P, D)` stand, word by word."""
+    """Pieces as a text in ComfyUI's syntax, and the positions of the vectors `(P, D)` in it, per learned word."""
     texts: list[str] = []
     words: list[tuple[int, int]] = []  # place of a learned word in the text, and its first vector
     length = used = 0
     for piece in pieces:
-        # further vectors of a word share its place
+        # further vectors of a learned word share its placeholder
         if piece.text is None and piece.joined:
             used += 1
             continue
         opening, closing = ("", "") if piece.weight == 1 else ("(", f":{piece.weight!r})")
         if piece.text is not None:
-            # brackets that reached this point are plain characters
+            # brackets at this point are literal characters: escape them for ComfyUI
             content = _SPECIAL.sub(r"\\\1", piece.text)
         else:
             words.append((length + len(opening), used))
@@ -196,7 +196,7 @@ def _name_of(vector: Tensor, names: VectorNames) -> tuple[str, str]:
 
 
 def plain_form(text: str) -> str:
-    """A text without mentions as the tokenizer shall see it, which undoes the escapes of round brackets itself."""
+    """A text without mentions for the tokenizer, with our own escapes removed; ComfyUI unescapes round brackets itself."""
     return _OWN_ESCAPES.sub(r"\1", text)
 
 
@@ -216,6 +216,7 @@ def _bypassed(clip: CLIP, vectors: Tensor, tokens: Tokens, result: EncodedPrompt
     for place, bypass in zip(places, vectors, strict=True):
         if not bypass.any():
             continue
+        # NeTI scales the bypass vector to a share of the state's norm; ComfyUI's prompt weight is applied to the difference
         state = flat[:, place]  # (1, D)
         added = bypass.to(state) * (BYPASS_FACTOR * state.norm() / bypass.norm())
         moved = norm(state + added).to(values)  # (1, D)
@@ -227,7 +228,7 @@ def _bypassed(clip: CLIP, vectors: Tensor, tokens: Tokens, result: EncodedPrompt
 def _packed_sides(
     sides: Sequence[StagedSide], stages: list[list[list[_Encoded]]], *, filler: bool, with_hooks: bool
 ) -> list[Conditioning]:
-    """Sides whose layers are told different things; all share one hook, if any, so that they also share a batch."""
+    """Sides with different contexts per layer; all share one hook, if any, so that they can share a batch."""
     has_values = any(one.values is not one.keys for rows in stages for row in rows for one in row)
     hooks: dict[LayerPacking, HookGroup] = {}
     packed_sides = []
@@ -241,7 +242,7 @@ def _packed_sides(
                 if packing not in hooks:
                     hooks[packing] = packing_hooks(packing)
                 options = _with_hooks(options, hooks[packing])
-            # a ControlNet knows no layers of ours
+            # ControlNets cannot unpack layers: give them the mean context
             mean = torch.stack(keys).mean(0)  # (1, T, E)
             contents.append((packed, {**options, PACKING_KEY: packing, CONTROLNET_KEY: mean}))
         packed_sides.append(staged_entries(contents, side.percents, filler=filler))
@@ -254,7 +255,7 @@ def _with_hooks(options: dict[str, Any], group: HookGroup) -> dict[str, Any]:
 
 
 def _scheduled(clip: CLIP, side: StagedSide, *, filler: bool) -> Conditioning:
-    """A side with a CLIP whose LoRA changes on the way: ComfyUI gives several entries for one prompt."""
+    """A side with a CLIP whose LoRA changes during sampling: ComfyUI returns several entries per prompt."""
     entries: Conditioning = []
     ranges = list(zip(side.percents, side.percents[1:], strict=False))
     longest = max(range(len(ranges)), key=lambda stage: ranges[stage][1] - ranges[stage][0])

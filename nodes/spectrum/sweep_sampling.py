@@ -1,4 +1,4 @@
-"""What a sweep needs of a graph: pictures sampled from the same noise, and what is compared of them."""
+"""Sampling and features of a sweep: pictures from the same noise, and their features for comparison."""
 
 from __future__ import annotations
 
@@ -31,14 +31,14 @@ class SweepSampler:
 
 
 def sampling_of(model: ModelPatcher, latent: Tensor, settings: SweepSampler) -> Sampling:
-    """Samples from pure noise, the same every time; `latent` `(N, C, H, W)` gives size and number.
+    """Samples from the same pure noise every time; `latent` `(N, C, H, W)` defines size and number.
 
     Raises:
-        BestiaryError: there is no such sampler or scheduler.
+        BestiaryError: an unknown sampler or scheduler.
     """
     import comfy.sample
 
-    # names are checked before anything is encoded
+    # raises for unknown names before anything is encoded
     sampler_sigmas(model, settings.sampler, settings.scheduler, settings.steps, 1.0)
     empty = comfy.sample.fix_empty_latent_channels(model, latent).clone().zero_()
     noise = comfy.sample.prepare_noise(empty, settings.seed)
@@ -52,7 +52,7 @@ def sampling_of(model: ModelPatcher, latent: Tensor, settings: SweepSampler) -> 
 
 
 def seeing_of(vae: VAE, clip_vision: ClipVisionModel | None) -> Seeing:
-    """Decodes latents `(N, C, H, W)`; compares CLIP's image vectors, or small pixels without a CLIP vision model."""
+    """Decodes latents `(N, C, H, W)`; features are CLIP image embeddings, or small pixels without a CLIP vision model."""
 
     def see(latents: Tensor) -> tuple[Tensor, Tensor]:
         pictures = vae.decode(latents)  # (N, H, W, 3)

@@ -24,6 +24,14 @@ NAMES = sorted(path.stem for path in WORKFLOWS.glob("*.json"))
 NEED_FILES = {
     "sd15_mix_parts": {("CheckpointLoaderSimple", "ckpt_name"), ("BestiaryLoadDictionary", "file")},
     "deepfloyd_if_cascade": {("CheckpointLoaderSimple", "ckpt_name"), ("BestiaryLoadIF", "folder")},
+    "scene_sdxl_inpaint": {
+        ("UNETLoader", "unet_name"),
+        ("DualCLIPLoader", "clip_name1"),
+        ("DualCLIPLoader", "clip_name2"),
+        ("VAELoader", "vae_name"),
+        ("LoadImage", "image"),
+    },
+    "scene_qwen_edit": {("UNETLoader", "unet_name"), ("CLIPLoader", "clip_name"), ("VAELoader", "vae_name")},
 }
 """Values that name files which people bring themselves."""
 TYPES = {"INT": int, "FLOAT": (int, float), "STRING": str, "BOOLEAN": bool}
@@ -274,7 +282,7 @@ def test_comfy_cli_prints_our_message(comfy, place, tmp_path):
 # --- runs ----------------------------------------------------------------------------------------------------------
 
 
-LONG = {"train_parts", "train_spectrum"}
+LONG = {"train_parts", "train_spectrum", "dreambooth_demo"}
 """Workflows that train for minutes: in a few steps here, and as they are where slow tests are asked for."""
 
 

@@ -18,7 +18,7 @@ SHOWN = {
     *("nodes.part_dictionary.dictionary_loading", "nodes.part_map.feature_choice", "nodes.part_map.part_inputs"),
     *("nodes.part_map.part_pictures", "nodes.runs.training_runs"),
     *("nodes.spectrum.spectrum_files", "nodes.spectrum.stage_ranges", "nodes.spectrum.stage_schedule"),
-    *("nodes.registration", "nodes.web_routes"),
+    *("nodes.registration", "nodes.scenes.segmentation_weights", "nodes.web_routes"),
 }
 """Beside the node files and the room nodes/host, the modules of ours that schemas show or registering needs."""
 

@@ -123,8 +123,8 @@ def test_what_is_no_run_is_refused(server, run, route, name):
     [
         ({"step": "x"}, "step must be a non-negative integer, got 'x'"),
         ({"step": "9" * 40}, "must be a non-negative integer"),
-        ({"step": "8"}, "run seen has no pictures of step 8"),
-        ({"step": "3", "sheet": "../log"}, "no previews called '../log'"),
+        ({"step": "8"}, "run seen has no preview pictures of step 8"),
+        ({"step": "3", "sheet": "../log"}, "unknown kind of preview '../log'"),
     ],
 )
 def test_a_preview_that_is_not_there_is_refused(server, run, asked, words):

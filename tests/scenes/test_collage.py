@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from bestiary.concepts.errors import BestiaryError
-from bestiary.scenes.collage import NO_PART, CollageOptions, compose, repaint_mask
+from bestiary.scenes.collage import NO_PART, CollageOptions, compose, repaint_mask, visible_alphas
 from bestiary.scenes.contact_shadow import contact_shadow
 from bestiary.scenes.scene_layout import Placement, SceneLayout
 from bestiary.scenes.subject import Subject
@@ -259,3 +259,14 @@ def test_what_cannot_be_composed(subjects, placements, background, text):
 def test_options_out_of_range(fields, text):
     with pytest.raises(BestiaryError, match=text):
         CollageOptions(**fields)
+
+
+def test_visible_alphas_are_the_union_between_them():
+    soft = np.full((20, 20, 4), 255, np.uint8)
+    soft[..., 3] = 128
+    subjects = [Subject("back", np.full((20, 20, 4), 255, np.uint8)), Subject("front", soft)]
+    layout = SceneLayout(48, 32, (Placement("back", 4, 6, 20, 20, z=0), Placement("front", 14, 6, 20, 20, z=1)))
+    scene = compose(subjects, layout, np.zeros((32, 48, 3), np.uint8))
+    back, front = (plane.astype(int) for plane in visible_alphas(scene))
+    assert (back[16, 6], back[16, 18], front[16, 18], front[16, 30]) == (255, 127, 128, 128)
+    assert np.abs(back + front - scene.union).max() <= 1

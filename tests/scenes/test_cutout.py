@@ -9,6 +9,7 @@ from bestiary.scenes.cutout import (
     CutoutOptions,
     as_alpha,
     cleaned,
+    cut_in_place,
     cut_out,
     edge_colours,
     make_subject,
@@ -212,3 +213,15 @@ def test_masks_of_every_type_mean_the_same() -> None:
     for mask in kinds:
         alpha = as_alpha(mask, (1, 2, 3))
         assert alpha.dtype == np.float32 and alpha.tolist() == [[1, 0]]
+
+
+def test_a_picture_cut_in_place_keeps_its_size_and_its_solid_pixels():
+    picture, mask = np.full((40, 60, 3), 200, np.uint8), np.zeros((40, 60), np.float32)
+    mask[10:30, 20:40] = 1
+    mask[0:3, 0:3] = 1
+    whole = cut_in_place(picture, mask, CutoutOptions(largest_hole=0))
+    assert whole.shape == (40, 60, 4) and (whole[..., 3] == 255).sum() == 400
+    np.testing.assert_array_equal(whole[10:30, 20:40, :3], picture[10:30, 20:40])
+    assert not cut_in_place(picture, mask * 0, CutoutOptions())[..., 3].any()
+    with pytest.raises(BestiaryError, match="the mask is 3 x 3, its picture 60 x 40 pixels"):
+        cut_in_place(picture, mask[:3, :3], CutoutOptions())

@@ -147,14 +147,14 @@ def test_missing_extra_says_what_to_install(monkeypatch, capsys):
     ("fault", "shown"),
     [
         (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has ..."), "CUDA out of memory"),
-        (MemoryError(), "the system gave no more"),
+        (MemoryError(), "allocation failed"),
     ],
 )
 def test_memory_that_is_full_is_one_line_with_a_remedy(monkeypatch, capsys, fault, shown):
     _raising(monkeypatch, fault)
     assert program.main(["inspect", "x"]) == 2
     line = _only_line(capsys)
-    assert line.startswith("bestiary: out of memory: take a smaller batch") and line.endswith(f"({shown})")
+    assert line.startswith("bestiary: out of memory: use a smaller batch") and line.endswith(f"({shown})")
 
 
 def test_other_faults_of_libraries_are_not_hidden(monkeypatch):

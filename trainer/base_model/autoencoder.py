@@ -1,4 +1,4 @@
-"""First stage of the base model: draws the pictures, fits the autoencoder, and caches the latents' moments."""
+"""First stage of the base model: draws the pictures, trains the autoencoder, and caches the latents."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ CROP = 64
 
 
 def draw_training_picture(seed: int, index: int) -> Drawing:
-    """Picture number `index` of the training set `(128, 128, 3)`, with its truth; equal numbers give equal pictures."""
+    """Picture number `index` of the training set `(128, 128, 3)`, with its ground truth; deterministic in (seed, index)."""
     rng = np.random.default_rng((seed, index))
     return draw_creature(random_species(rng), rng)
 
 
 def _draw_shard(folder: Path, seed: int, shard: int, count: int) -> Path:
-    """One file of drawings `(count, 128, 128, 3)` uint8, made unless it is there already."""
+    """One file of drawings `(count, 128, 128, 3)` uint8, drawn unless the file exists."""
     path = folder / f"pictures-{shard:04d}.npy"
     if not path.exists():
         images = np.empty((count, IMAGE_SIZE, IMAGE_SIZE, 3), np.uint8)
@@ -117,18 +117,18 @@ def fit_autoencoder(
 ) -> None:
     """Trains the autoencoder on crops from `state.step` on; saves every `plan.save_every` steps and at the end.
 
-    Crops do no harm: without norms a reconstruction depends on its neighbourhood alone.
+    Crops are sufficient: without normalisation layers a reconstruction depends on its neighbourhood only.
     """
     forward = plan.speeded(reconstruct)
     count = sum(len(shard) for shard in shards)
     while state.step < plan.steps:
-        # everything random follows from the step's number: a stopped training goes on as if it had not been
+        # all random numbers are derived from the step: a resumed training continues bit-identically
         generator = step_generator(plan.seed, 1, state.step)
         indices = torch.randint(count, (plan.batch,), generator=generator)
         noise = torch.randn((plan.batch, LATENT_CHANNELS, CROP // 8, CROP // 8), generator=generator)
         images = _crop(to_tensor(pick_pictures(shards, indices)), generator).to(plan.device)
         with plan.autocast():
-            # decoded with noise on the latents, so that the decoder bears what a denoiser leaves
+            # noise on the latents makes the decoder robust against errors of the denoiser
             rebuilt, latents = forward(autoencoder, images, noise.to(plan.device))
         loss = reconstruction_loss(images, rebuilt) + magnitude_weight * latents.float().square().mean()
         norm = state.descend(loss, rate_share(state.step, plan.steps, decay_from=plan.decay_from))
@@ -146,7 +146,7 @@ def _report_psnr(
     autoencoder: AutoencoderTiny, state: StageState, shards: list[np.ndarray], log: RunLog, plan: StagePlan
 ) -> None:
     """Logs the reconstruction of the last 32 pictures with averaged weights."""
-    # drawings of the last shard, with averaged weights; the swap back follows
+    # the averaged weights are what gets exported, so they are what is measured; swapped back below
     state.swap_averages()
     images = to_tensor(shards[-1][-32:]).to(plan.device)
     with plan.autocast():
@@ -165,9 +165,9 @@ def cache_latents(autoencoder: AutoencoderTiny, shards: list[np.ndarray], folder
     for number, shard in enumerate(shards):
         path = folder / f"latents-{number:04d}.npy"
         if not path.exists():
-            # one file per shard, so that a stopped run goes on at the shard it was in
+            # one file per shard, so that a stopped run continues at the unfinished shard
             rows = []
-            # a few pictures at a time: activations at full size are large
+            # 20 pictures at a time: activations at full size would fill the memory
             for start in range(0, len(shard), 20):
                 with plan.autocast():
                     latents = speeded(
@@ -181,5 +181,5 @@ def cache_latents(autoencoder: AutoencoderTiny, shards: list[np.ndarray], folder
 
 
 def latent_scale(latents: Tensor) -> float:
-    """Factor that gives latents (N, C, h, w), with the noise their decoder bears, unit standard deviation."""
+    """Scaling factor to unit standard deviation for latents (N, C, h, w) including the decoder's training noise."""
     return float(1 / (latents[:4096].float().var() + LATENT_NOISE**2).sqrt())

@@ -1,8 +1,8 @@
-"""What teaches the text encoder which words of a caption belong to which part: an extra loss, and merged words.
+"""Auxiliary loss and merged words that train the text encoder to bind attribute words to their part.
 
-Captions become slots `(B, L, 4)`: the ids whose embeddings are added up at each place, -1 where there are fewer. In
-some captions the attribute words of a part are merged into the part's own slot, so that the encoder also understands
-one vector that says everything about a part, which is what a learned token is. Letters: B captions, L places, D width.
+Captions become slots `(B, L, 4)`: the ids whose embeddings are summed at each position, padded with -1. In some
+captions the attribute words of a part are merged into the part's own slot, so that the encoder also understands a
+single vector that describes a whole part, as a learned token does. Letters: B captions, L positions, D width.
 """
 
 from __future__ import annotations
@@ -15,46 +15,46 @@ from ...demo.species import COLORS, PARTS, PATTERNS, SHAPES
 from .model_parts import BaseModel
 
 ATTRIBUTE_WORDS: tuple[str, ...] = (*COLORS, *PATTERNS, *(shape for part in PARTS for shape in SHAPES[part]))
-"""Every word that can stand before a part's word."""
+"""All words that can precede a part's word."""
 
 
 SLOT = 4
-"""Words that one place can hold: colour, pattern, shape and the part's own."""
+"""Words per slot: colour, pattern, shape and the part's own word."""
 
 
 def slot_embeddings(table: Tensor, slots: Tensor) -> Tensor:
-    """Sum of the embeddings at every place: table (V, D), slots (B, L, 4) -> (B, L, D)."""
+    """Sum of the embeddings at every position: table (V, D), slots (B, L, 4) -> (B, L, D)."""
     rows = table[slots.clamp_min(0)]  # (B, L, 4, D)
     return (rows * (slots >= 0).unsqueeze(-1)).sum(dim=2)
 
 
 def _merge_row(ids: list[int], attribute: list[bool], is_part: list[bool]) -> list[list[int]]:
-    """Slots of one caption; attributes join the part's word that follows them, others stay where they are."""
+    """Slots of one caption; attribute words move into the slot of the part's word after them, other words stay."""
     slots: list[list[int]] = []
     waiting: list[int] = []
     for place, word in enumerate(ids):
         if attribute[place] and len(waiting) < SLOT - 1:
-            # attributes wait for the part's word; a word of another kind lets them go one by one
+            # hold attributes until the part's word; any other word releases them as slots of their own
             waiting.append(word)
             continue
         slots += [[word, *waiting]] if is_part[place] else [*([one] for one in waiting), [word]]
         waiting = []
     slots += [[one] for one in waiting]
-    slots += [[ids[-1]]] * (len(ids) - len(slots))  # padding for the places that fell away
+    slots += [[ids[-1]]] * (len(ids) - len(slots))  # pad back to the length before merging
     return [[*slot, *[-1] * (SLOT - len(slot))] for slot in slots]
 
 
 class ReadingLoss:
-    """Cross-entropy of reading a part's attribute words off the text encoder's output at the part's own word.
+    """Cross-entropy of predicting a part's attribute words from the text encoder's output at the part's own word.
 
-    The words are read by their own input embeddings, so no weights are added. Left to the denoiser's loss alone, the
-    encoder takes far longer to carry "red" from its own place to the "head" that it describes.
+    The input embeddings serve as the classifier, so no weights are added. With the denoiser's loss alone, the encoder
+    takes far longer to move "red" from its own position to the "head" that it describes.
     """
 
     def __init__(self, model: BaseModel) -> None:
-        """`model` gives the words' embeddings `(V, D)`, which the text encoder keeps training."""
+        """`model` provides the word embeddings `(V, D)`, which stay trainable in the text encoder."""
         vocabulary = model.tokenizer.get_vocab()
-        # ids of attribute words (words,) and of part words, and the way back from an id (V,) to a word's number
+        # ids of attribute words (words,) and of part words, and the inverse map from an id (V,) to a word's number
         self.embeddings = model.word_embeddings
         device = self.embeddings.weight.device
         self.words = torch.tensor([vocabulary[word] for word in ATTRIBUTE_WORDS], device=device)
@@ -63,7 +63,7 @@ class ReadingLoss:
         self.number[self.words] = torch.arange(len(ATTRIBUTE_WORDS), device=device)
 
     def merge(self, ids: Tensor, merged: Tensor) -> Tensor:
-        """Token ids (B, L) -> slots (B, L, 4); where `merged` (B,) says so, attributes move into their part's slot."""
+        """Token ids (B, L) -> slots (B, L, 4); in rows with `merged` (B,), attributes move into their part's slot."""
         attribute = (self.number.cpu()[ids] >= 0) & merged[:, None]  # (B, L)
         ends = torch.isin(ids, self.parts.cpu())  # (B, L)
         rows = [_merge_row(*facts) for facts in zip(ids.tolist(), attribute.tolist(), ends.tolist(), strict=True)]
@@ -76,8 +76,8 @@ class ReadingLoss:
         # attributes merged into the slot of the part's own word
         inside = torch.where(slots[..., 1:] >= 0, self.number[slots[..., 1:].clamp_min(0)], -1)  # (B, L, 3)
         found.scatter_add_(2, inside.clamp_min(0), (inside >= 0).float())
-        # attributes before a part's word, as long as nothing else stands between
-        number = self.number[ids]  # (B, L), -1 for words that are no attribute
+        # attributes before a part's word, with no other word between them
+        number = self.number[ids]  # (B, L), -1 for words that are not attributes
         unbroken = torch.isin(ids, self.parts) & (inside < 0).all(dim=-1)
         for distance in (1, 2, 3):
             before = number.roll(distance, dims=1)
@@ -91,7 +91,7 @@ class ReadingLoss:
         described = targets.sum(dim=-1) > 0  # (B, L)
         if not bool(described.any()):
             return context.sum() * 0
-        # one distribution over words for every place: the attributes share it evenly
+        # target distribution over words: uniform over the attributes of the part
         shares = targets[described]  # (N, words)
         scores = context[described] @ self.embeddings.weight[self.words].T  # (N, words)
         return functional.cross_entropy(scores, shares / shares.sum(dim=-1, keepdim=True))

@@ -31,21 +31,21 @@ from .training_state import RunLog, StagePlan, StageState, rate_share, step_gene
 logger = logging.getLogger(__name__)
 
 MIN_SNR_GAMMA = 5.0
-"""Clamp of the signal-to-noise ratio in the loss weight (Hang et al. 2023, arXiv 2303.09556, equation 5)."""
+"""Upper clamp of the signal-to-noise ratio in the loss weight (Hang et al. 2023, arXiv 2303.09556, equation 5)."""
 SNR_FLOOR = 0.5
-"""Lower clamp of the ratio after the plain steps. At high noise, where captions decide most, the plain weight is near 0."""
+"""Lower clamp of the ratio after `plain_steps`. At high noise, where captions matter most, the plain weight is near 0."""
 SMALLEST_PART = 0.01
-"""Share of a picture below which a part gains no more emphasis."""
+"""Share of the picture below which the emphasis of a part no longer grows."""
 MERGED_SHARE = 0.4
-"""Share of the captions in which a part's words are merged into one place."""
+"""Share of the captions in which a part's words are merged into one position."""
 TEXT_ENCODER = BACKBONES["bestiary-demo"].text_encoders[0]
 READING_WEIGHT = 0.1
-"""Share of the reading loss in the loss of the denoiser's stage."""
+"""Weight of the reading loss in the loss of the second stage."""
 
 
 @dataclass(frozen=True)
 class LatentSet:
-    """Cached latents with what their captions are made of."""
+    """Cached latents with the species and scenes that their captions are built from."""
 
     values: Tensor
     """(N, C, 16, 16) float16."""
@@ -54,10 +54,10 @@ class LatentSet:
     truths: Sequence[tuple[Species, Scene]]
     """Species and scene of every picture."""
     emphasis: Tensor | None = None
-    """(N, 16, 16) float16, mean 1 in every picture: how much each place counts in the loss; None is 1 everywhere."""
+    """(N, 16, 16) float16, mean 1 in every picture: weight of each latent cell in the loss; None is 1 everywhere."""
 
     def batch(self, indices: Tensor, generator: torch.Generator) -> Tensor:
-        """Latents of some pictures with the noise their decoder bears -> (B, C, 16, 16) float32, scaled."""
+        """Scaled latents of some pictures, with the decoder's training noise -> (B, C, 16, 16) float32."""
         values = self.values[indices].float()  # (B, C, 16, 16)
         return (values + LATENT_NOISE * torch.randn(values.shape, generator=generator)) * self.scale
 
@@ -77,10 +77,10 @@ def picture_truth(seed: int, index: int) -> tuple[Species, Scene]:
 
 
 def part_emphasis(labels: np.ndarray) -> np.ndarray:
-    """How much each place of a drawing counts: half evenly, half shared alike by the parts in sight, however small.
+    """Loss weight of each cell: one half uniform, one half divided equally among the visible parts, however small.
 
-    Labels (H, W) of `demo.creatures` -> (16, 16) float16 with mean 1. The denoiser's optimum stays where it was; heads
-    and legs, a few places of 256, are learned about as soon as the background.
+    Labels (H, W) of `demo.creatures` -> (16, 16) float16 with mean 1. The denoiser's optimum is unchanged; heads and
+    legs, a few of 256 cells, are learned about as early as the background.
     """
     # one mask per region, the background too, and the share of every latent cell that it covers
     regions = (labels[None] == np.arange(len(PARTS) + 1)[:, None, None]).astype(np.float32)  # (R, H, W)
@@ -92,7 +92,7 @@ def part_emphasis(labels: np.ndarray) -> np.ndarray:
 
 
 def cache_emphasis(folder: Path, seed: int, count: int) -> Tensor:
-    """`part_emphasis` of the first `count` training pictures, computed once, in files of a shard -> (N, 16, 16)."""
+    """`part_emphasis` of the first `count` training pictures, cached in one file per shard -> (N, 16, 16)."""
     folder.mkdir(parents=True, exist_ok=True)
     parts = []
     for shard, start in enumerate(range(0, count, SHARD)):
@@ -120,7 +120,7 @@ def add_noise(latents: Tensor, noise: Tensor, alpha: Tensor) -> Tensor:
 
 
 def predict_noise(model: BaseModel, noisy: Tensor, timesteps: Tensor, ids: Tensor) -> Tensor:
-    """Text encoder and denoiser in one go: noisy (B, C, h, w), timesteps (B,), ids (B, 77) -> epsilon (B, C, h, w)."""
+    """Text encoder and denoiser in one pass: noisy (B, C, h, w), timesteps (B,), ids (B, 77) -> epsilon (B, C, h, w)."""
     context = model.text_encoder(input_ids=ids).last_hidden_state  # (B, 77, D)
     return model.denoiser(noisy, timesteps, encoder_hidden_states=context).sample
 
@@ -171,10 +171,10 @@ def fit_denoiser(
 ) -> None:
     """Trains denoiser and text encoder from `state.step` on; `on_save(step)` follows every saved state.
 
-    The first `plain_steps` weigh timesteps by min-SNR alone, later ones lift high noise to `SNR_FLOOR`. After
-    `reading_after` steps the text encoder is also taught to read the words of a part at the part's own word.
+    The first `plain_steps` use plain min-SNR weights, later ones raise the weight of high noise to `SNR_FLOOR`. After
+    `reading_after` steps the reading loss of the text encoder is added (`ReadingLoss`).
 
-    Raises FloatingPointError where the loss is no longer finite; the last saved state stays as it was.
+    Raises FloatingPointError if the loss is not finite; the last saved state is kept.
     """
     alphas = build_scheduler().alphas_cumprod  # (T,)
     plain, lifted = snr_weights(alphas), snr_weights(alphas, floor=SNR_FLOOR)
@@ -186,7 +186,7 @@ def fit_denoiser(
     running = 0.0
     while state.step < plan.steps:
         weights = plain if state.step < plain_steps else lifted  # (T,)
-        # draw: pictures, latents, noise, timesteps and captions, all by the number of the step
+        # draw: pictures, latents, noise, timesteps and captions, all derived from the step number
         generator = step_generator(plan.seed, 2, state.step)
         rng = np.random.default_rng((plan.seed, 2, state.step))
         indices = torch.randint(len(latents.truths), (plan.batch,), generator=generator)
@@ -199,11 +199,11 @@ def fit_denoiser(
         # predict: the noise, and the text encoder's output beside it
         with plan.autocast(), sdpa_kernel(SDPBackend.MATH):  # flash attention's backward pass is slow on CPUs
             predicted, context = forward(model, noisy, times.to(plan.device), slots)
-        # loss: weighted by place within a picture, then by timestep
+        # loss: weighted by cell within a picture, then by timestep
         errors = latents.weigh((predicted.float() - noise.to(plan.device)).square(), indices)  # (B,)
         loss = (errors * weights[times].to(plan.device)).mean()
         value = float(loss.detach())
-        # the logged value stays without the reading loss, so that it can be compared over the whole run
+        # the logged value excludes the reading loss, so that it is comparable over the whole run
         if state.step >= reading_after:
             loss = loss + READING_WEIGHT * reading(context.float(), slots)
         if not np.isfinite(value):
@@ -236,7 +236,7 @@ def sample_latents(
     with torch.autocast(device.type, torch.bfloat16):
         context = model.text_encoder(input_ids=ids).last_hidden_state  # (2 * B, 77, D)
         for timestep in scheduler.timesteps:
-            # prompts and empty captions as one batch; guidance leads from the second half to the first
+            # one batch: prompts in the first half, empty captions in the second
             doubled = torch.cat([latents, latents]).contiguous(memory_format=torch.channels_last)  # (2 * B, C, 16, 16)
             told, free = model.denoiser(doubled, timestep, encoder_hidden_states=context).sample.float().chunk(2)
             guided = free + guidance * (told - free)
@@ -256,7 +256,7 @@ def decode_latents(model: BaseModel, latents: Tensor, scale: float) -> np.ndarra
 def sample_pictures(
     model: BaseModel, captions: list[str], scale: float, *, steps: int = 25, guidance: float = 3.0, seed: int = 0
 ) -> np.ndarray:
-    """Pictures for captions, drawn in portions of 50 -> (B, 128, 128, 3) uint8."""
+    """Pictures for captions, sampled in batches of 50 -> (B, 128, 128, 3) uint8."""
     portions = []
     for start in range(0, len(captions), 50):
         some = captions[start : start + 50]
@@ -266,7 +266,7 @@ def sample_pictures(
 
 
 def save_sheet(pictures: np.ndarray, columns: int, path: Path) -> None:
-    """Pictures (B, H, W, 3) uint8 side by side in one PNG; the last row may stay short."""
+    """Pictures (B, H, W, 3) uint8 in a grid in one PNG; the last row may be incomplete."""
     count, height, width, _ = pictures.shape
     rows = -(-count // columns)
     sheet = np.full((rows * height, columns * width, 3), 255, np.uint8)

@@ -1,4 +1,4 @@
-"""The modules of the miniature base model: shapes, tokenizer, schedule, and the diffusers folder they are kept in."""
+"""The modules of the miniature base model: shapes, tokenizer, schedule, and export to a diffusers folder."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ IMAGE_SIZE = 128
 LATENT_CHANNELS = 8
 TEXT_WIDTH = 128
 LATENT_NOISE = 0.05
-"""Standard deviation of the noise on unscaled latents that the decoder learns to bear."""
+"""Standard deviation of the noise added to unscaled latents when the decoder is trained."""
 DENOISER_CHANNELS = (64, 96, 128)
 
 
 @dataclass
 class BaseModel:
-    """All trainable modules of the miniature model with its tokenizer."""
+    """All trainable modules of the miniature model, and its tokenizer."""
 
     autoencoder: AutoencoderTiny
     denoiser: UNet2DConditionModel
@@ -59,7 +59,7 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
     ids = {word: index for index, word in enumerate(words)}
     tokenizer = Tokenizer(models.WordLevel(ids, unk_token=UNKNOWN))
     tokenizer.normalizer = normalizers.Lowercase()
-    # words are split at spaces; punctuation is a word of its own
+    # split at whitespace; punctuation marks are separate words
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Split(Regex(r"[,.;:!?]"), "isolated")]
     )
@@ -80,7 +80,7 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
 def build_autoencoder() -> AutoencoderTiny:
     """Autoencoder with factor 8 and 8 latent channels, in the layout of TAESD (github.com/madebyollin/taesd).
 
-    It has no normalisation layers: at this width a norm over 32 groups would be an instance norm, which loses colours.
+    It has no normalisation layers: at this width a group norm with 32 groups would be an instance norm, which loses colours.
     """
     return AutoencoderTiny(latent_channels=LATENT_CHANNELS)
 
@@ -97,6 +97,7 @@ def build_denoiser() -> UNet2DConditionModel:
         block_out_channels=DENOISER_CHANNELS,
         layers_per_block=1,
         cross_attention_dim=TEXT_WIDTH,
+        # the number of heads, despite its name in diffusers
         attention_head_dim=4,
         norm_num_groups=32,
     )
@@ -116,6 +117,7 @@ def build_text_encoder(tokenizer: PreTrainedTokenizerFast) -> CLIPTextModel:
         hidden_act="quick_gelu",
         bos_token_id=ids[START],
         eos_token_id=ids[END],
+        # CLIP pads with the end token
         pad_token_id=ids[END],
     )
     return CLIPTextModel(config)
@@ -161,14 +163,14 @@ def decode(autoencoder: AutoencoderTiny, latents: torch.Tensor) -> torch.Tensor:
 def export_base_model(model: BaseModel, scaling_factor: float, out: Path) -> int:
     """Writes a StableDiffusionPipeline folder in fp16; returns the bytes of all its files.
 
-    The new files are written beside `out` and put in place one rename each, so a reader never finds half a file.
+    New files are written beside `out` and renamed into place one by one, so a reader never sees a partial file.
     """
-    # as half-precision copies: the model itself goes on training in fp32
+    # half-precision copies: the model itself continues training in fp32
     model.autoencoder.register_to_config(scaling_factor=float(scaling_factor))
     vae, text_encoder, unet = (
         copy.deepcopy(module).half() for module in (model.autoencoder, model.text_encoder, model.denoiser)
     )
-    # diffusers writes whatever has a method for it, while its annotations name the classes of Stable Diffusion 1.5
+    # diffusers accepts any module with `save_pretrained`, but its annotations name the classes of Stable Diffusion 1.5
     build = cast("Callable[..., StableDiffusionPipeline]", StableDiffusionPipeline)
     pipeline = build(
         vae=vae,
@@ -182,7 +184,6 @@ def export_base_model(model: BaseModel, scaling_factor: float, out: Path) -> int
     )
     fresh = out.with_name(f".{out.name}.{os.getpid()}.part")
     shutil.rmtree(fresh, ignore_errors=True)
-    # files are moved one by one; a reader finds the old or the new one, never a half
     try:
         pipeline.save_pretrained(fresh, safe_serialization=True)
         _make_portable(fresh)
@@ -196,7 +197,7 @@ def export_base_model(model: BaseModel, scaling_factor: float, out: Path) -> int
 
 
 def _make_portable(folder: Path) -> None:
-    """Makes the folder read alike by every version: no local source path, no version-bound class name, fp32 on loading."""
+    """Makes the folder loadable by all versions: no local source path, no version-bound class name, fp32 on loading."""
     for path in folder.rglob("*.json"):
         text = path.read_text(encoding="utf-8").replace('"TokenizersBackend"', '"PreTrainedTokenizerFast"')
         content = json.loads(text)
@@ -204,7 +205,7 @@ def _make_portable(folder: Path) -> None:
         if "dtype" in content:
             content["dtype"] = "float32"  # else transformers 5 keeps fp16 beside an fp32 denoiser
         path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-    # readable by everybody, whatever the mask of the process that wrote them
+    # world-readable, independent of the umask of the process
     for path in folder.rglob("*.safetensors"):
         path.chmod(0o644)
 

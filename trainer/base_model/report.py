@@ -28,27 +28,27 @@ from .train_judge import draw_lessons, judge_accuracy
 logger = logging.getLogger(__name__)
 
 DDIM_STEPS, GUIDANCE = 25, 3.0
-"""How the judged pictures are sampled."""
+"""Sampling settings of the judged pictures."""
 FRESH_SEED = 90_210
-"""Seed of the drawings that the report is measured on; no training drawing shares it."""
+"""Seed of the drawings that the report is measured on; never used for training drawings."""
 
 
 @dataclass
 class BaseModelFigures:
-    """Everything the model card states as measured."""
+    """All measured figures of the model card."""
 
     pictures: int
-    """Fresh drawings, and pictures of each kind, that were measured."""
+    """Number of fresh drawings, and of generated pictures of each kind."""
     reconstruction_psnr: float
     """Mean dB over fresh drawings."""
     held_out_loss: float
     """Mean min-SNR-weighted epsilon error on fresh drawings with full captions."""
     generated: dict[str, dict[str, float]]
-    """random / held_out -> attribute -> share of parts right, by the judge."""
+    """random / held_out -> attribute -> share of correct parts, by the judge."""
     drawings: dict[str, float]
-    """The same judge on fresh drawings of the same kind: what is reachable."""
+    """The judge's accuracy on fresh drawings of the same kind: the upper bound."""
     parts: dict[str, dict[str, float]] = field(default_factory=dict)
-    """part -> attribute -> share right, on the random captions."""
+    """part -> attribute -> share of correct parts, on the random captions."""
 
 
 def fresh_drawings(count: int, seed: int = FRESH_SEED) -> tuple[Tensor, list[str]]:
@@ -59,7 +59,7 @@ def fresh_drawings(count: int, seed: int = FRESH_SEED) -> tuple[Tensor, list[str
 
 
 def latent_scale_of(model: BaseModel) -> float:
-    """The factor to unit standard deviation that the autoencoder was exported with."""
+    """The scaling factor to unit standard deviation stored in the autoencoder's configuration."""
     return float(model.autoencoder.config["scaling_factor"])
 
 
@@ -74,7 +74,7 @@ def held_out_loss(model: BaseModel, images: Tensor, captions: list[str], *, seed
     ids = encode_captions(model.tokenizer, captions)
     generator = torch.Generator().manual_seed(seed)
     losses = []
-    # the same noise for every model that is measured, timestep by timestep
+    # a fixed seed: every measured model sees the same noise at every timestep
     for time_step in torch.linspace(60, 940, 8).long():
         noise = torch.randn(latents.shape, generator=generator)
         times = time_step.repeat(len(latents))  # (N,)
@@ -88,7 +88,7 @@ def held_out_loss(model: BaseModel, images: Tensor, captions: list[str], *, seed
 def generated_scores(
     model: BaseModel, judge: AttributeJudge, species: list[Species], *, steps: int, guidance: float, seed: int
 ) -> tuple[AttributeScores, np.ndarray]:
-    """Pictures generated from the full captions of `species`, and how often the judge finds each look obeyed."""
+    """Pictures generated from the full captions of `species`, and the judge's share of correct attributes."""
     rng = np.random.default_rng(seed)
     captions = [caption_of(kind, random_scene(rng)) for kind in species]
     scale = latent_scale_of(model)
@@ -104,7 +104,7 @@ def measure_base_model(
     model = load_base_model(folder)
     for module in (model.autoencoder, model.denoiser, model.text_encoder):
         module.eval().requires_grad_(False)
-    # on drawings that no training saw: reconstruction, then the denoiser's loss
+    # on drawings unseen in training: reconstruction, then the denoiser's loss
     images, captions = fresh_drawings(pictures)
     psnr = float(np.mean([reconstruction_psnr(model.autoencoder, some) for some in images.split(25)]))
     loss = held_out_loss(model, images, captions)
@@ -130,7 +130,7 @@ def _shares(scores: AttributeScores) -> dict[str, float]:
 
 
 class StageFacts(TypedDict):
-    """How long a stage was trained."""
+    """Length of a training stage."""
 
     step: int
     minutes: float
@@ -143,14 +143,14 @@ class _EveryRun(TypedDict):
 
 
 class TrainingFacts(_EveryRun, total=False):
-    """What a model card says of a training; stages that were not finished are missing."""
+    """Facts about a training for the model card; unfinished stages are missing."""
 
     autoencoder: StageFacts
     export: StageFacts
 
 
 def training_facts(work: Path) -> TrainingFacts:
-    """Settings, steps and seconds of the run whose states lie in `work`; its history.md, if any, tells what else was done."""
+    """Settings, steps and seconds of the run in the folder `work`, and its notes in history.md, if any."""
     lines = [json.loads(line) for line in (work / "log.jsonl").read_text(encoding="utf-8").splitlines()]
     started = [line for line in lines if line["stage"] == "start"]
     history = work / "history.md"
@@ -167,7 +167,7 @@ def training_facts(work: Path) -> TrainingFacts:
 
 
 def _stage_facts(lines: list[dict[str, Any]], stage: str, mark: str) -> StageFacts | None:
-    """Steps and time of a stage, from its last line of the log that has the entry `mark`."""
+    """Steps and time of a stage, from its last log line with the entry `mark`."""
     timed = [line for line in lines if line["stage"] == stage and mark in line]
     return {"step": timed[-1]["step"], "minutes": round(timed[-1]["seconds"] / 60, 1)} if timed else None
 

@@ -1,6 +1,6 @@
-"""Trains the miniature base model from nothing: drawings -> autoencoder -> latents -> denoiser -> export.
+"""Trains the miniature base model from scratch: drawings -> autoencoder -> latents -> denoiser -> export.
 
-Command: `bestiary demo train-base --out FOLDER`. Run it again with the same settings to go on after any interruption.
+Command: `bestiary demo train-base --out FOLDER`. Run it again with the same settings to continue after an interruption.
 """
 
 from __future__ import annotations
@@ -39,30 +39,36 @@ class TrainBaseSettings(Settings):
 
     seed: int = Field(1, ge=0, description="Seed of drawings, weights and order.")
     pictures: int = Field(44_000, ge=64, description="Training drawings.")
-    latent_pictures: int = Field(44_000, ge=1, description="How many of them, from the first, the denoiser is taught.")
+    latent_pictures: int = Field(44_000, ge=1, description="How many of them, from the first on, train the denoiser.")
     vae_steps: int = Field(4_500, ge=1, description="Optimizer steps of the autoencoder.")
     vae_batch: int = Field(8, ge=1, description="Crops of 64 px per step of the autoencoder.")
     vae_learning_rate: float = Field(1e-3, gt=0, description="Peak learning rate of the autoencoder.")
-    latent_weight: float = Field(1e-4, ge=0, description="Weight of the latents' mean square in its loss.")
+    latent_weight: float = Field(
+        1e-4, ge=0, description="Weight of the latents' mean square in the autoencoder's loss."
+    )
     denoiser_steps: int = Field(12_500, ge=1, description="Optimizer steps of denoiser and text encoder.")
-    plain_steps: int = Field(0, ge=0, description="Steps with min-SNR weights before high noise counts more.")
-    reading_after: int = Field(0, ge=0, description="Steps before captions' part words are also read out.")
+    plain_steps: int = Field(
+        0, ge=0, description="Steps with plain min-SNR weights, before high noise gets a higher weight."
+    )
+    reading_after: int = Field(0, ge=0, description="Steps before the reading loss of the part words is added.")
     denoiser_batch: int = Field(32, ge=1, description="Latents per step of the denoiser.")
     denoiser_learning_rate: float = Field(1e-3, gt=0, description="Peak learning rate of denoiser and text encoder.")
-    decay_from: float = Field(0.6, ge=0, le=1, description="Share of the denoiser's steps after which its rate falls.")
+    decay_from: float = Field(
+        0.6, ge=0, le=1, description="Share of the denoiser's steps after which its learning rate falls."
+    )
     ema_decay: float = Field(0.999, ge=0, lt=1, description="Decay of the moving average of the weights.")
     save_every: int = Field(500, ge=1, description="Steps between two saved states, sample sheets and exports.")
-    compile: bool = Field(True, description="Use torch.compile where a C++ compiler is at hand.")
+    compile: bool = Field(True, description="Use torch.compile if a C++ compiler is available.")
     device: Literal["auto", "cpu", "cuda"] = Field(
-        "auto", description="Where to train; auto takes a GPU if there is one."
+        "auto", description="Device to train on; auto uses a GPU if there is one."
     )
     dtype: Literal["auto", "float32", "bfloat16"] = Field("auto", description="Number type of the forward passes.")
-    hours: float | None = Field(None, gt=0, description="Stop after this time; run again to go on.")
-    workers: int = Field(2, ge=1, description="Processes that draw.")
+    hours: float | None = Field(None, gt=0, description="Stop after this time in hours; run again to continue.")
+    workers: int = Field(2, ge=1, description="Number of processes for drawing.")
 
 
 def parse_settings(values: dict[str, object]) -> TrainBaseSettings:
-    """Checked settings; raises BestiaryError that names every faulty one."""
+    """Validated settings; raises BestiaryError naming every invalid one."""
     try:
         return TrainBaseSettings.model_validate(values)
     except ValidationError as fault:
@@ -71,10 +77,10 @@ def parse_settings(values: dict[str, object]) -> TrainBaseSettings:
 
 
 def train_base(settings: TrainBaseSettings, out: Path, work: Path | None = None) -> None:
-    """Runs all stages that are not finished yet and leaves a StableDiffusionPipeline folder at `out`.
+    """Runs all unfinished stages and writes a StableDiffusionPipeline folder to `out`.
 
-    `work` (default: `out` with `.work` appended) keeps drawings, states, samples and log.jsonl. Raises BestiaryError
-    where `work` holds a run with other settings.
+    `work` (default: `out` with `.work` appended) contains drawings, states, samples and log.jsonl. Raises BestiaryError
+    if `work` contains a run with other settings.
     """
     work = work or out.with_name(out.name + ".work")
     work.mkdir(parents=True, exist_ok=True)
@@ -89,7 +95,7 @@ def train_base(settings: TrainBaseSettings, out: Path, work: Path | None = None)
     shards = draw_pictures(work / "pictures", settings.seed, settings.pictures, settings.workers)
     if not _train_autoencoder(settings, model, shards, work, log, first):
         return
-    # second stage: latents, what their captions are made of, and the denoiser
+    # second stage: latents, species and scenes for the captions, and the denoiser
     count = min(settings.latent_pictures, settings.pictures)
     cached = cache_latents(model.autoencoder, shards[: -(-count // SHARD)], work / "latents", first)[:count]
     truths = [picture_truth(settings.seed, index) for index in range(count)]
@@ -99,8 +105,8 @@ def train_base(settings: TrainBaseSettings, out: Path, work: Path | None = None)
 
 
 def stage_plans(settings: TrainBaseSettings) -> tuple[StagePlan, StagePlan]:
-    """How the autoencoder's and the denoiser's stage are run under these settings, on this machine, from now on."""
-    # auto takes what is fastest here; the number type follows the device
+    """Plans of the two stages for this machine; the deadline counts from now."""
+    # bf16 pays only where the processor computes it natively, so auto falls back to fp32 elsewhere
     has_gpu = torch.cuda.is_available()
     device = torch.device(settings.device if settings.device != "auto" else "cuda" if has_gpu else "cpu")
     dtype = torch.float32 if settings.dtype == "float32" else torch.bfloat16
@@ -127,17 +133,17 @@ def stage_plans(settings: TrainBaseSettings) -> tuple[StagePlan, StagePlan]:
 
 
 def _claim_work_folder(settings: TrainBaseSettings, work: Path) -> None:
-    """Keeps the settings of a run beside it; what fixes its pictures and batches must not change between two starts."""
+    """Stores the settings of a run; those that define its pictures and batches must not change between two starts."""
     path = work / "settings.json"
     if path.exists():
         earlier = TrainBaseSettings.model_validate_json(path.read_text(encoding="utf-8"))
-        # steps and rates may change on the way; what was drawn may not
+        # steps and rates may change between starts; the drawings may not
         for name in ("seed", "pictures", "latent_pictures"):
             was, now = getattr(earlier, name), getattr(settings, name)
             if was != now:
                 raise BestiaryError(
-                    f"{work} holds a run with {name} = {was}, but {name} = {now} was asked for; "
-                    "take the earlier value to go on with it, or another --out folder to start anew"
+                    f"{work} contains a run with {name} = {was}, but {name} = {now} was requested; "
+                    "use the earlier value to continue it, or another --out folder to start a new run"
                 )
     write_text(path, settings.model_dump_json(indent=2) + "\n")
 
@@ -154,7 +160,7 @@ def _has_compiler() -> bool:
 def _train_autoencoder(
     settings: TrainBaseSettings, model: BaseModel, shards: list[np.ndarray], work: Path, log: RunLog, plan: StagePlan
 ) -> bool:
-    """Fits the autoencoder if it is not finished; leaves its averaged weights in the model. False: time ran out."""
+    """Trains the autoencoder to the end, or until the deadline (False); its averaged weights stay in the model."""
     state = StageState(
         {"autoencoder": model.autoencoder},
         work / "autoencoder.pt",
@@ -163,7 +169,7 @@ def _train_autoencoder(
     )
     state.load()
     fit_autoencoder(model.autoencoder, state, shards, log, plan, magnitude_weight=settings.latent_weight)
-    # from here on nothing trains it: the averaged weights stay in
+    # no further training of the autoencoder: keep the averaged weights
     state.swap_averages()
     model.autoencoder.requires_grad_(False).eval()
     return state.step >= plan.steps
@@ -188,7 +194,7 @@ def _train_denoiser(
     state.load()
 
     def publish(step: int) -> None:
-        # averaged weights are shown and exported, then training goes on with its own
+        # sample and export with averaged weights, then continue training with the raw ones
         state.swap_averages()
         pictures = sample_pictures(model, sample_captions(settings.seed), latents.scale, steps=20)
         save_sheet(pictures, 8, work / "samples" / f"step-{step:06d}.png")

@@ -1,6 +1,6 @@
 """Trains the attribute judge on drawings of all looks, held-out ones included: `python -m bestiary.trainer.base_model.train_judge`.
 
-The judge measures generated pictures and is no part of the model, so it must know every look that may be asked for.
+The judge measures generated pictures and is not part of the model, so it must know every look that can be requested.
 """
 
 from __future__ import annotations
@@ -26,27 +26,27 @@ from .training_state import rate_share
 logger = logging.getLogger(__name__)
 
 VISIBLE_PIXELS = 60
-"""A part that shows fewer pixels than this (cut off by the edge, hidden) is neither taught nor counted."""
+"""Parts with fewer visible pixels (cut off by the edge, hidden) are excluded from training and from the figures."""
 FRESH_DRAWINGS = 2_000
 """Drawings that a trained judge's accuracy is measured on."""
 
 
 @dataclass(frozen=True)
 class JudgeLessons:
-    """Drawings with their truth."""
+    """Drawings with their ground truth."""
 
     images: Tensor
     """(N, 3, 128, 128) uint8."""
     classes: Tensor
     """(N, parts, 3) long."""
     shares: Tensor
-    """(N, parts, 16, 16) float16: how much of a cell each part covers."""
+    """(N, parts, 16, 16) float16: share of each cell that a part covers."""
     visible: Tensor
     """(N, parts) bool."""
 
 
 def any_species(rng: np.random.Generator) -> Species:
-    """A creature with uniformly drawn looks, held-out pairs not excepted."""
+    """A creature with uniformly drawn looks, including held-out pairs."""
     looks = [
         PartLook(str(rng.choice(SHAPES[part])), str(rng.choice(list(COLORS))), str(rng.choice(PATTERNS)))
         for part in PARTS
@@ -66,28 +66,28 @@ def draw_lessons(count: int, seed: int) -> JudgeLessons:
         # share of every cell (16, 16) that each part covers: 8 x 8 pixels a cell
         cells = (drawing.labels[None] == numbers).reshape(len(PARTS), 16, 8, 16, 8)
         shares.append(cells.mean(axis=(2, 4), dtype=np.float32).astype(np.float16))  # (P, 16, 16)
-    # cut off or hidden parts teach nothing
+    # parts that are cut off or hidden have no reliable label
     covered = torch.from_numpy(np.stack(shares))
     visible = covered.float().sum(dim=(2, 3)) * 64 >= VISIBLE_PIXELS  # (N, P)
     return JudgeLessons(torch.from_numpy(images), species_classes(kinds), covered, visible)
 
 
 def judge_loss(judge: AttributeJudge, images: Tensor, classes: Tensor, shares: Tensor, visible: Tensor) -> Tensor:
-    """Cross-entropy of every attribute of visible parts, and of the part maps against the true cover of the cells."""
+    """Cross-entropy of every attribute of visible parts, and of the part maps against the true cell coverage."""
     logits, maps = judge(images)
     loss = torch.zeros((), device=images.device)
-    # one loss per attribute over the parts in sight
+    # one loss per attribute, averaged over the visible parts
     for number, name in enumerate(ATTRIBUTES):
         each = functional.cross_entropy(logits[name].flatten(0, 1), classes[..., number].flatten(), reduction="none")
         loss = loss + (each * visible.flatten()).sum() / visible.sum()
-    # each part's map shall spread over the cells as the part does
+    # the target of a part map is the part's share of each cell, normalised to sum 1
     target = shares.flatten(2) / shares.flatten(2).sum(dim=-1, keepdim=True).clamp_min(1e-6)  # (B, P, 256)
     cross = -(target * maps.flatten(2).log_softmax(dim=-1)).sum(dim=-1)  # (B, P)
     return loss + 0.3 * (cross * visible).sum() / visible.sum()
 
 
 def _blurred(images: Tensor, generator: torch.Generator) -> Tensor:
-    """Half of the batch a little softer and all of it a little noisy, as generated pictures are; (B, 3, H, W) in 0..1."""
+    """Half of the batch slightly blurred and all of it slightly noisy, like generated pictures; (B, 3, H, W) in 0..1."""
     soft = functional.avg_pool2d(functional.pad(images, (1, 1, 1, 1), mode="replicate"), 3, 1)
     share = torch.rand((len(images), 1, 1, 1), generator=generator) * (
         torch.rand((len(images), 1, 1, 1), generator=generator) < 0.5
@@ -119,12 +119,12 @@ def train_judge(out: Path, *, seed: int, pictures: int, steps: int, batch: int =
         optimizer.step()
         if step % 100 == 0:
             logger.info("step %d loss %.3f", step, float(loss.detach()))
-    # kept in half precision, read back as float32
+    # stored in half precision, loaded as float32
     tensors = {k: v.half() if v.is_floating_point() else v for k, v in judge.state_dict().items()}
     with replacing(out) as temporary:
         save_file({k: v.contiguous() for k, v in tensors.items()}, temporary)
         temporary.chmod(0o644)
-    # read back from the file, so that the figures are those of what is shipped
+    # measure the weights read back from the file, since half precision is what is shipped
     accuracy = judge_accuracy(AttributeJudge.load(out), draw_lessons(FRESH_DRAWINGS, seed + 1))
     return accuracy
 

@@ -1,4 +1,4 @@
-"""State of one training stage: weights, optimizer, moving average and step, kept in one file that is renamed into place."""
+"""State of one training stage: weights, optimizer, moving average and step, saved atomically in one file."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from ...concepts.files.atomic_file import replacing
 
 @dataclass(frozen=True)
 class StagePlan:
-    """How one stage is run: everything but the data and the modules."""
+    """Settings of one stage, without its data and modules."""
 
     seed: int
     """Fixes batches and noise of every step."""
     steps: int
-    """Optimizer steps in all, those of earlier starts included."""
+    """Total optimizer steps, including those of earlier starts."""
     batch: int
     """Pictures per step."""
     save_every: int
@@ -39,15 +39,15 @@ class StagePlan:
     """Value of time.monotonic() after which the stage saves and stops."""
 
     def autocast(self) -> AbstractContextManager:
-        """Context of the forward pass; without effect in float32."""
+        """Autocast context of the forward pass; disabled for float32."""
         return torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32)
 
     def speeded(self, function: Callable) -> Callable:
-        """`function`, compiled if the plan says so."""
+        """`function`, compiled with torch.compile if `compiled` is set."""
         return torch.compile(function) if self.compiled else function
 
     def expired(self) -> bool:
-        """Whether the time that was given is used up."""
+        """True after the deadline."""
         return self.deadline is not None and time.monotonic() > self.deadline
 
 
@@ -58,7 +58,7 @@ class StageState:
         self.modules, self.path = modules, path
         self.learning_rate, self.ema_decay = learning_rate, ema_decay
         self.parameters = [p for module in modules.values() for p in module.parameters()]
-        # the moving average starts where the weights do
+        # the moving average starts at the initial weights
         self.averages = [p.detach().clone() for p in self.parameters]
         self.optimizer = torch.optim.AdamW(
             self.parameters, lr=learning_rate, betas=(0.9, 0.99), weight_decay=1e-3, fused=True
@@ -69,7 +69,6 @@ class StageState:
 
     def descend(self, loss: torch.Tensor, share: float) -> float:
         """One optimizer step at `share` of the learning rate; returns the gradient norm before clipping at 1."""
-        # clipped at norm 1, with the learning rate of this step
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         norm = nn.utils.clip_grad_norm_(self.parameters, 1.0)
@@ -77,7 +76,7 @@ class StageState:
             group["lr"] = self.learning_rate * share
         self.optimizer.step()
         self.step += 1
-        # the average follows closely at first, when weights still move far
+        # a smaller decay in the first steps, while the weights still change quickly
         decay = min(self.ema_decay, (1 + self.step) / (10 + self.step))
         with torch.no_grad():
             torch._foreach_lerp_(self.averages, [p.detach() for p in self.parameters], 1 - decay)
@@ -92,9 +91,8 @@ class StageState:
                 average.copy_(kept)
 
     def save(self) -> None:
-        """Writes everything a later process needs to go on at the next step."""
+        """Writes everything a later process needs to continue at the next step."""
         self._count_time()
-        # everything that the next step depends on
         content = {
             "step": self.step,
             "seconds": self.seconds,
@@ -106,7 +104,7 @@ class StageState:
             torch.save(content, temporary)
 
     def load(self) -> bool:
-        """Takes over a saved state; returns False where none exists."""
+        """Loads the saved state; returns False if there is none."""
         if not self.path.exists():
             return False
         content = torch.load(self.path, map_location="cpu", weights_only=True)
@@ -115,7 +113,7 @@ class StageState:
         with torch.no_grad():
             for average, kept in zip(self.averages, content["averages"], strict=True):
                 average.copy_(kept)
-        # a saved state brings its own flags along; the fused step stays as chosen here
+        # load_state_dict also restores the saved flags: set the fused step again
         self.optimizer.load_state_dict(content["optimizer"])
         for group in self.optimizer.param_groups:
             group["fused"] = True
@@ -139,7 +137,7 @@ def rate_share(step: int, total: int, *, warmup: int = 100, decay_from: float = 
 
 
 def step_generator(seed: int, stage: int, step: int) -> torch.Generator:
-    """Random numbers of one step: the same after a resume as without one."""
+    """Generator of one step; independent of earlier steps, so that a resumed run draws the same numbers."""
     return torch.Generator().manual_seed((seed * 7 + stage) * 1_000_003 + step)
 
 
@@ -151,7 +149,7 @@ class RunLog:
         path.parent.mkdir(parents=True, exist_ok=True)
 
     def write(self, **fields: object) -> None:
-        """Adds a line with the given fields and the time of day."""
+        """Appends a line with the given fields and the local time."""
         line = json.dumps({**fields, "time": time.strftime("%Y-%m-%dT%H:%M:%S")})
         with self.path.open("a", encoding="utf-8") as file:
             file.write(line + "\n")

@@ -1,4 +1,4 @@
-"""`bestiary demo`: the whole job on drawn creatures, and the training of the model that draws them."""
+"""`bestiary demo`: the complete workflow on drawn creatures, and training of the miniature base model."""
 
 from typing import Annotated
 
@@ -69,7 +69,7 @@ def train_base(
     from ..base_model.train_base import train_base as train
 
     folder = result_folder(out, "bestiary-base")
-    # the options speak of bf16, the settings of torch's bfloat16
+    # options use the short names (bf16), the settings torch's (bfloat16)
     precision = {"fp32": "float32", "bf16": "bfloat16"}.get(dtype, dtype)
     values: dict[str, object] = dict(assignment(text, "--set") for text in more or ())
     values |= {"seed": seed, "device": device, "dtype": precision, "hours": hours}

@@ -1,4 +1,4 @@
-"""`bestiary discover` and `bestiary parts`: find the parts of things in a folder of pictures, and edit what was found."""
+"""`bestiary discover` and `bestiary parts`: find the parts of objects in a folder of pictures, and edit the result."""
 
 from pathlib import Path
 from typing import Annotated, Literal
@@ -98,7 +98,7 @@ def discover(
     from ..discovery.discover import discover as run_discovery
 
     folder = page_folder(out, f"{images.resolve().name}-parts", ("report.json", "state"))
-    # options by the names of the settings; those left out stay None and keep their defaults
+    # None means "not given": `checked` then keeps the default of the settings
     values = {"images": images, "out": folder, "source": source, "base": base, "num_parts": num_parts, "kinds": kinds}
     values |= {"names": names, "flip_foreground": flip_foreground, "batch_size": batch_size, "seed": seed}
     values |= {"sample_patches": sample_patches, "weights": weights, "min_margin": min_margin, "restart": restart}

@@ -1,4 +1,4 @@
-"""`bestiary import`, `export` and `inspect`: other people's files in, ours out, and what a file holds."""
+"""`bestiary import`, `export` and `inspect`: convert files from and to other programs, and show what a file contains."""
 
 import json
 from pathlib import Path
@@ -44,7 +44,7 @@ def import_partcraft(
 
     Pickle files are read with an allow-list: code in them is never executed.
     """
-    # files are looked for before any library is loaded
+    # missing files are reported at once: loading the libraries takes seconds
     sources = [existing(path, "file") for path in files]
     from ..exchange.import_partcraft import import_partcraft as convert
 
@@ -120,7 +120,7 @@ def import_textual_inversion(
 def _write_spectrum(spectrum: "PromptSpectrum", source: Path, out: Path | None) -> None:
     from ...concepts.spectrum.spectrum_file import save_spectrum
 
-    # other programs' endings go, dots in the name stay
+    # drop the suffix of the other program only: a name such as v1.5 keeps its dot
     stem = name_of_file(source.with_suffix("").name if source.suffix in _FOREIGN else source.name)
     target = result_file(out, f"{stem}.spectrum.safetensors")
     save_spectrum(spectrum, target)
@@ -146,7 +146,7 @@ def export(
 
     name = name_of_file(source.name)
     target = result_folder(out, source.parent / name)
-    # the kind in the file's header says which of the two it is; nothing that lies there is replaced
+    # the kind in the header decides, not the file name; existing files in the target are never replaced
     with added_together(target) as staging:
         if read_header(source).kind == SPECTRUM_KIND:
             from ..exchange.export_spectrum import export_spectrum
@@ -170,5 +170,6 @@ def inspect(
     source = existing(file, "file")
     from ..exchange.inspect_file import describe_file, description_text
 
+    # the importers load torch; a missing file was reported before that
     described = describe_file(source)
     typer.echo(json.dumps(described, indent=2, default=str) if as_json else description_text(described))

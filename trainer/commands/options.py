@@ -1,4 +1,4 @@
-"""Options that mean the same in every command, declared once."""
+"""Options shared by all commands."""
 
 import os
 from collections.abc import Mapping, Sequence
@@ -20,19 +20,19 @@ SeedOption = Annotated[int, typer.Option("--seed", help="Random seed.")]
 
 
 def _place(text: str) -> Path:
-    """A typed place for results, once it is one that every system can make."""
+    """Parser of `--out`: a path whose names are valid on every operating system."""
     path = Path(text)
     cause = _place_fault(text, path)
     if cause:
         raise typer.BadParameter(f"{shown_name(text)} {cause}")
-    # places such as `.` and `..` have names of their own, which numbers can be added to
+    # `.` and `..` have no name of their own to which a number could be appended
     return path if path.name not in ("", "..") else Path(os.path.abspath(path))
 
 
 def _place_fault(text: str, path: Path) -> str | None:
     if not text.strip():
         return "is empty: give a folder, or leave the option out"
-    # what is there has a name that this system takes
+    # an existing path is valid on this system by definition
     with suppress(OSError, ValueError):
         os.stat(path)
         return None
@@ -40,20 +40,18 @@ def _place_fault(text: str, path: Path) -> str | None:
         if piece in (path.anchor, ".", ".."):
             continue
         if "\0" in piece or any("\ud800" <= letter <= "\udfff" for letter in piece):
-            return "holds signs that no file name can: type it anew"
+            return "contains characters that are not allowed in a file name: type it again"
         if len(piece.encode("utf-8")) > LONGEST_PLACE:
-            return f"has a name of {len(piece.encode('utf-8'))} bytes: at most {LONGEST_PLACE} are taken"
+            return f"has a name of {len(piece.encode('utf-8'))} bytes: use at most {LONGEST_PLACE}"
         if piece.split(".")[0].strip().lower() in RESERVED_NAMES:
-            return f"has a name that Windows keeps for a device ({piece}): add a letter"
+            return f"has a name that Windows reserves for a device ({piece}): add a letter"
         if piece[-1] in ". ":
-            return (
-                f"has a name that ends with a dot or a space ({shown_name(piece)}), which Windows drops: leave it out"
-            )
+            return f"has a name that ends with a dot or a space ({shown_name(piece)}), which Windows drops: remove it"
     return None
 
 
 LONGEST_PLACE = 200
-"""Bytes of one name in a place for results, with room for numbers and temporary names."""
+"""Maximum bytes of one name in an output path; leaves room for appended numbers and temporary suffixes."""
 OutOption = Annotated[
     Path | None,
     typer.Option(
@@ -81,10 +79,10 @@ Settings = TypeVar("Settings", bound=BaseModel)
 
 
 def checked(model: type[Settings], values: Mapping[str, Any]) -> Settings:
-    """Settings from typed options; options left out (None) keep their defaults.
+    """Settings from command-line options; omitted options (None) keep their defaults.
 
     Raises:
-        BestiaryError: values are out of range; every fault is named by its option.
+        BestiaryError: values are out of range; the message names each faulty option.
     """
     given = {name: value for name, value in values.items() if value is not None}
     try:
@@ -94,66 +92,65 @@ def checked(model: type[Settings], values: Mapping[str, Any]) -> Settings:
 
 
 def existing(path: Path, kind: Literal["file", "folder"]) -> Path:
-    """The path itself, once it is known to be there.
+    """The path unchanged, after checking that it exists and is of this kind.
 
     Raises:
-        BestiaryError: nothing is there, or something of the other kind; the message says what is beside it.
+        BestiaryError: the path is missing or of the other kind; the message lists its neighbours.
     """
-    # something of the right kind is there: nothing to say
     found = path.is_file() if kind == "file" else path.is_dir()
     if found:
         return path
     if path.exists():
         raise BestiaryError(f"{path} is not a {kind}: give the path of a {kind}")
-    # a misspelt name is usually beside the right one
+    # the path is usually a misspelling of a neighbour, so list the neighbours
     parent = path.parent if path.parent.is_dir() else None
     beside = sorted(entry.name for entry in parent.iterdir() if not entry.name.startswith("."))[:8] if parent else []
-    hint = f"; {parent} holds {', '.join(beside)}" if beside else ""
+    hint = f"; {parent} contains {', '.join(beside)}" if beside else ""
     raise BestiaryError(f"no {kind} {path}{hint}")
 
 
 def result_folder(out: Path | None, default: str | Path) -> Path:
-    """The folder that a command writes to, which need not exist.
+    """The output folder of a command; it does not have to exist yet.
 
     Raises:
-        BestiaryError: there is a file, or the name is that of a file.
+        BestiaryError: the path is a file, or ends like a file name.
     """
     folder = Path(default) if out is None else out
     if folder.exists() and not folder.is_dir():
-        raise BestiaryError(f"--out {folder} is a file: give a folder, which need not exist yet")
+        raise BestiaryError(f"--out {folder} is a file: give a folder; it does not have to exist yet")
     if folder.suffix.lower() == SUFFIX and not folder.exists():
-        raise BestiaryError(f"--out {folder} ends like a file, but a folder is written: leave {SUFFIX} out")
+        raise BestiaryError(f"--out {folder} ends in {SUFFIX}, but this command writes a folder: remove {SUFFIX}")
     return folder
 
 
 def page_folder(out: Path | None, default: str | Path, marks: Sequence[str]) -> Path:
-    """As `result_folder`, for commands that write a page `index.html`, which never takes the place of another one.
+    """`result_folder` for commands that write an `index.html`; refuses to overwrite a page of another command.
 
     Args:
-        marks: files of which one lies beside a page that an earlier run of the same command wrote.
+        marks: files written beside the page by this command; one of them identifies the page as its own.
 
     Raises:
-        BestiaryError: as `result_folder`, or a page of something else lies there.
+        BestiaryError: as `result_folder`, or the folder contains the page of another command.
     """
     folder = result_folder(out, default)
     if (folder / "index.html").exists() and not any((folder / mark).exists() for mark in marks):
-        raise BestiaryError(f"--out {folder} holds the page of something else (index.html): give another folder")
+        raise BestiaryError(f"--out {folder} contains an index.html of another command: give another folder")
     return folder
 
 
 def result_file(out: Path | None, default: str, beside: str | None = None) -> Path:
-    """The file that a command writes: what `out` names if that ends with .safetensors, else `default` in the folder `out`.
+    """The output file of a command: `out` itself if it ends with .safetensors, else `default` in the folder `out`.
 
-    What exists is never replaced: a taken name gets a number.
+    Existing files are never replaced: a number is appended to a taken name.
 
     Args:
         beside: ending of a second file that is written beside it under the same name.
 
     Raises:
-        BestiaryError: `out` is a file without that ending, or no system takes its name.
+        BestiaryError: `out` is a file with another suffix, or its name is not valid on every operating system.
     """
     if out is not None and out.is_file() and out.suffix.lower() != SUFFIX:
-        raise BestiaryError(f"--out {out} is a file: give a folder, or a file that ends with {SUFFIX}")
+        raise BestiaryError(f"--out {out} is a file: give a folder, or a file name that ends with {SUFFIX}")
     path = (out or Path()) / default
     if out is not None and out.suffix.lower() == SUFFIX and not out.is_dir():
         path = out
@@ -173,7 +170,7 @@ def assignment(text: str, option: str) -> tuple[str, str]:
     """Split `name=value` as typed after an option.
 
     Raises:
-        BestiaryError: there is no `=`, or nothing on one side of it.
+        BestiaryError: `=` is missing, or one side of it is empty.
     """
     name, equals, value = text.partition("=")
     if not (name.strip() and equals and value.strip()):
@@ -182,7 +179,7 @@ def assignment(text: str, option: str) -> tuple[str, str]:
 
 
 def assignments(texts: Sequence[str] | None, option: str) -> dict[str, str]:
-    """Names and values of an option that may be given several times, each name once.
+    """Names and values of a repeatable option; each name may occur once.
 
     Raises:
         BestiaryError: one cannot be split, or a name is given twice.
@@ -191,13 +188,14 @@ def assignments(texts: Sequence[str] | None, option: str) -> dict[str, str]:
     for text in texts or ():
         name, value = assignment(text, option)
         if name in found:
-            raise BestiaryError(f"{option} names {name!r} twice, as {found[name]!r} and as {value!r}: give one of them")
+            raise BestiaryError(f"{option} sets {name!r} twice, to {found[name]!r} and to {value!r}: give it once")
         found[name] = value
     return found
 
 
 def _option_fault(error: Mapping[str, Any]) -> str:
     option = "--" + "-".join(str(part) for part in error["loc"]).replace("_", "-") if error["loc"] else "options"
+    # a missing value has no input to show: pydantic then reports the whole mapping
     shown = "" if error["type"] == "missing" or not error["loc"] else f" {error.get('input')!r}"
     message = str(error["msg"]).removeprefix("Value error, ")
     return f"{option}{shown}: {message[:1].lower()}{message[1:]}"

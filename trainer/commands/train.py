@@ -1,4 +1,4 @@
-"""`bestiary train`, `bestiary resume` and `bestiary doctor`: learn part tokens, go on after a stop, check beforehand."""
+"""`bestiary train`, `bestiary resume` and `bestiary doctor`: train concepts, continue a stopped run, check a setup."""
 
 from pathlib import Path
 from typing import Annotated, Any
@@ -109,6 +109,7 @@ def train_spectrum(
     """
     from ..learning.spectrum.spectrum_settings import load_spectrum_recipe
 
+    # users paste the file name of an earlier result: its suffixes are not part of the name
     called = name and name.removesuffix(".safetensors").removesuffix(".spectrum")
     typed = {"images.source": source, "method.initial_words": words, "run.name": called, "method.stages": stages}
     typed |= _shared_flags(base, out, steps, batch_size, seed, device, dtype)
@@ -234,7 +235,7 @@ def _recipe_settings(
 
 
 def _overrides(typed: dict[str, Any], more: list[str] | None) -> dict[str, Any]:
-    """Flags that were given, as dotted keys of the recipe; `--set` comes last and wins."""
+    """Given options as dotted keys of the recipe; `--set` overrides them."""
     given = {key: value for key, value in typed.items() if value is not None}
     return given | dict(assignment(text, "--set") for text in more or ())
 
@@ -248,7 +249,7 @@ def _shared_flags(
     device: str,
     dtype: str,
 ) -> dict[str, Any]:
-    """Dotted keys that every recipe has, None where a flag was not given."""
+    """Dotted keys common to all recipes; None for options that were not given."""
     typed = {"base.path": base, "run.out": out and result_folder(out, out), "optimizer.steps": steps}
     typed |= {"optimizer.batch_size": batch_size, "run.seed": seed}
     return typed | {"run.device": None if device == "auto" else device, "run.dtype": None if dtype == "auto" else dtype}

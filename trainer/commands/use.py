@@ -1,4 +1,4 @@
-"""`bestiary compose` and `bestiary evaluate`: make pictures with a part dictionary, and judge how well it keeps its word."""
+"""`bestiary compose` and `bestiary evaluate`: generate pictures with learned concepts, and measure how faithful they are."""
 
 from pathlib import Path
 from typing import Annotated, Literal
@@ -20,7 +20,7 @@ from .options import (
     result_folder,
 )
 
-evaluate = typer.Typer(help="Evaluate a part dictionary or a spectrum.", no_args_is_help=True)
+evaluate = typer.Typer(help="Evaluate a part dictionary, a spectrum or a DreamBooth LoRA.", no_args_is_help=True)
 Sampler = Literal["ddim", "dpmpp_2m", "euler", "pndm"]
 
 
@@ -90,7 +90,7 @@ def compose(
     from ..composing.compose import ComposeSettings, compose_files
 
     out = out and result_folder(out, out)
-    # files are looked for before any library is loaded
+    # missing files are reported before the slow imports of the models
     values = {"dictionaries": [existing(path, "file") for path in (dictionary, *(more or ()))], "prompts": prompts}
     values |= {"negative": negative, "base": base, "out": out, "count": count, "seed": seed, "steps": steps}
     values |= {"guidance": guidance, "size": size, "sampler": sampler, "lora_strength": lora_strength, "sheet": sheet}
@@ -133,7 +133,6 @@ def evaluate_parts(
     from ..evaluation.evaluate import EvaluateSettings, evaluate_files
 
     out = out and page_folder(out, out, ("evaluation.json",))
-    # baselines are typed as NAME=DICT
     others = assignments(baseline, "--baseline")
     values = {"dictionary": existing(dictionary, "file"), "discovery": existing(discovery, "folder"), "base": base}
     values |= {"baselines": {name: existing(Path(path), "file") for name, path in others.items()}}
@@ -193,4 +192,64 @@ def evaluate_spectrum(
     values |= {"clip": clip, "prompts": prompts, "pictures": pictures, "steps": steps, "guidance": guidance}
     values |= {"size": size, "seed": seed, "device": device, "dtype": dtype}
     page = run_evaluation(checked(EvaluateSpectrumSettings, values), progress_callback("evaluate", progress))
+    typer.echo(f"open {page}")
+
+
+@evaluate.command("dreambooth")
+def evaluate_dreambooth(
+    adapters: Annotated[
+        Path,
+        typer.Argument(metavar="LORA", help="A LoRA of `bestiary train dreambooth`, or a folder with one per subject."),
+    ],
+    images: Annotated[
+        Path | None,
+        typer.Option(
+            "--images",
+            help="Real pictures of the subject; or the folder of google/dreambooth, or a TOML file of subjects.",
+        ),
+    ] = None,
+    drawn: Annotated[
+        str | None,
+        typer.Option(
+            "--drawn", metavar="SPECIES", help="Species of the drawn world; needs no weights and no pictures."
+        ),
+    ] = None,
+    prompts: Annotated[
+        list[str] | None,
+        typer.Option("--prompt", help="A prompt with {} for the identifier; can be given several times."),
+    ] = None,
+    count: Annotated[int, typer.Option("--count", min=1, help="Pictures per prompt.")] = 4,
+    class_count: Annotated[int, typer.Option("--class-count", min=2, help="Pictures of the class prompt.")] = 16,
+    clip: Annotated[
+        str | None, typer.Option("--clip", metavar="MODEL", help="CLIP: a folder, or a name of the Hugging Face cache.")
+    ] = None,
+    dino: Annotated[Path | None, typer.Option("--dino", help="DINO: a checkpoint of ViT-S/16.")] = None,
+    lpips: Annotated[
+        Path | None, typer.Option("--lpips", help="LPIPS: folder with alexnet-owt-7be5be79.pth and alex.pth.")
+    ] = None,
+    base: BaseOption = None,
+    out: OutOption = None,
+    seed: SeedOption = 0,
+    steps: Annotated[int, typer.Option("--steps", min=1, help="Denoising steps.")] = 50,
+    guidance: Annotated[float, typer.Option("--guidance", min=0, help="Classifier-free guidance scale.")] = 7.5,
+    size: Annotated[int | None, typer.Option("--size", help="Edge length of the pictures in pixels.")] = None,
+    device: DeviceOption = "auto",
+    dtype: DtypeOption = "auto",
+    progress: ProgressOption = "line",
+) -> None:
+    """Evaluate DreamBooth LoRA files; writes JSON, CSV and an HTML page.
+
+    DINO, CLIP-I, CLIP-T, PRES and DIV, with the real pictures for comparison. Nothing is downloaded: columns whose
+    weights are missing are left out.
+    """
+    from ..evaluation.evaluate_dreambooth import EvaluateDreamBoothSettings
+    from ..evaluation.evaluate_dreambooth import evaluate_dreambooth as run_evaluation
+
+    if not adapters.exists():
+        adapters = existing(adapters, "file")
+    out = out and page_folder(out, out, ("evaluation.json", "plan.json"))
+    values = {"adapters": adapters, "images": images, "drawn": drawn, "prompts": prompts or (), "count": count}
+    values |= {"class_count": class_count, "clip": clip, "dino": dino, "lpips": lpips, "base": base, "out": out}
+    values |= {"seed": seed, "steps": steps, "guidance": guidance, "size": size, "device": device, "dtype": dtype}
+    page = run_evaluation(checked(EvaluateDreamBoothSettings, values), progress_callback("evaluate", progress))
     typer.echo(f"open {page}")

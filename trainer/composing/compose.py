@@ -1,4 +1,4 @@
-"""Compose pictures from part dictionaries and prompt spectra: prompts in, numbered PNG files with their recipe inside out."""
+"""Compose pictures from part dictionaries and prompt spectra: writes numbered PNG files with their settings embedded."""
 
 import hashlib
 import io
@@ -41,48 +41,48 @@ from .staged_pictures import (
 
 
 class ComposeSettings(BaseModel):
-    """What `bestiary compose` is told."""
+    """Settings of `bestiary compose`."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     dictionaries: list[Path] = Field(min_length=1)
-    """Part dictionaries and prompt spectra; prompts say `<file name.part:kind>` where there are several, and `<file name>`."""
+    """Part dictionaries and prompt spectra; used as `<file name.part:kind>` if there are several, and as `<file name>`."""
     mix: dict[str, str] = {}
-    """Attribute -> name of a spectrum: prompts call what is mixed from them `<mix>`."""
+    """Attribute -> name of a spectrum; the mixture is called `<mix>` in prompts."""
     presets: Path | None = None
-    """Text file that says which stages carry which attribute; None takes the presets that come with the program."""
+    """Text file that assigns stages to attributes; None uses the included presets."""
     stage_texts: list[str] = []
-    """Other texts for some stages, such as "layout: a wide meadow"."""
+    """Different prompts for some stages, such as "layout: a wide meadow"."""
     prompts: list[str] = Field(min_length=1)
-    """Prompts that name parts."""
+    """Prompts with parts and spectra."""
     negative: str = ""
-    """What to keep out of every picture."""
+    """Negative prompt of every picture."""
     base: str | None = None
-    """Base model folder or `demo`; None takes the one the first dictionary was trained on."""
+    """Base model folder or `demo`; None uses the model that the first dictionary was trained on."""
     out: Path | None = None
-    """Folder of the pictures; None makes one named after the first dictionary."""
+    """Output folder; None uses a folder named after the first dictionary."""
     count: int = Field(default=1, ge=1, le=10_000)
-    """Pictures of each prompt, with seeds that follow one another."""
+    """Pictures per prompt, with consecutive seeds."""
     seed: int = Field(default=0, ge=0, lt=2**63)
     """Seed of the first picture of each prompt."""
     steps: int = Field(default=30, ge=1, le=1000)
     """Denoising steps."""
     guidance: float = Field(default=7.5, ge=0, le=100)
-    """Classifier-free guidance, 0 to 100; 1 is none."""
+    """Classifier-free guidance scale, 0 to 100; 1 disables guidance."""
     size: int | None = Field(default=None, ge=64, le=4096, multiple_of=8)
-    """Edge in pixels; None takes the model's own."""
+    """Edge length in pixels; None uses that of the model."""
     sampler: Sampler = "ddim"
-    """How noise is taken away."""
+    """Sampling method."""
     lora_strength: float = Field(default=1.0, ge=-4, le=4)
-    """Strength of the dictionaries' adapters: 1 as trained, 0 without them."""
+    """Strength of the dictionaries' LoRA adapters: 1 as trained, 0 without them."""
     sheet: bool = False
     """Also write a contact sheet."""
     heat_maps: bool = False
-    """Also write one sheet per picture that shows where each part token looked."""
+    """Also write one sheet per picture with the attention map of each part token."""
     device: str = "auto"
-    """Where to run: auto, cpu, cuda, cuda:1, mps."""
+    """Device: auto, cpu, cuda, cuda:1, mps."""
     dtype: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
-    """Precision."""
+    """Floating-point precision."""
 
 
 def compose(
@@ -109,18 +109,18 @@ def compose(
 
 
 def compose_files(settings: ComposeSettings, on_progress: Callable[[int, int], None] | None = None) -> list[Path]:
-    """Compose pictures into a folder and return the files written; nothing there is overwritten.
+    """Compose pictures into a folder and return the written files; existing files are not overwritten.
 
     Raises:
         BestiaryError: a file, prompt or base model is wrong, or the folder cannot be written to.
     """
-    # load and check everything before the first picture
+    # check all inputs before the model is loaded: sampling may take hours
     dictionary_files, spectrum_files = split_concepts(settings.dictionaries)
     dictionaries = load_dictionaries(dictionary_files)
     sources, overrides = _sources(settings, dictionaries, load_spectra(spectrum_files))
     staged = is_staged([*settings.prompts, settings.negative], sources, overrides)
     if staged and settings.heat_maps:
-        raise BestiaryError("heat maps are made of prompts that say the same at every stage: leave --heat-maps out")
+        raise BestiaryError("--heat-maps needs prompts that are the same at every stage: remove --heat-maps")
     folder = settings.out or Path(f"{name_of_file(settings.dictionaries[0].name)}-pictures")
     check_writable(folder)
     base = settings.base or base_of(next(iter({**dictionaries, **sources.spectra}.values())))
@@ -136,7 +136,7 @@ def compose_files(settings: ComposeSettings, on_progress: Callable[[int, int], N
     written: dict[int, list[Path]] = {}
 
     def keep(row: int, picture: Picture) -> None:
-        # at once and whole: what is made stays, whatever happens to those that follow
+        # written immediately: finished pictures survive a failure or stop later on
         path = numbers.write(picture.to_image(), recipe, picture.order, row)
         written[row] = [path]
         if settings.heat_maps and picture.mentions:
@@ -152,7 +152,7 @@ def compose_files(settings: ComposeSettings, on_progress: Callable[[int, int], N
             denoiser, dictionaries, orders, choice,
             attention=settings.heat_maps, on_progress=on_progress, on_picture=keep,
         )  # fmt: skip
-    # pictures in their order, each followed by its heat maps, then the sheet
+    # pictures may be sampled in another order: return them in prompt order, each followed by its heat maps
     paths = [path for row in range(len(orders)) for path in written[row]]
     if settings.sheet:
         captions = [f"{picture.order.prompt}  (seed {picture.order.seed})" for picture in pictures]
@@ -164,7 +164,7 @@ def compose_files(settings: ComposeSettings, on_progress: Callable[[int, int], N
 def _sources(
     settings: ComposeSettings, dictionaries: Mapping[str, PartDictionary], spectra: dict[str, PromptSpectrum]
 ) -> tuple[PromptSources, dict[int, Override]]:
-    """What prompts may name, and other texts for some stages."""
+    """The concepts that prompts may mention, and the different prompts for some stages."""
     presets = read_presets(settings.presets)
     if settings.presets:
         spectra = {name: replace(spectrum, presets=presets) for name, spectrum in spectra.items()}
@@ -172,33 +172,34 @@ def _sources(
         if MIX_NAME in spectra:
             raise BestiaryError(f"a spectrum is already called {MIX_NAME!r}: rename its file to mix by attribute")
         spectra = {**spectra, MIX_NAME: mix_spectra(spectra, settings.mix, presets)}
+    # stage numbers in texts refer to the stages of the first spectrum
     bounds = next((spectrum.bounds for spectrum in spectra.values()), StageBounds.equal(DEFAULT_STAGES))
     overrides = stage_lines("\n".join(settings.stage_texts), bounds, presets)
     return PromptSources(spectra, dictionaries, presets), overrides
 
 
 def load_dictionaries(paths: Sequence[Path]) -> dict[str, PartDictionary]:
-    """Dictionaries by the name prompts call them: the file's name without its endings.
+    """Dictionaries by their name in prompts, which is the file name without its suffixes.
 
     Raises:
-        BestiaryError: a file is no part dictionary, or two have the same name.
+        BestiaryError: a file is not a part dictionary, or two have the same name.
     """
     dictionaries: dict[str, PartDictionary] = {}
     for path in paths:
         name = name_of_file(path.name)
         if same_name(name, dictionaries):
             raise BestiaryError(
-                f"two dictionaries are named {name!r}: rename one file, so that prompts can tell them apart"
+                f"two dictionaries are named {name!r}: rename one file, so that prompts can distinguish them"
             )
         dictionaries[name] = PartDictionary.load(path)
     return dictionaries
 
 
 def base_of(dictionary: PartDictionary | PromptSpectrum) -> str:
-    """The base model a dictionary or a spectrum says it was trained on, where it is still there; the demo model for its own.
+    """The base model that a dictionary or a spectrum was trained on: `demo`, or a folder that still exists.
 
     Raises:
-        BestiaryError: the model is not where it was, so --base must say.
+        BestiaryError: the folder no longer exists, so that --base is required.
     """
     if dictionary.backbone == "bestiary-demo":
         return "demo"
@@ -207,11 +208,11 @@ def base_of(dictionary: PartDictionary | PromptSpectrum) -> str:
         return named
     was = f" (it was trained on {named})" if named else ""
     kind = "spectrum" if isinstance(dictionary, PromptSpectrum) else "dictionary"
-    raise BestiaryError(f"this {kind} needs a {dictionary.backbone} model{was}: say where with --base FOLDER")
+    raise BestiaryError(f"this {kind} needs a {dictionary.backbone} model{was}: give its folder with --base FOLDER")
 
 
 def add_adapters(denoiser: SamplingDenoiser, dictionaries: Mapping[str, PartDictionary], strength: float) -> None:
-    """Load the adapters of every dictionary that has some, at this strength; 0 loads none."""
+    """Load the LoRA adapters of all dictionaries at this strength; 0 loads none."""
     for name, dictionary in dictionaries.items():
         check_backbone(name, dictionary, denoiser)
         if dictionary.lora and strength:
@@ -219,7 +220,7 @@ def add_adapters(denoiser: SamplingDenoiser, dictionaries: Mapping[str, PartDict
 
 
 def recipe_of(settings: ComposeSettings, base: str) -> dict[str, object]:
-    """What a picture needs to be made again, besides its prompt and seed."""
+    """Settings that reproduce a picture, besides its prompt and seed."""
     hashes = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in settings.dictionaries}
     return {
         "dictionaries": hashes,
@@ -235,9 +236,9 @@ def recipe_of(settings: ComposeSettings, base: str) -> dict[str, object]:
 def write_numbered(
     folder: Path, image: Image.Image, recipe: Mapping[str, object], order: PictureOrder | None, prefix: str = ""
 ) -> Path:
-    """Write a PNG under the next free number and return its path; its recipe is in its text fields.
+    """Write a PNG under the next free number and return its path; its settings are stored in text chunks.
 
-    `bestiary` holds everything as JSON; `parameters` the prompt, negative prompt and seed as other programs read them.
+    `bestiary` contains everything as JSON; `parameters` the prompt, negative prompt and seed in the A1111 format.
 
     Raises:
         BestiaryError: the folder cannot be written to.
@@ -246,15 +247,15 @@ def write_numbered(
 
 
 class NumberedFiles:
-    """Pictures of one order in a folder, numbered from the first free number on; each appears whole or not at all."""
+    """Numbered pictures in a folder, starting at the first free number; each file is written atomically."""
 
     def __init__(self, folder: Path, prefix: str = "") -> None:
-        """The first number follows the largest that is there now."""
+        """Numbering starts after the largest number in the folder."""
         self._folder, self._prefix = Path(folder), prefix
         self._first = self._largest() + 1
 
     def write(self, image: Image.Image, recipe: Mapping[str, object], order: PictureOrder | None, place: int) -> Path:
-        """Write one PNG as `write_numbered` does; it gets the number of its place unless another program took it.
+        """Write one PNG as `write_numbered` does; its number follows from `place` unless another program took it.
 
         Raises:
             BestiaryError: the folder cannot be written to.
@@ -266,6 +267,7 @@ class NumberedFiles:
             try:
                 _write_new(path, content)
             except FileExistsError:
+                # another process has written this number in the meantime
                 number = self._largest() + 1
             else:
                 return path
@@ -284,7 +286,7 @@ def _png_with_recipe(image: Image.Image, recipe: Mapping[str, object], order: Pi
     made = {} if order is None else {"prompt": order.prompt, "negative": order.negative, "seed": order.seed}
     info.add_itxt("bestiary", json.dumps({**made, **recipe}, ensure_ascii=False))
     if order is not None:
-        # the text other programs read prompts and seeds from
+        # the A1111 format, which other programs read prompts and seeds from
         lines = [order.prompt, f"Negative prompt: {order.negative}"] if order.negative else [order.prompt]
         settings = f"Steps: {recipe['steps']}, Sampler: {recipe['sampler']}, CFG scale: {recipe['guidance']}, Seed: {order.seed}"
         info.add_itxt("parameters", "\n".join([*lines, f"{settings}, Size: {image.width}x{image.height}"]))
@@ -294,18 +296,18 @@ def _png_with_recipe(image: Image.Image, recipe: Mapping[str, object], order: Pi
 
 
 def _write_new(path: Path, content: bytes) -> None:
-    """Write a file whole under a name that nothing has; FileExistsError where something has it."""
+    """Write a new file atomically; raises FileExistsError if the name is taken."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary.write_bytes(content)
-        # a second name for the finished file, which the system refuses where the name is taken
+        # a hard link fails if the name is taken, while a rename would overwrite it on POSIX
         try:
             os.link(temporary, path)
         except FileExistsError:
             raise
         except OSError:
-            # file systems without hard links: a rename there, which Windows refuses likewise
+            # file systems without hard links: rename, with a small window for a race on POSIX
             if path.exists():
                 raise FileExistsError(path) from None
             os.rename(temporary, path)
@@ -313,7 +315,7 @@ def _write_new(path: Path, content: bytes) -> None:
         raise
     except OSError as fault:
         raise BestiaryError(
-            f"could not write {path}: {fault.strerror or fault}; nothing was changed there. Free some disk space or choose "
+            f"could not write {path}: {fault.strerror or fault}; no file was changed. Free some disk space or choose "
             "another --out folder"
         ) from fault
     finally:
@@ -326,7 +328,7 @@ def _not_writable(folder: Path, fault: OSError) -> BestiaryError:
 
 
 def heat_map_sheet(picture: Picture, dictionaries: Mapping[str, PartDictionary]) -> Image.Image:
-    """The picture, then one tile per part token with the place it looked at."""
+    """The picture, followed by one tile per part token with its attention map."""
     image = picture.to_image()
     maps = picture.attention
     tiles, captions = [image.resize((192, 192), Image.Resampling.LANCZOS)], [picture.order.prompt]

@@ -1,4 +1,4 @@
-"""Pictures from prompts that name learned parts: the prompts are resolved, encoded with their vectors, and sampled."""
+"""Pictures from prompts with learned parts: resolves the prompts, encodes them with their vectors, and samples."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ from ..model.sampling import Sampler, SamplingDenoiser, pictures_at_once, sample
 
 @dataclass(frozen=True)
 class PictureOrder:
-    """One picture to be made."""
+    """One picture to generate."""
 
     prompt: str
     seed: int
@@ -25,18 +25,18 @@ class PictureOrder:
 
 @dataclass(frozen=True)
 class SamplingChoice:
-    """How pictures are sampled."""
+    """Sampling settings."""
 
     steps: int = 30
     guidance: float = 7.5
     size: int | None = None
-    """Edge in pixels; None takes the model's own."""
+    """Edge length in pixels; None uses that of the model."""
     sampler: Sampler = "ddim"
 
 
 @dataclass(frozen=True)
 class Picture:
-    """A picture and what it was made from."""
+    """A picture with its order."""
 
     order: PictureOrder
     image: Tensor
@@ -44,19 +44,19 @@ class Picture:
     mentions: tuple[ResolvedMention, ...]
     """The learned parts of the prompt, in order."""
     attention: Tensor | None
-    """`(P, h, w)`: where the token of each mention looked, averaged over steps and layers; None if not asked for."""
+    """`(P, h, w)`: attention of the token of each mention, averaged over steps and layers; None if not requested."""
 
     def to_image(self) -> Image.Image:
-        """The picture as Pillow has it."""
+        """The picture as a Pillow image."""
         levels = (self.image.clamp(0, 1) * 255).round().byte()  # (3, H, W)
         return Image.fromarray(levels.permute(1, 2, 0).contiguous().cpu().numpy())
 
 
 def check_backbone(name: str, dictionary: PartDictionary, denoiser: SamplingDenoiser) -> None:
-    """Make sure that a dictionary was learned for the kind of model that is loaded.
+    """Check that a dictionary was trained for the backbone of the loaded model.
 
     Raises:
-        BestiaryError: it was learned for another backbone, or its vectors have another width.
+        BestiaryError: it was trained for another backbone, or its vectors have another width.
     """
     check_learned_for("dictionary", name, dictionary.backbone, dictionary.embeddings, denoiser.backbone)
 
@@ -71,23 +71,22 @@ def make_pictures(
     on_progress: Callable[[int, int], None] | None = None,
     on_picture: Callable[[int, Picture], None] | None = None,
 ) -> list[Picture]:
-    """Make every picture ordered, several at a time; the same order gives the same picture in any company.
+    """Generate all ordered pictures in batches; a picture does not depend on the others in its batch.
 
-    All prompts are resolved before the first picture is made, so that a fault costs nothing.
+    All prompts are resolved before sampling starts, so that an error costs no time.
 
     Args:
-        on_picture: called with the place in `orders` and the picture as soon as it is made.
+        on_picture: called with the index in `orders` and the picture as soon as it is finished.
 
     Raises:
         BestiaryError: a prompt is wrong (column, cause and valid choices), or a dictionary is for another backbone.
     """
     for name, dictionary in dictionaries.items():
         check_backbone(name, dictionary, denoiser)
-    # every prompt is read before the first picture is made
     positives = [resolve_prompt(parse_part_prompt(order.prompt), dictionaries) for order in orders]
     negatives = [resolve_prompt(parse_part_prompt(order.negative), dictionaries) for order in orders]
     pictures: dict[int, Picture] = {}
-    # batches of prompts of one length, with all pictures that share it
+    # only prompts with the same number of chunks share a batch: padding would change the result
     for rows in _alike(denoiser, positives, negatives, pictures_at_once(denoiser, choice.size)):
         report = _step_report(on_progress, len(pictures), len(rows), len(orders))
         positive = encode_resolved(denoiser, [positives[row] for row in rows])
@@ -104,7 +103,7 @@ def make_pictures(
             attention=AttentionRequest(columns) if attention and columns is not None and _has_parts(positive) else None,
             on_step=report,
         )
-        # maps beyond the mentions of a prompt belong to longer prompts of the batch
+        # the batch has as many maps as its longest prompt has mentions: cut the surplus
         for place, row in enumerate(rows):
             mentions = positives[row].mentions
             maps = None if sampled.attention is None else sampled.attention[place, : len(mentions)]  # (P, h, w)
@@ -118,7 +117,7 @@ def make_pictures(
 def encode_resolved(denoiser: SamplingDenoiser, prompts: Sequence[ResolvedPrompt]) -> Conditioning:
     """Encode B prompts with their learned vectors in place."""
     tokens = [denoiser.text.tokenize(prompt.pieces) for prompt in prompts]
-    # prompts with fewer vectors are filled up with zeros, to which no place points
+    # prompts with fewer vectors are padded with zeros, which no token refers to
     most = max(len(prompt.vectors) for prompt in prompts)
     if most == 0:
         return denoiser.text.encode(tokens, None)
@@ -134,7 +133,7 @@ def _alike(
     negatives: Sequence[ResolvedPrompt],
     at_once: int,
 ) -> Iterator[list[int]]:
-    """Rows that may share a batch: prompts of different numbers of chunks are not filled up to each other's length."""
+    """Rows that may share a batch: prompts with different numbers of chunks are not padded to each other's length."""
     groups: dict[tuple[int, int], list[int]] = {}
     for row, pair in enumerate(zip(positives, negatives, strict=True)):
         own, other = (chunks_of(denoiser.text.tokenize(prompt.pieces)) for prompt in pair)
@@ -151,7 +150,7 @@ def _has_parts(text: Conditioning) -> bool:
 def _step_report(
     on_progress: Callable[[int, int], None] | None, before: int, count: int, total: int
 ) -> Callable[[int, int], None]:
-    """Turn (steps done, steps in all) of some pictures into the same for all pictures."""
+    """Convert (steps done, total steps) of one batch into those of all pictures."""
 
     def report(done: int, steps: int) -> None:
         if on_progress is not None:

@@ -1,4 +1,4 @@
-"""Pictures from prompts that say different things at different stages: spectra, parts on stages, edits, texts per stage."""
+"""Pictures from prompts that differ between denoising stages: spectra, parts on stages, edits, texts per stage."""
 
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -24,11 +24,11 @@ from .picture_making import Picture, PictureOrder, SamplingChoice, check_backbon
 
 logger = logging.getLogger("bestiary")
 MIX_NAME = "mix"
-"""How prompts call the concept that is mixed from several references."""
+"""Name in prompts of the concept that is mixed from several references."""
 
 
 def is_staged(prompts: Sequence[str], sources: PromptSources, overrides: Mapping[int, Override] | None = None) -> bool:
-    """Whether prompts may say different things at different stages; others are made without stages, as before."""
+    """True if prompts may differ between stages; other prompts take the path without stages."""
     return bool(sources.spectra or overrides) or any(mark in prompt for prompt in prompts for mark in "@[")
 
 
@@ -42,16 +42,15 @@ def make_staged_pictures(
     on_progress: Callable[[int, int], None] | None = None,
     on_picture: Callable[[int, Picture], None] | None = None,
 ) -> list[Picture]:
-    """Make every picture ordered, several at a time, with as many model evaluations as prompts without stages take.
+    """Generate all ordered pictures in batches, with as many model evaluations as prompts without stages need.
 
-    All prompts are resolved before the first picture is made, so that a fault costs nothing. `overrides` go to the prompts,
-    not to the negative ones, which have a grammar of their own but no such list. `on_picture` is called with the place in
-    `orders` and the picture as soon as it is made.
+    All prompts are resolved before sampling starts, so that an error costs no time. `overrides` apply to the positive
+    prompts only. `on_picture` is called with the index in `orders` and the picture as soon as it is finished.
 
     Raises:
         BestiaryError: a prompt is wrong (column, cause and valid choices), or a concept is for another backbone.
     """
-    # everything that can be wrong is found before the first picture
+    # all errors of the input surface before the first picture is sampled
     for name, dictionary in sources.dictionaries.items():
         check_backbone(name, dictionary, denoiser)
     for name, spectrum in sources.spectra.items():
@@ -59,7 +58,7 @@ def make_staged_pictures(
     positives = [resolve_staged_prompt(order.prompt, sources, overrides=overrides) for order in orders]
     negatives = [resolve_staged_prompt(order.negative, sources) for order in orders]
     _warn_of_unreached(denoiser, positives, choice)
-    # prompts of one length share batches; every picture keeps its place in the order
+    # `report` binds its batch through defaults: a closure would see the loop's last values
     pictures: dict[int, Picture] = {}
     for rows in _alike(denoiser, positives, negatives, pictures_at_once(denoiser, choice.size)):
         before = len(pictures)
@@ -88,20 +87,20 @@ def make_staged_pictures(
 
 
 def unreached_stages(bounds: StageBounds, timesteps: Sequence[float]) -> tuple[int, ...]:
-    """Stages, counted from 0, into which none of a sampler's timesteps falls."""
+    """Stages, counted from 0, that contain none of a sampler's timesteps."""
     return tuple(stage for stage, count in enumerate(bounds.steps_per_stage(timesteps)) if not count)
 
 
 def _warn_of_unreached(denoiser: SamplingDenoiser, prompts: Sequence[StagedPrompt], choice: SamplingChoice) -> None:
-    """Say which stages of a prompt no step will reach: what stands there has no effect."""
+    """Warn about stages of a prompt that no step reaches, whose text has no effect."""
     scheduler = build_sampler(choice.sampler, denoiser.scheduler_config)
     scheduler.set_timesteps(choice.steps)
     timesteps = [float(timestep) for timestep in scheduler.timesteps]
-    # once for every different set of stages
+    # one warning per distinct set of bounds, not per prompt
     for bounds in dict.fromkeys(prompt.bounds for prompt in prompts):
         if missed := unreached_stages(bounds, timesteps):
             logger.warning(
-                "%d steps of %s never reach stage %s of %d: take more steps", choice.steps, choice.sampler,
+                "%d steps of %s never reach stage %s of %d: use more steps", choice.steps, choice.sampler,
                 stages_text(missed), bounds.stages,
             )  # fmt: skip
 
@@ -112,10 +111,10 @@ def _alike(
     negatives: Sequence[StagedPrompt],
     at_once: int,
 ) -> Iterator[list[int]]:
-    """Rows that may share a batch: prompts of different numbers of chunks are not filled up to each other's length."""
+    """Rows that may share a batch: prompts with different numbers of chunks are not padded to each other's length."""
     groups: dict[tuple[int, ...], list[int]] = {}
     for row, pair in enumerate(zip(positives, negatives, strict=True)):
-        # of a staged prompt the longest stage decides
+        # the longest stage determines the length of a staged prompt
         chunks = tuple(
             max(chunks_of(denoiser.text.tokenize(stage.pieces)) for stage in prompt.distinct()[0]) for prompt in pair
         )
@@ -126,22 +125,24 @@ def _alike(
 
 
 def split_concepts(paths: Sequence[Path]) -> tuple[list[Path], list[Path]]:
-    """Files of dictionaries, and files of spectra; what is neither counts as a dictionary and is refused there."""
+    """Files of dictionaries, and files of spectra; other files count as dictionaries, whose loader rejects them."""
     spectra = [path for path in paths if read_header(path).kind == SPECTRUM_KIND]
     return [path for path in paths if path not in spectra], spectra
 
 
 def load_spectra(paths: Sequence[Path]) -> dict[str, PromptSpectrum]:
-    """Spectra by the name prompts call them: the file's name without its endings.
+    """Spectra by their name in prompts, which is the file name without its suffixes.
 
     Raises:
-        BestiaryError: a file is no spectrum, or two have the same name.
+        BestiaryError: a file is not a spectrum, or two have the same name.
     """
     spectra: dict[str, PromptSpectrum] = {}
     for path in paths:
         name = name_of_file(path.name)
         if same_name(name, spectra):
-            raise BestiaryError(f"two spectra are named {name!r}: rename one file, so that prompts can tell them apart")
+            raise BestiaryError(
+                f"two spectra are named {name!r}: rename one file, so that prompts can distinguish them"
+            )
         spectra[name] = load_spectrum(path)
     return spectra
 
@@ -149,17 +150,19 @@ def load_spectra(paths: Sequence[Path]) -> dict[str, PromptSpectrum]:
 def mix_spectra(
     spectra: Mapping[str, PromptSpectrum], mix: Mapping[str, str], presets: Presets = DEFAULT_PRESETS
 ) -> PromptSpectrum:
-    """One concept mixed by attribute from spectra by their names.
+    """One concept mixed by attribute from named spectra.
 
     Raises:
-        BestiaryError: an attribute has no preset, or a name is no spectrum; the message lists those there are.
+        BestiaryError: an attribute without a preset, or an unknown spectrum; the message lists the valid ones.
     """
     found = {}
     for attribute, wanted in mix.items():
         named = same_name(wanted, spectra)
         if named is None:
-            known = choices_text(wanted, list(spectra)) if spectra else "none is loaded"
-            raise BestiaryError(f"{attribute}: no spectrum is called {shown_name(wanted)}: choose {known}")
+            remedy = (
+                f"choose {choices_text(wanted, list(spectra))}" if spectra else "none is loaded, add one with --with"
+            )
+            raise BestiaryError(f"{attribute}: no spectrum is named {shown_name(wanted)}: {remedy}")
         found[attribute] = spectra[named]
     return merge_by_attribute(found, presets)
 
@@ -168,7 +171,7 @@ def read_presets(path: Path | None) -> Presets:
     """Attribute presets of a text file, or the defaults.
 
     Raises:
-        BestiaryError: it cannot be read, or a line is no preset.
+        BestiaryError: it cannot be read, or a line is not a valid preset.
     """
     if path is None:
         return DEFAULT_PRESETS

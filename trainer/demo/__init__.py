@@ -1,1 +1,1 @@
-"""`bestiary demo`: the whole job on drawn creatures."""
+"""`bestiary demo`: the complete workflow on drawn creatures."""

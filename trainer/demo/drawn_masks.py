@@ -1,4 +1,4 @@
-"""The drawn world as a judge: pictures of known species with exact part masks, kept apart from what the method sees."""
+"""Ground truth of the demo: drawn pictures with known species and exact part masks, hidden from the method."""
 
 import json
 from collections.abc import Sequence
@@ -17,7 +17,7 @@ TRUTH = "truth"
 
 @dataclass(frozen=True)
 class DrawnTruth:
-    """What is known of N drawn pictures; used to score the method, never by the method."""
+    """Ground truth of N drawn pictures; used to score the method, never by the method itself."""
 
     names: tuple[str, ...]
     """File name of every picture."""
@@ -27,7 +27,7 @@ class DrawnTruth:
     """`(N, H, W)` uint8: 0 background, i + 1 for `PARTS[i]`."""
 
     def ordered_like(self, names: Sequence[str]) -> "DrawnTruth":
-        """The same for these pictures, in this order."""
+        """The ground truth of these pictures, in this order."""
         place = {name: number for number, name in enumerate(self.names)}
         rows = [place[name] for name in names]
         return DrawnTruth(tuple(names), tuple(self.species[row] for row in rows), self.labels[rows])
@@ -35,23 +35,23 @@ class DrawnTruth:
 
 @dataclass(frozen=True)
 class DiscoveryScore:
-    """How well discovered parts agree with drawn ones, on the patch grid."""
+    """Agreement of discovered and drawn parts on the patch grid."""
 
     foreground_iou: float
     part_miou: float
-    """Mean over the drawn parts of the IoU with the discovered part matched to it, 0 where none is."""
+    """Mean over the drawn parts of the IoU with the matched discovered part; 0 for an unmatched part."""
     ious: dict[str, float]
     """IoU by drawn part."""
     matched: dict[int, str]
-    """Discovered part -> the drawn part it was matched to, one to one, for the largest sum of IoU."""
+    """Discovered part -> matched drawn part; the one-to-one matching with the largest sum of IoU."""
 
 
 def draw_pictures(folder: Path, count: int, seed: int) -> DrawnTruth:
-    """Draw held-out species into `folder/pictures` and their truth into `folder/truth`; drawn files are kept.
+    """Draw held-out species into `folder/pictures` and their ground truth into `folder/truth`; existing files are kept.
 
-    The species take turns; everything else (pose, scale, flip, light, scene) is random but follows from the seed.
+    The species alternate; everything else (pose, scale, flip, light, scene) is drawn from the seed.
     """
-    # the pictures alone go where the method looks
+    # ground truth goes to a separate folder, so that the method cannot read it
     names: list[str] = []
     species: list[Species] = []
     labels: list[np.ndarray] = []
@@ -64,14 +64,14 @@ def draw_pictures(folder: Path, count: int, seed: int) -> DrawnTruth:
         labels.append(drawing.labels)
     record = {name: drawn.name for name, drawn in zip(names, species, strict=True)}
     write_text(folder / TRUTH / "species.json", json.dumps(record, indent=1))
-    # the same as a table, for baselines that are told the species
+    # the same as a table, for baselines that are trained with species labels
     lines = ["path,class", *(f"{name},{drawn}" for name, drawn in record.items())]
     write_text(folder / TRUTH / "labels.csv", "\n".join(lines) + "\n")
     return DrawnTruth(tuple(names), tuple(species), np.stack(labels))
 
 
 def load_truth(folder: Path) -> DrawnTruth:
-    """What `draw_pictures` wrote."""
+    """The ground truth written by `draw_pictures`."""
     known = {species.name: species for species in HELD_OUT_SPECIES}
     record = json.loads((folder / TRUTH / "species.json").read_text(encoding="utf-8"))
     labels = np.stack([np.asarray(Image.open(folder / TRUTH / name)) for name in record])  # (N, H, W)
@@ -95,7 +95,7 @@ def score_discovery(labels: np.ndarray, background: int, truth: np.ndarray) -> D
         [[_iou(labels == part, drawn == number + 1) for number in range(len(PARTS))] for part in discovered]
     )
     rows, columns = linear_sum_assignment(-table) if len(discovered) else ([], [])
-    # parts that nothing was matched to count as 0
+    # unmatched drawn parts count as IoU 0 in the mean
     ious: dict[str, float] = dict.fromkeys(PARTS, 0.0)
     matched = {}
     for row, column in zip(rows, columns, strict=True):

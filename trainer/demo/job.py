@@ -1,7 +1,7 @@
-"""`bestiary demo`: draw, discover, train, compose, judge, show; stage by stage, so that a stopped demo goes on.
+"""`bestiary demo`: draw, discover, train, compose, judge, show; a stopped demo continues at its unfinished stage.
 
-Each stage writes into a folder of its own and is noted in `stages.json` when it is done. The method sees the pictures
-alone; what is known of the drawings is used to score it.
+Each stage writes to its own folder and is recorded in `stages.json` when it is finished. The method sees only the
+pictures; the ground truth of the drawings is used for scoring.
 """
 
 import json
@@ -39,31 +39,31 @@ _RECORD = "stages.json"
 
 
 class DemoSettings(BaseModel):
-    """What `bestiary demo` is told."""
+    """Settings of `bestiary demo`."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     seed: int = Field(default=0, ge=0, lt=2**31)
     """Seed of the drawings, of training and of every picture."""
     pictures: int = Field(default=140, ge=16, le=10_000)
-    """Pictures drawn of the held-out species, in turns."""
+    """Pictures to draw of the held-out species, which alternate."""
     kinds: int = Field(default=14, ge=2, le=256)
-    """Kinds of each part to look for."""
+    """Number of kinds per part."""
     steps: int | None = Field(default=None, ge=1)
-    """Training steps; None takes those of the recipe `demo`."""
+    """Training steps; None uses the value of the recipe `demo`."""
     judged: int = Field(default=48, ge=4, le=10_000)
-    """Pictures of each test."""
+    """Pictures per test."""
     device: str = "auto"
-    """Where to run."""
+    """Device: auto, cpu, cuda, mps."""
     dtype: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
-    """Precision."""
+    """Floating-point precision."""
     progress: ProgressStyle = "line"
-    """How progress is reported."""
+    """Format of progress on stderr."""
 
 
 @dataclass(frozen=True)
 class DemoResult:
-    """Where the demo's results are."""
+    """Paths of the demo's results."""
 
     page: Path
     metrics: Path
@@ -78,25 +78,25 @@ class DemoJob:
 
     @cached_property
     def denoiser(self) -> DiffusersDenoiser:
-        """The embedded model, loaded once; stages leave it without adapters."""
+        """The embedded model, loaded once; each stage removes the adapters it adds."""
         return load_denoiser("demo", device=self.settings.device, dtype=self.settings.dtype)
 
     @property
     def dictionary_path(self) -> Path:
-        """Where the training leaves its part dictionary."""
+        """Path of the trained part dictionary."""
         return self.out / "creatures.safetensors"
 
     def discovery(self) -> Discovery:
-        """What the stage `discover` found."""
+        """The result of the stage `discover`."""
         return Discovery.load(self.out / "discovery")
 
     def draw(self) -> None:
-        """Draw the pictures; their truth is kept in a folder of its own."""
+        """Draw the pictures; their ground truth goes to a separate folder."""
         draw_pictures(self.out, self.settings.pictures, self.settings.seed)
 
     def discover(self) -> None:
-        """Find the parts, from the pictures alone."""
-        # with the demo model's own features: nothing else is loaded
+        """Discover the parts from the pictures alone."""
+        # features of the demo model itself: no further weights are needed
         settings = DiscoverSettings(
             images=self.out / PICTURES,
             out=self.out / "discovery",
@@ -110,9 +110,9 @@ class DemoJob:
         discover(settings, self._progress("discover"), denoiser=self.denoiser)
 
     def train(self) -> None:
-        """Learn a token for every part and kind; goes on from the last saved state where there is one."""
+        """Train a token for every part and kind; continues from the last saved state if there is one."""
         run = self.out / "training"
-        # whatever an earlier start left is gone on with or left alone: a fault on the way costs no state
+        # continue the newest run of an earlier start; older runs stay untouched, so a failure loses no state
         begun = list(self.out.glob(f"training*/{CONFIG_NAME}"))
         if begun:
             newest = max(begun, key=lambda config: config.stat().st_mtime_ns).parent
@@ -134,14 +134,14 @@ class DemoJob:
         write_bytes(self.dictionary_path, result.path.read_bytes())
 
     def compose(self) -> None:
-        """Make creatures nobody drew."""
+        """Generate creatures that combine parts of different species."""
         dictionary = PartDictionary.load(self.dictionary_path)
         demo_pictures.compose_demo(
             self.out, self.discovery(), dictionary, self.denoiser, self.settings.seed, self._progress("compose")
         )
 
     def judge(self) -> None:
-        """Measure discovery, reconstruction and mixes, by the codebook and by what is known of the drawings."""
+        """Measure discovery, reconstruction and mixes, with the codebook and with the ground truth."""
         dictionary = PartDictionary.load(self.dictionary_path)
         judge_demo(
             self.out,
@@ -158,28 +158,27 @@ class DemoJob:
 
 
 def run_demo(out: Path, settings: DemoSettings) -> DemoResult:
-    """Run the demo, or what is left of it, and write its page and figures.
+    """Run the demo, or its unfinished stages, and write its page and figures.
 
     Raises:
-        BestiaryError: the folder cannot be written to, or holds a demo of other settings.
+        BestiaryError: the folder cannot be written to, or contains a demo with other settings.
     """
     out = Path(out)
     remove_leftovers(out)
-    # stages done before are passed over
     seconds = _read_record(out, settings)
     job = DemoJob(out, settings)
     for stage in STAGES:
         if stage in seconds:
-            logger.info("%s: done before, in %s", stage, duration(seconds[stage]))
+            logger.info("%s: already finished, in %s", stage, duration(seconds[stage]))
             continue
-        # a stage is noted when it is done: what was half done is done again
+        # a stage is recorded only when it is finished: an interrupted stage runs again
         started = time.monotonic()
         getattr(job, stage)()
         seconds[stage] = time.monotonic() - started
         _write_record(out, settings, seconds)
         logger.info("%s: %s", stage, duration(seconds[stage]))
     started = time.monotonic()
-    # the page shows the figures, the figures hold the time of the page
+    # written twice: the page shows the figures, and the figures include the time of the page
     metrics = _write_metrics(out, settings, seconds)
     page = write_demo_page(out, job.discovery(), PartDictionary.load(job.dictionary_path), metrics)
     seconds["page"] = time.monotonic() - started
@@ -200,16 +199,16 @@ def _fingerprint(settings: DemoSettings) -> dict[str, Any]:
 
 
 def _read_record(out: Path, settings: DemoSettings) -> dict[str, float]:
-    """Seconds of the stages that are done already.
+    """Seconds of the finished stages.
 
     Raises:
-        BestiaryError: the folder holds something else than a demo, or a demo of other settings.
+        BestiaryError: the folder contains something other than a demo, or a demo with other settings.
     """
     path = out / _RECORD
-    # a folder that holds something else is never written into
+    # never write into a folder that contains other files
     if not path.is_file():
         if out.exists() and (not out.is_dir() or any(out.iterdir())):
-            raise BestiaryError(f"{out} holds files that are not a demo: give --out another folder")
+            raise BestiaryError(f"{out} contains files that are not from a demo: give --out another folder")
         _write_record(out, settings, {})
         return {}
     try:
@@ -217,12 +216,12 @@ def _read_record(out: Path, settings: DemoSettings) -> dict[str, float]:
         known, seconds = record["settings"], record["seconds"]
     except (ValueError, KeyError, TypeError) as fault:
         raise BestiaryError(f"{path} is damaged: give --out another folder") from fault
-    # device and precision may change on the way, what decides the result may not
+    # device and precision may change between starts; settings that decide the result may not
     wanted = _fingerprint(settings)
     other = [f"--{name} {known.get(name)}" for name in wanted if known.get(name) != wanted[name]]
     if other:
         raise BestiaryError(
-            f"{out} holds a demo with {', '.join(other)}: go on with that, or give --out another folder"
+            f"{out} contains a demo with {', '.join(other)}: use these values to continue it, or give --out another folder"
         )
     return {stage: float(seconds[stage]) for stage in STAGES if stage in seconds}
 

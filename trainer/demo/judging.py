@@ -1,4 +1,4 @@
-"""The demo's figures: the codebook's view of its pictures, and an independent one by what is known of the drawings."""
+"""Figures of the demo: measured with the codebook, and independently with the ground truth of the drawings."""
 
 import json
 from collections.abc import Callable, Sequence
@@ -23,7 +23,7 @@ from .drawn_masks import DiscoveryScore, DrawnTruth, load_truth, score_discovery
 STORED_EVALUATION = ROOT / "demo" / "stored_evaluation.json"
 JUDGED = "judged.json"
 CHOICE = SamplingChoice(steps=20, guidance=4.0)
-"""How the demo samples."""
+"""Sampling settings of the demo."""
 
 
 def judge_demo(
@@ -36,8 +36,8 @@ def judge_demo(
     seed: int,
     report: Callable[[str], Callable[[int, int], None]],
 ) -> None:
-    """Judge the discovery, reconstructions and mixes of four, and write `judged.json` into the demo's folder."""
-    # the discovery: its parts against the drawn masks
+    """Measure discovery, reconstructions and mixes of four sources; write `judged.json` to the demo's folder."""
+    # the discovery orders pictures by path: bring the ground truth into the same order
     names = [path.name for path in discovery.image_paths]
     truth = load_truth(out).ordered_like(names)
     score = score_drawn_discovery(discovery, truth)
@@ -45,12 +45,12 @@ def judge_demo(
     evaluator = PartsEvaluator(discovery, denoiser, count=count, seed=seed, choice=CHOICE, tests=tests)
     ceiling = evaluator.ceiling()
     attributes = AttributeJudge.load()
-    # the pictures (N, 3, H, W): codebook and classifier, each for itself
+    # images (N, 3, H, W) are judged twice, by the codebook and by the independent classifier
     figures: dict[str, Any] = {"discovery": discovery_figures(discovery, score)}
     for test, result in evaluator.run("creatures", dictionary, report).items():
         images = torch.stack([picture.image for picture in result.pictures])
         figures[test] = result.scores | {"judge": judge_looks(attributes, images, result.cases, truth, score)}
-    # the drawings themselves, as the best that could be reached
+    # the drawings themselves: the upper bound of every score
     cases = evaluator.tests["reconstruction"]
     sources = [discovery.image_paths[case.pictures[0]] for case in cases]
     images = evaluator.judge.read(sources, denoiser.backbone.image_size)
@@ -60,12 +60,12 @@ def judge_demo(
 
 
 def score_drawn_discovery(discovery: Discovery, truth: DrawnTruth) -> DiscoveryScore:
-    """How well the discovered parts agree with the drawn ones."""
+    """Agreement of the discovered parts with the drawn ones."""
     return score_discovery(discovery.maps.labels.numpy(), discovery.codebook.background, truth.labels)
 
 
 def discovery_figures(discovery: Discovery, score: DiscoveryScore) -> dict[str, Any]:
-    """Figures of a discovery, as they go into metrics.json."""
+    """Figures of a discovery for metrics.json."""
     names = discovery.codebook.part_names
     return {
         "images": len(discovery.image_paths),
@@ -79,20 +79,20 @@ def discovery_figures(discovery: Discovery, score: DiscoveryScore) -> dict[str, 
 def judge_looks(
     judge: AttributeJudge, images: Tensor, cases: Sequence[TestCase], truth: DrawnTruth, score: DiscoveryScore
 ) -> dict[str, float]:
-    """How often pictures show the looks of the species their parts were taken from, by a classifier of drawings.
+    """Share of parts that look like those of their source species, by a classifier of drawings.
 
-    A drawn part is judged where a discovered part stands for it and was asked for. Independent of the codebook.
+    A drawn part is judged if a discovered part is matched to it and was requested. Independent of the codebook.
 
     Returns:
         Shares 0..1 of color, pattern, shape and all_three over `parts` judged parts.
     """
     seen = judge.classes(images).cpu()  # (N, 5, 3)
-    # drawn part -> discovered part that stands for it
+    # drawn part -> matched discovered part
     drawn = {PARTS.index(name): part for part, name in score.matched.items()}
     wanted = species_classes(truth.species)  # (pictures, 5, 3)
     right = []
     for row, case in enumerate(cases):
-        # parts with a drawn counterpart that were asked for, and the picture each was taken from
+        # requested parts with a drawn counterpart -> source picture; a source of -1 means not requested
         sources = {number: case.sources[part] for number, part in drawn.items() if case.sources[part] >= 0}
         right += [seen[row, number] == wanted[source, number] for number, source in sources.items()]
     if not right:
@@ -103,7 +103,7 @@ def judge_looks(
 
 
 def stored_figures() -> dict[str, Any]:
-    """Figures of the baselines from the evaluation that comes with the program; empty where none was stored.
+    """Figures of the baselines from the included evaluation; empty if none is stored.
 
     They were measured once over several seeds (`benchmarks/part_evaluation.py`), not by this demo.
     """

@@ -1,4 +1,4 @@
-"""The demo's page: creatures nobody drew first, then how they came about and how far the figures go."""
+"""The demo's HTML page: composed creatures first, then how they were made and the measured figures."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -36,11 +36,11 @@ _STYLE = """<style>
 
 
 def write_demo_page(out: Path, discovery: Discovery, dictionary: PartDictionary, metrics: Mapping[str, Any]) -> Path:
-    """Write `index.html` from what the stages left in the demo's folder, and return its path."""
+    """Write `index.html` from the results in the demo's folder, and return its path."""
     composed = read_composed(out)
     truth = load_truth(out).ordered_like([path.name for path in discovery.image_paths])
     page = _DemoPage(out, discovery, dictionary, truth, metrics)
-    # in the order of a reader's questions: what, how, from what, how well
+    # results come first; the figures that qualify them come last
     body = [
         _STYLE,
         page.summary(),
@@ -57,7 +57,7 @@ def write_demo_page(out: Path, discovery: Discovery, dictionary: PartDictionary,
 
 
 class _DemoPage:
-    """The sections of the page, each from what one stage left."""
+    """The sections of the page, one method each."""
 
     def __init__(
         self,
@@ -75,18 +75,18 @@ class _DemoPage:
     # each section is one method, in the order of the page
 
     def summary(self) -> str:
-        """What happened, in two sentences and four figures."""
+        """Summary: two sentences and four figures."""
         tokens = sum(len(self.dictionary.kinds_of(part)) for part in self.foreground)
         lead = (
             f"{len(self.discovery.image_paths)} pictures of {len(set(self.truth.species))} species, no labels: the program "
             f"found {len(self.foreground)} parts, learned {tokens} part tokens, and put creatures together from parts of "
-            "several species. Everything on this page was made by one command on this machine."
+            "several species. Everything on this page was produced by one command on this machine."
         )
         reconstruction, mix = self.metrics["reconstruction"], self.metrics["mix4"]
         # headline figures: time, parts found, parts rebuilt, parts mixed
         return pages.paragraph(lead, "lead") + pages.tiles(
             [
-                (duration(self.metrics["seconds"]["total"]), "from nothing to this page"),
+                (duration(self.metrics["seconds"]["total"]), "total run time"),
                 (self.metrics["discovery"]["part_miou"], "agreement of found and drawn parts (mean IoU)"),
                 (reconstruction["emr"], "exact matches, creatures rebuilt from their parts (EMR)"),
                 (mix["emr"], "exact matches, mixes of four species (EMR)"),
@@ -94,28 +94,28 @@ class _DemoPage:
         )
 
     def mixes(self, pictures: Sequence[DemoPicture]) -> str:
-        """Sources, plus, equals, results."""
+        """Rows of source pictures and the creatures composed from their parts."""
         rows = [self._recipe(row) for row in _by_number(pictures)]
         note = (
-            "Left: the pictures that parts were taken from, all but those parts faded. Right: the first three seeds of each "
-            "prompt; no picture was picked or made again."
+            "Left: the source pictures, with everything but the used parts faded. Right: the first three seeds of each "
+            "prompt; no picture was selected or regenerated."
         )
-        return pages.section("Parts of four, one creature", pages.paragraph(note), *rows)
+        return pages.section("Creatures composed of four sources", pages.paragraph(note), *rows)
 
     def attention(self, pictures: Sequence[DemoPicture]) -> str:
         """Heat maps of the tokens of some pictures."""
         rows = []
         for picture in pictures:
             tiles = [pages.figure(self._embedded(picture.file), "the picture")]
-            # one heat map per part token of the picture
+            # only some pictures have heat maps stored, so the lengths may differ
             for part, file in zip(picture.parts, picture.attention, strict=False):
                 tiles.append(pages.figure(self._embedded(file), self.names[part]))
             rows.append(pages.strip(tiles))
-        note = "Where each part token looked while the picture came about, averaged over all steps."
-        return pages.section("One token, one region", pages.paragraph(note), *rows)
+        note = "Cross-attention of each part token during sampling, averaged over all steps."
+        return pages.section("Attention of the part tokens", pages.paragraph(note), *rows)
 
     def blends(self, pictures: Sequence[DemoPicture]) -> str:
-        """One creature turning into another."""
+        """Rows that blend one creature into another."""
         rows = []
         for row in _by_number(pictures):
             one, other = row[0].sources[:2]
@@ -129,15 +129,15 @@ class _DemoPage:
         note = (
             "Every part token is a weighted mean of two kinds, as in <head:3*0.5+8*0.5>; seed and scene stay the same."
         )
-        return pages.section("Halfway between two species", pages.paragraph(note), *rows)
+        return pages.section("Blends between two species", pages.paragraph(note), *rows)
 
     def scenes(self, pictures: Sequence[DemoPicture]) -> str:
-        """The same creature where nobody drew it."""
+        """The same creature in scenes described in words."""
         rows = [
             pages.strip([pages.figure(self._embedded(p.file), p.caption) for p in row]) for row in _by_number(pictures)
         ]
-        note = "Part tokens are words among words: the rest of the prompt says where the creature is."
-        return pages.section("Elsewhere", pages.paragraph(note), *rows)
+        note = "Part tokens combine with ordinary words: the rest of the prompt describes the scene."
+        return pages.section("Other scenes", pages.paragraph(note), *rows)
 
     def found(self) -> str:
         """Pictures with the discovered parts in colour."""
@@ -150,17 +150,19 @@ class _DemoPage:
             pair.paste(picture, (0, 0))
             pair.paste(color_parts(picture, self.discovery.maps.labels[number], self.background), (128, 0))
             tiles.append(pages.figure(pages.data_uri(pair), self.truth.species[number].name))
-        # the drawn masks appear in the figures alone
+        # the drawn masks are used only for these figures
         score = self.metrics["discovery"]
         matched = ", ".join(f"{found} = {drawn}" for found, drawn in score["matched"].items())
         rows = [[part, iou] for part, iou in score["part_iou"].items()]
         rows += [["all parts (mean)", score["part_miou"]], ["creature against scene", score["foreground_iou"]]]
         note = (
-            "The parts were found from the pictures alone. The masks of the drawings serve only to score them: IoU on the "
-            f"patch grid after matching found to drawn parts ({matched})."
+            "The parts were discovered from the pictures alone. The masks of the drawings are used only for scoring: IoU on "
+            f"the patch grid after matching discovered to drawn parts ({matched})."
         )
         table = pages.table(["drawn part", "IoU"], rows)
-        return pages.section("Found without labels", key, pages.gallery(tiles, 240), pages.paragraph(note), table)
+        return pages.section(
+            "Parts discovered without labels", key, pages.gallery(tiles, 240), pages.paragraph(note), table
+        )
 
     def kinds(self) -> str:
         """A row of thumbnails for every part."""
@@ -170,26 +172,26 @@ class _DemoPage:
             shown = [self._thumbnail(part, kind) for kind in known[:_KINDS_SHOWN]]
             heading = f"<h3>{pages.escaped(self.names[part])}: {len(known)} kinds</h3>"
             rows.append(f'{heading}<div class="thumbs large">{"".join(shown)}</div>')
-        link = '<p>More in <a href="discovery/index.html">the page of the discovery</a>.</p>'
-        note = "Each kind of each part has a token of its own in the dictionary, with this thumbnail."
+        link = '<p>Details: <a href="discovery/index.html">the page of the discovery</a>.</p>'
+        note = "The dictionary contains one token per kind of each part, with this thumbnail."
         return pages.section("The dictionary", pages.paragraph(note), *rows, link)
 
     def figures(self) -> str:
-        """This run's figures, an independent judge's, and the stored ones, told apart."""
+        """Figures of this run, of the independent judge, and of the stored evaluation, in separate tables."""
         tests = {name: self.metrics[name] for name in ("reconstruction", "mix4")}
-        # this run first, then what real pictures score, then an independent judge, then what was stored
+        # stored figures come last and are labelled: this run did not measure them
         own = figures_table({"methods": {"this demo": tests}, "ceiling": self.metrics["ceiling"]})
         meaning = (
-            "EMR: share of the prompted parts that the codebook sees as exactly the kind asked for. CoSim: cosine between "
-            "the kind seen and the kind asked for. The codebook is not perfect: the lines on real pictures say what it "
-            "makes of the pictures learned from, as they are and after the model's autoencoder."
+            "EMR: share of the prompted parts that the codebook classifies as exactly the requested kind. CoSim: cosine "
+            "similarity between the detected and the requested kind. The codebook is not perfect: the rows on real pictures "
+            "show its scores on the training pictures, unchanged and after the model's autoencoder."
         )
         content = [pages.paragraph(meaning), own, "<h3>Judged independently</h3>", pages.paragraph(_JUDGE_NOTE)]
         content += [self._judge_table(tests), *self._stored()]
-        return pages.section("Does it keep its word?", *content)
+        return pages.section("How faithful are the pictures?", *content)
 
     def again(self, prompt: str) -> str:
-        """How to go on by hand."""
+        """Commands to continue with."""
         lines = [
             f'bestiary compose creatures.safetensors "{prompt}" --count 4 --sheet',
             "bestiary inspect creatures.safetensors",
@@ -199,13 +201,14 @@ class _DemoPage:
         commands = "".join(f"<p>{pages.code(line)}</p>" for line in lines)
         seconds = self.metrics["seconds"]
         stages = ", ".join(f"{stage} {duration(value)}" for stage, value in seconds.items() if stage != "total")
-        # where the time went, stage by stage
         footer = f"Seed {self.metrics['seed']}. Time: {stages}. Figures: metrics.json."
         note = "In the folder of this page:"
-        return pages.section("Go on", pages.paragraph(note), commands) + f"<footer>{pages.escaped(footer)}</footer>"
+        return (
+            pages.section("Next steps", pages.paragraph(note), commands) + f"<footer>{pages.escaped(footer)}</footer>"
+        )
 
     def _recipe(self, row: Sequence[DemoPicture]) -> str:
-        # a picture that gave only the scene is not shown as a source
+        # a picture that contributed only the background is not shown as a source
         sources = []
         for picture in dict.fromkeys(source for source in row[0].sources if source >= 0):
             parts = [part for part in self.foreground if row[0].sources[part] == picture]
@@ -218,7 +221,6 @@ class _DemoPage:
             sources.append(
                 f'<div class="source">{crop}{text}<br>of {pages.escaped(self.truth.species[picture].name)}</div>'
             )
-        # the first three seeds, whatever they show
         results = "".join(pages.image(self._embedded(picture.file), picture.prompt) for picture in row)
         joined = '<div class="plus">+</div>'.join(sources)
         return (
@@ -268,8 +270,8 @@ class _DemoPage:
                 )
         header = ["method", "test", "EMR", "CoSim", "attention IoU", "colour (judge)", "shape (judge)"]
         note = (
-            f"Not measured by this run: these figures were stored when the program was made, as means over the seeds "
-            f"{', '.join(map(str, stored['seeds']))}, every method trained for {stored['steps']} steps on the same pictures."
+            f"Not measured by this run: these figures are shipped with the program, as means over the seeds "
+            f"{', '.join(map(str, stored['seeds']))}, with every method trained for {stored['steps']} steps on the same pictures."
         )
         return [
             "<h3>Compared with other methods: a stored evaluation</h3>",
@@ -279,8 +281,8 @@ class _DemoPage:
 
 
 _JUDGE_NOTE = (
-    "A small classifier, trained on drawings and knowing nothing of the codebook, reads colour, pattern and shape of every "
-    "part. Counted is what agrees with the species that the part was taken from."
+    "A small classifier, trained on drawings and independent of the codebook, predicts colour, pattern and shape of every "
+    "part. The shares count agreement with the species that the part was taken from."
 )
 
 

@@ -1,4 +1,4 @@
-"""The demo's creatures: mixes of four drawn species, blends between two, and other scenes."""
+"""The demo's composed pictures: mixes of four drawn species, blends between two, and other scenes."""
 
 import json
 from collections.abc import Callable
@@ -27,7 +27,7 @@ _SCENES = ("in the snow , at day", "in a desert , at dusk", "in a forest , at ni
 
 @dataclass(frozen=True)
 class DemoPicture:
-    """One composed picture as the page needs it."""
+    """Record of one composed picture for the page."""
 
     group: str
     """mix, blend or scene."""
@@ -37,7 +37,7 @@ class DemoPicture:
     prompt: str
     caption: str
     sources: tuple[int, ...]
-    """`(M,)` picture that each part was taken from, -1 where none was."""
+    """`(M,)` source picture of each part, -1 for none."""
     attention: tuple[str, ...] = ()
     """Heat maps, in the order of the parts."""
     parts: tuple[int, ...] = ()
@@ -62,14 +62,14 @@ def compose_demo(
     seed: int,
     on_progress: Callable[[int, int], None],
 ) -> None:
-    """Make the pictures and write them with `composed/pictures.json`; the seeds are fixed beforehand, none is picked."""
-    # cases first: what is mixed from which pictures is settled before anything is drawn
+    """Generate the pictures and write them with `composed/pictures.json`; seeds are fixed beforehand, not selected."""
+    # all cases are fixed before sampling, so that no result can influence the choice
     codes, background = discovery.maps.codes, discovery.codebook.background
     sources = min(4, codes.shape[1] - 1)
     cases = mix_cases(codes, background, sources, _MIXES + len(_SCENES), seed + 1)
     plans = [*_mixes(cases[:_MIXES], dictionary, discovery), *_blends(discovery, dictionary, seed)]
     plans += _scenes(cases[_MIXES:], dictionary, discovery)
-    # all pictures in one go, then the adapters come off again
+    # the denoiser is shared with later stages: the adapters are unloaded afterwards
     add_adapters(denoiser, {"creatures": dictionary}, 1.0)
     orders = [PictureOrder(plan.prompt, plan.seed) for plan in plans]
     pictures = make_pictures(
@@ -84,7 +84,7 @@ def compose_demo(
 
 
 def read_composed(out: Path) -> list[DemoPicture]:
-    """What `compose_demo` wrote."""
+    """The records written by `compose_demo`."""
     records = json.loads((out / COMPOSED / "pictures.json").read_text(encoding="utf-8"))
     return [_picture_of(record) for record in records]
 
@@ -106,11 +106,11 @@ def _mixes(cases: list[TestCase], dictionary: PartDictionary, discovery: Discove
 
 
 def _scenes(cases: list[TestCase], dictionary: PartDictionary, discovery: Discovery) -> list[_Plan]:
-    """Mixes without the learned background, in a scene named in words; the first twice, so that only the scene changes."""
+    """Mixes without the learned background, in scenes described in words; only the scene changes within a row."""
     background = discovery.codebook.background
     plans = []
     for number, case in enumerate(cases[:2]):
-        # the learned background would stand against the words that name the scene
+        # the learned background token would compete with the words for the scene
         bare = TestCase(_without(case.codes, background), _without(case.sources, background), case.seed)
         prompt = prompt_of(bare, dictionary, discovery.codebook)
         plans += [
@@ -121,14 +121,14 @@ def _scenes(cases: list[TestCase], dictionary: PartDictionary, discovery: Discov
 
 
 def _blends(discovery: Discovery, dictionary: PartDictionary, seed: int) -> list[_Plan]:
-    """Two pictures' creatures, one turning into the other; everything but the mixture stays the same."""
+    """Blends between the creatures of two pictures; only the mixing weights change."""
     background = discovery.codebook.background
     known = dictionary.row_of
     plans = []
     for number, case in enumerate(mix_cases(discovery.maps.codes, background, 2, 2, seed + 2)):
         one, other = case.pictures[:2]
         for share in _BLEND_STEPS:
-            # a part that only one of the two shows is not blended
+            # a part that only one picture shows cannot be blended: keep the first picture's kind
             tokens = []
             for part in range(discovery.maps.codes.shape[1]):
                 pair = [(part, int(discovery.maps.codes[picture, part])) for picture in (one, other)]
@@ -155,7 +155,7 @@ def _write(folder: Path, place: int, plan: _Plan, picture: Picture) -> DemoPictu
     name = f"{plan.group}-{place:03d}"
     image = picture.to_image()
     _save(folder / f"{name}.png", image)
-    # heat maps of the first seed of the first rows
+    # heat maps only for the first seed of the first rows: each mention costs a file
     maps: list[str] = []
     if (
         plan.group == "mix"

@@ -1,1 +1,1 @@
-"""`bestiary discover` and `bestiary parts`: parts found in folders of pictures."""
+"""`bestiary discover` and `bestiary parts`: discovery of parts in folders of pictures."""

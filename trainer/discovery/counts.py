@@ -1,4 +1,4 @@
-"""What is counted while the results of a discovery stream by: sizes of parts and kinds, and typical pictures of each kind.
+"""Statistics collected while the results of a discovery stream by: sizes of parts and kinds, typical pictures per kind.
 
 Letters: n pictures of a piece, (h, w) patch grid, M parts, d channels of part means.
 """
@@ -17,12 +17,12 @@ from ...concepts.part_map.part_map import PartMaps
 from ..learning.discovery.discovery_report import PartEntry
 
 PER_KIND = 4
-"""Typical pictures remembered of a kind."""
+"""Typical pictures stored per kind."""
 
 
 @dataclass
 class PartCounts:
-    """Running sizes of the parts and kinds; pictures may be added in any number."""
+    """Running sizes of parts and kinds; `add` may be called with batches of any size."""
 
     num_parts: int
     images: int = 0
@@ -38,7 +38,7 @@ class PartCounts:
         self.kinds = [Counter() for _ in range(self.num_parts)]
 
     def add(self, maps: PartMaps) -> None:
-        """Take in labels `(n, h, w)` and codes `(n, M)`."""
+        """Add labels `(n, h, w)` and codes `(n, M)`."""
         self.images += len(maps.labels)
         self.grid_patches = maps.labels[0].numel()
         self.shown += (maps.codes >= 0).sum(0)
@@ -47,7 +47,7 @@ class PartCounts:
             counter.update(maps.codes[maps.codes[:, part] >= 0, part].tolist())
 
     def report(self, part_names: Sequence[str]) -> list[PartEntry]:
-        """Per part: index, name, pictures that show it, mean area there (share of the picture), sizes of its kinds."""
+        """Per part: index, name, number of pictures with it, its mean area in them (0..1), sizes of its kinds."""
         return [
             {
                 "index": part,
@@ -61,28 +61,28 @@ class PartCounts:
 
 
 class TypicalPictures:
-    """For every kind of every part the pictures nearest to its centre, as places in the order of the results."""
+    """For every kind of every part, the pictures nearest to its centre, as indices into the results."""
 
     def __init__(self, codebook: PartCodebook) -> None:
         self._codebook = codebook
         self._nearest: dict[tuple[int, int], list[tuple[float, int]]] = {}
 
     def add(self, first: int, codes: Tensor, means: Tensor) -> None:
-        """Take in codes `(n, M)` and part means `(n, M, d)` of the pictures `first`, `first + 1`, ..."""
+        """Add codes `(n, M)` and part means `(n, M, d)` of the pictures `first`, `first + 1`, ..."""
         for part, centroids in enumerate(self._codebook.fine):
             rows = (codes[:, part] >= 0).nonzero().flatten()
             if not len(rows):
                 continue
             kinds = codes[rows, part]
-            # as kinds are assigned: by cosine, where the part's kinds are compared
+            # same measure as in kind assignment: cosine, in the space where the part's kinds are compared
             compared = self._codebook.as_compared(means[rows, part].float(), part)
             nearness = F.cosine_similarity(compared, centroids[kinds], dim=1)  # (rows,)
             for row, kind, value in zip(rows.tolist(), kinds.tolist(), nearness.tolist(), strict=True):
-                # rows are negated below, so that of equally near pictures the first is kept
+                # rows are negated in the heap, so that the first of equally near pictures is kept
                 self._note(part, kind, value, first + row)
 
     def rows(self) -> dict[str, list[int]]:
-        """`part:kind` -> places of its typical pictures, the most typical first."""
+        """`part:kind` -> indices of its typical pictures, the most typical first."""
         return {
             f"{part}:{kind}": [-row for _, row in sorted(found, reverse=True)]
             for (part, kind), found in sorted(self._nearest.items())

@@ -1,9 +1,9 @@
-"""Finds the parts of the things in a folder of pictures of any size: `bestiary discover FOLDER --out OUT`.
+"""Discovers the parts of objects in a folder of pictures of any size: `bestiary discover FOLDER --out OUT`.
 
-Two passes in shards that are written once, so that a stopped run goes on where it was and several processes
-(`accelerate launch`) share the work. Pass 1 reads a bounded random sample of the pictures and fits foreground and parts;
-pass 2 streams all pictures (those of the sample from their stored features) and keeps of each only its part labels and
-part means, from which the kinds are fitted. Peak memory does not depend on the number of pictures.
+Two passes over shards that are written once, so that a stopped run continues and several processes (`accelerate
+launch`) can share the work. Pass 1 reads a bounded random sample of the pictures and fits foreground and parts;
+pass 2 streams all pictures (the sampled ones from their stored features) and stores only part labels and part means,
+from which the kinds are fitted. Peak memory does not depend on the number of pictures.
 """
 
 import logging
@@ -42,61 +42,61 @@ logger = logging.getLogger("bestiary.discover")
 
 
 class DiscoverSettings(BaseModel):
-    """What a discovery is asked to do."""
+    """Settings of `bestiary discover`."""
 
     model_config = ConfigDict(extra="forbid")
 
     images: Path
-    """Folder of pictures; subfolders are read too."""
+    """Folder of pictures, including subfolders."""
     out: Path
     """Folder for the result; a stopped discovery there is continued."""
     source: SourceChoice = "auto"
-    """What describes a patch; `auto` takes dinov2 where its weights are on disk, else imagenet."""
+    """Feature source; `auto` uses dinov2 if its weights are on disk, else imagenet."""
     base: str | None = None
     """Base model for the source diffusion: a diffusers folder, or `demo`."""
     weights: Path | None = None
-    """Checkpoint on disk for the source dinov2 or imagenet; None takes the published one."""
+    """Checkpoint on disk for the source dinov2 or imagenet; None uses the published one."""
     model: str | None = None
-    """timm's name of a vision transformer for the source dinov2; None takes DINOv2 ViT-B/14."""
+    """timm name of a vision transformer for the source dinov2; None uses DINOv2 ViT-B/14."""
     masks: Path | None = None
-    """Folder of masks, the thing in white, called as their pictures; None takes the transparency of pictures that have it."""
+    """Folder of masks named like their pictures, object in white; None uses the alpha channel of pictures that have one."""
     num_parts: int | None = Field(default=None, ge=2, le=64)
-    """Foreground parts, 2 to 64; None measures how many where the source gives details, else takes five."""
+    """Foreground parts, 2 to 64; None estimates the number if the source provides details, else uses 5."""
     kinds: int | None = Field(default=None, ge=1, le=4096)
-    """Kinds of each part, 1 to 4096; None takes a quarter of the pictures, at most 256."""
+    """Kinds of each part, 1 to 4096; None uses a quarter of the number of pictures, at most 256."""
     names: Path | None = None
     """TOML file with names of parts and kinds."""
     flip_foreground: bool = False
-    """Take for the thing what was held for its surroundings."""
+    """Swap foreground and background."""
     min_margin: float = Field(default=0.05, ge=-1, le=1)
-    """How much more a foreground must cover the centre of the pictures than their borders, -1 to 1; -1 takes any."""
+    """Minimum by which the foreground must cover more of the centre than of the borders, -1 to 1; -1 accepts any."""
     batch_size: int = Field(default=16, ge=1)
-    """Pictures described at a time."""
+    """Pictures per batch of the feature source."""
     sample_patches: int = Field(default=65_536, ge=256)
-    """Patches on which foreground and parts are fitted; bounds memory and time of pass 1."""
+    """Number of patches to fit foreground and parts on; bounds memory and time of pass 1."""
     kind_images: int = Field(default=16_384, ge=16)
-    """Pictures on which kinds are fitted; bounds memory."""
+    """Number of pictures to fit kinds on; bounds memory."""
     shard_images: int = Field(default=128, ge=1)
-    """Pictures of one shard, the unit that is never done twice."""
+    """Pictures per shard, the unit of work that is never repeated."""
     seed: int = 0
-    """Number from which every random choice follows."""
+    """Seed of all random choices."""
     device: str = "auto"
-    """Where features are computed: auto, cpu, cuda, cuda:1, mps."""
+    """Device of the feature source: auto, cpu, cuda, cuda:1, mps."""
     dtype: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     """Precision of the base model."""
     restart: bool = False
-    """Forget what an earlier discovery left in `out`."""
+    """Discard the results of an earlier discovery in `out`."""
 
 
 @dataclass(frozen=True)
 class DiscoveryResult:
-    """What a discovery came to."""
+    """Result of a discovery."""
 
     folder: Path
     images: int
-    """Pictures whose parts were found."""
+    """Number of pictures with part labels."""
     skipped: int
-    """Files that were passed over, listed in `skipped.csv`."""
+    """Number of skipped files, listed in `skipped.csv`."""
     part_names: tuple[str, ...]
     report: DiscoveryReport
     """Content of `report.json`."""
@@ -112,18 +112,18 @@ def discover(
     *,
     denoiser: Denoiser | None = None,
 ) -> DiscoveryResult:
-    """Find parts and kinds and write them, with a page, to `settings.out`; a finished discovery is returned as it is.
+    """Find parts and kinds and write them, with a page, to `settings.out`; a finished discovery is returned unchanged.
 
     Args:
         on_progress: called with (pictures done, pictures to do in both passes).
-        denoiser: a model that is loaded already, instead of `settings.base`.
+        denoiser: an already loaded model, instead of `settings.base`.
 
     Raises:
-        BestiaryError: no pictures, none readable, no foreground, fewer pictures than kinds, other settings than those
-            of the discovery in `out`, or a folder that cannot be written to.
+        BestiaryError: no pictures, none readable, no foreground, fewer pictures than kinds, settings that differ from
+            those of the discovery in `out`, or a folder that cannot be written to.
     """
     started = time.monotonic()
-    # what costs little and can be wrong comes before anything is computed or written
+    # cheap checks first: user errors must surface before anything is computed or written
     group = join_work_group(settings.device)
     names = read_names(settings.names) if settings.names else NamesFile()
     scan = _scan(settings)
@@ -132,7 +132,7 @@ def discover(
     warnings = _source_warnings(settings, spec, scan)
     for warning in warnings:
         logger.warning("%s", warning)
-    # one process writes or checks the plan; the others must not look into the folder before
+    # one process writes or checks the plan; the others must not read the folder before that
     if group.is_first:
         open_plan(settings.out, _plan(settings, spec, scan), settings.restart)
     group.meet()
@@ -145,7 +145,7 @@ def discover(
         if group.is_first:
             _finish(settings, state, scan, source, names, watch, warnings)
     elif settings.names is not None:
-        logger.warning("%s is finished: names are kept as they are, change them with `bestiary parts`", settings.out)
+        logger.warning("%s is finished: --names is ignored; change names with `bestiary parts`", settings.out)
     group.meet()
     return _result(settings.out)
 
@@ -159,7 +159,7 @@ def _run_passes(
     on_progress: ProgressCallback | None,
     watch: "_Watch",
 ) -> None:
-    """Both passes, this process's share of them; the first process fits in between."""
+    """This process's share of both passes; the first process fits the parts in between."""
     sampled = _choose_sample(settings, state.num_images, source)
     shards = [shard for shard in range(state.num_shards) if group.owns(shard)]
     total = state.num_images + len(sampled)
@@ -172,7 +172,7 @@ def _run_passes(
                 sample_shard(state, shard, chosen, reader, source, settings.batch_size)
         done += len(chosen)
         _report(on_progress, group, done, total)
-    # the first process fits what all of them need next
+    # the first process fits the codebook that all processes need in pass 2
     group.meet()
     if group.is_first and not state.coarse_path.exists():
         _fit_parts(settings, state, source, reader, watch)
@@ -199,7 +199,6 @@ def _fit_parts(
     Raises:
         BestiaryError: no picture of the sample could be read, or no foreground stands out.
     """
-    # features of the sample from all shards, in the order of the pictures
     found = joined_sample(state)
     where = f"of {settings.images}"
     refuse_few(len(found.index), f"{where} could be read")
@@ -218,21 +217,21 @@ def _fit_parts(
         foreground_masks=marked,
         views=views,
     )
-    # a low margin means that something else than the thing was told apart, light from dark scenes for example
+    # a low margin means that the clusters separate something else, for example light from dark scenes
     margin = codebook.foreground.margin
-    # where looks alone tell the thing, it may fill the picture: then a low margin is a doubt that the page tells
+    # appearance alone may find an object that fills the picture: then a low margin is only a warning on the page
     bound = "min_margin" in settings.model_fields_set or not isinstance(codebook.foreground, LooksForeground)
     if bound and margin < settings.min_margin and not settings.flip_foreground and marked is None:
         raise BestiaryError(
-            f"no foreground found in {settings.images}: what was found covers the centre of the pictures only {margin:.2f} "
-            f"more than their borders (at least {settings.min_margin:.2f} is needed). Give pictures that show the whole "
-            "thing near their centre, try another --source or --flip-foreground, or lower --min-margin"
+            f"no foreground found in {settings.images}: the best candidate covers the centre of the pictures only {margin:.2f} "
+            f"more than their borders (at least {settings.min_margin:.2f} is required). Give pictures that show the whole "
+            "object near the centre, try another --source or --flip-foreground, or lower --min-margin"
         )
     codebook.save(state.coarse_path)
 
 
 def _marked_sample(found: SampleShard, where: str) -> tuple[PatchGrid, Tensor | None]:
-    """The pictures to fit on and their masks `(n, h, w)`: where some are marked those alone, else all of them.
+    """The pictures to fit on and their masks `(n, h, w)`: only the pictures with masks if there are any, else all.
 
     Raises:
         BestiaryError: all masks are empty.
@@ -242,7 +241,7 @@ def _marked_sample(found: SampleShard, where: str) -> tuple[PatchGrid, Tensor | 
     known = ~found.marked.flatten(1).isnan().any(1)  # (N,)
     marked = found.marked[known]
     if not bool((marked > 0.5).any()):
-        raise BestiaryError(f"all {len(marked)} masks of pictures {where} are empty: mark the thing in white")
+        raise BestiaryError(f"all {len(marked)} masks of pictures {where} are empty: paint the object white")
     logger.info("the foreground is learned from the masks of %d of %d pictures", len(marked), len(known))
     return found.grid.rows(known), marked
 
@@ -256,8 +255,8 @@ def _finish(
     watch: "_Watch",
     warnings: Sequence[str],
 ) -> None:
-    """Kinds and result files."""
-    # what the result depends on is kept in the report; where it ran is not
+    """Fit the kinds and write the result files."""
+    # only settings that determine the result go into the report, not the device or paths
     kept = settings.model_dump(
         mode="json", exclude={"images", "out", "restart", "names", "device", "batch_size"}, exclude_none=True
     )
@@ -275,40 +274,40 @@ def _finish(
 
 @dataclass
 class _Watch:
-    """How long this run took, and how much of it went into features."""
+    """Run time, and the share of it spent on features."""
 
     started: float
     described: float = 0.0
 
     @contextmanager
     def features(self) -> Iterator[None]:
-        """Counts the time within as spent on features."""
+        """Context whose duration counts as feature time."""
         begun = time.monotonic()
         yield
         self.described += time.monotonic() - begun
 
     def seconds(self) -> tuple[float, SecondsEntry]:
-        """Seconds in all, and what they went into."""
+        """Total seconds, and seconds by activity."""
         whole = time.monotonic() - self.started
         parts: SecondsEntry = {"features": round(self.described, 1), "clustering": round(whole - self.described, 1)}
         return round(whole, 1), parts
 
 
 def _source_warnings(settings: DiscoverSettings, spec: Spec, scan: ImageScan) -> list[str]:
-    """What a user may not know about the chosen source."""
+    """Warnings about the chosen source."""
     warnings = []
     if spec["name"] == "descriptor" and look_like_photographs(settings.images, scan.names):
         warnings.append(
-            "The source descriptor sees colour and texture alone: on photographs like these its parts are areas of colour, "
-            "not parts of things. Use --source imagenet or dinov2."
+            "The source descriptor uses only colour and texture: on photographs like these its parts are areas of colour, "
+            "not parts of objects. Use --source imagenet or dinov2."
         )
     if settings.base is not None and spec["name"] != "diffusion":
-        warnings.append(f"--base {settings.base} was not used: only --source diffusion reads a base model.")
+        warnings.append(f"--base {settings.base} was ignored: only --source diffusion uses a base model.")
     return warnings
 
 
 def _report(on_progress: ProgressCallback | None, group: WorkGroup, done: int, total: int) -> None:
-    """Progress of the whole group, taken from the first process's share."""
+    """Progress of the whole group, extrapolated from the first process."""
     if on_progress is not None and group.is_first:
         on_progress(min(done * group.size, total - 1), total)
 
@@ -319,20 +318,20 @@ def _scan(settings: DiscoverSettings) -> ImageScan:
     together = settings.masks is not None and settings.masks.resolve() == settings.images.resolve()
     others = [] if settings.masks is None or together else [settings.masks]
     scan = scan_images(settings.images, [settings.out, *others])
-    if together:  # masks beside their pictures are no pictures of things
+    if together:  # masks beside their pictures must not be read as pictures of objects
         of_others = masks_among(scan.names)
         scan = replace(scan, names=[name for name in scan.names if name not in of_others])
-    # told at once, before any model is loaded
+    # fail before any model is loaded
     if not scan.names:
         others = ", ".join(f"{count} x {suffix}" for suffix, count in scan.other_files.items()) or "nothing else"
         raise BestiaryError(
-            f"no pictures in {settings.images} (found {others}): give a folder of jpg, png, webp, tif, bmp or gif files"
+            f"no pictures in {settings.images} (found {others}): give a folder with jpg, png, webp, tif, bmp or gif files"
         )
     refuse_few(len(scan.names), f"in {settings.images}")
     if settings.kinds is not None and settings.kinds > len(scan.names):
         raise BestiaryError(
             f"--kinds {settings.kinds} is more than the {len(scan.names)} pictures in {settings.images}: "
-            "give more pictures or ask for fewer kinds"
+            "give more pictures or fewer kinds"
         )
     return scan
 
@@ -342,8 +341,7 @@ def _source_spec(settings: DiscoverSettings, denoiser: Denoiser | None) -> Spec:
 
 
 def _plan(settings: DiscoverSettings, spec: Spec, scan: ImageScan) -> DiscoveryPlan:
-    """Everything on which the stored state depends; batch size, device and names may change."""
-    # batch size, device and names may differ between the runs that finish one discovery
+    """All settings that the stored state depends on; batch size, device and names may change between runs."""
     plan: DiscoveryPlan = {
         "images": str(settings.images.resolve()),
         "source": str(spec["name"]),
@@ -357,7 +355,7 @@ def _plan(settings: DiscoverSettings, spec: Spec, scan: ImageScan) -> DiscoveryP
         "seed": settings.seed,
         "files": {"count": len(scan.names), "digest": files_digest(settings.images, scan.names)},
     }
-    # the base model counts only where it gives the features
+    # the base model matters only if it provides the features
     if spec["name"] == "diffusion":
         plan["base"], plan["dtype"] = settings.base, settings.dtype
     if "weights" in spec:
@@ -371,7 +369,7 @@ def _plan(settings: DiscoverSettings, spec: Spec, scan: ImageScan) -> DiscoveryP
 
 def _build_source(settings: DiscoverSettings, spec: Spec, denoiser: Denoiser | None, group: WorkGroup) -> FeatureSource:
     if spec["name"] == "diffusion" and denoiser is None and settings.base is not None:
-        # loads diffusers and transformers, seconds that other sources need not pay
+        # imports diffusers and transformers, which takes seconds that other sources do not need
         from ..model.backbones import load_denoiser
 
         denoiser = load_denoiser(settings.base, device=group.device, dtype=settings.dtype)
@@ -379,8 +377,8 @@ def _build_source(settings: DiscoverSettings, spec: Spec, denoiser: Denoiser | N
 
 
 def _choose_sample(settings: DiscoverSettings, num_images: int, source: FeatureSource) -> set[int]:
-    """Places of the randomly chosen pictures of pass 1."""
-    # the grid of a source is known only from what it returns
+    """Indices of the randomly chosen pictures of pass 1."""
+    # the grid size of a source is known only from its output
     blank = torch.full((1, 3, source.image_size, source.image_size), 0.5)
     patches = math.prod(source(blank).features.shape[1:3])  # of (1, h, w, D)
     count = min(num_images, max(1, settings.sample_patches // patches))

@@ -1,4 +1,4 @@
-"""`bestiary parts rename|merge|drop`: edits a discovery before training, every file of it together or none.
+"""`bestiary parts rename|merge|drop`: edits a discovery before training; all of its files change together or none.
 
 A name is a part (`head`, or its number) or a kind of a part (`head:17`, `head:cardinal`).
 Letters: N pictures, n pictures of a piece, (h, w) patch grid, M parts, d channels of part means.
@@ -48,18 +48,18 @@ Edit = Callable[[PartCodebook], CodebookEdit]
 
 
 def rename_part(folder: Path, name: str, new_name: str) -> None:
-    """Give a part or a kind a name.
+    """Rename a part or a kind.
 
     Raises:
-        BestiaryError: no such part or kind, or a name that is taken or that a prompt cannot hold.
+        BestiaryError: no such part or kind, or a new name that is taken or not allowed in prompts.
     """
     _edit(folder, lambda codebook: rename_named(codebook, name, new_name))
 
 
 def merge_parts(folder: Path, names: Sequence[str]) -> None:
-    """Join parts, or kinds of one part, into the first one named.
+    """Merge parts, or kinds of one part, into the first one named.
 
-    The kinds of joined parts are fitted anew from the stored part means, unless some of them have names.
+    The kinds of merged parts are refitted from the stored part means, unless some of them have names.
 
     Raises:
         BestiaryError: fewer than two names, unknown ones, parts mixed with kinds, or kinds of different parts.
@@ -68,7 +68,7 @@ def merge_parts(folder: Path, names: Sequence[str]) -> None:
 
 
 def drop_parts(folder: Path, names: Sequence[str]) -> None:
-    """Leave parts or kinds out: their patches become background.
+    """Drop parts or kinds: their patches become background.
 
     Raises:
         BestiaryError: no name, an unknown one, the background, the only part, or the only kind of a part.
@@ -77,7 +77,7 @@ def drop_parts(folder: Path, names: Sequence[str]) -> None:
         raise BestiaryError("nothing to drop: name parts, or kinds as part:kind")
 
     def drop(codebook: PartCodebook) -> CodebookEdit:
-        # all names are looked up before anything is dropped, in the numbers the user saw
+        # resolve all names first: dropping renumbers the rest, and the user typed the old numbers
         split = [split_name(name) for name in names]
         kinds = [_found_kind(codebook, part, kind) for part, kind in split if kind is not None]
         parts = {codebook.find_part(part) for part, kind in split if kind is None}
@@ -97,7 +97,7 @@ def _found_kind(codebook: PartCodebook, part: str, kind: str) -> tuple[int, int]
 
 
 def _after(first: CodebookEdit, second: CodebookEdit) -> CodebookEdit:
-    """Both edits, one after the other, as one."""
+    """Composition of two edits, applied in this order."""
     kinds = tuple(
         tuple(ABSENT if kind == ABSENT else second.kinds[part][kind] for kind in moved)
         for part, moved in zip(first.parts, first.kinds, strict=True)
@@ -106,21 +106,21 @@ def _after(first: CodebookEdit, second: CodebookEdit) -> CodebookEdit:
 
 
 def _edit(folder: Path, change: Edit, refit: bool = False) -> None:
-    """Change the codebook and carry all files over to it, alone in the folder: an edit builds on the one before it."""
-    # what is no discovery is said before anything is held
+    """Change the codebook and update all files, with the folder locked: an edit builds on the one before it."""
+    # refuse a folder without a discovery before locking it
     read_report(folder, needs=_REPORT_ENTRIES)
     with alone_in(folder):
         _edit_alone(folder, change, refit)
 
 
 def _edit_alone(folder: Path, change: Edit, refit: bool) -> None:
-    """Change the codebook and carry maps, captions, report and page over to it."""
+    """Change the codebook and update maps, captions, report and page to match."""
     folder = Path(folder)
-    # half-written files of killed programs: nobody else is here
+    # leftovers of killed programs: the lock guarantees that no other program uses them
     for left in folder.glob(".edit.*"):
         if left.is_dir() and not left.is_symlink():
             shutil.rmtree(left, ignore_errors=True)
-    # an edit that was interrupted is completed first: this one builds on it
+    # complete an interrupted edit first: this one builds on it
     finish_edit(folder)
     report = read_report(folder, needs=_REPORT_ENTRIES)
     codebook = PartCodebook.load(folder / CODEBOOK)
@@ -129,11 +129,11 @@ def _edit_alone(folder: Path, change: Edit, refit: bool) -> None:
     check_maps(folder, old, codebook, report)
     edit = change(codebook)
     codebook, codes = edit.codebook, _moved_codes(edit, old)
-    # which first part became which: the stored part means still have the first numbers
+    # the stored part means keep the original part numbers: `part_of` maps them to the current ones
     part_of = [edit.parts[part] for part in report["part_of"]]
     moved_report: DiscoveryReport = {**report, "part_of": part_of, "typical": _typical(report, edit, codes)}
     report = _with_kept_doubts(moved_report, edit)
-    # parts that took in others, the background apart: it keeps the kinds it had
+    # parts that absorbed others; the background is excluded because it keeps its kinds
     joined = [new for new in set(edit.parts) if edit.parts.count(new) > 1 and new != codebook.background]
     if refit and joined and not any(codebook.kind_names[part] for part in joined):
         codebook, codes, report = _with_fitted_kinds(folder, codebook, codes, report, joined[0])
@@ -151,7 +151,7 @@ def _replace_files(
     codes: Tensor,
     report: DiscoveryReport,
 ) -> None:
-    """Write every file anew beside the old ones, codes `(N, M)` among it, and let them take their places together."""
+    """Write all new files beside the old ones, with codes `(N, M)`, and swap them in together."""
     counts = PartCounts(codebook.num_parts)
 
     def pieces() -> Iterator[PartMaps]:
@@ -160,12 +160,12 @@ def _replace_files(
             counts.add(piece)
             yield piece
 
-    # all or none: files of two editions of a discovery would contradict each other
+    # all or none: a mix of old and new files would be inconsistent
     with editing(folder) as staging:
         write_maps(staging / PART_MAPS, pieces(), len(codes), codebook.grid, codebook.num_parts)
         codebook.save(staging / CODEBOOK)
         write_lines(staging / CAPTIONS, (format_caption(row) for row in codes.tolist()))
-        # sizes of parts and kinds were counted while the maps were written
+        # only complete after `write_maps`, which consumes the counting generator
         counted: DiscoveryReport = {**report, "parts": counts.report(codebook.part_names)}
         write_report(staging, counted)
         labels = read_labels(staging / PART_MAPS)
@@ -174,10 +174,11 @@ def _replace_files(
 
 
 def _with_kept_doubts(report: DiscoveryReport, edit: CodebookEdit) -> DiscoveryReport:
-    """The report with what is still true of doubts and confidence after an edit: that of joined parts is not known."""
+    """The report with doubts and confidence under the new numbers; the confidence of merged parts becomes unknown."""
     confidence = report.get("confidence")
     if confidence is None or len(confidence) != len(edit.parts):
         return report
+    # the confidence of a merged part cannot be derived from those of its members
     moved: list[float | None] = [None] * edit.codebook.num_parts
     for old, new in enumerate(edit.parts):
         moved[new] = confidence[old] if edit.parts.count(new) == 1 else None
@@ -190,20 +191,20 @@ def _with_kept_doubts(report: DiscoveryReport, edit: CodebookEdit) -> DiscoveryR
 
 
 def _moved_codes(edit: CodebookEdit, old: PartMaps) -> Tensor:
-    """Codes `(N, M)` in new numbers, piece by piece."""
+    """Codes `(N, M)` under the new numbers, computed in pieces to bound memory."""
     starts = range(0, len(old.codes), _PIECE)
     pieces = (PartMaps(old.labels[start : start + _PIECE], old.codes[start : start + _PIECE]) for start in starts)
     return torch.cat([edit.apply(piece).codes for piece in pieces])
 
 
 def _typical(report: DiscoveryReport, edit: CodebookEdit, codes: Tensor) -> dict[str, list[int]]:
-    """Typical pictures under the new numbers, as far as their new codes `(N, M)` still say so."""
+    """Typical pictures under the new numbers, as far as their new codes `(N, M)` still match."""
     moved: dict[str, list[int]] = {}
     for key, rows in report["typical"].items():
         part, kind = (int(number) for number in key.split(":"))
         new = edit.kinds[part][kind]
         if new != ABSENT:
-            # of two joined parts a picture keeps the kind of the larger
+            # a picture that showed both merged parts keeps only the kind of the larger one
             still = [row for row in rows if int(codes[row, edit.parts[part]]) == new]
             found = moved.setdefault(f"{edit.parts[part]}:{new}", [])
             found += [row for row in still if row not in found]
@@ -213,7 +214,7 @@ def _typical(report: DiscoveryReport, edit: CodebookEdit, codes: Tensor) -> dict
 def _with_fitted_kinds(
     folder: Path, codebook: PartCodebook, codes: Tensor, report: DiscoveryReport, part: int
 ) -> tuple[PartCodebook, Tensor, DiscoveryReport]:
-    """Kinds of one part fitted anew from the stored means; all as it was where these are gone."""
+    """Kinds of one part refitted from the stored means; everything unchanged if these were deleted."""
     plan = read_plan(folder) if (folder / "state" / "plan.json").is_file() else None
     if plan is None or not any((folder / "state").glob("parts-*.safetensors")):
         return codebook, codes, report
@@ -221,11 +222,11 @@ def _with_fitted_kinds(
     pieces = [PartMeans(shard.means, shard.counts).joined(report["part_of"], part) for shard in state.read_parts()]
     # (N, 1, d) and (N, 1)
     seen = PartMeans(torch.cat([piece.means for piece in pieces]), torch.cat([piece.counts for piece in pieces]))
-    # on at most as many pictures as the discovery itself used
+    # same bound on the number of pictures as in the discovery itself
     refitted = refit_kinds(codebook, part, seen, plan["kinds"], plan["seed"], plan["kind_images"])
     new_codes = refitted.codes.masked_fill(codes[:, part] == ABSENT, ABSENT)  # (N,)
     typical = TypicalPictures(refitted.alone)
-    # the one part is number 0 there: keys and codes go back under its own number
+    # `refitted.alone` has this part as number 0: translate keys and codes back
     typical.add(0, new_codes.unsqueeze(1), seen.means)
     kept = {key: rows for key, rows in report["typical"].items() if not key.startswith(f"{part}:")}
     kept |= {key.replace("0:", f"{part}:", 1): rows for key, rows in typical.rows().items()}

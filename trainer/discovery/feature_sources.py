@@ -1,4 +1,4 @@
-"""Builds the patch-feature source that a codebook or a command asks for, and chooses one where nothing was asked."""
+"""Builds the patch-feature source requested by a codebook or a command, and chooses the default source."""
 
 from pathlib import Path
 from typing import Literal, TypeVar
@@ -17,7 +17,7 @@ Spec = dict[str, "str | int | float"]
 
 
 class _SourceSettings(BaseModel):
-    """Settings of a source as its specification gives them; those left out keep the source's own defaults."""
+    """Settings of a source from its specification; omitted ones keep the defaults of the source."""
 
     model_config = ConfigDict(extra="forbid", protected_namespaces=())
 
@@ -60,23 +60,24 @@ Settings = TypeVar("Settings", bound=_SourceSettings)
 
 
 def choose_source(choice: SourceChoice, *, weights: Path | None = None, model: str | None = None) -> Spec:
-    """Specification of the source that a user's choice means; `auto` takes the best one that needs no download.
+    """Specification of the chosen source; `auto` selects the best one that needs no download.
 
-    That is dinov2 where its weights are on disk, else imagenet. Colours alone (`descriptor`) and a base model's own
-    features (`diffusion`) are taken only where they are asked for by name.
+    That is dinov2 if its weights are on disk, else imagenet. `descriptor` (colour and texture) and `diffusion` (features
+    of a base model) are used only if requested by name.
 
     Raises:
-        BestiaryError: weights or a model for a source that has none.
+        BestiaryError: weights or a model given for a source that does not use them.
     """
-    # a checkpoint or a model given by hand says that dinov2 is meant
+    # with auto, an explicit checkpoint or model implies dinov2
     name = choice
     if choice == "auto":
+        # auto must not start a download on its own
         name = "dinov2" if weights is not None or model is not None or dino_weights_on_disk() else "imagenet"
     if model is not None and name != "dinov2":
-        raise BestiaryError(f"--model {model} is for --source dinov2, not {name}: leave one of them out")
+        raise BestiaryError(f"--model {model} is for --source dinov2, not {name}: remove one of the two options")
     if weights is not None and name not in ("dinov2", "imagenet"):
         raise BestiaryError(
-            f"--weights {weights} is for --source dinov2 or imagenet, not {name}: leave one of them out"
+            f"--weights {weights} is for --source dinov2 or imagenet, not {name}: remove one of the two options"
         )
     given = {"model": model, "weights": None if weights is None else str(weights)}
     return {"name": name, **{setting: value for setting, value in given.items() if value is not None}}
@@ -91,9 +92,9 @@ def build_feature_source(spec: Spec, denoiser: Denoiser | None = None, *, device
     """A feature source from its specification (`FeatureSource.spec`, or just a name).
 
     Args:
-        spec: `name` and the settings of that source; settings left out keep their defaults.
-        denoiser: the model whose activations are read; only the source `diffusion` needs it.
-        device: where a vision transformer runs, for example "cuda:0".
+        spec: `name` and the settings of that source; omitted settings keep their defaults.
+        denoiser: the model to read activations from; required by the source `diffusion` only.
+        device: device of the feature network, for example "cuda:0".
 
     Raises:
         BestiaryError: an unknown name, a missing or different base model, or weights that cannot be read.
@@ -111,19 +112,19 @@ def build_feature_source(spec: Spec, denoiser: Denoiser | None = None, *, device
 
 
 def dino_weights_on_disk() -> bool:
-    """True where timm would find its DINOv2 weights without a download."""
+    """True if timm can load its DINOv2 weights without a download."""
     return cached_weights() is not None
 
 
 def _settings(spec: Spec, form: type[Settings]) -> Settings:
-    """The settings of a specification beside its name."""
+    """The validated settings of a specification, without its name."""
     try:
         return form.model_validate({name: value for name, value in spec.items() if name != "name"})
     except ValidationError as fault:
         faults = "; ".join(f"{error['loc'][0]} = {error['input']!r}: {error['msg']}" for error in fault.errors())
         raise BestiaryError(
             f"the feature source {spec['name']} cannot be built with these settings: {faults}. "
-            f"It knows {', '.join(form.model_fields)}: correct the file that holds them, or discover again"
+            f"Valid settings: {', '.join(form.model_fields)}; correct the file that contains them, or run discovery again"
         ) from fault
 
 
@@ -131,10 +132,10 @@ def _dino_source(settings: _DinoSettings, device: str) -> DinoFeatures:
     weights, model, size = settings.weights, settings.model, settings.image_size
     if weights is not None:
         return DinoFeatures(weights, image_size=size, model=model, device=device)
-    # timm would try for minutes where there is no network
+    # timm retries for minutes without a network: fetch with an error that names the remedy
     remedy = "choose --source imagenet, which needs no network"
     source = DinoFeatures(fetch_weights(model, remedy=remedy), image_size=size, model=model, device=device)
-    # a codebook goes to other machines, where this path means nothing
+    # the codebook may be used on other machines, where this path does not exist
     del source.spec["weights"]
     return source
 
@@ -142,16 +143,15 @@ def _dino_source(settings: _DinoSettings, device: str) -> DinoFeatures:
 def _diffusion_source(settings: _DiffusionSettings, denoiser: Denoiser | None) -> DiffusionFeatures:
     if denoiser is None:
         raise BestiaryError(
-            "the feature source diffusion reads a base model and none was given: "
-            "give --base FOLDER, or choose --source descriptor"
+            "the feature source diffusion needs a base model: give --base FOLDER, or choose --source descriptor"
         )
     backbone = settings.backbone
     if backbone is not None and backbone != denoiser.backbone.name:
         raise BestiaryError(
-            f"these features were made with a base model of the kind {backbone!r}, not {denoiser.backbone.name!r}: "
+            f"these features were computed with a {backbone!r} base model, not {denoiser.backbone.name!r}: "
             f"give --base a {backbone} model"
         )
-    # specifications are flat, so the names of blocks stand in one text
+    # specifications are flat: block names are stored as one comma-separated text
     blocks = settings.blocks
     return DiffusionFeatures(
         denoiser,

@@ -1,4 +1,4 @@
-"""One program at a time in a folder: others wait, and a killed one holds nothing up."""
+"""Folder lock: one program at a time, others wait; the lock of a killed program is released by the system."""
 
 import hashlib
 import os
@@ -11,20 +11,20 @@ from pathlib import Path
 from ...concepts.errors import BestiaryError
 
 WAIT = 60.0
-"""Seconds after which waiting is given up."""
+"""Seconds to wait for the lock."""
 
 
 @contextmanager
 def alone_in(folder: Path, wait: float = WAIT) -> Iterator[None]:
-    """Hold a folder while the block runs; the system lets go of it when the process ends, however it ends.
+    """Lock a folder while the block runs; the system releases the lock when the process ends, however it ends.
 
-    Where the file system knows no locks, the block runs without one.
+    On a file system without locks the block runs unlocked.
 
     Args:
         wait: seconds to wait for another program.
 
     Raises:
-        BestiaryError: another program still holds it after that time.
+        BestiaryError: another program still holds the lock after that time.
     """
     held = _open(Path(folder))
     try:
@@ -32,16 +32,17 @@ def alone_in(folder: Path, wait: float = WAIT) -> Iterator[None]:
         while not _taken(held):
             if time.monotonic() > deadline:
                 raise BestiaryError(
-                    f"{folder} is being changed by another program: try again when it is done, or end it"
+                    f"{folder} is being changed by another program: try again when it is done, or stop that program"
                 )
             time.sleep(0.05)
         yield
     finally:
+        # closing also releases the lock
         os.close(held)
 
 
 def _open(folder: Path) -> int:
-    # the folder itself can be held, so no file is left in it; Windows holds only files
+    # POSIX locks the folder itself, which leaves no lock file behind; Windows can lock only files
     if os.name != "nt":
         return os.open(folder, os.O_RDONLY)
     name = hashlib.sha256(str(folder.resolve()).encode("utf-8", "surrogatepass")).hexdigest()[:24]
@@ -49,7 +50,7 @@ def _open(folder: Path) -> int:
 
 
 def _taken(held: int) -> bool:
-    """Try to hold an open file; True also where this file system has no locks."""
+    """Try to lock an open file; True also if the file system has no locks."""
     if os.name == "nt":
         import msvcrt
 
@@ -64,6 +65,7 @@ def _taken(held: int) -> bool:
         fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
+    # some network file systems do not support locks
     except OSError:
         return True
     return True

@@ -1,4 +1,4 @@
-"""Where the thing of a picture is, as far as its owner says so: a folder of masks, or the picture's own transparency.
+"""User-provided foreground masks: a folder of masks, or the transparency of the pictures themselves.
 
 Letters: (H, W) pixels of a picture, (h, w) patch grid.
 """
@@ -29,16 +29,16 @@ _SHOWN = 5
 
 @dataclass(frozen=True)
 class ForegroundMasks:
-    """The masks of the pictures of a folder, looked up one at a time."""
+    """The masks for the pictures of a folder, read one at a time."""
 
     pictures: Path
     companions: CompanionFolder | None = None
-    """None: only the transparency of the pictures themselves counts."""
+    """Folder of masks; None uses only the transparency of the pictures."""
     flipped: bool = False
-    """The masks show the surroundings."""
+    """True if the masks mark the background."""
 
     def on_grid(self, name: str, grid: tuple[int, int]) -> Tensor | None:
-        """Share of the thing in every patch `(h, w)` of a picture given by its relative path; None where nobody says.
+        """Foreground share of every patch `(h, w)` of a picture given by its relative path; None if it has no mask.
 
         Raises:
             BestiaryError: a mask that is ambiguous, cannot be read, or has another size than its picture.
@@ -55,7 +55,7 @@ class ForegroundMasks:
         if self.companions is None:
             return own_transparency(picture)
         file = self.companions.of(name)
-        # in the folder of the pictures a picture stands for itself: its colours are no mask
+        # masks and pictures may share a folder: a picture must not serve as its own mask
         if file is None or file.resolve() == picture.resolve():
             return own_transparency(picture)
         try:
@@ -65,13 +65,13 @@ class ForegroundMasks:
 
 
 def open_masks(folder: Path | None, pictures: Path, names: Sequence[str], *, flipped: bool = False) -> ForegroundMasks:
-    """The masks of pictures given by their relative paths; files of the folder that belong to none are logged.
+    """The masks of pictures given by their relative paths; unused files of the folder are logged.
 
     Args:
-        flipped: the masks show the surroundings.
+        flipped: the masks mark the background.
 
     Raises:
-        BestiaryError: no such folder, no mask for any picture, or one that could belong to several.
+        BestiaryError: no such folder, no mask for any picture, or an ambiguous mask.
     """
     if folder is None:
         return ForegroundMasks(pictures, flipped=flipped)
@@ -79,18 +79,18 @@ def open_masks(folder: Path | None, pictures: Path, names: Sequence[str], *, fli
     lacking = [name for name in names if companions.of(name) is None]
     if len(lacking) == len(names):
         raise BestiaryError(
-            f"no mask in {folder} belongs to any of {len(names)} pictures: call the mask of {names[0]} "
+            f"no mask in {folder} belongs to any of {len(names)} pictures: name the mask of {names[0]} "
             f"{companions.names_for(names[0])}"
         )
     if lacking:
         logger.warning("%d of %d pictures have no mask in %s: %s", len(lacking), len(names), folder, _listed(lacking))
     if unused := companions.unused():
-        logger.warning("%d masks in %s belong to no picture: %s", len(unused), folder, _listed(unused))
+        logger.warning("%d masks in %s do not belong to any picture: %s", len(unused), folder, _listed(unused))
     return ForegroundMasks(pictures, companions, flipped)
 
 
 def own_transparency(path: Path) -> np.ndarray | None:
-    """Opacity `(H, W)` float32 in 0..1 of a picture in which it differs from pixel to pixel; None for all others."""
+    """Opacity `(H, W)` float32 in 0..1 of a picture with varying opacity; None for all others."""
     if path.suffix.lower() in _NEVER_TRANSPARENT:
         return None
     try:

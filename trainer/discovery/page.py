@@ -1,4 +1,4 @@
-"""The page of a discovery: part maps over pictures, the kinds of every part with thumbnails, sizes, skipped files."""
+"""HTML page of a discovery: part maps over pictures, the kinds of every part with thumbnails, sizes, skipped files."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -51,21 +51,21 @@ h3 small { font: 400 .85rem system-ui, sans-serif; color: var(--soft); margin-le
 
 @dataclass(frozen=True)
 class PageContent:
-    """What a page of a discovery is made from."""
+    """Content of a discovery page."""
 
     images_folder: Path
     codebook: PartCodebook
     report: DiscoveryReport
     labels: Tensor
-    """`(N, h, w)` uint8, may be mapped from its file: only the rows shown are read."""
+    """`(N, h, w)` uint8, may be memory-mapped: only the displayed rows are read."""
     names: Mapping[int, str]
-    """Row -> picture file relative to its folder, for the rows shown."""
+    """Row -> picture file relative to its folder, for the displayed rows."""
     skipped: Sequence[tuple[str, str]]
 
 
 @dataclass(frozen=True)
 class _Pictures:
-    """What the page shows of the picture files, made while each file is open once."""
+    """Images of the page, made from the picture files, each of which is opened once."""
 
     overlays: dict[int, str]
     thumbnails: dict[tuple[int, int, int], str]  # (part, kind, row)
@@ -75,7 +75,7 @@ def color_parts(picture: Image.Image, labels: Tensor, background: int) -> Image.
     """A square picture with part labels `(h, w)` laid over it in colour; the background is faded to grey."""
     pixels = np.asarray(picture.convert("RGB"), dtype=np.float32)  # (S, S, 3)
     parts = sorted(int(part) for part in labels.unique())
-    # each part as a smooth field; every pixel goes to the part nearest there
+    # upsample each part as a smooth field; every pixel goes to the part with the largest value
     nearness = np.stack([_smooth_mask(labels == part, picture.size) for part in parts])  # (parts, S, S)
     owner = np.array(parts)[nearness.argmax(0)]  # (S, S)
     # (S, S, 3) in grey: the picture's colours would mix with those of the parts
@@ -95,7 +95,7 @@ def crop_part(picture: Image.Image, labels: Tensor, part: int, size: int) -> Ima
     step = picture.width / labels.shape[1]
     left, right = float(columns.min()) * step, float(columns.max() + 1) * step
     top, bottom = float(rows.min()) * step, float(rows.max() + 1) * step
-    # one patch more than the part needs, moved inside the picture where it would leave it
+    # margin of one patch in total; the square is shifted to stay inside the picture
     edge = min(max(right - left, bottom - top) + step, picture.width)
     x = min(max((left + right - edge) / 2, 0), picture.width - edge)
     y = min(max((top + bottom - edge) / 2, 0), picture.height - edge)
@@ -105,8 +105,8 @@ def crop_part(picture: Image.Image, labels: Tensor, part: int, size: int) -> Ima
 def page_content(
     folder: Path, images_folder: Path, codebook: PartCodebook, report: DiscoveryReport, labels: Tensor
 ) -> PageContent:
-    """Gather what the page of the discovery in `folder` needs besides what is at hand, labels `(N, h, w)` among it."""
-    # rows of the report, looked up in one reading of the list
+    """Collect the content of the page of the discovery in `folder`; labels are `(N, h, w)`."""
+    # one pass over the list of names, which may have millions of lines
     shown = {row for _, _, _, rows in _shown_kinds(report) for row in rows} | set(_shown_whole(report))
     return PageContent(
         images_folder, codebook, report, labels, read_lines_at(folder / IMAGES, shown), read_skipped(folder)
@@ -114,7 +114,7 @@ def page_content(
 
 
 def write_discovery_page(path: Path, content: PageContent) -> Path:
-    """Write the page of a discovery; pictures that can no longer be read are left out.
+    """Write the page of a discovery; pictures that can no longer be read are omitted.
 
     Raises:
         BestiaryError: the folder cannot be written to.
@@ -135,18 +135,18 @@ def write_discovery_page(path: Path, content: PageContent) -> Path:
 
 
 def _read_pictures(content: PageContent) -> _Pictures:
-    """Read every picture that the page needs once."""
+    """Read every picture of the page once."""
     found = _Pictures({}, {})
     wanted: dict[int, list[tuple[int, int]]] = {}
     for part, kind, _, rows in _shown_kinds(content.report):
         for row in rows:
             wanted.setdefault(row, []).append((part, kind))
     examples = set(_shown_whole(content.report))
-    # examples and thumbnails of one picture are cut while it is open
+    # a picture may be both an example and a source of thumbnails: decode it once
     for row in sorted(examples | set(wanted)):
         try:
             picture = fit_square(read_image(content.images_folder / content.names[row], at_least=_PICTURE), _PICTURE)
-        # pictures may have gone since the discovery
+        # pictures may have been deleted since the discovery
         except UnreadableImage:
             continue
         labels = content.labels[row]  # (h, w)
@@ -159,13 +159,13 @@ def _read_pictures(content: PageContent) -> _Pictures:
 
 
 def _shown_whole(report: DiscoveryReport) -> list[int]:
-    """Rows of the pictures that are shown whole: the doubtful ones first."""
+    """Rows of the pictures that are shown in full: the doubtful ones first."""
     doubtful = [doubt["row"] for doubt in report.get("doubts", [])]
     return [*doubtful, *(row for row in report["examples"] if row not in doubtful)]
 
 
 def _shown_kinds(report: DiscoveryReport) -> Iterator[tuple[int, int, int, list[int]]]:
-    """(part, kind, pictures that show it, typical pictures) of the largest kinds of every part."""
+    """(part, kind, number of pictures, typical pictures) of the largest kinds of every part."""
     for part in report["parts"]:
         for kind, size in largest_kinds(part, KINDS_SHOWN):
             yield part["index"], kind, size, report["typical"].get(f"{part['index']}:{kind}", [])[:PER_KIND]
@@ -194,8 +194,8 @@ def _summary(content: PageContent) -> str:
     report = content.report
     foreground = [part for part in report["parts"] if part["index"] != content.codebook.background]
     lead = (
-        f"{report['images']} pictures taken apart without labels: {len(foreground)} parts of the things they show, "
-        f"and the kinds in which each part comes. Seen by {source_words(report['source'])}."
+        f"{report['images']} pictures segmented without labels: {len(foreground)} parts of the objects they show, "
+        f"and the kinds of each part. Features: {source_words(report['source'])}."
     )
     figures = [
         (report["images"], "pictures"),
@@ -207,13 +207,13 @@ def _summary(content: PageContent) -> str:
 
 
 def source_words(spec: SourceSpec) -> str:
-    """A feature source in words a person understands."""
+    """A feature source in plain words."""
     model = spec.get("model") or spec.get("backbone")
     return {
-        "imagenet": "a network that learned ImageNet (EfficientNet-Lite0)",
+        "imagenet": "a network trained on ImageNet (EfficientNet-Lite0)",
         "dinov2": f"a vision transformer ({model or 'DINOv2'})",
-        "diffusion": f"the base model's own features ({model or 'of the base model'})",
-        "descriptor": "colour and texture alone",
+        "diffusion": f"activations of the base model ({model or 'of the base model'})",
+        "descriptor": "colour and texture only",
     }.get(str(spec.get("name")), str(spec.get("name")))
 
 
@@ -222,8 +222,8 @@ def _times(report: DiscoveryReport) -> str:
     if times is None:
         return ""
     text = (
-        f"{report.get('seconds')} s: {times['features']} s for reading the pictures and their features, {times['clustering']} s for "
-        "finding parts and kinds in them."
+        f"{report.get('seconds')} s: {times['features']} s for reading pictures and computing features, {times['clustering']} s "
+        "for clustering parts and kinds."
     )
     return f'<p class="note times">{escaped(text)}</p>'
 
@@ -233,7 +233,7 @@ def _warnings(report: DiscoveryReport) -> str:
 
 
 def _doubtful(content: PageContent, pictures: _Pictures) -> str:
-    """The pictures of which discovery is least sure, with the reason."""
+    """The pictures with the least certain parts, with the reason."""
     names = content.codebook.part_names
     figures = [
         figure(
@@ -246,7 +246,7 @@ def _doubtful(content: PageContent, pictures: _Pictures) -> str:
     ]
     if not figures:
         return ""
-    hint = "The pictures whose parts differ most from those of the others: look at these before the rest."
+    hint = "The pictures whose parts differ most from those of the others: check these first."
     return section("Where discovery is least sure", paragraph(hint, "note"), _color_key(content), gallery(figures, 300))
 
 
@@ -259,7 +259,9 @@ def _examples(content: PageContent, pictures: _Pictures) -> str:
     doubtful = {doubt["row"] for doubt in content.report.get("doubts", [])}
     shown = [row for row in pictures.overlays if row in content.report["examples"] and row not in doubtful]
     figures = [figure(pictures.overlays[row], content.names[row]) for row in shown]
-    hint = "Names are proposals from where the parts lie; `bestiary parts rename | merge | drop` edits parts and kinds."
+    hint = (
+        "Names are suggestions based on part positions; `bestiary parts rename | merge | drop` edits parts and kinds."
+    )
     key = _color_key(content)
     return section("Where the parts are", key, gallery(figures, tile=300), paragraph(hint, "note"))
 
@@ -269,7 +271,7 @@ def _part_section(content: PageContent, part: int, pictures: _Pictures) -> str:
     name, shown = codebook.part_names[part], [kind for kind in _shown_kinds(content.report) if kind[0] == part]
     largest = max((size for _, _, size, _ in shown), default=1)
     cards = [_kind_card(codebook, kind, largest, pictures) for kind in shown]
-    # small kinds are many and show little: they are counted only
+    # small kinds are numerous: they are only counted
     rest = len(entry["kinds"]) - len(shown)
     kinds = gallery(cards, tile=240) + (paragraph(f"and {rest} smaller kinds") if rest > 0 else "")
     share = entry["images"] / content.report["images"]
@@ -304,19 +306,19 @@ def _kind_card(
 
 
 def _size_table(content: PageContent) -> str:
-    """Presence, area and kinds of every part."""
+    """Table of frequency, area and kinds of every part."""
     rows = []
     for part in _foreground_first(content.codebook):
         entry = content.report["parts"][part]
         sizes = sorted(entry["kinds"].values())
         presence = f"{entry['images'] / content.report['images']:.1%}"
-        # the median tells more than the mean where one kind is huge
+        # the median, because one huge kind would dominate the mean
         median = sizes[len(sizes) // 2] if sizes else 0
         known = content.report.get("confidence") or []
         sure = f"{known[part]:.0%}" if part < len(known) and known[part] is not None else None
         rows.append((part, entry["name"], presence, f"{entry['area']:.1%}", sure, len(sizes), median))
-    header = ("index", "part", "in pictures", "area where shown", "confidence")
-    return table((*header, "kinds", "pictures of a kind, median"), rows)
+    header = ("index", "part", "in pictures", "area where present", "confidence")
+    return table((*header, "kinds", "pictures per kind, median"), rows)
 
 
 def _skipped_section(content: PageContent) -> str:
@@ -325,15 +327,15 @@ def _skipped_section(content: PageContent) -> str:
     more = len(content.skipped) - _SKIPPED_SHOWN
     note = paragraph(f"and {more} more in skipped.csv") if more > 0 else ""
     return section(
-        "Skipped files", table(("file", "why"), content.skipped[:_SKIPPED_SHOWN]) + note, _other_files(content)
+        "Skipped files", table(("file", "reason"), content.skipped[:_SKIPPED_SHOWN]) + note, _other_files(content)
     )
 
 
 def _other_files(content: PageContent) -> str:
-    """Files that are no pictures by their name, counted by their endings."""
+    """Files without a picture suffix, counted by suffix."""
     others = content.report.get("other_files") or {}
     listed = ", ".join(f"{count} x {suffix}" for suffix, count in others.items())
-    return paragraph(f"Other files in the folder, which are no pictures: {listed}.") if listed else ""
+    return paragraph(f"Other files in the folder, which are not pictures: {listed}.") if listed else ""
 
 
 def _provenance(report: DiscoveryReport) -> str:

@@ -24,12 +24,12 @@ from ..learning.pictures.image_files import GONE, UnreadableImage, fit_square, i
 from .foreground_masks import ForegroundMasks
 from .state import DiscoveryState, PartShard, SampleShard, Skipped
 
-_PLAIN = "it is one plain colour: there is nothing to see in it"
+_PLAIN = "it is one plain colour and shows nothing"
 
 
 @dataclass(frozen=True)
 class PictureReader:
-    """Reads pictures of a list as squares of one size, ahead of their use."""
+    """Reads pictures of a list as squares of one size, one batch ahead."""
 
     root: Path
     names: Sequence[str]
@@ -37,26 +37,26 @@ class PictureReader:
     size: int
     threads: int = field(default_factory=lambda: min(4, os.cpu_count() or 1))
     masks: ForegroundMasks | None = None
-    """Where the thing is, as far as that is known; None: nothing is known."""
+    """Foreground masks given by the user, if any."""
 
     def batches(self, indices: Sequence[int], batch_size: int, skipped: Skipped) -> Iterator[tuple[list[int], Tensor]]:
-        """Batches of (places in the list, images `(n, 3, S, S)` in 0..1); unreadable files go to `skipped` instead."""
+        """Batches of (indices into the list, images `(n, 3, S, S)` in 0..1); unreadable files are added to `skipped`."""
         pieces = [indices[start : start + batch_size] for start in range(0, len(indices), batch_size)]
         with ThreadPoolExecutor(self.threads) as pool:
             ahead = [pool.submit(self.read, index) for index in (pieces[0] if pieces else [])]
             for number, piece in enumerate(pieces):
-                # the next batch is decoded while this one is described
+                # decode the next batch while the features of this one are computed
                 waiting, following = ahead, pieces[number + 1] if number + 1 < len(pieces) else []
                 ahead = [pool.submit(self.read, index) for index in following]
                 read = [(index, future.result()) for index, future in zip(piece, waiting, strict=True)]
                 skipped.extend((self.names[index], found) for index, found in read if isinstance(found, str))
-                # the order stays that of `piece`; what could not be read is told, not raised
+                # the order of `piece` is kept; one unreadable file must not stop the run
                 good = [(index, found) for index, found in read if isinstance(found, Tensor)]
                 if good:
                     yield [index for index, _ in good], torch.stack([found for _, found in good])  # (n, 3, S, S)
 
     def read(self, index: int) -> Tensor | str:
-        """One picture `(3, S, S)` in 0..1, or the reason why there is none."""
+        """One picture `(3, S, S)` in 0..1, or the reason why it cannot be used."""
         try:
             image = image_to_tensor(
                 fit_square(read_image(self.root / self.names[index], at_least=self.size), self.size)
@@ -68,7 +68,7 @@ class PictureReader:
         return image
 
     def marked(self, indices: Sequence[int], grid: tuple[int, int]) -> Tensor | None:
-        """Share of the thing in every patch `(n, h, w)` of pictures, NaN where nobody says; None where of none of them."""
+        """Foreground share of every patch `(n, h, w)`, NaN for pictures without a mask; None if no picture has one."""
         if self.masks is None:
             return None
         found = [self.masks.on_grid(self.names[index], grid) for index in indices]
@@ -93,10 +93,10 @@ def sample_shard(
 
 
 def views_of_sample(found: SampleShard, reader: PictureReader, source: FeatureSource, seed: int) -> SampleViews | None:
-    """Some pictures of a sample seen a second time; where some are marked, of those alone and counted among them."""
+    """Second views of some pictures of a sample; if some pictures have masks, of those only and numbered among them."""
     index = found.index if found.marked is None else found.index[~found.marked.flatten(1).isnan().any(1)]
     read = ((row, reader.read(int(index[row]))) for row in viewed_pictures(len(index)))
-    # what can no longer be read is told by the second pass
+    # pictures that can no longer be read are reported in pass 2
     return look_again(((row, image) for row, image in read if isinstance(image, Tensor)), source, seed=seed)
 
 
@@ -108,14 +108,14 @@ def describe_shard(
     codebook: PartCodebook,
     batch_size: int,
 ) -> float:
-    """Pass 2: store part labels and part means of every picture of a shard; returns the seconds that labels took."""
+    """Pass 2: store part labels and part means of every picture of a shard; returns the seconds spent on labels."""
     skipped: Skipped = []
     sampled, unreadable = state.read_sample(shard)
-    # what pass 1 has read, and what it could not read
+    # pictures that pass 1 has already read or failed to read
     settled = set() if sampled is None else {reader.names[index] for index in sampled.index.tolist()}
     settled |= {name for name, _ in unreadable}
     left = [index for index in state.images_of(shard) if reader.names[index] not in settled]
-    # pictures of the sample are not described again; the order is mended when the pieces are joined
+    # features of the sample are reused; `_joined_parts` restores the order afterwards
     pieces = [] if sampled is None else list(_in_batches(sampled, batch_size))
     labelled, seconds = [], 0.0
     for piece in itertools.chain(pieces, _described(left, reader, source, batch_size, skipped)):
@@ -138,11 +138,11 @@ def joined_sample(state: DiscoveryState) -> SampleShard:
         found, skipped = state.read_sample(shard)
         pieces += [] if found is None else [found]
         unreadable += skipped
-    # without a single picture there is nothing to fit: the first reasons tell why
+    # nothing to fit: report the first reasons
     if not pieces:
         if all(reason == _PLAIN for _, reason in unreadable):
             raise BestiaryError(
-                f"no foreground found: all {len(unreadable)} pictures are one plain colour; give pictures that show something"
+                f"no foreground found: all {len(unreadable)} pictures are one plain colour; give pictures that show an object"
             )
         reasons = "; ".join(f"{name}: {reason}" for name, reason in unreadable[:3])
         raise BestiaryError(f"none of {len(unreadable)} pictures could be read ({reasons}): give a folder of pictures")
@@ -164,17 +164,17 @@ def check_features(grid: PatchGrid, names: Sequence[str]) -> None:
 
 
 def _check_still_there(reader: PictureReader, count: int, skipped: Skipped) -> None:
-    """Stop before a shard is written without its pictures: a finished discovery could not be told from a whole one.
+    """Stop before a shard is written without its pictures: the result would look complete although pictures are missing.
 
     Raises:
         BestiaryError: the folder, or most of `count` pictures that were to be read, has vanished.
     """
     gone = [name for name, reason in skipped if reason == GONE]
     if not reader.root.is_dir() or 2 * len(gone) > count:
-        told = f"{len(gone)} of {count} pictures are no longer there, first {gone[0]}" if gone else "it is gone"
+        told = f"{len(gone)} of {count} pictures no longer exist, first {gone[0]}" if gone else "it no longer exists"
         raise BestiaryError(
-            f"the picture folder {reader.root} has vanished while it was read ({told}): restore it and run the same command "
-            "again, which continues where this one stopped"
+            f"the picture folder {reader.root} disappeared while it was read ({told}): restore it and run the same command "
+            "again to continue"
         )
 
 
@@ -185,7 +185,7 @@ def _described(
         grid = source(images)
         check_features(grid, [reader.names[place] for place in places])
         marked = reader.marked(places, (grid.features.shape[1], grid.features.shape[2]))  # (n, h, w)
-        # rounded as stored samples are, so that a picture gets the same labels whether it was sampled or not
+        # rounded like stored samples, so that a picture gets the same labels whether it was sampled or not
         yield SampleShard(torch.tensor(places), grid.rounded(), marked)
 
 
@@ -201,7 +201,7 @@ def _part_piece(piece: SampleShard, codebook: PartCodebook) -> PartShard:
     means, counts = codebook.part_means(piece.grid, labels)  # (n, M, D), (n, M)
     confidence = codebook.confidence(piece.grid, labels)  # (n, h, w)
     if piece.marked is not None:
-        confidence = torch.where(piece.marked.isnan(), confidence, torch.ones(()))  # masks leave no doubt
+        confidence = torch.where(piece.marked.isnan(), confidence, torch.ones(()))  # masks are certain
     sure = part_sureness(confidence, labels, codebook.num_parts)  # (n, M)
     return PartShard(piece.index.int(), labels.cpu(), counts.int(), means.half(), sure.half())
 

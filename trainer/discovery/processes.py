@@ -1,4 +1,4 @@
-"""The processes of one `accelerate launch` and their meeting points; a single process needs none of it."""
+"""The processes of one `accelerate launch` and their barriers; without effect in a single process."""
 
 import os
 import re
@@ -14,7 +14,7 @@ _LONGEST_WAIT = timedelta(days=7)  # the first process clusters while the others
 
 @dataclass(frozen=True)
 class WorkGroup:
-    """This process among the `size` processes that share a piece of work."""
+    """This process within a group of `size` processes that share the work."""
 
     rank: int = 0
     size: int = 1
@@ -26,29 +26,29 @@ class WorkGroup:
         return self.rank == 0
 
     def owns(self, piece: int) -> bool:
-        """Whether piece number `piece` of the work is this process's."""
+        """True if this process handles piece number `piece`."""
         return piece % self.size == self.rank
 
     def meet(self) -> None:
-        """Return once every process of the group has come here."""
+        """Barrier: returns when all processes of the group have called it."""
         if self.size > 1:
             torch.distributed.barrier()
 
 
 def join_work_group(device: str = "auto") -> WorkGroup:
-    """The group that `accelerate launch` (or torchrun) started this process in.
+    """The group of processes started by `accelerate launch` (or torchrun).
 
     Args:
-        device: "auto" takes this process's own GPU where there is one.
+        device: "auto" uses this process's own GPU if there is one.
 
     Raises:
-        BestiaryError: the device asked for is not here.
+        BestiaryError: the requested device does not exist.
     """
-    # what the launcher says of the group; without it this process is alone
+    # set by the launcher; absent for a single process
     size = int(os.environ.get("WORLD_SIZE", "1"))
     if size == 1:
         return WorkGroup(device=_device(device, 0))
-    # only a group needs accelerate, whose import takes seconds
+    # imported only for groups: accelerate takes seconds to import
     from accelerate import PartialState
 
     local_rank = int(os.environ.get("LOCAL_RANK", "0"))
@@ -58,7 +58,7 @@ def join_work_group(device: str = "auto") -> WorkGroup:
 
 
 def _device(asked: str, local_rank: int) -> str:
-    # asked for or not, a device that is not here must be told before the work
+    # validate now: torch would fail only after pictures were read and models loaded
     if asked == "auto":
         return f"cuda:{local_rank}" if torch.cuda.is_available() else "cpu"
     if not re.fullmatch(r"cpu|mps|cuda(:\d+)?", asked):
@@ -70,7 +70,10 @@ def _device(asked: str, local_rank: int) -> str:
                 f"--device {asked}: PyTorch sees no CUDA GPU; choose cpu, or install a CUDA build of PyTorch"
             )
         if int(asked.partition(":")[2] or 0) >= count:
-            raise BestiaryError(f"--device {asked}: there are {count} GPUs here, numbered from cuda:0 on")
+            raise BestiaryError(
+                f"--device {asked} does not exist: this machine has {count} GPUs; choose cuda:0 to cuda:{count - 1}"
+            )
     if asked == "mps" and not torch.backends.mps.is_available():
         raise BestiaryError("--device mps: PyTorch sees no Apple GPU; choose cpu")
+    # plain cuda: each process of a distributed run uses its own GPU
     return f"cuda:{local_rank}" if asked == "cuda" else asked

@@ -1,4 +1,4 @@
-"""The end of a discovery: kinds fitted from the stored part means, every result file written, one shard in memory at a time.
+"""Final step of a discovery: fits the kinds to the stored part means and writes all files, one shard in memory at a time.
 
 Letters: N pictures, n pictures of a shard, (h, w) patch grid, M parts, d channels of part means.
 """
@@ -41,19 +41,19 @@ REPORT_FORMAT = 1
 
 @dataclass(frozen=True)
 class PassesDone:
-    """What the passes left, and what the report shall say about them."""
+    """Results of the passes, and facts for the report."""
 
     folder: Path
     images_folder: Path
     names: list[str]
     """Picture files relative to their folder, in the order of the passes."""
     unreadable: Skipped
-    """Entries of the folder that were passed over before any pass."""
+    """Entries of the folder that were skipped before the passes."""
     state: DiscoveryState
     about: RunFacts
     """Settings, source and files, for the report."""
     warnings: Sequence[str] = ()
-    """What a reader of the page shall know first."""
+    """Warnings shown at the top of the page."""
 
 
 def finish_discovery(
@@ -62,18 +62,18 @@ def finish_discovery(
     """Fit the kinds and write all files of the result, the report last; returns the report.
 
     Args:
-        kind_images: pictures on which kinds are fitted, at most.
+        kind_images: maximum number of pictures to fit the kinds on.
 
     Raises:
         BestiaryError: fewer pictures than kinds, names of parts that do not exist, or a folder that cannot be written to.
     """
     state, folder = done.state, done.folder
     total = state.count_parts()
-    # kinds from a bounded sample of the part means: memory must not grow with the folder
+    # a bounded sample of the part means: memory must not grow with the folder
     coarse = PartCodebook.load(state.coarse_path)
     means, counts = _kind_sample(state, total, kind_images, seed)  # (n, M, d), (n, M)
     codebook = fit_kinds(coarse, means.float(), counts, num_kinds=num_kinds, seed=seed)
-    # maps are written while sizes, places and typical pictures are counted; names follow from the places
+    # `stream` collects sizes, positions and typical pictures while the maps are written; names derive from positions
     stream = _ResultStream(state, codebook)
     write_maps(folder / PART_MAPS, stream.maps(), total, codebook.grid, codebook.num_parts)
     codebook = apply_names(codebook.with_names(propose_names(stream.places), codebook.kind_names), names)
@@ -102,7 +102,7 @@ def finish_discovery(
         "examples": torch.linspace(0, total - 1, min(EXAMPLES, total)).round().int().tolist(),
         "typical": stream.typical.rows(),
     }
-    # the report comes last: while it is missing, the next run writes all of this again
+    # the report comes last: it marks the discovery as finished, and without it the next run repeats this step
     labels = read_labels(folder / PART_MAPS)
     write_discovery_page(folder / PAGE, page_content(folder, done.images_folder, codebook, report, labels))
     write_report(folder, report)
@@ -111,7 +111,7 @@ def finish_discovery(
 
 
 class _ResultStream:
-    """Codes every shard once and counts what passes by."""
+    """Codes every shard once and collects statistics on the way."""
 
     def __init__(self, state: DiscoveryState, codebook: PartCodebook) -> None:
         self._state, self._codebook = state, codebook
@@ -123,7 +123,7 @@ class _ResultStream:
 
     def maps(self) -> Iterator[PartMaps]:
         """Labels and codes of each shard."""
-        # one pass over the shards serves the file of maps and everything that is counted
+        # one pass over the shards feeds the map file and all statistics
         for shard, codes in _coded(self._state, self._codebook):
             piece = PartMaps(shard.labels, codes)
             self.typical.add(self.counts.images, codes, shard.means)
@@ -135,7 +135,7 @@ class _ResultStream:
 
 
 def _doubtful_pictures(state: DiscoveryState, usual: UsualPictures) -> tuple[list[Doubt], list[float]]:
-    """The pictures that differ most from the others, and the share of every picture that the thing covers."""
+    """The pictures that differ most from the others, and the foreground share of every picture."""
     worst: list[Doubt] = []
     areas: list[float] = []
     for shard in state.read_parts():
@@ -146,7 +146,7 @@ def _doubtful_pictures(state: DiscoveryState, usual: UsualPictures) -> tuple[lis
 
 
 def _sure(shard: PartShard) -> Tensor:
-    """How sure the labels of every part are (n, M), 1 where an earlier version left nothing about it."""
+    """Certainty of the labels of every part (n, M); 1 in files of earlier versions, which do not store it."""
     return (shard.counts > 0).float() if shard.sure is None else shard.sure.float()
 
 
@@ -164,7 +164,7 @@ def _kind_sample(state: DiscoveryState, total: int, most: int, seed: int) -> tup
     means, counts, first = [], [], 0
     for shard in state.read_parts():
         size = len(shard.index)
-        # places among all pictures -> rows of this shard
+        # indices among all pictures -> rows of this shard
         rows = chosen[(chosen >= first) & (chosen < first + size)] - first
         means.append(shard.means[rows])
         counts.append(shard.counts[rows])

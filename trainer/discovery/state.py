@@ -1,6 +1,6 @@
-"""Resumable state of a discovery: a plan that must not change, and shards that are written once and never again.
+"""Resumable state of a discovery: a plan that must not change, and shards that are written once.
 
-`OUT/state/plan.json` holds the settings and a digest of the picture files. `sample-*.safetensors` hold the patch
+`OUT/state/plan.json` contains the settings and a digest of the picture files. `sample-*.safetensors` contain the patch
 features of a bounded random sample of the pictures, `parts-*.safetensors` the part labels and part means of all of them.
 Letters: n pictures of a shard, (h, w) patch grid, M parts, D channels.
 """
@@ -23,7 +23,7 @@ from ...concepts.features.patch_features import PatchGrid
 from ...concepts.files.atomic_file import replacing, write_text
 
 Skipped = list[tuple[str, str]]
-"""Relative path and reason of files that were passed over."""
+"""Relative path and reason of skipped files."""
 PLAN_FORMAT = 1
 
 
@@ -32,19 +32,19 @@ class SampleShard:
     """Patch features of sampled pictures."""
 
     index: Tensor
-    """`(n,)` long: place of each picture in the list of files."""
+    """`(n,)` long: index of each picture in the list of files."""
     grid: PatchGrid
     """Features `(n, h, w, D)` and details, rounded to half precision."""
     marked: Tensor | None = None
-    """`(n, h, w)` 0..1: share of the thing in every patch where masks say so, NaN in pictures without one."""
+    """`(n, h, w)` 0..1: foreground share of every patch from masks, NaN in pictures without a mask."""
 
 
 @dataclass(frozen=True)
 class PartShard:
-    """What is kept of every picture."""
+    """Stored results per picture."""
 
     index: Tensor
-    """`(n,)` int32: place of each picture in the list of files."""
+    """`(n,)` int32: index of each picture in the list of files."""
     labels: Tensor
     """`(n, h, w)` uint8."""
     counts: Tensor
@@ -52,18 +52,18 @@ class PartShard:
     means: Tensor
     """`(n, M, D)` float16: mean feature per part, 0 where absent."""
     sure: Tensor | None = None
-    """`(n, M)` float16 0..1: how sure the labels of the part's patches are; None in files of earlier versions."""
+    """`(n, M)` float16 0..1: certainty of the labels of the part's patches; None in files of earlier versions."""
 
     @property
     def bytes_per_image(self) -> float:
-        """Bytes kept of one picture."""
+        """Stored bytes per picture."""
         tensors = (self.index, self.labels, self.counts, self.means, self.sure)
         sizes = (tensor.numel() * tensor.element_size() for tensor in tensors if tensor is not None)
         return sum(sizes) / max(len(self.index), 1)
 
 
 class FilesFact(TypedDict):
-    """What a plan says of the picture files."""
+    """Picture files of a plan: their number and digest."""
 
     count: int
     digest: str
@@ -84,7 +84,7 @@ class _EveryPlan(TypedDict):
 
 
 class DiscoveryPlan(_EveryPlan, total=False):
-    """Everything on which the stored state depends; the settings have the names of `DiscoverSettings`."""
+    """All settings that the stored state depends on, named as in `DiscoverSettings`."""
 
     format: int
     base: str | None
@@ -109,11 +109,11 @@ class DiscoveryState:
         return -(-self.num_images // self.shard_images)
 
     def images_of(self, shard: int) -> range:
-        """Places in the list of files that a shard covers."""
+        """Indices into the list of files that a shard covers."""
         return range(shard * self.shard_images, min((shard + 1) * self.shard_images, self.num_images))
 
     def sample_path(self, shard: int) -> Path:
-        """File of the sampled pictures among a shard's."""
+        """File of a shard's sampled pictures."""
         return self.folder / f"sample-{shard:06d}.safetensors"
 
     def part_path(self, shard: int) -> Path:
@@ -121,7 +121,7 @@ class DiscoveryState:
         return self.folder / f"parts-{shard:06d}.safetensors"
 
     def write_sample(self, shard: int, found: SampleShard | None, skipped: Skipped) -> None:
-        """Store sampled features once; None where none of the chosen pictures could be read."""
+        """Store sampled features; None if none of the chosen pictures could be read."""
         tensors = {} if found is None else {"index": found.index, "features": found.grid.features.half()}
         if found is not None and found.grid.saliency is not None:
             tensors["saliency"] = found.grid.saliency.float()
@@ -132,7 +132,7 @@ class DiscoveryState:
         _write(self.sample_path(shard), tensors, skipped)
 
     def read_sample(self, shard: int) -> tuple[SampleShard | None, Skipped]:
-        """Sampled features of a shard, None where there are none, and the chosen files that could not be read."""
+        """Sampled features of a shard (None if there are none), and the chosen files that could not be read."""
         if not self.sample_path(shard).exists():
             return None, []
         with _opened(self.sample_path(shard)) as file:
@@ -147,7 +147,7 @@ class DiscoveryState:
             return SampleShard(file.get_tensor("index"), grid, marked), skipped
 
     def write_parts(self, shard: int, found: PartShard | None, skipped: Skipped) -> None:
-        """Store a shard's result once; None where none of its pictures could be read."""
+        """Store the results of a shard; None if none of its pictures could be read."""
         tensors = (
             {} if found is None else {name: getattr(found, name) for name in ("index", "labels", "counts", "means")}
         )
@@ -164,7 +164,7 @@ class DiscoveryState:
         return total
 
     def read_parts(self) -> Iterator[PartShard]:
-        """All shards in order, one at a time; those without a readable picture are left out."""
+        """All shards in order, one at a time, without those that have no readable picture."""
         for shard in range(self.num_shards):
             with _opened(self.part_path(shard)) as file:
                 names = set(file.keys())
@@ -178,21 +178,21 @@ class DiscoveryState:
                     )
 
     def read_skipped(self) -> Iterator[tuple[str, str]]:
-        """Files that were passed over in pass 2, in order."""
+        """Files skipped in pass 2, in order."""
         for shard in range(self.num_shards):
             with _opened(self.part_path(shard)) as file:
                 yield from _skipped(file)
 
     def remove_samples(self) -> None:
-        """Delete the sampled features, which only fitting and pass 2 need."""
+        """Delete the sampled features, which are needed only for fitting and pass 2."""
         for path in self.folder.glob("sample-*.safetensors"):
             path.unlink(missing_ok=True)
 
 
 def files_digest(root: Path, names: Sequence[str]) -> str:
-    """Digest of relative paths and sizes: equal as long as the same files lie there."""
+    """Digest of relative paths and sizes: changes if files are added, removed, renamed or resized."""
     digest = hashlib.sha256()
-    # sizes stand for contents: reading every file would cost as much as a pass
+    # sizes instead of contents: reading every file would cost as much as a pass
     for name in names:
         size = -1
         with suppress(OSError):
@@ -202,20 +202,20 @@ def files_digest(root: Path, names: Sequence[str]) -> str:
 
 
 def open_plan(folder: Path, plan: DiscoveryPlan, restart: bool = False) -> None:
-    """Write the plan of a new discovery, or make sure that an earlier one in this folder had the same.
+    """Write the plan of a new discovery, or check that the existing plan in this folder is the same.
 
     Args:
-        restart: forget what an earlier discovery left in this folder.
+        restart: discard the results of an earlier discovery in this folder.
 
     Raises:
         BestiaryError: the earlier plan differs; the message names every setting that does.
     """
     state = folder / "state"
     path = state / "plan.json"
-    # half-written files of a killed process
+    # partial files of a killed process
     _remove(state.glob(".*.part"))
     if restart:
-        # the report first: it marks a finished discovery
+        # the report first: it marks a discovery as finished
         _remove([folder / "report.json", *state.glob("*.safetensors"), path])
     if not path.exists():
         # shards without a plan cannot be trusted
@@ -226,8 +226,8 @@ def open_plan(folder: Path, plan: DiscoveryPlan, restart: bool = False) -> None:
     differences = _differences(read_plan(folder), {"format": PLAN_FORMAT, **plan})
     if differences:
         raise BestiaryError(
-            f"{folder} holds a discovery with other settings ({'; '.join(differences)}): "
-            "choose another --out, or --restart to start over there"
+            f"{folder} contains a discovery with other settings ({'; '.join(differences)}): "
+            "choose another --out, or give --restart to discard it"
         )
 
 
@@ -264,7 +264,7 @@ def _remove(paths: Iterator[Path] | Sequence[Path]) -> None:
 
 
 def _write(path: Path, tensors: Mapping[str, Tensor], skipped: Skipped) -> None:
-    # an empty shard still needs a file that says it is done; shapes as in the records, such as (n, h, w)
+    # an empty shard also needs a file, which marks it as done; shapes as in the records, such as (n, h, w)
     content = {name: tensor.contiguous().cpu() for name, tensor in tensors.items()} or {"none": torch.zeros(0)}
     with replacing(path) as temporary:
         try:

@@ -80,7 +80,7 @@ class ClipJudge:
         found = []
         for start in range(0, len(pictures), _AT_ONCE):
             some = torch.stack(
-                [self._prepared(picture) for picture in pictures[start : start + _AT_ONCE]]
+                [middle_square(picture, self._edge) for picture in pictures[start : start + _AT_ONCE]]
             )  # (n, 3, E, E)
             pixels = ((some - self._mean) / self._spread).to(self.model.device)
             # pooled and projected into the space that pictures and texts share
@@ -97,17 +97,19 @@ class ClipJudge:
         hidden = self.model.text_model(**words.to(self.model.device)).pooler_output  # (M, H)
         return F.normalize(self.model.text_projection(hidden), dim=-1).cpu()
 
-    def _prepared(self, picture: Image.Image) -> Tensor:
-        """The middle square `(3, E, E)` in 0..1, its edge the model's, shrunk as CLIP was trained."""
-        width, height = picture.size
-        scale = self._edge / min(width, height)
-        # the longer side is rounded down, as in the published preparation
-        across, down = (self._edge if side == min(width, height) else int(side * scale) for side in (width, height))
-        resized = picture.convert("RGB").resize((across, down), Image.Resampling.BICUBIC)
-        left, top = ((side - self._edge) // 2 for side in (across, down))
-        square = resized.crop((left, top, left + self._edge, top + self._edge))
-        pixels = torch.frombuffer(bytearray(square.tobytes()), dtype=torch.uint8).view(self._edge, self._edge, 3)
-        return pixels.permute(2, 0, 1).float() / 255
+
+def middle_square(picture: Image.Image, edge: int, shorter: int | None = None) -> Tensor:
+    """The middle square `(3, edge, edge)` in 0..1 of a picture whose shorter side becomes `shorter`; None is the edge."""
+    width, height = picture.size
+    wanted = shorter or edge
+    scale = wanted / min(width, height)
+    # the longer side is rounded down, as in the published preparation
+    across, down = (wanted if side == min(width, height) else int(side * scale) for side in (width, height))
+    resized = picture.convert("RGB").resize((across, down), Image.Resampling.BICUBIC)
+    left, top = ((side - edge) // 2 for side in (across, down))
+    square = resized.crop((left, top, left + edge, top + edge))
+    pixels = torch.frombuffer(bytearray(square.tobytes()), dtype=torch.uint8).view(edge, edge, 3)
+    return pixels.permute(2, 0, 1).float() / 255
 
 
 def find_clip(name: str) -> Path:

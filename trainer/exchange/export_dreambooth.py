@@ -42,14 +42,15 @@ def export_adapter(path: Path, folder: Path) -> list[Path]:
     write_tensors(target, tensors, {"format": "pt", **header})
     _check(target, layers, alpha / rank)
     guide = folder / GUIDE_FILE
-    write_text(guide, _guide(path, read_header(path).metadata))
+    write_text(guide, _guide(path, read_header(path).concept))
     return [target, guide]
 
 
 def _target(path: str) -> str:
-    """The end of a layer's path by which PEFT finds it, such as attn2.to_q."""
+    """The end of a layer's path by which PEFT finds it, such as attn2.to_q, or add_k_proj where nothing but numbers stands above it."""
     parts = path.split(".")
     depth = 3 if parts[-1].isdigit() else 2
+    depth -= parts[-depth].isdigit()
     return ".".join(parts[-depth:])
 
 
@@ -65,12 +66,21 @@ def _check(path: Path, layers: dict, scale: float) -> None:
 
 def _guide(path: Path, notes: dict) -> str:
     prompt = notes.get("instance_prompt", "the instance prompt")
+    stage, loader = notes.get("stage"), "Load LoRA"
+    if stage is not None:
+        loader = f"Load LoRA (Model) behind Load DeepFloyd IF of stage {stage}"
     lines = [
         f"LoRA of a DreamBooth training for {notes.get('backbone', 'its base model')}.",
         "",
-        f"ComfyUI: copy {path.name} into models/loras, Load LoRA at strength 1, and write in the prompt: {prompt}",
+        f"ComfyUI: copy {path.name} into models/loras, {loader} at strength 1, and write in the prompt: {prompt}",
         f'diffusers: pipeline.load_lora_weights("{DIFFUSERS_FILE}")',
     ]
+    if notes.get("variance_type"):
+        lines += [
+            "The variance that DeepFloyd IF predicts was not trained. In diffusers take another one:",
+            f'pipeline.scheduler = pipeline.scheduler.from_config(pipeline.scheduler.config, variance_type="{notes["variance_type"]}")',
+            "and write prompts in lower case, with clean_caption=False.",
+        ]
     if "{}" in str(prompt):
         lines.append(
             f"{{}} is the learned identifier: copy {path.stem}_identifier.safetensors into models/embeddings and write "

@@ -21,7 +21,9 @@ from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokeniz
 from ...concepts.denoiser.denoiser import Denoiser
 from ...concepts.denoiser.process import DiscreteProcess
 from ...concepts.errors import BestiaryError
+from ...concepts.files.concept_file import read_header
 from ...concepts.files.pack import ROOT
+from ..learning.denoiser.if_folder import is_if_folder
 from ..learning.denoiser.model_folder import ModelFolder, named_backbone, read_model_folder
 from .diffusers_denoiser import DenoiserParts, DiffusersDenoiser
 from .hardware import cpu_has_fast_bf16
@@ -59,6 +61,11 @@ def load_denoiser(path: Path | str, *, device: str = "auto", dtype: str = "auto"
         BestiaryError: the folder is missing, incomplete, mixed or of another family; device or dtype does not exist.
     """
     folder = find_model(str(path))
+    if is_if_folder(folder):
+        raise BestiaryError(
+            f"{folder} is a stage of DeepFloyd IF, which `bestiary train dreambooth` adapts and ComfyUI samples (Load DeepFloyd IF): give a "
+            "Stable Diffusion folder here"
+        )
     place = choose_device(device)
     # folders that name their backbone are loaded by its line in the table; others are identified by their configs
     loader = LOADERS.get(named_backbone(folder) or "", load_stable_diffusion)
@@ -75,7 +82,7 @@ def load_stable_diffusion(path: Path, device: torch.device, dtype: torch.dtype) 
     # the configs say what the folder holds before any weight is read
     folder = read_model_folder(path)
     try:
-        with _quiet_loading():
+        with quiet_loading():
             parts = _load_parts(folder, device, dtype)
     except BestiaryError:
         raise
@@ -212,7 +219,7 @@ def _load(kind: type[Placed], folder: Path, dtype: torch.dtype) -> Placed:
         argument = "torch_dtype"
     # said outright: left open, the libraries complain in the log about the format that is not there
     safe = any(entry.suffix == ".safetensors" for entry in folder.iterdir())
-    options = {"variant": _variant(folder), "use_safetensors": safe, "local_files_only": True, argument: dtype}
+    options = {"variant": weights_variant(folder), "use_safetensors": safe, "local_files_only": True, argument: dtype}
     # both libraries have this one method, and no type in common that names it
     library: Any = kind
     return library.from_pretrained(folder, **options)
@@ -224,14 +231,30 @@ def _transformers_takes_dtype() -> bool:
     return (major, minor) >= (4, 56)
 
 
-def _variant(folder: Path) -> str | None:
+def weights_variant(folder: Path) -> str | None:
     """ "fp16" where the folder has only weights of that variant."""
     names = [entry.name for entry in folder.iterdir() if entry.suffix in (".safetensors", ".bin")]
     return "fp16" if names and all(".fp16" in name for name in names) else None
 
 
+def refuse_quantised(folder: Path) -> None:
+    """Make sure that a folder's weights can be trained on.
+
+    Raises:
+        BestiaryError: they are 8-bit or smaller, whose scales training does not know.
+    """
+    for path in sorted(folder.glob("*.safetensors")):
+        kinds = {entry.dtype for entry in read_header(path).entries.values()}
+        small = sorted(kind for kind in kinds if kind.startswith(("F8", "I8", "U8", "F4", "I4")))
+        if small:
+            raise BestiaryError(
+                f"{path} holds weights of type {', '.join(small)}, which are for sampling: training needs the fp16, bf16 or fp32 weights of "
+                "this model"
+            )
+
+
 @contextmanager
-def _quiet_loading() -> Iterator[None]:
+def quiet_loading() -> Iterator[None]:
     """transformers 5 draws a bar for every model it loads; diffusers warns of keys of AutoencoderTiny's own config."""
     shown = transformers.utils.logging.is_progress_bar_enabled()
     level = diffusers.utils.logging.get_verbosity()

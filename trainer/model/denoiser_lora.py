@@ -47,13 +47,33 @@ class _Site:
         self.parent._modules[self.attribute] = module
 
 
-def module_adapters(network: nn.Module, device: Callable[[], torch.device]) -> Adapters:
+@dataclass(frozen=True)
+class AttentionLayers:
+    """How the projections of attention are known by their names."""
+
+    every: tuple[str, ...]
+    """What the name of each holds."""
+    to_text: tuple[str, ...]
+    """Likewise of those by which the image looks at the text."""
+
+
+UNET_LAYERS = AttentionLayers((".attn1.to_", ".attn2.to_"), (".attn2.to_",))
+"""Every attention layer has attn1 (to itself) and attn2 (to the text)."""
+IF_LAYERS = AttentionLayers(
+    (".to_q", ".to_k", ".to_v", ".to_out.0", ".add_k_proj", ".add_v_proj"),
+    (".to_q", ".to_out.0", ".add_k_proj", ".add_v_proj"),
+)
+"""DeepFloyd IF looks at both at once: its keys and values of text are `add_k_proj` and `add_v_proj`."""
+
+
+def module_adapters(
+    network: nn.Module, device: Callable[[], torch.device], known: AttentionLayers = UNET_LAYERS
+) -> Adapters:
     """The adapters of a diffusers network with frozen weights `(O, I)` or `(O, I, kh, kw)`; none is attached yet."""
     sites = dict(_adaptable_layers(network))
 
     def attention(self_attention: bool) -> list[str]:
-        # every attention layer has attn1 (to itself) and attn2 (to the text)
-        kinds = (".attn1.to_", ".attn2.to_") if self_attention else (".attn2.to_",)
+        kinds = known.every if self_attention else known.to_text
         return [path for path in sites if any(kind in path for kind in kinds)]
 
     def changed(names: Iterable[str]) -> None:

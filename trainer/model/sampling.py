@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ...concepts.denoiser.attention_maps import average_maps
 from ...concepts.denoiser.denoiser import AttentionRequest, Conditioning, Denoiser, Network, ProgressCallback
+from ...concepts.denoiser.image_side import PixelSpace
 from ...concepts.errors import BestiaryError
 from ...concepts.spectrum.staged_conditioning import StagedConditioning
 
@@ -38,6 +39,14 @@ class SamplingDenoiser(Denoiser):
     """A denoiser that also knows the settings its samplers are built from."""
 
     scheduler_config: Mapping[str, Any]
+
+    @property
+    def autoencoder_dtype(self) -> torch.dtype:
+        """Dtype in which pictures are encoded; pixels are kept as they are."""
+        return torch.float32
+
+    def drop_autoencoder(self) -> None:
+        """Free what encodes and decodes pictures, for a training run that reads cached ones; of pixels there is nothing to free."""
 
 
 class Scheduler(Protocol):
@@ -75,7 +84,7 @@ class SampledImages:
 
 
 @dataclass
-class _Guidance:
+class Guidance:
     """The two prompts of one batch and how far to go from one to the other."""
 
     positive: Prompted
@@ -148,14 +157,14 @@ def sample_images(
     negative = None if guidance <= 1 else _matched(negative or denoiser.empty_conditioning(), len(seeds), "negative")
     at_once = batch_size or pictures_at_once(denoiser, size)
     batches = list(_slices(len(seeds), at_once))
-    schedule = build_sampler(sampler, denoiser.scheduler_config)
+    schedule = _sampler_of(denoiser, sampler)
     schedule.set_timesteps(steps)
     advance = _step_counter(len(schedule.timesteps) * len(batches), on_step)
     # batches of pictures; each draws its own noise
     images, maps = [], []
     with torch.no_grad():
         for rows in batches:
-            prompts = _Guidance(_rows(positive, rows), None if negative is None else _rows(negative, rows), guidance)
+            prompts = Guidance(_rows(positive, rows), None if negative is None else _rows(negative, rows), guidance)
             request = None if attention is None else _request_rows(attention, rows, len(seeds))
             noise = draw_noise(denoiser, seeds[rows], (height, width))
             latents, averaged = _denoise(denoiser, noise, prompts, request, steps, sampler, advance)
@@ -182,29 +191,33 @@ def draw_noise(denoiser: Denoiser, seeds: Sequence[int], size: tuple[int, int]) 
     return torch.stack([torch.randn(shape, generator=torch.Generator().manual_seed(seed)) for seed in seeds])
 
 
-def build_sampler(name: Sampler, config: Mapping[str, Any]) -> Scheduler:
-    """A diffusers scheduler of the asked kind with the model's own noise schedule."""
+def build_sampler(name: Sampler, config: Mapping[str, Any], *, in_pixels: bool = False) -> Scheduler:
+    """A diffusers scheduler of the asked kind with the model's own noise schedule, and for pixels its limits of their range."""
     known = {key: value for key, value in config.items() if not key.startswith("_")}
+    if in_pixels:
+        # the variance that such models learn is for DDPM alone
+        known.pop("variance_type", None)
     if name == "dpmpp_2m":
         known |= {"algorithm_type": "dpmsolver++", "solver_order": 2}
     if name == "pndm":
         known |= {"skip_prk_steps": True}
     # latents of a latent model have no fixed range; a clip left in a config would cut them
     # from_config also gives what it did not use, but only where it is asked to
-    return cast(Scheduler, SAMPLERS[name].from_config(known | {"clip_sample": False, "thresholding": False}))
+    limits = {} if in_pixels else {"clip_sample": False, "thresholding": False}
+    return cast(Scheduler, SAMPLERS[name].from_config(known | limits))
 
 
 def _denoise(
     denoiser: SamplingDenoiser,
     noise: Tensor,
-    prompts: _Guidance,
+    prompts: Guidance,
     request: AttentionRequest | None,
     steps: int,
     sampler: Sampler,
     advance: Callable[[], None],
 ) -> tuple[Tensor, Tensor | None]:
     """Noise -> latents `(B, C, h, w)` on the device, and attention maps `(B, P, h, w)` on the CPU."""
-    scheduler = build_sampler(sampler, denoiser.scheduler_config)
+    scheduler = _sampler_of(denoiser, sampler)
     scheduler.set_timesteps(steps)
     # each sampler starts at its own spread of noise
     latents = noise.to(denoiser.device) * float(scheduler.init_noise_sigma)
@@ -223,6 +236,10 @@ def _denoise(
         advance()
     _check_finite(latents, "latents", ())
     return latents, None if total is None else (total / len(scheduler.timesteps)).cpu()
+
+
+def _sampler_of(denoiser: SamplingDenoiser, name: Sampler) -> Scheduler:
+    return build_sampler(name, denoiser.scheduler_config, in_pixels=isinstance(denoiser.images, PixelSpace))
 
 
 def _finest(attention: Mapping[str, Tensor]) -> tuple[int, int]:

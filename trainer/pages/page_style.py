@@ -1,4 +1,4 @@
-"""The style sheet of every page the program writes: one column, plates of pictures, light and dark."""
+"""Style sheet of all HTML pages: one column, framed pictures, light and dark."""
 
 STYLE = """
 :root { --paper: #faf7f0; --card: #fffdf8; --ink: #24211c; --soft: #6d665a; --line: #e3dccd; --accent: #8a4b1f;

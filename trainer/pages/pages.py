@@ -1,4 +1,4 @@
-"""Self-contained HTML pages: pictures are embedded, every text is escaped, nothing is loaded from elsewhere."""
+"""Self-contained HTML pages: pictures are embedded, all text is escaped, no external resources are loaded."""
 
 import base64
 import html
@@ -13,7 +13,7 @@ from .page_style import STYLE
 
 
 def data_uri(image: Image.Image, quality: int | None = 88) -> str:
-    """A picture as an embeddable address: WebP of this quality (1 to 100), or lossless WebP where quality is None."""
+    """A picture as a data URI: WebP of this quality (1 to 100), or lossless WebP if quality is None."""
     buffer = io.BytesIO()
     options = {"lossless": True} if quality is None else {"quality": quality}
     image.convert("RGB").save(buffer, "WEBP", **options)
@@ -21,7 +21,7 @@ def data_uri(image: Image.Image, quality: int | None = 88) -> str:
 
 
 def escaped(text: object) -> str:
-    """Any value as text that is safe inside an element or an attribute."""
+    """A value as HTML-escaped text, safe inside an element or an attribute."""
     return html.escape(str(text), quote=True)
 
 
@@ -44,7 +44,7 @@ def gallery(figures: Iterable[str], tile: int = 160) -> str:
 
 
 def strip(figures: Sequence[str], columns: int | None = None) -> str:
-    """Figures in rows of exactly so many columns; None puts all into one row."""
+    """Figures in rows of `columns`; None puts all into one row."""
     return f'<div class="strip" style="--columns: {columns or len(figures)}">{"".join(figures)}</div>'
 
 
@@ -56,7 +56,7 @@ def table(header: Sequence[object], rows: Iterable[Sequence[object]]) -> str:
 
 
 def tiles(figures: Iterable[tuple[object, str]]) -> str:
-    """Key figures as (value, what it is), large and side by side."""
+    """Key figures as (value, label), large and side by side."""
     cells = (
         f'<div class="tile"><strong>{escaped(_shown(value))}</strong><span>{escaped(label)}</span></div>'
         for value, label in figures
@@ -65,7 +65,7 @@ def tiles(figures: Iterable[tuple[object, str]]) -> str:
 
 
 def section(heading: str, *content: str) -> str:
-    """A heading followed by ready HTML."""
+    """A heading followed by HTML content."""
     return f"<h2>{escaped(heading)}</h2>{''.join(content)}"
 
 
@@ -75,12 +75,12 @@ def paragraph(text: str, style: str = "") -> str:
 
 
 def code(text: str) -> str:
-    """Text as typed, in a fixed-width face."""
+    """Text in a monospaced font."""
     return f"<code>{escaped(text)}</code>"
 
 
 def details(summary: str, content: str) -> str:
-    """Ready HTML folded away behind one line."""
+    """HTML content in a collapsed element with a summary line."""
     return f"<details><summary>{escaped(summary)}</summary>{content}</details>"
 
 
@@ -94,13 +94,13 @@ def color_key(entries: Iterable[tuple[str, tuple[int, int, int]]]) -> str:
 
 
 def write_page(path: Path, title: str, body: str) -> Path:
-    """Write a page whose heading is its title and return its path; an earlier page is replaced whole.
+    """Write a page with its title as heading and return its path; an existing page is replaced atomically.
 
     Raises:
         BestiaryError: the folder cannot be written to.
     """
     path = Path(path)
-    # everything in one file: it can be sent and kept as it is
+    # a single file, so that the page can be sent or archived
     page = (
         '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'

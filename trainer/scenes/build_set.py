@@ -267,6 +267,9 @@ def _key(
         **settings.model_dump(mode="json", include={"seed", "layout", "captions", "shadow", "lightness", "inset"}),
         "background": settings.background.model_dump(mode="json", exclude={"folder", "picture"}),
     }
+    if settings.repaint.mode != "none":
+        # where a model runs does not decide what it paints
+        content["repaint"] = settings.repaint.model_dump(mode="json", exclude={"device", "dtype", "url"})
     return sha256_of(json.dumps(content, sort_keys=True, ensure_ascii=False).encode())
 
 

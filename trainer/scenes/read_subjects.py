@@ -10,7 +10,6 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
 from ...concepts.errors import BestiaryError
 from ...concepts.files.pack import ROOT
@@ -20,8 +19,9 @@ from ...scenes.scene_layout import VERSION
 from ...scenes.source_list import SourceTerms, with_terms
 from ...scenes.subject import PictureSource, Subject
 from ...scenes.subject_sources import WEIGHTS_FOLDER, CutSubject, MaskSources, Segment, cut_subject
-from ..learning.pictures.companion_files import CompanionFolder, masks_among
-from ..learning.pictures.image_files import UnreadableImage, decoded, read_image, scan_images
+from ..learning.pictures.companion_files import masks_among
+from ..learning.pictures.cutout_files import read_pixels, with_masks
+from ..learning.pictures.image_files import UnreadableImage, scan_images
 from ..learning.pictures.mask_files import read_mask
 from .cutout_cache import CutoutCache, CutRecord
 from .discovered_parts import DiscoveredParts
@@ -115,6 +115,16 @@ def find_network(weights: Path | None, *, bf16: bool = False) -> SegmentNetwork 
         check_ending(weights)
     found = weights or weights_in(Path(WEIGHTS_FOLDER)) or weights_in(ROOT / WEIGHTS_FOLDER)
     return None if found is None else SegmentNetwork(found, bf16=bf16)
+
+
+def find_things(weights: Path | None) -> Callable[[NDArray[np.uint8]], NDArray[np.uint8]] | None:
+    """Masks `(h, w)` of what stands out in pictures `(h, w, 3)`, by IS-Net; None without weights.
+
+    Raises:
+        BestiaryError: as `find_network`.
+    """
+    network = find_network(weights)
+    return None if network is None else lambda picture: (network(picture) * 255).round().astype(np.uint8)
 
 
 class SubjectReader:
@@ -261,36 +271,8 @@ def read_subjects(
     return ReadSubjects(pool, skipped, frozenset(refused))
 
 
-def with_masks(names: Sequence[str], folder: Path, masks: Path | None) -> list[tuple[str, Path | None]]:
-    """Pictures of a folder, each with the file of its mask or None.
-
-    Raises:
-        BestiaryError: there is no such folder of masks, or a mask could belong to several pictures.
-    """
-    beside = CompanionFolder(masks or folder, names)
-    pictures = frozenset((folder / name).resolve() for name in names)
-    found = [(name, beside.of(name)) for name in names]
-    # in the pictures' own folder a picture has its own name, which does not make it its mask
-    return [(name, None if mask is None or mask.resolve() in pictures else mask) for name, mask in found]
-
-
 def _pictures(folder: Path) -> tuple[list[str], list[tuple[str, str]]]:
     scan = scan_images(folder)
     masks = masks_among(scan.names)
     names = [name for name in scan.names if name not in masks]
     return names, [(str(folder / name), reason) for name, reason in scan.unreadable]
-
-
-def read_pixels(path: Path) -> NDArray[np.uint8]:
-    """A picture `(h, w, 3)` uint8 RGB, or `(h, w, 4)` with straight alpha where the file is transparent somewhere.
-
-    Raises:
-        UnreadableImage: as `read_image`.
-    """
-    layer = decoded(path, _layer)
-    return np.asarray(layer if layer.mode == "RGBA" else read_image(path))
-
-
-def _layer(image: Image.Image) -> Image.Image:
-    has_alpha = image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info
-    return image.convert("RGBA") if has_alpha else image

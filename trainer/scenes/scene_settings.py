@@ -212,6 +212,47 @@ class EvaluationSettings(Section):
     """Evaluation scenes to make; unset makes the same share of `count`."""
 
 
+class RepaintSettings(Section):
+    """Who paints the places of the scenes anew, and what must come of it."""
+
+    mode: Literal["none", "model", "comfy"] = "none"
+    """`none` keeps the collages; `model` paints with a model folder, `comfy` with a running ComfyUI."""
+    base: str = "demo"
+    """Model folder in diffusers' layout, or demo."""
+    url: str = ""
+    """Address of a ComfyUI, such as http://127.0.0.1:8188."""
+    workflow: Path | None = None
+    """Workflow of that ComfyUI, saved with Export (API); its Load Image nodes are titled canvas and mask."""
+    prompt: str = "a photo {place}"
+    """Prompt of the place; the subjects' words are left out on purpose, since a model would paint them again."""
+    negative: str = ""
+    """What to keep out of the place."""
+    strength: float = Field(default=0.6, gt=0, le=1)
+    """How noisy the collage is made first, above 0 to 1; 1 forgets the place."""
+    steps: int = Field(default=30, ge=1, le=1000)
+    """Steps of a whole denoising; `strength` of them are taken."""
+    guidance: float = Field(default=6.0, ge=1, le=30)
+    """Classifier-free guidance, 1 (none) to 30."""
+    feather: int = Field(default=4, ge=0, le=256)
+    """Pixels inside a subject's edge over which it passes into the painted place."""
+    lightness: float = Field(default=0.0, ge=0, le=1)
+    """How far subjects follow a place that became lighter or darker; 0 keeps them exactly."""
+    tries: int = Field(default=3, ge=1, le=100)
+    """Seeds that are tried before a scene is given up."""
+    least_change: float = Field(default=0.02, ge=0, le=1)
+    """Least mean change of the place, 0 to 1; 0 switches this check off."""
+    least_variation: float = Field(default=0.02, ge=0, le=1)
+    """Least standard deviation of the place's colours, 0 to 1: below it the place is empty; 0 switches this check off."""
+    most_seam: float = Field(default=4.0, ge=0)
+    """Step of lightness across the subjects' edges at most, against the step that the collage has there."""
+    most_extra: float = Field(default=0.1, ge=0)
+    """Area of a thing outside the subjects at most, as a share of all subjects', where IS-Net looks for things."""
+    device: str = "auto"
+    """Device by torch's name such as cpu or cuda:1, or auto."""
+    dtype: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    """Arithmetic of the model."""
+
+
 class CutSettings(Section):
     """What a recipe says of cutting out, for commands that do nothing else."""
 
@@ -219,6 +260,14 @@ class CutSettings(Section):
     """What the recipe is for."""
     cutout: CutoutSettings = CutoutSettings()
     gate: GateSettings = GateSettings()
+
+
+class RepaintRecipe(Section):
+    """What a recipe says of repainting, for the command that does nothing else."""
+
+    kind: Literal["scenes"] = "scenes"
+    """What the recipe is for."""
+    repaint: RepaintSettings = RepaintSettings()
 
 
 class SceneSettings(Section):
@@ -246,6 +295,7 @@ class SceneSettings(Section):
     layout: LayoutSettings = LayoutSettings()
     captions: CaptionSettings = CaptionSettings()
     evaluation: EvaluationSettings = EvaluationSettings()
+    repaint: RepaintSettings = RepaintSettings()
     shadow: float = Field(default=0.5, ge=0, le=1)
     """Darkness of contact shadows; 0 is none."""
     lightness: float = Field(default=0.0, ge=0, le=1)

@@ -11,10 +11,11 @@ from ...concepts.files.atomic_file import replacing, write_text
 from ...scenes.set_files import sha256_of
 from ...scenes.subject_sources import subject_names
 from ..learning.pictures.companion_files import masks_among
+from ..learning.pictures.cutout_files import with_masks
 from ..learning.pictures.image_files import UnreadableImage, scan_images
 from ..pages.pages import escaped, gallery, image, section, table, tiles, write_page
 from .cutout_cache import FOLDER, CutoutCache
-from .read_subjects import CutoutRules, SubjectReader, with_masks
+from .read_subjects import CutoutRules, SubjectReader
 from .scene_settings import SubjectSettings
 
 LIST = "cutouts.json"

@@ -23,10 +23,11 @@ from ...scenes.scene_layout import SceneLayout
 from ...scenes.set_files import RECORDS, png_bytes, read_record
 from ...scenes.subject import Subject
 from ...scenes.subject_sources import subject_names
+from ..learning.pictures.cutout_files import with_masks
 from ..learning.pictures.image_files import list_images, read_image
 from .cutout_cache import CutoutCache
 from .language_layouts import LanguageLayouts
-from .read_subjects import CutoutRules, SubjectReader, with_masks
+from .read_subjects import CutoutRules, SubjectReader
 from .scene_settings import SubjectSettings
 
 

@@ -17,11 +17,12 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from ..learning.dreambooth.dreambooth_objective import DreamBoothObjective
 from ..learning.parts.part_objective import PartBatch, PartObjective
 from ..learning.run.fit import Batch
 
 GIB = 2**30
-_FAKED = ("moments", "noise", "times", "codes", "masks")
+_FAKED = ("moments", "noise", "times", "codes", "masks", "guide", "levels")
 """Tensors of a batch that are replaced by fake ones; small ones beside them may stay."""
 
 
@@ -51,6 +52,10 @@ class _NeutralWeights:
 
     def __len__(self) -> int:
         return self.shape[0]
+
+    def tolist(self) -> list[list[float]]:
+        """Ones of this shape, as lists."""
+        return self.numpy().tolist()
 
     def numpy(self) -> np.ndarray:
         """Ones of this shape."""
@@ -99,6 +104,9 @@ def estimate_memory(objective: nn.Module, batch: Batch, *, ema: bool = False) ->
 
     Gradients of the learned parameters are left as they were.
     """
+    if isinstance(objective, DreamBoothObjective) and objective.vectors is None:
+        # what plain prompts say is remembered: encoding them is no part of a step, and must not leave fake tensors behind
+        objective.encode(prompts := getattr(batch, "prompts", ()), tuple(range(len(prompts))))
     with FakeTensorMode(allow_non_fake_inputs=True) as fake:
         names = [name for name in _FAKED if isinstance(getattr(batch, name, None), Tensor)]
         moved: dict[str, Any] = {name: fake.from_tensor(getattr(batch, name)) for name in names}

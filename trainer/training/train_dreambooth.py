@@ -4,6 +4,7 @@ import hashlib
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -16,8 +17,10 @@ from ..learning.dreambooth.dreambooth_setup import DreamBoothTraining, identifie
 from ..learning.pictures.latent_cache import LatentCache
 from ..learning.run.processes import Parallel
 from ..learning.spectrum.spectrum_images import ConceptPictures, find_pictures, read_masks
-from ..model.diffusers_denoiser import DiffusersDenoiser
+from ..model.if_denoiser import IFDenoiser
+from ..model.sampling import SamplingDenoiser
 from .class_pictures import class_pictures, make_missing
+from .dreambooth_if import PIXELS, findings_of, is_if, load_stage, notes_of
 from .train import Trained, train
 from .training_setup import Task, TrainingSetup
 
@@ -87,7 +90,23 @@ class DreamBoothTask(Task[TrainDreamBoothSettings, DreamBoothPictures]):
         """Beside the run folder."""
         return Path(self.settings.run.out).absolute().parent / "latents"
 
-    def check(self, denoiser: DiffusersDenoiser) -> None:
+    @cached_property
+    def of_if(self) -> bool:
+        """Whether the base model is a stage of DeepFloyd IF."""
+        return is_if(self.settings)
+
+    def load_denoiser(self) -> SamplingDenoiser:
+        """The base model; of DeepFloyd IF, with its texts encoded."""
+        if not self.of_if:
+            return super().load_denoiser()
+        cache = self.settings.images.cache or self.cache_folder
+        return load_stage(self.settings, len(self.pictures.class_names), cache / "texts")
+
+    def picture_encoder(self) -> str:
+        """What pictures are encoded with; DeepFloyd IF draws in pixels."""
+        return PIXELS if self.of_if else super().picture_encoder()
+
+    def check(self, denoiser: SamplingDenoiser) -> None:
         """Prompts must fit the text encoder; masks must be there; missing pictures of the class are made."""
         settings, images = self.settings, self.settings.images
         lay_out(settings, denoiser)
@@ -100,10 +119,14 @@ class DreamBoothTask(Task[TrainDreamBoothSettings, DreamBoothPictures]):
                 denoiser, settings.captions.class_prompt, self.pictures.class_folder, images.class_count, size=size
             )
 
-    def set_up(self, denoiser: DiffusersDenoiser, cache: LatentCache, parallel: Parallel) -> DreamBoothTraining:
+    def set_up(self, denoiser: SamplingDenoiser, cache: LatentCache, parallel: Parallel) -> DreamBoothTraining:
         """Adapters, perhaps an identifier, and batches of the thing and its class."""
         count = len(self.pictures.instance.names)
-        return set_up_dreambooth(self.settings, denoiser, self.pictures.names, count, cache, self.masks, parallel)
+        given = (self.settings, denoiser, self.pictures.names, count, cache, self.masks, parallel)
+        if not isinstance(denoiser, IFDenoiser):
+            return set_up_dreambooth(*given)
+        notes = notes_of(denoiser, self.settings)
+        return set_up_dreambooth(*given, level_alphas=denoiser.level_alphas, notes=notes)
 
     def findings(self, setup: TrainingSetup) -> Iterator[str]:
         """Pictures, prompts, sizes and work."""
@@ -118,6 +141,8 @@ class DreamBoothTask(Task[TrainDreamBoothSettings, DreamBoothPictures]):
         yield f"class: {settings.captions.class_prompt!r}, {preserved[settings.method.prior]}"
         identifier = f", vectors of the identifier: {settings.method.vectors}" if settings.method.vectors else ""
         yield f"prompt: {settings.captions.instance_prompt!r}; LoRA of rank {settings.lora.rank}{identifier}"
+        if isinstance(setup.denoiser, IFDenoiser):
+            yield from findings_of(setup.denoiser, settings)
         yield f"sizes: trained at {setup.image_size} px, cached at {setup.spec.image_size} px"
         steps, size = settings.optimizer.steps, setup.batches.step_size
         yield f"work: {steps} steps of {size} pictures, {steps * size / len(instance.names):.1f} passes over the thing's pictures"

@@ -20,7 +20,7 @@ from ..learning.parts.training_kinds import TrainingKinds, class_kinds, discover
 from ..learning.pictures.image_files import fit_square, read_image
 from ..learning.pictures.latent_cache import LatentCache
 from ..learning.run.processes import Parallel
-from ..model.diffusers_denoiser import DiffusersDenoiser
+from ..model.sampling import SamplingDenoiser
 from .doctor import MIB
 from .train import Trained, train
 from .training_setup import Task, TrainingSetup
@@ -89,11 +89,11 @@ class PartTask(Task[TrainPartsSettings, PartPictures]):
         """Beside the discovery."""
         return self.settings.discovery.folder / "latents"
 
-    def check(self, denoiser: DiffusersDenoiser) -> None:
+    def check(self, denoiser: SamplingDenoiser) -> None:
         """Attention layers that are asked for must exist."""
         check_layers(self.settings, denoiser)
 
-    def set_up(self, denoiser: DiffusersDenoiser, cache: LatentCache, parallel: Parallel) -> PartTraining:
+    def set_up(self, denoiser: SamplingDenoiser, cache: LatentCache, parallel: Parallel) -> PartTraining:
         """Projector, adapters and captioned batches."""
         return set_up_parts(self.settings, denoiser, self.pictures.names, self.pictures.kinds, cache, parallel)
 

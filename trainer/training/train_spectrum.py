@@ -14,7 +14,7 @@ from ..learning.run.processes import Parallel
 from ..learning.spectrum.spectrum_images import ConceptPictures, find_pictures, read_masks
 from ..learning.spectrum.spectrum_objective_setup import SpectrumTraining, set_up_spectrum, word_start
 from ..learning.spectrum.spectrum_settings import TrainSpectrumSettings
-from ..model.diffusers_denoiser import DiffusersDenoiser
+from ..model.sampling import SamplingDenoiser
 from .train import Trained, train
 from .training_setup import Task, TrainingSetup
 
@@ -35,14 +35,14 @@ class SpectrumTask(Task[TrainSpectrumSettings, ConceptPictures]):
         """Beside the run folder."""
         return Path(self.settings.run.out).absolute().parent / "latents"
 
-    def check(self, denoiser: DiffusersDenoiser) -> None:
+    def check(self, denoiser: SamplingDenoiser) -> None:
         """The words to start from must be known, and every picture must have its mask where there are any."""
         images, method = self.settings.images, self.settings.method
         word_start(denoiser, method.initial_words, method.vectors)
         edge = images.cached_size(denoiser.backbone) // denoiser.backbone.latent_factor
         self.masks = read_masks(images.masks, self.pictures, edge)
 
-    def set_up(self, denoiser: DiffusersDenoiser, cache: LatentCache, parallel: Parallel) -> SpectrumTraining:
+    def set_up(self, denoiser: SamplingDenoiser, cache: LatentCache, parallel: Parallel) -> SpectrumTraining:
         """Vectors and batches that serve every stage."""
         return set_up_spectrum(self.settings, denoiser, self.pictures.names, cache, self.masks)
 

@@ -22,8 +22,9 @@ from ..learning.run.fit import ParameterGroup
 from ..learning.run.processes import Parallel, SingleProcess
 from ..learning.run.run_settings import Section, TrainingSettings
 from ..learning.run.training import Origin, Training, TrainingBatches
-from ..model.backbones import DEMO, find_model, load_denoiser
+from ..model.backbones import DEMO, find_model, load_denoiser, refuse_quantised
 from ..model.diffusers_denoiser import DiffusersDenoiser
+from ..model.sampling import SamplingDenoiser
 
 
 class TrainingPictures(Protocol):
@@ -78,12 +79,22 @@ class Task(ABC, Generic[Settings, Pictures]):
     def cache_folder(self) -> Path:
         """Where latents are cached if the settings do not say."""
 
+    def load_denoiser(self) -> SamplingDenoiser:
+        """The base model."""
+        base, run = self.settings.base, self.settings.run
+        refuse_quantised(find_model(base.path) / "unet")
+        return load_denoiser(base.path, device=run.device, dtype=run.dtype)
+
+    def picture_encoder(self) -> str:
+        """What pictures are encoded with: a fingerprint that caches and files name."""
+        return fingerprint_autoencoder(self.settings.base.path)
+
     @abstractmethod
-    def check(self, denoiser: DiffusersDenoiser) -> None:
+    def check(self, denoiser: SamplingDenoiser) -> None:
         """Raise BestiaryError for what does not fit this model, before pictures are encoded."""
 
     @abstractmethod
-    def set_up(self, denoiser: DiffusersDenoiser, cache: LatentCache, parallel: Parallel) -> Training:
+    def set_up(self, denoiser: SamplingDenoiser, cache: LatentCache, parallel: Parallel) -> Training:
         """The training from its first step on."""
 
     @abstractmethod
@@ -106,7 +117,7 @@ class Task(ABC, Generic[Settings, Pictures]):
                 changed[name] = section.model_copy(update=paths)
         base = self.settings.base
         if base.path != DEMO and Path(base.path).exists():  # a name of the hub is the same everywhere
-            changed["base"] = base.model_copy(update={"path": str(Path(base.path).absolute())})
+            changed["base"] = changed.get("base", base).model_copy(update={"path": str(Path(base.path).absolute())})
         return self.settings.model_copy(update=changed)
 
     def thumbnail_square(self, row: int) -> Image.Image:
@@ -119,7 +130,7 @@ class TrainingSetup:
     """Everything between the settings and the first step."""
 
     task: Task
-    denoiser: DiffusersDenoiser
+    denoiser: SamplingDenoiser
     spec: CacheSpec
     cache: LatentCache
     training: Training
@@ -183,7 +194,7 @@ def prepare(
     settings, parallel = task.settings, parallel or SingleProcess()
     # what can be told without the model comes first
     pictures = task.pictures
-    denoiser = load_denoiser(settings.base.path, device=settings.run.device, dtype=settings.run.dtype)
+    denoiser = task.load_denoiser()
     task.check(denoiser)
     # the long work: encoding what no earlier run has encoded
     images = settings.images
@@ -192,7 +203,7 @@ def prepare(
         denoiser.backbone,
         pictures.folder,
         pictures.names,
-        model=fingerprint_autoencoder(settings.base.path),
+        model=task.picture_encoder(),
         precision=str(denoiser.autoencoder_dtype).removeprefix("torch."),
     )
 
@@ -224,11 +235,13 @@ def fingerprint_autoencoder(path: str) -> str:
     return hashlib.sha256(json.dumps([files, weights]).encode() + config).hexdigest()[:16]
 
 
-def free_autoencoder(denoiser: DiffusersDenoiser, *, keep_decoder: bool) -> None:
+def free_autoencoder(denoiser: SamplingDenoiser, *, keep_decoder: bool) -> None:
     """Drop what encodes pictures `(B, 3, H, W)` from memory, and what decodes them unless previews need it."""
     if not keep_decoder:
         denoiser.drop_autoencoder()
         return
-    # latents are cached: only previews decode, nothing encodes any more
+    # latents are cached: only previews decode, nothing encodes any more; pixels have no such parts
+    if not isinstance(denoiser, DiffusersDenoiser):
+        return
     for part in ("encoder", "quant_conv"):
         setattr(denoiser.vae, part, None)

@@ -12,13 +12,13 @@ import { findWidget, ownWidget, watchWidget } from "./host/widgets.mjs";
 import { LossChart, shortNumber } from "./training/loss_chart.mjs";
 
 /** Blocks that train, and what. */
-const BLOCKS = { BestiaryTrainParts: "parts", BestiaryTrainInBackground: "parts", BestiaryTrainSpectrum: "spectrum" };
+const BLOCKS = { BestiaryTrainParts: "parts", BestiaryTrainInBackground: "parts", BestiaryTrainSpectrum: "spectrum", BestiaryTrainDreamBooth: "dreambooth" };
 const EVENT = "bestiary.training";
 const HEIGHT = 560;
 const SIZE = [440, 1010];
 const PAUSE = 900;
 /** Groups of curves: single ones by their names, others by the list whose entries they are. */
-const SINGLE = ["loss", "noise_loss", "attention_loss"];
+const SINGLE = ["loss", "noise_loss", "attention_loss", "instance_loss", "prior_loss"];
 const LISTS = ["part_attention_loss", "attention_iou", "stage_loss"];
 const SHEETS = ["pictures", "attention"];
 const shown = new Set();

@@ -49,8 +49,8 @@ def test_teachers_of_a_training(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ({"conv.weight": torch.zeros(2)}, "is no DINOv2: it holds conv.weight, expected cls_token"),
-        ([1], "is no DINOv2: it holds no tensors"),
+        ({"conv.weight": torch.zeros(2)}, "is not a DINOv2 checkpoint: it contains conv.weight, expected cls_token"),
+        ([1], "is not a DINOv2 checkpoint: it contains no tensors"),
         (meta(100), r"is a vision transformer of width 100; DINOv2 has 384 \(small\)"),
         (meta(768, patch=16), "is a vision transformer with patches of 16x16 pixels; DINOv2 has 14x14"),
     ],

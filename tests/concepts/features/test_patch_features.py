@@ -166,7 +166,7 @@ def test_every_noise_draw_is_one_evaluation() -> None:
 
 def test_unknown_blocks_and_timesteps_are_refused() -> None:
     with pytest.raises(
-        BestiaryError, match="unknown block 'up.9' of the denoiser: choose among down.0, mid, up.0, up.1"
+        BestiaryError, match="unknown block 'up.9' of the denoiser: choose from down.0, mid, up.0, up.1"
     ):
         DiffusionFeatures(FakeDenoiser(), blocks=["up.9"])
     with pytest.raises(BestiaryError, match="timestep 1000 is outside the noise schedule: choose 0 to 999"):
@@ -180,7 +180,7 @@ def test_a_margin_hides_how_far_the_border_is() -> None:
     images = pictures(1)
     assert source(images).features.shape == plain(images).features.shape
     assert source.spec["margin"] == 4
-    with pytest.raises(BestiaryError, match="margin 16: a picture of 16 patches has room for 0 to 15"):
+    with pytest.raises(BestiaryError, match="margin 16 is out of range: choose 0 to 15 for a grid of 16 patches"):
         DiffusionFeatures(denoiser, blocks=["down.0"], margin=16)
 
 

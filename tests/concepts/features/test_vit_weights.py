@@ -35,7 +35,7 @@ def test_the_size_is_told_before_it_is_fetched(
     monkeypatch.setattr("huggingface_hub.get_hf_file_metadata", lambda url, timeout: SimpleNamespace(size=346_000_000))
     monkeypatch.setattr("huggingface_hub.hf_hub_download", lambda *where: "/cache/new.safetensors")
     assert fetch_weights() == Path("/cache/new.safetensors")
-    assert f"fetching the weights of {DINO_MODEL} once: 346 MB from timm/{DINO_MODEL}" in caplog.text
+    assert f"downloading the weights of {DINO_MODEL} once: 346 MB from timm/{DINO_MODEL}" in caplog.text
 
 
 def test_without_a_network_the_remedy_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -46,7 +46,7 @@ def test_without_a_network_the_remedy_is_told(monkeypatch: pytest.MonkeyPatch) -
     with pytest.raises(BestiaryError) as fault:
         fetch_weights()
     assert str(fault.value) == (
-        f"the weights of {DINO_MODEL} are not on this machine and could not be fetched (OSError: network is unreachable): "
+        f"the weights of {DINO_MODEL} are not on this machine and could not be downloaded (OSError: network is unreachable): "
         "give --weights FILE, connect to the network, or choose the source imagenet, which needs no network"
     )
 
@@ -68,6 +68,6 @@ def test_a_broken_download_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("huggingface_hub.get_hf_file_metadata", lambda url, timeout: SimpleNamespace(size=None))
     monkeypatch.setattr("huggingface_hub.hf_hub_download", broken)
     with pytest.raises(
-        BestiaryError, match="could not be fetched .*reset by peer.*: try again, or choose the source imagenet"
+        BestiaryError, match="could not be downloaded .*reset by peer.*: try again, or choose the source imagenet"
     ):
         fetch_weights()

@@ -131,7 +131,7 @@ def test_a_file_that_cannot_be_read_is_no_full_disk(tmp_path: Path) -> None:
         raise OSError("cannot identify image file")  # as Pillow does
     with (
         pytest.raises(
-            BestiaryError, match="copy: Permission denied; .* Look at that place and its permissions, or choose"
+            BestiaryError, match="copy: Permission denied; .* Check that folder and its permissions, or choose"
         ),
         replacing(tmp_path / "copy") as temporary,
     ):

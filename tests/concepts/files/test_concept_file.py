@@ -86,7 +86,7 @@ def test_the_library_reads_what_we_write(tmp_path: Path, dtype: str) -> None:
 
 
 def test_types_without_a_name_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(BestiaryError, match="tensor 'x' is torch.complex128, which safetensors cannot hold"):
+    with pytest.raises(BestiaryError, match="tensor 'x' is torch.complex128, which safetensors does not support"):
         write_tensors(tmp_path / "x", {"x": torch.zeros(1, dtype=torch.complex128)})
     assert os.listdir(tmp_path) == []
 
@@ -117,12 +117,16 @@ def test_a_folder_in_the_way_is_reported(tmp_path: Path) -> None:
 def test_foreign_other_and_newer_files_are_refused(tmp_path: Path) -> None:
     foreign = tmp_path / "foreign.safetensors"
     save_file({"emb_params": torch.zeros(1, 4)}, str(foreign))
-    with pytest.raises(BestiaryError, match="was not made by Bestiary .it holds emb_params.; `bestiary inspect`"):
+    with pytest.raises(
+        BestiaryError, match="was not written by Bestiary .it contains emb_params.; run `bestiary inspect`"
+    ):
         read_concept_file(foreign)
     assert read_header(foreign).kind is None
     other = tmp_path / "other.safetensors"
     write_concept_file(other, {}, {"kind": "spectrum"})
-    with pytest.raises(BestiaryError, match="other.safetensors is a spectrum file, a part-dictionary file is needed"):
+    with pytest.raises(
+        BestiaryError, match="other.safetensors is a spectrum file, but a part-dictionary file is required"
+    ):
         read_concept_file(other, "part-dictionary")
     newer = tmp_path / "newer.safetensors"
     save_file({"a": torch.zeros(1)}, str(newer), {"bestiary.kind": '"test"', "bestiary.format": "2"})
@@ -143,8 +147,8 @@ GOOD = {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}
         ({"a": 5}, "broken header"),
         ({"a": {"dtype": "F32"}}, "broken header"),
         ({"a": {**GOOD, "shape": [3]}}, r"tensor 'a' \(F32 \[3\]\) does not match its 8 bytes"),
-        ({"a": {**GOOD, "dtype": "PICKLE"}}, "tensor 'a' is of the unknown type 'PICKLE'"),
-        ({"a": {**GOOD, "dtype": ["F32"]}}, "is of the unknown type"),
+        ({"a": {**GOOD, "dtype": "PICKLE"}}, "tensor 'a' has the unknown type 'PICKLE'"),
+        ({"a": {**GOOD, "dtype": ["F32"]}}, "has the unknown type"),
         ({"a": {**GOOD, "shape": [1 << 62, 4]}}, "an invalid shape or offset"),
         ({"a": {**GOOD, "shape": [1 << 47, 1 << 47]}}, "does not match"),
         ({"a": {**GOOD, "shape": [1] * 17}}, "an invalid shape or offset"),
@@ -161,7 +165,7 @@ GOOD = {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}
         ({}, "overlap or do not fill the file"),
         ({"a": {**GOOD, "shape": [-2], "data_offsets": [8, 0]}}, "an invalid shape or offset"),
         ({"a": {**GOOD, "shape": [1000], "data_offsets": [0, 4000]}}, "does not match its 4,000 bytes"),
-        ({"__metadata__": {"bestiary.kind": 7}, "a": GOOD}, "metadata holds values that are not text"),
+        ({"__metadata__": {"bestiary.kind": 7}, "a": GOOD}, "metadata contains values that are not text"),
         ({"__metadata__": [1], "a": GOOD}, "broken header"),
     ],
 )
@@ -186,9 +190,9 @@ def test_giant_and_cut_headers_are_refused(tmp_path: Path) -> None:
     with giant.open("wb") as stream:
         stream.write(struct.pack("<Q", 40 << 20))
         stream.truncate((40 << 20) + 8)
-    with pytest.raises(BestiaryError, match="declares a header of 41,943,040 bytes; more than 33,554,432"):
+    with pytest.raises(BestiaryError, match="declares a header of 41,943,040 bytes; the limit is 33,554,432"):
         read_header(giant)
-    with pytest.raises(BestiaryError, match="more than 1,048,576 are refused"):
+    with pytest.raises(BestiaryError, match="the limit is 1,048,576"):
         read_concept_file(giant)
 
 
@@ -218,7 +222,7 @@ def test_a_kind_of_thousands_of_letters_is_shown_short(tmp_path) -> None:
     write_concept_file(path, {"a": torch.zeros(1)}, {"kind": "y" * 5000})
     with pytest.raises(BestiaryError) as fault:
         read_concept_file(path, "part codebook")
-    assert str(fault.value).endswith(f"is a {'y' * 60}… file, a part codebook file is needed here")
+    assert str(fault.value).endswith(f"is a {'y' * 60}… file, but a part codebook file is required: give such a file")
 
 
 def test_kinds_and_ending_stay_what_files_in_use_say():

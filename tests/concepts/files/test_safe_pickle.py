@@ -147,7 +147,7 @@ def test_programs_folders_and_giants_are_refused(tmp_path: Path, monkeypatch: py
         load_inert(tmp_path)
     monkeypatch.setattr("bestiary.concepts.files.safe_pickle.LARGEST_FILE", 10)
     torch.save({"a": torch.zeros(1)}, tmp_path / "big.bin")
-    with pytest.raises(BestiaryError, match="bytes; pickles of more than 10 are refused"):
+    with pytest.raises(BestiaryError, match="bytes; the limit for pickles is 10"):
         load_tensors(tmp_path / "big.bin")
 
 

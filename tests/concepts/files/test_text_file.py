@@ -41,7 +41,7 @@ def test_recipes_names_and_presets_read_alike(tmp_path: Path) -> None:
     [
         ("a = " + "[" * 100_000, "nested too deeply|Invalid|Unclosed"),
         ("a = " + "{a=" * 100_000, "nested too deeply|Invalid|Unclosed"),
-        (".".join("a" * 200_000) + " = 1", "keys of too many parts"),
+        (".".join("a" * 200_000) + " = 1", "keys with too many parts"),
         ("a = " + "9" * 500_000, "too long|Invalid"),
         ("#" * (LARGEST_TOML + 1), "characters, the limit is 1,048,576"),
         ("a = \0", "Illegal|Invalid|Cannot"),
@@ -59,7 +59,7 @@ def test_hostile_toml_is_refused_soon(text: str, message: str) -> None:
 def test_what_cannot_be_read_is_told(tmp_path: Path) -> None:
     with pytest.raises(BestiaryError, match="could not read .*gone.txt': No such file"):
         read_text(tmp_path / "gone.txt")
-    with pytest.raises(BestiaryError, match="could not read .*: that is no name of a file"):
+    with pytest.raises(BestiaryError, match="could not read .*: it is not a valid file name"):
         read_text("a\0b")
     with pytest.raises(BestiaryError, match="File name too long"):
         read_text(tmp_path / ("x" * 300))

@@ -20,8 +20,8 @@ POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:57\nsize 3192
         (POINTER, r"model.x is a pointer of Git LFS, not the file itself: run `git lfs install` and `git lfs pull`"),
         (b"<!DOCTYPE html><html><head><title>Sign in", "model.x is a web page, not a model"),
         (b"\xef\xbb\xbf\n  <html lang='en'>", "model.x is a web page, not a model"),
-        (b'{"error":"Repository not found"}', "model.x is an answer of a server that refused the download"),
-        (b"Entry not found", "model.x is an answer of a server that refused the download"),
+        (b'{"error":"Repository not found"}', "model.x is an error message of the server, which refused the download"),
+        (b"Entry not found", "model.x is an error message of the server, which refused the download"),
     ],
 )
 def test_what_is_no_model_is_named(tmp_path: Path, content: bytes, message: str, read: Callable) -> None:

@@ -160,7 +160,7 @@ def test_the_header_stays_small_with_five_thousand_named_kinds(tmp_path: Path) -
 
 def test_values_beyond_half_precision_are_refused(tmp_path: Path) -> None:
     large = make(embeddings={"clip_l": torch.full((5, 6), 1e6)})
-    with pytest.raises(BestiaryError, match="'clip_l' holds values that are not finite in float16"):
+    with pytest.raises(BestiaryError, match="'clip_l' contains values that are not finite in float16"):
         large.save(tmp_path / "d")
     large.save(tmp_path / "d", torch.float32)
 
@@ -173,8 +173,8 @@ def test_values_beyond_half_precision_are_refused(tmp_path: Path) -> None:
             "a sd15 dictionary needs vectors for clip_l; this one has clip_g",
         ),
         ({"embeddings": {"clip_l": torch.zeros(4, 6)}}, r"clip_l has shape \(4, 6\), expected \(5, width\)"),
-        ({"embeddings": {"clip_l": torch.full((5, 6), float("nan"))}}, "'clip_l' holds values that are not finite"),
-        ({"lora": {"a.alpha": torch.tensor(float("inf"))}}, "'a.alpha' holds values that are not finite"),
+        ({"embeddings": {"clip_l": torch.full((5, 6), float("nan"))}}, "'clip_l' contains values that are not finite"),
+        ({"lora": {"a.alpha": torch.tensor(float("inf"))}}, "'a.alpha' contains values that are not finite"),
         ({"rows": torch.zeros(5, 3, dtype=torch.long)}, r"rows have shape \(5, 3\), expected \(R, 2\)"),
         ({"rows": torch.tensor([(0, 0)] * 5)}, "duplicate pairs"),
         ({"rows": torch.tensor([(3, n) for n in range(5)])}, "the rows contain part indices above 2"),
@@ -204,7 +204,7 @@ def test_contradictions_are_refused(changes: dict, message: str) -> None:
         ),
         ("rows", torch.full((5, 2), -1), "negative numbers"),
         ("rows", torch.zeros(0, 2), "expected whole numbers"),
-        ("clip_l", torch.full((5, 6), float("inf")), "'clip_l' holds values that are not finite"),
+        ("clip_l", torch.full((5, 6), float("inf")), "'clip_l' contains values that are not finite"),
         ("clip_l", torch.zeros(5), r"the tensor .clip_l. is a tensor of float32 \[5\], expected floats \(5, W\)"),
         ("thumbnails.picture", torch.zeros(9, dtype=torch.uint8), "the tensor .thumbnails.index. is missing"),
     ],
@@ -222,7 +222,7 @@ def test_hostile_files_give_one_clear_error(
 
 def test_files_of_other_kinds_and_backbones_are_refused(tmp_path: Path) -> None:
     write_concept_file(tmp_path / "a", {}, {"kind": "codebook"})
-    with pytest.raises(BestiaryError, match="a codebook file, a part-dictionary file is needed"):
+    with pytest.raises(BestiaryError, match="a codebook file, but a part-dictionary file is required"):
         PartDictionary.load(tmp_path / "a")
     write_concept_file(tmp_path / "b", {}, {"kind": "part-dictionary", "backbone": ["x"]})
     with pytest.raises(BestiaryError, match="not a valid part dictionary: unknown backbone"):

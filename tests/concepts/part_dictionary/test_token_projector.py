@@ -105,14 +105,14 @@ def test_init_scale_and_generator_decide_the_start() -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"embedding.weight": None}, "no token projector: expected a table 'embedding.weight'"),
+        ({"embedding.weight": None}, "not a token projector: expected a table 'embedding.weight'"),
         ({"pe": torch.zeros(3, 5)}, r"the tensor .pe. is a tensor of float32 \[3, 5\], expected floats \(M, 6\)"),
         ({"embedding.weight": torch.zeros(16, 6)}, "a table of 16 rows cannot be divided among 3 parts"),
         ({"projection.0.bias": None}, "the projector lacks projection.0.bias"),
         ({"projection.0.weight": torch.zeros(6, 7)}, r"float32 \[6, 7\], expected floats \(6, 6\)"),
         (
             {"projection.0.bias": torch.full((6,), float("nan"))},
-            "the tensor .projection.0.bias. holds values that are not finite",
+            "the tensor .projection.0.bias. contains values that are not finite",
         ),
     ],
 )

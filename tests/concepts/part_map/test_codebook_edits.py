@@ -129,7 +129,7 @@ def test_a_dropped_kind_leaves_its_pictures_without_the_part() -> None:
         (lambda book: rename(book, {"head": "7"}), "'7' cannot be a name in a prompt"),
         (lambda book: rename(book, {"head": "\u200b"}), r"'\\u200b' cannot be a name in a prompt"),
         (lambda book: rename(book, {"head": "a\u202eb"}), r"'a\\u202eb' cannot be a name in a prompt"),
-        (lambda book: rename(book, {"head": "x" * 81}), "a name of 81 characters: at most 80 are read"),
+        (lambda book: rename(book, {"head": "x" * 81}), "the name has 81 characters: use at most 80"),
         (lambda book: rename(book, {"tail": "x"}), "unknown part 'tail'"),
         (
             lambda book: rename(book, None, {"head": {"green": "x"}}),
@@ -182,8 +182,11 @@ def test_parts_and_kinds_are_dropped() -> None:
 @pytest.mark.parametrize(
     ("names", "message"),
     [
-        (["head", "body:1"], "head, body:1: parts and kinds cannot be joined; name parts alone, or kinds of one part"),
-        (["head:0", "body:1"], "head:0, body:1: kinds of different parts cannot be joined; join the parts instead"),
+        (
+            ["head", "body:1"],
+            "head, body:1: parts cannot be merged with kinds; give either parts, or kinds of one part",
+        ),
+        (["head:0", "body:1"], "head:0, body:1: kinds of different parts cannot be merged; merge the parts instead"),
         (["head"], "merging needs at least two different parts"),
     ],
 )

@@ -163,9 +163,9 @@ def test_a_line_more_costs_one_edit_and_a_line_less_none(monkeypatch):
         ("drop", "a name is missing"),
         (
             "merge head, body:1",
-            "head, body:1: parts and kinds cannot be joined; name parts alone, or kinds of one part",
+            "head, body:1: parts cannot be merged with kinds; give either parts, or kinds of one part",
         ),
-        ("merge head:0, body:1", "kinds of different parts cannot be joined; join the parts instead"),
+        ("merge head:0, body:1", "kinds of different parts cannot be merged; merge the parts instead"),
         ("drop head:", "'head:' is neither a part nor a kind: write part, or part:kind"),
         ("drop haed", "head"),
         ("rename head:purple, pink", "red"),
@@ -185,6 +185,6 @@ def test_a_line_that_does_not_fit_is_named_with_its_cause(line, cause):
 
 def test_a_text_without_end_is_refused():
     with pytest.raises(
-        BestiaryError, match=f"edits of {LONGEST_SCRIPT + 1} characters: at most {LONGEST_SCRIPT} are read"
+        BestiaryError, match=f"the edits have {LONGEST_SCRIPT + 1} characters, the limit is {LONGEST_SCRIPT}"
     ):
         edited("#" * (LONGEST_SCRIPT + 1))

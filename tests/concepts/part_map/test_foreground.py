@@ -120,7 +120,7 @@ def test_saliency_helps_where_looks_say_nothing() -> None:
 
 def test_features_of_another_source_are_refused() -> None:
     model = fit_foreground(scenes(8)[0], seed=0, rounds=1)
-    with pytest.raises(BestiaryError, match="patches of 5 channels, the foreground model was fitted on 8"):
+    with pytest.raises(BestiaryError, match="the patches have 5 channels, but the foreground model was fitted on 8"):
         model.probability(torch.randn(1, 12, 12, 5))
 
 

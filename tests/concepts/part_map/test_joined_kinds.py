@@ -88,5 +88,5 @@ def test_a_codebook_without_spaces_gets_them_and_its_other_kinds_stay():
 
 
 def test_more_kinds_than_pictures_are_refused():
-    with pytest.raises(BestiaryError, match="6 kinds of part 'body' asked for, but only 4 pictures show it"):
+    with pytest.raises(BestiaryError, match="6 kinds of part 'body' were requested, but only 4 pictures show it"):
         refit_kinds(codebook(), 1, two_looks(5), num_kinds=6, seed=0)

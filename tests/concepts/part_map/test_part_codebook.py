@@ -122,13 +122,11 @@ def test_a_codebook_without_kinds_gives_none() -> None:
 
 
 def test_features_of_another_source_are_refused() -> None:
-    message = (
-        r"patch features of 7 channels, this codebook was fitted on 4 \(source 'descriptor'\): use the feature source"
-    )
+    message = r"the patch features have 7 channels, but this codebook was fitted on 4 \(source 'descriptor'\): use this feature source"
     with pytest.raises(BestiaryError, match=message):
         codebook().segment(PatchGrid(torch.zeros(1, 2, 2, 7), None))
     narrow = codebook(space=FeatureSpace(torch.zeros(9), torch.zeros(9, WIDTH)))
-    with pytest.raises(BestiaryError, match="of 4 channels, this codebook was fitted on 9"):
+    with pytest.raises(BestiaryError, match="have 4 channels, but this codebook was fitted on 9"):
         narrow.segment(grid())
 
 
@@ -167,7 +165,7 @@ def test_incomplete_and_other_files_are_refused(tmp_path: Path) -> None:
     ):
         PartCodebook.load(path)
     write_concept_file(path, {}, {"kind": "part-dictionary"})
-    with pytest.raises(BestiaryError, match="is a part-dictionary file, a parts file is needed here"):
+    with pytest.raises(BestiaryError, match="is a part-dictionary file, but a parts file is required"):
         PartCodebook.load(path)
     with pytest.raises(BestiaryError, match="could not read"):
         PartCodebook.load(tmp_path / "gone")

@@ -108,10 +108,10 @@ def test_a_saved_discovery_gives_the_same_maps(drawn: tuple[PatchGrid, Tensor], 
 def test_more_kinds_than_pictures_are_refused(codebook: PartCodebook) -> None:
     means, counts = torch.randn(4, 6, codebook.width), torch.ones(4, 6, dtype=torch.long)
     with pytest.raises(
-        BestiaryError, match=f"5 kinds of part '{codebook.part_names[0]}' asked for, but only 4 pictures show it"
+        BestiaryError, match=f"5 kinds of part '{codebook.part_names[0]}' were requested, but only 4 pictures show it"
     ):
         fit_kinds(codebook, means, counts, num_kinds=5)
-    with pytest.raises(BestiaryError, match="2 numbers of kinds for 6 parts, the background included"):
+    with pytest.raises(BestiaryError, match="2 numbers of kinds were given for 6 parts, including the background"):
         fit_kinds(codebook, means, counts, num_kinds=[2, 2])
 
 
@@ -257,5 +257,5 @@ def test_labels_follow_the_marks_of_things_told_by_looks() -> None:
 def test_a_codebook_of_details_refuses_a_grid_without_them() -> None:
     grid, _ = looks_of_things(40)
     codebook = fit_parts(grid, num_parts=3, seed=0)
-    with pytest.raises(BestiaryError, match="patch details of 0 channels, this codebook was fitted on 12"):
+    with pytest.raises(BestiaryError, match="the patch details have 0 channels, but this codebook was fitted on 12"):
         codebook.label(PatchGrid(grid.features, grid.saliency))

@@ -77,9 +77,11 @@ def test_mappers_that_do_not_fit_are_told(network, frequencies) -> None:
     tensors = dict(network.state_dict())
     with pytest.raises(BestiaryError, match="the mapper lacks output_layer.0.weight: not a NeTI mapper, or truncated"):
         NetiMapper({k: v for k, v in tensors.items() if k != "output_layer.0.weight"}, frequencies)
-    with pytest.raises(BestiaryError, match=r"frequencies \(4, 2\) do not fit the first layer \(12, 10\)"):
+    with pytest.raises(BestiaryError, match=r"frequencies \(4, 2\) do not match the first layer \(12, 10\)"):
         NetiMapper(tensors, frequencies[:4])
-    with pytest.raises(BestiaryError, match="the mapper's second layer takes 12 numbers, its first gives 2"):
+    with pytest.raises(
+        BestiaryError, match="the second layer of the mapper has 12 inputs, but its first one has 2 outputs"
+    ):
         NetiMapper(tensors, None)
     with pytest.raises(BestiaryError, match=r"truncation 9: choose 0 \(most editable\) to 8 \(as trained\)"):
         _mapper(network, frequencies).at(torch.zeros(1), torch.zeros(1), truncation=9)

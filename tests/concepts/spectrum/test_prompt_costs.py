@@ -78,7 +78,7 @@ def test_four_times_the_text_costs_four_times_the_steps(text: Callable[[int], st
 def test_lines_of_stages_cost_as_many_steps_as_there_are_lines() -> None:
     short, long = (calls(lambda n=n: stage_lines("layout: a\n" * n, BOUNDS, PRESETS)) for n in (200, 800))
     assert long <= 5 * short, (short, long)
-    with pytest.raises(BestiaryError, match="line 1001: at most 1000 lines with stages are read"):
+    with pytest.raises(BestiaryError, match="line 1001: the limit is 1000 lines with stages"):
         stage_lines("layout: a\n" * 5000, BOUNDS, PRESETS)
 
 
@@ -129,7 +129,7 @@ def test_what_would_cost_too_much_is_refused(text: str) -> None:
 
 def test_more_attributes_than_anyone_needs() -> None:
     lines = "\n".join(f"attribute {number}: 1" for number in range(300))
-    with pytest.raises(BestiaryError, match="line 257 of the presets: at most 256 attributes are read"):
+    with pytest.raises(BestiaryError, match="line 257 of the presets: the limit is 256 attributes"):
         typed_presets(lines, BOUNDS, PRESETS)
 
 

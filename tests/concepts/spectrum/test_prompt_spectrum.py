@@ -75,7 +75,7 @@ def _faulty(make: Make, **changes: object) -> PromptSpectrum:
         ({"counts": (1, 2)}, r"vectors used per stage \(1, 2\): give 4 numbers of 0 to 2"),
         ({"counts": (1, 2, 3, 0)}, "give 4 numbers of 0 to 2"),
         ({"words": {4: "x"}}, "words for stage 5: there are stages 1 to 4"),
-        ({"neutral": {"clip_l": torch.zeros(1, 768)}}, r"neutral vectors 'clip_l' \(1, 768\) do not fit"),
+        ({"neutral": {"clip_l": torch.zeros(1, 768)}}, r"neutral vectors 'clip_l' \(1, 768\) do not match"),
         ({"bypass": {"clip_l": torch.zeros(4, 1, 768)}}, "bypass vectors 'clip_l'"),
         ({"embeddings": {"clip_l": torch.full((4, 2, 768), torch.nan)}}, "the vectors 'clip_l' hold values that are not finite"),
         ({"neutral": {"clip_l": torch.full((2, 768), torch.inf)}}, "the neutral vectors 'clip_l' hold"),

@@ -66,7 +66,7 @@ def test_a_concept_of_ten_stages_stays_below_100_kb(make_spectrum: Make, tmp_pat
 
 
 def test_values_beyond_half_precision_are_refused(make_spectrum: Make, tmp_path: Path) -> None:
-    with pytest.raises(BestiaryError, match="clip_l holds values outside the range of half precision"):
+    with pytest.raises(BestiaryError, match="clip_l contains values outside the range of half precision"):
         save_spectrum(make_spectrum(1e6), tmp_path / "s.safetensors", "fp16")
     assert not list(tmp_path.iterdir())
 
@@ -90,7 +90,7 @@ def _write(path: Path, **changes: object) -> None:
         ({"words": {"12": "b"}}, "a name in words is .12., expected a number of 0 to 9"),
         ({"presets": {"layout": 3}}, "the preset .layout. is 3, expected a list"),
         ({"backbone": "sd9"}, "unknown backbone 'sd9'"),
-        ({"kind": "part-dictionary"}, "is a part-dictionary file, a prompt-spectrum file is needed here"),
+        ({"kind": "part-dictionary"}, "is a part-dictionary file, but a prompt-spectrum file is required"),
         ({"tensors": {"prospect.clip_l": torch.full((10, 1, 768), torch.nan)}}, "not finite"),
     ],
 )  # fmt: skip

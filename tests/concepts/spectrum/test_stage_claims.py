@@ -100,7 +100,7 @@ def test_each_stage_of_a_mixture_holds_the_vector_of_its_reference():
         "A: stages 1",
         "B: stages 3-5",
         "C: stages 6-10",
-        "the words it was learned from: stages 2",
+        "the initial words: stages 2",
         "10 stages in all",
     ]
     assert dict(mixed.presets) == dict(DEFAULT_PRESETS)

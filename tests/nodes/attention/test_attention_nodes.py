@@ -127,7 +127,9 @@ def test_a_recorded_picture_is_the_plain_one(server, mentions):
 def test_faults_name_the_value_and_the_queue_goes_on(server, mentions):
     names = ", ".join(repr(name) for name in (mentions[0][0],))
     assert names in server.fail(with_regions(mentions, part="antenna"))
-    assert "no prompt of this sampler holds the part 'antenna'" in server.fail(with_regions(mentions, part="antenna"))
+    assert "no prompt of this sampler contains the part 'antenna'" in server.fail(
+        with_regions(mentions, part="antenna")
+    )
     empty = with_regions(mentions)
     empty["region"]["inputs"]["mask"] = ["dark", 0]
     empty["dark"]["inputs"]["width"] = 64

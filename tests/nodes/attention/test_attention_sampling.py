@@ -162,4 +162,4 @@ def test_rows_that_nobody_names_are_left_alone(told, caplog):
     assert given[0] is q
     assert given[1]["mask"] is None
     assert evaluation.sums == [{}]
-    assert "does not say which rows belong to which" in caplog.text
+    assert "does not report which rows belong to which" in caplog.text

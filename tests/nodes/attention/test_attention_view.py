@@ -79,7 +79,9 @@ def test_the_text_says_how_strong_and_where():
 
 def test_parts_without_prompt_in_these_steps_are_left_out_unless_asked_for():
     assert len(view(first=3).frames) == 4
-    with pytest.raises(BestiaryError, match="Show Attention: nothing recorded of wing:b in steps 3 to 4; take more"):
+    with pytest.raises(
+        BestiaryError, match="Show Attention: nothing was recorded of wing:b in steps 3 to 4; choose more"
+    ):
         view(first=3, last=4, parts="wing")
 
 
@@ -102,7 +104,7 @@ def test_the_latent_says_which_sampling_is_meant():
     ("changes", "message"),
     [
         ({"latent": None, "image": None}, "connect the LATENT of the sampler, its decoded IMAGE, or both"),
-        ({"image": torch.zeros(3, 64, 64, 3)}, "3 pictures, but the sampling made 2"),
+        ({"image": torch.zeros(3, 64, 64, 3)}, "3 pictures are connected, but the sampling made 2"),
         (
             {"latent": latent(7)},
             r"this LATENT of shape \(2, 4, 16, 24\) is not one of the 1 recorded samplings; connect the output",
@@ -117,5 +119,5 @@ def test_faults_are_told(changes, message):
 
 
 def test_prompts_without_parts_are_told():
-    with pytest.raises(BestiaryError, match="hold no part tokens; write them with Part Prompt"):
+    with pytest.raises(BestiaryError, match="contain no part tokens; write them with Part Prompt"):
         view(record_of(()))

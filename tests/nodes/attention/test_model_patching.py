@@ -478,7 +478,7 @@ def test_models_without_cross_attention_are_told(sd15):
     other.model = type("Plain", (), {"model_config": type("Config", (), {"unet_config": {"image_model": "flux"}})})()
     with pytest.raises(BestiaryError, match="no cross-attention that can be recorded"):
         record_attention(other, AttentionRecord())
-    with pytest.raises(BestiaryError, match="in which 'head' could be kept"):
+    with pytest.raises(BestiaryError, match="so 'head' cannot be confined to a mask"):
         confine_part(other, make_region("head", torch.ones(1, 4, 4), 1.0, 0, 1, 0))
 
 
@@ -552,7 +552,9 @@ def test_what_keeps_ours_from_seeing_is_told_on_both_blocks(sd15, told, other, r
     beginning, _, end = reason.partition("{n} of the {n}")
     for _, text in told:
         assert beginning in text and end in text
-    with pytest.raises(BestiaryError, match=f"nothing recorded of any part in steps 1 to .*; Bestiary: {beginning}"):
+    with pytest.raises(
+        BestiaryError, match=f"nothing was recorded of any part in steps 1 to .*; Bestiary: {beginning}"
+    ):
         view_attention(record, samples, None, "", 1, 1000, 0.6, 0.0)
 
 

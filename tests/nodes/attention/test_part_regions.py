@@ -275,7 +275,7 @@ def test_the_kind_may_be_named_too(sd15):
         ({"part": "  "}, "part is '  '; type the name"),
         ({"mask": torch.zeros(1, 8, 8)}, "the mask of 'head' is empty"),
         ({"mask": torch.stack((torch.ones(8, 8), torch.zeros(8, 8)))}, "the mask number 2 of 2 of 'head' is empty"),
-        ({"mask": torch.full((1, 8, 8), float("nan"))}, "holds NaN or infinity"),
+        ({"mask": torch.full((1, 8, 8), float("nan"))}, "contains NaN or infinity"),
         ({"mask": torch.ones(1, 3, 8, 8)}, r"has shape \(1, 3, 8, 8\); a MASK is"),
         ({"mask": torch.ones(0, 8, 8)}, r"has shape \(0, 8, 8\); a MASK is"),
         ({"strength": 1.5}, "strength is 1.5; it must be between 0 and 1"),
@@ -302,10 +302,10 @@ def test_masks_are_clipped_and_may_lack_the_batch():
             "tail",
             [HEAD, WING],
             1,
-            "no prompt of this sampler holds the part 'tail'; they hold: 'head', 'head:a', 'wing'",
+            "no prompt of this sampler contains the part 'tail'; choose one of 'head', 'head:a', 'wing'",
         ),
-        ("hed", [HEAD, WING], 1, "holds the part 'hed'; they hold: 'head', "),
-        ("head", [], 1, "they hold no part tokens at all; write them with Part Prompt"),
+        ("hed", [HEAD, WING], 1, "contains the part 'hed'; choose one of 'head', "),
+        ("head", [], 1, "they contain no part tokens at all; write them with Part Prompt"),
         ("head", [HEAD], 3, "2 masks of 'head' for 3 pictures; give one mask"),
     ],
 )
@@ -318,11 +318,11 @@ def test_regions_that_cannot_be_honoured_are_told(part, spans, images, message):
 def test_a_part_that_no_prompt_holds_stops_the_sampler_and_leaves_nothing(sd15):
     patched = confine_part(sd15, region("tail"))
     before = str(patched.model_options)
-    with pytest.raises(BestiaryError, match="holds the part 'tail'"):
+    with pytest.raises(BestiaryError, match="contains the part 'tail'"):
         sample(patched)
     assert str(patched.model_options) == before
     # an idle region says so as well
-    with pytest.raises(BestiaryError, match="holds the part 'tail'"):
+    with pytest.raises(BestiaryError, match="contains the part 'tail'"):
         sample(confine_part(sd15, region("tail", strength=0.0)))
     assert sample(sd15).isfinite().all()
 

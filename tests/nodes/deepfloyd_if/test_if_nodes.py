@@ -163,3 +163,15 @@ def test_a_picture_that_grows_too_large_is_refused(server, folders):
 def test_the_licence_is_named_once(server, folders):
     server.run(graph_of_cascade())
     assert server.log.read_text(encoding="utf-8", errors="replace").count("non-commercial research only") == 1
+
+
+def test_training_in_the_graph_is_refused_before_a_run_begins(server, folders):
+    graph = {"1": loader(), "drawn": {"class_type": "BestiaryDemoPictures", "inputs": {"count": 1, "seed": 1}}}
+    inputs = {"model": ["1", 0], "clip": ["1", 1], "vae": ["1", 2], "images": ["drawn", 0], "name": "moth", "steps": 1}
+    inputs |= {"instance_prompt": "a photo of sks dog", "class_prompt": "a photo of a dog", "rank": 2, "lora_lr": 1e-4}
+    inputs |= {"batch_size": 1, "prior": "off", "prior_weight": 1.0, "vectors": 0, "image_size": 0, "seed": 0}
+    inputs |= {"preview_every": 0, "recompute": False, "resume": "start anew"}
+    graph["train"] = {"class_type": "BestiaryTrainDreamBooth", "inputs": inputs}
+    message = server.fail(graph)
+    assert "Train DreamBooth: this MODEL is a IFUnet: connect a Stable Diffusion 1.5, 2 or XL checkpoint" in message
+    assert not (server.folder / "output" / "bestiary").exists()

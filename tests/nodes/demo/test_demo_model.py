@@ -133,14 +133,14 @@ def test_clip_skip_takes_an_earlier_layer(demo_model):
 def test_broken_folders_are_told(tmp_path):
     from bestiary.nodes.demo.demo_model import load_demo_model
 
-    with pytest.raises(BestiaryError, match="lacks unet/config.json"):
+    with pytest.raises(BestiaryError, match="unet/config.json of the embedded model cannot be read"):
         load_demo_model(tmp_path)
     folder = tmp_path / "base_model"
     shutil.copytree(BASE, folder)
     config = json.loads((folder / "unet" / "config.json").read_text())
     config["down_block_types"] = ["DownBlock2D", *config["down_block_types"][1:]]
     (folder / "unet" / "config.json").write_text(json.dumps(config))
-    with pytest.raises(BestiaryError, match="attends on every level"):
+    with pytest.raises(BestiaryError, match="expected cross-attention on every level"):
         load_demo_model(folder)
 
 
@@ -152,7 +152,7 @@ def test_weights_without_a_place_are_told(tmp_path):
     shutil.copytree(BASE, folder)
     path = folder / "unet" / "diffusion_pytorch_model.safetensors"
     save_file({**load_file(path), "surplus": torch.zeros(1)}, path)
-    with pytest.raises(BestiaryError, match="unet of the embedded model holds 1 weights .* such as 'surplus'"):
+    with pytest.raises(BestiaryError, match="unet of the embedded model contains 1 weights .* such as 'surplus'"):
         load_demo_model(folder)
 
 

@@ -36,10 +36,22 @@ def test_pictures_are_those_of_the_drawn_world(server):
 def test_captions_go_with_their_pictures():
     from bestiary.nodes.demo.demo_model_nodes import BestiaryDemoPictures
 
-    images, captions = BestiaryDemoPictures.execute(4, 1).args
+    images, captions, masks = BestiaryDemoPictures.execute(4, 1).args
     assert captions == [drawing.caption for drawing in held_out_set(4, 1)]
     assert [tuple(image.shape) for image in images] == [(1, 128, 128, 3)] * 4
     assert all(image.min() >= 0 and image.max() <= 1 for image in images)
+    for mask, drawing in zip(masks, held_out_set(4, 1), strict=True):
+        np.testing.assert_array_equal(mask[0].numpy() == 1, drawing.labels > 0)
+
+
+def test_first_is_the_species_of_the_first_picture():
+    from bestiary.nodes.demo.demo_model_nodes import BestiaryDemoPictures
+
+    _, captions, _ = BestiaryDemoPictures.execute(2, 1, first=13).args
+    assert captions == [drawing.caption for drawing in held_out_set(2, 1, first=13)]
+    assert [drawing.species for drawing in held_out_set(2, 1, first=13)] == [
+        drawing.species for place, drawing in enumerate(held_out_set(14, 1)) if place in (13, 0)
+    ][::-1]
 
 
 @pytest.mark.parametrize(("count", "message"), [(0, "smaller than min"), (99999999, "bigger than max")])

@@ -79,7 +79,7 @@ def test_kinds_that_the_codebook_lacks_are_told(small_codebook):
         match_dictionary(birds(rows=rows), small_codebook)
     assert str(fault.value) == (
         "dictionary 'birds' has kinds that the codebook lacks: body:2, body:3, background:2, background:3, background:4, "
-        "background:5 and 3 more. Of part 'body' the codebook knows 0..1: use the codebook that the dictionary was trained "
+        "background:5 and 3 more. The kinds of part 'body' in the codebook are 0..1: use the codebook that the dictionary was trained "
         "with, and the dictionary without drawn kinds"
     )
 
@@ -87,7 +87,7 @@ def test_kinds_that_the_codebook_lacks_are_told(small_codebook):
 @pytest.mark.parametrize(("ids", "words"), [("class", "classes"), ("whole", "whole pictures")])
 def test_dictionaries_of_other_ids_are_refused(ids, words, small_codebook):
     with pytest.raises(
-        BestiaryError, match=f"dictionary 'birds' was trained on {words}, whose numbers are in no codebook"
+        BestiaryError, match=f"dictionary 'birds' was trained on {words}, whose numbers do not refer to a codebook"
     ):
         match_dictionary(birds(provenance={"ids": ids}), small_codebook)
 

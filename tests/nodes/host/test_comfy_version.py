@@ -148,8 +148,8 @@ def test_this_comfyui_gets_what_it_knows():
     from comfy_api.latest import io
 
     known = {field.name for field in dataclasses.fields(io.Schema)}
-    made = schema(node_id="BestiaryX", search_aliases=["a"], never_known=1)
-    assert made.node_id == "BestiaryX" and not hasattr(made, "never_known")
+    made = schema(node_id="BestiaryDemoModel", search_aliases=["a"], never_known=1)
+    assert made.node_id == "BestiaryDemoModel" and not hasattr(made, "never_known")
     assert hasattr(made, "search_aliases") == ("search_aliases" in known)
     assert socket(io.Int.Input, "steps", default=3, never_known=1).default == 3
 

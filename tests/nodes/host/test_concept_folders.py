@@ -45,3 +45,11 @@ def test_nothing_is_replaced_on_systems_without_capital_letters(own):
     (own / "Birds.safetensors").touch()
     assert free_concept_path("birds").name == "birds_2.safetensors"
     assert free_concept_path("deep\\birds") == own / "deep" / "birds.safetensors" and (own / "deep").is_dir()
+
+
+def test_weights_that_cut_out_are_no_concept_files(monkeypatch):
+    from bestiary.nodes.host import concept_folders
+
+    listed = ["birds.safetensors", "segmentation/isnet.safetensors", "segmentation\\isnet.safetensors"]
+    monkeypatch.setattr(concept_folders, "_listed", lambda: listed)
+    assert concept_folders.concept_names() == ["birds.safetensors"]

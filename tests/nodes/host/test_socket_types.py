@@ -23,7 +23,7 @@ def test_a_prompt_has_a_place_for_its_parts():
 
 def test_a_sweep_has_a_place_for_its_word():
     assert WORD_PLACE in default(BestiaryFindAttributeStages, "text")
-    with pytest.raises(BestiaryError, match=f"write a text with {WORD_PLACE} where the word"):
+    with pytest.raises(BestiaryError, match=f"enter a word, and a text with {WORD_PLACE}"):
         sweep_word(None, None, SweepSettings("a bird", "red"), None, None, None)
 
 

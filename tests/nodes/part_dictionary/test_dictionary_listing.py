@@ -88,7 +88,7 @@ def test_pages_are_cut_once_and_again_when_the_file_changes(tmp_path, monkeypatc
     assert len(calls) == 1
     pages.page(path, "2", 0)
     assert len(calls) == 2
-    with pytest.raises(BestiaryError, match="no page 2 of thumbnails, it has 2"):
+    with pytest.raises(BestiaryError, match="no page 2 of thumbnails: it has 2 pages"):
         pages.page(path, "2", 2)
 
 
@@ -96,7 +96,7 @@ def test_a_dictionary_without_thumbnails_has_no_page(tmp_path):
     path = tmp_path / "birds.safetensors"
     made().save(path)
     assert list_dictionary(path)["atlas"] is None
-    with pytest.raises(BestiaryError, match="no page 0 of thumbnails, it has 0"):
+    with pytest.raises(BestiaryError, match="no page 0 of thumbnails: it has 0 pages"):
         ThumbnailPages().page(path, "1", 0)
 
 
@@ -156,12 +156,12 @@ def test_an_atlas_cut_off_in_its_pixels_is_told_when_pages_are_asked_for(tmp_pat
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"names": torch.zeros(9 << 20, dtype=torch.uint8)}, "its names are 9,437,184 values, at most 8,388,608"),
+        ({"names": torch.zeros(9 << 20, dtype=torch.uint8)}, "its table names has 9,437,184 values, at most 8,388,608"),
         ({"names": torch.zeros(4, dtype=torch.uint8)}, "its table of names cannot be read"),
         ({"names": to_text_tensor({"parts": ["a"], "kinds": []})}, "1 parts, but 0 lists of kinds"),
         ({"names": to_text_tensor({"parts": [], "kinds": []})}, "its rows refer to a part without a name"),
         ({"rows": torch.tensor([[-1, 0]], dtype=torch.int32)}, "its rows refer to a part without a name"),
-        ({"rows": torch.zeros(3, dtype=torch.int32)}, "lacks its names or its rows"),
+        ({"rows": torch.zeros(3, dtype=torch.int32)}, "its names or rows are missing"),
     ],
 )
 def test_broken_tables_are_told(tmp_path, changes, message):

@@ -124,7 +124,7 @@ def test_several_dictionaries_chain(server, creatures, first_kind):
         server, load_graph(f"embedding:creatures/{first_kind} embedding:creatures/{first_kind}")
     )
     graph["second"]["inputs"]["name"] = "Creatures"
-    assert "a dictionary called 'Creatures' is already loaded (creatures)" in server.fail(graph)
+    assert "a dictionary named 'Creatures' is already loaded (creatures)" in server.fail(graph)
 
 
 def test_unknown_parts_stop_with_the_choices(server, creatures):

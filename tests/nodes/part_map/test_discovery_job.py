@@ -106,7 +106,7 @@ def test_plain_pictures_are_told():
     with pytest.raises(BestiaryError) as fault:
         find([torch.full((2, 64, 64, 3), 0.5)], choice=DiscoveryChoice(num_parts=16))
     assert str(fault.value) == (
-        "no foreground found: all 2 pictures are of a single colour; connect pictures of an object"
+        "no foreground found: all 2 pictures are one plain colour; connect pictures of an object"
     )
 
 
@@ -118,9 +118,9 @@ class RealFeatures(DescriptorFeatures):
 
 def test_features_of_photographs_need_three_different_pictures(drawn_images):
     source = RealFeatures(image_size=64, grid=8)
-    with pytest.raises(BestiaryError, match="2 pictures in the input images: parts are what several pictures have in"):
+    with pytest.raises(BestiaryError, match="2 pictures in the input images: parts are found by comparing"):
         find_parts([drawn_images[:2]], None, source, CHOICE, GraphProgress(None))
-    with pytest.raises(BestiaryError, match="all 4 pictures of the input images are alike"):
+    with pytest.raises(BestiaryError, match="all 4 pictures of the input images are identical"):
         find_parts([drawn_images[:1].expand(4, -1, -1, -1)], None, source, CHOICE, GraphProgress(None))
 
 
@@ -136,7 +136,7 @@ def test_hardly_anything_found_is_told(drawn_images):
     found = find([drawn_images])
     for entry in found.seen:
         entry.maps.labels[:] = 2
-    assert "In 8 of 8 pictures no thing was found at all." in doubts(found.codebook, found.seen)
+    assert "In 8 of 8 pictures no foreground was found." in doubts(found.codebook, found.seen)
 
 
 def test_confidence_and_the_pictures_to_look_at_are_told(drawn_images):
@@ -146,14 +146,14 @@ def test_confidence_and_the_pictures_to_look_at_are_told(drawn_images):
     unsure = unsure_pictures(found, 2)
     assert len(unsure) == 2 and all(line.startswith("picture ") for line in unsure)
     text = discovery_text(found.codebook, found.seen, None, confidence=sure, unsure=unsure)
-    assert f"{sure[0]:.0%} confidence" in text and f"Look first at {unsure[0]}; {unsure[1]}." in text
+    assert f"{sure[0]:.0%} confidence" in text and f"Check first: {unsure[0]}; {unsure[1]}." in text
     assert part_confidence(replace(found, sure=None)) == unsure_pictures(replace(found, sure=None)) == []
 
 
 def test_bad_entries_of_a_list_are_numbered(drawn_images):
     broken = drawn_images[:2].clone()
     broken[1, 0, 0, 0] = float("nan")
-    with pytest.raises(BestiaryError, match="picture 2 of 2 in entry 2 of the list holds values that are not numbers"):
+    with pytest.raises(BestiaryError, match="picture 2 of 2 in entry 2 of the list contains NaN or infinity"):
         find([drawn_images, broken])
 
 
@@ -168,11 +168,11 @@ def test_bad_entries_of_a_list_are_numbered(drawn_images):
         ),
         (
             [torch.zeros(8, 128, 128)],
-            "all 8 foreground masks are empty: mark the object in white, or leave the input foreground unconnected",
+            "all 8 foreground masks are empty: paint the object white, or leave the input foreground unconnected",
         ),
         (
             [torch.full((8, 128, 128), float("nan"))],
-            "foreground mask 1 holds values that are not numbers: check the node that made it",
+            "foreground mask 1 contains NaN or infinity: check the node that made it",
         ),
     ],
 )

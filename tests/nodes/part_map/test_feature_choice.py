@@ -114,7 +114,7 @@ def test_imagenet_needs_nothing_and_is_read_once(monkeypatch):
 
 def test_a_codebook_of_other_weights_is_refused():
     with pytest.raises(
-        BestiaryError, match="these features were made with 0123456789abcdef: give that file, or run the discovery"
+        BestiaryError, match="but these features were computed with 0123456789abcdef: give the file with that hash"
     ):
         open_source({"name": "imagenet", "weights_sha256": "0123456789abcdef"})
 
@@ -167,9 +167,9 @@ def test_features_of_a_model_must_be_connected():
     with pytest.raises(BestiaryError) as fault:
         open_source({"name": "diffusion", "backbone": "sd15"})
     assert str(fault.value) == (
-        "features of the model sd15 are needed: connect Diffusion Features with its model, clip and vae to the input features"
+        "features of the model sd15 are required: connect Diffusion Features with its model, clip and vae to the input features"
     )
-    with pytest.raises(BestiaryError, match="features of a diffusion model are needed"):
+    with pytest.raises(BestiaryError, match="features of a diffusion model are required"):
         open_source({"name": "diffusion"})
 
 

@@ -260,7 +260,7 @@ def test_pictures_and_labels_are_those_looked_at(drawn_images):
     labels = Image.open(io.BytesIO(labels_of(key, 3)))
     assert labels.mode == "L" and list(labels.tobytes()) == found.seen[0].maps.labels[3].flatten().tolist()
     for read in (picture_of, labels_of):
-        with pytest.raises(BestiaryError, match="picture 8: the editor shows 0 to 7"):
+        with pytest.raises(BestiaryError, match="picture 8 is out of range: the editor shows pictures 0 to 7"):
             read(key, 8)
 
 
@@ -380,8 +380,8 @@ def test_long_edits_travel_packed(server, shown):
     [
         ("no deflate at all", "packed edits of 17 characters cannot be read"),
         (packed(b"\xff\xfe"), "cannot be read"),
-        (packed(b"#" * 20_001), "edits of 20001 characters: at most 20000 are read"),
-        (packed(b"#" * 50_000_000)[:6000], "edits of 80001 characters: at most 20000 are read"),
+        (packed(b"#" * 20_001), "the edits have 20001 characters, the limit is 20000"),
+        (packed(b"#" * 50_000_000)[:6000], "the edits have 80001 characters, the limit is 20000"),
     ],
 )
 def test_packed_edits_that_cannot_be_read_are_refused(server, shown, text, words):

@@ -192,10 +192,10 @@ def test_file_names_from_outside_are_refused(name, server):
         ),
         (
             {"feature_source": "diffusion"},
-            "Discover Parts: features of a diffusion model are needed: connect Diffusion",
+            "Discover Parts: features of a diffusion model are required: connect Diffusion",
         ),
         ({"fit": "crop"}, "Discover Parts: unknown fit 'crop': choose centre square or whole picture"),
-        ({"foreground": ["blank", 0]}, "Discover Parts: all 2 foreground masks are empty: mark the object in white"),
+        ({"foreground": ["blank", 0]}, "Discover Parts: all 2 foreground masks are empty: paint the object white"),
         (
             {"foreground": ["load0", 1]},
             "Discover Parts: 1 foreground masks for 2 pictures: connect one mask per picture",
@@ -276,7 +276,7 @@ def test_a_codebook_of_a_model_needs_it_connected(server, names):
     graph = segmented(server, "creatures.parts.safetensors", names[0])
     graph["codes"] = node("PreviewAny", source=["seen", 3])
     assert server.fail(graph).startswith(
-        "Segment Parts: features of the model bestiary-demo are needed: connect Diffusion Features"
+        "Segment Parts: features of the model bestiary-demo are required: connect Diffusion Features"
     )
 
 

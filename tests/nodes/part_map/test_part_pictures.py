@@ -64,7 +64,7 @@ def test_checked_images_can_be_trained_on():
         ((16, 16, 3), "images of shape (16, 16, 3): connect pictures (count, height, width, 3)"),
         ((1, 16, 16, 2), "images of shape (1, 16, 16, 2): connect pictures (count, height, width, 3)"),
         ((0, 16, 16, 3), "images of shape (0, 16, 16, 3): connect pictures (count, height, width, 3)"),
-        ((1, 16, 15, 3), "images of 15 x 16 pixels are too small: at least 16 x 16 are needed"),
+        ((1, 16, 15, 3), "images of 15 x 16 pixels are too small: at least 16 x 16 are required"),
     ],
 )
 def test_what_is_no_picture_is_told(shape, message):
@@ -79,7 +79,7 @@ def test_pictures_with_broken_values_are_named(value):
     images[1, 4, 4, 2] = value
     with pytest.raises(BestiaryError) as fault:
         checked_images(images, " in entry 2 of the list")
-    assert str(fault.value).startswith("picture 2 of 3 in entry 2 of the list holds values that are not numbers")
+    assert str(fault.value).startswith("picture 2 of 3 in entry 2 of the list contains NaN or infinity")
     assert "VAE in half precision" in str(fault.value)
 
 

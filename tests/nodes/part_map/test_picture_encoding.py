@@ -68,7 +68,7 @@ def test_the_entry_of_a_bad_picture_is_named() -> None:
 
     bad = torch.zeros(1, 32, 32, 3)
     bad[0, 0, 0, 0] = float("nan")
-    with pytest.raises(BestiaryError, match="picture 1 of 1 in entry 2 of the list holds values that are not numbers"):
+    with pytest.raises(BestiaryError, match="picture 1 of 1 in entry 2 of the list contains NaN or infinity"):
         checked_entries([torch.zeros(1, 32, 32, 3), bad])
 
 

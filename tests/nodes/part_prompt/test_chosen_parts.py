@@ -149,7 +149,9 @@ def test_parts_written_alike_must_be_alike():
     same = [chosen("head", "random 7", torch.ones(6)).parts[0] for _ in range(2)]
     assert len(parts_by_mention(ChosenParts(tuple(same)))) == 1
     other = chosen("head", "random 7", torch.zeros(6)).parts[0]
-    with pytest.raises(BestiaryError, match="two different parts are both written <birds.head:random 7>: load their"):
+    with pytest.raises(
+        BestiaryError, match="two different parts have the same mention <birds.head:random 7>: load their"
+    ):
         parts_by_mention(ChosenParts((same[0], other)))
 
 

@@ -186,7 +186,7 @@ def test_dictionaries_chain(clip):
     assert dictionaries_of(both)["second"] is second
     ours = encode(both, "a embedding:first/head.0 embedding:second/head.0")[0]
     assert gap(ours, encode(clip, f"a {word_of(clip, 3329)} {word_of(clip, 2390)}")[0]) == 0
-    with pytest.raises(BestiaryError, match=r"called 'FIRST' is already loaded \(first, second\)"):
+    with pytest.raises(BestiaryError, match=r"named 'FIRST' is already loaded \(first, second\)"):
         with_dictionary(both, NamedDictionary("FIRST", first))
 
 

@@ -292,5 +292,5 @@ def test_a_tokenizer_that_loses_mentions_is_told(sd15_model):
     clip = sd15_model.clip.clone()
     clip.tokenizer = copy.copy(clip.tokenizer)
     clip.tokenizer.tokenize_with_weights = lambda text, *_, **__: {"l": [[(49406, 1.0), (49407, 1.0)]]}
-    with pytest.raises(BestiaryError, match="did not keep 1 learned vectors in one place each"):
+    with pytest.raises(BestiaryError, match="did not place each of 1 learned vectors once"):
         ours(clip, "a <head:red>", dictionary)

@@ -160,7 +160,7 @@ def test_every_fault_stops_with_one_clear_message_and_the_queue_goes_on(server, 
         ({"x": blend("beak", first, second, 0.5)}, f"unknown part 'beak': choose .*'{name}'"),
         ({"x": random_kind("beak", 7, 1.0)}, f"unknown part 'beak': choose .*'{name}'"),
         ({"x": prompt(f"a <{name}:random 7>")}, "prompt, column 3: unknown kind 'random 7'"),
-        (alike, f"two different parts are both written <creatures.{name}:random 7>"),
+        (alike, f"two different parts have the same mention <creatures.{name}:random 7>"),
     ]
     for nodes, message in faults:
         assert re.search(message, server.fail(graph(**nodes, show=shown(["x", 0])))), message

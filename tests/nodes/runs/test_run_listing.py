@@ -132,9 +132,9 @@ def test_a_preview_and_what_is_none(runs, monkeypatch):
     assert run_listing.preview_picture("birds", 5, "pictures") == PNG
     assert run_listing.preview_stamp("birds", 5, "pictures") and not run_listing.preview_stamp("birds", 9, "pictures")
     for step, sheet, message in (
-        (5, "attention", "run birds has no attention of step 5"),
+        (5, "attention", "run birds has no preview attention of step 5"),
         (6, "pictures", "step-0000006.png is not a PNG picture"),
-        (5, "../x", r"no previews called '../x'; choose pictures or attention"),
+        (5, "../x", r"unknown kind of preview '../x'; choose pictures or attention"),
     ):
         with pytest.raises(BestiaryError, match=message):
             run_listing.preview_picture("birds", step, sheet)

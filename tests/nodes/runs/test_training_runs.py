@@ -81,10 +81,10 @@ def test_the_newest_is_the_newest_of_its_kind(started, settings, kind: str) -> N
 @pytest.mark.parametrize(
     ("resume", "kind", "message"),
     [
-        ("moth", "parts", "run moth learns something else: this node goes on with trainings of parts only; choose 'start anew', or "),
-        ("birds", "spectrum", "run birds learns something else: this node goes on with trainings of spectra only; choose 'start anew', or 'moth'"),
-        ("moht", "spectrum", "no run 'moht' in output/bestiary to go on with; choose 'start anew', or 'moth'"),
-        ("../birds", "parts", "no run '../birds' in output/bestiary"),
+        ("moth", "parts", "run moth is of another kind: this node can resume only trainings of parts; choose 'start anew', or "),
+        ("birds", "spectrum", "run birds is of another kind: this node can resume only trainings of spectra; choose 'start anew', or 'moth'"),
+        ("moht", "spectrum", "no run 'moht' to resume in output/bestiary; choose 'start anew', or 'moth'"),
+        ("../birds", "parts", "no run '../birds' to resume in output/bestiary"),
     ],
 )  # fmt: skip
 def test_runs_that_cannot_be_gone_on_with(started, settings, resume: str, kind: str, message: str) -> None:
@@ -126,7 +126,7 @@ def test_lines_of_more_settings_win_and_are_flat() -> None:
     assert more_choices(more) == {"captions.noun": "bird", "optimizer.steps": 7}
     settings = settings_from({"optimizer.steps": 5, "lora.rank": 2}, more)
     assert (settings.optimizer.steps, settings.lora.rank, settings.captions.noun) == (7, 2, "bird")
-    with pytest.raises(BestiaryError, match="more_settings is no valid TOML"):
+    with pytest.raises(BestiaryError, match="more_settings is not valid TOML"):
         more_choices("steps 7")
 
 

@@ -120,7 +120,7 @@ def test_a_word_that_no_stage_carries_is_told():
 
 @pytest.mark.parametrize("fields", [{"text": "a bird"}, {"word": " "}])
 def test_a_text_without_a_place_is_told(sd15_model, fields):
-    with pytest.raises(BestiaryError, match=r"write a text with \{word\} where the word goes, and a word"):
+    with pytest.raises(BestiaryError, match=r"enter a word, and a text with \{word\} in its place"):
         sweep_with(sd15_model, [1.0] * 5, **fields)
 
 

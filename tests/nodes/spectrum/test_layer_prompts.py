@@ -213,7 +213,7 @@ def test_a_prepared_model_refuses_what_does_not_fit(sd15_model):
         sample(prepared, *encode(sd15_model.clip, layered_spectrum(16, 2), with_hooks=False))
     sides = encode(sd15_model.clip, layered_spectrum(layers, 2), with_hooks=False)
     cut = [[[cond[..., :WIDTH], options] for cond, options in side] for side in sides]
-    with pytest.raises(BestiaryError, match=f"layers of {WIDTH} channels has become {WIDTH} channels wide"):
+    with pytest.raises(BestiaryError, match=f"layers of {WIDTH} channels is now {WIDTH} channels wide"):
         sample(prepared, *cut)
 
 
@@ -290,9 +290,7 @@ def test_a_changed_conditioning_is_refused(sd15_model):
     layers = layers_of(sd15_model.model)
     positive, negative = encode(sd15_model.clip, layered_spectrum(layers, 2))
     cut = [[[cond[..., :WIDTH], options] for cond, options in side] for side in (positive, negative)]
-    with pytest.raises(
-        BestiaryError, match=f"a prompt with {layers} layers of 32 channels has become 32 channels wide"
-    ):
+    with pytest.raises(BestiaryError, match=f"a prompt with {layers} layers of 32 channels is now 32 channels wide"):
         sample(sd15_model.model, *cut)
 
 

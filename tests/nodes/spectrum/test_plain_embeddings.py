@@ -90,8 +90,8 @@ def test_each_file_is_logged_once_and_told_every_time(folder, publish, caplog):
     with caplog.at_level(logging.WARNING, "bestiary"):
         told = {warn_of_misread() for _ in range(3)}
     assert told == {
-        "models/embeddings holds spectra of ProSpect (corgi.pt): ComfyUI reads embedding:corgi as the word it was learned "
-        "from, nothing else. Turn it into a spectrum: bestiary import prospect corgi.pt"
+        "models/embeddings contains spectra of ProSpect (corgi.pt): ComfyUI loads embedding:corgi as its initial "
+        "word only. Convert it to a spectrum: bestiary import prospect corgi.pt"
     }
     assert [record.getMessage() for record in caplog.records] == list(told)
     for name in ("a.pt", "b.pt", "c.pt"):

@@ -168,7 +168,7 @@ def test_files_that_are_none_of_ours_are_refused_before_anything_runs(server, fo
         (
             "a bird",
             {"spectrum_2": ["wide", 0]},
-            "Spectrum Prompt: spectrum 'wide' was trained for sd15 and holds vectors",
+            "Spectrum Prompt: spectrum 'wide' was trained for sd15 and contains vectors",
         ),
         ("a bird", {"presets": "mood 1-2"}, "line 1 of the presets, 'mood 1-2': write one attribute per line"),
     ],
@@ -185,7 +185,7 @@ def test_a_spectrum_for_other_layers_stops_the_sampling(server, folder):
         **sampling("layers", ["prompt", 0], ["prompt", 1]),
     )
     message = server.fail(nodes)
-    assert "the prompt holds vectors for 7 cross-attention layers, but this MODEL has" in message
+    assert "the prompt contains vectors for 7 cross-attention layers, but this MODEL has" in message
     # and the next sampling is as if nothing had been
     server.run(graph(prompt=prompt("a bird"), **sampling("after", ["prompt", 0], ["prompt", 1])))
 

@@ -54,8 +54,8 @@ def test_words_per_stage_are_limited_previewed_and_sampled(server):
         "20-50 %: a red bird",
         "50-100 %: a bird",
     ]
-    assert outputs["cut_report"]["text"][0].startswith("4 of 4 stages act between 0 and 0.6 of the way.")
-    assert "Steps 7-10 lie in no stage: the filler acts there." in outputs["table"]["text"][0]
+    assert outputs["cut_report"]["text"][0].startswith("4 of 4 stages act between 0 and 0.6 of the sampling.")
+    assert "Steps 7-10 are in no stage: the filler acts there." in outputs["table"]["text"][0]
     assert len(list((server.folder / "output").glob("stages_*.latent"))) == 1
 
 
@@ -120,7 +120,7 @@ def test_a_word_is_swept_over_the_stages(server):
     assert outputs["sweep"]["images"][0]["filename"].endswith(".png")
     sweep["inputs"]["text"] = "a bird"
     message = server.fail({**DEMO, "size": size(2), "sweep": sweep, "presets": shown(["sweep", 0])})
-    assert "Find Attribute Stages: text 'a bird' and word 'red': write a text with {word}" in message
+    assert "Find Attribute Stages: text 'a bird' and word 'red': enter a word, and a text with {word}" in message
 
 
 @pytest.mark.parametrize(

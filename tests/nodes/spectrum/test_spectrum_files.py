@@ -57,7 +57,7 @@ def test_other_files_are_refused_with_the_choices(folder, file):
 def test_an_empty_folder_says_where_spectra_come_from(folder):
     from bestiary.nodes.spectrum.spectrum_files import check_spectrum_file
 
-    with pytest.raises(BestiaryError, match="none yet: learn one with bestiary train spectrum, or bring one in"):
+    with pytest.raises(BestiaryError, match="none yet: train one with bestiary train spectrum, or import one"):
         check_spectrum_file("corgi.safetensors")
 
 
@@ -110,10 +110,10 @@ def test_a_file_of_another_width_is_refused(sd15_model, sdxl_model):
     with pytest.raises(BestiaryError) as caught:
         check_spectrum_widths("corgi", spectrum(width=768), sd15_model.clip)
     assert str(caught.value) == (
-        "spectrum 'corgi' was trained for sd15 and holds vectors for clip_l (768 wide); the connected CLIP takes clip_l "
+        "spectrum 'corgi' was trained for sd15 and contains vectors for clip_l (768 wide); the connected CLIP needs clip_l "
         "(32 wide): load a sd15 checkpoint, or a spectrum for this one"
     )
-    with pytest.raises(BestiaryError, match=r"takes clip_g \(64 wide\), clip_l \(32 wide\)"):
+    with pytest.raises(BestiaryError, match=r"needs clip_g \(64 wide\), clip_l \(32 wide\)"):
         check_spectrum_widths("corgi", spectrum(), sdxl_model.clip)
 
 

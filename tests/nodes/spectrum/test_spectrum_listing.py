@@ -35,8 +35,8 @@ def test_many_and_long_attributes_are_cut(tmp_path):
     ("metadata", "message"),
     [
         ({"kind": "part-dictionary"}, "made.safetensors is part-dictionary, not a prompt spectrum"),
-        ({"edges": "<script>"}, "made.safetensors is broken: its stages cannot be read"),
-        ({"edges": None}, "made.safetensors is broken: its stages cannot be read"),
+        ({"edges": "<script>"}, "made.safetensors is damaged: its stages cannot be read"),
+        ({"edges": None}, "made.safetensors is damaged: its stages cannot be read"),
         ({"presets": [1]}, "its attribute presets are broken"),
         ({"presets": {"a": [[2, 3]]}}, "its preset 'a' has a range that is not increasing within 0 to 1"),
     ],

@@ -209,7 +209,7 @@ def test_a_spectrum_or_part_of_another_width_is_refused(sd15_model):
         encode_typed_sides(clip, [TypedSide("a dog")], sources, PromptOptions())
 
     with pytest.raises(
-        BestiaryError, match=r"spectrum 'corgi' .*clip_l \(768 wide\); the connected CLIP takes clip_l \(32"
+        BestiaryError, match=r"spectrum 'corgi' .*clip_l \(768 wide\); the connected CLIP needs clip_l \(32"
     ):
         encode(PromptSources({"corgi": spectrum(width=768)}))
     with pytest.raises(BestiaryError, match=r"dictionary 'birds' holds vectors for clip_l \(768 wide\)"):
@@ -223,7 +223,7 @@ def test_two_spectra_of_one_name_are_refused():
 
     one, other = NamedSpectrum("Corgi", spectrum()), NamedSpectrum("corgi", spectrum(1))
     assert list(spectra_by_name([None, one, None])) == ["Corgi"]
-    with pytest.raises(BestiaryError, match="two connected spectra are called 'corgi'"):
+    with pytest.raises(BestiaryError, match="two connected spectra are named 'corgi'"):
         spectra_by_name([one, other])
 
 

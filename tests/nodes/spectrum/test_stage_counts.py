@@ -54,12 +54,12 @@ def test_unreached_stages_are_counted_as_nothing():
         ({"steps": "1001"}, "1001 steps with denoise 1 over 10 stages cannot be counted: at most 1000 steps in all"),
         ({"steps": "900", "denoise": "0.01"}, "900 steps with denoise 0.01 .* cannot be counted"),
         ({"stages": "251"}, "over 251 stages cannot be counted"),
-        ({"denoise": "nan"}, "denoise 'nan' leaves no step"),
-        ({"denoise": "0"}, "denoise '0' leaves no step: enter a number above 0, up to 1"),
+        ({"denoise": "nan"}, "denoise 'nan' is out of range"),
+        ({"denoise": "0"}, "denoise '0' is out of range: enter a number above 0, up to 1"),
         ({"scheduler": "../x"}, "no scheduler '../x'; choose"),
         ({"sampler": "x" * 100}, "sampler of 100 characters: at most 60 are accepted"),
         ({"clock": "noon"}, "unknown clock 'noon': choose timesteps or steps"),
-        ({"first": "20"}, "no step lies between start_at_step 20 and end_at_step 10000"),
+        ({"first": "20"}, "there is no step between start_at_step 20 and end_at_step 10000"),
     ],
 )
 def test_what_cannot_be_counted_is_told(changes, message):
@@ -74,7 +74,7 @@ def test_only_the_noise_levels_are_there():
     sigmas = noise.get_model_object("model_sampling").sigmas
     assert len(sigmas) == 1000 and all(a < b for a, b in pairwise(sigmas.tolist()))
     assert torch.isclose(sigmas[-1], torch.tensor(14.6146), atol=1e-3)
-    with pytest.raises(BestiaryError, match="only the noise levels are known here, not 'latent_format'"):
+    with pytest.raises(BestiaryError, match="'latent_format' is not available without a MODEL"):
         noise.get_model_object("latent_format")
 
 

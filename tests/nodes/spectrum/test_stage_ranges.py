@@ -328,7 +328,7 @@ def test_intersecting_keeps_at_most_one_stage_per_step(sd15_model):
     said = [value for _, values in ours.calls for value in values if value >= 0]
     assert said[:5] == [77.0] * 5
     assert said[5:] == [float(stage_of_sigma(sd15_model.model, StageBounds.equal(10), s)) for s, _ in ours.calls[5:]]
-    assert report == "8 of 10 stages act between 0.25 and 1 of the way. Elsewhere the second conditioning acts."
+    assert report == "8 of 10 stages act between 0.25 and 1 of the sampling. Elsewhere the second conditioning acts."
 
 
 @pytest.mark.parametrize("middle", [0.3, 0.5, 0.333])
@@ -351,17 +351,17 @@ def test_intersecting_with_the_whole_way_drops_the_filler_alone():
     limited, report = intersect_range(staged(3), 0.0, 1.0, outside=None, model=None)
     ranges = [(options["start_percent"], options["end_percent"]) for _, options in limited]
     assert ranges == list(StageBounds.equal(3).percent_ranges())
-    assert report == "3 of 3 stages act between 0 and 1 of the way."
+    assert report == "3 of 3 stages act between 0 and 1 of the sampling."
     assert "Elsewhere nothing acts" in intersect_range(staged(3), 0.0, 0.5, outside=None, model=None)[1]
 
 
 def test_empty_ranges_are_told():
     from bestiary.nodes.spectrum.stage_ranges import intersect_range
 
-    with pytest.raises(BestiaryError, match=r"range 0\.6 to 0\.4: enter a start below the end"):
+    with pytest.raises(BestiaryError, match=r"range 0\.6 to 0\.4 is invalid: enter a start below the end"):
         intersect_range(staged(3), 0.6, 0.4, outside=None, model=None)
     early = intersect_range(plain(), 0.0, 0.2, outside=None, model=None)[0]
-    with pytest.raises(BestiaryError, match=r"no part of the conditioning \(0 to 0\.2\) lies between 0\.5 and 1"):
+    with pytest.raises(BestiaryError, match=r"no part of the conditioning \(0 to 0\.2\) is between 0\.5 and 1"):
         intersect_range(early, 0.5, 1.0, outside=None, model=None)
 
 
@@ -415,7 +415,7 @@ def test_missing_inputs_of_the_step_clock_are_told(sd15_model):
         stage_percents(bounds, "steps")
     with pytest.raises(BestiaryError, match="but sigmas is not connected"):
         stage_percents(bounds, "steps", sd15_model.model)
-    with pytest.raises(BestiaryError, match="the sigmas hold 1 noise levels and thus no step"):
+    with pytest.raises(BestiaryError, match="the sigmas contain 1 noise levels and therefore no step"):
         stage_percents(bounds, "steps", sd15_model.model, torch.tensor([0.0]))
     with pytest.raises(BestiaryError, match="unknown clock 'moon': choose timesteps or steps"):
         stage_percents(bounds, "moon")

@@ -64,7 +64,7 @@ def test_a_low_denoise_reaches_the_last_stages_only(sd15_model):
     assert schedule.unreached == (0, 1, 2, 3)
     table = schedule_table(schedule)
     assert table.startswith("20 steps, normal, denoise 0.6\n")
-    assert "Stages 1-4 are never reached: what they say has no effect." in table
+    assert "Stages 1-4 are never reached: their texts have no effect." in table
 
 
 def test_the_table_has_a_line_per_stage(sd15_model):
@@ -72,7 +72,7 @@ def test_the_table_has_a_line_per_stage(sd15_model):
 
     schedule = preview(sd15_model.model, "euler", "simple", 4, 1.0, stages=StageBounds.equal(2))
     lines = [line.split() for line in schedule_table(schedule).splitlines()]
-    assert lines[1] == ["stage", "way", "steps", "which", "timesteps"]
+    assert lines[1] == ["stage", "range", "steps", "which", "timesteps"]
     assert lines[2] == ["1", "0.0-50.0", "%", "2", "1-2", "999-749"]
     assert lines[3] == ["2", "50.0-100.0", "%", "2", "3-4", "499-249"]
     assert schedule.warnings() == []
@@ -86,11 +86,11 @@ def test_gaps_and_doubles_of_a_conditioning_are_warned_of(sd15_model):
 
     walk = ("euler", "simple", 10, 1.0)
     gap = preview(sd15_model.model, *walk, stages=[entry(0.0, 0.3), entry(0.55, 1.0)])
-    assert gap.warnings() == ["Steps 4-6 lie in no stage: nothing guides the picture there."]
+    assert gap.warnings() == ["Steps 4-6 are in no stage: nothing guides the picture there."]
     filled = preview(sd15_model.model, *walk, stages=[entry(0.0, 0.3), entry(0.55, 1.0), [tensor, {"default": True}]])
-    assert filled.warnings() == ["Steps 4-6 lie in no stage: the filler acts there."]
+    assert filled.warnings() == ["Steps 4-6 are in no stage: the filler acts there."]
     double = preview(sd15_model.model, *walk, stages=[entry(0.0, 0.5), entry(0.35, 1.0)])
-    assert double.warnings() == ["Step 5 lies in several stages, which costs time and mixes them."]
+    assert double.warnings() == ["Step 5 is in several stages, which costs time and mixes them."]
 
 
 def test_connected_sigmas_go_before_the_scheduler(sd15_model):
@@ -131,9 +131,9 @@ def test_unknown_names_and_numbers_are_told(sd15_model):
         preview(sd15_model.model, "euler", "karas", 10, 1.0)
     with pytest.raises(BestiaryError, match="10 steps with denoise 0: give at least 1 step"):
         preview(sd15_model.model, "euler", "simple", 10, 0.0)
-    with pytest.raises(BestiaryError, match="the sigmas hold 1 noise levels"):
+    with pytest.raises(BestiaryError, match="the sigmas contain 1 noise levels"):
         preview(sd15_model.model, "euler", "simple", 10, 1.0, sigmas=torch.tensor([0.0]))
-    with pytest.raises(BestiaryError, match="the conditioning has no entry"):
+    with pytest.raises(BestiaryError, match="the conditioning is empty"):
         preview(sd15_model.model, "euler", "simple", 10, 1.0, stages=[])
 
 

@@ -101,7 +101,7 @@ def test_a_stopped_child_ends_the_graph(made, monkeypatch) -> None:
 
 
 def test_only_runs_that_exist_are_gone_on_with(made, monkeypatch, tmp_path) -> None:
-    with pytest.raises(BestiaryError, match="no run 'elsewhere' in output/bestiary to go on with; choose 'start anew'"):
+    with pytest.raises(BestiaryError, match="no run 'elsewhere' to resume in output/bestiary; choose 'start anew'"):
         _run(made, monkeypatch, [], 0, resume="elsewhere")
     folder = tmp_path / "output" / "bestiary" / "early"
     folder.mkdir(parents=True)

@@ -151,7 +151,7 @@ def test_a_loss_that_is_not_finite_names_its_pictures(prepared, untouched) -> No
     untouched(loaded)
     spoilt = replace(pictures, moments=np.full_like(pictures.moments, np.nan))
     with pytest.raises(
-        BestiaryError, match=r"the loss of step 1 is not finite .* its batch 0 held picture \d+, picture"
+        BestiaryError, match=r"the loss of step 1 is not finite .* its batch 0 contains picture \d+, picture"
     ):
         _train(loaded, spoilt, settings, _run(settings, spoilt))
 

@@ -146,7 +146,7 @@ def test_pictures_of_several_sizes_and_masks_are_taken(server) -> None:
             "initial words: bestiary-demo does not know 'zebra'; name what the pictures",
         ),
         ({"more_settings": "optimizer.stepz = 4"}, "optimizer.stepz: no such key; did you mean 'steps'?"),
-        ({"more_settings": "optimizer steps 4"}, "more_settings is no valid TOML"),
+        ({"more_settings": "optimizer steps 4"}, "more_settings is not valid TOML"),
         ({"more_settings": 'images.source = "x"'}, "more_settings: images.source is decided by what is connected"),
         ({"image_size": 72, "more_settings": "images.size = 32"}, "images.size = 32"),
         ({"resume": "moth", "stages": 9}, "run moth was started with stages 4, not 9: set what it had"),

@@ -50,7 +50,7 @@ def test_settings_that_a_graph_cannot_follow(more: str) -> None:
     [
         ('images.cache = "/var/latents"', "more_settings: images.cache is decided by what is connected"),
         ('run.out = "../../elsewhere"', "more_settings: run.out is decided by what is connected"),
-        ('run.name = "../../evil"', r"run\.name = '../../evil': it holds '/'"),
+        ('run.name = "../../evil"', r"run\.name = '../../evil': it contains '/'"),
     ],
 )
 def test_more_settings_name_no_place_on_this_machine(more: str, message: str) -> None:

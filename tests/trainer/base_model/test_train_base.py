@@ -49,7 +49,7 @@ def test_a_run_leaves_a_model_and_goes_on_where_it_stopped(tmp_path, monkeypatch
     before = load_base_model(out).denoiser.conv_in.weight
     train_base(settings, out)  # nothing left to do
     assert torch.equal(before, load_base_model(out).denoiser.conv_in.weight)
-    with pytest.raises(BestiaryError, match=r"holds a run with seed = 1, but seed = 2 was asked for"):
+    with pytest.raises(BestiaryError, match=r"contains a run with seed = 1, but seed = 2 was requested"):
         train_base(settings.model_copy(update={"seed": 2}), out)
 
 

@@ -124,9 +124,9 @@ def test_files_whose_stages_overlap_or_are_missing(fault, tmp_path, edges, messa
         (["a bird", "--stage-text", "1-3: a", "--stage-text", "3: b"], "stages 3 are claimed by line 1 and by line 2"),
         (["a bird", "--stage-text", "12: a"], "line 1: stage '12' does not exist: there are stages 1 to 10"),
         (["a bird", "--stage-text", "a meadow"], "line 1, 'a meadow': write stages, a colon and a text"),
-        (["a <mix>", "--mix", "layout=corgi", "--mix", "layout=corgi"], "--mix names 'layout' twice"),
+        (["a <mix>", "--mix", "layout=corgi", "--mix", "layout=corgi"], "--mix sets 'layout' twice"),
         (["a <mix>", "--mix", "mood=corgi"], "mood"),
-        (["a <mix>", "--mix", "layout=corgy"], "layout: no spectrum is called 'corgy': choose 'corgi'"),
+        (["a <mix>", "--mix", "layout=corgy"], "layout: no spectrum is named 'corgy': choose 'corgi'"),
         (["a <mix>"], "unknown spectrum 'mix': choose 'corgi'"),
     ],
 )
@@ -160,8 +160,8 @@ def test_presets_that_cannot_be(fault, corgi, tmp_path, tiny_folder, lines, mess
     [
         ("missing", "no picture and no folder"),
         ("empty folder", "no picture to learn from in"),
-        ("text", "it is not a picture, or of a kind that cannot be read here"),
-        ("cut short", "it is cut short"),
+        ("text", "it is not a picture, or its format is not supported here"),
+        ("cut short", "it is truncated"),
         ("only broken", "files left out: 1, first a.png"),
     ],
 )

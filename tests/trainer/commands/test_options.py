@@ -36,7 +36,7 @@ def test_every_fault_is_named_by_its_option():
 
 def test_missing_file_says_what_is_there(tmp_path):
     (tmp_path / "birds.safetensors").touch()
-    with pytest.raises(BestiaryError, match=r"no file .*bird\.safetensors; .* holds birds\.safetensors"):
+    with pytest.raises(BestiaryError, match=r"no file .*bird\.safetensors; .* contains birds\.safetensors"):
         existing(tmp_path / "bird.safetensors", "file")
 
 
@@ -67,7 +67,7 @@ def test_a_name_is_given_once():
         assignments(["layout=a", "style = b"], "--mix") == {"layout": "a", "style": "b"}
         and assignments(None, "--mix") == {}
     )
-    with pytest.raises(BestiaryError, match="--mix names 'layout' twice, as 'a' and as 'b': give one of them"):
+    with pytest.raises(BestiaryError, match="--mix sets 'layout' twice, to 'a' and to 'b': give it once"):
         assignments(["layout=a", "layout=b"], "--mix")
 
 
@@ -81,7 +81,7 @@ def test_a_place_for_files_is_a_folder_or_ends_as_they_do(tmp_path):
     assert result_file(tmp_path / "my corgi.safetensors", default) == tmp_path / "my corgi.safetensors"
     (tmp_path / "file.txt").touch()
     with pytest.raises(
-        BestiaryError, match=r"file\.txt is a file: give a folder, or a file that ends with \.safetensors"
+        BestiaryError, match=r"file\.txt is a file: give a folder, or a file name that ends with \.safetensors"
     ):
         result_file(tmp_path / "file.txt", default)
     with pytest.raises(BestiaryError, match="--out 'nul' is reserved"):
@@ -103,9 +103,11 @@ def test_a_place_for_folders_is_no_file(tmp_path):
     assert result_folder(None, "pictures") == Path("pictures")
     assert result_folder(tmp_path, "pictures") == tmp_path
     assert result_folder(tmp_path / "v1.5", "pictures") == tmp_path / "v1.5"
-    with pytest.raises(BestiaryError, match="file is a file: give a folder, which need not exist yet"):
+    with pytest.raises(BestiaryError, match="file is a file: give a folder; it does not have to exist yet"):
         result_folder(tmp_path / "file", "pictures")
-    with pytest.raises(BestiaryError, match=r"ends like a file, but a folder is written: leave \.safetensors out"):
+    with pytest.raises(
+        BestiaryError, match=r"ends in \.safetensors, but this command writes a folder: remove \.safetensors"
+    ):
         result_folder(tmp_path / "x.safetensors", "pictures")
 
 
@@ -116,7 +118,7 @@ def test_a_page_never_takes_the_place_of_another(tmp_path):
     )
     (tmp_path / "index.html").touch()
     (tmp_path / "evaluation.json").touch()
-    with pytest.raises(BestiaryError, match=r"holds the page of something else \(index\.html\): give another folder"):
+    with pytest.raises(BestiaryError, match=r"contains an index\.html of another command: give another folder"):
         page_folder(tmp_path, "x", marks)
     assert page_folder(tmp_path, "x", ("evaluation.json",)) == tmp_path
 
@@ -128,7 +130,7 @@ def test_commands_spare_pages_of_others(command, tmp_path, capsys):
     (tmp_path / "d" / "index.html").write_text("mine")
     typed = [word.format(f=tmp_path / "f", d=tmp_path / "d") for word in COMMANDS[command]]
     assert main([*typed, "--out", str(tmp_path / "d")]) == 2
-    assert "holds the page of something else" in capsys.readouterr().err
+    assert "contains an index.html of another command" in capsys.readouterr().err
     assert (tmp_path / "d" / "index.html").read_text() == "mine"
 
 
@@ -151,10 +153,10 @@ COMMANDS = {
     ("place", "cause"),
     [
         ("", "is empty: give a folder, or leave the option out"),
-        ("con/x", "has a name that Windows keeps for a device (con): add a letter"),
+        ("con/x", "has a name that Windows reserves for a device (con): add a letter"),
         ("x.", "has a name that ends with a dot or a space ('x.')"),
-        ("y" * 300, "has a name of 300 bytes: at most 200 are taken"),
-        ("a\0b", "holds signs that no file name can: type it anew"),
+        ("y" * 300, "has a name of 300 bytes: use at most 200"),
+        ("a\0b", "contains characters that are not allowed in a file name: type it again"),
     ],
 )
 def test_every_command_refuses_the_same_places(command, place, cause, tmp_path, monkeypatch, capsys):

@@ -209,7 +209,7 @@ def test_base_that_is_gone_must_be_given():
     lost = make_dictionary()
     lost.provenance["base"] = "models/gone"
     with pytest.raises(
-        BestiaryError, match=r"needs a sd15 model \(it was trained on models/gone\): say where with --base"
+        BestiaryError, match=r"needs a sd15 model \(it was trained on models/gone\): give its folder with --base"
     ):
         base_of(lost)
 

@@ -78,7 +78,7 @@ def test_stages_that_no_step_reaches_are_told(tiny_denoiser: Callable, caplog: p
     assert unreached_stages(bounds, range(981, 0, -20)) == ()
     sources = PromptSources({"x": _spectrum()})
     make_staged_pictures(tiny_denoiser("sd15"), sources, [PictureOrder("a <x>", 0)], CHOICE)
-    assert "3 steps of ddim never reach stage 1-3, 5-6, 8-9 of 10: take more steps" in caplog.text
+    assert "3 steps of ddim never reach stage 1-3, 5-6, 8-9 of 10: use more steps" in caplog.text
     caplog.clear()
     make_staged_pictures(tiny_denoiser("sd15"), sources, [PictureOrder("a bird", 0)], CHOICE)
     assert not caplog.text
@@ -103,9 +103,9 @@ def test_mixing_by_name() -> None:
     mixed = mix_spectra(spectra, {"layout": "Corgi", "content": "teddy-bear"})
     assert torch.equal(mixed.matrix()[0], spectra["corgi"].matrix()[0])
     assert torch.equal(mixed.matrix()[5], spectra["teddy bear"].matrix()[5])
-    with pytest.raises(BestiaryError, match="layout: no spectrum is called 'cat': choose 'corgi', 'teddy bear'"):
+    with pytest.raises(BestiaryError, match="layout: no spectrum is named 'cat': choose 'corgi', 'teddy bear'"):
         mix_spectra(spectra, {"layout": "cat"})
-    with pytest.raises(BestiaryError, match="layout: no spectrum is called 'cat': choose none is loaded"):
+    with pytest.raises(BestiaryError, match="layout: no spectrum is named 'cat': none is loaded, add one with --with"):
         mix_spectra({}, {"layout": "cat"})
     with pytest.raises(BestiaryError, match="no preset for the attribute 'mood'"):
         mix_spectra(spectra, {"mood": "corgi"})
@@ -175,9 +175,9 @@ def test_compose_with_presets_and_stage_texts(tiny_folder: Callable, tmp_path: P
     ("prompt", "values", "message"),
     [
         ("a <corgy>", {}, "prompt, column 3: unknown spectrum 'corgy': choose 'corgi'"),
-        ("a <corgi>", {"heat_maps": True}, "heat maps are made of prompts that say the same at every stage"),
+        ("a <corgi>", {"heat_maps": True}, "--heat-maps needs prompts that are the same at every stage"),
         ("a <corgi>", {"stage_texts": ["11: x"]}, "line 1: stage '11' does not exist"),
-        ("a <corgi>", {"mix": {"layout": "cat"}}, "layout: no spectrum is called 'cat'"),
+        ("a <corgi>", {"mix": {"layout": "cat"}}, "layout: no spectrum is named 'cat'"),
     ],
 )
 def test_faults_cost_nothing(

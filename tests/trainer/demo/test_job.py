@@ -62,7 +62,7 @@ def test_metrics_hold_everything_promised(finished):
 def test_page_is_whole_and_pictures_come_first(finished):
     text = finished[1].page.read_text(encoding="utf-8")
     headings = re.findall("<h2>(.*?)</h2>", text)
-    assert headings[0] == "Parts of four, one creature" and "Does it keep its word?" in headings
+    assert headings[0] == "Creatures composed of four sources" and "How faithful are the pictures?" in headings
     assert text.index('class="recipe') < text.index("<table>")
     assert not re.search(r'src="(?!data:)', text)
 
@@ -122,7 +122,8 @@ def test_stopped_demo_goes_on_where_it_was(finished, tiny_world, tmp_path, monke
 
 def test_folder_of_another_demo_is_refused(finished):
     with pytest.raises(
-        BestiaryError, match="holds a demo with --seed 1: go on with that, or give --out another folder"
+        BestiaryError,
+        match="contains a demo with --seed 1: use these values to continue it, or give --out another folder",
     ):
         run_demo(finished[0], SETTINGS.model_copy(update={"seed": 2}))
 
@@ -130,7 +131,7 @@ def test_folder_of_another_demo_is_refused(finished):
 def test_folder_of_something_else_is_refused(tmp_path, capsys):
     (tmp_path / "letters.txt").touch()
     assert main(["demo", "--out", str(tmp_path)]) == 2
-    assert "holds files that are not a demo" in capsys.readouterr().err
+    assert "contains files that are not from a demo" in capsys.readouterr().err
     assert [entry.name for entry in tmp_path.iterdir()] == ["letters.txt"]
 
 

@@ -142,7 +142,7 @@ def test_skipped_files_are_told_with_their_reasons(finished: DiscoveryResult) ->
         rows = {row["path"]: row["reason"] for row in csv.DictReader(file)}
     assert set(rows) == {"empty.jpg", "two words/text.png", "vögel/cut.png"} and finished.skipped == 3
     assert rows["empty.jpg"] == "the file is empty"
-    assert rows["vögel/cut.png"].startswith("it is cut short")
+    assert rows["vögel/cut.png"].startswith("it is truncated")
     assert finished.report["other_files"] == {".csv": 1}
     page = (finished.folder / "index.html").read_text(encoding="utf-8")
     assert all(name in page for name in rows)
@@ -174,8 +174,8 @@ def test_other_settings_are_refused_by_name(finished: DiscoveryResult, pictures:
     with pytest.raises(BestiaryError) as fault:
         discover(settings_for(pictures, finished.folder, seed=3, num_parts=None))
     assert str(fault.value) == (
-        f"{finished.folder} holds a discovery with other settings (num_parts was 3, now auto; seed was 0, now 3): "
-        "choose another --out, or --restart to start over there"
+        f"{finished.folder} contains a discovery with other settings (num_parts was 3, now auto; seed was 0, now 3): "
+        "choose another --out, or give --restart to discard it"
     )
 
 
@@ -285,7 +285,7 @@ def test_a_folder_without_pictures(tmp_path: Path) -> None:
     with pytest.raises(BestiaryError) as fault:
         discover(settings_for(tmp_path / "empty", tmp_path / "parts"))
     assert str(fault.value) == (
-        f"no pictures in {tmp_path / 'empty'} (found 1 x .txt): give a folder of jpg, png, webp, tif, bmp or gif files"
+        f"no pictures in {tmp_path / 'empty'} (found 1 x .txt): give a folder with jpg, png, webp, tif, bmp or gif files"
     )
     assert not (tmp_path / "parts").exists()
 
@@ -317,9 +317,9 @@ def test_fewer_pictures_than_kinds(pictures: Path, tmp_path: Path) -> None:
     with pytest.raises(BestiaryError) as fault:
         discover(settings_for(pictures, tmp_path / "parts", kinds=100))
     assert str(fault.value) == (
-        f"--kinds 100 is more than the {PICTURES + 3} pictures in {pictures}: give more pictures or ask for fewer kinds"
+        f"--kinds 100 is more than the {PICTURES + 3} pictures in {pictures}: give more pictures or fewer kinds"
     )
-    with pytest.raises(BestiaryError, match="only .* pictures show it: give more pictures or ask for fewer kinds"):
+    with pytest.raises(BestiaryError, match="only .* pictures show it: give more pictures or request fewer kinds"):
         discover(settings_for(pictures, tmp_path / "parts", kinds=PICTURES + 1))
 
 
@@ -336,7 +336,7 @@ def test_one_or_two_pictures_are_too_few(count: int, tmp_path: Path) -> None:
     with pytest.raises(BestiaryError) as fault:
         discover(settings_for(folder, tmp_path / "parts"))
     assert str(fault.value) == (
-        f"{count} picture{'s' if count > 1 else ''} in {folder}: parts are what several pictures have in common; "
+        f"{count} picture{'s' if count > 1 else ''} in {folder}: parts are found by comparing pictures; "
         "give at least 3, better some dozens"
     )
     assert not (tmp_path / "parts").exists()
@@ -347,7 +347,7 @@ def test_black_pictures_show_nothing(tmp_path: Path) -> None:
     with pytest.raises(BestiaryError) as fault:
         discover(settings_for(folder, tmp_path / "parts"))
     assert str(fault.value) == (
-        "no foreground found: all 4 pictures are one plain colour; give pictures that show something"
+        "no foreground found: all 4 pictures are one plain colour; give pictures that show an object"
     )
 
 
@@ -365,7 +365,7 @@ def test_copies_of_one_picture_are_told(source: str, tmp_path: Path) -> None:
     with pytest.raises(BestiaryError) as fault:
         discover(settings_for(folder, tmp_path / "parts", source=source))
     assert str(fault.value) == (
-        f"all 5 pictures of {folder} are alike: parts are told by how pictures of one sort of thing differ; "
+        f"all 5 pictures of {folder} are identical: parts are found by comparing different pictures of similar objects; "
         "give different pictures"
     )
 
@@ -380,7 +380,7 @@ def noisy(seed: int) -> Image.Image:
 def test_colours_alone_on_photographs_are_warned_of(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     folder = folder_of(tmp_path / "photos", *[noisy(number) for number in range(6)])
     report = discover(settings_for(folder, tmp_path / "parts")).report
-    assert any("The source descriptor sees colour and texture alone" in text for text in report["warnings"])
+    assert any("The source descriptor uses only colour and texture" in text for text in report["warnings"])
     assert "Use --source imagenet or dinov2." in caplog.text
     page = (tmp_path / "parts" / "index.html").read_text(encoding="utf-8")
     assert "on photographs like these its parts are areas of colour" in page
@@ -431,21 +431,21 @@ def test_masks_that_do_not_fit_are_told(tmp_path: Path) -> None:
     with pytest.raises(BestiaryError) as fault:
         discover(settings_for(folder, tmp_path / "parts", masks=small))
     assert str(fault.value) == (
-        f"the mask {small / '0.png'} has 48 x 48 pixels, its picture 96 x 96: give a mask of the picture's own size"
+        f"the mask {small / '0.png'} has 48 x 48 pixels, its picture 96 x 96: give a mask with the size of the picture"
     )
     (tmp_path / "none").mkdir()
     Image.new("L", (96, 96)).save(tmp_path / "none" / "bird.png")
     with pytest.raises(BestiaryError) as fault:
         discover(settings_for(folder, tmp_path / "parts2", masks=tmp_path / "none"))
     assert str(fault.value) == (
-        f"no mask in {tmp_path / 'none'} belongs to any of 4 pictures: call the mask of 0.png 0.png.png or 0.png"
+        f"no mask in {tmp_path / 'none'} belongs to any of 4 pictures: name the mask of 0.png 0.png.png or 0.png"
     )
     (tmp_path / "black").mkdir()
     for number in range(4):
         Image.new("L", (96, 96)).save(tmp_path / "black" / f"{number}.png")
     with pytest.raises(BestiaryError) as fault:
         discover(settings_for(folder, tmp_path / "parts3", masks=tmp_path / "black"))
-    assert str(fault.value) == f"all 4 masks of pictures of {folder} are empty: mark the thing in white"
+    assert str(fault.value) == f"all 4 masks of pictures of {folder} are empty: paint the object white"
     # a mask that is damaged
     for number in range(4):
         (tmp_path / "black" / f"{number}.png").write_bytes(b"no picture")
@@ -465,7 +465,7 @@ def test_masks_may_lie_beside_their_pictures(tmp_path: Path) -> None:
 def test_the_page_says_what_was_found_and_where_it_is_unsure(finished: DiscoveryResult) -> None:
     report = finished.report
     page = (finished.folder / "index.html").read_text(encoding="utf-8")
-    assert "Seen by colour and texture alone." in page
+    assert "Features: colour and texture only." in page
     assert len(report["confidence"]) == 4 and all(0 <= value <= 1 for value in report["confidence"])
     assert len(report["doubts"]) == 8 and "Where discovery is least sure" in page
     assert page.index("Where discovery is least sure") < page.index("Where the parts are")
@@ -474,14 +474,14 @@ def test_the_page_says_what_was_found_and_where_it_is_unsure(finished: Discovery
     times = report["seconds_of"]
     assert times["features"] > 0 and times["clustering"] > 0
     assert abs(times["features"] + times["clustering"] - report["seconds"]) < 0.3
-    assert f"{times['features']} s for reading the pictures and their features" in page
+    assert f"{times['features']} s for reading pictures and computing features" in page
 
 
 def test_a_base_model_that_is_not_read_is_told(
     pictures: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     discover(settings_for(pictures, tmp_path / "parts", base="demo"))
-    assert "--base demo was not used: only --source diffusion reads a base model." in caplog.text
+    assert "--base demo was ignored: only --source diffusion uses a base model." in caplog.text
 
 
 def test_features_that_are_no_numbers(pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -541,7 +541,7 @@ def test_settings_out_of_range(pictures: Path, tmp_path: Path, changes: dict[str
 def test_moved_and_unfinished_folders_are_told_apart(finished: DiscoveryResult, tmp_path: Path) -> None:
     with pytest.raises(BestiaryError) as fault:
         Discovery.load(tmp_path)
-    assert str(fault.value) == f"{tmp_path} holds no discovery; give a folder that `bestiary discover` finished"
+    assert str(fault.value) == f"{tmp_path} contains no discovery; give the folder of a finished `bestiary discover`"
     (tmp_path / "state").mkdir()
     (tmp_path / "state" / "plan.json").write_text("{}")
     with pytest.raises(BestiaryError, match="an unfinished discovery: run the same `bestiary discover` again"):

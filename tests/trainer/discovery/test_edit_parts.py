@@ -157,8 +157,12 @@ def test_dropped_kinds_leave_their_pictures_without_the_part(folder: Path, origi
     [
         (merge_parts, ["part0"], "merging needs at least two different parts"),
         (merge_parts, ["part0", "part0"], "merging needs at least two different parts"),
-        (merge_parts, ["part0", "part1:2"], "part0, part1:2: parts and kinds cannot be joined; name parts alone"),
-        (merge_parts, ["part0:1", "part1:2"], "part0:1, part1:2: kinds of different parts cannot be joined"),
+        (
+            merge_parts,
+            ["part0", "part1:2"],
+            "part0, part1:2: parts cannot be merged with kinds; give either parts, or kinds of one part",
+        ),
+        (merge_parts, ["part0:1", "part1:2"], "part0:1, part1:2: kinds of different parts cannot be merged"),
         (merge_parts, ["part0:1", "part0:9"], "unknown kind '9' of part 'part0'"),
         (merge_parts, ["part0", "tail"], "unknown part 'tail'"),
         (drop_parts, [], "nothing to drop: name parts, or kinds as part:kind"),
@@ -193,7 +197,7 @@ def test_names_that_cannot_be_given(folder: Path, name: str, new_name: str, mess
 
 
 def test_a_folder_without_a_discovery(tmp_path: Path) -> None:
-    with pytest.raises(BestiaryError, match="holds no discovery"):
+    with pytest.raises(BestiaryError, match="contains no discovery"):
         rename_part(tmp_path, "a", "b")
 
 
@@ -247,6 +251,6 @@ def test_names_that_are_none_are_one_clear_fault(folder: Path, original: Path, n
     with pytest.raises(BestiaryError, match="^unknown part '") as fault:
         rename_part(folder, name, "head")
     assert len(str(fault.value)) < 400 and str(fault.value).isprintable()
-    with pytest.raises(BestiaryError, match="cannot be a name in a prompt|at most 80 are read"):
+    with pytest.raises(BestiaryError, match="cannot be a name in a prompt|use at most 80"):
         rename_part(folder, "part0", name)
     assert (folder / "report.json").read_bytes() == (original / "report.json").read_bytes()

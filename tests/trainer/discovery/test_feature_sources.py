@@ -36,7 +36,7 @@ def test_a_named_source_is_taken_as_it_is(monkeypatch: pytest.MonkeyPatch) -> No
 
 def test_settings_of_another_source_are_told() -> None:
     with pytest.raises(
-        BestiaryError, match="--model vit_b is for --source dinov2, not imagenet: leave one of them out"
+        BestiaryError, match="--model vit_b is for --source dinov2, not imagenet: remove one of the two options"
     ):
         choose_source("imagenet", model="vit_b")
     with pytest.raises(BestiaryError, match="--weights w.pth is for --source dinov2 or imagenet, not descriptor"):
@@ -119,8 +119,7 @@ def test_unknown_and_missing_things_are_named() -> None:
     with pytest.raises(BestiaryError) as fault:
         build_feature_source({"name": "diffusion"})
     assert str(fault.value) == (
-        "the feature source diffusion reads a base model and none was given: "
-        "give --base FOLDER, or choose --source descriptor"
+        "the feature source diffusion needs a base model: give --base FOLDER, or choose --source descriptor"
     )
 
 
@@ -129,8 +128,8 @@ def test_settings_that_a_source_does_not_know_are_named() -> None:
         build_feature_source({"name": "descriptor", "image_size": "large", "blur": 2})
     assert str(fault.value) == (
         "the feature source descriptor cannot be built with these settings: image_size = 'large': Input should be a valid "
-        "integer, unable to parse string as an integer; blur = 2: Extra inputs are not permitted. It knows image_size, grid, "
-        "position: correct the file that holds them, or discover again"
+        "integer, unable to parse string as an integer; blur = 2: Extra inputs are not permitted. Valid settings: image_size, "
+        "grid, position; correct the file that contains them, or run discovery again"
     )
 
 
@@ -144,5 +143,5 @@ def test_another_backbone_than_the_features_were_made_with() -> None:
     with pytest.raises(BestiaryError) as fault:
         build_feature_source({"name": "diffusion", "backbone": "sd15"}, Model())
     assert str(fault.value) == (
-        "these features were made with a base model of the kind 'sd15', not 'sdxl': give --base a sd15 model"
+        "these features were computed with a 'sd15' base model, not 'sdxl': give --base a sd15 model"
     )

@@ -77,11 +77,9 @@ def test_a_folder_that_vanishes_is_no_finished_shard(
         (tmp_path / name).rename((hidden if how == "pictures" else pictures.root) / name)
     if how == "folder":
         pictures.root.rename(tmp_path / "away")
-    with pytest.raises(
-        BestiaryError, match=r"shown has vanished while it was read \(.*\): restore it and run the same"
-    ):
+    with pytest.raises(BestiaryError, match=r"shown disappeared while it was read \(.*\): restore it and run the same"):
         describe_shard(state, 0, pictures, source, codebook, 4)
-    with pytest.raises(BestiaryError, match=r"4 of 4 pictures are no longer there, first 0 a\.png"):
+    with pytest.raises(BestiaryError, match=r"4 of 4 pictures no longer exist, first 0 a\.png"):
         sample_shard(state, 0, [0, 1, 2, 4], pictures, source, 4)
     assert not list(state.folder.glob("*.safetensors"))
 
@@ -90,7 +88,7 @@ def test_a_single_picture_that_goes_is_left_out(reader: PictureReader, codebook:
     state = DiscoveryState(tmp_path / "state", 9, 9)
     (tmp_path / reader.names[1]).unlink()
     describe_shard(state, 0, reader, Brightness(), codebook, 4)
-    assert ("1 a.png", "it is no longer there") in list(state.read_skipped())
+    assert ("1 a.png", "it no longer exists") in list(state.read_skipped())
 
 
 @pytest.mark.parametrize("batch_size", [1, 2, 4, 20])

@@ -35,7 +35,9 @@ def test_devices(monkeypatch: pytest.MonkeyPatch) -> None:
         "cuda:1",
         "cpu",
     ]
-    with pytest.raises(BestiaryError, match="--device cuda:2: there are 2 GPUs here, numbered from cuda:0 on"):
+    with pytest.raises(
+        BestiaryError, match="--device cuda:2 does not exist: this machine has 2 GPUs; choose cuda:0 to cuda:1"
+    ):
         join_work_group("cuda:2")
 
 

@@ -72,7 +72,7 @@ def test_kinds_of_a_bounded_sample_still_cover_all_pictures(tmp_path: Path) -> N
 
 def test_fewer_pictures_than_kinds(tmp_path: Path) -> None:
     done = stored_passes(tmp_path, 5)
-    with pytest.raises(BestiaryError, match="12 kinds of part 'thing' asked for, but only 11 pictures show it"):
+    with pytest.raises(BestiaryError, match="12 kinds of part 'thing' were requested, but only 11 pictures show it"):
         finish_discovery(done, NamesFile(), num_kinds=12, kind_images=100, seed=0)
     assert not (done.folder / "report.json").exists()
 

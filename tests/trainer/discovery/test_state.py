@@ -95,8 +95,8 @@ def test_the_same_plan_continues_and_another_is_refused_by_name(tmp_path: Path) 
     with pytest.raises(BestiaryError) as fault:
         open_plan(tmp_path, changed)
     assert str(fault.value) == (
-        f"{tmp_path} holds a discovery with other settings (seed was 0, now 1; num_parts was auto, now 5; "
-        "the picture files have changed since): choose another --out, or --restart to start over there"
+        f"{tmp_path} contains a discovery with other settings (seed was 0, now 1; num_parts was auto, now 5; "
+        "the picture files have changed since): choose another --out, or give --restart to discard it"
     )
     assert (tmp_path / "state" / "parts-000000.safetensors").exists()
     open_plan(tmp_path, changed, restart=True)

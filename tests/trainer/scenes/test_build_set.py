@@ -266,7 +266,7 @@ def test_faults_a_user_can_mend(recipe, tmp_path, fails) -> None:
         (text + "size = 0\n", ["subject 'dog': size 0.0 must be a number above 0"]),
         (text.replace(f'"{tmp_path / "dog"}"', f'"{tmp_path / "dgo"}"'), ["dgo does not exist"]),
         ('kind = "spectrum"\n' + text.split("\n", 1)[1], ["bestiary train spectrum", "bestiary scenes build"]),
-        ("no toml", ["is no valid TOML"]),
+        ("no toml", ["is not valid TOML"]),
     ):
         recipe.write_text(changed)
         fails(arguments, *told)
@@ -278,10 +278,10 @@ def test_faults_a_user_can_mend(recipe, tmp_path, fails) -> None:
     fails([*arguments, "--layout", "llm"], "--llm-url")
     (tmp_path / "empty").mkdir()
     fails([*arguments[:2], str(tmp_path / "empty"), *arguments[3:]], "holds no pictures", "subfolder")
-    # a page of something else is not written over
+    # a page of another command is not written over
     (tmp_path / "site").mkdir()
     (tmp_path / "site/index.html").write_text("mine")
-    fails([*arguments[:4], str(tmp_path / "site"), *arguments[5:]], "the page of something else")
+    fails([*arguments[:4], str(tmp_path / "site"), *arguments[5:]], "an index.html of another command")
 
 
 def test_files_of_no_use_are_skipped_with_their_reason(recipe, tmp_path, capsys, build) -> None:

@@ -176,4 +176,4 @@ def test_faults_of_segmenting(photos, tmp_path, fails, monkeypatch) -> None:
     fails(command, "no picture of", "a.png: the file is empty")
     (tmp_path / "site").mkdir()
     (tmp_path / "site/index.html").write_text("mine")
-    fails([*command[:4], str(tmp_path / "site"), *command[5:]], "the page of something else")
+    fails([*command[:4], str(tmp_path / "site"), *command[5:]], "an index.html of another command")

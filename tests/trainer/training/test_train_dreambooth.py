@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -21,7 +22,7 @@ from bestiary.trainer.training.train_dreambooth import DreamBoothTask, train_dre
 from bestiary.trainer.training.training_setup import prepare
 from PIL import Image
 from safetensors import safe_open
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 
 def _pictures(folder: Path, count: int, seed: int = 0) -> Path:
@@ -137,16 +138,18 @@ def test_without_a_folder_the_pictures_lie_beside_the_run_and_serve_the_next(
 def test_ten_and_ten_steps_are_twenty(tiny_folder: Callable, pictures: Path, of_class: Path, tmp_path: Path) -> None:
     changes = {
         "images.class_images": of_class, "images.margin": 0.25, "images.flip": True, "captions.dropout": 0.3, "method.vectors": 2,
-        "captions.instance_prompt": "a {} bird", "optimizer.steps": 6, "optimizer.accumulation": 2, "run.save_every": 3,
+        "captions.instance_prompt": "a {} bird", "optimizer.steps": 20, "optimizer.accumulation": 2, "run.save_every": 5,
     }  # fmt: skip
-    whole = train_dreambooth(_settings(tiny_folder("sd15"), pictures, tmp_path / "whole", **changes))
+    whole = train_dreambooth(_settings(tiny_folder("bestiary-demo"), pictures, tmp_path / "whole", **changes))
 
     def stop(done: int, total: int) -> None:
-        if done == 3:
+        if done == 10:
             os.kill(os.getpid(), 2)
 
     with pytest.raises(TrainingStopped):
-        train_dreambooth(_settings(tiny_folder("sd15"), pictures, tmp_path / "halves", **changes), on_progress=stop)
+        train_dreambooth(
+            _settings(tiny_folder("bestiary-demo"), pictures, tmp_path / "halves", **changes), on_progress=stop
+        )
     resumed = resume_training(tmp_path / "halves")
     for name in ("dreambooth.safetensors", "dreambooth_identifier.safetensors"):
         ours, theirs = load_file(resumed.path.with_name(name)), load_file(whole.path.with_name(name))
@@ -268,9 +271,54 @@ def test_strange_files_between_the_pictures_are_left_out(tiny_folder: Callable, 
     (pictures / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\nbroken")
     Image.new("RGBA", (70, 70), (255, 0, 0, 128)).save(pictures / "alpha.png")
     Image.new("CMYK", (70, 70)).save(pictures / "print.jpg")
+    Image.new("RGB", (1, 1)).save(pictures / "dot.png")
+    Image.new("I;16", (70, 70), 40_000).save(pictures / "deep.png")
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    Image.new("RGB", (70, 90)).save(pictures / "turned.jpg", exif=turned)
+    (pictures / "Thumbs.db").write_bytes(b"thumbnails")
     settings = _settings(tiny_folder("sd15"), pictures, tmp_path / "run", **{"method.prior": "off"})
     setup = prepare(DreamBoothTask(settings))
-    assert setup.pictures.instance.names == ("0.png", "1.png", "2.png", "alpha.png", "print.jpg")
+    instance = setup.pictures.instance
+    assert instance.names == ("0.png", "1.png", "2.png", "alpha.png", "deep.png", "print.jpg", "turned.jpg")
+    assert {name for name, _ in instance.skipped} >= {"broken.png", "dot.png"}
+    assert np.isfinite(setup.cache.moments).all() and len(setup.cache.moments) == 7
+
+
+def test_a_full_disk_while_pictures_of_the_class_are_made_loses_nothing(
+    tiny_folder: Callable,
+    pictures: Path,
+    of_class: Path,
+    tmp_path: Path,
+    spoil_writes: Callable,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    before = {path.name: path.read_bytes() for path in of_class.iterdir()}
+    settings = _settings(
+        tiny_folder("sd15"), pictures, tmp_path / "run", **{"images.class_images": of_class, "images.class_count": 6}
+    )
+    with monkeypatch.context() as patched:
+        spoil_writes(patched, of_class, errno.ENOSPC)
+        with pytest.raises(
+            BestiaryError, match="could not write .*class-00000.png: No space left.*Free some disk space"
+        ):
+            train_dreambooth(settings)
+    assert {path.name: path.read_bytes() for path in of_class.iterdir()} == before
+    # with room again the same training makes the rest
+    train_dreambooth(settings)
+    assert len(list(of_class.iterdir())) == 6
+
+
+def test_quantised_models_are_refused_for_training(tiny_folder: Callable, pictures: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(tiny_folder("sd15"), tmp_path / "model")
+    (weights,) = (folder / "unet").glob("*.safetensors")
+    save_file({name: tensor.to(torch.float8_e4m3fn) for name, tensor in load_file(weights).items()}, weights)
+    with pytest.raises(BestiaryError, match="F8_E4M3, which are for sampling: training needs the fp16, bf16 or fp32"):
+        train_dreambooth(_settings(folder, pictures, tmp_path / "run", **{"method.prior": "off"}))
+    file = tmp_path / "model.gguf"
+    file.write_bytes(b"GGUF")
+    with pytest.raises(BestiaryError, match="is a GGUF file.*give a diffusers folder"):
+        train_dreambooth(_settings(file, pictures, tmp_path / "run", **{"method.prior": "off"}))
 
 
 def test_the_command_trains_checks_and_resumes(
@@ -280,10 +328,10 @@ def test_the_command_trains_checks_and_resumes(
     command = ["train", "dreambooth", pictures, "--prompt", "a red bird", "--class-prompt", "a bird", "--class-images", of_class,
                "--base", tiny_folder("sd15"), "--out", run, "--steps", 2, "--name", "my bird", "--progress", "off",
                "--set", "images.size=64", "--set", "images.class_count=4", "--set", "run.preview_every=1", "--set", "run.preview_steps=2",
-               "--set", "run.estimate_memory=false", "--set", "run.dtype=fp32"]  # fmt: skip
+               "--set", "run.dtype=fp32"]  # fmt: skip
     assert main([*map(str, command), "--check"]) == 0
     said = capsys.readouterr().out
-    assert "class: 'a bird', 4 pictures" in said and not run.exists()
+    assert "class: 'a bird', 4 pictures" in said and "memory: about" in said and not run.exists()
     assert main(list(map(str, command))) == 0
     assert (run / "my bird.safetensors").is_file()
     assert Image.open(run / "samples" / "step-0000002.png").width > 3 * 160

@@ -138,7 +138,7 @@ def test_the_baselines_train_by_the_same_program(settings_for, found) -> None:
 
 def test_faults_in_the_material_show_before_a_folder_is_made(settings_for, tmp_path) -> None:
     with pytest.raises(
-        BestiaryError, match=r"nothing holds no discovery; give a folder that `bestiary discover` finished"
+        BestiaryError, match=r"nothing contains no discovery; give the folder of a finished `bestiary discover`"
     ):
         train_parts(settings_for(discovery__folder=tmp_path / "nothing"))
     assert not (tmp_path / "run").exists()
@@ -150,7 +150,7 @@ def test_a_run_that_is_resumed_with_another_base_is_refused(settings_for, tiny_f
     text = config.read_text().replace("rank = 2", "rank = 3")
     config.write_text(text)
     with pytest.raises(
-        BestiaryError, match=r"saved state of step 4 does not fit: .*lora_down.weight has shape \(2, 32\)"
+        BestiaryError, match=r"saved state of step 4 does not match: .*lora_down.weight has shape \(2, 32\)"
     ):
         resume_training(tmp_path / "run")
 
@@ -162,5 +162,5 @@ def test_a_model_folder_that_is_none_is_told(settings_for, tmp_path) -> None:
 
 def test_an_output_that_cannot_be_made_is_told(settings_for, tmp_path) -> None:
     (tmp_path / "file").write_text("x")
-    with pytest.raises(BestiaryError, match=r"cannot make the run folder .*; choose another run.out"):
+    with pytest.raises(BestiaryError, match=r"cannot create the run folder .*; choose another run.out"):
         train_parts(settings_for(run__out=tmp_path / "file" / "run"))

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from ....concepts.denoiser.backbone import Backbone, TextEncoderSpec
 from ....concepts.errors import BestiaryError
 from ....concepts.files.wrong_download import wrong_download
 
@@ -22,6 +23,8 @@ STAGES: dict[int, IFStage] = {COLOURS: "I", 2 * COLOURS: "II"}
 """Channels that the UNet takes -> stage."""
 TEXT_LENGTH = 77
 """T5 states of every prompt: longer prompts are cut, as IF was trained."""
+NORMALISATION = "lower-strip"
+"""What files say of how prompts are normalised."""
 LICENCE_NOTE = (
     "DeepFloyd IF is under the DeepFloyd IF licence: its weights may be used for non-commercial research only, and so may "
     "adapters trained on them"
@@ -46,6 +49,12 @@ class IFFolder:
     """Stage II: the config of the scheduler that noises the low picture; None in stage I."""
     text_encoder: Path | None
     """Folder of the T5 encoder; None where the folder was saved without it."""
+
+    @property
+    def backbone(self) -> Backbone:
+        """The stage as the methods see it: pixels, and one run of T5 states."""
+        text = TextEncoderSpec("t5xxl", self.text_width, "final", TEXT_LENGTH, runs="single", min_tokens=TEXT_LENGTH)
+        return Backbone(f"if-{self.stage.lower()}", (text,), self.image_size, COLOURS, self.image_size, latent_factor=1)
 
 
 def normalised(text: str) -> str:

@@ -70,6 +70,11 @@ def _check_is_folder(path: Path) -> None:
             f"StableDiffusionPipeline.from_single_file({str(path)!r}).save_pretrained({str(path.with_suffix(''))!r}), "
             "then give the new folder"
         )
+    if path.suffix == ".gguf":
+        raise BestiaryError(
+            f"{path} is a GGUF file, whose weights are quantised for sampling: give a diffusers folder with the fp16, bf16 or fp32 weights of "
+            "this model"
+        )
     # each of the three mistakes has a remedy of its own
     if not path.is_dir():
         raise BestiaryError(f"base model folder {path} does not exist: give a diffusers folder, or 'demo'")

@@ -336,5 +336,6 @@ def _any_weight(layouts: Sequence[EncoderLayout]) -> bool:
 
 
 def _key_of(prompt: PromptLayout) -> bytes:
-    arrays = [array for name in sorted(prompt) for array in (prompt[name].ids, prompt[name].weights)]
-    return b"|".join(array.cpu().contiguous().numpy().tobytes() for array in arrays)
+    # by lists, which are the same numbers where memory is estimated with fake tensors
+    lists = [numbers.tolist() for name in sorted(prompt) for numbers in (prompt[name].ids, prompt[name].weights)]
+    return b"|".join(np.array(numbers).tobytes() for numbers in lists)

@@ -1,1 +1,1 @@
-"""The folder of a discovery: read, checked, named, doubted."""
+"""The folder of a discovery: reading, validation, part names and uncertainty."""

@@ -1,6 +1,6 @@
-"""The folder a discovery leaves behind: written in one stream, read by training and evaluation, edited all or nothing.
+"""The result folder of a discovery: written as a stream, read by training and evaluation, edited atomically.
 
-It holds `codebook.parts.safetensors`, `part_maps.safetensors` (labels `(N, h, w)` uint8, codes `(N, M)` int16),
+It contains `codebook.parts.safetensors`, `part_maps.safetensors` (labels `(N, h, w)` uint8, codes `(N, M)` int16),
 `images.txt` and `captions.txt` (one line per picture, same order), `skipped.csv`, `report.json` and `index.html`.
 """
 
@@ -61,13 +61,13 @@ class Discovery:
         """Read a finished discovery.
 
         Args:
-            images_folder: where the pictures lie now; None takes the place where they were found.
-            check_images: refuse where that folder or the first picture is gone.
+            images_folder: current folder of the pictures; None uses the recorded one.
+            check_images: raise an error if that folder or the first picture is missing.
 
         Raises:
-            BestiaryError: no finished discovery, files that do not fit each other, or pictures that are gone.
+            BestiaryError: no finished discovery, inconsistent files, or missing pictures.
         """
-        # an edit that was interrupted is completed before anything is read
+        # complete an interrupted edit first: its files are only partly in place
         folder = Path(folder)
         finish_edit(folder)
         report = read_report(folder)
@@ -77,25 +77,25 @@ class Discovery:
         check_count(folder, names, maps)
         if check_images and not (pictures / names[0]).is_file():
             raise BestiaryError(
-                f"the pictures of {folder} were in {pictures} and {names[0]} is not there: say where they are now"
+                f"the pictures of {folder} were in {pictures}, but {names[0]} is missing there: give their current folder"
             )
-        # three files of one folder must tell of the same pictures and the same parts
+        # files copied from different discoveries would be inconsistent
         codebook = PartCodebook.load(folder / CODEBOOK)
         check_maps(folder, maps, codebook)
         return cls(folder, pictures, [pictures / name for name in names], maps, codebook, report)
 
 
 def read_report(folder: Path, needs: Sequence[str] = ()) -> DiscoveryReport:
-    """The report of a finished discovery; `needs` names the entries that the caller reads.
+    """The report of a finished discovery; `needs` lists the entries that the caller reads.
 
     Raises:
-        BestiaryError: the folder holds none, an unfinished one, or a damaged report.
+        BestiaryError: the folder contains no discovery, an unfinished one, or a damaged report.
     """
     path = Path(folder) / REPORT
     if not path.is_file():
         unfinished = (path.parent / "state" / "plan.json").is_file()
         cause = "an unfinished discovery: run the same `bestiary discover` again" if unfinished else "no discovery"
-        raise BestiaryError(f"{folder} holds {cause}; give a folder that `bestiary discover` finished")
+        raise BestiaryError(f"{folder} contains {cause}; give the folder of a finished `bestiary discover`")
     # a report is written last, so an unreadable one is damaged, not unfinished
     with told_as_damaged(path):
         return checked_report(json_of(text_of(path)), ("images_folder", *needs))
@@ -109,12 +109,12 @@ def read_picture_names(folder: Path) -> list[str]:
     """
     path = Path(folder) / IMAGES
     with told_as_damaged(path):
-        # lines are split at line feeds alone: names may hold other separators
+        # split at line feeds only: splitlines would also split at other separators in names
         return checked_names(text_of(path).split("\n")[:-1])
 
 
 def pictures_folder(folder: Path, report: DiscoveryReport) -> Path:
-    """Where the pictures are: where they were found, or at the same place relative to the discovery."""
+    """Folder of the pictures: the recorded one, or the one at the same path relative to the discovery."""
     recorded = Path(report["images_folder"])
     beside = (Path(folder) / report.get("images_folder_relative", ".")).resolve()
     return recorded if recorded.is_dir() or not beside.is_dir() else beside
@@ -133,7 +133,7 @@ def read_maps(path: Path) -> PartMaps:
 
 
 def read_labels(path: Path) -> Tensor:
-    """Labels `(N, h, w)` uint8 alone, mapped from the file instead of read.
+    """Labels `(N, h, w)` uint8 only, memory-mapped from the file.
 
     Raises:
         BestiaryError: the file is missing or damaged.
@@ -145,12 +145,12 @@ def read_labels(path: Path) -> Tensor:
 
 
 def write_maps(path: Path, pieces: Iterable[PartMaps], num_images: int, grid: tuple[int, int], num_parts: int) -> None:
-    """Write pieces of maps one after the other as one file, holding one piece in memory at a time.
+    """Write pieces of maps to one file, with one piece in memory at a time.
 
     Raises:
         BestiaryError: the pieces do not add up to `num_images`, or the file cannot be written.
     """
-    # codes before labels: 2-byte numbers need an even place
+    # codes before labels: 2-byte numbers need an even offset
     label_bytes, code_bytes = num_images * grid[0] * grid[1], num_images * num_parts * 2
     header = json.dumps(
         {
@@ -168,7 +168,7 @@ def write_maps(path: Path, pieces: Iterable[PartMaps], num_images: int, grid: tu
     with replacing(path) as temporary, open(temporary, "wb") as file:
         file.write(len(header).to_bytes(8, "little") + header)
         done = 0
-        # both tensors grow at once, each from its own place in the file
+        # both tensors are written piece by piece, each at its own offset in the file
         for piece in pieces:
             file.seek(codes_at + done * num_parts * 2)
             file.write(_little_endian(piece.codes, "<i2"))
@@ -176,7 +176,7 @@ def write_maps(path: Path, pieces: Iterable[PartMaps], num_images: int, grid: tu
             file.write(_little_endian(piece.labels, "u1"))
             done += len(piece.labels)
         if done != num_images:
-            raise BestiaryError(f"{path}: {done} pictures were given for a file of {num_images}")
+            raise BestiaryError(f"{path}: got {done} pictures for a file of {num_images}")
 
 
 def write_lines(path: Path, lines: Iterable[str]) -> None:
@@ -186,7 +186,7 @@ def write_lines(path: Path, lines: Iterable[str]) -> None:
 
 
 def write_skipped(path: Path, skipped: Iterable[tuple[str, str]]) -> None:
-    """Write the table of files that were passed over."""
+    """Write the table of skipped files."""
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
     writer.writerow(["path", "reason"])
@@ -195,7 +195,7 @@ def write_skipped(path: Path, skipped: Iterable[tuple[str, str]]) -> None:
 
 
 def read_skipped(folder: Path) -> list[tuple[str, str]]:
-    """Relative path and reason of the files that were passed over."""
+    """Relative path and reason of the skipped files."""
     path = Path(folder) / SKIPPED
     if not path.is_file():
         return []
@@ -209,7 +209,7 @@ def write_report(folder: Path, report: Mapping[str, object]) -> None:
 
 
 def read_lines_at(path: Path, rows: Iterable[int]) -> dict[int, str]:
-    """Some lines of a text file by their place, reading one line at a time."""
+    """The lines of a text file with these indices, reading one line at a time."""
     wanted = set(rows)
     with open(path, encoding="utf-8-sig") as file:
         return {row: line.rstrip("\n") for row, line in enumerate(file) if row in wanted}
@@ -217,7 +217,7 @@ def read_lines_at(path: Path, rows: Iterable[int]) -> dict[int, str]:
 
 @contextmanager
 def editing(folder: Path) -> Iterator[Path]:
-    """A staging folder whose files replace those of `folder` together when the block ends without a fault.
+    """A staging folder whose files replace those of `folder` together when the block ends without an error.
 
     An interruption at any point leaves either the old files or, after the next `finish_edit`, the new ones.
 
@@ -226,15 +226,15 @@ def editing(folder: Path) -> Iterator[Path]:
     """
     staging = None
     try:
-        # a new folder under a name that nobody could have taken: what leads elsewhere is never written to
+        # mkdtemp creates a new folder, so no link planted in advance can redirect the writes
         staging = Path(tempfile.mkdtemp(prefix=".edit.", dir=folder))
         yield staging
-        # from here on the edit counts: whoever reads the folder next completes it
+        # after this rename the edit is committed: the next reader completes it if this process dies
         os.replace(staging, folder / _STAGED)
         finish_edit(folder)
     except OSError as fault:
         raise BestiaryError(
-            f"{folder} cannot be written to ({fault.strerror or fault}): nothing was changed there"
+            f"{folder} cannot be written to ({fault.strerror or fault}): no file was changed; check its permissions"
         ) from fault
     finally:
         if staging is not None:
@@ -242,19 +242,19 @@ def editing(folder: Path) -> Iterator[Path]:
 
 
 def finish_edit(folder: Path) -> None:
-    """Complete an edit that was interrupted after it had been decided; does nothing elsewhere.
+    """Complete an edit that was interrupted after its commit; does nothing if there is none.
 
     Raises:
-        BestiaryError: what lies there leads elsewhere or holds no plain files, so no edit has made it; nothing is moved.
+        BestiaryError: the staging folder is or contains a link or a folder, so no edit made it; nothing is moved.
     """
     staged = Path(folder) / _STAGED
     if not staged.is_dir() and not staged.is_symlink():
         return
-    # links would let a discovery of others move files of its reader
+    # security: links in a downloaded discovery could move files of the user
     strange = [staged] if staged.is_symlink() else [path for path in staged.iterdir() if not _is_plain_file(path)]
     if strange:
         raise BestiaryError(
-            f"{strange[0]} is a link or no file, which an interrupted edit never leaves: look at it and remove {staged}"
+            f"{strange[0]} is a link or not a file, so no interrupted edit left it: inspect it and remove {staged}"
         )
     for path in sorted(staged.iterdir()):
         os.replace(path, Path(folder) / path.name)

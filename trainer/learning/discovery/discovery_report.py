@@ -1,4 +1,4 @@
-"""The records of a discovery's `report.json`: what is read from it, by name and type."""
+"""Typed records of a discovery's `report.json`."""
 
 from typing import TypedDict
 
@@ -11,15 +11,15 @@ class PartEntry(TypedDict):
     index: int
     name: str
     images: int
-    """Pictures that show it."""
+    """Number of pictures that show it."""
     area: float
-    """Mean share of the picture that it covers there, 0..1."""
+    """Mean share of these pictures that it covers, 0..1."""
     kinds: dict[str, int]
-    """Kind, numbered as text -> pictures that show it."""
+    """Number of the kind as text -> number of pictures that show it."""
 
 
 class DoubtEntry(TypedDict):
-    """A picture of which the discovery is unsure; see `discovery_doubts.Doubt`."""
+    """An uncertain picture; see `discovery_doubts.Doubt`."""
 
     row: int
     part: int
@@ -27,7 +27,7 @@ class DoubtEntry(TypedDict):
 
 
 class SecondsEntry(TypedDict):
-    """Where the time of a discovery went, in seconds."""
+    """Seconds of a discovery by activity."""
 
     features: float
     clustering: float
@@ -35,14 +35,14 @@ class SecondsEntry(TypedDict):
 
 class _EveryRun(TypedDict):
     source: SourceSpec
-    """How to build the feature source again."""
+    """Specification from which the feature source is rebuilt."""
     settings: dict[str, object]
     other_files: dict[str, int]
-    """Ending of files that are not pictures -> how many there were."""
+    """Suffix of files that are not pictures -> their number."""
 
 
 class RunFacts(_EveryRun, total=False):
-    """What a run says of itself, whatever it found."""
+    """Facts about a run that do not depend on its result."""
 
     seconds: float
     seconds_of: SecondsEntry
@@ -51,26 +51,26 @@ class RunFacts(_EveryRun, total=False):
 class _EveryReport(RunFacts):
     format: int
     images: int
-    """Pictures in which parts were found."""
+    """Number of pictures with part labels."""
     skipped: int
-    """Files that could not be read."""
+    """Number of files that could not be read."""
     images_folder: str
     images_folder_relative: str
     statistics: dict[str, float]
     bytes_per_image: float
     parts: list[PartEntry]
     part_of: list[int]
-    """First number of every part -> its number after edits."""
+    """Original number of every part -> its number after edits."""
     examples: list[int]
-    """Pictures that the page shows, by their place in the maps."""
+    """Pictures on the page, by their index in the maps."""
     typical: dict[str, list[int]]
     """`part:kind` -> typical pictures, the most typical first."""
 
 
 class DiscoveryReport(_EveryReport, total=False):
-    """The whole report; entries that earlier versions did not write may be missing."""
+    """The complete report; entries that earlier versions did not write may be missing."""
 
     confidence: list[float | None]
-    """Per part 0..1; None where an edit joined parts."""
+    """Per part 0..1; None for parts that an edit merged."""
     warnings: list[str]
     doubts: list[DoubtEntry]

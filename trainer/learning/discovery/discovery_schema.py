@@ -1,4 +1,4 @@
-"""What the files of a discovery must hold, each by itself and together: checked when they are read, before anything is edited.
+"""Validation of the files of a discovery, individually and against each other, when they are read and before an edit.
 
 Letters: N pictures, M parts, (h, w) patch grid.
 """
@@ -28,33 +28,33 @@ from ....concepts.part_map.part_map import PartMaps
 from .discovery_report import DiscoveryReport, PartEntry
 
 LARGEST_LIST = 1 << 30
-"""Bytes of a list of pictures, or of a report."""
+"""Maximum bytes of a list of pictures, or of a report."""
 _LONGEST_PATH = 32_768
 
 
 @contextmanager
 def told_as_damaged(path: Path) -> Iterator[None]:
-    """Whatever is wrong with a file of a discovery is told with its path and the remedy."""
+    """Context that turns errors about a file of a discovery into messages with its path and the remedy."""
     try:
         yield
     except BestiaryError as fault:
-        reason = str(fault).removeprefix(f"{path} ").removesuffix("; fetch or write it again")
+        reason = str(fault).removeprefix(f"{path} ").removesuffix("; download or write it again")
         raise BestiaryError(f"{path} is damaged ({reason}): run the discovery again with --restart") from fault
     except OSError as fault:
         raise BestiaryError(
-            f"{path} cannot be read ({fault.strerror or 'it is gone'}): run the discovery again with --restart"
+            f"{path} cannot be read ({fault.strerror or 'it does not exist'}): run the discovery again with --restart"
         ) from fault
 
 
 def text_of(path: Path) -> str:
-    """A file's text; a mark that editors put before it is left out.
+    """A file's text, without a byte order mark.
 
     Raises:
-        BestiaryError: it is no UTF-8, or too long.
+        BestiaryError: it is not UTF-8, or too long.
         OSError: it cannot be read.
     """
     if path.stat().st_size > LARGEST_LIST:
-        raise BestiaryError(f"it has more than {LARGEST_LIST:,} bytes")
+        raise BestiaryError(f"it is larger than {LARGEST_LIST:,} bytes")
     try:
         return path.read_bytes().decode("utf-8-sig").replace("\r\n", "\n")
     except UnicodeDecodeError as fault:
@@ -65,7 +65,7 @@ def json_of(text: str) -> object:
     """The value of JSON text.
 
     Raises:
-        BestiaryError: it is none, or nested too deeply.
+        BestiaryError: it is not JSON, or nested too deeply.
     """
     try:
         return json.loads(text)
@@ -73,19 +73,20 @@ def json_of(text: str) -> object:
         raise BestiaryError("it is nested too deeply") from fault
     except ValueError as fault:
         line = getattr(fault, "lineno", None)
-        raise BestiaryError("it is no JSON text" + (f", line {line}" if line else "")) from fault
+        raise BestiaryError("it is not valid JSON" + (f", line {line}" if line else "")) from fault
 
 
 def checked_names(names: Sequence[str]) -> list[str]:
     """Paths of pictures within their folder.
 
     Raises:
-        BestiaryError: one is empty, absolute, leads out of the folder, or there is none.
+        BestiaryError: the list is empty, or a path is empty, absolute or points outside the folder.
     """
     if not names:
-        raise BestiaryError("it names no picture")
+        raise BestiaryError("it lists no pictures")
     for line, name in enumerate(names, 1):
         checked_text(name, f"line {line}", _LONGEST_PATH)
+        # both flavours: the file may have been written on another operating system
         outside = PurePosixPath(name).is_absolute() or PureWindowsPath(name).is_absolute()
         if outside or ".." in PurePosixPath(name).parts:
             raise BestiaryError(f"line {line} is {name[:80]!r}, which points outside the picture folder")
@@ -93,10 +94,10 @@ def checked_names(names: Sequence[str]) -> list[str]:
 
 
 def checked_skipped(text: str) -> list[tuple[str, str]]:
-    """Path and reason of the files that were passed over.
+    """Path and reason of the skipped files.
 
     Raises:
-        BestiaryError: the table has other columns, or a line has not two of them.
+        BestiaryError: the table has other columns, or a line does not have two columns.
     """
     try:
         rows = list(csv.reader(io.StringIO(text, newline=""), strict=False))
@@ -112,14 +113,14 @@ def checked_skipped(text: str) -> list[tuple[str, str]]:
 
 
 def checked_report(report: object, needs: Sequence[str]) -> DiscoveryReport:
-    """A report, once types and relations of its entries are right, as far as it has them.
+    """A report after checking types and consistency of the entries it has.
 
     Args:
         report: the JSON value.
-        needs: entries that must be there.
+        needs: required entries.
 
     Raises:
-        BestiaryError: the first entry that is wrong, and what it should be.
+        BestiaryError: names the first invalid entry and the expected value.
     """
     entries = checked_table(report, "the report")
     lacking = [name for name in needs if name not in entries]
@@ -129,6 +130,7 @@ def checked_report(report: object, needs: Sequence[str]) -> DiscoveryReport:
     for name in ("images_folder", "images_folder_relative"):
         if name in entries:
             checked_text(entries[name], name, _LONGEST_PATH)
+    # the number of pictures bounds every picture index that follows
     images = checked_whole(entries.get("images", 1), "images", 1)
     checked_whole(entries.get("skipped", 0), "skipped")
     for row in checked_list(entries.get("examples", []), "examples"):
@@ -152,6 +154,7 @@ def checked_report(report: object, needs: Sequence[str]) -> DiscoveryReport:
 def _check_part(value: object, number: int, images: int) -> None:
     entry = f"parts[{number}]"
     part = checked_table(value, entry, PartEntry.__required_keys__)
+    # bool is a subclass of int: True would pass as part 1
     if part["index"] != number or isinstance(part["index"], bool):
         raise broken(f"{entry}.index", part["index"], str(number))
     checked_text(part["name"], f"{entry}.name")
@@ -181,7 +184,7 @@ def check_maps_header(header: Header) -> None:
 
 
 def check_count(folder: Path, names: Sequence[str], maps: PartMaps) -> None:
-    """Raises BestiaryError where the list of pictures and the maps, labels `(N, h, w)`, differ in N."""
+    """Raises BestiaryError if the list of pictures and the maps, labels `(N, h, w)`, differ in N."""
     if len(names) != len(maps.labels):
         raise BestiaryError(
             f"{folder}: images.txt has {len(names)} lines, part_maps.safetensors {len(maps.labels)} pictures; run the discovery again"
@@ -189,42 +192,42 @@ def check_count(folder: Path, names: Sequence[str], maps: PartMaps) -> None:
 
 
 def check_maps(folder: Path, maps: PartMaps, codebook: PartCodebook, report: DiscoveryReport | None = None) -> None:
-    """Maps, codebook and report of one folder must tell of the same pictures, parts and kinds.
+    """Check that maps, codebook and report of one folder describe the same pictures, parts and kinds.
 
     Raises:
-        BestiaryError: they do not.
+        BestiaryError: they differ.
     """
     parts = maps.codes.shape[1]  # of (N, M)
     if parts != codebook.num_parts:
         raise BestiaryError(
             f"{folder}: part_maps.safetensors has {parts} parts, codebook.parts.safetensors {codebook.num_parts}: "
-            "files of two discoveries; run the discovery again"
+            "the files are from two discoveries; run the discovery again"
         )
     largest = int(maps.labels.max())
     if largest >= parts:
         raise BestiaryError(
-            f"{folder}: part_maps.safetensors shows part {largest} of {parts}: it is damaged; run the discovery again"
+            f"{folder}: part_maps.safetensors contains part {largest} of {parts}: it is damaged; run the discovery again"
         )
     # an absent part has the code -1
     for part, kinds in enumerate(codebook.num_kinds):
         low, high = int(maps.codes[:, part].min()), int(maps.codes[:, part].max())
         if low < -1 or high >= kinds:
             raise BestiaryError(
-                f"{folder}: part_maps.safetensors has kind {high if high >= kinds else low} of part "
+                f"{folder}: part_maps.safetensors contains kind {high if high >= kinds else low} of part "
                 f"{codebook.part_names[part]!r}, which has {kinds} kinds: it is damaged; run the discovery again"
             )
     if report is None:
         return
-    # numbers of the report that lead into the maps and into the codebook
+    # indices of the report refer to the maps and the codebook
     told = report.get("images", len(maps.labels))
     if told != len(maps.labels) or len(report.get("parts", range(parts))) != parts:
         raise BestiaryError(
             f"{folder}: report.json lists {told} pictures and {len(report.get('parts', ()))} parts, part_maps.safetensors "
-            f"of {len(maps.labels)} and {parts}: files of two discoveries; run the discovery again"
+            f"{len(maps.labels)} and {parts}: the files are from two discoveries; run the discovery again"
         )
     for key in report.get("typical", {}):
         part, kind = (int(number) for number in key.split(":"))
         if part >= parts or kind >= codebook.num_kinds[part]:
             raise BestiaryError(
-                f"{folder}: report.json has typical pictures of {key}, which is not a kind; run the discovery again"
+                f"{folder}: report.json lists typical pictures of {key}, which does not exist; run the discovery again"
             )

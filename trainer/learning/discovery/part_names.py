@@ -1,4 +1,4 @@
-"""Names of parts: proposed from where and how large the parts are, or read from a small TOML file."""
+"""Names of parts: suggested from their positions and sizes, or read from a small TOML file."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -15,14 +15,14 @@ from ....concepts.part_map.codebook_edits import rename
 from ....concepts.part_map.part_codebook import PartCodebook
 
 BACKGROUND_NAME = "background"
-_OFF_CENTRE = 0.3  # of half the thing's width
-_LEVEL = 0.08  # of half the thing's height: parts that differ less lie on one level
+_OFF_CENTRE = 0.3  # of half the object's width
+_LEVEL = 0.08  # of half the object's height: parts that differ less are on one level
 _LEVELS = ((-0.6, "top"), (-0.2, "upper"), (0.2, "middle"), (0.6, "lower"), (1.0, "bottom"))
 
 
 @dataclass
 class PartPlaces:
-    """Running sums of where the parts lie within the things that show them; pictures may be added in any number."""
+    """Running sums of part positions within their objects; `add` may be called with batches of any size."""
 
     num_parts: int
     background: int
@@ -38,14 +38,14 @@ class PartPlaces:
         self.images = torch.zeros(self.num_parts, dtype=torch.long)  # (M,) pictures that show the part
 
     def add(self, labels: Tensor) -> None:
-        """Take in part labels `(N, h, w)`."""
+        """Add part labels `(N, h, w)`."""
         masks = labels.long().unsqueeze(1) == torch.arange(self.num_parts).view(1, -1, 1, 1)  # (N, M, h, w)
         things = labels != self.background  # (N, h, w)
         counts = masks.sum((2, 3))  # (N, M)
         present = counts > 0
-        # place of each part within its thing: rows first, then columns
+        # mean position of each part within its object: rows first, then columns
         for axis in (0, 1):
-            place = _within_thing(things, axis)  # (N, h or w) in -1..1 inside the thing
+            place = _within_thing(things, axis)  # (N, h or w) in -1..1 inside the object
             mass = masks.sum(3 - axis).double()  # (N, M, h or w): patches of the part along this axis
             offset = (mass * place.unsqueeze(1)).sum(2) / counts.clamp_min(1)  # (N, M)
             self.offsets[:, axis] += offset.sum(0)
@@ -54,35 +54,35 @@ class PartPlaces:
         self.images += present.sum(0)
 
     def mean(self) -> Tensor:
-        """Mean place `(M, 2)` as (y, x), -1 at the thing's top and left edge, 1 at its bottom and right."""
+        """Mean position `(M, 2)` as (y, x), -1 at the object's top and left edge, 1 at its bottom and right."""
         return self.offsets / self.images.clamp_min(1).unsqueeze(1)
 
     def spread(self) -> Tensor:
-        """Standard deviation `(M, 2)` of the place over pictures."""
+        """Standard deviation `(M, 2)` of the position over pictures."""
         shown = self.images.clamp_min(1).unsqueeze(1)
         return (self.squares / shown - self.mean().square()).clamp_min(0).sqrt()
 
     def area(self) -> Tensor:
-        """Mean share of the picture `(M,)` where the part is shown, 0..1, of labels `(N, h, w)`."""
+        """Mean area share `(M,)` over the pictures that show the part, 0..1, of labels `(N, h, w)`."""
         return self.areas / self.images.clamp_min(1)
 
 
 def propose_names(places: PartPlaces) -> tuple[str, ...]:
-    """A unique name per part that may stand in a prompt: `top`, `upper left`, `small middle`, ..., `background`.
+    """A unique name per part that is valid in prompts: `top`, `upper left`, `small middle`, ..., `background`.
 
-    Heights are compared among the parts. A side is named only where the part keeps to it: things that face both ways
-    have none.
+    Heights are relative to the other parts. A side is named only if the part is consistently on it, which is not the
+    case for objects that face both ways.
     """
     mean, spread = places.mean().tolist(), places.spread().tolist()
     shown = [part for part in range(places.num_parts) if places.images[part] > 0 and part != places.background]
-    # parts that no picture shows have no place: they keep their number as a name
+    # parts that no picture shows have no position: their number is their name
     levels = _levels([mean[part][0] for part in shown])
     stems = [f"part {part}" for part in range(places.num_parts)]
     for part, level in zip(shown, levels, strict=True):
         stems[part] = _stem(level, mean[part][1], spread[part][1])
     stems[places.background] = BACKGROUND_NAME
     areas, heights = places.area().tolist(), [place[0] for place in mean]
-    # names must differ, and say how the parts do
+    # equal stems get a suffix that describes the difference
     names = list(stems)
     for stem, count in Counter(stems).items():
         alike = [part for part, name in enumerate(stems) if name == stem]
@@ -104,7 +104,7 @@ def read_names(path: Path) -> NamesFile:
     """Read a names file.
 
     Raises:
-        BestiaryError: the file is missing, is not TOML, or holds something else than names.
+        BestiaryError: the file is missing, is not TOML, or contains anything other than names.
     """
     text = read_text(path, LARGEST_TOML)
     try:
@@ -114,7 +114,7 @@ def read_names(path: Path) -> NamesFile:
     try:
         return NamesFile.model_validate(tree)
     except ValidationError as fault:
-        # the first fault is enough: names are few
+        # only the first error: a names file is short
         first = fault.errors()[0]
         place = ".".join(str(step) for step in first["loc"])
         raise BestiaryError(
@@ -124,10 +124,10 @@ def read_names(path: Path) -> NamesFile:
 
 
 def apply_names(codebook: PartCodebook, names: NamesFile) -> PartCodebook:
-    """The codebook under the names of a file; parts may be called by number or by their present or new name.
+    """The codebook with the names of a file; parts are identified by number or by their current or new name.
 
     Raises:
-        BestiaryError: a part or kind that does not exist, a name no prompt can hold, or one name for two things.
+        BestiaryError: a part or kind that does not exist, a name not allowed in prompts, or a name used twice.
     """
     # parts first: the kinds may be listed under the new names
     renamed = rename(codebook, parts=names.parts).codebook
@@ -135,8 +135,8 @@ def apply_names(codebook: PartCodebook, names: NamesFile) -> PartCodebook:
 
 
 def _within_thing(things: Tensor, axis: int) -> Tensor:
-    """Places (N, h or w) along an axis, -1 and 1 at the edges of the thing's bounding box."""
-    # the other axis is folded away: (N, h, w) -> (N, h) or (N, w)
+    """Positions (N, h or w) along an axis, -1 and 1 at the edges of the object's bounding box."""
+    # project onto the axis: (N, h, w) -> (N, h) or (N, w)
     covered = things.any(2 - axis)  # (N, h or w)
     length = covered.shape[1]
     steps = torch.arange(length, dtype=torch.float64)
@@ -147,23 +147,23 @@ def _within_thing(things: Tensor, axis: int) -> Tensor:
 
 
 def _levels(heights: Sequence[float]) -> list[str]:
-    """Top to bottom, in five steps of the range of the parts' heights."""
+    """Level names from top to bottom, in five steps over the range of the parts' heights."""
     if not heights or max(heights) - min(heights) < 2 * _LEVEL:
         return ["middle"] * len(heights)
-    # levels divide the range between the highest and the lowest part, not the thing: parts often overlap in height
+    # levels divide the range between the highest and the lowest part, not the object: parts often overlap in height
     middle, half = (max(heights) + min(heights)) / 2, (max(heights) - min(heights)) / 2
     return [next((name for bound, name in _LEVELS if (y - middle) / half <= bound), "bottom") for y in heights]
 
 
 def _stem(level: str, x: float, spread_x: float) -> str:
-    # a side that the part does not keep to over pictures is none
+    # the offset must exceed its own spread: otherwise the part changes sides between pictures
     side = ("left" if x < 0 else "right") if abs(x) > max(_OFF_CENTRE, spread_x) else ""
     return side if side and level == "middle" else f"{level} {side}".strip()
 
 
 def _tell_apart(stem: str, alike: Sequence[int], areas: Sequence[float], heights: Sequence[float]) -> list[str]:
-    """Names of parts that lie alike, in their order: by size where two clearly differ, else numbered from the top."""
-    # two sizes that differ by less than a third would not be told apart by eye
+    """Names of parts with equal stems, in their order: by size if two clearly differ, else numbered from the top."""
+    # sizes that differ by less than a third are hard to distinguish by eye
     if len(alike) == 2:
         small, large = sorted(alike, key=lambda part: areas[part])
         if areas[large] >= 1.3 * areas[small]:

@@ -14,11 +14,12 @@ import torch
 from torch import Tensor
 
 from ....concepts.denoiser.denoiser import Process, PromptLayout
+from ..denoiser.low_picture import GUIDE, LEVEL, SAMPLING_LEVEL, guides, level_noise
 from ..pictures.latent_cache import LatentCache
 from .dreambooth_objective import CLASS, EMPTY, INSTANCE, DreamBoothBatch
 
-_ROWS, _ORDER = 1, 2
-"""Streams of random numbers: what a row is made of, and the order of pictures."""
+_ROWS, _ORDER, _LOW = 1, 2, 3
+"""Streams of random numbers: what a row is made of, the order of pictures, and the noise of low pictures."""
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,9 @@ class DreamBoothPlan:
     processes: int = 1
     latent_factor: int = 8
     """Pixels of a latent cell's edge."""
+
+    level_alphas: Tensor | None = None
+    """`(L,)`, for a model that enlarges low pictures: how much of one is left at every noise level; None elsewhere."""
 
     @property
     def step_size(self) -> int:
@@ -85,11 +89,14 @@ class DreamBoothImages:
         first = (step * plan.accumulation + micro_step) * plan.processes + plan.rank
         slots = range(first * plan.batch_size, (first + 1) * plan.batch_size)
         kinds = [0, 1] if len(self.names) > self._instances else [0]
-        drawn = [self._row(slot, kind) for kind in kinds for slot in slots]
+        places = [(kind, slot) for kind in kinds for slot in slots]
+        drawn = [self._row(slot, kind) for kind, slot in places]
         rows, views, tops, lefts, texts, shares, noise = zip(*drawn, strict=True)
+        moments = self._cache.read(rows, views, tops, lefts, plan.latent_size)  # (R, 2, C, h, w)
+        guide, levels = self._guides(moments, places)
         batch = DreamBoothBatch(
             names=tuple(self.names[row] for row in rows),
-            moments=self._cache.read(rows, views, tops, lefts, plan.latent_size),  # (R, 2, C, h, w)
+            moments=moments,
             noise=torch.from_numpy(np.stack(noise)),
             times=plan.process.times_of_shares(np.array(shares)),
             texts=texts,
@@ -97,8 +104,30 @@ class DreamBoothImages:
             of_class=torch.tensor([row >= self._instances for row in rows]),
             masks=self._cut_masks(rows, views, tops, lefts),
             sizes=self._sizes(tops, lefts),
+            guide=guide,
+            levels=levels,
         )
         return batch if self._device.type == "cpu" else batch.to(self._device)
+
+    def low_pictures(self, rows: Sequence[int], seeds: Sequence[int]) -> dict[str, Tensor]:
+        """For previews: the middle of pictures `rows` as a model that enlarges sees them, extras of a conditioning; none elsewhere."""
+        alphas, size = self.plan.level_alphas, self.plan.latent_size
+        if alphas is None:
+            return {}
+        corner = [(self._cache.moments.shape[-1] - size) // 2] * len(rows)
+        pictures = self._cache.read(rows, [0] * len(rows), corner, corner, size)[:, 0].float()  # (n, 3, h, w)
+        levels = torch.full((len(rows),), SAMPLING_LEVEL)
+        return {GUIDE: guides(pictures, alphas, levels, level_noise(seeds, pictures.shape[1:])), LEVEL: levels}
+
+    def _guides(self, moments: Tensor, places: Sequence[tuple[int, int]]) -> tuple[Tensor | None, Tensor | None]:
+        """Low pictures `(R, 3, h, w)` of moments `(R, 2, 3, h, w)`, and the levels `(R,)` they are noised to."""
+        alphas = self.plan.level_alphas
+        if alphas is None:
+            return None, None
+        streams = [np.random.default_rng((self.plan.seed, _LOW, kind, slot)) for kind, slot in places]
+        levels = torch.tensor([int(rng.integers(len(alphas))) for rng in streams])
+        drawn = [rng.standard_normal(moments.shape[2:], dtype=np.float32) for rng in streams]
+        return guides(moments[:, 0].float(), alphas, levels, torch.from_numpy(np.stack(drawn))), levels
 
     def _row(self, slot: int, kind: int) -> tuple[int, int, int, int, int, float, np.ndarray]:
         """Picture, view, top, left, sentence, share of the times and noise `(2, C, h, w)` of a slot; kind 1 is the class."""

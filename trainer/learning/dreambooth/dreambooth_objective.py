@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from ....concepts.denoiser.denoiser import Conditioning, Denoiser, PromptLayout, reordered
 from ..denoiser.forward_process import Noised, add_noise
+from ..denoiser.low_picture import GUIDE, LEVEL
 from ..run.fit import LossReport
 
 INSTANCE, CLASS, EMPTY = 0, 1, 2
@@ -41,11 +42,16 @@ class DreamBoothBatch:
     sizes: Tensor | None = None
     """`(R, 6)` pixels: whole picture, crop corner and target, for backbones that are conditioned on them."""
 
+    guide: Tensor | None = None
+    """`(R, 3, h, w)` in -1..1: noised low pictures at full size, for a model that enlarges; None elsewhere."""
+    levels: Tensor | None = None
+    """`(R,)` long: their noise levels."""
+
     def to(self, device: torch.device) -> "DreamBoothBatch":
         """The batch with its tensors, (R, ...) each, on `device`."""
         moved = {
             name: getattr(self, name).to(device, non_blocking=True)
-            for name in ("moments", "noise", "times", "of_class", "masks", "sizes")
+            for name in ("moments", "noise", "times", "of_class", "masks", "sizes", "guide", "levels")
             if getattr(self, name) is not None
         }
         return replace(self, **moved)
@@ -95,12 +101,14 @@ class DreamBoothObjective(nn.Module):
         noised = add_noise(self.denoiser, batch.moments, batch.noise, batch.times)
         prediction = self._predict(noised, self.encode(batch.prompts, batch.texts), batch)
         losses = noised.loss(prediction, weights=batch.masks, min_snr=self.min_snr)  # (R,)
-        instance = losses[~batch.of_class].mean()
+        # rows by number: where memory is estimated with fake tensors, no shape may depend on what a tensor holds
+        of_class = batch.of_class.tolist()
+        instance = losses[[row for row, other in enumerate(of_class) if not other]].mean()
         total, curves = instance, {"instance_loss": instance.detach()}
         if self.prior_of_model:
             prior = self._model_prior(noised, batch)
-        elif bool(batch.of_class.any()):
-            prior = losses[batch.of_class].mean()
+        elif any(of_class):
+            prior = losses[[row for row, other in enumerate(of_class) if other]].mean()
         else:
             return LossReport(total, {**curves, "loss": total.detach()})
         total = total + self.prior_weight * prior
@@ -121,7 +129,7 @@ class DreamBoothObjective(nn.Module):
         return encoded.rows(torch.tensor(rows, device=encoded.context.device))
 
     def _predict(self, noised: Noised, text: Conditioning, batch: DreamBoothBatch) -> Tensor:
-        conditioned = text.with_extras(sizes=batch.sizes)
+        conditioned = text.with_extras(sizes=batch.sizes, **{GUIDE: batch.guide, LEVEL: batch.levels})
         return self.denoiser.network.predict(noised.x, noised.times, conditioned).prediction
 
     def _model_prior(self, noised: Noised, batch: DreamBoothBatch) -> Tensor:

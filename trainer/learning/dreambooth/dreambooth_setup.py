@@ -6,7 +6,7 @@ of the identifier, D width over all text encoders, W width of one, r rank, I and
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -59,6 +59,8 @@ class DreamBoothTraining(Training[DreamBoothAdapter]):
     batches: DreamBoothImages
     instances: int
     """N."""
+    notes: Mapping[str, object] = field(default_factory=dict)
+    """What the file says of this kind of model besides."""
 
     def curve_labels(self) -> dict[str, tuple[str, ...]]:
         """No curve has several entries."""
@@ -87,6 +89,7 @@ class DreamBoothTraining(Training[DreamBoothAdapter]):
             "class_pictures": len(self.batches.names) - self.instances,
             "learning_rate": settings.optimizer.lora_lr,
             "seed": settings.run.seed,
+            **self.notes,
         }
         split = {} if vectors is None else backbone.split_vector(vectors.detach().float().cpu())
         return DreamBoothAdapter(
@@ -105,10 +108,12 @@ class DreamBoothTraining(Training[DreamBoothAdapter]):
     def sheets(self, origin: Origin, sample: Sample) -> tuple[Image.Image, ...]:
         """A few pictures of the thing, pictures made from its prompt, and pictures made from the class prompt."""
         count = min(self.settings.run.preview_count, self.instances)
-        made = [
-            sample(self.objective.encode(self.batches.plan.prompts, (number,) * count), range(count))
-            for number in (INSTANCE, CLASS)
-        ]
+        of_class = len(self.batches.names) - self.instances
+        kept = [self.instances + row % of_class for row in range(count)] if of_class else list(range(count))
+        made = []
+        for number, rows in ((INSTANCE, range(count)), (CLASS, kept)):
+            said = self.objective.encode(self.batches.plan.prompts, (number,) * count)
+            made.append(sample(said.with_extras(**self.batches.low_pictures(rows, range(count))), range(count)))
         real = [origin.square(row) for row in range(count)]
         prompts = (self.settings.captions.instance_prompt, self.settings.captions.class_prompt)
         captions = [*self.batches.names[:count], *(prompt for prompt in prompts for _ in range(count))]
@@ -124,6 +129,9 @@ def set_up_dreambooth(
     cache: LatentCache,
     masks: np.ndarray | None = None,
     parallel: Parallel | None = None,
+    *,
+    level_alphas: Tensor | None = None,
+    notes: Mapping[str, object] | None = None,
 ) -> DreamBoothTraining:
     """A training from its first step on; seeds torch's generator, from which adapters are drawn.
 
@@ -132,6 +140,8 @@ def set_up_dreambooth(
         instances: N.
         cache: their moments.
         masks: `(N, H, W)` 0..1, what is learned of the thing; None is everything.
+        level_alphas: `(L,)`, for a model that enlarges low pictures: see `DreamBoothPlan`.
+        notes: what the file shall say of this kind of model besides.
 
     Raises:
         BestiaryError: a prompt is too long, or the words to start from are unknown.
@@ -139,7 +149,7 @@ def set_up_dreambooth(
     torch.manual_seed(settings.run.seed)
     parallel = parallel or SingleProcess()
     method, optimizer, lora = settings.method, settings.optimizer, settings.lora
-    spec = LoraSpec(lora.rank, lora.alpha or float(lora.rank), lora.self_attention)
+    spec = LoraSpec(lora.rank, lora.alpha or float(lora.rank), lora.self_attention, lora.targets)
     adapters = denoiser.network.adapters.add(spec)
     if settings.base.checkpointing:
         denoiser.network.set_gradient_checkpointing(True)
@@ -163,6 +173,7 @@ def set_up_dreambooth(
         rank=parallel.rank,
         processes=parallel.size,
         latent_factor=denoiser.backbone.latent_factor,
+        level_alphas=level_alphas,
     )
     batches = DreamBoothImages(names, instances, cache, plan, masks, denoiser.device)
     groups = [ParameterGroup("lora", objective.named_adapters(), optimizer.lora_lr, optimizer.weight_decay)]
@@ -171,7 +182,7 @@ def set_up_dreambooth(
         groups.append(
             ParameterGroup("identifier", {"vectors": objective.vectors}, optimizer.vector_lr * word_spread(denoiser))
         )
-    return DreamBoothTraining(settings, denoiser, objective, batches, tuple(groups), instances)
+    return DreamBoothTraining(settings, denoiser, objective, batches, tuple(groups), instances, notes or {})
 
 
 def lay_out(settings: TrainDreamBoothSettings, denoiser: Denoiser) -> tuple[PromptLayout, ...]:
@@ -219,8 +230,11 @@ def identifier_start(denoiser: Denoiser, vectors: int, words: str) -> Tensor | N
     return denoiser.backbone.join_vectors(mean_word(denoiser, words or COMMON_WORDS)).repeat(vectors, 1)
 
 
-def save_adapter(adapter: DreamBoothAdapter, path: Path) -> None:
-    """Write the LoRA under kohya names with its notes in the header, and beside it the identifier's vectors; read both back.
+def save_adapter(adapter: DreamBoothAdapter, path: Path, embeddings: Path | None = None) -> None:
+    """Write the LoRA under kohya names with its notes in the header, and the identifier's vectors; read both back.
+
+    Args:
+        embeddings: folder of the vectors; None is beside the LoRA.
 
     Raises:
         BestiaryError: numbers that are not finite, or a file that cannot be written or reads back differently.
@@ -237,7 +251,8 @@ def save_adapter(adapter: DreamBoothAdapter, path: Path) -> None:
     }
     _write_checked(path, adapter.tensors, {**notes, **kohya})
     if adapter.vectors:
-        _write_checked(path.with_name(f"{path.stem}{IDENTIFIER_ENDING}.safetensors"), adapter.vectors, notes)
+        beside = (embeddings or path.parent) / f"{path.stem}{IDENTIFIER_ENDING}.safetensors"
+        _write_checked(beside, adapter.vectors, notes)
 
 
 def _write_checked(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:

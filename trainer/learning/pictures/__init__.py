@@ -1,1 +1,1 @@
-"""Picture files and their companions, read, cached and laid out on sheets."""
+"""Picture files and their companions: reading, latent cache and contact sheets."""

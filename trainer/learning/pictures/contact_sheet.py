@@ -1,4 +1,4 @@
-"""Contact sheets: many pictures on one, each with its caption below."""
+"""Contact sheets: a grid of pictures with captions."""
 
 from collections.abc import Sequence
 
@@ -10,9 +10,9 @@ from ....concepts.errors import BestiaryError
 PAPER = (250, 247, 240)
 INK = (60, 54, 46)
 Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
-"""What texts on a sheet are written in; Pillow without FreeType has its bitmap font alone."""
+"""Font of the texts on a sheet; Pillow without FreeType only has its bitmap font."""
 PREVIEW_TILE = 160
-"""Edge of a tile of a training's previews in pixels."""
+"""Edge of a tile of training previews in pixels."""
 _MARGIN = 12
 _LINE = 15
 _FONT_SIZE = 12
@@ -30,20 +30,20 @@ def contact_sheet(
 
     Args:
         images: at least one picture, of any sizes.
-        captions: one text per picture; longer ones are wrapped and cut after four lines.
-        columns: pictures in a row; None takes a sheet about as wide as high.
-        tile: edge of a picture on the sheet in pixels; None takes the largest edge given, at least 160, at most 384.
+        captions: one text per picture; long ones are wrapped and cut after four lines.
+        columns: pictures per row; None makes the sheet about square.
+        tile: edge of a picture on the sheet in pixels; None uses the largest edge of the pictures, 160 to 384.
 
     Raises:
-        BestiaryError: no pictures, or not one caption for each.
+        BestiaryError: no pictures, or another number of captions.
     """
     if not images or len(images) != len(captions):
         raise BestiaryError(f"a contact sheet needs one caption per picture, got {len(images)} and {len(captions)}")
-    # captions make tiles higher than wide, so a few more columns than rows
+    # captions make tiles taller than wide: slightly more columns than rows give a square sheet
     columns = columns or max(1, min(len(images), round((len(images) * 1.25) ** 0.5)))
     tile = tile or min(384, max(160, *(max(image.size) for image in images)))
     font: Font = ImageFont.load_default(_FONT_SIZE)
-    # all captions get the height of the longest
+    # all captions get the height of the longest, so that rows stay aligned
     wrapped = [wrap_text(caption, font, tile) for caption in captions]
     text_height = _LINE * max(len(lines) for lines in wrapped)
     rows = -(-len(images) // columns)
@@ -67,7 +67,7 @@ def to_image(image: Tensor) -> Image.Image:
 
 
 def wrap_text(text: str, font: Font, width: int) -> list[str]:
-    """Lines of at most `width` pixels, at most four; a word too long for a line is cut, what is left over shows as …"""
+    """At most four lines of at most `width` pixels; words that are too long and the remaining text are cut with …"""
     lines: list[str] = []
     rest = text.split()
     # as many words as fit into a line, at least one

@@ -1,8 +1,8 @@
-"""Picture files as people have them: found in a folder, read whatever their colour mode, or refused with a reason.
+"""Finds and reads picture files of any colour mode, or rejects them with a reason.
 
-A picture is decoded to upright 8-bit RGB: rotation tags are applied, transparency is laid on white, 16-bit and float
-values are brought to 8 bits, an animation gives its first frame. Very large JPEGs are decoded at a fraction of their size.
-HEIC pictures are read where pillow-heif is installed, and named as left out with the reason elsewhere.
+Pictures are decoded to upright 8-bit RGB: rotation tags are applied, transparency is composited on white, 16-bit and
+float values are scaled to 8 bits, an animation yields its first frame. Very large JPEGs are decoded at a fraction of their
+size. HEIC pictures are read if pillow-heif is installed, and reported as skipped otherwise.
 """
 
 import os
@@ -52,16 +52,16 @@ SUFFIXES = HEIC_SUFFIXES | frozenset(
         ".mpo",
     ]
 )
-"""File suffixes taken for pictures, in lower case."""
+"""Suffixes of picture files, in lower case."""
 MIN_EDGE = 16
-"""A picture whose shorter edge has fewer pixels shows no parts."""
+"""Minimum pixels of the shorter edge; smaller pictures are rejected."""
 MAX_PIXELS = 90_000_000
-"""More pixels than this are not decoded: a small file can claim a picture of many gigabytes."""
+"""Maximum number of pixels: a small file can declare a picture of many gigabytes."""
 MAX_JPEG_PIXELS = 800_000_000
 """Limit for JPEG files, which can be decoded at an eighth of their size."""
 
-GONE = "it is no longer there"
-"""Reason of a picture that was found and has vanished since."""
+GONE = "it no longer exists"
+"""Reason for a picture that was listed but has been deleted since."""
 OTHER_PICTURES = frozenset(
     [
         ".svg",
@@ -88,12 +88,12 @@ OTHER_PICTURES = frozenset(
         ".webm",
     ]
 )
-"""Suffixes of pictures and films that are never read: a folder's owner may expect them to be."""
+"""Suffixes of pictures and videos that are not supported; reported, because a user may expect them to be read."""
 
 _JPEG_START = b"\xff\xd8\xff"
 _ORIENTATION_TAG = 0x0112
 _DRAFT_EDGE = 2048
-_FLAT_AREAS = 0.5  # of neighbouring pixels that are the same
+_FLAT_AREAS = 0.5  # share of equal neighbouring pixels
 _SIDEWAYS = (
     Image.Transpose.TRANSPOSE,
     Image.Transpose.ROTATE_270,
@@ -114,15 +114,15 @@ _FAULTS = (
     struct.error,
     Image.DecompressionBombError,
 )
-"""What Pillow's decoders raise on broken files."""
+"""Exceptions that Pillow's decoders raise for broken files."""
 
 
-# Pillow warns of what is mended or reported here; a filter set while reading would not be safe among threads
+# these problems are handled or reported here; a filter set during reading would not be thread-safe
 warnings.filterwarnings("ignore", module=r"PIL\.")
 
 
 class UnreadableImage(BestiaryError):
-    """A file that gives no picture; `reason` says why in words for a list of skipped files."""
+    """A file that cannot be read as a picture; `reason` is a text for the list of skipped files."""
 
     def __init__(self, path: Path, reason: str) -> None:
         super().__init__(f"{path}: {reason}")
@@ -131,32 +131,32 @@ class UnreadableImage(BestiaryError):
 
 @dataclass(frozen=True)
 class ImageScan:
-    """What a folder and its subfolders hold."""
+    """Contents of a folder and its subfolders."""
 
     names: list[str]
-    """Picture files in a fixed order, relative to the folder, with forward slashes."""
+    """Picture files in sorted order, relative to the folder, with forward slashes."""
     other_files: dict[str, int] = field(default_factory=dict)
-    """Files of other kinds: suffix -> how many."""
+    """Other files: suffix -> number."""
     unreadable: list[tuple[str, str]] = field(default_factory=list)
-    """Folders and pictures that cannot be taken, relative to the folder, with the reason."""
+    """Folders and pictures that cannot be used, relative to the folder, with the reason."""
     others: list[tuple[str, str]] = field(default_factory=list)
-    """Files that are no pictures by their name, relative to the folder, with the reason."""
+    """Files without a picture suffix, relative to the folder, with the reason."""
 
 
 def scan_images(folder: Path, leave_out: Iterable[Path] = ()) -> ImageScan:
-    """Find the picture files below a folder; hidden entries and the folders `leave_out` are passed over.
+    """Find the picture files below a folder, except hidden entries and the folders `leave_out`.
 
     Links to folders are followed, each folder once.
 
     Raises:
-        BestiaryError: there is no such folder, or it is a file.
+        BestiaryError: the folder does not exist, or is a file.
     """
     folder = Path(folder)
     if not folder.is_dir():
         state = "is a file" if folder.exists() else "does not exist"
         raise BestiaryError(f"image folder {folder} {state}: give a folder of pictures")
     scan, kinds = ImageScan([]), Counter()
-    # by suffix and kind of file, without opening: a folder may hold millions
+    # classified by suffix and file type without opening: a folder may contain millions of files
     for name in walk_files(folder, leave_out, scan.unreadable):
         suffix = os.path.splitext(name)[1].lower()
         if suffix not in SUFFIXES:
@@ -165,7 +165,7 @@ def scan_images(folder: Path, leave_out: Iterable[Path] = ()) -> ImageScan:
             taken.append(
                 (
                     shown_path(name),
-                    f"{shown_path(suffix) or 'a name without ending'} is no kind of picture that is read",
+                    f"{shown_path(suffix) or 'a name without suffix'} is not a supported picture format",
                 )
             )
         elif (reason := _name_fault(name) or _file_fault(folder / name)) is not None:
@@ -177,10 +177,10 @@ def scan_images(folder: Path, leave_out: Iterable[Path] = ()) -> ImageScan:
 
 
 def list_images(folder: Path) -> list[Path]:
-    """Picture files of a folder and its subfolders, in a fixed order.
+    """Picture files of a folder and its subfolders, in sorted order.
 
     Raises:
-        BestiaryError: there is no such folder, or it is a file.
+        BestiaryError: the folder does not exist, or is a file.
     """
     return [Path(folder, name) for name in scan_images(folder).names]
 
@@ -190,19 +190,19 @@ def read_image(path: Path, at_least: int | None = None) -> Image.Image:
 
     Args:
         at_least: edge in pixels that the caller needs; a large JPEG is then decoded at 1/2, 1/4 or 1/8 of its size,
-            with a shorter edge of no less than twice this.
+            with a shorter edge of at least twice this.
 
     Raises:
-        UnreadableImage: the file is empty, broken, cut short, no picture, too small, too large or may not be read.
+        UnreadableImage: the file is empty, broken, truncated, not a picture, too small, too large or not readable.
     """
     return decoded(path, _rgb, at_least)
 
 
 def decoded(path: Path, convert: Callable[[Image.Image], Image.Image], at_least: int | None = None) -> Image.Image:
-    """Decode a file, bring its colours to the mode that is needed, and turn it upright.
+    """Decode a file, convert its colour mode, and rotate it upright.
 
     Args:
-        convert: makes what is wanted of the loaded picture in the file's own mode.
+        convert: converts the loaded picture from the file's own mode.
         at_least: as in `read_image`.
 
     Raises:
@@ -218,10 +218,10 @@ def decoded(path: Path, convert: Callable[[Image.Image], Image.Image], at_least:
 
 
 def picture_size(path: Path) -> tuple[int, int]:
-    """Width and height of a picture when it stands upright; only its header is read.
+    """Width and height of the upright picture; reads only the header.
 
     Raises:
-        UnreadableImage: as `read_image`, as far as the header shows it.
+        UnreadableImage: as `read_image`, for faults that the header shows.
     """
     with _opened(Path(path)) as image:
         width, height = image.size
@@ -230,12 +230,12 @@ def picture_size(path: Path) -> tuple[int, int]:
 
 
 def shown_path(name: str) -> str:
-    """A path as it can be written anywhere: bytes that are no UTF-8 and line breaks are escaped."""
+    """A path that is safe to print: bytes that are not UTF-8 and line breaks are escaped."""
     return name if _name_fault(name) is None else ascii(name)[1:-1]
 
 
 def look_like_photographs(folder: Path, names: Sequence[str], most: int = 8) -> bool:
-    """Whether most of some pictures have no flat areas, as drawings have them."""
+    """True if most of a sample of the pictures lack the flat areas that are typical of drawings."""
     flat = []
     for name in names[:: max(1, len(names) // most)][:most]:
         try:
@@ -255,11 +255,11 @@ def image_to_tensor(image: Image.Image) -> Tensor:
 def walk_files(
     folder: Path, leave_out: Iterable[Path] = (), unreadable: list[tuple[str, str]] | None = None
 ) -> Iterator[str]:
-    """Files below a folder in a fixed order, as paths relative to it with forward slashes; hidden ones are passed over.
+    """Files below a folder in sorted order, except hidden ones, as relative paths with forward slashes.
 
     Args:
         leave_out: folders that are not entered.
-        unreadable: takes (relative path, reason) of folders that cannot be opened.
+        unreadable: receives (relative path, reason) of folders that cannot be opened.
     """
     seen: set[Path] = set()
     left_out = {Path(path).resolve() for path in leave_out}
@@ -270,7 +270,7 @@ def walk_files(
             unreadable.append((name, f"the folder cannot be opened: {fault.strerror}"))
 
     for place, folders, files in os.walk(folder, onerror=note, followlinks=True):
-        # links may lead back up: every real folder is entered once
+        # links may form cycles: every real folder is entered once
         here = Path(place).resolve()
         if here in seen or here in left_out:
             folders.clear()
@@ -287,28 +287,28 @@ def _hidden(name: str) -> bool:
 
 def _name_fault(name: str) -> str | None:
     try:
-        # names that are not UTF-8 reach Python as lone surrogates, which no text file can hold
+        # names that are not UTF-8 reach Python as lone surrogates, which cannot be written to a text file
         name.encode("utf-8")
     except UnicodeEncodeError:
         return "its name is not valid Unicode: rename the file"
-    return "its name holds a line break: rename the file" if len(name.splitlines()) > 1 else None
+    return "its name contains a line break: rename the file" if len(name.splitlines()) > 1 else None
 
 
 def _file_fault(path: Path) -> str | None:
-    """What a directory entry is if no file; what is not there is told when it is read."""
+    """Reason if a directory entry is not a regular file; missing files are reported when they are read."""
     try:
         mode = os.stat(path).st_mode
     except FileNotFoundError:
-        return "it is a link to nothing" if path.is_symlink() else None
+        return "it is a broken link" if path.is_symlink() else None
     except OSError:
         return None
-    # reading a pipe would wait for a writer without end
+    # reading a pipe would wait for a writer forever
     return None if stat.S_ISREG(mode) else "it is a pipe, a socket or a device, not a file"
 
 
 @contextmanager
 def _opened(path: Path) -> Iterator[Image.Image]:
-    """The picture of a file, its size checked; faults of decoders while it is used become reasons."""
+    """The picture of a file with a checked size; exceptions of decoders become UnreadableImage."""
     if reason := _file_fault(path):
         raise UnreadableImage(path, reason)
     try:
@@ -316,7 +316,6 @@ def _opened(path: Path) -> Iterator[Image.Image]:
             image = _open(path, stream)
             _check_size(image, path)
             yield image
-    # reasons of our own go on as they are, those of decoders are put in words
     except UnreadableImage:
         raise
     except _FAULTS as fault:
@@ -332,12 +331,12 @@ def _open(path: Path, stream: BinaryIO) -> Image.Image:
         if path.suffix.lower() in HEIC_SUFFIXES:
             _learn_heic(path)
         return Image.open(stream)
-    # opened by its own class a JPEG escapes Pillow's size limit, which would refuse before a draft can be asked for
+    # JpegImageFile bypasses Pillow's size limit, which would reject the file before `draft` can reduce it
     return JpegImagePlugin.JpegImageFile(stream)
 
 
 def _learn_heic(path: Path) -> None:
-    """Let Pillow read HEIC, once pillow-heif is there."""
+    """Register HEIC with Pillow, if pillow-heif is installed."""
     try:
         import pillow_heif
     except ImportError as fault:
@@ -351,13 +350,13 @@ def _check_size(image: Image.Image, path: Path) -> None:
     width, height = image.size
     if min(width, height) < MIN_EDGE:
         raise UnreadableImage(
-            path, f"{width} x {height} pixels are too few: at least {MIN_EDGE} x {MIN_EDGE} are needed"
+            path, f"{width} x {height} pixels are too few: at least {MIN_EDGE} x {MIN_EDGE} are required"
         )
     # only JPEGs can be decoded at a fraction of their size
     limit = MAX_JPEG_PIXELS if image.format in ("JPEG", "MPO") else MAX_PIXELS
     if width * height > limit:
         raise UnreadableImage(
-            path, f"{width} x {height} pixels are too many: at most {limit // 1_000_000} million are decoded; shrink it"
+            path, f"{width} x {height} pixels are too many: resize it to at most {limit // 1_000_000} million pixels"
         )
 
 
@@ -370,12 +369,12 @@ def _reduce_jpeg(image: Image.Image, at_least: int | None) -> None:
 
 
 def _orientation(image: Image.Image) -> Image.Transpose | None:
-    """How to turn the picture upright; broken tags count as upright."""
+    """Transposition that turns the picture upright; broken tags count as upright."""
     try:
         value = image.getexif().get(_ORIENTATION_TAG, 1)
     except _FAULTS:
         return None
-    # EXIF counts the eight ways a camera can be held
+    # EXIF orientation values; 1 is upright
     turns = Image.Transpose
     return {
         2: turns.FLIP_LEFT_RIGHT,
@@ -395,37 +394,37 @@ def _rgb(image: Image.Image) -> Image.Image:
     if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
         # also a key colour of RGB or palette files becomes alpha here
         layer = image.convert("RGBA")
-        # transparent pixels would otherwise show whatever colour the file happens to hold there
+        # transparent pixels have arbitrary colours in the file, so composite on white
         white = Image.new("RGBA", layer.size, "white")
         return Image.alpha_composite(white, layer).convert("RGB")
     return image.convert("RGB")
 
 
 def _eight_bits(image: Image.Image) -> Image.Image:
-    """Integer and float pixels brought to 0..255 by the range of their kind, or by their own where they leave it."""
+    """Integer and float pixels scaled to 0..255 by the usual range of their type, or by their own maximum beyond it."""
     # (H, W), one channel: colour pictures of 16 bits are reduced by Pillow itself
     values = np.nan_to_num(np.asarray(image).astype(np.float64))
     largest = float(values.max(initial=0.0))
     ranges = (1.0, 255.0, 65535.0) if image.mode == "F" else (255.0, 65535.0)
     if image.mode.startswith("I;16"):
         ranges = (65535.0,)
-    # the smallest usual range that holds all values; beyond all of them, their own largest
+    # the smallest usual range that contains all values, else their own maximum
     scale = next((top for top in ranges if largest <= top), largest)
     return Image.fromarray((values / scale * 255).clip(0, 255).round().astype(np.uint8))
 
 
 def _reason(path: Path, fault: BaseException) -> str:
     if isinstance(fault, PermissionError):
-        return "it may not be read: check its permissions"
+        return "it cannot be read: check its permissions"
     if isinstance(fault, FileNotFoundError):
         return GONE
     if isinstance(fault, Image.DecompressionBombError):
-        return f"it has too many pixels: at most {MAX_PIXELS // 1_000_000} million are decoded; shrink it"
+        return f"it has too many pixels: resize it to at most {MAX_PIXELS // 1_000_000} million pixels"
     if isinstance(fault, Image.UnidentifiedImageError):
-        return "it is not a picture, or of a kind that cannot be read here"
+        return "it is not a picture, or its format is not supported here"
     if isinstance(fault, MemoryError):
         return "there is not enough memory to decode it"
     text = str(fault).strip() or type(fault).__name__
-    # Pillow has no type of its own for files that end too early
-    kind = "it is cut short" if "truncated" in text.lower() or isinstance(fault, EOFError) else "it is damaged"
+    # Pillow has no exception type for truncated files
+    kind = "it is truncated" if "truncated" in text.lower() or isinstance(fault, EOFError) else "it is damaged"
     return f"{kind} ({text.replace(str(path), path.name).splitlines()[0]})"

@@ -1,7 +1,8 @@
-"""Autoencoder moments of every training picture, computed once, kept in one memory-mapped file.
+"""Autoencoder moments of every training picture, computed once and stored in one memory-mapped file.
 
-Mean and log-variance, not one sample, keep the posterior draw exact. The whole picture is cached; random crops are cut on
-the latent grid. Letters: N pictures, V views (as is, mirrored), C latent channels, h and w the latent grid.
+Mean and log-variance are stored instead of one sample, so that every step samples the posterior anew. The whole picture
+is cached; random crops are cut on the latent grid. Letters: N pictures, V views (original, mirrored), C latent channels,
+h and w the latent grid.
 """
 
 import hashlib
@@ -29,8 +30,8 @@ from .image_files import fit_square, image_to_tensor, read_image
 
 logger = logging.getLogger("bestiary")
 NOT_FINITE_REMEDY = (
-    'Set run.dtype = "fp32" (an autoencoder that overflows in half precision does not there), or, if it is that '
-    "already, look at these pictures and at the base model's vae"
+    'Set run.dtype = "fp32" (some autoencoders overflow in half precision); if it is already fp32, check these pictures '
+    "and the base model's vae"
 )
 MOMENTS_NAME, DONE_NAME, SPEC_NAME = "moments.f16", "done.u8", "spec.json"
 SHARED_MEMORY = "/dev/shm"
@@ -39,7 +40,7 @@ Encode = Callable[[Tensor], tuple[Tensor, Tensor]]
 
 @dataclass(frozen=True)
 class CacheSpec:
-    """What a cache holds; another spec is another cache."""
+    """Specification of a cache; every specification has its own cache."""
 
     model: str
     """Fingerprint of the autoencoder."""
@@ -51,11 +52,11 @@ class CacheSpec:
     pictures: tuple[tuple[str, int, int], ...]
     """Relative path, bytes and modification time in ns of every picture, in order."""
     precision: str = ""
-    """In what the autoencoder computed, such as float16: another precision gives other latents, or none."""
+    """Floating-point type of the autoencoder, such as float16; part of the key because it changes the latents."""
 
     @property
     def views(self) -> int:
-        """Number of views of every picture: as is, and mirrored where flips are trained."""
+        """Number of views of every picture: the original, and the mirrored one if `flip` is set."""
         return 2 if self.flip else 1
 
     @property
@@ -69,11 +70,11 @@ class CacheSpec:
         return 2 * int(np.prod(self.shape))
 
     def fingerprint(self) -> str:
-        """Sixteen hex digits that name this spec."""
+        """Sixteen hex digits that identify this specification."""
         return hashlib.sha256(self.as_json().encode()).hexdigest()[:16]
 
     def as_json(self) -> str:
-        """The spec as text."""
+        """The specification as JSON text."""
         return json.dumps(self.__dict__, sort_keys=True)
 
 
@@ -96,7 +97,7 @@ class LatentCache:
 
 
 class _Pictures(Dataset):
-    """Decoded squares by row number; lives in worker processes too, so it holds paths only."""
+    """Decoded squares by row number; contains only paths, because it is pickled to worker processes."""
 
     def __init__(self, paths: Sequence[Path], rows: Sequence[int], size: int) -> None:
         self.paths, self.rows, self.size = list(paths), list(rows), size
@@ -114,9 +115,9 @@ def picture_stamps(folder: Path, names: Sequence[str]) -> tuple[tuple[str, int, 
     """Name, bytes and modification time of every picture.
 
     Raises:
-        BestiaryError: pictures are missing; the message counts them and names the first.
+        BestiaryError: pictures are missing; the message gives their number and the first name.
     """
-    # what is missing is gathered: one message for all of it
+    # collect all missing pictures for a single message
     stamps, missing = [], []
     for name in names:
         try:
@@ -128,7 +129,7 @@ def picture_stamps(folder: Path, names: Sequence[str]) -> tuple[tuple[str, int, 
     if missing:
         raise BestiaryError(
             f"{len(missing)} of {len(names)} discovered pictures are missing in {folder}, first {missing[0]}: "
-            "put them back, point images.folder at them, or run `bestiary discover` again"
+            "restore them, set images.folder to their folder, or run `bestiary discover` again"
         )
     return tuple(stamps)
 
@@ -136,11 +137,11 @@ def picture_stamps(folder: Path, names: Sequence[str]) -> tuple[tuple[str, int, 
 def cache_spec(
     images: PictureSettings, backbone: Backbone, folder: Path, names: Sequence[str], *, model: str, precision: str
 ) -> CacheSpec:
-    """What the latent cache of a training holds: `names` below `folder`, encoded as `images` says.
+    """Specification of a training's latent cache: `names` below `folder`, encoded with the settings `images`.
 
     Args:
         model: fingerprint of the autoencoder.
-        precision: in what it computes, such as "float32".
+        precision: its floating-point type, such as "float32".
 
     Raises:
         BestiaryError: pictures are missing.
@@ -168,28 +169,28 @@ def open_cache(
     parallel: Parallel | None = None,
     on_progress: ProgressCallback | None = None,
 ) -> LatentCache:
-    """The cache of `spec` below `folder`: taken as it is, finished where it was interrupted, or built.
+    """The cache of `spec` below `folder`: reused, completed after an interruption, or built.
 
     Args:
-        folder: caches of several specs live side by side in it.
+        folder: may contain the caches of several specifications.
         paths: the pictures, in the order of `spec.pictures`.
-        load_encoder: called only if something is left to encode; gives images `(B, 3, S, S)` in 0..1 -> moments.
+        load_encoder: called only if pictures are left to encode; returns a function images `(B, 3, S, S)` in 0..1 -> moments.
         batch_size: pictures per call of the encoder.
-        workers: processes that decode pictures (start method spawn); 0 decodes here.
+        workers: processes that decode pictures (start method spawn); 0 decodes in this process.
 
     Raises:
-        BestiaryError: the folder cannot be written to, the disk is full, a picture cannot be read, or the encoder gave numbers
-            that are not finite, which are never kept.
+        BestiaryError: the folder cannot be written to, the disk is full, a picture cannot be read, or the encoder returned
+            values that are not finite, which are never stored.
     """
     parallel = parallel or SingleProcess()
     place = Path(folder) / spec.fingerprint()
     if parallel.rank == 0:
         _prepare(place, spec)
     parallel.wait()
-    # mapped, not read: every process writes its own rows of one file
+    # memory-mapped, so that every process can write its own rows of one file
     moments = np.memmap(place / MOMENTS_NAME, np.float16, "r+", shape=spec.shape)
     done = np.memmap(place / DONE_NAME, np.uint8, "r+", shape=(len(paths),))
-    # every process encodes each size-th picture
+    # pictures are distributed round-robin over the processes
     rows = [row for row in range(parallel.rank, len(paths), parallel.size) if not done[row]]
     if rows:
         logger.info("encoding %d of %d pictures at %d px", len(rows), len(paths), spec.image_size)
@@ -214,16 +215,17 @@ def _encode_rows(
         for view in range(spec.views):
             mean, log_variance = encode(images.flip(-1) if view else images)  # (B, C, h, w) each
             both = torch.stack([mean, log_variance], dim=1).float().cpu()  # (B, 2, C, h, w)
-            # a wrong autoencoder shows at the first batch
+            # an autoencoder of another shape must fail at the first batch, before anything is stored
             if both.shape[1:] != spec.shape[2:]:
                 raise BestiaryError(
-                    f"the autoencoder gave moments {tuple(both.shape[1:])}, {spec.shape[2:]} was expected"
+                    f"the autoencoder returned moments {tuple(both.shape[1:])}, expected {spec.shape[2:]}: "
+                    "give a base model whose vae matches its unet"
                 )
             halved = both.half()
             _check_finite(halved, [spec.pictures[row][0] for row in rows.tolist()], spec)
             moments[rows.numpy(), view] = halved.numpy()
-        moments.flush()  # the moments are on disk before their rows count as done
-        # a stop between the two flushes only costs these pictures once more
+        moments.flush()  # the moments must be on disk before their rows are marked as done
+        # a stop between the two flushes only means encoding these pictures again
         done[rows.numpy()] = 1
         done.flush()
         finished += len(rows)
@@ -232,29 +234,29 @@ def _encode_rows(
 
 
 def _check_finite(moments: Tensor, names: Sequence[str], spec: CacheSpec) -> None:
-    """Refuse moments `(B, 2, C, h, w)` that would spoil a training from inside the cache."""
+    """Reject moments `(B, 2, C, h, w)` with values that are not finite, which would break every later training."""
     spoilt = [name for name, one in zip(names, moments, strict=True) if not torch.isfinite(one).all()]
     if spoilt:
         raise BestiaryError(
-            f"the autoencoder gave latents that are not finite for {', '.join(spoilt)}, computed in "
-            f"{spec.precision or 'an unknown precision'}; nothing of them was kept. {NOT_FINITE_REMEDY}"
+            f"the autoencoder returned latents that are not finite for {', '.join(spoilt)}, computed in "
+            f"{spec.precision or 'an unknown precision'}; they were not stored. {NOT_FINITE_REMEDY}"
         )
 
 
 def _prepare(place: Path, spec: CacheSpec) -> None:
-    """Make the files of a new cache at full size, so that a full disk shows at once."""
+    """Create the files of a new cache at full size, so that a full disk is detected at once."""
     try:
         place.mkdir(parents=True, exist_ok=True)
         remove_leftovers(place)
         for name, size in ((MOMENTS_NAME, spec.byte_count), (DONE_NAME, len(spec.pictures))):
             path = place / name
-            # a file of another size is none of this cache: begin anew, and count no row as done
+            # a file of another size is not from this cache: recreate it and mark no row as done
             if not path.exists() or path.stat().st_size != size:
                 (place / DONE_NAME).unlink(missing_ok=True)
                 _reserve(path, size)
     except OSError as fault:
         raise BestiaryError(
-            f"cannot keep {spec.byte_count / 2**20:.0f} MiB of latents in {place}: {fault.strerror or fault}; "
+            f"cannot store {spec.byte_count / 2**20:.0f} MiB of latents in {place}: {fault.strerror or fault}; "
             "free some space or set images.cache to another folder"
         ) from fault
     write_text(place / SPEC_NAME, spec.as_json())
@@ -262,7 +264,7 @@ def _prepare(place: Path, spec: CacheSpec) -> None:
 
 def _reserve(path: Path, size: int) -> None:
     zeros = bytes(2**20)
-    # written, not only extended: a sparse file would fail in the middle of the encoding
+    # write the zeros: a sparse file would fail with a full disk in the middle of the encoding
     with path.open("wb") as file:
         for start in range(0, size, len(zeros)):
             file.write(zeros[: size - start])
@@ -278,7 +280,7 @@ def _loader(pictures: _Pictures, batch_size: int, workers: int) -> DataLoader:
 
 
 def _can_share_memory(needed: int) -> bool:
-    """Whether worker processes can hand `needed` bytes over, which on Linux go through /dev/shm; containers may lack it."""
+    """True if worker processes can transfer `needed` bytes; Linux uses /dev/shm, which containers may lack."""
     if not sys.platform.startswith("linux"):
         return True
     try:

@@ -1,4 +1,4 @@
-"""Masks of pictures as people save them: white on black, transparent, palettes of label maps, 0 and 1, boolean."""
+"""Reads masks in the usual formats: white on black, transparency, label map palettes, 0 and 1, boolean."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,25 +14,25 @@ _RANGES = (1.0, 255.0, 65535.0)
 
 
 def read_mask(path: Path, size: tuple[int, int]) -> np.ndarray:
-    """The mask `(H, W)` float32 in 0..1 of a picture, 1 where the thing is.
+    """The mask `(H, W)` float32 in 0..1 of a picture, 1 for the object.
 
-    Where the file has transparency that differs from pixel to pixel, its opacity is the mask, whatever its colours are.
-    Otherwise grey values are, black being 0 and the top of the usual range (1, 255 or 65535) that holds them all being 1.
-    In a palette with colours, as label maps have it, everything but black is the thing; of other coloured pixels the
-    brightest channel counts.
+    If the file has varying transparency, its opacity is the mask, independent of the colours. Otherwise grey values are
+    used: black is 0, and the maximum of the smallest usual range (1, 255 or 65535) that contains all values is 1. In a
+    coloured palette, as of label maps, everything except black is the object; for other coloured pixels the brightest
+    channel is used.
 
     Args:
-        size: width and height in pixels of the picture, upright.
+        size: width and height in pixels of the upright picture.
 
     Raises:
-        UnreadableImage: the file gives no picture.
-        BestiaryError: it has another size than its picture.
+        UnreadableImage: the file cannot be read as a picture.
+        BestiaryError: its size differs from that of its picture.
     """
     grey = decoded(path, _grey)
     if grey.size != tuple(size):
         raise BestiaryError(
             f"the mask {path} has {grey.width} x {grey.height} pixels, its picture {size[0]} x {size[1]}: "
-            "give a mask of the picture's own size"
+            "give a mask with the size of the picture"
         )
     return np.asarray(grey, dtype=np.float32) / 255
 
@@ -48,7 +48,7 @@ def coverage(mask: np.ndarray) -> float:
 
 
 def coverage_text(shares: Sequence[float], names: Sequence[str]) -> str:
-    """How much of each of N pictures its mask covers, as one line."""
+    """One-line summary of how much the masks cover of their N pictures."""
     if len(shares) == 1:
         return f"the mask covers {shares[0]:.0%} of {names[0]}"
     least, most = int(np.argmin(shares)), int(np.argmax(shares))
@@ -63,7 +63,7 @@ def _grey(image: Image.Image) -> Image.Image:
     if image.mode in _TRANSPARENT or "transparency" in image.info:
         alpha = image.convert("RGBA").getchannel("A")
         low, high = alpha.getextrema()
-        # the same everywhere it says nothing; all of it transparent is an empty mask
+        # constant opacity carries no mask, except full transparency, which is an empty mask
         if low != high or high == 0:
             return alpha
     if image.mode in ("P", "PA"):
@@ -78,14 +78,14 @@ def _grey(image: Image.Image) -> Image.Image:
 def _of_palette(picture: Image.Image) -> Image.Image:
     pixels = np.asarray(picture)  # (H, W, 3)
     brightest = pixels.max(axis=-1)  # (H, W)
-    # a grey palette is a grey picture saved small, a coloured one numbers the things
+    # a grey palette is a compressed grey picture; a coloured one is a label map
     if (brightest == pixels.min(axis=-1)).all():
         return _scaled(brightest)
     return Image.fromarray(np.where(brightest > 0, 255, 0).astype(np.uint8))
 
 
 def _scaled(values: np.ndarray) -> Image.Image:
-    """Grey values `(H, W)` of any depth in 0..255: the smallest usual range that holds them all, or their own."""
+    """Grey values `(H, W)` of any depth scaled to 0..255 by the smallest usual range that contains them all."""
     values = np.nan_to_num(values.astype(np.float64), posinf=0, neginf=0).clip(0)  # (H, W)
     largest = float(values.max(initial=0.0))
     top = next((top for top in _RANGES if largest <= top), largest)

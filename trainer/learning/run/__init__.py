@@ -1,1 +1,1 @@
-"""One run: the loop, its folder, recipe, state, progress and end."""
+"""One training run: loop, folder, recipe, state, progress and stop."""

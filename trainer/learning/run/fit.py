@@ -1,7 +1,7 @@
-"""The one training loop: over any objective that maps a batch to a loss, on one device or many.
+"""The training loop for any objective that maps a batch to a loss, on one or several devices.
 
-Knows neither diffusers nor accelerate. Objectives are modules that own every learned parameter; batches are pure
-functions of (step, micro-step), so that a resumed run draws what an uninterrupted one would have drawn.
+Independent of diffusers and accelerate. Objectives are modules that own all learned parameters; batches are pure
+functions of (step, micro-step), so that a resumed run draws the same batches as an uninterrupted one.
 """
 
 import logging
@@ -28,16 +28,16 @@ logger = logging.getLogger("bestiary")
 
 @dataclass(frozen=True)
 class LossReport:
-    """What an objective says of one batch."""
+    """Result of an objective for one batch."""
 
     total: Tensor
     """Scalar with a gradient."""
     curves: dict[str, Tensor]
-    """Detached values to log: scalars, `(M,)`, or `(B, M)` to be averaged over B; NaN marks what is not shown."""
+    """Detached values to log: scalars, `(M,)`, or `(B, M)` to be averaged over B; NaN marks missing values."""
 
 
 class Batch(Protocol):
-    """What an objective is called with: a dataclass."""
+    """Input of an objective: a dataclass."""
 
     __dataclass_fields__: ClassVar[dict[str, Field[Any]]]
 
@@ -51,13 +51,13 @@ class Batches(Protocol):
     """Draws training batches."""
 
     def draw(self, step: int, micro_step: int) -> Batch:
-        """The batch of an optimiser step and micro-step: the same whenever it is asked for."""
+        """The batch of an optimiser step and micro-step; deterministic in its arguments."""
         ...
 
 
 @dataclass(frozen=True)
 class LoopSettings:
-    """How long and how to optimise, and how often to write."""
+    """Settings of the loop: optimisation, and intervals of log, states and previews."""
 
     steps: int
     accumulation: int = 1
@@ -72,7 +72,7 @@ class LoopSettings:
     preview_every: int = 0
     tensorboard: bool = False
     half_precision: bool = False
-    """True for fp16 on CUDA: the loss is scaled up so that small gradients survive."""
+    """True for fp16 on CUDA: the loss is scaled up so that small gradients do not underflow."""
 
 
 @dataclass(frozen=True)
@@ -86,7 +86,7 @@ class ParameterGroup:
 
 
 def schedule_factor(step: int, steps: int, warmup: int, schedule: Literal["constant", "cosine"]) -> float:
-    """Share of the full learning rate at `step` (0-based): linear warm-up, then constant or a cosine to 0.01."""
+    """Factor on the learning rate at `step` (0-based): linear warm-up, then constant or a cosine to 0.01."""
     if step < warmup:
         return (step + 1) / (warmup + 1)
     if schedule == "constant":
@@ -96,7 +96,7 @@ def schedule_factor(step: int, steps: int, warmup: int, schedule: Literal["const
 
 
 class TrainingState:
-    """Parameters, AdamW's moments, the running average and the count of steps done."""
+    """Parameters, AdamW's moments, the running average and the number of finished steps."""
 
     def __init__(
         self,
@@ -111,7 +111,6 @@ class TrainingState:
         self._base_rates = [group.learning_rate for group in groups]
         self._ema = ema
         self._scaler = scaler
-        # one group per learning rate
         self.optimizer = torch.optim.AdamW(
             [
                 {"params": list(g.parameters.values()), "lr": g.learning_rate, "weight_decay": g.weight_decay}
@@ -120,17 +119,17 @@ class TrainingState:
             betas=betas,
             fused=True,
         )
-        # the running average starts where the parameters do
+        # the running average starts at the initial parameters
         self.average = {name: p.detach().clone() for name, p in self.parameters.items()} if ema else {}
 
     def set_learning_rates(self, factor: float) -> None:
-        """Scale every group's learning rate by `factor` of its full value."""
+        """Set every group's learning rate to `factor` times its full value."""
         for group, rate in zip(self.optimizer.param_groups, self._base_rates, strict=True):
             group["lr"] = rate * factor
 
     @torch.no_grad()
     def advance(self) -> None:
-        """One optimiser step on the gradients that have been gathered; then the average follows."""
+        """One optimiser step on the accumulated gradients, then an update of the running average."""
         if self._scaler is None:
             self.optimizer.step()
         else:
@@ -139,19 +138,19 @@ class TrainingState:
         self.forget_gradients()
         self.step += 1
         if self._ema:
-            # young averages follow fast, so that a short run is not held back by its first weights
+            # a smaller factor in the first steps, so that the average of a short run forgets its initial weights
             factor = min(self._ema, (1 + self.step) / (10 + self.step))
             torch._foreach_lerp_(list(self.average.values()), list(self.parameters.values()), 1 - factor)
 
     def forget_gradients(self) -> None:
-        """Drop the gradients that have been gathered since the last step."""
+        """Drop the gradients accumulated since the last step."""
         self.optimizer.zero_grad(set_to_none=True)
 
     def tensors(self) -> dict[str, Tensor]:
-        """All tensors of the state by name, in the shape of their parameters; random number generators included."""
+        """All tensors of the state by name, in the shape of their parameters, and the random number generators."""
         found = {f"parameter.{name}": p for name, p in self.parameters.items()}
         found |= {f"average.{name}": tensor for name, tensor in self.average.items()}
-        # moments appear with the first step of a parameter
+        # AdamW creates the moments of a parameter in its first step: before that there are none
         for name, parameter in self.parameters.items():
             moments = self.optimizer.state.get(parameter, {})
             found |= {f"adam.{name}.{key}": value for key, value in moments.items()}
@@ -162,21 +161,21 @@ class TrainingState:
         return found
 
     def notes(self) -> dict[str, Any]:
-        """The state's plain values."""
+        """The values of the state that are not tensors."""
         scaler = self._scaler.state_dict() if self._scaler else {}
         return {"scaler": scaler, "numpy_position": int(np.random.get_state(legacy=False)["state"]["pos"])}
 
     @torch.no_grad()
     def restore(self, saved: SavedState) -> None:
-        """Take over a saved state; every tensor must have the shape it is to fill.
+        """Load a saved state, whose tensors must have the shapes of this one.
 
         Raises:
-            BestiaryError: it belongs to other parameters (another base model, method or rank).
+            BestiaryError: the state is from other parameters (another base model, method or rank).
         """
         self._check_fit(saved)
         for name, parameter in self.parameters.items():
             parameter.copy_(saved.tensors[f"parameter.{name}"])
-            # AdamW keeps its count of steps as a tensor beside the two moments
+            # AdamW stores its step count as a tensor beside the two moments
             prefix = f"adam.{name}."
             moments = {k.removeprefix(prefix): v for k, v in saved.tensors.items() if k.startswith(prefix)}
             self.optimizer.state[parameter] = {key: value.to(parameter.device) for key, value in moments.items()}
@@ -189,7 +188,7 @@ class TrainingState:
 
     @contextmanager
     def averaged(self) -> Iterator[None]:
-        """While it lasts the parameters are their running averages; without an average nothing changes."""
+        """Context in which the parameters are replaced by their running averages, if there are any."""
         self._exchange()
         try:
             yield
@@ -198,18 +197,18 @@ class TrainingState:
 
     @torch.no_grad()
     def _exchange(self) -> None:
-        """Swap parameters and their averages, of one shape each, in place."""
+        """Swap parameters and their averages (of equal shapes) in place."""
         for name, tensor in self.average.items():
             own = self.parameters[name].detach().clone()
             self.parameters[name].copy_(tensor)
             tensor.copy_(own)
 
     def _restore_random(self, saved: SavedState) -> None:
-        """Random number generators as saved; numpy's state is its keys `(624,)` and a position among them."""
+        """Restore the random number generators; numpy's state is its keys `(624,)` and a position in them."""
         torch.set_rng_state(saved.tensors["random.torch"])
         keys = saved.tensors["random.numpy"].numpy().astype(np.uint32)
         np.random.set_state(("MT19937", keys, saved.notes["numpy_position"], 0, 0.0))
-        # another number of GPUs than before: their generators start anew, batches do not depend on them
+        # with another number of GPUs their generators are left as they are: batches do not depend on them
         cuda = [saved.tensors[name] for name in sorted(saved.tensors) if name.startswith("random.cuda.")]
         if cuda and torch.cuda.is_available() and len(cuda) == torch.cuda.device_count():
             torch.cuda.set_rng_state_all(cuda)
@@ -217,13 +216,13 @@ class TrainingState:
     def _check_fit(self, saved: SavedState) -> None:
         wanted = {f"parameter.{name}": tuple(p.shape) for name, p in self.parameters.items()}
         wanted |= {f"average.{name}": tuple(p.shape) for name, p in self.average.items()}
-        # the first that does not fit tells that all of it belongs to other settings
+        # report only the first mismatch: it implies that the whole state is from other settings
         for name, shape in wanted.items():
             found = saved.tensors.get(name)
             if found is None or tuple(found.shape) != shape:
                 seen = "is missing" if found is None else f"has shape {tuple(found.shape)}"
                 raise BestiaryError(
-                    f"the saved state of step {saved.step} does not fit: {name} {seen}, {shape} is needed; "
+                    f"the saved state of step {saved.step} does not match: {name} {seen}, expected {shape}; "
                     "resume with the settings and the base model of the first start"
                 )
 
@@ -234,7 +233,7 @@ class TrainingStopped(KeyboardInterrupt):
     def __init__(self, message: str, state: TrainingState | None = None) -> None:
         super().__init__(message)
         self.state = state
-        """What was learned until then."""
+        """The state at the stop."""
 
 
 def fit(
@@ -253,15 +252,15 @@ def fit(
     """Train `objective` from the newest state in `run`, or from the start.
 
     Args:
-        interruptions: what a host raises out of the middle of a step when its user stops; the step is then undone, and
-            the run stops as for `should_stop`.
+        interruptions: exceptions that a host raises in the middle of a step when its user stops; the step is discarded,
+            and the run stops as for `should_stop`.
 
     Returns:
         The state after the last step.
 
     Raises:
-        BestiaryError: the loss is not finite (step, batch and file names are told), a state cannot be written, no saved
-            state is whole, or another training writes into `run` now.
+        BestiaryError: the loss is not finite (the message gives step, batch and file names), a state cannot be written,
+            all saved states are damaged, or another training is writing into `run`.
         TrainingStopped: Ctrl-C, `should_stop` or an interruption; the state is saved first.
     """
     parallel = parallel or SingleProcess()
@@ -274,7 +273,7 @@ def fit(
         module = parallel.wrap(objective)
         meter = CurveMeter()
         first_step, started = state.step, time.monotonic()
-        # whoever stops before the first step waits for none
+        # a stop requested during the setup must not wait for the first step
         if first_step < loop.steps and _stop_together(stopped, parallel, agree=False):
             _stop(state, run, loop.keep_states, parallel)
         for step in range(first_step, loop.steps):
@@ -291,10 +290,10 @@ def fit(
                     names.append(batch.names)
                     losses.append(report.total.detach())
             except interruptions:
-                # half a step's gradients reach no weight: a resumed run does the step again
+                # gradients of an incomplete step are dropped: a resumed run repeats the whole step
                 state.forget_gradients()
                 _stop(state, run, loop.keep_states, parallel)
-            # optimiser step: the one place where the host waits for the device
+            # optimiser step: the only point where the host waits for the device
             norm = _clip_gradients(state, loop.clip, scaler)
             _check_finite(torch.stack(losses).mean(), norm, step, names, run, scaler is not None)
             state.advance()
@@ -319,23 +318,23 @@ def fit(
 
 def _resume(state: TrainingState, run: RunFolder, parallel: Parallel) -> None:
     saved = run.state_to_resume()
-    # what the log says of later steps belongs to a run that was cut off, perhaps before its first state
+    # log lines after the saved state are from steps that are repeated now, possibly all of them
     if parallel.rank == 0:
         run.forget_log_after(0 if saved is None else saved.step)
     if saved is None:
         return
     state.restore(saved)
     if parallel.rank == 0:
-        logger.info("going on from step %d of %s", saved.step, run.path)
+        logger.info("continuing from step %d of %s", saved.step, run.path)
 
 
 def _backward(loss: Tensor, scaler: torch.amp.GradScaler | None) -> None:
-    """Add the gradients of a scalar loss, scaled up where half precision needs it."""
+    """Accumulate the gradients of a scalar loss, scaled up for half precision."""
     (scaler.scale(loss) if scaler else loss).backward()
 
 
 def _clip_gradients(state: TrainingState, limit: float, scaler: torch.amp.GradScaler | None) -> Tensor:
-    """Scale all gradients down to a joint norm of at most `limit`; returns the norm before."""
+    """Clip the gradients to a joint norm of at most `limit`; returns the norm before clipping."""
     if scaler:
         scaler.unscale_(state.optimizer)
     return nn.utils.clip_grad_norm_(list(state.parameters.values()), limit)
@@ -344,18 +343,18 @@ def _clip_gradients(state: TrainingState, limit: float, scaler: torch.amp.GradSc
 def _check_finite(
     loss: Tensor, norm: Tensor, step: int, names: Sequence[Sequence[str]], run: RunFolder, scaled: bool
 ) -> None:
-    """Stop before bad gradients reach the weights; a scaled loss may overflow now and then, its step is skipped."""
-    # one question to the device for loss and gradients together
+    """Raise an error before bad gradients reach the weights; overflows of a scaled loss only skip their step."""
+    # one synchronisation with the device for loss and gradients together
     suspect = loss if scaled else loss + norm
     if torch.isfinite(suspect):
         return
-    # every micro-step of the optimiser step may be the culprit
+    # any micro-step of this optimiser step may be the cause
     files = ", ".join(name for batch in names for name in batch)
     saved = run.newest_state()
-    kept = f"the state of step {saved.step} is kept in {run.states}" if saved else "no state had been saved yet"
+    kept = f"the state of step {saved.step} is kept in {run.states}" if saved else "no state was saved yet"
     raise BestiaryError(
         f"the loss of step {step + 1} is not finite (loss {float(loss):g}, gradient norm {float(norm):g}); "
-        f"its batch {step} held {files}; {kept}. Look at these pictures, lower the learning rates, "
+        f"its batch {step} contains {files}; {kept}. Check these pictures, lower the learning rates, "
         'or set run.dtype = "fp32"'
     )
 
@@ -371,16 +370,16 @@ def _curve_writer(run: RunFolder, loop: LoopSettings, parallel: Parallel) -> Ite
 
 
 def _stop_together(stopped: Callable[[], bool], parallel: Parallel, agree: bool) -> bool:
-    """Whether to stop now; several processes agree on it now and then, so that none waits for another every step."""
+    """True to stop now; several processes agree only at intervals, so that they do not synchronise at every step."""
     if parallel.size == 1:
         return stopped()
     return agree and bool(parallel.sum(torch.tensor(float(stopped()))))
 
 
 def _stop(state: TrainingState, run: RunFolder, keep: int, parallel: Parallel) -> NoReturn:
-    """Save, then end the run before its last step."""
+    """Save the state, then end the run early."""
     _save(state, run, keep, parallel)
-    logger.info("stopped at step %d; `bestiary resume %s` goes on from there", state.step, run.path)
+    logger.info("stopped at step %d; continue with `bestiary resume %s`", state.step, run.path)
     raise TrainingStopped(f"stopped at step {state.step}", state)
 
 

@@ -1,6 +1,6 @@
-"""Starts a `bestiary` command as a child process and streams its lines: what a graph block calls to train.
+"""Starts a `bestiary` command as a child process and streams its lines; used by graph nodes for training.
 
-A child of its own survives spawn, frees all memory when it ends, and can be stopped like a command in a terminal.
+A child process can spawn workers, frees all memory when it ends, and can be stopped like a command in a terminal.
 """
 
 import json
@@ -19,17 +19,17 @@ from .stop_signals import STOP_BY_INPUT, STOP_WORD
 
 PACK = ROOT.resolve()
 SECONDS_TO_SAVE = 60.0
-"""Time a stopped command has to save its state before it is ended."""
+"""Time that a stopped command has to save its state before it is killed."""
 _BY_PIPE = os.name == "nt"
-"""Windows has no signal that a program without a console could catch: there a word on the input says stop."""
+"""Windows has no signal that a program without a console can catch: it is stopped by a word on its standard input."""
 
 
 _RUN_MODULE = """import runpy, sys
 sys.path[:] = [entry for entry in sys.path if entry]
 runpy.run_module(sys.argv.pop(1), run_name="__main__", alter_sys=True)
 """
-"""What `python -m` does, but without the working folder on the module search path: ComfyUI's own has a `main` and a `comfy`
-that could stand before ours."""
+"""Like `python -m`, but without the working folder on the module search path: ComfyUI's folder has a `main` and a `comfy`
+that could shadow ours."""
 
 
 def command_line(arguments: Sequence[str]) -> list[str]:
@@ -40,7 +40,7 @@ def command_line(arguments: Sequence[str]) -> list[str]:
 
 
 def environment() -> dict[str, str]:
-    """This process's environment with the pack's parent folder on the module search path, and lines in UTF-8 everywhere."""
+    """This process's environment with the pack's parent folder on the module search path and UTF-8 output."""
     paths = [str(PACK.parent), *filter(None, [os.environ.get("PYTHONPATH")])]
     lines = {"PYTHONUNBUFFERED": "1", "PYTHONUTF8": "1", "PYTHONIOENCODING": "utf-8:surrogateescape"}
     return {**os.environ, "PYTHONPATH": os.pathsep.join(paths), **lines, **({STOP_BY_INPUT: "1"} if _BY_PIPE else {})}
@@ -53,17 +53,17 @@ def launch(
     should_stop: Callable[[], bool] | None = None,
     poll_seconds: float = 0.2,
 ) -> int:
-    """Run a command to its end and return its exit code (0 done, 2 the user can mend it, 130 stopped).
+    """Run a command to its end and return its exit code (0 success, 2 an error the user can fix, 130 stopped).
 
     Args:
-        arguments: what follows `bestiary`, such as ["train", "parts", "my.toml", "--progress", "json"].
+        arguments: the arguments of `bestiary`, such as ["train", "parts", "my.toml", "--progress", "json"].
         on_line: called with every line of output and log, in order, without its line end.
-        should_stop: asked every `poll_seconds`; true interrupts the command, which saves its state first.
+        should_stop: called every `poll_seconds`; True interrupts the command, which saves its state first.
 
     Raises:
         BestiaryError: the command could not be started.
     """
-    # one stream for output and log, in their order; a session of its own, so that Ctrl-C here does not reach it
+    # stderr joins stdout to keep the order of lines; a new session, so that Ctrl-C here does not reach the child
     try:
         child = subprocess.Popen(
             command_line(arguments),
@@ -78,7 +78,7 @@ def launch(
         )
     except OSError as fault:
         raise BestiaryError(f"could not start {sys.executable}: {fault.strerror or fault}") from fault
-    # lines are read here; a second thread asks whether to stop, because reading blocks
+    # reading lines blocks, so a second thread polls `should_stop`
     finished = threading.Event()
     watcher = threading.Thread(target=_watch, args=(child, should_stop, finished, poll_seconds), daemon=True)
     watcher.start()
@@ -120,13 +120,13 @@ def _watch(
 
 
 def _stop(child: subprocess.Popen[str]) -> None:
-    """Interrupt the child; end it if it does not come to an end by itself."""
+    """Interrupt the child; kill it if it does not end in time."""
     if child.stdin is not None:
         with suppress(OSError):  # it ended meanwhile
             child.stdin.write(f"{STOP_WORD}\n")
             child.stdin.flush()
     else:
-        # what this process ignores (started with nohup, or behind &) its children ignore too
+        # children inherit ignored signals (nohup, or & in a shell): then SIGTERM instead of SIGINT
         ignored = signal.getsignal(signal.SIGINT) is signal.SIG_IGN
         child.send_signal(signal.SIGTERM if ignored else signal.SIGINT)
     try:

@@ -23,7 +23,7 @@ class CurveMeter:
         """Add the values of one batch: scalars, vectors (M,), or (B, M) averaged over B; NaN counts as not seen."""
         for name, value in curves.items():
             value = value.detach().float()
-            # what was not seen adds nothing to the sum and nothing to the count
+            # NaN entries count neither in the sum nor in the number
             seen = torch.isfinite(value)
             total, count = torch.where(seen, value, 0.0), seen.float()
             if value.ndim == 2:
@@ -32,9 +32,9 @@ class CurveMeter:
             self._counts[name] = self._counts[name] + count if name in self._counts else count
 
     def read(self, sum_over_processes: Callable[[Tensor], Tensor] = lambda tensor: tensor) -> dict[str, Any]:
-        """Means by name in the shape that was added, `None` where nothing was seen; then start anew."""
+        """Means by name in the shape that was added, `None` for entries without values; then reset."""
         record = {}
-        # sums and counts are joined before they are divided: processes may have seen different parts
+        # sum over processes before dividing: each may have seen different parts
         for name in self._sums:
             mean = sum_over_processes(self._sums[name]) / sum_over_processes(self._counts[name])
             record[name] = _without_nan(mean.cpu().tolist())
@@ -43,7 +43,7 @@ class CurveMeter:
 
 
 class CurveWriter:
-    """Writes readings to the run's log and, where it is installed, to tensorboard."""
+    """Writes readings to the run's log and, if installed, to tensorboard."""
 
     def __init__(self, run: RunFolder | None, *, tensorboard: bool) -> None:
         self._run = run
@@ -58,7 +58,7 @@ class CurveWriter:
         if self._run is None:
             return
         self._run.log({"step": step, **record})
-        # tensorboard is a convenience: without it the log has everything
+        # tensorboard is optional: the log has all values
         if self._board is None:
             return
         for name, value in record.items():

@@ -1,4 +1,4 @@
-"""How the processes of one training work together."""
+"""Interface between the processes of one training."""
 
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -33,7 +33,7 @@ class Parallel(Protocol):
         ...
 
     def wait(self) -> None:
-        """Return when all processes have come here."""
+        """Barrier: returns when all processes have called it."""
         ...
 
 

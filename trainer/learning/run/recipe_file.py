@@ -1,4 +1,4 @@
-"""Recipes: TOML files and dotted flags in, checked settings out, and back; every fault is told in one go."""
+"""Recipes: TOML files and dotted options to validated settings and back; all errors are reported together."""
 
 import difflib
 from collections.abc import Mapping
@@ -16,10 +16,10 @@ from ....concepts.files.text_file import parse_toml as parse_toml_text
 
 Settings = TypeVar("Settings", bound=BaseModel)
 _WRITTEN = ("cache", "class_images")
-"""Folders among the settings of pictures that a training writes into."""
+"""Settings of the table `images` that are folders to write into."""
 RECIPE_FOLDER = ROOT / "trainer" / "recipes"
 PARTS = "parts"
-"""What a recipe that does not say its `kind` trains, unless it is asked for by another training."""
+"""Kind of a recipe without the key `kind`, unless another training loads it."""
 
 
 def read_recipe(
@@ -29,19 +29,19 @@ def read_recipe(
     model: type[Settings],
     of_run: bool = False,
 ) -> Settings:
-    """Settings from a recipe file and flags that override it.
+    """Settings from a recipe file and options that override it.
 
     Args:
-        path: a TOML file, the name of a shipped recipe such as "sd15_12gb", or None for defaults alone.
-        overrides: dotted key -> value, such as {"optimizer.steps": "500"}; texts are read as TOML values where they are.
+        path: a TOML file, the name of a shipped recipe such as "sd15_12gb", or None for defaults only.
+        overrides: dotted key -> value, such as {"optimizer.steps": "500"}; texts are parsed as TOML values if possible.
         model: the settings class, such as TrainPartsSettings.
-        of_run: the file is the one that a run folder keeps, in which folders are absolute.
+        of_run: the file is from a run folder, where folders are absolute.
 
     Raises:
-        BestiaryError: file missing or no TOML; misspelt keys and values out of range, all of them in one message; a
-            folder to write into that only a person may name.
+        BestiaryError: the file is missing or not TOML; misspelt keys and values out of range, all in one message; an
+            output folder outside the working folder, which only the command line may set.
     """
-    # file first, flags over it, then one check of everything
+    # overrides are applied before validation: they may correct an invalid value of the file
     tree = _read_toml(find_recipe(path)) if path is not None else {}
     _check_kind(tree, model, path)
     if not of_run:
@@ -53,7 +53,7 @@ def read_recipe(
 
 
 def find_recipe(path: Path | str) -> Path:
-    """The recipe file of a path or of a shipped recipe's name.
+    """The recipe file for a path or the name of a shipped recipe.
 
     Raises:
         BestiaryError: neither exists; the message lists the shipped recipes.
@@ -61,7 +61,7 @@ def find_recipe(path: Path | str) -> Path:
     given = Path(path)
     if given.is_file():
         return given
-    # a name alone may mean a shipped recipe, a path never does
+    # only a bare name can refer to a shipped recipe, not a path
     shipped = RECIPE_FOLDER / f"{given.name.removesuffix('.toml')}.toml"
     if shipped.is_file() and given.parent == Path("."):
         return shipped
@@ -70,16 +70,16 @@ def find_recipe(path: Path | str) -> Path:
 
 
 def check_settings(tree: Mapping[str, Any], model: type[Settings], source: str) -> Settings:
-    """Settings from nested values; BestiaryError lists every fault with the key as it was written."""
+    """Settings from nested values; BestiaryError lists every error with its key as written."""
     try:
         return model.model_validate(tree)
     except ValidationError as fault:
         lines = [_describe(error, model) for error in fault.errors()]
-        raise BestiaryError(f"{source}: {len(lines)} fault(s)\n  " + "\n  ".join(lines)) from fault
+        raise BestiaryError(f"{source}: {len(lines)} error(s)\n  " + "\n  ".join(lines)) from fault
 
 
 def parse_value(text: str) -> Any:
-    """A flag's text as the TOML value it spells; `none` is None, anything else that is no TOML stays text."""
+    """The text of an option parsed as a TOML value; `none` is None, text that is not TOML stays text."""
     if text.lower() == "none":
         return None
     try:
@@ -89,33 +89,33 @@ def parse_value(text: str) -> Any:
 
 
 def _typed(text: str, key: str, model: type[BaseModel]) -> Any:
-    """A flag's text as its setting takes it: the name 42, the words 2024 and a folder 1.5 are no numbers."""
+    """The text of an option in the type of its setting: a name 42 or a folder 1.5 is not parsed as a number."""
     value = parse_value(text)
     *tables, last = key.split(".")
     field = _section_at(model, tables).model_fields.get(last)
-    # a text alone, or one of several types; a list of texts is none
+    # only plain and union types: the elements of a list do not count
     kinds = () if field is None else (field.annotation,)
     takes = {kind for one in kinds for kind in (get_args(one) if get_origin(one) in (Union, UnionType) else (one,))}
-    # `none` and texts in quotes mean what they say, where the setting can be left out or is a text
+    # `none` unsets optional settings only: for a required text it is an ordinary word
     if value is None:
         return None if type(None) in takes or not takes & {str, Path} else text
     return text if takes & {str, Path} and not isinstance(value, str) else value
 
 
 def parse_toml(text: str, source: str) -> dict[str, Any]:
-    """Nested values of TOML text; `source` names it in messages.
+    """Nested values of TOML text; `source` is its name in messages.
 
     Raises:
-        BestiaryError: it is no TOML.
+        BestiaryError: it is not TOML.
     """
     try:
         return parse_toml_text(text)
     except BestiaryError as fault:
-        raise BestiaryError(f"{source} is no valid TOML: {fault}") from fault
+        raise BestiaryError(f"{source} is not valid TOML: {fault}") from fault
 
 
 def format_toml(settings: BaseModel) -> str:
-    """Settings as TOML, unset values left out; reads back equal."""
+    """Settings as TOML without unset values; parsing it yields equal settings."""
     return tomli_w.dumps(settings.model_dump(mode="json", exclude_none=True))
 
 
@@ -124,7 +124,7 @@ def _read_toml(path: Path) -> dict[str, Any]:
 
 
 def _check_kind(tree: Mapping[str, Any], model: type[BaseModel], path: Path | str | None) -> None:
-    """Refuse a recipe that says it is for another training before its keys are complained about one by one."""
+    """Reject a recipe for another training first, instead of reporting each of its keys as unknown."""
     wanted = model.model_fields["kind"].default if "kind" in model.model_fields else PARTS
     if (kind := tree.get("kind", wanted)) != wanted:
         raise BestiaryError(
@@ -133,24 +133,24 @@ def _check_kind(tree: Mapping[str, Any], model: type[BaseModel], path: Path | st
 
 
 def _command(kind: object) -> str:
-    """The command that takes recipes of a kind."""
+    """The command for recipes of a kind."""
     return "bestiary scenes build" if kind == "scenes" else f"bestiary train {kind}"
 
 
 def _check_written(tree: Mapping[str, Any], source: str) -> None:
-    """A recipe may come from elsewhere: where large files go outside of the working folder is for the user to say."""
+    """Reject output folders outside the working folder: recipes may be downloaded, so only the user may set these."""
     images = tree.get("images")
     for key in _WRITTEN:
         folder = images.get(key) if isinstance(images, Mapping) else None
         if isinstance(folder, str) and leaves_folder(folder):
             raise BestiaryError(
-                f"{source}: images.{key} = {folder!r} leads out of the working folder, which a file may not decide: name a folder "
-                f"below it there, or give this one on the command line with --set images.{key}={folder}"
+                f"{source}: images.{key} = {folder!r} is outside the working folder, which a recipe must not choose: use a folder "
+                f"inside it, or give this one on the command line with --set images.{key}={folder}"
             )
 
 
 def leaves_folder(path: str) -> bool:
-    """Whether a path, read as one of this system or of another, is absolute or steps out of the folder it starts in."""
+    """True if a path, in POSIX or Windows syntax, is absolute or leaves its starting folder."""
     parts = {*PurePosixPath(path).parts, *PureWindowsPath(path).parts}
     return ".." in parts or path.startswith("~") or bool(PurePosixPath(path).root or PureWindowsPath(path).anchor)
 
@@ -160,12 +160,12 @@ def _set_dotted(tree: dict[str, Any], key: str, value: Any) -> None:
     for table in tables:
         tree = tree.setdefault(table, {})
         if not isinstance(tree, dict):
-            raise BestiaryError(f"flag {key!r}: {table!r} is a value, not a table")
+            raise BestiaryError(f"option {key!r}: {table!r} is a value, not a table")
     tree[last] = value
 
 
 def _describe(error: Mapping[str, Any], model: type[BaseModel]) -> str:
-    """One line for a fault: key, value, cause, and for misspelt keys the closest valid one."""
+    """One line per error: key, value, cause, and for misspelt keys the closest valid one."""
     path = [str(step) for step in error["loc"]]
     key = ".".join(path) or "settings"
     if error["type"] == "extra_forbidden":
@@ -174,7 +174,7 @@ def _describe(error: Mapping[str, Any], model: type[BaseModel]) -> str:
         hint = f"did you mean {close[0]!r}?" if close else f"valid keys: {', '.join(valid)}"
         return f"{key}: no such key; {hint}"
     message = str(error["msg"]).removeprefix("Value error, ")
-    # whole sections would fill the screen
+    # the value of a whole section would be too long to print
     if isinstance(error["input"], dict | BaseModel):
         return f"{key}: {message}"
     return f"{key} = {error['input']!r}: {message}"

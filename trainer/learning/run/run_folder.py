@@ -1,4 +1,4 @@
-"""The folder of one run: settings, log, samples, saved states and exports; nothing in it is ever overwritten."""
+"""The folder of one run: settings, log, samples, saved states and exports; a new run never reuses an old folder."""
 
 import itertools
 import json
@@ -28,7 +28,7 @@ _STATE_FILE = re.compile(r"step-(\d{7,})\.safetensors")
 
 @dataclass(frozen=True)
 class SavedState:
-    """A state read back: steps done, tensors by name, and what else was noted."""
+    """A loaded state: finished steps, tensors by name, and other values."""
 
     step: int
     tensors: dict[str, Tensor]
@@ -37,25 +37,25 @@ class SavedState:
 
 @dataclass(frozen=True)
 class RunFolder:
-    """Paths of one run and the only code that writes to them."""
+    """Paths of one run, and the only code that writes to them."""
 
     path: Path
 
     @classmethod
     def create(cls, wanted: Path) -> "RunFolder":
-        """A new folder `wanted`, or `wanted-2`, `wanted-3` and so on when that exists and is not empty.
+        """A new folder `wanted`, or `wanted-2`, `wanted-3` and so on if that exists and is not empty.
 
         Raises:
-            BestiaryError: no folder can be made there.
+            BestiaryError: the folder cannot be created.
         """
         return cls(next(filter(_claim, _numbered(Path(wanted)))))._with_places()
 
     @staticmethod
     def reserve(wanted: Path) -> Path:
-        """An empty folder, named as `create` would, that `create` takes when it is asked for it; for a child's run.
+        """An empty folder with the name that `create` would choose; `create` accepts it later, in a child process.
 
         Raises:
-            BestiaryError: no folder can be made there.
+            BestiaryError: the folder cannot be created.
         """
         return next(filter(_make_empty, _numbered(Path(wanted))))
 
@@ -64,23 +64,23 @@ class RunFolder:
         """The folder of an earlier run.
 
         Raises:
-            BestiaryError: it is no run folder.
+            BestiaryError: it is not a run folder.
         """
         path = Path(path)
         if not (path / CONFIG_NAME).is_file():
             raise BestiaryError(
-                f"{path} is no run folder: it has no {CONFIG_NAME}; give the folder that training wrote"
+                f"{path} is not a run folder: it has no {CONFIG_NAME}; give the folder that a training wrote"
             )
         return cls(path)._with_places()
 
     @property
     def config(self) -> Path:
-        """File of the settings as they were used."""
+        """File of the resolved settings."""
         return self.path / CONFIG_NAME
 
     @property
     def kind(self) -> str:
-        """What it trains, such as "spectrum"; settings without a word about it train "parts".
+        """Kind of training, such as "spectrum"; "parts" if the settings do not give one.
 
         Raises:
             BestiaryError: the settings cannot be read.
@@ -104,21 +104,21 @@ class RunFolder:
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """While it lasts no other training writes into this folder; the system frees it when a process dies.
+        """Context with an exclusive lock on this folder; the system releases the lock when a process dies.
 
         Raises:
-            BestiaryError: another training writes into it now.
+            BestiaryError: another training holds the lock.
         """
         lock = FileLock(self.path / ".lock")
         try:
             lock.acquire(timeout=0)
         except Timeout:
             raise BestiaryError(
-                f"another training is writing into {self.path}: wait for its end, stop it, or start a new run"
+                f"another training is writing into {self.path}: wait until it ends, stop it, or start a new run"
             ) from None
         except (OSError, NotImplementedError) as fault:
-            # some network drives have no locks
-            logger.info("%s cannot be locked (%s): start no second training in it", self.path, fault)
+            # some network drives do not support locks: warn instead of refusing to train there
+            logger.info("%s cannot be locked (%s): do not start a second training in it", self.path, fault)
         try:
             for place in (self.path, self.samples, self.states, self.export):
                 remove_leftovers(place)
@@ -127,11 +127,11 @@ class RunFolder:
             lock.release()
 
     def write_config(self, toml: str) -> None:
-        """Write the settings as they were used."""
+        """Write the resolved settings."""
         write_text(self.config, toml)
 
     def write_curve_labels(self, labels: Mapping[str, Sequence[str]]) -> None:
-        """Write what the entries of curves that are lists belong to, such as the parts of part_attention_loss."""
+        """Write the labels of curves with several entries, such as the parts of part_attention_loss."""
         write_text(self.path / CURVE_LABELS_NAME, json.dumps({curve: list(names) for curve, names in labels.items()}))
 
     def log(self, record: Mapping[str, Any]) -> None:
@@ -155,17 +155,17 @@ class RunFolder:
         return [json.loads(line) for line in lines if line.startswith("{") and line.endswith("}")]
 
     def forget_log_after(self, step: int) -> None:
-        """Drop log lines of steps that a resumed run does again."""
-        # a line that a crash cut short is no record and goes too
+        """Drop log lines of steps that a resumed run repeats."""
+        # `read_log` also drops a line that a crash has truncated
         kept = [record for record in self.read_log() if record.get("step", 0) <= step]
         if (self.path / "log.jsonl").exists():
             write_text(self.path / "log.jsonl", "".join(json.dumps(record) + "\n" for record in kept))
 
     def save_state(self, step: int, tensors: Mapping[str, Tensor], notes: Mapping[str, Any], keep: int) -> Path:
-        """Write a state, tensors of any shape, whole or not at all; then drop states older than the newest `keep`.
+        """Write a state, with tensors of any shape, atomically; then delete all but the newest `keep` states.
 
         Raises:
-            BestiaryError: it could not be written; earlier states are untouched, and the message names the newest.
+            BestiaryError: it could not be written; earlier states are kept, and the message names the newest.
         """
         path = self.states / f"step-{step:07d}.safetensors"
         header = {"bestiary.kind": STATE_KIND, "bestiary.step": str(step), "bestiary.notes": json.dumps(dict(notes))}
@@ -174,13 +174,13 @@ class RunFolder:
             write_bytes(path, to_bytes(plain, header))
         except BestiaryError as fault:
             raise BestiaryError(f"{fault}. {self._resume_hint()}") from fault
-        # only now, with the new state in place
+        # delete old states only after the new one is in place
         for old in self._state_files()[:-keep]:
             old.unlink(missing_ok=True)
         return path
 
     def newest_state(self) -> SavedState | None:
-        """The newest state that is whole, or None; a broken file is passed over."""
+        """The newest readable state, or None; damaged files are skipped."""
         for path in reversed(self._state_files()):
             try:
                 return _read_state(path)
@@ -189,28 +189,28 @@ class RunFolder:
         return None
 
     def state_to_resume(self) -> SavedState | None:
-        """Like `newest_state`, but tells of broken files; None where nothing was saved yet.
+        """Like `newest_state`, but warns about damaged files; None if nothing was saved yet.
 
         Raises:
-            BestiaryError: states were saved, and none of them is whole.
+            BestiaryError: all saved states are damaged.
         """
         files, saved = self._state_files(), self.newest_state()
         newest = -1 if saved is None else saved.step
         broken = [path for path in files if _step_of(path) > newest]
         if broken and saved is None:
             raise BestiaryError(
-                f"no saved state of {self.path} can be read, they are damaged: {', '.join(path.name for path in broken)}; "
-                "start a new run, or move them away to begin this one again at its first step"
+                f"all saved states of {self.path} are damaged: {', '.join(path.name for path in broken)}; "
+                "start a new run, or move them away to restart this one from its first step"
             )
         for path in broken:
-            logger.warning("%s is damaged and passed over: going on from step %d", path, newest)
+            logger.warning("%s is damaged and was skipped: continuing from step %d", path, newest)
         return saved
 
     def _resume_hint(self) -> str:
         files = self._state_files()
         if not files:
-            return "No state had been saved yet"
-        return f"The state of step {_step_of(files[-1])} is kept: `bestiary resume {self.path}` goes on from there"
+            return "No state was saved yet"
+        return f"The state of step {_step_of(files[-1])} is kept: continue with `bestiary resume {self.path}`"
 
     def _state_files(self) -> list[Path]:
         if not self.states.is_dir():
@@ -224,14 +224,14 @@ class RunFolder:
 
 
 def run_kind(config: Path) -> str:
-    """What a run trains, by the `kind` above the first table of its settings file `config`; "parts" without one.
+    """Kind of training, from the key `kind` above the first table of the settings file `config`; "parts" without one.
 
     Raises:
         BestiaryError: the file cannot be read.
     """
     try:
         with config.open(encoding="utf-8") as file:
-            # the kind stands above the first table
+            # read only up to the first table: parsing the whole TOML would be slow for a list of many runs
             top = itertools.takewhile(lambda line: not line.startswith("["), file)
             found = next(filter(None, map(_KIND.fullmatch, top)), None)
     except (OSError, UnicodeDecodeError) as fault:
@@ -240,7 +240,7 @@ def run_kind(config: Path) -> str:
 
 
 def _step_of(state: Path) -> int:
-    """The step in the name of a state's file."""
+    """The step in the file name of a state."""
     return int(_STATE_FILE.sub(r"\1", state.name))
 
 
@@ -249,14 +249,14 @@ def _numbered(wanted: Path) -> Iterator[Path]:
     yield wanted
     for number in range(2, 10_000):
         yield wanted.with_name(f"{wanted.name}-{number}")
-    raise BestiaryError(f"{wanted} and 9998 numbered folders beside it exist: choose another run.out")
+    raise BestiaryError(f"{wanted} and 9998 numbered folders already exist: choose another run.out")
 
 
 def _claim(path: Path) -> bool:
-    """Make `path` ours if it is new or empty."""
+    """Claim `path` for this run if it is new or empty."""
     if not _make_empty(path, taken=True):
         return False
-    # of two runs that find one empty folder only one makes this
+    # mkdir is atomic: of two runs that find the same empty folder only one succeeds
     with suppress(OSError):
         (path / "state").mkdir()
         return True
@@ -264,14 +264,14 @@ def _claim(path: Path) -> bool:
 
 
 def _make_empty(path: Path, taken: bool = False) -> bool:
-    """Make the folder `path`; `taken` is content with one that is there and empty."""
-    # missing parents are made, the folder itself is taken below
+    """Create the folder `path`; with `taken` an existing empty folder is accepted."""
+    # parents may exist; the folder itself is created separately below, to detect a race
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as fault:
         raise _no_folder(path, fault) from fault
     try:
-        path.mkdir()  # of two runs that start at once only one succeeds
+        path.mkdir()  # of two runs that start at the same time only one succeeds
     except FileExistsError:
         return taken and path.is_dir() and not any(path.iterdir())
     except OSError as fault:
@@ -280,13 +280,13 @@ def _make_empty(path: Path, taken: bool = False) -> bool:
 
 
 def _no_folder(path: Path, fault: OSError) -> BestiaryError:
-    return BestiaryError(f"cannot make the run folder {path}: {fault.strerror or fault}; choose another run.out")
+    return BestiaryError(f"cannot create the run folder {path}: {fault.strerror or fault}; choose another run.out")
 
 
 def _read_state(path: Path) -> SavedState:
     with safe_open(path, framework="pt") as file:
         header = file.metadata() or {}
         if header.get("bestiary.kind") != STATE_KIND:
-            raise ValueError(f"{path} holds no training state")
+            raise ValueError(f"{path} does not contain a training state")
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping, only keys()
     return SavedState(int(header["bestiary.step"]), tensors, json.loads(header["bestiary.notes"]))

@@ -1,4 +1,4 @@
-"""Settings that every training has: pictures, model, adapters, optimiser and run folder, with defaults, units and ranges."""
+"""Settings common to all trainings: pictures, model, adapters, optimiser and run folder, with defaults, units and ranges."""
 
 from pathlib import Path
 from typing import Literal
@@ -11,40 +11,40 @@ from ....concepts.denoiser.denoiser import Denoiser
 from .fit import LoopSettings
 
 GRAPH = "graph"
-"""`base.path` of a training in ComfyUI, whose model came through a socket."""
+"""`base.path` of a training in ComfyUI, whose model comes from a socket."""
 LONGEST_NAME = 200
-"""Bytes of a file's name without its ending, with room for numbers and temporary names."""
+"""Maximum bytes of a file name without its suffix; leaves room for appended numbers and temporary suffixes."""
 DtypeName = Literal["auto", "fp32", "bf16", "fp16"]
 
 
 class Section(BaseModel):
-    """One table of a recipe; keys that do not exist are faults."""
+    """One table of a recipe; unknown keys are errors."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
 
 class PictureSettings(Section):
-    """How pictures are cut and encoded, whatever is learned from them."""
+    """Cropping and encoding of the pictures, common to all trainings."""
 
     size: int | None = Field(default=None, ge=64, le=2048, multiple_of=8)
-    """Edge of the training square in pixels, 64 to 2048 in steps of 8; unset takes the base model's native size."""
+    """Edge of the training square in pixels, 64 to 2048 in steps of 8; unset uses the base model's native size."""
     margin: float = Field(default=0.0, ge=0, le=1)
-    """Room for random crops: pictures are cached this share larger than the training square, 0 to 1."""
+    """Margin for random crops: share by which cached pictures are larger than the training square, 0 to 1."""
     flip: bool = False
-    """Also learn from mirrored pictures."""
+    """Also train on mirrored pictures."""
     cache: Path | None = None
-    """Folder of the cached latents, in which later runs find them again."""
+    """Folder of the cached latents, which later runs reuse."""
     workers: int = Field(default=0, ge=0, le=64)
     """Processes that decode pictures while the cache is built, 0 to 64; 0 decodes in the training process."""
     encode_batch: int = Field(default=8, ge=1, le=256)
-    """Pictures the autoencoder encodes at once while the cache is built, 1 to 256."""
+    """Pictures per batch of the autoencoder while the cache is built, 1 to 256."""
 
     def training_size(self, backbone: Backbone) -> int:
         """Edge of the training square in pixels."""
         return self.size or backbone.image_size
 
     def cached_size(self, backbone: Backbone) -> int:
-        """Edge in pixels of the square that is encoded: the margin is whole latent cells, so that crops are exact."""
+        """Edge in pixels of the encoded square; the margin is a whole number of latent cells, so that crops are exact."""
         size, factor = self.training_size(backbone), backbone.latent_factor
         return size + round(size * self.margin / factor) * factor
 
@@ -62,7 +62,7 @@ class LoraSettings(Section):
     """Low-rank adapters on the denoiser's attention layers."""
 
     rank: int = Field(default=4, ge=0, le=256)
-    """Rank of the adapters, 0 (none: only tokens are learned) to 256."""
+    """Rank of the adapters, 0 (no adapters, only tokens are trained) to 256."""
     alpha: float | None = Field(default=None, gt=0)
     """Scale of the update times the rank, above 0; unset equals the rank (scale 1)."""
     self_attention: bool = True
@@ -70,7 +70,7 @@ class LoraSettings(Section):
 
 
 class OptimizerSettings(Section):
-    """How anything is learned; each training adds its learning rates."""
+    """Optimiser settings; each training adds its learning rates."""
 
     steps: int = Field(default=1000, ge=1)
     """Optimiser steps, at least 1."""
@@ -79,17 +79,17 @@ class OptimizerSettings(Section):
     accumulation: int = Field(default=4, ge=1, le=1024)
     """Micro-steps per optimiser step, 1 to 1024."""
     weight_decay: float = Field(default=1e-2, ge=0, le=1)
-    """AdamW weight decay of what decays at all, 0 to 1."""
+    """AdamW weight decay, for parameters with weight decay, 0 to 1."""
     betas: tuple[float, float] = (0.9, 0.999)
-    """AdamW's two averaging factors, each from 0 to below 1."""
+    """AdamW betas, each from 0 to below 1."""
     schedule: Literal["constant", "cosine"] = "constant"
-    """Learning rate after the warm-up: as it is, or falling to a hundredth along a cosine."""
+    """Learning rate after the warm-up: constant, or a cosine down to a hundredth."""
     warmup: int = Field(default=0, ge=0)
-    """Steps over which the learning rate rises from zero, 0 or more."""
+    """Warm-up steps over which the learning rate rises from zero, 0 or more."""
     clip: float = Field(default=1.0, gt=0)
-    """Largest norm of the gradient, above 0."""
+    """Maximum norm of the gradient, above 0."""
     ema: float = Field(default=0.0, ge=0, lt=1)
-    """Factor of the running average of the learned weights that is exported, 0 (off) to below 1."""
+    """Decay of the exponential moving average of the weights, which is exported, 0 (off) to below 1."""
 
     @field_validator("betas")
     @classmethod
@@ -100,22 +100,22 @@ class OptimizerSettings(Section):
 
 
 class RunSettings(Section):
-    """Where the run lives and how often it writes."""
+    """Run folder, device, seed, and intervals of log, states and previews."""
 
     out: Path = Path("runs/parts")
-    """Run folder; when it exists a number is added, so that no run is overwritten."""
+    """Run folder; if it exists a number is appended, so that no run is overwritten."""
     name: str = "parts"
-    """Name of the dictionary file, without its ending: a file name, never a path."""
+    """Name of the dictionary file without its suffix: a file name, not a path."""
     device: str = "auto"
-    """Device by torch's name such as cpu, cuda or cuda:1, or "auto"."""
+    """Device name of torch, such as cpu, cuda or cuda:1, or "auto"."""
     dtype: DtypeName = "auto"
-    """Arithmetic of the frozen model; learned weights always stay in fp32."""
+    """Floating-point type of the frozen model; trained weights are always fp32."""
     seed: int = Field(default=0, ge=0, lt=2**31)
-    """Seed of everything drawn at random, 0 to 2147483647."""
+    """Random seed, 0 to 2147483647."""
     save_every: int = Field(default=200, ge=1)
-    """Steps between two saved states, at least 1: what a crash can cost."""
+    """Steps between two saved states, at least 1; a crash loses at most these steps."""
     keep_states: int = Field(default=2, ge=1, le=100)
-    """Saved states that are kept, 1 to 100."""
+    """Number of saved states to keep, 1 to 100."""
     log_every: int = Field(default=10, ge=1)
     """Steps between two lines of log.jsonl, at least 1."""
     estimate_memory: bool = True
@@ -127,26 +127,26 @@ class RunSettings(Section):
     preview_steps: int = Field(default=20, ge=1, le=1000)
     """Sampling steps of a preview, 1 to 1000."""
     preview_guidance: float = Field(default=5.0, ge=1, le=30)
-    """Classifier-free guidance of a preview, 1 (none) to 30."""
+    """Classifier-free guidance scale of a preview, 1 (no guidance) to 30."""
     tensorboard: bool = True
-    """Also write curves for tensorboard where it is installed."""
+    """Also write curves for tensorboard, if it is installed."""
 
     @field_validator("name")
     @classmethod
     def _name_stays_in_the_run(cls, name: str) -> str:
-        # a recipe or a run from elsewhere must not name a file outside of the run's folder
+        # security: a downloaded recipe or run must not write a file outside the run's folder
         strange = sorted({letter for letter in name if letter in "/\\:" or ord(letter) < 32})
         if strange or name.strip() in ("", ".", "..") or len(name.encode(errors="replace")) > LONGEST_NAME:
-            said = f"it holds {strange[0]!r}" if strange else "it is empty, dots alone or too long"
+            said = f"it contains {strange[0]!r}" if strange else "it is empty, only dots or too long"
             raise ValueError(
-                f"{said}: it names a file in the run's folder, so take a plain name such as 'my parts', of {LONGEST_NAME} bytes "
-                "at most; run.out says where the folder lies"
+                f"{said}: it is the name of a file in the run's folder; use a plain name such as 'my parts' of at most "
+                f"{LONGEST_NAME} bytes, and set the folder with run.out"
             )
         return name
 
 
 class TrainingSettings(Section):
-    """What the recipe of any training says; each has sections of its own beside these."""
+    """Sections common to the recipes of all trainings; each training adds its own."""
 
     images: PictureSettings = PictureSettings()
     """The pictures."""
@@ -164,15 +164,15 @@ class TrainingSettings(Section):
 
     @model_validator(mode="after")
     def _agrees(self) -> "TrainingSettings":
-        # all contradictions at once, so that a recipe is mended in one go
+        # report all contradictions together, so that a recipe can be corrected in one edit
         if faults := self.faults():
             raise ValueError("; ".join(faults))
         return self
 
 
 def loop_settings(optimizer: OptimizerSettings, run: RunSettings, denoiser: Denoiser) -> LoopSettings:
-    """The part of the settings that the loop knows."""
-    # scaling of the loss is for fp16 on CUDA alone
+    """Settings of the training loop."""
+    # loss scaling is needed only for fp16 on CUDA: bf16 has the exponent range of fp32
     return LoopSettings(
         steps=optimizer.steps,
         accumulation=optimizer.accumulation,

@@ -1,4 +1,4 @@
-"""Turns Ctrl-C into a question that a loop asks between two steps, and a word on the input into Ctrl-C."""
+"""Turns Ctrl-C into a flag that a loop polls between two steps, and a word on standard input into Ctrl-C."""
 
 import _thread
 import os
@@ -10,31 +10,31 @@ from contextlib import contextmanager
 from types import FrameType
 
 STOP_BY_INPUT, STOP_WORD = "BESTIARY_STOP_BY_INPUT", "stop"
-"""Name in the environment of a command that shall listen on its input, and what it hears there."""
+"""Environment variable that makes a command listen on its standard input, and the word that stops it."""
 
 
 def listen_for_stop() -> threading.Thread | None:
-    """Where whoever started this command asked for it, the word `stop` on the input, or its end, is Ctrl-C from then on.
+    """If `STOP_BY_INPUT` is set, treat the word `stop` or the end of standard input as Ctrl-C.
 
     Must be called in the main thread. The command's own children do not listen.
     """
     if not os.environ.pop(STOP_BY_INPUT, ""):
         return None
-    # a program that was started with Ctrl-C switched off would not hear it
+    # a program started with SIGINT ignored (nohup, &) would not react otherwise
     if signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
     main_thread = threading.get_ident()
 
     def listen() -> None:
-        # the end of the input: whoever started this is gone
+        # the loop also ends at the end of the input: the parent process is gone
         for line in iter(sys.stdin.readline, ""):
             if line.strip() == STOP_WORD:
                 break
         if os.name == "nt":
             _thread.interrupt_main()
         else:
-            # a real signal also wakes the main thread where it waits
+            # a real signal also interrupts blocking calls of the main thread
             signal.pthread_kill(main_thread, signal.SIGINT)
 
     listener = threading.Thread(target=listen, daemon=True)
@@ -44,7 +44,7 @@ def listen_for_stop() -> threading.Thread | None:
 
 @contextmanager
 def stop_signals(should_stop: Callable[[], bool] | None = None) -> Iterator[Callable[[], bool]]:
-    """Yields a function that tells whether a stop was asked for, by signal or by `should_stop`.
+    """Yields a function that returns True once a stop was requested, by signal or by `should_stop`.
 
     The first SIGINT or SIGTERM is remembered, the second interrupts at once. Outside the main thread signals cannot
     be caught, so only `should_stop` counts there.
@@ -61,6 +61,6 @@ def stop_signals(should_stop: Callable[[], bool] | None = None) -> Iterator[Call
     try:
         yield lambda: asked.is_set() or bool(should_stop and should_stop())
     finally:
-        # handlers of whoever called, as they were
+        # restore the caller's handlers
         for number, handler in before.items():
             signal.signal(number, handler)

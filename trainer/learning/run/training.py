@@ -1,6 +1,6 @@
-"""One training from its first step on, whatever it learns: what the loop runs over, what it leaves, what its previews show.
+"""Interface of a training: input of the loop, result, and previews.
 
-The command line and the graph drive every training through `Training`; an objective is one subclass of it.
+The command line and the graph run every training through `Training`; each objective is one subclass.
 """
 
 from abc import ABC, abstractmethod
@@ -18,17 +18,17 @@ from .fit import Batches, ParameterGroup
 from .run_settings import TrainingSettings
 
 Concept = TypeVar("Concept")
-"""What is learned: a part dictionary, a spectrum."""
+"""Result of a training: a part dictionary, a spectrum."""
 Sample = Callable[[Conditioning | StagedConditioning, Sequence[int]], Tensor]
-"""Conditioning of n pictures and a seed for each -> pictures `(n, 3, S, S)` in 0..1, by the host's own sampler."""
+"""Conditioning of n pictures and a seed for each -> pictures `(n, 3, S, S)` in 0..1, with the sampler of the host."""
 
 
 SHEET_ENDINGS = ("", "-attention")
-"""What the file names of a preview's sheets end with."""
+"""Suffixes in the file names of a preview's sheets."""
 
 
 class TrainingBatches(Batches, Protocol):
-    """Batches of pictures that have names."""
+    """Batches of named pictures."""
 
     names: Sequence[str]
 
@@ -40,23 +40,23 @@ class TrainingBatches(Batches, Protocol):
 
 @dataclass(frozen=True)
 class Origin:
-    """Where a training's pictures and model come from: for what its file says of them, and for its previews."""
+    """Sources of a training's pictures and model, for the provenance in its file and for previews."""
 
     made_by: str
-    """The program."""
+    """Name of the program."""
     base: str
-    """The model that is learned on."""
+    """The base model."""
     autoencoder: str
-    """Fingerprint of what encoded the pictures."""
+    """Fingerprint of the autoencoder."""
     square: Callable[[int], Image.Image]
     """Number of a picture -> its training square."""
     thumbnail_square: Callable[[int], Image.Image]
-    """Number of a picture -> the square that thumbnails are cut from."""
+    """Number of a picture -> the square to cut thumbnails from."""
 
 
 @dataclass(frozen=True)
 class Training(ABC, Generic[Concept]):
-    """Everything the loop needs, and what is made of the weights it learns."""
+    """Input of the training loop, and conversion of the trained weights to a concept."""
 
     settings: TrainingSettings
     denoiser: Denoiser
@@ -71,20 +71,20 @@ class Training(ABC, Generic[Concept]):
 
     @abstractmethod
     def curve_labels(self) -> dict[str, tuple[str, ...]]:
-        """By curve with several entries, what these belong to."""
+        """Labels of the entries, for every curve with several entries."""
 
     @abstractmethod
     def learned(self, steps: int, origin: Origin) -> Concept:
-        """What the present weights say, after so many steps."""
+        """The concept from the current weights, after `steps` steps."""
 
     @abstractmethod
     def size_of(self, concept: Concept) -> str:
-        """How much was learned, such as "6 tokens"."""
+        """Size of a concept in words, such as "6 tokens"."""
 
     @abstractmethod
     def save(self, concept: Concept, path: Path) -> None:
-        """Write what was learned, and read it back before its path is given out."""
+        """Write the concept, and read it back as a check."""
 
     @abstractmethod
     def sheets(self, origin: Origin, sample: Sample) -> tuple[Image.Image, ...]:
-        """The preview for the present weights: a sheet of pictures, then perhaps one of heat maps."""
+        """The preview for the current weights: a sheet of pictures, and optionally one of heat maps."""

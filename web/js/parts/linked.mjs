@@ -61,7 +61,7 @@ const records = nodeRecords((node) => new LinkedDictionaries(node));
 export const linkedDictionaries = records.of;
 
 /** Looks again for every node. */
-export const { updateAll } = records;
+export const updateAll = records.updateAll;
 
 /** Files may have changed: everything is fetched again. */
 export function fetchAgain() {

@@ -35,7 +35,7 @@ def counts_of(*rows: list[int]) -> torch.Tensor:
         ([0, 30, 70], 0, "missing", "no “head” found"),
         ([90, 10, 0], 0, "large", "“head” unusually large"),
         ([10, 1, 89], 1, "small", "“legs” unusually small"),
-        ([0, 0, 100], -1, "missing", "nothing was found here"),
+        ([0, 0, 100], -1, "missing", "no object found"),
     ],
 )
 def test_the_oddest_thing_about_a_picture_is_named(row: list[int], part: int, what: str, text: str) -> None:
@@ -59,7 +59,7 @@ def test_a_part_that_few_pictures_show_is_told() -> None:
     counts = torch.tensor([[0, 20, 80]] * 19 + [[10, 20, 70]])
     worst = most_doubtful(doubts(counts), 1)[0]
     assert (worst.row, worst.part, worst.what) == (19, 0, "extra")
-    assert doubt_text(0, "extra", NAMES) == "“head” found, which few pictures show"
+    assert doubt_text(0, "extra", NAMES) == "“head” found, present in few pictures"
 
 
 def test_confidence_is_the_mean_over_the_pictures_that_show_a_part() -> None:
@@ -78,7 +78,7 @@ def test_a_picture_of_unsure_labels_comes_first() -> None:
     found.add(counts, sure)
     worst = most_doubtful(found.doubts(0, counts, sure), 1)[0]
     assert (worst.row, worst.part, worst.what) == (7, 1, "unsure")
-    assert doubt_text(1, "unsure", NAMES) == "unsure of “legs”"
+    assert doubt_text(1, "unsure", NAMES) == "“legs” uncertain"
 
 
 def test_sureness_of_parts_is_the_mean_over_their_patches() -> None:

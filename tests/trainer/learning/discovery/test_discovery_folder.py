@@ -77,7 +77,7 @@ def test_maps_written_in_pieces_are_an_ordinary_file(tmp_path: Path, sizes: list
 def test_a_wrong_number_of_pictures_leaves_no_file(tmp_path: Path) -> None:
     with pytest.raises(BestiaryError) as fault:
         write_maps(tmp_path / "maps.safetensors", [some_maps()], 12, (5, 4), 3)
-    assert str(fault.value) == f"{tmp_path / 'maps.safetensors'}: 11 pictures were given for a file of 12"
+    assert str(fault.value) == f"{tmp_path / 'maps.safetensors'}: got 11 pictures for a file of 12"
     assert list(tmp_path.iterdir()) == []
 
 
@@ -120,7 +120,7 @@ def test_pictures_that_are_gone(tmp_path: Path) -> None:
     with pytest.raises(BestiaryError) as fault:
         Discovery.load(folder)
     assert str(fault.value) == (
-        f"the pictures of {folder} were in {tmp_path / 'pictures'} and a.png is not there: say where they are now"
+        f"the pictures of {folder} were in {tmp_path / 'pictures'}, but a.png is missing there: give their current folder"
     )
     assert Discovery.load(folder, tmp_path / "moved").image_paths[1] == tmp_path / "moved" / "b.png"
     assert len(Discovery.load(folder, check_images=False).image_paths) == 2
@@ -140,7 +140,7 @@ def test_maps_and_codebook_of_two_discoveries(tmp_path: Path) -> None:
     folder = folder_with(tmp_path, ["a.png", "b.png"])
     write_maps(folder / "part_maps.safetensors", [some_maps(2)], 2, (5, 4), 3)
     with pytest.raises(
-        BestiaryError, match="part_maps.safetensors has 3 parts, codebook.parts.safetensors 2: files of two"
+        BestiaryError, match="part_maps.safetensors has 3 parts, codebook.parts.safetensors 2: the files are from two"
     ):
         Discovery.load(folder)
 
@@ -224,9 +224,7 @@ def test_links_for_an_edit_move_nothing(tmp_path: Path) -> None:
     folder.mkdir()
     (theirs / "thesis.txt").write_text("mine")
     (folder / ".edit-ready").symlink_to(theirs)
-    with pytest.raises(
-        BestiaryError, match=r"\.edit-ready is a link or no file, which an interrupted edit never leaves"
-    ):
+    with pytest.raises(BestiaryError, match=r"\.edit-ready is a link or not a file, so no interrupted edit left it"):
         finish_edit(folder)
     assert (theirs / "thesis.txt").read_text() == "mine" and [path.name for path in folder.iterdir()] == [".edit-ready"]
     # neither is a link within a folder that looks like an edit
@@ -234,7 +232,7 @@ def test_links_for_an_edit_move_nothing(tmp_path: Path) -> None:
     (folder / ".edit-ready").mkdir()
     (folder / ".edit-ready" / "report.json").symlink_to(theirs / "thesis.txt")
     (folder / "report.json").write_text("old")
-    with pytest.raises(BestiaryError, match=r"report\.json is a link or no file"):
+    with pytest.raises(BestiaryError, match=r"report\.json is a link or not a file"):
         finish_edit(folder)
     assert (folder / "report.json").read_text() == "old"
 
@@ -256,7 +254,9 @@ def test_an_edit_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.setattr(os, "replace", full)
     with pytest.raises(BestiaryError) as fault, editing(tmp_path):
         pass
-    assert str(fault.value) == (f"{tmp_path} cannot be written to (No space left on device): nothing was changed there")
+    assert str(fault.value) == (
+        f"{tmp_path} cannot be written to (No space left on device): no file was changed; check its permissions"
+    )
 
 
 def test_the_report_is_readable_text(tmp_path: Path) -> None:

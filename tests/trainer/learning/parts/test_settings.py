@@ -63,7 +63,7 @@ def test_a_recipe_does_not_say_where_latents_go_outside_of_the_working_folder(ca
     recipe.write_text(f"[images]\ncache = {json.dumps(cache)}\n")
     for load in (load_recipe, load_spectrum_recipe):
         with pytest.raises(
-            BestiaryError, match=r"images\.cache = .* leads out of the working folder.*--set images\.cache="
+            BestiaryError, match=r"images\.cache = .* is outside the working folder.*--set images\.cache="
         ):
             load(recipe)
         # whoever types it may

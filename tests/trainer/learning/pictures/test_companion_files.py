@@ -53,7 +53,7 @@ def test_two_files_for_one_picture_are_refused(tmp_path: Path) -> None:
     ):
         companion_of("b.jpg", tmp_path)
     with pytest.raises(
-        BestiaryError, match="^caption folder .*none does not exist: give the folder that holds the captions$"
+        BestiaryError, match="^caption folder .*none does not exist: give the folder that contains the captions$"
     ):
         companion_of("b.jpg", tmp_path / "none", [".txt"], called="caption")
 

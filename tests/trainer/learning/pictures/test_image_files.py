@@ -80,7 +80,7 @@ def test_names_that_no_list_can_hold_are_reported(tmp_path: Path) -> None:
     assert scan.names == []
     assert sorted(scan.unreadable) == [
         ("\\udcff.png", "its name is not valid Unicode: rename the file"),
-        ("a\\nb.png", "its name holds a line break: rename the file"),
+        ("a\\nb.png", "its name contains a line break: rename the file"),
     ]
 
 
@@ -90,10 +90,10 @@ def test_every_file_that_is_no_picture_is_kept_with_a_reason(tmp_path: Path) -> 
     scan = scan_images(tmp_path)
     assert scan.names == ["a.png", "c.HEIC"] and scan.other_files == {".cr2": 1, ".txt": 1, "no suffix": 1}
     # pictures of kinds that are never read stand with those that cannot be
-    assert scan.unreadable == [("b.CR2", ".cr2 is no kind of picture that is read")]
+    assert scan.unreadable == [("b.CR2", ".cr2 is not a supported picture format")]
     assert scan.others == [
-        ("README", "a name without ending is no kind of picture that is read"),
-        ("notes.txt", ".txt is no kind of picture that is read"),
+        ("README", "a name without suffix is not a supported picture format"),
+        ("notes.txt", ".txt is not a supported picture format"),
     ]
 
 
@@ -134,7 +134,7 @@ def test_sizes_are_those_of_the_upright_picture(tmp_path: Path) -> None:
     two_halves().save(tmp_path / "a.png")
     assert picture_size(tmp_path / "turned.jpg") == (20, 40) == read_image(tmp_path / "turned.jpg").size
     assert picture_size(tmp_path / "a.png") == (40, 20)
-    with pytest.raises(UnreadableImage, match="it is no longer there"):
+    with pytest.raises(UnreadableImage, match="it no longer exists"):
         picture_size(tmp_path / "none.png")
 
 
@@ -235,9 +235,9 @@ def test_files_that_are_no_pictures(tmp_path: Path) -> None:
     (tmp_path / "text.png").write_text("this is no picture")
     (tmp_path / "fake.jpg").write_bytes(b"\xff\xd8\xff" + b"no jpeg at all")
     assert reason_of(tmp_path / "empty.jpg") == "the file is empty"
-    assert reason_of(tmp_path / "text.png") == "it is not a picture, or of a kind that cannot be read here"
+    assert reason_of(tmp_path / "text.png") == "it is not a picture, or its format is not supported here"
     assert reason_of(tmp_path / "fake.jpg").startswith("it is ")
-    assert reason_of(tmp_path / "gone.jpg") == "it is no longer there"
+    assert reason_of(tmp_path / "gone.jpg") == "it no longer exists"
 
 
 @pytest.mark.parametrize("suffix", [".jpg", ".png", ".webp", ".gif", ".tif"])
@@ -247,7 +247,7 @@ def test_files_cut_short(tmp_path: Path, suffix: str) -> None:
     content = (tmp_path / f"whole{suffix}").read_bytes()
     (tmp_path / f"cut{suffix}").write_bytes(content[: len(content) // 2])
     reason = reason_of(tmp_path / f"cut{suffix}")
-    assert reason.startswith(("it is cut short", "it is damaged", "it is not a picture"))
+    assert reason.startswith(("it is truncated", "it is damaged", "it is not a picture"))
     assert str(tmp_path) not in reason
 
 
@@ -271,11 +271,11 @@ def test_every_damaged_byte_is_survived(tmp_path: Path) -> None:
 
 def test_pictures_too_small_or_too_large_to_decode(tmp_path: Path) -> None:
     two_halves(40, 8).save(tmp_path / "small.png")
-    assert reason_of(tmp_path / "small.png") == "40 x 8 pixels are too few: at least 16 x 16 are needed"
+    assert reason_of(tmp_path / "small.png") == "40 x 8 pixels are too few: at least 16 x 16 are required"
     bomb = png_claiming(tmp_path / "bomb.png", 12000, 9000)
-    assert reason_of(bomb) == "12000 x 9000 pixels are too many: at most 90 million are decoded; shrink it"
+    assert reason_of(bomb) == "12000 x 9000 pixels are too many: resize it to at most 90 million pixels"
     giant = png_claiming(tmp_path / "giant.png", 200_000, 200_000)
-    assert reason_of(giant) == "it has too many pixels: at most 90 million are decoded; shrink it"
+    assert reason_of(giant) == "it has too many pixels: resize it to at most 90 million pixels"
 
 
 def test_a_huge_jpeg_is_decoded_at_a_fraction(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -284,9 +284,7 @@ def test_a_huge_jpeg_is_decoded_at_a_fraction(tmp_path: Path, monkeypatch: pytes
     two_halves(4000, 2000).save(tmp_path / "huge.jpg")
     assert read_image(tmp_path / "huge.jpg").size == (1000, 500)
     monkeypatch.setattr(image_files, "MAX_JPEG_PIXELS", 2_000_000)
-    assert (
-        reason_of(tmp_path / "huge.jpg") == "4000 x 2000 pixels are too many: at most 2 million are decoded; shrink it"
-    )
+    assert reason_of(tmp_path / "huge.jpg") == "4000 x 2000 pixels are too many: resize it to at most 2 million pixels"
 
 
 def test_a_jpeg_far_beyond_the_size_pillow_accepts_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -316,7 +314,7 @@ def test_a_file_without_permission(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr("builtins.open", refuse)
     with pytest.raises(UnreadableImage) as fault:
         read_image(tmp_path / "a.png")
-    assert fault.value.reason == "it may not be read: check its permissions"
+    assert fault.value.reason == "it cannot be read: check its permissions"
 
 
 def test_a_decoder_out_of_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

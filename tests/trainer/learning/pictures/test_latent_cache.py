@@ -137,7 +137,7 @@ def test_missing_pictures_are_counted_and_the_first_is_named(pictures: list[Path
     pictures[1].unlink()
     pictures[4].unlink()
     with pytest.raises(
-        BestiaryError, match=r"2 of 5 discovered pictures are missing in .*pictures, first 1.png: put them"
+        BestiaryError, match=r"2 of 5 discovered pictures are missing in .*pictures, first 1.png: restore them"
     ):
         spec_of(pictures)
 
@@ -155,7 +155,7 @@ def test_a_full_disk_is_told_before_encoding(
     monkeypatch.setattr(Path, "open", full)
     encoder = PoolEncoder()
     with pytest.raises(
-        BestiaryError, match=r"cannot keep 0 MiB of latents in .*: No space left on device; .*images.cache"
+        BestiaryError, match=r"cannot store 0 MiB of latents in .*: No space left on device; .*images.cache"
     ):
         open_cache(tmp_path / "cache", spec_of(pictures), pictures, lambda: encoder, batch_size=2)
     assert encoder.pictures == 0
@@ -165,7 +165,7 @@ def test_an_encoder_of_another_shape_is_told(tmp_path: Path, pictures: list[Path
     def wrong(images: Tensor) -> tuple[Tensor, Tensor]:
         return images[..., :2, :2], images[..., :2, :2]
 
-    with pytest.raises(BestiaryError, match=r"gave moments \(2, 3, 2, 2\), \(2, 3, 6, 6\) was expected"):
+    with pytest.raises(BestiaryError, match=r"returned moments \(2, 3, 2, 2\), expected \(2, 3, 6, 6\)"):
         open_cache(tmp_path, spec_of(pictures), pictures, lambda: wrong, batch_size=2)
 
 
@@ -183,7 +183,7 @@ def test_latents_that_are_not_finite_are_never_kept(tmp_path: Path, pictures: li
     seen: list[int] = []
     spec = replace(spec_of(pictures), precision="float16")
     with pytest.raises(
-        BestiaryError, match=r"not finite for 1.png, computed in float16; nothing .* Set run.dtype = .fp32"
+        BestiaryError, match=r"not finite for 1.png, computed in float16; they were not stored. Set run.dtype = .fp32"
     ):
         open_cache(tmp_path / "cache", spec, pictures, lambda: overflow, batch_size=2)
     # whoever follows the advice starts with an empty cache, and so does who repairs the model

@@ -76,7 +76,7 @@ def test_a_mask_of_another_size_is_refused(tmp_path: Path) -> None:
     MASKS["grey"].save(tmp_path / "mask.png")
     with pytest.raises(
         BestiaryError,
-        match=r"^the mask .*mask\.png has 40 x 24 pixels, its picture 24 x 40: give a mask of the picture's own",
+        match=r"^the mask .*mask\.png has 40 x 24 pixels, its picture 24 x 40: give a mask with the size of the picture",
     ):
         read_mask(tmp_path / "mask.png", (24, 40))
 

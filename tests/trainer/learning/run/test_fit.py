@@ -143,7 +143,7 @@ def test_not_a_number_stops_with_step_batch_and_files(tmp_path: Path) -> None:
         train(run, LinePoints(spoil=7), accumulation=2)
     text = str(fault.value)
     assert "the loss of step 8 is not finite (loss nan, gradient norm nan)" in text
-    assert "batch 7 held a.png, b.png, a.png, b.png" in text
+    assert "batch 7 contains a.png, b.png, a.png, b.png" in text
     assert f"the state of step 5 is kept in {run.states}" in text
     assert torch.isfinite(run.newest_state().tensors["parameter.line.weight"]).all()
 
@@ -258,7 +258,7 @@ def test_a_run_that_died_before_its_first_state_logs_every_step_once(tmp_path: P
 def test_a_run_whose_only_state_is_damaged_is_not_begun_again_unseen(tmp_path: Path) -> None:
     run = RunFolder.create(tmp_path / "run")
     (run.states / "step-0000005.safetensors").write_bytes(b"half")
-    with pytest.raises(BestiaryError, match="no saved state of .* can be read, they are damaged"):
+    with pytest.raises(BestiaryError, match="all saved states of .* are damaged"):
         train(run)
     assert run.read_log() == []
 

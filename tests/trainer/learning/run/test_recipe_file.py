@@ -52,7 +52,13 @@ def test_every_recipe_of_dreambooth_loads_by_name_and_says_its_command(path: Pat
 def test_there_are_recipes_for_every_backbone() -> None:
     families = {path.stem.split("_")[0] for path in RECIPES}
     assert families == {"demo", "sd15", "sd2", "sdxl"}
-    assert [path.stem for path in DREAMBOOTH] == ["dreambooth_demo", "dreambooth_sd15", "dreambooth_sdxl"]
+    assert [path.stem for path in DREAMBOOTH] == [
+        "dreambooth_demo",
+        "dreambooth_if_i",
+        "dreambooth_if_ii",
+        "dreambooth_sd15",
+        "dreambooth_sdxl",
+    ]
     assert [path.stem for path in SPECTRA] == ["spectrum_demo", "spectrum_sd15", "spectrum_sdxl"]
 
 
@@ -75,7 +81,7 @@ def test_a_misspelt_key_in_a_recipe_names_the_closest(tmp_path: Path) -> None:
     with pytest.raises(BestiaryError) as fault:
         load_recipe(path)
     text = str(fault.value)
-    assert f"recipe {path}: 3 fault(s)" in text
+    assert f"recipe {path}: 3 error(s)" in text
     assert "optimizer.stepps: no such key; did you mean 'steps'?" in text
     assert "runn: no such key; did you mean 'run'?" in text
     assert "method.zzzz: no such key; valid keys: kind, ids, background" in text
@@ -86,7 +92,7 @@ def test_bad_values_are_told_with_the_value_and_the_range() -> None:
     with pytest.raises(BestiaryError) as fault:
         load_recipe(None, flags)
     text = str(fault.value)
-    assert "settings: 4 fault(s)" in text
+    assert "settings: 4 error(s)" in text
     assert "optimizer.batch_size = 0: Input should be greater than or equal to 1" in text
     assert "method.kind = 'magic': Input should be 'parts' or 'textual_inversion'" in text
     assert "each beta must be from 0 to below 1, got 0.9 and 1.0" in text
@@ -109,7 +115,7 @@ def test_flags_override_the_recipe() -> None:
     )
     assert (ours.optimizer.steps, ours.lora.rank, ours.images.folder) == (7, 2, Path("x"))
     assert ours.optimizer.batch_size == plain.optimizer.batch_size
-    with pytest.raises(BestiaryError, match="flag 'lora.rank.x': 'rank' is a value, not a table"):
+    with pytest.raises(BestiaryError, match="option 'lora.rank.x': 'rank' is a value, not a table"):
         load_recipe("demo", {"lora.rank.x": "1"})
 
 
@@ -135,7 +141,7 @@ def test_a_missing_recipe_lists_those_there_are() -> None:
 
 def test_what_is_no_toml_is_told(tmp_path: Path) -> None:
     (tmp_path / "a.toml").write_text("steps = = 3")
-    with pytest.raises(BestiaryError, match=r"a\.toml is no valid TOML: .*line 1"):
+    with pytest.raises(BestiaryError, match=r"a\.toml is not valid TOML: .*line 1"):
         load_recipe(tmp_path / "a.toml")
     (tmp_path / "b.toml").write_bytes(b"\xff\xfe")
     with pytest.raises(BestiaryError, match=r"b\.toml is not UTF-8 text: .* at byte 0"):
@@ -169,7 +175,7 @@ def test_files_saved_by_windows_editors_read_alike(tmp_path: Path) -> None:
 def test_a_recipe_may_not_choose_a_folder_elsewhere_to_generate_pictures_into(tmp_path: Path) -> None:
     recipe = tmp_path / "recipe.toml"
     recipe.write_text('kind = "dreambooth"\n[images]\nclass_images = "../../elsewhere"\n')
-    with pytest.raises(BestiaryError, match=r"images\.class_images = .* leads out of the working folder"):
+    with pytest.raises(BestiaryError, match=r"images\.class_images = .* is outside the working folder"):
         load_dreambooth_recipe(recipe)
     # a person may
     assert load_dreambooth_recipe(None, {"images.class_images": "/elsewhere"}).images.class_images == Path("/elsewhere")

@@ -38,13 +38,13 @@ def test_a_folder_that_cannot_be_made_is_told(tmp_path: Path, monkeypatch: pytes
 
     monkeypatch.setattr(Path, "mkdir", refuse)
     with pytest.raises(
-        BestiaryError, match=r"cannot make the run folder .*run: Permission denied; choose another run.out"
+        BestiaryError, match=r"cannot create the run folder .*run: Permission denied; choose another run.out"
     ):
         RunFolder.create(tmp_path / "run")
 
 
 def test_what_is_no_run_folder_is_told(tmp_path: Path) -> None:
-    with pytest.raises(BestiaryError, match=r"is no run folder: it has no config.resolved.toml"):
+    with pytest.raises(BestiaryError, match=r"is not a run folder: it has no config.resolved.toml"):
         RunFolder.open(tmp_path)
 
 
@@ -89,9 +89,7 @@ def test_a_full_disk_keeps_the_earlier_state_and_says_so(tmp_path: Path, monkeyp
 def test_a_log_that_cannot_be_written_is_told(tmp_path: Path) -> None:
     run = RunFolder.create(tmp_path / "run")
     (run.path / "log.jsonl").mkdir()
-    with pytest.raises(
-        BestiaryError, match=r"could not write .*log.jsonl: Is a directory. No state had been saved yet"
-    ):
+    with pytest.raises(BestiaryError, match=r"could not write .*log.jsonl: Is a directory. No state was saved yet"):
         run.log({"step": 1})
 
 
@@ -132,7 +130,7 @@ def test_two_trainings_do_not_write_into_one_folder(tmp_path: Path) -> None:
     run = RunFolder.create(tmp_path / "run")
     with (
         run.locked(),
-        pytest.raises(BestiaryError, match=r"another training is writing into .*run: wait for its end, stop it, or"),
+        pytest.raises(BestiaryError, match=r"another training is writing into .*run: wait until it ends, stop it, or"),
         RunFolder(run.path).locked(),
     ):
         pass
@@ -184,11 +182,9 @@ def test_damaged_states_are_told(tmp_path: Path, caplog: pytest.LogCaptureFixtur
     run = RunFolder.create(tmp_path / "run")
     assert run.state_to_resume() is None
     (run.states / "step-0000020.safetensors").write_bytes(b"")
-    with pytest.raises(
-        BestiaryError, match=r"no saved state of .*run can be read, they are damaged: step-0000020.saf.*; start"
-    ):
+    with pytest.raises(BestiaryError, match=r"all saved states of .*run are damaged: step-0000020.saf.*; start"):
         run.state_to_resume()
     run.save_state(10, WEIGHTS, {}, keep=2)
     with caplog.at_level("WARNING", logger="bestiary"):
         assert run.state_to_resume().step == 10
-    assert "step-0000020.safetensors is damaged and passed over: going on from step 10" in caplog.text
+    assert "step-0000020.safetensors is damaged and was skipped: continuing from step 10" in caplog.text

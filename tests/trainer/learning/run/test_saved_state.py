@@ -103,7 +103,7 @@ def test_random_number_generators_are_restored(tmp_path: Path) -> None:
 def test_a_state_of_other_shapes_is_refused(tmp_path: Path) -> None:
     run, state = RunFolder.create(tmp_path / "run"), make_state()
     run.save_state(7, state.tensors(), state.notes(), keep=1)
-    message = r"state of step 7 does not fit: parameter.tokens.table has shape \(4, 3\), \(4, 5\) is needed"
+    message = r"state of step 7 does not match: parameter.tokens.table has shape \(4, 3\), expected \(4, 5\)"
     with pytest.raises(BestiaryError, match=message):
         make_state(width=5).restore(run.newest_state())
     with pytest.raises(BestiaryError, match=r"average.tokens.table is missing"):

@@ -131,7 +131,7 @@ def test_every_file_left_out_is_named(tmp_path: Path, caplog: pytest.LogCaptureF
         (tmp_path / name).write_bytes(b"something else")
     found = find_pictures(tmp_path)
     assert [name for name, _ in found.skipped] == ["b.CR2", "c.heic", "notes.txt"] and found.names == ("a.jpg",)
-    assert "notes.txt is left out: .txt is no kind of picture that is read" in caplog.text
+    assert "notes.txt is left out: .txt is not a supported picture format" in caplog.text
     caplog.clear()
     for number in range(30):
         (tmp_path / f"{number:02}.txt").touch()

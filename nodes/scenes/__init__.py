@@ -1,0 +1,1 @@
+"""Several things in one picture: subjects, layouts, scenes, prompts by region, sets."""
