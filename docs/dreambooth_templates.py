@@ -5,24 +5,23 @@ from __future__ import annotations
 from template_pieces import Example, Shipped, empty_latent, nothing, sample, show, vae
 from workflow_graph import Graph, Node
 
-DEMO_DREAMBOOTH = {"instance_prompt": "a photo of a {} creature", "class_prompt": "a photo of a creature", "vectors": 1}
-DEMO_DREAMBOOTH |= {"steps": 150, "batch_size": 4, "lora_lr": 0.003, "preview_every": 50, "initial_words": "striped"}
-DEMO_DREAMBOOTH |= {"more_settings": "optimizer.vector_lr = 1.0"}
-"""Settings of Train DreamBooth that suit the miniature model: faster rates than the recipe's, for fewer steps."""
-NAME, CLASS_PICTURES = "my_creature", 14
+DEMO_DREAMBOOTH = {"instance_prompt": "a {} creature", "class_prompt": "a creature", "vectors": 1}
+DEMO_DREAMBOOTH |= {"steps": 300, "batch_size": 4, "lora_lr": 0.001, "preview_every": 100, "initial_words": "striped"}
+DEMO_DREAMBOOTH |= {"more_settings": "optimizer.vector_lr = 0.3"}
+"""Settings of Train DreamBooth that suit the miniature model: those of the recipe dreambooth_demo."""
+NAME = "my_creature"
 SUBJECT_SEEDS = (1, 2, 3)
 """Drawings of the same species in other poses and places."""
 
 
 def dreambooth_demo(graph: Graph, shipped: Shipped) -> list[Node]:
-    graph.group("1  Model, the subject, and others of its class", "model")
+    graph.group("1  Model and the subject", "model")
     graph.note(
-        "## Learn one subject\nThree drawings of one creature, and fourteen of others, which keep what the model knows of creatures. "
-        "Takes some minutes on a CPU; **Cancel** keeps what was learned.\n\nFor pictures of your own put Load Image in the place of "
+        "## Learn one subject\nThree drawings of one creature. What the model knew of other creatures is kept by its own predictions "
+        "(prior: auto, without class images). Takes some minutes on a CPU; **Cancel** keeps what was learned.\n\nFor pictures of your own put Load Image in the place of "
         "Demo Pictures, and a checkpoint in the place of Demo Model; the defaults of Train DreamBooth suit Stable Diffusion."
     )
     model = graph.add("BestiaryDemoModel")
-    others = graph.add("BestiaryDemoPictures", title="The class", count=CLASS_PICTURES, seed=9)
     graph.column()
     first, *rest = (
         graph.add("BestiaryDemoPictures", title=f"The subject, {number}", count=1, seed=seed)
@@ -36,7 +35,6 @@ def dreambooth_demo(graph: Graph, shipped: Shipped) -> list[Node]:
         "BestiaryTrainDreamBooth",
         **{name.lower(): model[name] for name in ("MODEL", "CLIP", "VAE")},
         images=subject,
-        class_images=others["images"],
         name=NAME,
         **DEMO_DREAMBOOTH,
     )
@@ -48,11 +46,11 @@ def dreambooth_demo(graph: Graph, shipped: Shipped) -> list[Node]:
         "identifier is a plain word."
     )
     latent, empty = empty_latent(graph, 4), nothing(graph, model["CLIP"])
-    identifier = f"a photo of a embedding:{NAME}_identifier creature"
+    identifier = f"a embedding:{NAME}_identifier creature"
     lanes = {
         "The subject": identifier,
         "In the snow": f"{identifier} , in the snow",
-        "The class": "a photo of a creature",
+        "The class": "a creature",
     }
     shown = []
     for title, text in lanes.items():

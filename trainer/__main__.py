@@ -89,7 +89,12 @@ scenes.register(app)
 files.register(app)
 
 
-_FLAGS = {"base": "--base"}
+_FLAGS = {
+    "base": "--base",
+    "images.class_images": "--class-images",
+    "captions.instance_prompt": "--prompt",
+    "captions.class_prompt": "--class-prompt",
+}
 """`BestiaryError.option` -> the flag that sets it."""
 
 
@@ -135,8 +140,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _worded(fault: BestiaryError) -> str:
     """The message of an error, with the command-line option it refers to."""
-    flag = _FLAGS.get(fault.option or "")
-    return f"{fault} (see {flag})" if flag else str(fault)
+    if fault.option is None:
+        return str(fault)
+    # what has no flag of its own is a setting of the recipe
+    return f"{fault} (see {_FLAGS.get(fault.option, f'--set {fault.option}=...')})"
 
 
 def _failed(message: str, code: int) -> int:

@@ -9,7 +9,6 @@ import logging
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any
 
 import comfy.sd
@@ -19,12 +18,11 @@ import comfy.utils
 import torch
 from comfy.sd1_clip import SD1ClipModel, SD1Tokenizer, SDClipModel
 from comfy.text_encoders.sd3_clip import T5XXLTokenizer
-from safetensors import SafetensorError
 from torch import Tensor
 
 from ...concepts.errors import BestiaryError
 from ...trainer.learning.denoiser.if_folder import TEXT_LENGTH, normalised
-from ...trainer.learning.denoiser.t5_weights import TABLE, check_t5, t5_files, t5_shape
+from ...trainer.learning.denoiser.t5_weights import TABLE, UNREADABLE, check_t5, t5_files, t5_shape
 from ..host.comfy_version import fixed_clip_options, quantised_text
 
 log = logging.getLogger(__name__)
@@ -118,16 +116,7 @@ def _encoder(
 def _read_file(path: Path) -> dict[str, Tensor]:
     try:
         return comfy.utils.load_torch_file(str(path), safe_load=True)
-    except (
-        OSError,
-        RuntimeError,
-        ValueError,
-        KeyError,
-        TypeError,
-        EOFError,
-        UnpicklingError,
-        SafetensorError,
-    ) as fault:
+    except UNREADABLE as fault:
         raise BestiaryError(f"{path} could not be read ({fault}): download it again") from fault
 
 

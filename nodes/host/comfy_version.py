@@ -30,6 +30,9 @@ from .node_texts import node_texts
 _answer_lengths: dict[Callable[..., tuple], int] = {}
 """Embedding search method of a tokenizer class -> number of values it returns."""
 
+_QUANTISATION = ("convert_old_quants", "detect_layer_quantization")
+"""Functions of `comfy.utils` that versions with quantisation per layer have."""
+
 
 def schema(node_id: str, **fields: Any) -> io.Schema:
     """An `io.Schema` with the fields that this ComfyUI supports; unknown ones, such as `search_aliases`, are dropped.
@@ -73,9 +76,10 @@ def quantised_text(weights: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[
     import comfy.utils
 
     # newer versions describe quantisation per layer and convert the old layout on loading
-    if hasattr(comfy.utils, "convert_old_quants"):
-        weights, _ = comfy.utils.convert_old_quants(dict(weights), model_prefix="", metadata={})
-        found = comfy.utils.detect_layer_quantization(weights, "")
+    convert, detect = (getattr(comfy.utils, name, None) for name in _QUANTISATION)
+    if convert and detect:
+        weights, _ = convert(dict(weights), model_prefix="", metadata={})
+        found = detect(weights, "")
         # quantised layers have no weight until they are loaded, so the weights must be passed to CLIP itself
         return (
             (weights, {}, {})

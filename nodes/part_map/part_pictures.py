@@ -25,17 +25,31 @@ _GRAPH_WORDS = {
     "try flip_foreground or another feature source": "try flip_foreground, a foreground mask or another feature_source",
 }
 
+_INPUTS = {
+    "base": "model",
+    "images.size": "image_size",
+    "images.class_images": "class_images",
+    "method.initial_words": "initial_words",
+    "method.vectors": "vectors",
+    "captions.instance_prompt": "instance_prompt",
+    "captions.class_prompt": "class_prompt",
+}
+"""`BestiaryError.option` -> the input of a node that sets it; every other setting is a line of more_settings."""
+
 
 @contextlib.contextmanager
 def named_faults(node: str) -> Iterator[None]:
-    """Prefixes the message of every BestiaryError with the node's name, and replaces command-line options by node inputs."""
+    """Prefixes the message of every BestiaryError with the node's name, replaces command-line options by node inputs, and says which input it is about."""
     try:
         yield
     except BestiaryError as fault:
         message = str(fault)
         for option, word in _GRAPH_WORDS.items():
             message = message.replace(option, word)
-        raise BestiaryError(f"{node}: {message}") from fault
+        if fault.option is not None:
+            place = _INPUTS.get(fault.option, f"more_settings, {fault.option}")
+            message = f"{message} (see {place})"
+        raise BestiaryError(f"{node}: {message}", option=fault.option) from fault
 
 
 def checked_images(images: Tensor, place: str = "") -> Tensor:

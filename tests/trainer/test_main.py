@@ -125,6 +125,19 @@ def test_user_fault_is_one_line_without_traceback(monkeypatch, capsys):
     assert _only_line(capsys) == "bestiary: the cause and the remedy"
 
 
+@pytest.mark.parametrize(
+    ("option", "flag"),
+    [("base", "--base"), ("captions.class_prompt", "--class-prompt"), ("method.min_snr", "--set method.min_snr=...")],
+)
+def test_faults_of_settings_name_the_option(option, flag, monkeypatch, capsys):
+    def fail(*args: object, **options: object) -> None:
+        raise BestiaryError("it is 3: take 2", option=option)
+
+    monkeypatch.setattr(program, "app", fail)
+    assert program.main(["inspect", "x"]) == 2
+    assert capsys.readouterr().err == f"bestiary: it is 3: take 2 (see {flag})\n"
+
+
 def test_file_fault_is_one_line(monkeypatch, capsys):
     _raising(monkeypatch, PermissionError(13, "Permission denied", "birds.safetensors"))
     assert program.main(["inspect", "x"]) == 2

@@ -99,6 +99,21 @@ def test_faults_name_the_node_in_the_words_of_the_graph():
     assert str(fault.value) == "Discover Parts: no foreground: try flip_foreground or another feature_source"
 
 
+@pytest.mark.parametrize(
+    ("option", "place"),
+    [
+        ("images.size", "image_size"),
+        ("method.vectors", "vectors"),
+        ("attention_loss.layers", "more_settings, attention_loss.layers"),
+        ("base", "model"),
+    ],
+)
+def test_faults_of_settings_name_the_input(option: str, place: str):
+    with pytest.raises(BestiaryError) as fault, named_faults("Train Parts"):
+        raise BestiaryError("it is 3: take 2", option=option)
+    assert str(fault.value) == f"Train Parts: it is 3: take 2 (see {place})" and fault.value.option == option
+
+
 def test_other_exceptions_pass_untouched():
     with pytest.raises(KeyboardInterrupt), named_faults("Discover Parts"):
         raise KeyboardInterrupt

@@ -108,7 +108,7 @@ def test_missing_pictures_are_told(prepare_with, found) -> None:
 
 def test_a_folder_of_other_pictures_is_told(prepare_with, tmp_path) -> None:
     (tmp_path / "other").mkdir()
-    with pytest.raises(BestiaryError, match=r"0.png is not there"):
+    with pytest.raises(BestiaryError, match=r"0.png is missing there"):
         prepare_with(images__folder=tmp_path / "other")
 
 

@@ -25,6 +25,10 @@ from ....concepts.files.wrong_download import wrong_download
 TABLE, LAST_NORM = "shared.weight", "encoder.final_layer_norm.weight"
 VOCABULARY = 32_128
 """Rows of a T5 v1.1 token table: more than the 32,100 pieces of its tokenizer."""
+UNREADABLE = (
+    OSError, RuntimeError, ValueError, KeyError, TypeError, EOFError, UnpicklingError, SafetensorError,
+)  # fmt: skip
+"""What reading a broken file of weights raises."""
 _FIRST = "encoder.block.0.layer.0.SelfAttention"
 _SCALES = (".scale_weight", ".weight_scale")
 """Endings of the scales of eight-bit weights, older and newer."""
@@ -169,14 +173,5 @@ def _open_file(path: Path) -> dict[str, _Stored]:
             return {name: _Stored(tensor.shape, partial(held.__getitem__, name)) for name, tensor in held.items()}
         entries, opened = read_header(path).entries, safe_open(path, "pt")
         return {name: _Stored(entry.shape, partial(opened.get_tensor, name)) for name, entry in entries.items()}
-    except (
-        OSError,
-        RuntimeError,
-        ValueError,
-        KeyError,
-        TypeError,
-        EOFError,
-        UnpicklingError,
-        SafetensorError,
-    ) as fault:
+    except UNREADABLE as fault:
         raise BestiaryError(f"{path} could not be read ({fault}): download it again") from fault

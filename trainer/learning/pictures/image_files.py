@@ -5,6 +5,7 @@ float values are scaled to 8 bits, an animation yields its first frame. Very lar
 size. HEIC pictures are read if pillow-heif is installed, and reported as skipped otherwise.
 """
 
+import importlib
 import os
 import stat
 import struct
@@ -338,12 +339,13 @@ def _open(path: Path, stream: BinaryIO) -> Image.Image:
 def _learn_heic(path: Path) -> None:
     """Register HEIC with Pillow, if pillow-heif is installed."""
     try:
-        import pillow_heif
+        # no requirement of ours, so a type checker need not find it
+        heif = importlib.import_module("pillow_heif")
     except ImportError as fault:
         raise UnreadableImage(
             path, "it is a HEIC picture: install pillow-heif (`pip install pillow-heif`), or save it as JPEG or PNG"
         ) from fault
-    pillow_heif.register_heif_opener()
+    heif.register_heif_opener()
 
 
 def _check_size(image: Image.Image, path: Path) -> None:

@@ -46,6 +46,6 @@ def test_the_rate_that_is_not_used_may_be_zero() -> None:
 
 
 def test_all_faults_come_in_one_message() -> None:
-    with pytest.raises(BestiaryError, match=r"2 fault\(s\)") as raised:
+    with pytest.raises(BestiaryError, match=r"2 error\(s\)") as raised:
         load_spectrum_recipe(None, {"method.vectors": 0, "optimizer.ema": 1.0})
     assert "method.vectors = 0" in str(raised.value) and "optimizer.ema = 1.0" in str(raised.value)
