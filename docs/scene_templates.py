@@ -214,6 +214,7 @@ def scene_sdxl_inpaint(graph: Graph, shipped: Shipped) -> list[Node]:
     subjects, layout = _photographs(graph, 1024)
     graph.group("3  The scene", "look")
     place = graph.add("LoadImage", title="A place", image="garden.jpg")
+    graph.column()
     scene = graph.add(
         "BestiaryComposeScene",
         subjects=subjects,

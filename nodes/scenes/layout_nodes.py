@@ -182,7 +182,8 @@ class BestiaryLayoutFromBoxes(io.ComfyNode):
             category=CATEGORY,
             search_aliases=["bestiary", "bounding box", "bbox"],
             inputs=[
-                BoundingBoxSocket.Input("boxes"),
+                # newer frontends would draw fields for one box, with names that the canvas has too
+                BoundingBoxSocket.Input("boxes", extra_dict={"forceInput": True}),
                 subjects_input(),
                 *_canvas_inputs(),
                 *_limit_inputs(),
