@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping
 from functools import cached_property
@@ -165,8 +166,6 @@ class ComfyPainter:
     @property
     def name(self) -> str:
         """The workflow; two with the same content are the same painter."""
-        import hashlib
-
         content = hashlib.sha256(json.dumps(self._workflow, sort_keys=True).encode()).hexdigest()[:12]
         return f"comfy {content}"
 
