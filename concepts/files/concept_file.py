@@ -21,6 +21,7 @@ from torch import Tensor
 from ..errors import BestiaryError
 from ..name_search import LONGEST_SHOWN
 from .atomic_file import replacing
+from .file_schema import shown_value
 from .wrong_download import wrong_download
 
 DICTIONARY_KIND, CODEBOOK_KIND, SPECTRUM_KIND = "part-dictionary", "parts", "prompt-spectrum"
@@ -163,7 +164,7 @@ def read_concept_file(path: Path, kind: str | None = None) -> ConceptFile:
     # checked after the kind: foreign files have no version
     version = header.concept.get("format")
     if not isinstance(version, int) or not 1 <= version <= FORMAT:
-        raise BestiaryError(f"{path} has format {version!r}, this program reads up to {FORMAT}: update Bestiary")
+        raise BestiaryError(f"{path} has format {shown_value(version)}, this program reads up to {FORMAT}: update Bestiary")
     if kind is not None and found != kind:
         shown = found if len(found) <= LONGEST_SHOWN else f"{found[:LONGEST_SHOWN]}…"
         raise BestiaryError(f"{path} is a {shown} file, but a {kind} file is required: give such a file")
