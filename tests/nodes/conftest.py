@@ -22,6 +22,8 @@ import torch
 from safetensors.torch import load_file
 
 ROOT = Path(__file__).parent.parent.parent
+TRAINING_STEPS = 12
+"""Of a learned foreground in one round; a user's discovery takes 300, and most of its time for them."""
 
 
 def find_comfyui() -> Path | None:
@@ -105,6 +107,12 @@ def unpatched_models() -> Iterator[None]:
     yield
     if management := sys.modules.get("comfy.model_management"):
         management.unload_all_models()
+
+
+@pytest.fixture(autouse=True)
+def quick_discovery(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Discoveries inside this process train their foreground as shortly as those of the servers."""
+    monkeypatch.setattr("bestiary.concepts.part_map.foreground._TRAINING_STEPS", TRAINING_STEPS)
 
 
 @pytest.fixture(autouse=True)
@@ -200,10 +208,12 @@ def start_server(folder: Path, *extra: str) -> ComfyServer:
     link = folder / "custom_nodes" / "ComfyUI-Bestiary"
     if not link.exists():
         link.symlink_to(ROOT, target_is_directory=True)
+        shutil.copy(Path(__file__).parent / "quick_discovery.py", link.parent)
     port, log = free_port(), folder / "server.log"
     command = [sys.executable, "main.py", "--cpu", "--port", str(port), "--base-directory", str(folder)]
     command += ["--disable-auto-launch", "--disable-api-nodes", "--database-url", "sqlite:///:memory:", *extra]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYTHONUNBUFFERED": "1"}
+    environment["TRAINING_STEPS"] = str(TRAINING_STEPS)
     with log.open("wb") as file:
         process = subprocess.Popen(command, cwd=COMFYUI, env=environment, stdout=file, stderr=subprocess.STDOUT)
     server = ComfyServer(f"http://127.0.0.1:{port}", folder, process, log)

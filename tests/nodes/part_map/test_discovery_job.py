@@ -16,11 +16,6 @@ SOURCE = DescriptorFeatures(image_size=64, grid=8)
 CHOICE = DiscoveryChoice(num_parts=2, num_kinds=2, seed=4)
 
 
-@pytest.fixture(autouse=True)
-def short_training(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("bestiary.concepts.part_map.foreground._TRAINING_STEPS", 30)
-
-
 def find(images, masks=None, choice=CHOICE, progress=None):
     return find_parts(images, masks, SOURCE, choice, progress or GraphProgress(None))
 

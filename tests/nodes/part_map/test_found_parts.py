@@ -34,11 +34,6 @@ CHOICE = DiscoveryChoice(num_parts=2, num_kinds=2, seed=4)
 
 
 @pytest.fixture(autouse=True)
-def short_training(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("bestiary.concepts.part_map.foreground._TRAINING_STEPS", 30)
-
-
-@pytest.fixture(autouse=True)
 def runs(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Grows by one with every discovery; none is kept before a test."""
     counted: list[int] = []

@@ -50,12 +50,11 @@ def test_shared_inputs_are_optional():
     assert fit_input().options == ["centre square", "whole picture"]
 
 
-def test_a_codebook_of_the_command_line_sees_in_the_graph_what_it_saw_there(drawn_images, tmp_path, monkeypatch):
+def test_a_codebook_of_the_command_line_sees_in_the_graph_what_it_saw_there(drawn_images, tmp_path):
     """Also in pictures that are not square; and pictures read from files as the loader of images reads them."""
     from bestiary.trainer.discovery.discover import DiscoverSettings, discover
     from bestiary.trainer.learning.discovery.discovery_folder import Discovery
 
-    monkeypatch.setattr("bestiary.concepts.part_map.foreground._TRAINING_STEPS", 30)
     wide = torch.nn.functional.pad(drawn_images[4:], (0, 0, 31, 42))
     (tmp_path / "pictures").mkdir()
     for number, picture in enumerate([*as_pictures(drawn_images[:4]), *as_pictures(wide)]):
