@@ -4,7 +4,7 @@ import errno
 import io
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -13,6 +13,14 @@ import torch
 TEXT_WIDTH = 32
 SECOND_TEXT_WIDTH = 64
 VOCABULARY_MERGES = ("b i", "bi r", "bir d</w>", "h e", "a d</w>", "he ad</w>", "r e", "re d</w>", "o f</w>")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def short_discovery() -> Iterator[None]:
+    """A learned foreground takes 40 steps a round instead of 300, which are most of a discovery's time."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("bestiary.concepts.part_map.foreground._TRAINING_STEPS", 40)
+        yield
 
 
 @pytest.fixture(scope="session")

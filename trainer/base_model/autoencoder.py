@@ -24,6 +24,8 @@ SHARD = 2_000
 """Drawings per file."""
 CROP = 64
 """Edge in pixels of the squares that the autoencoder is trained on."""
+MEASURED_PICTURES = 32
+"""Number of pictures, the last of the set, on which a saved state is measured."""
 
 
 def draw_training_picture(seed: int, index: int) -> Drawing:
@@ -145,10 +147,10 @@ def fit_autoencoder(
 def _report_psnr(
     autoencoder: AutoencoderTiny, state: StageState, shards: list[np.ndarray], log: RunLog, plan: StagePlan
 ) -> None:
-    """Logs the reconstruction of the last 32 pictures with averaged weights."""
+    """Logs the reconstruction of the last pictures with averaged weights."""
     # the averaged weights are what gets exported, so they are what is measured; swapped back below
     state.swap_averages()
-    images = to_tensor(shards[-1][-32:]).to(plan.device)
+    images = to_tensor(shards[-1][-MEASURED_PICTURES:]).to(plan.device)
     with plan.autocast():
         psnr = reconstruction_psnr(autoencoder, images)
     state.swap_averages()

@@ -30,6 +30,12 @@ def short_training() -> Iterator[None]:
         yield
 
 
+@pytest.fixture
+def hurried(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For what holds of any foreground, a good one or not."""
+    monkeypatch.setattr("bestiary.concepts.part_map.foreground._TRAINING_STEPS", 12)
+
+
 @pytest.fixture(scope="module")
 def drawn() -> tuple[PatchGrid, Tensor]:
     """Descriptor features of drawings, and which patches are drawn on (N, 16, 16)."""
@@ -96,6 +102,7 @@ def test_a_part_that_is_never_shown_has_no_kinds(codebook: PartCodebook) -> None
     assert bool((ours.kind_of(means, counts)[:, 1] == ABSENT).all())
 
 
+@pytest.mark.usefixtures("hurried")
 def test_a_saved_discovery_gives_the_same_maps(drawn: tuple[PatchGrid, Tensor], tmp_path: Path) -> None:
     book, maps = discover_parts(PatchGrid(drawn[0].features[:16]), num_parts=3, num_kinds=2, seed=0)
     book.save(tmp_path / "a.parts.safetensors")
@@ -124,6 +131,7 @@ def test_a_marked_foreground_is_learned_instead_of_found(drawn: tuple[PatchGrid,
     assert marked.statistics["foreground_margin"] < 0
 
 
+@pytest.mark.usefixtures("hurried")
 def test_flipping_a_marked_foreground_is_marking_the_rest(drawn: tuple[PatchGrid, Tensor]) -> None:
     few = PatchGrid(drawn[0].features[:12])
     masks = drawn[1][:12].float()
@@ -132,6 +140,7 @@ def test_flipping_a_marked_foreground_is_marking_the_rest(drawn: tuple[PatchGrid
     assert torch.equal(flipped.label(few), inverted.label(few))
 
 
+@pytest.mark.usefixtures("hurried")
 def test_every_piece_of_work_is_told_before_it_begins(drawn: tuple[PatchGrid, Tensor]) -> None:
     stages: list[int] = []
     few = PatchGrid(drawn[0].features[:12])
@@ -147,6 +156,7 @@ def test_every_piece_of_work_is_told_before_it_begins(drawn: tuple[PatchGrid, Te
         discover_parts(few, num_parts=2, num_kinds=2, seed=1, on_stage=stop)
 
 
+@pytest.mark.usefixtures("hurried")
 def test_no_foreground_is_one_clear_message() -> None:
     grid = PatchGrid(torch.randn(2, 6, 6, 8, generator=torch.Generator().manual_seed(0)))
     with pytest.raises(BestiaryError, match="no foreground found: .* of 72 patches, too few for 5 parts"):
@@ -230,6 +240,7 @@ def test_a_damaged_file_of_parts_told_by_looks_is_refused_by_its_entry(entry: st
         PartCodebook.load(tmp_path / "cut.safetensors")
 
 
+@pytest.mark.usefixtures("hurried")
 def test_the_number_of_parts_is_measured_where_they_are_told_by_looks() -> None:
     codebook = fit_parts(looks_of_things(50)[0], seed=0)
     assert codebook.background in (3, 4)

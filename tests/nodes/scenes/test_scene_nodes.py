@@ -15,7 +15,7 @@ from bestiary.scenes.layout_solver import solve_measured
 from PIL import Image
 
 GREY = np.full((128, 256, 3), 128, np.uint8)
-SAMPLER = {"steps": 20, "cfg": 4.0, "sampler_name": "ddim", "scheduler": "normal"}
+SAMPLER = {"steps": 10, "cfg": 4.0, "sampler_name": "ddim", "scheduler": "normal"}
 
 
 def node(name: str, /, **inputs: object) -> dict:
@@ -105,7 +105,7 @@ def test_subjects_are_exact_after_the_embedded_model_painted_their_place(server,
             latent_image=["masked", 0],
             seed=1,
             denoise=0.6,
-            **SAMPLER,
+            **{**SAMPLER, "steps": 6},
         ),
         "decoded": node("VAEDecode", samples=["sample", 0], vae=["model", 2]),
         "restored": node(
@@ -178,7 +178,7 @@ def test_regions_keep_two_creatures_of_the_embedded_model_apart(server, pair_fil
         ),
         "one": node("CLIPTextEncode", text=f"a photo of a {both} , in a meadow", clip=["model", 1]),
         "none": node("CLIPTextEncode", text="", clip=["model", 1]),
-        "latent": node("EmptyLatentImage", width=256, height=128, batch_size=2),
+        "latent": node("EmptyLatentImage", width=256, height=128, batch_size=1),
     }
     for name in ("regions", "one"):
         linked = {"model": ["model", 0], "positive": [name, 0], "negative": ["none", 0], "latent_image": ["latent", 0]}
@@ -190,7 +190,7 @@ def test_regions_keep_two_creatures_of_the_embedded_model_apart(server, pair_fil
     for name in ("regions", "one"):
         pictures = torch.from_numpy(pictures_of(server, outputs, f"show_{name}")).permute(0, 3, 1, 2).float() / 255
         halves = torch.cat([pictures[..., :128], pictures[..., 128:]])
-        asked = species_classes([one for one in creatures for _ in range(2)])
+        asked = species_classes([one for one in creatures])
         right[name] = (AttributeJudge.load().classes(halves) == asked).float().mean((0, 1))[:2]
     assert (right["regions"] > 0.7).all(), right
     assert (right["regions"].sum() > 1.3 * right["one"].sum()).all(), right

@@ -9,7 +9,7 @@ from bestiary.trainer.base_model.model_parts import load_base_model
 from bestiary.trainer.base_model.train_base import main, parse_settings, sample_captions, stage_plans, train_base
 
 TINY = {
-    "pictures": 64, "latent_pictures": 16, "vae_steps": 2, "vae_batch": 2, "denoiser_steps": 2, "denoiser_batch": 2, "save_every": 2,
+    "pictures": 64, "latent_pictures": 4, "vae_steps": 2, "vae_batch": 2, "denoiser_steps": 2, "denoiser_batch": 2, "save_every": 2,
     "compile": False, "device": "cpu", "dtype": "float32", "workers": 1,
 }  # fmt: skip
 
@@ -37,6 +37,7 @@ def test_sample_captions_hold_held_out_species_too():
 @pytest.mark.train
 def test_a_run_leaves_a_model_and_goes_on_where_it_stopped(tmp_path, monkeypatch):
     monkeypatch.setattr("bestiary.trainer.base_model.train_base.sample_captions", lambda seed: ["a bird"])
+    monkeypatch.setattr("bestiary.trainer.base_model.autoencoder.MEASURED_PICTURES", 2)
     out, work = tmp_path / "base", tmp_path / "base.work"
     settings = parse_settings(TINY)
     train_base(settings.model_copy(update={"vae_steps": 2, "hours": 1e-9}), out)  # time is up after one step

@@ -241,7 +241,7 @@ def _learned(run: Path) -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.train
-@pytest.mark.parametrize("parameterisation", ["direct", "reference"])
+@pytest.mark.parametrize("parameterisation", ["direct", pytest.param("reference", marks=pytest.mark.slow)])
 def test_a_killed_training_goes_on_bit_for_bit(train, picture, tmp_path, parameterisation) -> None:
     more = ("--set", f"method.parameterisation={parameterisation}")
     command = [str(argument) for argument in train(picture, tmp_path / "killed", *more)]
