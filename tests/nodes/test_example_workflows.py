@@ -95,7 +95,12 @@ def test_the_files_are_what_the_script_makes_of_the_shipped_dictionary(maker, ob
     for name in NAMES:
         graph, _ = maker.build(name, object_info, shipped)
         assert graph.ui() == workflow_of(name), name
-        assert graph.api() == twin_of(name), name
+        # names of core nodes change between ComfyUIs: the titles of ours are in the first
+        assert untitled(graph.api()) == untitled(twin_of(name)), name
+
+
+def untitled(api: dict) -> dict:
+    return {number: {key: value for key, value in node.items() if key != "_meta"} for number, node in api.items()}
 
 
 def test_a_misspelt_input_or_node_stops_the_script(maker, object_info):
