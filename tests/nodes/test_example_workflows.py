@@ -287,27 +287,26 @@ def test_comfy_cli_prints_our_message(comfy, place, tmp_path):
 # --- runs ----------------------------------------------------------------------------------------------------------
 
 
-LONG = {"train_parts", "train_spectrum", "dreambooth_demo"}
-"""Workflows that train for minutes: in a few steps here, and as they are where slow tests are asked for."""
-
-
 def quickened(twin: dict) -> dict:
     """The same graph with few steps and pictures, so that it is done in seconds."""
     quick = copy.deepcopy(twin)
-    few = {"steps": 2, "batch_size": 1, "count": 10, "num_kinds": 3}
+    most = {"steps": 2, "batch_size": 1, "count": 10, "num_kinds": 3, "preview_every": 2}
     for node in quick.values():
-        node["inputs"].update({name: value for name, value in few.items() if name in node["inputs"]})
+        found = {name: value for name, value in node["inputs"].items() if name in most and isinstance(value, int)}
+        node["inputs"] |= {name: min(value, most[name]) for name, value in found.items()}
+        if "more_settings" in node["inputs"]:
+            node["inputs"]["more_settings"] += "\nrun.preview_steps = 1\nrun.preview_count = 1"
     return quick
 
 
 @pytest.mark.parametrize("name", [name for name in NAMES if name not in NEED_FILES])
 def test_it_runs_through_the_queue(name, server, object_info):
-    check_run(quickened(twin_of(name)) if name in LONG else twin_of(name), server, object_info)
+    check_run(quickened(twin_of(name)), server, object_info)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", sorted(LONG))
-def test_trainings_run_through_the_queue_as_they_are(name, server, object_info):
+@pytest.mark.parametrize("name", [name for name in NAMES if name not in NEED_FILES])
+def test_it_runs_through_the_queue_as_it_is(name, server, object_info):
     check_run(twin_of(name), server, object_info)
 
 
