@@ -66,6 +66,12 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(autouse=True)
 def quick_foreground(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(foreground, "_TRAINING_STEPS", 15)
+
+
+@pytest.fixture
+def careful_foreground(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Long enough that it is the thing."""
     monkeypatch.setattr(foreground, "_TRAINING_STEPS", 40)
 
 
@@ -77,7 +83,7 @@ def settings_for(pictures: Path, out: Path, **changes: object) -> DiscoverSettin
 @pytest.fixture(scope="session")
 def finished(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> DiscoveryResult:
     patch = pytest.MonkeyPatch()
-    patch.setattr(foreground, "_TRAINING_STEPS", 40)
+    patch.setattr(foreground, "_TRAINING_STEPS", 15)
     result = discover(settings_for(pictures, tmp_path_factory.mktemp("work") / "parts"))
     patch.undo()
     return result
@@ -183,7 +189,9 @@ class Killed(BaseException):
     """Stands for a signal that ends the process: nothing may catch it."""
 
 
-@pytest.mark.parametrize("calls_before", [1, 7, 15])
+@pytest.mark.parametrize(
+    "calls_before", [pytest.param(1, marks=pytest.mark.slow), 7, pytest.param(15, marks=pytest.mark.slow)]
+)
 def test_a_killed_run_goes_on_where_it_was(
     finished: DiscoveryResult, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, calls_before: int
 ) -> None:
@@ -272,6 +280,7 @@ def test_names_from_a_file(pictures: Path, tmp_path: Path) -> None:
     assert found.report["parts"][0]["name"] == "crown"
 
 
+@pytest.mark.usefixtures("careful_foreground")
 def test_flipping_takes_the_surroundings(pictures: Path, finished: DiscoveryResult, tmp_path: Path) -> None:
     flipped = discover(settings_for(pictures, tmp_path / "parts", flip_foreground=True)).load()
     usual = finished.load()
@@ -302,6 +311,7 @@ def test_a_folder_of_broken_pictures(tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.usefixtures("careful_foreground")
 def test_pictures_without_a_foreground(tmp_path: Path) -> None:
     (tmp_path / "flat").mkdir()
     for number in range(8):
@@ -555,7 +565,7 @@ sys.path.insert(0, sys.argv[1])
 import conftest
 from bestiary.concepts.part_map import foreground
 from bestiary.trainer.discovery.discover import DiscoverSettings, discover
-foreground._TRAINING_STEPS = 40
+foreground._TRAINING_STEPS = 15
 discover(DiscoverSettings(images=Path(sys.argv[2]), out=Path(sys.argv[3]), source="descriptor", num_parts=3,
                           shard_images=5, batch_size=2, sample_patches=12 * 256))
 """
