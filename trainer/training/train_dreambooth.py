@@ -22,7 +22,7 @@ from ..model.sampling import SamplingDenoiser
 from .class_pictures import class_pictures, make_missing
 from .dreambooth_if import PIXELS, findings_of, is_if, load_stage, notes_of
 from .train import Trained, train
-from .training_setup import Task, TrainingSetup
+from .training_setup import Task, TrainingSetup, load_base
 
 
 @dataclass
@@ -98,7 +98,7 @@ class DreamBoothTask(Task[TrainDreamBoothSettings, DreamBoothPictures]):
     def load_denoiser(self) -> SamplingDenoiser:
         """The base model; of DeepFloyd IF, with its texts encoded."""
         if not self.of_if:
-            return super().load_denoiser()
+            return load_base(self.settings)
         cache = self.settings.images.cache or self.cache_folder
         return load_stage(self.settings, len(self.pictures.class_names), cache / "texts")
 

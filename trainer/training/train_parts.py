@@ -23,7 +23,7 @@ from ..learning.run.processes import Parallel
 from ..model.sampling import SamplingDenoiser
 from .doctor import MIB
 from .train import Trained, train
-from .training_setup import Task, TrainingSetup
+from .training_setup import Task, TrainingSetup, load_base
 
 logger = logging.getLogger("bestiary")
 RARE = 3
@@ -83,6 +83,10 @@ class PartTask(Task[TrainPartsSettings, PartPictures]):
             logger.info("%d of %d pictures show no part and are left out", len(names) - len(rows), len(names))
         kept = tuple(names[row] for row in rows)
         return PartPictures(discovery.images_folder, kept, kinds.subset(rows), len(names) - len(rows))
+
+    def load_denoiser(self) -> SamplingDenoiser:
+        """Stable Diffusion."""
+        return load_base(self.settings)
 
     @property
     def cache_folder(self) -> Path:

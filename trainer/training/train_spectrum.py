@@ -16,7 +16,7 @@ from ..learning.spectrum.spectrum_objective_setup import SpectrumTraining, set_u
 from ..learning.spectrum.spectrum_settings import TrainSpectrumSettings
 from ..model.sampling import SamplingDenoiser
 from .train import Trained, train
-from .training_setup import Task, TrainingSetup
+from .training_setup import Task, TrainingSetup, load_base
 
 
 class SpectrumTask(Task[TrainSpectrumSettings, ConceptPictures]):
@@ -29,6 +29,10 @@ class SpectrumTask(Task[TrainSpectrumSettings, ConceptPictures]):
     def read_pictures(self) -> ConceptPictures:
         """All readable pictures."""
         return find_pictures(self.settings.images.source, self.settings.images.masks)
+
+    def load_denoiser(self) -> SamplingDenoiser:
+        """Stable Diffusion."""
+        return load_base(self.settings)
 
     @property
     def cache_folder(self) -> Path:

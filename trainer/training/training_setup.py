@@ -79,11 +79,9 @@ class Task(ABC, Generic[Settings, Pictures]):
     def cache_folder(self) -> Path:
         """Where latents are cached if the settings do not say."""
 
+    @abstractmethod
     def load_denoiser(self) -> SamplingDenoiser:
-        """The base model."""
-        base, run = self.settings.base, self.settings.run
-        refuse_quantised(find_model(base.path) / "unet")
-        return load_denoiser(base.path, device=run.device, dtype=run.dtype)
+        """The base model; see `load_base`."""
 
     def picture_encoder(self) -> str:
         """What pictures are encoded with: a fingerprint that caches and files name."""
@@ -174,6 +172,17 @@ class TrainingSetup:
     def square(self, row: int) -> Image.Image:
         """The training square of a picture."""
         return fit_square(read_image(self.pictures.paths[row], self.image_size), self.image_size)
+
+
+def load_base(settings: TrainingSettings) -> DiffusersDenoiser:
+    """The base model of a training: a Stable Diffusion folder, or the embedded model.
+
+    Raises:
+        BestiaryError: the model is quantised; see `backbones.load_denoiser` for the rest.
+    """
+    base, run = settings.base, settings.run
+    refuse_quantised(find_model(base.path) / "unet")
+    return load_denoiser(base.path, device=run.device, dtype=run.dtype)
 
 
 def prepare(
