@@ -235,6 +235,14 @@ class Process(Protocol):
         """Loss `(B,)` of an output at times `(B,)`; places weighted by `(B, 1, h, w)`, times by min-SNR weights of that gamma."""
         ...
 
+    def log_snr(self, time: float) -> float:
+        """Natural logarithm of the signal-to-noise ratio at a time: the noise level, whatever the schedule."""
+        ...
+
+    def time_of_log_snr(self, level: float) -> float:
+        """The time at which `log_snr` is `level`."""
+        ...
+
     def step(self, x: Tensor, output: Tensor, time: float, next_time: float) -> Tensor:
         """From `x` `(B, C, h, w)` at a time to a less noisy one, 0 being clean."""
         ...
