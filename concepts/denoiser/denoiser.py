@@ -19,6 +19,8 @@ from .adapters import Adapters
 from .backbone import Backbone
 
 AttentionMethod = Literal["lse", "one_hot"]
+ColumnForm = Literal["text", "joint", "output"]
+"""What a map of joint attention shows; see `joint_columns.py`."""
 CONTEXT = "context"
 """Name of the stream of text that the image attends to, and whose places learned vectors have."""
 
@@ -264,6 +266,8 @@ class AttentionRequest:
     layers: tuple[str, ...] | None = None
     """Names of `Network.attention_grids`; None takes `Network.method_layers`."""
     method: AttentionMethod = "lse"
+    form: ColumnForm = "text"
+    """Of models whose attention is joint; where the image looks at text alone, all its attention is the text's share."""
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,6 @@ Letters: B batch, H heads, T keys (L of text, N of the image), P asked tokens, K
 """
 
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor
@@ -19,10 +18,9 @@ from torch.nn import functional
 
 from ..errors import BestiaryError
 from .attention_maps import attend_with_marks, attention_columns
-from .denoiser import AttentionMethod
+from .denoiser import AttentionMethod, ColumnForm
 from .part_attention_patch import CACHED_SCORE_BYTES, SCORE_BYTES
 
-ColumnForm = Literal["text", "joint", "output"]
 LEAST_SHARE = 1e-30
 """Probability of all text together below which a place has no share of it: columns are 0 there, not 0 / 0."""
 
