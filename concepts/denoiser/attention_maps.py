@@ -71,21 +71,37 @@ def attend_with_columns(
         return output, attention_columns(q, k, columns, factor)
     if method != "one_hot":
         raise BestiaryError(f"unknown attention method {method!r}: choose lse or one_hot")
-    heads, tokens, values, asked = q.shape[1], k.shape[2], v.shape[-1], columns.shape[1]
+    tokens, values = k.shape[2], v.shape[-1]
     # indicator channels: attending to token t adds its probability to the channel of the part that stands there
     places = torch.arange(tokens, device=k.device).view(1, tokens, 1, 1)
     marks = (columns.unsqueeze(1) == places).any(-1).to(v.dtype)  # (B, T, P)
-    marks = marks.unsqueeze(1).expand(-1, heads, -1, -1)  # (B, H, T, P)
+    joined = attend_with_marks(q, k, v, marks, factor)  # (B, H, N, e + P)
+    return joined[..., :values], joined[..., values:].float().mean(1)
+
+
+def attend_with_marks(q: Tensor, k: Tensor, v: Tensor, marks: Tensor, scale: float) -> Tensor:
+    """One fused attention over values with indicator channels behind them.
+
+    Args:
+        q: `(B, H, N, d)`, k: `(B, H, T, d)`, v: `(B, H, T, e)`; e may be 0.
+        marks: `(B, T, M)` in the dtype of v, 1 where a key counts for a channel.
+        scale: factor of the scores.
+
+    Returns:
+        `(B, H, N, e + M)`: the output, then the probability that falls on the keys of each channel.
+    """
+    heads, values, asked = q.shape[1], v.shape[-1], marks.shape[-1]
+    marks = marks.unsqueeze(1).expand(-1, heads, -1, -1)  # (B, H, T, M)
     # zero channels change no score; the scale must be given, since the kernel would take it from the new width
     width = -(-max(values + asked, q.shape[-1]) // HEAD_MULTIPLE) * HEAD_MULTIPLE
     joined = functional.scaled_dot_product_attention(
         functional.pad(q, (0, width - q.shape[-1])),  # (B, H, N, width)
         functional.pad(k, (0, width - k.shape[-1])),  # (B, H, T, width)
         functional.pad(torch.cat((v, marks), dim=-1), (0, width - values - asked)),  # (B, H, T, width)
-        scale=factor,
+        scale=scale,
         # one softmax serves both: the first channels are the output, the next ones the columns
     )  # (B, H, N, width)
-    return joined[..., :values], joined[..., values : values + asked].float().mean(1)
+    return joined[..., : values + asked]
 
 
 def average_maps(attention: Mapping[str, Tensor], size: int | tuple[int, int]) -> Tensor:

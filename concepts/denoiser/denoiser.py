@@ -19,6 +19,8 @@ from .adapters import Adapters
 from .backbone import Backbone
 
 AttentionMethod = Literal["lse", "one_hot"]
+ColumnForm = Literal["text", "joint", "output"]
+"""What a map of joint attention shows; see `joint_columns.py`."""
 CONTEXT = "context"
 """Name of the stream of text that the image attends to, and whose places learned vectors have."""
 
@@ -235,6 +237,14 @@ class Process(Protocol):
         """Loss `(B,)` of an output at times `(B,)`; places weighted by `(B, 1, h, w)`, times by min-SNR weights of that gamma."""
         ...
 
+    def log_snr(self, time: float) -> float:
+        """Natural logarithm of the signal-to-noise ratio at a time: the noise level, whatever the schedule."""
+        ...
+
+    def time_of_log_snr(self, level: float) -> float:
+        """The time at which `log_snr` is `level`."""
+        ...
+
     def step(self, x: Tensor, output: Tensor, time: float, next_time: float) -> Tensor:
         """From `x` `(B, C, h, w)` at a time to a less noisy one, 0 being clean."""
         ...
@@ -256,6 +266,8 @@ class AttentionRequest:
     layers: tuple[str, ...] | None = None
     """Names of `Network.attention_grids`; None takes `Network.method_layers`."""
     method: AttentionMethod = "lse"
+    form: ColumnForm = "text"
+    """Of models whose attention is joint; where the image looks at text alone, all its attention is the text's share."""
 
 
 @dataclass(frozen=True)

@@ -81,6 +81,22 @@ class DiscreteProcess:
         alpha = self.alphas_cumprod.to(times.device)[self.timesteps(times).long()]
         return alpha / (1 - alpha)
 
+    def log_snr(self, time: float) -> float:
+        """Natural logarithm of the signal-to-noise ratio; between entries of the table by linear interpolation."""
+        return float(np.interp(time * self.num_timesteps - 1, np.arange(self.num_timesteps), self._levels))
+
+    def time_of_log_snr(self, level: float) -> float:
+        """The time at which `log_snr` is `level`; levels beyond the table give its first or last time."""
+        # interpolation wants rising levels, and time rises as they fall
+        falling = np.arange(self.num_timesteps)[::-1]
+        return self.time_of(float(np.interp(level, self._levels[::-1], falling)))
+
+    @cached_property
+    def _levels(self) -> np.ndarray:
+        """Logarithms of the signal-to-noise ratio `(T,)`, finite in schedules that end at pure noise, too."""
+        alphas = np.clip(np.array(self._table), 1e-12, 1 - 1e-12)
+        return np.log(alphas / (1 - alphas))
+
     def loss(
         self,
         output: Tensor,
@@ -162,6 +178,11 @@ class FlowProcess:
         if self.shift <= 0 or self.spread <= 0:
             raise BestiaryError(f"flow shift {self.shift} and spread {self.spread} must both be above 0")
 
+    @classmethod
+    def exponential(cls, mu: float) -> "FlowProcess":
+        """The flow whose shift is written as exp(mu), as Flux has it (mu 1.15)."""
+        return cls(math.exp(mu))
+
     @property
     def num_timesteps(self) -> int:
         """Timesteps into which settings divide time."""
@@ -201,6 +222,21 @@ class FlowProcess:
         """Signal-to-noise ratio `(B,)` at times `(B,)`."""
         sigma = self.sigma(times)
         return ((1 - sigma) / sigma).square()
+
+    def time_of_sigma(self, sigma: float) -> float:
+        """The time at which the share of noise is `sigma`, 0 to 1."""
+        return sigma / (self.shift - (self.shift - 1) * sigma)
+
+    def log_snr(self, time: float) -> float:
+        """Natural logarithm of the signal-to-noise ratio at a time in (0, 1); minus infinity at 1."""
+        # (1 - sigma) / sigma without the difference of nearly equal numbers
+        signal, noise = 1 - time, self.shift * time
+        return 2 * math.log(signal / noise) if signal > 0 else -math.inf
+
+    def time_of_log_snr(self, level: float) -> float:
+        """The time at which `log_snr` is `level`."""
+        # half of it, where the exponential cannot overflow
+        return self.time_of_sigma(1 / (1 + math.exp(min(level / 2, 700.0))))
 
     def loss(
         self,

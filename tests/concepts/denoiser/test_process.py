@@ -166,3 +166,30 @@ def test_flows_refuse_what_is_not_theirs() -> None:
         FlowProcess(0)
     with pytest.raises(BestiaryError, match="0 sampling steps: choose 1 to 1000"):
         FlowProcess().sampling_times(0)
+
+
+@pytest.mark.parametrize(
+    "process", [FlowProcess(), FlowProcess(3.0), FlowProcess.exponential(1.15), DiscreteProcess(ALPHAS, "epsilon")]
+)
+def test_noise_levels_survive_the_way_there_and_back(process) -> None:
+    for time in (0.001, 0.25, 0.5, 0.7503, 0.999):
+        level = process.log_snr(time)
+        assert process.time_of_log_snr(level) == pytest.approx(time, abs=1e-9)
+        whole = torch.tensor([round(time, 3)])
+        assert process.log_snr(round(time, 3)) == pytest.approx(process.snr(whole).log().item(), abs=1e-3)
+    assert process.log_snr(0.2) > process.log_snr(0.8)
+    # far beyond the schedule there is only its end
+    assert 0 <= process.time_of_log_snr(1e6) <= 0.001 and process.time_of_log_snr(-1e6) == pytest.approx(1)
+
+
+def test_a_shift_is_written_as_an_exponential_too() -> None:
+    flow = FlowProcess.exponential(1.15)
+    # Flux: e^mu / (e^mu + 1 / t - 1)
+    assert flow.sigma(torch.tensor([0.9, 0.5, 0.1])).tolist() == pytest.approx([0.966, 0.7595, 0.2598], abs=1e-4)
+    assert flow.time_of_sigma(0.7595) == pytest.approx(0.5, abs=1e-4)
+    assert FlowProcess(3.0).log_snr(1.0) == -float("inf")
+
+
+def test_a_schedule_that_ends_in_pure_noise_has_a_last_level() -> None:
+    process = DiscreteProcess(torch.linspace(0.999, 0.0, 1000), "v_prediction")
+    assert process.log_snr(1.0) < -20 and process.time_of_log_snr(process.log_snr(1.0)) == pytest.approx(1)

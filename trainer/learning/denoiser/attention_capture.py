@@ -18,7 +18,8 @@ from torch import Tensor, nn
 
 from ....concepts.denoiser.attention_maps import attend_with_columns
 from ....concepts.denoiser.backbone import Backbone
-from ....concepts.denoiser.denoiser import AttentionMethod, AttentionRequest
+from ....concepts.denoiser.denoiser import AttentionMethod, AttentionRequest, ColumnForm
+from ....concepts.denoiser.joint_columns import JointKeys, attend_jointly
 from ....concepts.errors import BestiaryError
 
 
@@ -33,6 +34,10 @@ class AttentionCapture:
     method: AttentionMethod
     maps: dict[str, Tensor] = field(default_factory=dict)
     """Layer name -> probabilities `(B, P, h, w)`, mean over heads."""
+    form: ColumnForm = "text"
+    """What maps of joint attention show."""
+    keys: JointKeys | None = None
+    """Where text and image stand in joint attention; None where the image looks at text alone."""
     open: bool = True
     """False after the forward pass: a backward pass that computes a layer again forms columns but keeps none."""
 
@@ -98,11 +103,19 @@ def attend(
     capture: AttentionCapture | None,
     mask: Tensor | None = None,
 ) -> Tensor:
-    """Fused attention of a layer `(B, H, N, d)`; its columns go into `capture` if that asks for the layer."""
+    """Fused attention of a layer `(B, H, N, d)`; its columns go into `capture` if that asks for the layer.
+
+    In joint attention q has the rows of text and image, and so has what comes back: `(B, H, T, d)`.
+    """
     # columns are formed only in the layers that were asked
     if capture is None or layer not in capture.grids:
         return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
-    mixed, columns = attend_with_columns(q, k, v, capture.columns, scale, capture.method)
+    if capture.keys is None:
+        mixed, columns = attend_with_columns(q, k, v, capture.columns, scale, capture.method)
+    else:
+        mixed, columns = attend_jointly(
+            q, k, v, capture.columns, capture.keys, form=capture.form, method=capture.method, scale=scale
+        )
     # the grid of the layer makes maps of its columns; what checkpointing computes again is not kept
     height, width = capture.grids[layer]
     if capture.open:
@@ -134,7 +147,8 @@ def build_capture(
             option="attention_loss.layers",
         )
     check_names(names, known, "cross-attention layer")
-    return AttentionCapture(request.columns.to(device), {name: known[name] for name in names}, request.method)
+    grids = {name: known[name] for name in names}
+    return AttentionCapture(request.columns.to(device), grids, request.method, form=request.form)
 
 
 def check_names(names: Sequence[str], known: Mapping[str, tuple[int, int]], kind: str) -> None:
@@ -150,16 +164,21 @@ def listed_grids(known: Mapping[str, tuple[int, int]]) -> str:
 
 
 @contextmanager
-def reading_features(blocks: Mapping[str, nn.Module]) -> Iterator[dict[str, Tensor]]:
-    """Collect activations `(B, D, h, w)` of blocks from calls of this thread, as long as the context lasts."""
+def reading_features(
+    blocks: Mapping[str, nn.Module], activation: Callable[[Any], Tensor] | None = None
+) -> Iterator[dict[str, Tensor]]:
+    """Collect activations `(B, D, h, w)` of blocks from calls of this thread, as long as the context lasts.
+
+    `activation` finds them in what a block gives; None takes the first tensor of a tuple, or a record's `sample`.
+    """
     read: dict[str, Tensor] = {}
     thread = threading.get_ident()
+    found = activation or _first
 
     # hooks see calls of all threads; only this one asked
     def keep(name: str, _module: nn.Module, _inputs: object, output: Any) -> None:
         if threading.get_ident() == thread:
-            first = output[0] if isinstance(output, tuple) else getattr(output, "sample", output)
-            read[name] = first.float()
+            read[name] = found(output).float()
 
     handles = [module.register_forward_hook(partial(keep, name)) for name, module in blocks.items()]
     try:
@@ -167,6 +186,10 @@ def reading_features(blocks: Mapping[str, nn.Module]) -> Iterator[dict[str, Tens
     finally:
         for handle in handles:
             handle.remove()
+
+
+def _first(output: Any) -> Tensor:
+    return output[0] if isinstance(output, tuple) else getattr(output, "sample", output)
 
 
 def split_heads(x: Tensor, heads: int) -> Tensor:

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ....concepts.denoiser.backbone import Backbone, TextEncoderSpec
+from ....concepts.denoiser.context_places import context_columns
 from ....concepts.denoiser.denoiser import (
     CONTEXT,
     Conditioning,
@@ -125,7 +126,7 @@ class PromptEncoding:
         # prompts without vectors come back again and again: they are remembered
         encoded = self._encode_plain(prompts) if vectors is None or most == 0 else self._encode_rows(prompts, vectors)
         count = most if vectors is None else next(iter(vectors.values())).shape[1]
-        columns = _moved(self._columns(prompts, count), self.device)  # (B, P, K)
+        columns = _moved(context_columns(self.backbone, prompts, count), self.device)  # (B, P, K)
         return replace(encoded, places={CONTEXT: columns})
 
     def _laid_out(self, spec: TextEncoderSpec, pieces: Sequence[PromptPiece], chunks: int | None) -> EncoderLayout:
@@ -151,25 +152,6 @@ class PromptEncoding:
             max_tokens=spec.max_tokens,
             chunks=chunks,
         )
-
-    def _columns(self, prompts: Sequence[PromptLayout], count: int) -> Tensor:
-        """Columns `(B, count, K)` of the vectors in the context, -1 where absent; encoders that agree share a column."""
-        # in numpy, from lists: where memory is estimated with fake tensors, nothing may depend on a tensor's values
-        found: list[np.ndarray] = []
-        start = 0
-        for group in self.backbone.context_groups:
-            for spec in group:
-                own = np.full((len(prompts), count), -1, dtype=np.int64)  # (B, count)
-                for row, prompt in zip(own, prompts, strict=True):
-                    slots = np.array(prompt[spec.name].slots.tolist(), dtype=np.int64)
-                    row[: len(slots)] = np.where(slots < 0, -1, slots + start)
-                # beside another encoder the same position is the same column
-                for other in found:
-                    own[own == other] = -1
-                if not found or (own >= 0).any():
-                    found.append(own)
-            start += max(prompts[0][spec.name].ids.numel() for spec in group)
-        return torch.from_numpy(np.stack(found, axis=-1))  # (B, count, K)
 
     def _encode_plain(self, prompts: Sequence[PromptLayout]) -> Conditioning:
         """Prompts without learned vectors: each distinct one is encoded once and remembered."""
