@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from pathlib import Path
 
 import numpy as np
@@ -137,7 +138,13 @@ def test_what_is_missing_is_named_with_its_remedy(
     assert drawn.text is None and set(drawn.left_out) == {"TI"} and drawn.models == {"attributes": "drawn world"}
 
 
-def test_tiny_models_run_end_to_end(tiny_clip: Path, tiny_owl: Path) -> None:
+def test_tiny_models_run_end_to_end_and_open_no_socket(
+    tiny_clip: Path, tiny_owl: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*arguments: object) -> None:
+        raise AssertionError("a socket was opened")
+
+    monkeypatch.setattr(socket, "socket", refuse)
     judges = load_scene_judges(str(tiny_clip), str(tiny_owl), drawn=False, device="cpu")
     assert judges.models == {"clip": str(tiny_clip), "detector": str(tiny_owl)} and not judges.left_out
     row = score_picture(judges, _scene(), "a.png", "a red bird", _subjects("bird", "head"))
