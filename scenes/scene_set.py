@@ -20,10 +20,11 @@ from .coco_masks import encoded_mask
 from .collage import CollageOptions, Scene, compose
 from .scene_captions import plain_words
 from .scene_layout import SceneLayout
-from .set_card import coco_annotations, metadata_rows, provenance, set_card
+from .set_card import coco_annotations, metadata_rows, provenance, scores_fit, set_card
 from .set_files import (
     RECORDS,
     REJECTED,
+    SCORES,
     Plane,
     SceneObject,
     SceneRecord,
@@ -122,7 +123,7 @@ class SceneSet:
                 self._remove(path.stem)
                 path.unlink(missing_ok=True)
         self._remove_unused([])
-        for name in ("metadata.jsonl", "annotations.coco.json", "README.md", "provenance.json"):
+        for name in ("metadata.jsonl", "annotations.coco.json", "README.md", "provenance.json", SCORES):
             (self.folder / name).unlink(missing_ok=True)
 
     def write(self, stem: str, entry: SceneEntry, key: str) -> SceneRecord:
@@ -188,9 +189,23 @@ class SceneSet:
         name, content = f"images/{stem}.txt", f"{text}\n".encode()
         files = {**record.files, name: sha256_of(content)}
         write_bytes(self.folder / name, content)
-        changed = replace(record, text=text, prompt=prompt, captions=captions, files=files)
+        # how well the picture fits the words was measured with the old ones
+        scores = {called: value for called, value in record.scores.items() if called != "ti"}
+        changed = replace(record, text=text, prompt=prompt, captions=captions, scores=scores, files=files)
         write_text(self.folder / RECORDS / f"{stem}.json", changed.to_json())
         return True
+
+    def rescore(self, record: SceneRecord, scores: Mapping[str, float | None]) -> SceneRecord:
+        """Give a scene that is there new scores, None for those that it no longer has; `finish` then lists them.
+
+        Raises:
+            BestiaryError: no place on the disk.
+        """
+        kept = {name: value for name, value in record.scores.items() if name not in scores}
+        given = {name: float(value) for name, value in scores.items() if value is not None}
+        changed = replace(record, scores={**kept, **given})
+        write_text(self.folder / RECORDS / f"{checked_stem(record.stem)}.json", changed.to_json())
+        return changed
 
     def reject(self, stem: str, key: str, reasons: Sequence[str]) -> None:
         """Note that no try of this scene was good enough; it has no files."""
@@ -223,6 +238,8 @@ class SceneSet:
         for name, text in texts.items():
             write_text(self.folder / name, text)
         hashes = {name: sha256_of(text.encode()) for name, text in texts.items()}
+        if (self.folder / SCORES).is_file() and not scores_fit(self.folder, records):
+            (self.folder / SCORES).unlink()
         report = provenance(records, rejected, self.card, hashes)
         write_text(self.folder / "provenance.json", json.dumps(report, indent=1, ensure_ascii=False) + "\n")
         return len(records)

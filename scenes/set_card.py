@@ -6,7 +6,12 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
-from .set_files import EVALUATION, SceneRecord, SetCard
+from ..concepts.errors import BestiaryError
+from ..concepts.files.text_file import read_text
+from .set_files import EVALUATION, SCORES, SceneRecord, SetCard
+
+SCORE_NAMES = ("cp", "ti", "match", "found", "extra_subjects")
+"""What `bestiary scenes score` measures of a scene."""
 
 _PATTERNS = ("images/*.png", "masks/*.png", "instances/*.png", "metadata.jsonl")
 
@@ -129,6 +134,17 @@ def provenance(
         + [entry | {"given_up": False} for entry in tries],
         "files": dict(sorted(files.items())),
     }
+
+
+def scores_fit(folder: Path, records: Sequence[SceneRecord]) -> bool:
+    """Whether the scores of a set are those of its records: not so where scenes were made, painted or described anew since."""
+    try:
+        rows = {row["file"]: row for row in json.loads(read_text(folder / SCORES))["scores"]}
+        return {file: [row[name] for name in SCORE_NAMES] for file, row in rows.items()} == {
+            f"images/{one.stem}.png": [one.scores.get(name) for name in SCORE_NAMES] for one in records
+        }
+    except (BestiaryError, ValueError, KeyError, TypeError):
+        return False
 
 
 def _sources(records: Sequence[SceneRecord]) -> list[dict[str, str]]:

@@ -23,6 +23,8 @@ PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 """What trainers take for pictures."""
 STEM = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 RECORDS, REJECTED, EVALUATION = "layouts", "rejected", "eval"
+SCORES = "scores.json"
+"""What judged the scenes, and what each scored."""
 _PNG_LEVEL = 4
 
 Plane = NDArray[np.uint8]

@@ -12,10 +12,11 @@ from ..concepts.errors import BestiaryError
 from ..concepts.files.text_file import read_text
 from .collage import SOLID, visible_box
 from .folder_rules import SetFault, caption_faults, coco_faults, name_in, paired_faults, path_faults, picture_files
-from .set_card import metadata_rows
+from .set_card import metadata_rows, scores_fit
 from .set_files import (
     EVALUATION,
     RECORDS,
+    SCORES,
     STEM,
     Plane,
     SceneRecord,
@@ -85,6 +86,8 @@ def _faults_of_set(folder: Path) -> Iterator[SetFault]:
     yield from _faults_of_rows(folder, ordered)
     yield from _faults_of_coco(folder, ordered)
     yield from _faults_of_card(folder)
+    if (folder / SCORES).is_file() and not scores_fit(folder, ordered):
+        yield SetFault(SCORES, "the scores are not those of the scenes: score the set again")
 
 
 def _faults_of_scene(folder: Path, stem: str, record: SceneRecord) -> Iterator[SetFault]:

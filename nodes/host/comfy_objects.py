@@ -84,6 +84,10 @@ class Clip(Protocol):
         """Text to tokens."""
         ...
 
+    def encode_from_tokens(self, tokens: Tokens, return_pooled: bool = False) -> Any:
+        """Tokens to states `(1, C * L, E)`, with `return_pooled` also to the feature `(1, F)` of the text."""
+        ...
+
     def encode_from_tokens_scheduled(self, tokens: Tokens, *args: Any, **options: Any) -> Conditioning:
         """Tokens to a conditioning, one entry per time range with different hooks."""
         ...

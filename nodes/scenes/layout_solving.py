@@ -79,11 +79,11 @@ def read_boxes(boxes: object, subjects: SceneSubjects, request: LayoutRequest) -
     """
     supporters(subjects.subjects)
     listed = _listed(boxes)
-    labels = [_label(box) for box in listed]
+    labels = [box_label(box) for box in listed]
     if not any(labels):
         labels = [one.name for one in subjects.subjects] + [f"box {number}" for number in range(len(listed))]
     named = [
-        (label or f"box {number}", *_sides(box))
+        (label or f"box {number}", *box_sides(box))
         for number, (box, label) in enumerate(zip(listed, labels, strict=False), start=1)
     ]
     fitted = layout_from_boxes(named, subjects.subjects, request)
@@ -152,7 +152,7 @@ def _listed(boxes: object) -> list[Mapping]:
     return boxes
 
 
-def _label(box: Mapping) -> str:
+def box_label(box: Mapping) -> str:
     """The name that a box carries, or nothing."""
     written = box.get("metadata")
     more = written if isinstance(written, Mapping) else {}
@@ -162,7 +162,7 @@ def _label(box: Mapping) -> str:
     return ""
 
 
-def _sides(box: Mapping) -> tuple[float, float, float, float]:
+def box_sides(box: Mapping) -> tuple[float, float, float, float]:
     try:
         return float(box["x"]), float(box["y"]), float(box["width"]), float(box["height"])
     except (KeyError, TypeError, ValueError) as fault:

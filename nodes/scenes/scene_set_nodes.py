@@ -7,13 +7,16 @@ from typing import TYPE_CHECKING
 from comfy_api.latest import io, ui
 
 from ..host.comfy_version import schema
-from ..host.socket_types import ComposedScenes, SceneLayouts, ScenesSocket, SceneSubjects
+from ..host.socket_types import BoundingBoxSocket, ComposedScenes, SceneLayouts, ScenesSocket, SceneSubjects
 from .layout_nodes import subjects_input
 from .scene_nodes import layouts_input
 from .subject_nodes import CATEGORY
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from ..host.comfy_objects import Clip
+    from .scene_scoring import ClipVision
 
 VIEWS = ["none", "kohya", "ai-toolkit", "onetrainer", "simpletuner", "musubi", "diffusers", "custom-diffusion", "coco"]
 VIEWS += ["comfyui", "edit", "layers"]
@@ -197,9 +200,59 @@ class BestiarySaveSceneSet(io.ComfyNode):
         return io.NodeOutput(str(folder), count, ui=ui.PreviewText(f"{count} scenes in {folder}"))
 
 
+class BestiaryScoreScene(io.ComfyNode):
+    """Whether pictures show all subjects, like themselves, and follow the prompt."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return schema(
+            node_id="BestiaryScoreScene",
+            category=CATEGORY,
+            search_aliases=["bestiary", "CP-CLIP", "TI-CLIP", "metrics", "evaluate"],
+            hidden=[io.Hidden.unique_id],
+            is_output_node=True,
+            inputs=[
+                io.Image.Input("image"),
+                subjects_input(),
+                io.String.Input("prompt", default="", multiline=True, dynamic_prompts=False),
+                io.Combo.Input("judge", options=["clip vision", "drawn world"], default="clip vision"),
+                io.ClipVision.Input("clip_vision", optional=True),
+                BoundingBoxSocket.Input("boxes", optional=True, extra_dict={"forceInput": True}),
+                io.Clip.Input("clip", optional=True),
+            ],
+            outputs=[
+                io.Float.Output("cp"),
+                io.Float.Output("ti"),
+                io.Float.Output("found"),
+                io.String.Output("report"),
+            ],
+        )
+
+    @classmethod
+    def execute(
+        cls,
+        image: Tensor,
+        subjects: SceneSubjects,
+        prompt: str,
+        judge: str,
+        clip_vision: ClipVision | None = None,
+        boxes: object = None,
+        clip: Clip | None = None,
+    ) -> io.NodeOutput:
+        from ..host.graph_progress import GraphProgress
+        from . import scene_scoring as scoring
+
+        scorer = scoring.SceneScorer(judge, clip_vision, clip)
+        scored = scoring.score_all(image, subjects, prompt, scorer, boxes, GraphProgress(cls.hidden.unique_id))
+        cp, ti, found = (scoring.mean_of(scored, name) or 0.0 for name in ("cp", "ti", "found"))
+        report = scoring.scores_json(scored, prompt, judge)
+        return io.NodeOutput(cp, ti, found, report, ui=ui.PreviewText(scoring.scores_text(scored)))
+
+
 NODES: list[type[io.ComfyNode]] = [
     BestiarySceneCaption,
     BestiaryJudgeScene,
+    BestiaryScoreScene,
     BestiarySubjectReferences,
     BestiarySaveSceneSet,
 ]

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 _SHOWN = 5
 """Number of rejected scenes to list."""
-_ORDER = ("build", "repaint", "verify", "export", "segment", "layout", "compose", "caption", "replay")
+_ORDER = ("build", "repaint", "score", "verify", "export", "segment", "layout", "compose", "caption", "replay")
 
 SetArgument = Annotated[Path, typer.Argument(metavar="FOLDER", help="Set that `bestiary scenes build` wrote.")]
 KindOption = Annotated[
@@ -53,7 +53,7 @@ SetOption = Annotated[
 def register(app: typer.Typer) -> None:
     """Add these commands to the program."""
     # importing the module registers its commands
-    from . import scene_pictures  # noqa: F401
+    from . import scene_pictures, scene_scores  # noqa: F401
 
     scenes.registered_commands.sort(key=lambda command: _ORDER.index(command.name or ""))
     app.add_typer(scenes, name="scenes")

@@ -7,7 +7,8 @@ transformers format, or a model of the Hugging Face cache; nothing is downloaded
 import json
 import logging
 import pickle
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import cast
 
@@ -53,26 +54,11 @@ class ClipJudge:
             BestiaryError: there is no such model, it is no CLIP with both halves, or its files are broken.
         """
         folder = find_clip(name)
-        bars = transformers_logging.is_progress_bar_enabled()
-        transformers_logging.disable_progress_bar()
-        try:
+        with loading_model(folder, "a CLIP"):
             model = CLIPModel.from_pretrained(folder, local_files_only=True)
             tokenizer = CLIPTokenizer.from_pretrained(folder, local_files_only=True)
-        except pickle.UnpicklingError as fault:
-            # the fault's own text tells how to switch the protection off, so it is not passed on
-            raise BestiaryError(
-                f"{folder} was not loaded: a .bin file in it is broken or asks for more than tensors. Such a file can run "
-                "programs; get the model in safetensors format"
-            ) from fault
-        except (OSError, RuntimeError, ValueError, TypeError, SafetensorError) as fault:
-            raise BestiaryError(
-                f"{folder} could not be loaded as a CLIP model: {str(fault).splitlines()[0]}"
-            ) from fault
-        finally:
-            if bars:
-                transformers_logging.enable_progress_bar()
         nn.Module.to(model, device)
-        return cls(model, tokenizer, *_preparation(folder))
+        return cls(model, tokenizer, *color_preparation(folder))
 
     @torch.no_grad()
     def pictures(self, pictures: Sequence[Image.Image]) -> Tensor:
@@ -112,8 +98,41 @@ def middle_square(picture: Image.Image, edge: int, shorter: int | None = None) -
     return pixels.permute(2, 0, 1).float() / 255
 
 
+@contextmanager
+def loading_model(folder: Path, called: str) -> Iterator[None]:
+    """What libraries raise about a model's folder becomes one sentence, and their progress bars are not shown.
+
+    Raises:
+        BestiaryError: what was raised inside.
+    """
+    bars = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    except pickle.UnpicklingError as fault:
+        # the fault's own text tells how to switch the protection off, so it is not passed on
+        raise BestiaryError(
+            f"{folder} was not loaded: a .bin file in it is broken or asks for more than tensors. Such a file can run "
+            "programs; get the model in safetensors format"
+        ) from fault
+    except (OSError, RuntimeError, ValueError, TypeError, SafetensorError) as fault:
+        raise BestiaryError(f"{folder} could not be loaded as {called} model: {str(fault).splitlines()[0]}") from fault
+    finally:
+        if bars:
+            transformers_logging.enable_progress_bar()
+
+
 def find_clip(name: str) -> Path:
-    """Folder of a CLIP model: a path, or "owner/name" if the Hugging Face cache holds it.
+    """`find_model` for CLIP."""
+    return find_model(name, "CLIP", USUAL_CLIP)
+
+
+def find_model(name: str, called: str, usual: str) -> Path:
+    """Folder of a model: a path, or "owner/name" if the Hugging Face cache holds it.
+
+    Args:
+        called: what messages call such models.
+        usual: name of the one that most use.
 
     Raises:
         BestiaryError: it is neither; the message says how to get one.
@@ -126,15 +145,14 @@ def find_clip(name: str) -> Path:
             return Path(snapshot_download(name, local_files_only=True))
     except (LocalEntryNotFoundError, HFValidationError) as fault:
         raise BestiaryError(
-            f"CLIP model {name!r} is no folder here and not in the Hugging Face cache: fetch it once with: hf download {name}"
+            f"{called} model {name!r} is no folder here and not in the Hugging Face cache: fetch it once with: hf download {name}"
         ) from fault
     raise BestiaryError(
-        f"no CLIP model {name!r}: give a folder in transformers format, or a name such as {USUAL_CLIP} after: "
-        f"hf download {USUAL_CLIP}"
+        f"no {called} model {name!r}: give a folder in transformers format, or a name such as {usual} after: hf download {usual}"
     )
 
 
-def _preparation(folder: Path) -> tuple[Sequence[float], Sequence[float]]:
+def color_preparation(folder: Path) -> tuple[Sequence[float], Sequence[float]]:
     """Mean and spread of colours from the model's own settings, or the usual ones."""
     path = folder / _PREPARATION
     if not path.is_file():

@@ -7,11 +7,15 @@ import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from ...concepts.errors import BestiaryError
 from ...concepts.files.text_file import read_text
-from ...scenes.set_files import EVALUATION, RECORDS, REJECTED, SceneRecord, read_records
-from ..pages.pages import escaped, gallery, image, paragraph, section, strip, table, tiles, write_page
+from ...scenes.set_files import EVALUATION, RECORDS, REJECTED, SCORES, SceneRecord, read_records
+from ..evaluation.scene_figures import SceneFigures
+from ..evaluation.scenes_page import figures_by_subjects, key_figures
+from ..pages.pages import details, escaped, gallery, image, paragraph, section, strip, table, tiles, write_page
 
 _COLORS = ("#e4572e", "#17bebb", "#ffc914", "#76b041", "#8b5fbf", "#3f88c5", "#d00000", "#136f63")
+_INCOMPLETE = "a subject was not found"
 _STYLE = (
     "<style>.boxed { position: relative; } .boxed svg { position: absolute; inset: 0; width: 100%; height: 100%; }"
     " .boxed rect { fill: none; stroke-width: 2; vector-effect: non-scaling-stroke; }"
@@ -43,13 +47,14 @@ def write_set_page(folder: Path) -> Path:
     places = sorted({record.place for record in records if record.place})
     choices = [("", "all scenes"), *((f"subject {name}", name) for name in names)]
     choices += [(f"place {place}", place) for place in places]
+    choices += [(_INCOMPLETE, _INCOMPLETE)] * any(map(_is_incomplete, records))
     choices += [("evaluation", "evaluation")] * bool(evaluation) + [("rejected", "rejected")] * bool(rejected)
     options = "".join(f'<option value="{escaped(value)}">{escaped(label)}</option>' for value, label in choices)
     counts = [(len(training), "scenes"), (len(names), "subjects"), (len(rejected), "rejected")]
     counts += [(len(evaluation), "for evaluation")] * bool(evaluation) + [(len(skipped), "pictures skipped")] * bool(
         skipped
     )
-    body = _STYLE + tiles(counts) + _cutouts("", training) + _cutouts(f"{EVALUATION}/", evaluation)
+    body = _STYLE + tiles(counts) + _scores(folder) + _cutouts("", training) + _cutouts(f"{EVALUATION}/", evaluation)
     body += f'<p><label>Show <select id="only">{options}</select></label></p>'
     body += "".join(_scene("", record) for record in training)
     body += "".join(_scene(f"{EVALUATION}/", record) for record in evaluation)
@@ -59,6 +64,22 @@ def write_set_page(folder: Path) -> Path:
         rows = [(entry["file"], entry["reason"]) for entry in skipped]
         body += section("Skipped pictures", table(["file", "reason"], rows))
     return write_page(folder / "index.html", folder.resolve().name, body + _FILTER)
+
+
+def _scores(folder: Path) -> str:
+    """What `bestiary scenes score` measured, if it was asked to."""
+    if not (folder / SCORES).is_file():
+        return ""
+    try:
+        content = json.loads(read_text(folder / SCORES))
+        figures = SceneFigures(content["scores"], content["models"], content["left_out"])
+    except (ValueError, KeyError, TypeError) as fault:
+        raise BestiaryError(f"{folder / SCORES} cannot be read: {fault!r}; score the set again") from fault
+    return key_figures(figures) + details("scores by subjects", figures_by_subjects(figures))
+
+
+def _is_incomplete(record: SceneRecord) -> bool:
+    return record.scores.get("found", 1) < 1
 
 
 def _rejected(folder: Path, prefix: str) -> Iterable[tuple[str, str]]:
@@ -83,7 +104,7 @@ def _cutouts(prefix: str, records: Sequence[SceneRecord]) -> str:
 
 def _scene(prefix: str, record: SceneRecord) -> str:
     tags = [*(f"subject {item.name}" for item in record.subjects), f"place {record.place}"]
-    tags += ["evaluation"] * bool(prefix)
+    tags += ["evaluation"] * bool(prefix) + [_INCOMPLETE] * _is_incomplete(record)
     picture = image(f"{prefix}images/{record.stem}.png", record.text)
     mask = image(f"{prefix}masks/{record.stem}.png", "mask")
     figures = [_figure(picture, "picture"), _figure(mask, "mask"), _figure(picture + _boxes(record), _legend(record))]
