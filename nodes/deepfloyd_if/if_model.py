@@ -19,12 +19,12 @@ import comfy.model_management
 import comfy.supported_models_base
 import comfy.utils
 import torch
-from comfy.model_patcher import ModelPatcher
 from torch import Tensor
 
 from ...concepts.errors import BestiaryError
 from ...trainer.learning.denoiser.if_folder import COLOURS, IFFolder
 from ...trainer.learning.denoiser.low_picture import enlarge
+from .if_lora import StagePatcher
 
 LOW_PICTURE, NOISE_LEVEL = "bestiary_if_low_picture", "bestiary_if_noise_level"
 """Entries of a conditioning for stage II: the low picture `(B, 3, h, w)` in -1..1, and the level 0..999 it is noised to."""
@@ -105,7 +105,7 @@ def noise_to_level(picture: Tensor, alphas: Tensor, level: int, seed: int) -> Te
     return alpha.sqrt() * picture.cpu() + (1 - alpha).sqrt() * noise
 
 
-def load_model(folder: IFFolder, dynamic_thresholding: bool) -> ModelPatcher:
+def load_model(folder: IFFolder, dynamic_thresholding: bool) -> StagePatcher:
     """The stage as MODEL.
 
     Args:
@@ -119,7 +119,7 @@ def load_model(folder: IFFolder, dynamic_thresholding: bool) -> ModelPatcher:
     dtype = manager.unet_dtype(
         device=manager.get_torch_device(), supported_dtypes=IFModelConfig.supported_inference_dtypes
     )
-    model = ModelPatcher(
+    model = StagePatcher(
         IFModel(folder, read_unet(folder.path, dtype), dtype),
         load_device=manager.get_torch_device(),
         offload_device=manager.unet_offload_device(),

@@ -13,16 +13,17 @@ from PIL import Image
 from torch import Tensor
 
 from ...concepts.denoiser.denoiser import Conditioning, PromptLayout, PromptPiece
+from ...concepts.denoiser.lora_family import check_base
 from ...concepts.errors import BestiaryError
 from ...concepts.files.atomic_file import replacing
 from ...concepts.files.concept_file import read_header, read_tensors
+from ...concepts.name_search import shown_name
 from ..composing.picture_making import SamplingChoice
 from ..learning.dreambooth.dreambooth_settings import PLACE
 from ..learning.dreambooth.dreambooth_setup import IDENTIFIER_ENDING
 from ..learning.pictures.contact_sheet import to_image
 from ..learning.pictures.image_files import image_to_tensor, read_image
-from ..model.diffusers_denoiser import DiffusersDenoiser
-from ..model.sampling import pictures_at_once, sample_images
+from ..model.sampling import SamplingDenoiser, pictures_at_once, sample_images
 
 KIND = "dreambooth"
 
@@ -70,7 +71,7 @@ def load_subject(path: Path) -> Subject:
                 f"{path.name} has a learned identifier, but {beside} is missing: keep both files of the training together"
             )
         vectors = read_tensors(beside)
-    word = "" if vectors else _told_apart(instance, of_class)
+    word = "" if vectors else str(notes.get("identifier") or _told_apart(instance, of_class))
     return Subject(path.stem, read_tensors(path), vectors, word, _noun(instance, of_class, word), notes)
 
 
@@ -83,14 +84,19 @@ def without_identifier(prompt: str) -> str:
 class SubjectModel:
     """A denoiser that samples subjects in turn; adapters of one are taken off before the next."""
 
-    denoiser: DiffusersDenoiser
+    denoiser: SamplingDenoiser
     choice: SamplingChoice
     _worn: Subject | None = field(default=None, repr=False)
 
     def wear(self, subject: Subject) -> None:
-        """Put on the adapters of a subject."""
+        """Put on the adapters of a subject.
+
+        Raises:
+            BestiaryError: they were trained on another kind of model, or reach no layer of this one.
+        """
         if self._worn is not None and self._worn is subject:
             return
+        check_base(subject.notes, self.denoiser.backbone.name, f"the LoRA {shown_name(subject.name)}")
         adapters = self.denoiser.network.adapters
         adapters.unload()
         self._worn = None

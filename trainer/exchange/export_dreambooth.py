@@ -13,7 +13,7 @@ from torch import Tensor
 from ...concepts.denoiser.lora_names import lora_layers, module_path
 from ...concepts.errors import BestiaryError
 from ...concepts.files.atomic_file import write_text
-from ...concepts.files.concept_file import read_header, read_tensors, write_tensors
+from ...concepts.files.concept_file import PREFIX, read_header, read_tensors, write_tensors
 
 DIFFUSERS_FILE, GUIDE_FILE = "diffusers_lora.safetensors", "README.txt"
 _KEY = "lora_adapter_metadata"
@@ -38,11 +38,12 @@ def export_adapter(path: Path, folder: Path) -> list[Path]:
     targets = sorted({_target(module_path(module)) for module in layers})
     config = {"r": rank, "lora_alpha": alpha, "target_modules": targets, "bias": "none", "peft_type": "LORA"}
     header = {_KEY: json.dumps({f"unet.{name}": value for name, value in config.items()}, sort_keys=True)}
-    target = folder / DIFFUSERS_FILE
-    write_tensors(target, tensors, {"format": "pt", **header})
+    target, own = folder / DIFFUSERS_FILE, read_header(path)
+    provenance = {name: text for name, text in own.metadata.items() if name.startswith(PREFIX)}
+    write_tensors(target, tensors, {"format": "pt", **provenance, **header})
     _check(target, layers, alpha / rank)
     guide = folder / GUIDE_FILE
-    write_text(guide, _guide(path, read_header(path).concept))
+    write_text(guide, _guide(path, own.concept))
     return [target, guide]
 
 

@@ -1,7 +1,9 @@
 """Pictures of a class, which keep what a model knows of it: those that are there, and only the missing ones made."""
 
 import logging
+import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -11,6 +13,7 @@ from ...concepts.errors import BestiaryError
 from ...concepts.files.atomic_file import replacing
 from ..learning.pictures.contact_sheet import to_image
 from ..learning.pictures.image_files import scan_images
+from ..learning.run.progress_report import duration
 from ..model.sampling import SamplingDenoiser, pictures_at_once, sample_images
 
 logger = logging.getLogger("bestiary")
@@ -30,10 +33,15 @@ def make_missing(
     *,
     size: int,
     on_made: Callable[[int, int], None] | None = None,
+    at_once: int | None = None,
 ) -> list[str]:
     """Fill a folder up to `count` pictures of `prompt`, one file per seed; names of all that are there then.
 
-    A file that is there is never changed. A stop leaves whole pictures, and the next call makes the rest.
+    A file that is there is never changed. A stop leaves whole pictures, and the next call makes the rest. How long the rest will take is logged
+    after the first ones.
+
+    Args:
+        at_once: pictures of a batch; None takes as many as fit.
 
     Raises:
         BestiaryError: the folder cannot be written to, or the disk is full.
@@ -51,7 +59,7 @@ def make_missing(
     seeds = _free_seeds(folder, missing)
     logger.info("making %d pictures of %r in %s", missing, prompt, folder)
     text = denoiser.text.encode([denoiser.text.tokenize([PromptPiece(prompt)], chunks=1)], None)
-    at_once, made = pictures_at_once(denoiser, size), 0
+    at_once, made, started = at_once or pictures_at_once(denoiser, size), 0, time.monotonic()
     for start in range(0, missing, at_once):
         some = seeds[start : start + at_once]
         with torch.no_grad():
@@ -62,7 +70,38 @@ def make_missing(
             made += 1
             if on_made:
                 on_made(made, missing)
+        if not start and made < missing:
+            left = (time.monotonic() - started) / made * (missing - made)
+            logger.info("the other %d pictures of the class take about %s", missing - made, duration(left))
     return class_pictures(folder)[:count]
+
+
+@dataclass(frozen=True)
+class MakingTime:
+    """How long the missing pictures of a class will take."""
+
+    missing: int
+    """Pictures still to be made."""
+    seconds: float
+    """Of one of them, made alone."""
+
+    def __str__(self) -> str:
+        took = f"one took {self.seconds:.1f} s"
+        return f"{self.missing} more are made before the first step, in about {duration(self.missing * self.seconds)} ({took})"
+
+
+def time_one(denoiser: SamplingDenoiser, prompt: str, folder: Path, count: int, *, size: int) -> MakingTime | None:
+    """Make one of the missing pictures, as `make_missing` will make the others, and time it; None where none is missing.
+
+    Raises:
+        BestiaryError: as `make_missing`.
+    """
+    missing = count - len(class_pictures(folder))
+    if missing <= 0:
+        return None
+    started = time.monotonic()
+    make_missing(denoiser, prompt, folder, count - missing + 1, size=size, at_once=1)
+    return MakingTime(missing - 1, time.monotonic() - started)
 
 
 def _free_seeds(folder: Path, count: int) -> Sequence[int]:

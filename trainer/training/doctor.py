@@ -35,11 +35,12 @@ class Checks:
 
 
 def examine(task: Task) -> list[str]:
-    """Findings about a training that is not started; only latents are written, into their cache.
+    """Findings about a training that is not started; only latents are written, into their cache, and one picture of a class that lacks some.
 
     Raises:
         BestiaryError: what would stop the training.
     """
+    task.only_examined = True
     return examine_setup(prepare(task), None).lines
 
 

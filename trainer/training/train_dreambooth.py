@@ -19,7 +19,7 @@ from ..learning.run.processes import Parallel
 from ..learning.spectrum.spectrum_images import ConceptPictures, find_pictures, read_masks
 from ..model.if_denoiser import IFDenoiser
 from ..model.sampling import SamplingDenoiser
-from .class_pictures import class_pictures, make_missing
+from .class_pictures import MakingTime, class_pictures, make_missing, time_one
 from .dreambooth_if import PIXELS, findings_of, is_if, load_stage, notes_of
 from .train import Trained, train
 from .training_setup import Task, TrainingSetup, load_base
@@ -58,6 +58,8 @@ class DreamBoothTask(Task[TrainDreamBoothSettings, DreamBoothPictures]):
     kind = "dreambooth"
     masks: np.ndarray | None = None
     """(N, h, w) 0..1 of what is learned of the thing, read once the model is known."""
+    making: MakingTime | None = None
+    """Where nothing is trained and pictures of the class are missing: how long they will take."""
 
     def read_pictures(self) -> DreamBoothPictures:
         """Readable pictures of the thing, and those of its class that are there."""
@@ -113,11 +115,19 @@ class DreamBoothTask(Task[TrainDreamBoothSettings, DreamBoothPictures]):
         identifier_start(denoiser, settings.method.vectors, settings.method.initial_words)
         edge = images.cached_size(denoiser.backbone) // denoiser.backbone.latent_factor
         self.masks = read_masks(images.masks, self.pictures.instance, edge)
-        if self.pictures.class_folder is not None:
-            size = images.training_size(denoiser.backbone)
-            self.pictures.class_names = make_missing(
-                denoiser, settings.captions.class_prompt, self.pictures.class_folder, images.class_count, size=size
-            )
+        folder = self.pictures.class_folder
+        if folder is None:
+            return
+        prompt, count, size = (
+            settings.captions.class_prompt,
+            images.class_count,
+            images.training_size(denoiser.backbone),
+        )
+        if self.only_examined:
+            self.making = time_one(denoiser, prompt, folder, count, size=size)
+            self.pictures.class_names = class_pictures(folder)[:count]
+        else:
+            self.pictures.class_names = make_missing(denoiser, prompt, folder, count, size=size)
 
     def set_up(self, denoiser: SamplingDenoiser, cache: LatentCache, parallel: Parallel) -> DreamBoothTraining:
         """Adapters, perhaps an identifier, and batches of the thing and its class."""
@@ -139,6 +149,8 @@ class DreamBoothTask(Task[TrainDreamBoothSettings, DreamBoothPictures]):
             "off": "not preserved",
         }
         yield f"class: {settings.captions.class_prompt!r}, {preserved[settings.method.prior]}"
+        if self.making is not None:
+            yield f"class: {self.making}"
         identifier = f", vectors of the identifier: {settings.method.vectors}" if settings.method.vectors else ""
         yield f"prompt: {settings.captions.instance_prompt!r}; LoRA of rank {settings.lora.rank}{identifier}"
         if isinstance(setup.denoiser, IFDenoiser):

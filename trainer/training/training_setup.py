@@ -57,6 +57,8 @@ class Task(ABC, Generic[Settings, Pictures]):
     """What `bestiary train` and run folders call it."""
     sheets: ClassVar[int] = 1
     """Sheets of a preview."""
+    only_examined = False
+    """Whether no training follows: long work before its first step is then timed instead of done."""
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings

@@ -108,3 +108,33 @@ def test_a_lora_for_another_model_is_refused_by_our_loader(cascade, tmp_path, sd
         apply_lora(sd15_model.model, of_if, 1.0)
     with pytest.raises(BestiaryError, match="the LoRA is for Stable Diffusion, this model is DeepFloyd IF"):
         apply_lora(second, of_sd, 1.0)
+
+
+@pytest.mark.parametrize(("stage", "other"), [(0, "if-ii"), (1, "if-i")])
+def test_core_refuses_a_lora_of_the_other_stage_by_its_name(cascade, tmp_path, monkeypatch, stage, other):
+    """Through ComfyUI's Load LoRA (Model), which reads no header; the layer has the same name and shape in both stages."""
+    import folder_paths
+    from bestiary.nodes.deepfloyd_if.if_model import load_model
+    from bestiary.trainer.learning.dreambooth.dreambooth_setup import DreamBoothAdapter, save_adapter
+
+    import nodes
+
+    monkeypatch.setitem(folder_paths.folder_names_and_paths, "loras", ([str(tmp_path)], {".safetensors"}))
+    monkeypatch.setattr(folder_paths, "filename_list_cache", {})
+    name = "lora_unet_down_blocks_1_attentions_0_add_k_proj"
+    for backbone in ("if-i", "if-ii"):
+        tensors = {f"{name}.lora_down.weight": torch.randn(4, 32), f"{name}.lora_up.weight": torch.ones(64, 4)}
+        notes = {"rank": 4, "alpha": 4.0, "backbone": backbone}
+        save_adapter(DreamBoothAdapter(tensors, {}, notes), tmp_path / f"dog {backbone}.safetensors")
+    (tmp_path / "broken.safetensors").write_bytes(b"x" * 40)
+    model = load_model(read_if_folder(cascade[stage]), False)
+    own = {"if-i": "if-ii", "if-ii": "if-i"}[other]
+    loader = nodes.LoraLoaderModelOnly()
+    with pytest.raises(
+        BestiaryError,
+        match=rf"the LoRA 'dog {other}.safetensors' was trained on stage I+ of DeepFloyd IF, this model is stage",
+    ):
+        loader.load_lora_model_only(model, f"dog {other}.safetensors", 1.0)
+    assert not model.patches
+    (patched,) = loader.load_lora_model_only(model, f"dog {own}.safetensors", 1.0)
+    assert len(patched.patches) == 1 and type(patched) is type(model)

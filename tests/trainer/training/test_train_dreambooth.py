@@ -8,6 +8,7 @@ import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -15,8 +16,11 @@ import torch
 from bestiary.concepts.denoiser.lora_names import lora_layers, resolve_lora
 from bestiary.concepts.errors import BestiaryError
 from bestiary.trainer.__main__ import main
+from bestiary.trainer.evaluation.dreambooth_pictures import load_subject
 from bestiary.trainer.learning.dreambooth.dreambooth_settings import TrainDreamBoothSettings, load_dreambooth_recipe
 from bestiary.trainer.learning.run.fit import TrainingStopped
+from bestiary.trainer.training import class_pictures
+from bestiary.trainer.training.doctor import examine
 from bestiary.trainer.training.tasks import resume_training
 from bestiary.trainer.training.train_dreambooth import DreamBoothTask, train_dreambooth
 from bestiary.trainer.training.training_setup import prepare
@@ -233,6 +237,18 @@ def test_batches_hold_as_many_of_the_class_and_every_picture_in_turn(
         ({"captions.instance_prompt": "a {} bird"}, "method.vectors is 0"),
         ({"captions.class_prompt": "a {}"}, "must not name the identifier"),
         ({"optimizer.lora_lr": 0.0}, "nothing would be learned"),
+        ({"captions.identifier": "sks"}, "captions.instance_prompt 'a red bird' lacks the identifier 'sks': write it"),
+        ({"captions.identifier": "re"}, "lacks the identifier 're'"),
+        ({"captions.identifier": "bird"}, "captions.class_prompt 'a bird' holds the identifier 'bird': leave it out"),
+        ({"captions.instance_prompt": "bird"}, "captions.instance_prompt 'bird' lacks an identifier: all its words"),
+        (
+            {
+                "captions.identifier": "red",
+                "method.vectors": 1,
+                "captions.instance_prompt": "a {} bird",
+            },
+            "captions.identifier is 'red', but method.vectors learns one",
+        ),
     ],
 )
 def test_settings_that_contradict_each_other_are_refused(changes: dict, words: str) -> None:
@@ -240,6 +256,31 @@ def test_settings_that_contradict_each_other_are_refused(changes: dict, words: s
     with pytest.raises(BestiaryError) as fault:
         load_dreambooth_recipe(None, values | changes)
     assert words in str(fault.value)
+
+
+def test_a_named_identifier_may_be_several_words_and_is_kept(
+    tiny_folder: Callable, pictures: Path, tmp_path: Path
+) -> None:
+    changes = {"method.prior": "off", "captions.identifier": "Red one", "captions.instance_prompt": "a red one, bird"}
+    settings = _settings(tiny_folder("bestiary-demo"), pictures, tmp_path / "run", **changes, **{"optimizer.steps": 1})
+    assert load_subject(train_dreambooth(settings).path).identifier == "Red one"
+
+
+def test_the_doctor_times_one_missing_picture_of_the_class_and_makes_no_others(
+    tiny_folder: Callable, pictures: Path, of_class: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = {path.name: path.read_bytes() for path in of_class.iterdir()}
+    changes = {"images.class_images": of_class, "images.class_count": 64}
+    settings = _settings(tiny_folder("bestiary-demo"), pictures, tmp_path / "run", **changes)
+    clock = iter(range(0, 10_000, 7))
+    monkeypatch.setattr(class_pictures, "time", SimpleNamespace(monotonic=lambda: float(next(clock))))
+    told = "\n".join(examine(DreamBoothTask(settings)))
+    # looks at the clock: before the picture, in its making, and after it
+    assert "class: 59 more are made before the first step, in about 13:46 (one took 14.0 s)" in told
+    after = {path.name: path.read_bytes() for path in of_class.iterdir()}
+    assert {name: after[name] for name in before} == before and after.keys() - before.keys() == {"class-00000.png"}
+    full = settings.model_copy(update={"images": settings.images.model_copy(update={"class_count": 5})})
+    assert "more are made" not in "\n".join(examine(DreamBoothTask(full)))
 
 
 def test_bad_material_is_one_clear_error(pictures: Path, tmp_path: Path) -> None:

@@ -12,8 +12,11 @@ import pytest
 import torch
 from bestiary.concepts.errors import BestiaryError
 from bestiary.trainer.__main__ import main
+from bestiary.trainer.composing.picture_making import SamplingChoice
+from bestiary.trainer.evaluation.dreambooth_pictures import SubjectModel, load_subject
 from bestiary.trainer.learning.denoiser.low_picture import enlarge, lowered
 from bestiary.trainer.learning.dreambooth.dreambooth_settings import TrainDreamBoothSettings, load_dreambooth_recipe
+from bestiary.trainer.learning.dreambooth.dreambooth_setup import DreamBoothAdapter, save_adapter
 from bestiary.trainer.learning.run.fit import TrainingStopped
 from bestiary.trainer.model import t5_text
 from bestiary.trainer.training.doctor import examine
@@ -98,6 +101,9 @@ def test_a_stage_trains_and_diffusers_loads_what_it_leaves(
     state, alphas, metadata = StableDiffusionLoraLoaderMixin.lora_state_dict(
         trained.run.export, weight_name="diffusers_lora.safetensors", return_lora_metadata=True
     )
+    with safe_open(trained.run.export / "diffusers_lora.safetensors", "pt") as file:
+        told = file.metadata()
+    assert {name: json.loads(text) for name, text in told.items() if name.startswith("bestiary.")} == notes
     assert sorted(metadata["unet.target_modules"]) == ["add_k_proj", "add_v_proj", "to_k", "to_out.0", "to_q", "to_v"]
     StableDiffusionLoraLoaderMixin.load_lora_into_unet(state, alphas, unet, metadata=metadata)
     unet.fuse_lora()
@@ -168,6 +174,28 @@ def test_missing_pictures_of_the_class_are_made_by_the_first_stage(settings_for:
     assert {name: (kind / name).read_bytes() for name in before} == before
     pixels = np.asarray(Image.open(made["class-00000.png"]))
     assert pixels.shape == (32, 32, 3) and pixels.std() > 1
+
+
+@pytest.mark.parametrize(("stage", "other"), [("second", "if-i"), ("first", "if-ii")])
+def test_a_lora_of_the_other_stage_is_refused_by_name(
+    settings_for: Make, tmp_path: Path, stage: str, other: str
+) -> None:
+    """Though its only layer has the same name and shape in both."""
+    setup = prepare(DreamBoothTask(settings_for(stage, **{"method.prior": "off"})))
+    name = "lora_unet_down_blocks_1_attentions_0_add_k_proj"
+    tensors = {f"{name}.lora_down.weight": torch.ones(4, 32), f"{name}.lora_up.weight": torch.ones(64, 4)}
+    denoiser, choice = setup.denoiser, SamplingChoice(2, 1.0)
+    denoiser.network.adapters.unload()
+    for backbone in (other, denoiser.backbone.name):
+        notes = {"rank": 4, "alpha": 4.0, "backbone": backbone, "instance_prompt": "a photo of sks dog"}
+        save_adapter(DreamBoothAdapter(tensors, {}, notes), tmp_path / f"{backbone}.safetensors")
+    model = SubjectModel(denoiser, choice)
+    stages = {"if-i": "stage I of DeepFloyd IF", "if-ii": "stage II of DeepFloyd IF"}
+    words = f"the LoRA '{other}' was trained on {stages.pop(other)}, this model is {stages.popitem()[1]}:.*load a LoRA"
+    with pytest.raises(BestiaryError, match=words):
+        model.wear(load_subject(tmp_path / f"{other}.safetensors"))
+    model.wear(load_subject(tmp_path / f"{denoiser.backbone.name}.safetensors"))
+    assert [len(denoiser.network.adapters.of("down_blocks.1.attentions.0.add_k_proj"))] == [1]
 
 
 def test_a_second_run_never_loads_the_text_encoder(settings_for: Make, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -74,6 +74,8 @@ class DreamBoothCaptionSettings(Section):
     """Prompt of the thing's pictures: identifier and class noun."""
     class_prompt: str = "a photo of a dog"
     """Prompt of the class, without the identifier."""
+    identifier: str = ""
+    """The word of `instance_prompt` that names the thing, such as sks; unset takes the words that `class_prompt` does not have."""
     dropout: float = Field(default=0.0, ge=0, le=1)
     """Share of the thing's pictures whose prompt is left empty, 0 to 1."""
 
@@ -151,13 +153,42 @@ class TrainDreamBoothSettings(TrainingSettings):
                 "captions.class_prompt equals captions.instance_prompt: leave the identifier out of it, or set "
                 'method.prior = "off"'
             )
+        faults += self._identifier_faults()
         if not self.optimizer.lora_lr and not (self.method.vectors and self.optimizer.vector_lr):
             faults.append("optimizer.lora_lr is 0: nothing would be learned")
         return faults
 
+    def _identifier_faults(self) -> list[str]:
+        """A plain identifier that does not tell the thing from its class."""
+        captions, word = self.captions, self.captions.identifier.strip()
+        if self.method.vectors:
+            return [f"captions.identifier is {word!r}, but method.vectors learns one: leave it out"] if word else []
+        if word and not _holds(captions.instance_prompt, word):
+            return [
+                f"captions.instance_prompt {captions.instance_prompt!r} lacks the identifier {word!r}: write it before the class noun, or "
+                "correct captions.identifier"
+            ]
+        if word and _holds(captions.class_prompt, word):
+            return [
+                f"captions.class_prompt {captions.class_prompt!r} holds the identifier {word!r}: leave it out there"
+            ]
+        instance, of_class = _words(captions.instance_prompt), _words(captions.class_prompt)
+        if self.method.prior != "off" and instance != of_class and set(instance) <= set(of_class):
+            return [
+                f"captions.instance_prompt {captions.instance_prompt!r} lacks an identifier: all its words are in captions.class_prompt; add one "
+                "such as sks before the class noun"
+            ]
+        return []
+
 
 def _words(prompt: str) -> list[str]:
     return prompt.lower().split()
+
+
+def _holds(prompt: str, words: str) -> bool:
+    """Whether a prompt has these words, one behind the other, punctuation aside."""
+    said, wanted = ([word.strip(",.;!?") for word in _words(text)] for text in (prompt, words))
+    return any(said[start : start + len(wanted)] == wanted for start in range(len(said)))
 
 
 def load_dreambooth_recipe(

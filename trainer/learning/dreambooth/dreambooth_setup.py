@@ -78,6 +78,7 @@ class DreamBoothTraining(Training[DreamBoothAdapter]):
             "autoencoder": origin.autoencoder,
             "instance_prompt": settings.captions.instance_prompt,
             "class_prompt": settings.captions.class_prompt,
+            "identifier": settings.captions.identifier,
             "prior": settings.method.prior,
             "prior_weight": settings.method.prior_weight,
             "rank": settings.lora.rank,
