@@ -164,7 +164,9 @@ def read_concept_file(path: Path, kind: str | None = None) -> ConceptFile:
     # checked after the kind: foreign files have no version
     version = header.concept.get("format")
     if not isinstance(version, int) or not 1 <= version <= FORMAT:
-        raise BestiaryError(f"{path} has format {shown_value(version)}, this program reads up to {FORMAT}: update Bestiary")
+        raise BestiaryError(
+            f"{path} has format {shown_value(version)}, this program reads up to {FORMAT}: update Bestiary"
+        )
     if kind is not None and found != kind:
         shown = found if len(found) <= LONGEST_SHOWN else f"{found[:LONGEST_SHOWN]}…"
         raise BestiaryError(f"{path} is a {shown} file, but a {kind} file is required: give such a file")
