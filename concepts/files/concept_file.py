@@ -21,7 +21,6 @@ from torch import Tensor
 from ..errors import BestiaryError
 from ..name_search import LONGEST_SHOWN
 from .atomic_file import replacing
-from .file_schema import shown_value
 from .wrong_download import wrong_download
 
 DICTIONARY_KIND, CODEBOOK_KIND, SPECTRUM_KIND = "part-dictionary", "parts", "prompt-spectrum"
@@ -165,12 +164,15 @@ def read_concept_file(path: Path, kind: str | None = None) -> ConceptFile:
     version = header.concept.get("format")
     if not isinstance(version, int) or not 1 <= version <= FORMAT:
         raise BestiaryError(
-            f"{path} has format {shown_value(version)}, this program reads up to {FORMAT}: update Bestiary"
+            f"{path} has format {_shortened(repr(version))}, this program reads up to {FORMAT}: update Bestiary"
         )
     if kind is not None and found != kind:
-        shown = found if len(found) <= LONGEST_SHOWN else f"{found[:LONGEST_SHOWN]}…"
-        raise BestiaryError(f"{path} is a {shown} file, but a {kind} file is required: give such a file")
+        raise BestiaryError(f"{path} is a {_shortened(found)} file, but a {kind} file is required: give such a file")
     return ConceptFile(read_tensors(path), header.concept)
+
+
+def _shortened(text: str) -> str:
+    return text if len(text) <= LONGEST_SHOWN else f"{text[:LONGEST_SHOWN]}…"
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
