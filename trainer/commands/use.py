@@ -69,9 +69,27 @@ def compose(
     steps: Annotated[int, typer.Option("--steps", min=1, help="Denoising steps.")] = 30,
     guidance: Annotated[float, typer.Option("--guidance", min=0, help="Classifier-free guidance scale.")] = 7.5,
     size: Annotated[
-        int | None, typer.Option("--size", help="Edge length in pixels; default: that of the model.")
+        str | None,
+        typer.Option(
+            "--size",
+            metavar="EDGE|WIDTHxHEIGHT",
+            help="Edge length, or width and height such as 256x128, in pixels; default: that of the model.",
+        ),
     ] = None,
     sampler: Annotated[Sampler, typer.Option("--sampler", help="Sampling method.")] = "ddim",
+    regions: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--region",
+            metavar="PLACE:PROMPT",
+            help="A prompt for a part of the picture: left, right, top, bottom, middle, 0%,0%,50%,100%, or a subject of --layout.",
+        ),
+    ] = None,
+    layout: Annotated[
+        Path | None,
+        typer.Option("--layout", help="Layout of `bestiary scenes layout`; its subjects are places for --region."),
+    ] = None,
+    feather: Annotated[float, typer.Option("--feather", help="Soft edge of regions in pixels.")] = 16,
     lora_strength: Annotated[
         float, typer.Option("--lora-strength", help="Strength of the LoRA: 1 as trained, 0 without it.")
     ] = 1.0,
@@ -101,6 +119,7 @@ def compose(
         "presets": presets and existing(presets, "file"),
     }
     values |= {"mix": assignments(mix, "--mix"), "stage_texts": list(stage_texts or ())}
+    values |= {"regions": list(regions or ()), "layout": layout and existing(layout, "file"), "feather": feather}
     for path in compose_files(checked(ComposeSettings, values), progress_callback("compose", progress)):
         typer.echo(path)
 

@@ -13,22 +13,25 @@ from typing import Literal
 
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from ...concepts.errors import BestiaryError
 from ...concepts.files.atomic_file import check_writable, replacing
 from ...concepts.files.concept_names import name_of_file
+from ...concepts.files.text_file import read_text
 from ...concepts.name_search import same_name
 from ...concepts.part_dictionary.part_dictionary import PartDictionary
 from ...concepts.spectrum.prompt_spectrum import PromptSpectrum
 from ...concepts.spectrum.stage_bounds import DEFAULT_STAGES, StageBounds
 from ...concepts.spectrum.stage_claims import stage_lines
 from ...concepts.spectrum.staged_prompt import Override, PromptSources
+from ...scenes.scene_layout import SceneLayout
 from ..learning.pictures.contact_sheet import contact_sheet
-from ..learning.pictures.heat_maps import heat_map
+from ..learning.pictures.heat_maps import heat_map, size_within
 from ..model.backbones import load_denoiser
 from ..model.sampling import Sampler, SamplingDenoiser
 from .picture_making import Picture, PictureOrder, SamplingChoice, check_backbone, make_pictures
+from .prompt_regions import read_regions
 from .staged_pictures import (
     MIX_NAME,
     is_staged,
@@ -69,10 +72,16 @@ class ComposeSettings(BaseModel):
     """Denoising steps."""
     guidance: float = Field(default=7.5, ge=0, le=100)
     """Classifier-free guidance scale, 0 to 100; 1 disables guidance."""
-    size: int | None = Field(default=None, ge=64, le=4096, multiple_of=8)
-    """Edge length in pixels; None uses that of the model."""
+    size: int | tuple[int, int] | None = None
+    """Edge length, or width and height as "256x128", in pixels, 64 to 4096, multiples of 8; None uses the edge of the model."""
     sampler: Sampler = "ddim"
     """Sampling method."""
+    regions: list[str] = []
+    """Prompts for parts of every picture, such as "left: a photo of a <head:3> bird"."""
+    layout: Path | None = None
+    """Layout of a scene, whose subjects are places for regions; also gives the size, unless there is one."""
+    feather: float = Field(default=16, ge=0, le=512)
+    """Width in pixels of the soft edge of regions."""
     lora_strength: float = Field(default=1.0, ge=-4, le=4)
     """Strength of the dictionaries' LoRA adapters: 1 as trained, 0 without them."""
     sheet: bool = False
@@ -83,6 +92,32 @@ class ComposeSettings(BaseModel):
     """Device: auto, cpu, cuda, cuda:1, mps."""
     dtype: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     """Floating-point precision."""
+
+    @field_validator("size", mode="before")
+    @classmethod
+    def _read_size(cls, value: object) -> object:
+        return read_size(value) if isinstance(value, str | int) else value
+
+    @property
+    def height_and_width(self) -> int | tuple[int, int] | None:
+        """The size as samplers take it."""
+        return self.size[::-1] if isinstance(self.size, tuple) else self.size
+
+
+def read_size(text: str | int) -> int | tuple[int, int]:
+    """`128` as an edge, `256x128` as width and height, in pixels.
+
+    Raises:
+        ValueError: neither, or a side that is not a multiple of 8 from 64 to 4096.
+    """
+    sides = [side.strip() for side in re.split("[x\u00d7]", str(text).lower())]
+    if len(sides) > 2 or not all(re.fullmatch(r"\d{1,9}", side) for side in sides):
+        raise ValueError("write an edge such as 128, or a width and a height such as 256x128")
+    width, *more = map(int, sides)
+    for side in (width, *more):
+        if not 64 <= side <= 4096 or side % 8:
+            raise ValueError(f"{side} pixels: a side is a multiple of 8 from 64 to 4096")
+    return (width, more[0]) if more else width
 
 
 def compose(
@@ -121,12 +156,18 @@ def compose_files(settings: ComposeSettings, on_progress: Callable[[int, int], N
     staged = is_staged([*settings.prompts, settings.negative], sources, overrides)
     if staged and settings.heat_maps:
         raise BestiaryError("--heat-maps needs prompts that are the same at every stage: remove --heat-maps")
+    layout = None if settings.layout is None else SceneLayout.from_json(read_text(settings.layout))
+    regions = read_regions(settings.regions, layout)
+    if regions and (staged or settings.heat_maps):
+        what = "--heat-maps shows one prompt" if settings.heat_maps else "prompts by stage cannot have regions"
+        raise BestiaryError(f"--region: {what}: leave one of them out")
     folder = settings.out or Path(f"{name_of_file(settings.dictionaries[0].name)}-pictures")
     check_writable(folder)
     base = settings.base or base_of(next(iter({**dictionaries, **sources.spectra}.values())))
     denoiser = load_denoiser(base, device=settings.device, dtype=settings.dtype)
     add_adapters(denoiser, dictionaries, settings.lora_strength)
-    choice = SamplingChoice(settings.steps, settings.guidance, settings.size, settings.sampler)
+    size = settings.height_and_width or (None if layout is None else (layout.height, layout.width))
+    choice = SamplingChoice(settings.steps, settings.guidance, size, settings.sampler, settings.feather)
     orders = [
         PictureOrder(prompt, settings.seed + number, settings.negative)
         for prompt in settings.prompts
@@ -150,7 +191,7 @@ def compose_files(settings: ComposeSettings, on_progress: Callable[[int, int], N
     else:
         pictures = make_pictures(
             denoiser, dictionaries, orders, choice,
-            attention=settings.heat_maps, on_progress=on_progress, on_picture=keep,
+            attention=settings.heat_maps, on_progress=on_progress, on_picture=keep, regions=regions,
         )  # fmt: skip
     # pictures may be sampled in another order: return them in prompt order, each followed by its heat maps
     paths = [path for row in range(len(orders)) for path in written[row]]
@@ -222,14 +263,18 @@ def add_adapters(denoiser: SamplingDenoiser, dictionaries: Mapping[str, PartDict
 def recipe_of(settings: ComposeSettings, base: str) -> dict[str, object]:
     """Settings that reproduce a picture, besides its prompt and seed."""
     hashes = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in settings.dictionaries}
+    regions = {"regions": settings.regions, "feather": settings.feather} if settings.regions else {}
+    layout = {"layout": json.loads(read_text(settings.layout))} if settings.layout else {}
     return {
         "dictionaries": hashes,
         "base": Path(base).name,
         "steps": settings.steps,
         "guidance": settings.guidance,
-        "size": settings.size,
+        "size": "{}x{}".format(*settings.size) if isinstance(settings.size, tuple) else settings.size,
         "sampler": settings.sampler,
         "lora_strength": settings.lora_strength,
+        **regions,
+        **layout,
     }
 
 
@@ -331,7 +376,7 @@ def heat_map_sheet(picture: Picture, dictionaries: Mapping[str, PartDictionary])
     """The picture, followed by one tile per part token with its attention map."""
     image = picture.to_image()
     maps = picture.attention
-    tiles, captions = [image.resize((192, 192), Image.Resampling.LANCZOS)], [picture.order.prompt]
+    tiles, captions = [image.resize(size_within(image.size, 192), Image.Resampling.LANCZOS)], [picture.order.prompt]
     for mention, attention in zip(picture.mentions, () if maps is None else maps, strict=True):
         dictionary = dictionaries[mention.dictionary]
         kinds = " + ".join(dictionary.kind_label(mention.part, kind) for kind, _ in mention.kinds)

@@ -11,7 +11,8 @@ from ...concepts.denoiser.backbone import check_learned_for
 from ...concepts.denoiser.denoiser import AttentionRequest, Conditioning, chunks_of
 from ...concepts.part_dictionary.part_dictionary import PartDictionary
 from ...concepts.part_prompt.part_prompt import ResolvedMention, ResolvedPrompt, parse_part_prompt, resolve_prompt
-from ..model.sampling import Sampler, SamplingDenoiser, pictures_at_once, sample_images
+from ..model.sampling import PromptRegions, Sampler, SamplingDenoiser, pictures_at_once, sample_images
+from .prompt_regions import PromptRegion, region_masks
 
 
 @dataclass(frozen=True)
@@ -29,9 +30,11 @@ class SamplingChoice:
 
     steps: int = 30
     guidance: float = 7.5
-    size: int | None = None
-    """Edge length in pixels; None uses that of the model."""
+    size: int | tuple[int, int] | None = None
+    """Edge length, or height and width, in pixels; None uses the edge of the model."""
     sampler: Sampler = "ddim"
+    feather: float = 16.0
+    """Width in pixels of the soft edge of regions."""
 
 
 @dataclass(frozen=True)
@@ -70,6 +73,7 @@ def make_pictures(
     attention: bool = False,
     on_progress: Callable[[int, int], None] | None = None,
     on_picture: Callable[[int, Picture], None] | None = None,
+    regions: Sequence[PromptRegion] = (),
 ) -> list[Picture]:
     """Generate all ordered pictures in batches; a picture does not depend on the others in its batch.
 
@@ -77,6 +81,7 @@ def make_pictures(
 
     Args:
         on_picture: called with the index in `orders` and the picture as soon as it is finished.
+        regions: prompts for parts of every picture, above the prompts of the orders.
 
     Raises:
         BestiaryError: a prompt is wrong (column, cause and valid choices), or a dictionary is for another backbone.
@@ -85,6 +90,7 @@ def make_pictures(
         check_backbone(name, dictionary, denoiser)
     positives = [resolve_prompt(parse_part_prompt(order.prompt), dictionaries) for order in orders]
     negatives = [resolve_prompt(parse_part_prompt(order.negative), dictionaries) for order in orders]
+    parts_of_picture = _encoded_regions(denoiser, dictionaries, regions, choice)
     pictures: dict[int, Picture] = {}
     # only prompts with the same number of chunks share a batch: padding would change the result
     for rows in _alike(denoiser, positives, negatives, pictures_at_once(denoiser, choice.size)):
@@ -102,6 +108,7 @@ def make_pictures(
             sampler=choice.sampler,
             attention=AttentionRequest(columns) if attention and columns is not None and _has_parts(positive) else None,
             on_step=report,
+            regions=parts_of_picture,
         )
         # the batch has as many maps as its longest prompt has mentions: cut the surplus
         for place, row in enumerate(rows):
@@ -111,6 +118,22 @@ def make_pictures(
             if on_picture is not None:
                 on_picture(row, pictures[row])
     return [pictures[row] for row in range(len(orders))]
+
+
+def _encoded_regions(
+    denoiser: SamplingDenoiser,
+    dictionaries: Mapping[str, PartDictionary],
+    regions: Sequence[PromptRegion],
+    choice: SamplingChoice,
+) -> PromptRegions | None:
+    if not regions:
+        return None
+    resolved = [resolve_prompt(parse_part_prompt(region.prompt), dictionaries) for region in regions]
+    edge = choice.size or denoiser.backbone.image_size
+    size = (edge, edge) if isinstance(edge, int) else edge
+    grid = (denoiser.images.shape(size)[1], denoiser.images.shape(size)[2])
+    masks = region_masks([region.box for region in regions], size, grid, choice.feather)
+    return PromptRegions([encode_resolved(denoiser, [prompt]) for prompt in resolved], masks)
 
 
 @torch.no_grad()

@@ -117,6 +117,36 @@ class Guidance:
         return plain + self.scale * (prediction - plain), attention
 
 
+@dataclass(frozen=True)
+class PromptRegions:
+    """Prompts of parts of a picture."""
+
+    prompts: Sequence[Conditioning]
+    """K of one row each, seen by all pictures."""
+    masks: Tensor
+    """`(K, h, w)` in 0..1, at most 1 in sum: how much of the prediction at a place is of each; the rest is the whole picture's."""
+
+
+@dataclass
+class RegionGuidance(Guidance):
+    """The prompts of one batch, and others for regions of its pictures."""
+
+    regions: Sequence[Prompted]
+    masks: Tensor
+    """`(K, h, w)` as in `PromptRegions`."""
+
+    def predict(
+        self, network: Network, latents: Tensor, time: float, request: AttentionRequest | None
+    ) -> tuple[Tensor, Mapping[str, Tensor]]:
+        """Guided predictions `(B, C, h, w)` of all prompts averaged by their masks, and attention maps of the whole picture's."""
+        whole, attention = super().predict(network, latents, time, request)
+        blended = whole * (1 - self.masks.sum(0))
+        for mask, text in zip(self.masks, self.regions, strict=True):
+            own, _ = Guidance(text, self.negative, self.scale).predict(network, latents, time, None)
+            blended = blended + own * mask
+        return blended, attention
+
+
 def sample_images(
     denoiser: SamplingDenoiser,
     positive: Prompted,
@@ -130,6 +160,7 @@ def sample_images(
     attention: AttentionRequest | None = None,
     on_step: ProgressCallback | None = None,
     batch_size: int | None = None,
+    regions: PromptRegions | None = None,
 ) -> SampledImages:
     """Make one picture per seed.
 
@@ -144,6 +175,7 @@ def sample_images(
         attention: tokens whose maps are averaged over layers and steps; columns `(N, P, K)` or `(1, P, K)`.
         on_step: called with (steps done, steps in all) over all batches.
         batch_size: pictures made at once; None chooses by size.
+        regions: prompts of parts of the pictures; each costs as much as `positive`.
 
     Raises:
         BestiaryError: a value out of range, prompts that do not match the seeds, or numbers that are not finite.
@@ -165,6 +197,10 @@ def sample_images(
     with torch.no_grad():
         for rows in batches:
             prompts = Guidance(_rows(positive, rows), None if negative is None else _rows(negative, rows), guidance)
+            if regions is not None:
+                own = [prompt.expanded(len(seeds[rows])) for prompt in regions.prompts]
+                masks = regions.masks.to(denoiser.device)
+                prompts = RegionGuidance(prompts.positive, prompts.negative, guidance, own, masks)
             request = None if attention is None else _request_rows(attention, rows, len(seeds))
             noise = draw_noise(denoiser, seeds[rows], (height, width))
             latents, averaged = _denoise(denoiser, noise, prompts, request, steps, sampler, advance)
