@@ -10,7 +10,7 @@ from bestiary.concepts.errors import BestiaryError
 from safetensors.torch import load_file
 
 KINDS = ("demo", "sd15", "sdxl")
-STEPS = 20
+STEPS = 6
 CHEAP = {"name": "bird", "instance_prompt": "a red bird", "class_prompt": "a bird", "steps": STEPS, "rank": 2}
 CHEAP |= {"lora_lr": 1e-3, "batch_size": 2, "image_size": 128, "seed": 3, "preview_every": 0, "prior": "pictures"}
 
@@ -63,14 +63,15 @@ def _set_up(denoiser: object, pictures: object, settings: object) -> object:
 
 
 @pytest.mark.parametrize(("kind", "prior"), [*((kind, "pictures") for kind in KINDS), ("demo", "model")])
+@pytest.mark.parametrize("steps", [STEPS, pytest.param(20, marks=pytest.mark.slow)])
 def test_losses_are_those_of_the_command_line(
-    kind: str, prior: str, prepared, diffusers_denoiser, command_line_losses
+    kind: str, prior: str, steps: int, prepared, diffusers_denoiser, command_line_losses
 ) -> None:
-    loaded, pictures, settings = prepared(kind, lora_lr=1e-4, prior=prior)
+    loaded, pictures, settings = prepared(kind, lora_lr=1e-4, prior=prior, steps=steps)
     run = _run(settings, pictures)
     ours = _train(loaded, pictures, settings, run)
     theirs = command_line_losses(lambda: _set_up(diffusers_denoiser(kind), pictures, settings))
-    assert len(ours.losses) == len(theirs) == STEPS and len(set(ours.losses)) == STEPS
+    assert len(ours.losses) == len(theirs) == len(set(ours.losses)) == steps
     assert np.abs(np.array(ours.losses) - np.array(theirs)).max() < 1e-4
     # the log rounds to six digits
     for line in run.read_log():

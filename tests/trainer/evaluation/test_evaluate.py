@@ -92,11 +92,12 @@ def test_tests_follow_from_the_discovery(discovery):
 
 
 def test_prompt_names_every_part_known(discovery):
-    dictionary = make_dictionary(discovery)
+    dictionary, names = make_dictionary(discovery), ("head", "body", "legs", "tail", "background")
+    object.__setattr__(dictionary, "part_names", names)
+    codebook = discovery.codebook.with_names(names, ({},) * len(names))
     case = TestCase(tuple(discovery.maps.codes[0].tolist()), (0, 0, 0, 0, 0), 0)
-    names = discovery.codebook.part_names
     tokens = [f"<{names[part]}:{code}>" for part, code in enumerate(case.codes) if code != ABSENT]
-    assert prompt_of(case, dictionary, discovery.codebook) == "a photo of a " + " ".join(tokens)
+    assert prompt_of(case, dictionary, codebook) == "a photo of a " + " ".join(tokens)
 
 
 def test_whole_dictionary_gets_one_token_for_each_picture(discovery):
