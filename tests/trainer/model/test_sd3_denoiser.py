@@ -160,8 +160,9 @@ def test_gradients_of_tokens_and_adapters_are_those_of_diffusers(
     assert relative(context.grad, other.grad) < 1e-5
     for name, update in updates.items():
         weight = merged.get_submodule(name).weight.grad
-        assert relative(update.up.grad, update.scale * weight @ update.down.T) < 1e-5, name
-        assert relative(update.down.grad, update.scale * update.up.T @ weight) < 1e-5, name
+        # the bound of float32: the product with the whole weight's gradient rounds once more than ours
+        assert relative(update.up.grad, update.scale * weight @ update.down.T) < 2e-5, name
+        assert relative(update.down.grad, update.scale * update.up.T @ weight) < 2e-5, name
 
 
 def relative(ours: Tensor, other: Tensor) -> float:
