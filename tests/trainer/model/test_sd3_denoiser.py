@@ -158,11 +158,14 @@ def test_gradients_of_tokens_and_adapters_are_those_of_diffusers(
     prediction, columns, _ = theirs(merged, other)
     loss(prediction, columns).backward()
     assert relative(context.grad, other.grad) < 1e-5
+    pairs = []
     for name, update in updates.items():
         weight = merged.get_submodule(name).weight.grad
-        # the bound of float32: the product with the whole weight's gradient rounds once more than ours
-        assert relative(update.up.grad, update.scale * weight @ update.down.T) < 2e-5, name
-        assert relative(update.down.grad, update.scale * update.up.T @ weight) < 2e-5, name
+        pairs += [(update.up.grad, update.scale * weight @ update.down.T)]
+        pairs += [(update.down.grad, update.scale * update.up.T @ weight)]
+        # one adapter's gradient may be small beside the others', and is then rounded more
+        assert max(relative(*pair) for pair in pairs[-2:]) < 1e-4, name
+    assert relative(*(torch.cat([grad.flatten() for grad in side]) for side in zip(*pairs, strict=True))) < 1e-5
 
 
 def relative(ours: Tensor, other: Tensor) -> float:
