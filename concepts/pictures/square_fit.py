@@ -28,3 +28,14 @@ def fit_square(image: Image.Image, size: int, fit: SquareFit = "centre square") 
     """The used area of a picture, resized to `size` x `size` pixels (bicubic, smoothed when shrinking)."""
     # cut and resized in one step, with half-pixel exactness
     return image.resize((size, size), Image.Resampling.BICUBIC, box=seen_box(*image.size, fit))
+
+
+def fit_shape(image: Image.Image, height: int, width: int) -> Image.Image:
+    """The centre area of a picture with the aspect ratio of `height` x `width` pixels, as large as it can be, resized to it (bicubic)."""
+    if height == width:
+        return fit_square(image, height)
+    scale = min(image.width / width, image.height / height)
+    left, top = (image.width - scale * width) / 2, (image.height - scale * height) / 2
+    # rounding must not reach beyond the picture
+    box = (left, top, min(left + scale * width, image.width), min(top + scale * height, image.height))
+    return image.resize((width, height), Image.Resampling.BICUBIC, box=box)

@@ -43,6 +43,7 @@ KEYS = {
 GRAPH_GIVES = (
     *SHARED_GIVES,
     *(f"images.{name}" for name in ("instance", "masks", "class_images", "class_count")),
+    "images.buckets",
     "run.device",
     "run.dtype",
     "method.prior",

@@ -80,6 +80,11 @@ def _check_settings(settings: TrainDreamBoothSettings, folder: IFFolder, class_p
             "size: leave it out",
             option="images.size",
         )
+    if images.buckets:
+        raise BestiaryError(
+            "images.buckets is true, but DeepFloyd IF is trained on squares alone: leave it out",
+            option="images.buckets",
+        )
     if method.vectors:
         raise BestiaryError(
             f"method.vectors is {method.vectors}, but DeepFloyd IF is trained with plain words alone: set it to 0 and name a word such as sks",

@@ -2,27 +2,34 @@
 
 import hashlib
 import os
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 
+from ...concepts.denoiser.backbone import Backbone
 from ...concepts.denoiser.denoiser import ProgressCallback
 from ...concepts.errors import BestiaryError
 from ..exchange.export_dreambooth import export_adapter
+from ..learning.dreambooth.dreambooth_images import PictureBucket
 from ..learning.dreambooth.dreambooth_settings import TrainDreamBoothSettings
 from ..learning.dreambooth.dreambooth_setup import DreamBoothTraining, identifier_start, lay_out, set_up_dreambooth
-from ..learning.pictures.latent_cache import LatentCache
+from ..learning.pictures.aspect_buckets import AspectBucket, aspect_buckets
+from ..learning.pictures.image_files import picture_size
+from ..learning.pictures.latent_cache import CacheSpec, LatentCache
 from ..learning.run.processes import Parallel
-from ..learning.spectrum.spectrum_images import ConceptPictures, find_pictures, read_masks
+from ..learning.spectrum.spectrum_images import ConceptPictures, find_pictures, masks_of_shapes
 from ..model.if_denoiser import IFDenoiser
 from ..model.sampling import SamplingDenoiser
 from .class_pictures import MakingTime, class_pictures, make_missing, time_one
 from .dreambooth_if import PIXELS, findings_of, is_if, load_stage, notes_of
 from .train import Trained, train
-from .training_setup import Task, TrainingSetup, load_base
+from .training_setup import CachePart, Task, TrainingSetup, load_base
+
+BUCKET_CELLS = 8
+"""Latent cells of which the edges of buckets are multiples: what halves a UNet's grid three times."""
 
 
 @dataclass
@@ -56,8 +63,10 @@ class DreamBoothTask(Task[TrainDreamBoothSettings, DreamBoothPictures]):
     """A LoRA of one thing."""
 
     kind = "dreambooth"
-    masks: np.ndarray | None = None
-    """(N, h, w) 0..1 of what is learned of the thing, read once the model is known."""
+    masks: list[np.ndarray] | None = None
+    """(h, w) 0..1 of every picture, what is learned of the thing, read once the model is known."""
+    buckets: tuple[AspectBucket, ...] = ()
+    """Shapes of the thing's pictures; none where they are cut to squares."""
     making: MakingTime | None = None
     """Where nothing is trained and pictures of the class are missing: how long they will take."""
 
@@ -113,8 +122,8 @@ class DreamBoothTask(Task[TrainDreamBoothSettings, DreamBoothPictures]):
         settings, images = self.settings, self.settings.images
         lay_out(settings, denoiser)
         identifier_start(denoiser, settings.method.vectors, settings.method.initial_words)
-        edge = images.cached_size(denoiser.backbone) // denoiser.backbone.latent_factor
-        self.masks = read_masks(images.masks, self.pictures.instance, edge)
+        self.buckets = self._buckets(denoiser.backbone)
+        self.masks = masks_of_shapes(images.masks, self.pictures.instance, self._cached_cells(denoiser.backbone))
         folder = self.pictures.class_folder
         if folder is None:
             return
@@ -129,10 +138,56 @@ class DreamBoothTask(Task[TrainDreamBoothSettings, DreamBoothPictures]):
         else:
             self.pictures.class_names = make_missing(denoiser, prompt, folder, count, size=size)
 
-    def set_up(self, denoiser: SamplingDenoiser, cache: LatentCache, parallel: Parallel) -> DreamBoothTraining:
+    def _buckets(self, backbone: Backbone) -> tuple[AspectBucket, ...]:
+        images = self.settings.images
+        if not images.buckets:
+            return ()
+        sizes = [picture_size(path) for path in self.pictures.instance.paths]
+        return aspect_buckets(sizes, images.training_size(backbone), BUCKET_CELLS * backbone.latent_factor)
+
+    def _cached_cells(self, backbone: Backbone) -> list[tuple[int, int]]:
+        """Height and width in latent cells of what is cached of every picture of the thing."""
+        images, factor, count = self.settings.images, backbone.latent_factor, len(self.pictures.instance.names)
+        square = images.cached_size(backbone) // factor
+        cells = [(square, square)] * count
+        for bucket in self.buckets:
+            height, width = (images.with_margin(edge, factor) // factor for edge in (bucket.height, bucket.width))
+            for row in bucket.rows:
+                cells[row] = (height, width)
+        return cells
+
+    def cache_parts(self, spec: CacheSpec) -> tuple[CachePart, ...]:
+        """One part for every shape, with all pictures of the class cut to it."""
+        if not self.buckets:
+            return super().cache_parts(spec)
+        factor, count = spec.image_size // spec.latent_size, len(self.pictures.instance.names)
+        of_class, parts = tuple(range(count, len(spec.pictures))), []
+        for bucket in self.buckets:
+            rows = (*bucket.rows, *of_class)
+            height, width = (self.settings.images.with_margin(edge, factor) for edge in (bucket.height, bucket.width))
+            shape = None if height == width == spec.image_size else (height, width)
+            parts.append(
+                CachePart(replace(spec, pictures=tuple(spec.pictures[row] for row in rows), pixels=shape), rows)
+            )
+        return tuple(parts)
+
+    def set_up(
+        self, denoiser: SamplingDenoiser, caches: Sequence[LatentCache], parallel: Parallel
+    ) -> DreamBoothTraining:
         """Adapters, perhaps an identifier, and batches of the thing and its class."""
-        count = len(self.pictures.instance.names)
-        given = (self.settings, denoiser, self.pictures.names, count, cache, self.masks, parallel)
+        count, masks, factor = len(self.pictures.instance.names), self.masks, denoiser.backbone.latent_factor
+        size = self.settings.images.training_size(denoiser.backbone)
+        buckets = self.buckets or (AspectBucket(size, size, tuple(range(count))),)
+        cached = [
+            PictureBucket(
+                bucket.rows,
+                cache,
+                (bucket.height // factor, bucket.width // factor),
+                None if masks is None else np.stack([masks[row] for row in bucket.rows]),
+            )
+            for bucket, cache in zip(buckets, caches, strict=True)
+        ]
+        given = (self.settings, denoiser, self.pictures.names, count, cached, None, parallel)
         if not isinstance(denoiser, IFDenoiser):
             return set_up_dreambooth(*given)
         notes = notes_of(denoiser, self.settings)
@@ -155,7 +210,11 @@ class DreamBoothTask(Task[TrainDreamBoothSettings, DreamBoothPictures]):
         yield f"prompt: {settings.captions.instance_prompt!r}; LoRA of rank {settings.lora.rank}{identifier}"
         if isinstance(setup.denoiser, IFDenoiser):
             yield from findings_of(setup.denoiser, settings)
-        yield f"sizes: trained at {setup.image_size} px, cached at {setup.spec.image_size} px"
+        if self.buckets:
+            shapes = ", ".join(f"{len(one.rows)} at {one.width} x {one.height}" for one in self.buckets)
+            yield f"sizes: pictures of the thing are trained in {len(self.buckets)} shapes ({shapes} px), those of the class in each"
+        else:
+            yield f"sizes: trained at {setup.image_size} px, cached at {setup.spec.image_size} px"
         steps, size = settings.optimizer.steps, setup.batches.step_size
         yield f"work: {steps} steps of {size} pictures, {steps * size / len(instance.names):.1f} passes over the thing's pictures"
 

@@ -1,7 +1,7 @@
 """PartCraft training: `bestiary train parts RECIPE.toml`. Paper: arXiv 2407.04604."""
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -97,9 +97,9 @@ class PartTask(Task[TrainPartsSettings, PartPictures]):
         """Attention layers that are asked for must exist."""
         check_layers(self.settings, denoiser)
 
-    def set_up(self, denoiser: SamplingDenoiser, cache: LatentCache, parallel: Parallel) -> PartTraining:
+    def set_up(self, denoiser: SamplingDenoiser, caches: Sequence[LatentCache], parallel: Parallel) -> PartTraining:
         """Projector, adapters and captioned batches."""
-        return set_up_parts(self.settings, denoiser, self.pictures.names, self.pictures.kinds, cache, parallel)
+        return set_up_parts(self.settings, denoiser, self.pictures.names, self.pictures.kinds, caches[0], parallel)
 
     def thumbnail_square(self, row: int) -> Image.Image:
         """A square of at most 512 pixels, large enough to cut parts from it."""

@@ -1,6 +1,6 @@
 """ProSpect training: `bestiary train spectrum IMAGE_OR_FOLDER`. Paper: arXiv 2305.16225."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -46,9 +46,9 @@ class SpectrumTask(Task[TrainSpectrumSettings, ConceptPictures]):
         edge = images.cached_size(denoiser.backbone) // denoiser.backbone.latent_factor
         self.masks = read_masks(images.masks, self.pictures, edge)
 
-    def set_up(self, denoiser: SamplingDenoiser, cache: LatentCache, parallel: Parallel) -> SpectrumTraining:
+    def set_up(self, denoiser: SamplingDenoiser, caches: Sequence[LatentCache], parallel: Parallel) -> SpectrumTraining:
         """Vectors and batches that serve every stage."""
-        return set_up_spectrum(self.settings, denoiser, self.pictures.names, cache, self.masks)
+        return set_up_spectrum(self.settings, denoiser, self.pictures.names, caches[0], self.masks)
 
     def findings(self, setup: TrainingSetup) -> Iterator[str]:
         """Pictures, sizes, stages, and pictures for every stage."""

@@ -50,6 +50,15 @@ Settings = TypeVar("Settings", bound=TrainingSettings)
 Pictures = TypeVar("Pictures", bound=TrainingPictures)
 
 
+@dataclass(frozen=True)
+class CachePart:
+    """Pictures that are cached in one shape."""
+
+    spec: CacheSpec
+    rows: tuple[int, ...]
+    """Their numbers among all pictures."""
+
+
 class Task(ABC, Generic[Settings, Pictures]):
     """What a training on the command line does its own way; the way itself is in train.py."""
 
@@ -93,9 +102,13 @@ class Task(ABC, Generic[Settings, Pictures]):
     def check(self, denoiser: SamplingDenoiser) -> None:
         """Raise BestiaryError for what does not fit this model, before pictures are encoded."""
 
+    def cache_parts(self, spec: CacheSpec) -> tuple[CachePart, ...]:
+        """How the pictures of `spec` are cached: all of them as squares, unless a task says otherwise."""
+        return (CachePart(spec, tuple(range(len(spec.pictures)))),)
+
     @abstractmethod
-    def set_up(self, denoiser: SamplingDenoiser, cache: LatentCache, parallel: Parallel) -> Training:
-        """The training from its first step on."""
+    def set_up(self, denoiser: SamplingDenoiser, caches: Sequence[LatentCache], parallel: Parallel) -> Training:
+        """The training from its first step on, with a cache for each of `cache_parts`."""
 
     @abstractmethod
     def findings(self, setup: "TrainingSetup") -> Iterator[str]:
@@ -132,8 +145,14 @@ class TrainingSetup:
     task: Task
     denoiser: SamplingDenoiser
     spec: CacheSpec
-    cache: LatentCache
+    """Of the pictures as squares."""
+    caches: tuple[LatentCache, ...]
     training: Training
+
+    @property
+    def cache(self) -> LatentCache:
+        """The first cache, and the only one of most trainings."""
+        return self.caches[0]
 
     @property
     def settings(self) -> TrainingSettings:
@@ -222,19 +241,22 @@ def prepare(
         mean, log_variance = denoiser.images.to_cache(images).unbind(1)
         return mean, log_variance  # (B, C, h, w) each
 
-    cache = open_cache(
-        images.cache or task.cache_folder,
-        spec,
-        pictures.paths,
-        lambda: encode,
-        batch_size=images.encode_batch,
-        workers=images.workers,
-        parallel=parallel,
-        on_progress=on_progress,
+    caches = tuple(
+        open_cache(
+            images.cache or task.cache_folder,
+            part.spec,
+            [pictures.paths[row] for row in part.rows],
+            lambda: encode,
+            batch_size=images.encode_batch,
+            workers=images.workers,
+            parallel=parallel,
+            on_progress=on_progress,
+        )
+        for part in task.cache_parts(spec)
     )
     wanted = settings.run.preview_every > 0 and parallel.rank == 0 if keep_decoder is None else keep_decoder
     free_autoencoder(denoiser, keep_decoder=wanted)
-    return TrainingSetup(task, denoiser, spec, cache, task.set_up(denoiser, cache, parallel))
+    return TrainingSetup(task, denoiser, spec, caches, task.set_up(denoiser, caches, parallel))
 
 
 def fingerprint_autoencoder(path: str) -> str:

@@ -163,6 +163,85 @@ def test_ten_and_ten_steps_are_twenty(tiny_folder: Callable, pictures: Path, of_
     ]
 
 
+def test_ten_and_ten_steps_are_twenty_on_stable_diffusion(
+    tiny_folder: Callable, pictures: Path, of_class: Path, tmp_path: Path
+) -> None:
+    """A plain word, pictures of the class, random crops: the model's shape is that of SD 1.5, its widths are small."""
+    changes = {
+        "images.class_images": of_class, "images.margin": 0.25, "optimizer.steps": 20, "optimizer.batch_size": 1, "run.save_every": 10,
+    }  # fmt: skip
+    whole = train_dreambooth(_settings(tiny_folder("sd15"), pictures, tmp_path / "whole", **changes))
+
+    def stop(done: int, total: int) -> None:
+        if done == 10:
+            os.kill(os.getpid(), 2)
+
+    with pytest.raises(TrainingStopped):
+        train_dreambooth(_settings(tiny_folder("sd15"), pictures, tmp_path / "halves", **changes), on_progress=stop)
+    assert resume_training(tmp_path / "halves").path.read_bytes() == whole.path.read_bytes()
+    curves = [[line["loss"] for line in _lines(tmp_path / name)] for name in ("halves", "whole")]
+    assert len(curves[0]) == 20 and curves[0] == curves[1]
+
+
+@pytest.fixture
+def mixed(tmp_path: Path) -> Path:
+    """Two wide pictures, a tall one and a square one; the left half of each is white in its mask."""
+    folder, masks, rng = tmp_path / "mixed", tmp_path / "mixed_masks", np.random.default_rng(5)
+    folder.mkdir(), masks.mkdir()
+    for name, (wide, high) in {"a": (260, 70), "b": (240, 64), "c": (64, 250), "d": (90, 90)}.items():
+        Image.fromarray(rng.integers(0, 255, (high, wide, 3), dtype=np.uint8)).save(folder / f"{name}.png")
+        half = np.zeros((high, wide), np.uint8)
+        half[:, : wide // 2] = 255
+        Image.fromarray(half).save(masks / f"{name}.png")
+    return folder
+
+
+def _in_buckets(base: Path, mixed: Path, of_class: Path, out: Path, **changes: object) -> TrainDreamBoothSettings:
+    given = {
+        "images.size": 128,
+        "images.buckets": True,
+        "images.class_images": of_class,
+        "images.masks": mixed.with_name("mixed_masks"),
+    }
+    return _settings(base, mixed, out, **(given | {"optimizer.batch_size": 1} | changes))
+
+
+def test_mixed_shapes_train_in_batches_of_one_shape(
+    tiny_folder: Callable, mixed: Path, of_class: Path, tmp_path: Path
+) -> None:
+    settings = _in_buckets(tiny_folder("sd15"), mixed, of_class, tmp_path / "run")
+    setup = prepare(DreamBoothTask(settings))
+    shapes = {"a.png": (8, 32), "b.png": (8, 32), "c.png": (32, 8), "d.png": (16, 16)}
+    seen = []
+    for step in range(4):
+        batch = setup.batches.draw(step, 0)
+        (thing, of_kind), (height, width) = batch.names, batch.moments.shape[-2:]
+        assert (height, width) == shapes[thing] and of_kind.startswith("../class/")
+        assert batch.sizes[0].tolist() == [8 * height, 8 * width, 0, 0, 8 * height, 8 * width]
+        assert batch.masks[0, 0, :, : width // 2 - 1].min() == 1 and batch.masks[0, 0, :, width // 2 + 1 :].max() == 0
+        assert batch.masks[1].min() == 1 and torch.isfinite(setup.objective(batch).total)
+        seen.append(thing)
+    assert sorted(seen) == sorted(shapes)
+    (line,) = [line for line in setup.task.findings(setup) if line.startswith("sizes:")]
+    assert "in 3 shapes (2 at 256 x 64, 1 at 128 x 128, 1 at 64 x 256 px)" in line
+
+
+def test_a_resumed_training_in_buckets_is_the_uninterrupted_one(
+    tiny_folder: Callable, mixed: Path, of_class: Path, tmp_path: Path
+) -> None:
+    base, changes = tiny_folder("bestiary-demo"), {"optimizer.steps": 4, "images.margin": 0.25}
+    whole = train_dreambooth(_in_buckets(base, mixed, of_class, tmp_path / "whole", **changes))
+
+    def stop(done: int, total: int) -> None:
+        if done == 2:
+            os.kill(os.getpid(), 2)
+
+    with pytest.raises(TrainingStopped):
+        train_dreambooth(_in_buckets(base, mixed, of_class, tmp_path / "halves", **changes), on_progress=stop)
+    assert resume_training(tmp_path / "halves").path.read_bytes() == whole.path.read_bytes()
+    assert [line["loss"] for line in _lines(tmp_path / "halves")] == [line["loss"] for line in _lines(whole.run.path)]
+
+
 def test_a_learned_identifier_has_a_file_of_its_own(
     tiny_folder: Callable, pictures: Path, of_class: Path, tmp_path: Path
 ) -> None:

@@ -140,13 +140,19 @@ def test_the_second_stage_learns_from_its_pictures_made_small(settings_for: Make
     batches, alphas = setup.batches, setup.denoiser.level_alphas
     batch = batches.draw(3, 0)
     assert batch.guide.shape == (2, 3, 64, 64) and batch.levels.shape == (2,)
-    x0 = batch.moments[:, 0].float()
-    low = enlarge(lowered(x0), (64, 64))
-    alpha = alphas[batch.levels].view(-1, 1, 1, 1)
-    noise = (batch.guide - alpha.sqrt() * low) / (1 - alpha).sqrt()
-    assert abs(float(noise.std()) - 1) <= 0.02 and abs(float(noise.mean())) <= 0.04
-    # neither the noise of the diffusion nor the same for every row
-    assert abs(float((noise * batch.noise[:, 1]).mean())) <= 0.04 and not torch.equal(noise[0], noise[1])
+    noises = []
+    for step in range(12):
+        drawn = batches.draw(step, 0)
+        low = enlarge(lowered(drawn.moments[:, 0].float()), (64, 64))
+        alpha = alphas[drawn.levels].view(-1, 1, 1, 1)
+        noises.append((drawn.guide - alpha.sqrt() * low) / (1 - alpha).sqrt())
+        # not the noise of the diffusion
+        assert abs(float((noises[-1] * drawn.noise[:, 1]).mean())) <= 0.04
+    noise = torch.cat(noises)
+    # of 24 pictures with 12,288 values each: the error of a sample's deviation is 0.0013
+    assert abs(float(noise.std()) - 1) <= 0.01 and abs(float(noise.mean())) <= 0.01
+    # every row has its own
+    assert len({round(float(row.sum()), 3) for row in noise}) == len(noise)
     again = batches.draw(3, 0)
     assert torch.equal(again.guide, batch.guide) and torch.equal(again.levels, batch.levels)
     levels = torch.cat([batches.draw(step, 0).levels for step in range(120)])
@@ -226,6 +232,7 @@ def test_the_doctor_looks_at_licence_texts_memory_and_a_forward_pass(settings_fo
         ("second", {"base.stage": "I"}, "is stage II of DeepFloyd IF .*but base.stage is I"),
         ("first", {"images.size": 64}, "images.size is 64, but stage I of DeepFloyd IF draws 32 pixels"),
         ("first", {"method.vectors": 1, "captions.instance_prompt": "a {} dog"}, "trained with plain words alone"),
+        ("first", {"images.buckets": True}, "images.buckets is true, but DeepFloyd IF is trained on squares alone"),
         ("second", {"images.class_count": 9}, "holds 4 of 9 pictures of the class, and stage II"),
         ("first", {"captions.instance_prompt": "a photo of <head:42> dog"}, "no piece for letters in '<head:42>'"),
         ("first", {"lora.targets": ["to_x"]}, "lora.targets names 'to_x'"),

@@ -25,7 +25,7 @@ from ..pictures.latent_cache import LatentCache
 from ..run.fit import ParameterGroup
 from ..run.processes import Parallel, SingleProcess
 from ..run.training import Origin, Sample, Training
-from .dreambooth_images import DreamBoothImages, DreamBoothPlan
+from .dreambooth_images import DreamBoothImages, DreamBoothPlan, PictureBucket
 from .dreambooth_objective import CLASS, INSTANCE, DreamBoothObjective
 from .dreambooth_settings import PLACE, TrainDreamBoothSettings
 
@@ -86,6 +86,7 @@ class DreamBoothTraining(Training[DreamBoothAdapter]):
             "steps": steps,
             "batch": self.batches.step_size,
             "image_size": self.image_size,
+            "buckets": settings.images.buckets,
             "pictures": list(self.batches.names[: self.instances][:50]),
             "class_pictures": len(self.batches.names) - self.instances,
             "learning_rate": settings.optimizer.lora_lr,
@@ -127,7 +128,7 @@ def set_up_dreambooth(
     denoiser: Denoiser,
     names: Sequence[str],
     instances: int,
-    cache: LatentCache,
+    cached: LatentCache | Sequence[PictureBucket],
     masks: np.ndarray | None = None,
     parallel: Parallel | None = None,
     *,
@@ -139,8 +140,8 @@ def set_up_dreambooth(
     Args:
         names: what messages call the N pictures of the thing and those of its class, in the cache's order.
         instances: N.
-        cache: their moments.
-        masks: `(N, H, W)` 0..1, what is learned of the thing; None is everything.
+        cached: their moments, of squares or by buckets.
+        masks: of squares, `(N, H, W)` 0..1, what is learned of the thing; None is everything.
         level_alphas: `(L,)`, for a model that enlarges low pictures: see `DreamBoothPlan`.
         notes: what the file shall say of this kind of model besides.
 
@@ -176,7 +177,7 @@ def set_up_dreambooth(
         latent_factor=denoiser.backbone.latent_factor,
         level_alphas=level_alphas,
     )
-    batches = DreamBoothImages(names, instances, cache, plan, masks, denoiser.device)
+    batches = DreamBoothImages(names, instances, cached, plan, masks, denoiser.device)
     groups = [ParameterGroup("lora", objective.named_adapters(), optimizer.lora_lr, optimizer.weight_decay)]
     if objective.vectors is not None:
         # embeddings differ tenfold in size between backbones

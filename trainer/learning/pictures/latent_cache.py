@@ -8,6 +8,7 @@ h and w the latent grid.
 import hashlib
 import json
 import logging
+import math
 import os
 import sys
 import tempfile
@@ -24,9 +25,10 @@ from ....concepts.denoiser.backbone import Backbone
 from ....concepts.denoiser.denoiser import ProgressCallback
 from ....concepts.errors import BestiaryError
 from ....concepts.files.atomic_file import remove_leftovers, write_text
+from ....concepts.pictures.square_fit import fit_shape
 from ..run.processes import Parallel, SingleProcess
 from ..run.run_settings import PictureSettings
-from .image_files import fit_square, image_to_tensor, read_image
+from .image_files import image_to_tensor, read_image
 
 logger = logging.getLogger("bestiary")
 NOT_FINITE_REMEDY = (
@@ -53,6 +55,13 @@ class CacheSpec:
     """Relative path, bytes and modification time in ns of every picture, in order."""
     precision: str = ""
     """Floating-point type of the autoencoder, such as float16; part of the key because it changes the latents."""
+    pixels: tuple[int, int] | None = None
+    """Height and width of the cached pictures where they are no squares of `image_size`."""
+
+    @property
+    def picture_shape(self) -> tuple[int, int]:
+        """Height and width of the cached pictures in pixels."""
+        return self.pixels or (self.image_size, self.image_size)
 
     @property
     def views(self) -> int:
@@ -62,7 +71,9 @@ class CacheSpec:
     @property
     def shape(self) -> tuple[int, ...]:
         """(N, V, 2, C, h, w): mean and log-variance."""
-        return (len(self.pictures), self.views, 2, self.channels, self.latent_size, self.latent_size)
+        factor = self.image_size // self.latent_size
+        height, width = (edge // factor for edge in self.picture_shape)
+        return (len(self.pictures), self.views, 2, self.channels, height, width)
 
     @property
     def byte_count(self) -> int:
@@ -75,7 +86,11 @@ class CacheSpec:
 
     def as_json(self) -> str:
         """The specification as JSON text."""
-        return json.dumps(self.__dict__, sort_keys=True)
+        told = dict(self.__dict__)
+        # squares are known by their edge alone, as they always were
+        if self.pixels is None:
+            del told["pixels"]
+        return json.dumps(told, sort_keys=True)
 
 
 @dataclass(frozen=True)
@@ -86,29 +101,35 @@ class LatentCache:
     """(N, V, 2, C, h, w) float16, memory-mapped."""
 
     def read(
-        self, rows: Sequence[int], views: Sequence[int], tops: Sequence[int], lefts: Sequence[int], size: int
+        self,
+        rows: Sequence[int],
+        views: Sequence[int],
+        tops: Sequence[int],
+        lefts: Sequence[int],
+        size: int | tuple[int, int],
     ) -> Tensor:
-        """Moments `(B, 2, C, size, size)` float16 of crops; tops, lefts and size in latent cells."""
+        """Moments `(B, 2, C, h, w)` float16 of crops; tops, lefts and size, an edge or (h, w), in latent cells."""
+        height, width = (size, size) if isinstance(size, int) else size
         picked = [
-            self.moments[row, view, :, :, top : top + size, left : left + size]  # (2, C, size, size)
+            self.moments[row, view, :, :, top : top + height, left : left + width]  # (2, C, h, w)
             for row, view, top, left in zip(rows, views, tops, lefts, strict=True)
         ]
-        return torch.from_numpy(np.stack(picked))  # (B, 2, C, size, size)
+        return torch.from_numpy(np.stack(picked))  # (B, 2, C, h, w)
 
 
 class _Pictures(Dataset):
-    """Decoded squares by row number; contains only paths, because it is pickled to worker processes."""
+    """Decoded pictures of one shape by row number; contains only paths, because it is pickled to worker processes."""
 
-    def __init__(self, paths: Sequence[Path], rows: Sequence[int], size: int) -> None:
-        self.paths, self.rows, self.size = list(paths), list(rows), size
+    def __init__(self, paths: Sequence[Path], rows: Sequence[int], shape: tuple[int, int]) -> None:
+        self.paths, self.rows, self.shape = list(paths), list(rows), shape
 
     def __len__(self) -> int:
         return len(self.rows)
 
     def __getitem__(self, index: int) -> tuple[int, Tensor]:
         row = self.rows[index]
-        picture = read_image(self.paths[row], self.size)
-        return row, image_to_tensor(fit_square(picture, self.size))  # (3, S, S)
+        picture = read_image(self.paths[row], max(self.shape))
+        return row, image_to_tensor(fit_shape(picture, *self.shape))  # (3, H, W)
 
 
 def picture_stamps(folder: Path, names: Sequence[str]) -> tuple[tuple[str, int, int], ...]:
@@ -174,7 +195,7 @@ def open_cache(
     Args:
         folder: may contain the caches of several specifications.
         paths: the pictures, in the order of `spec.pictures`.
-        load_encoder: called only if pictures are left to encode; returns a function images `(B, 3, S, S)` in 0..1 -> moments.
+        load_encoder: called only if pictures are left to encode; returns a function images `(B, 3, H, W)` in 0..1 -> moments.
         batch_size: pictures per call of the encoder.
         workers: processes that decode pictures (start method spawn); 0 decodes in this process.
 
@@ -193,8 +214,8 @@ def open_cache(
     # pictures are distributed round-robin over the processes
     rows = [row for row in range(parallel.rank, len(paths), parallel.size) if not done[row]]
     if rows:
-        logger.info("encoding %d of %d pictures at %d px", len(rows), len(paths), spec.image_size)
-        loader = _loader(_Pictures(paths, rows, spec.image_size), batch_size, workers)
+        logger.info("encoding %d of %d pictures at %d x %d px", len(rows), len(paths), *reversed(spec.picture_shape))
+        loader = _loader(_Pictures(paths, rows, spec.picture_shape), batch_size, workers)
         _encode_rows(loader, len(rows), load_encoder(), spec, moments, done, on_progress)
     parallel.wait()
     return LatentCache(np.memmap(place / MOMENTS_NAME, np.float16, "r", shape=spec.shape))
@@ -211,7 +232,7 @@ def _encode_rows(
     on_progress: ProgressCallback | None,
 ) -> None:
     finished = 0
-    for rows, images in loader:  # images (B, 3, S, S)
+    for rows, images in loader:  # images (B, 3, H, W)
         for view in range(spec.views):
             mean, log_variance = encode(images.flip(-1) if view else images)  # (B, C, h, w) each
             both = torch.stack([mean, log_variance], dim=1).float().cpu()  # (B, 2, C, h, w)
@@ -271,7 +292,7 @@ def _reserve(path: Path, size: int) -> None:
 
 
 def _loader(pictures: _Pictures, batch_size: int, workers: int) -> DataLoader:
-    if workers and not _can_share_memory(2 * workers * batch_size * 3 * pictures.size**2 * 4):
+    if workers and not _can_share_memory(2 * workers * batch_size * 3 * math.prod(pictures.shape) * 4):
         logger.info("no shared memory for %d worker processes (/dev/shm): pictures are decoded in this one", workers)
         workers = 0
     # forked workers inherit locked thread pools, and Windows and macOS cannot fork at all

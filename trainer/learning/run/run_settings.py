@@ -45,8 +45,11 @@ class PictureSettings(Section):
 
     def cached_size(self, backbone: Backbone) -> int:
         """Edge in pixels of the encoded square; the margin is a whole number of latent cells, so that crops are exact."""
-        size, factor = self.training_size(backbone), backbone.latent_factor
-        return size + round(size * self.margin / factor) * factor
+        return self.with_margin(self.training_size(backbone), backbone.latent_factor)
+
+    def with_margin(self, edge: int, factor: int) -> int:
+        """An edge in pixels with its margin, a whole number of latent cells of `factor` pixels."""
+        return edge + round(edge * self.margin / factor) * factor
 
 
 class BaseSettings(Section):

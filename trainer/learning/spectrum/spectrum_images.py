@@ -17,9 +17,10 @@ from torch import Tensor
 
 from ....concepts.denoiser.denoiser import Process, PromptLayout
 from ....concepts.errors import BestiaryError
+from ....concepts.pictures.square_fit import fit_shape
 from ....concepts.spectrum.stage_bounds import StageBounds
 from ..pictures.companion_files import CompanionFolder, masks_among
-from ..pictures.image_files import SUFFIXES, UnreadableImage, fit_square, picture_size, read_image, scan_images
+from ..pictures.image_files import SUFFIXES, UnreadableImage, picture_size, read_image, scan_images
 from ..pictures.latent_cache import LatentCache
 from ..pictures.mask_files import coverage, coverage_text, mask_image, read_mask
 from .spectrum_objective import SpectrumBatch
@@ -105,7 +106,15 @@ def _warn_of(skipped: Sequence[tuple[str, str]]) -> None:
 
 
 def read_masks(folder: Path | None, pictures: ConceptPictures, edge: int) -> np.ndarray | None:
-    """Masks (N, edge, edge) float32 0..1 of all pictures, cut like them; None without a folder.
+    """Masks (N, edge, edge) float32 0..1 of all pictures, cut like them; None without a folder. See `masks_of_shapes`."""
+    masks = masks_of_shapes(folder, pictures, [(edge, edge)] * len(pictures.names))
+    return None if masks is None else np.stack(masks)
+
+
+def masks_of_shapes(
+    folder: Path | None, pictures: ConceptPictures, shapes: Sequence[tuple[int, int]]
+) -> list[np.ndarray] | None:
+    """A mask (h, w) float32 0..1 for every picture, of its shape on the latent grid and cut like it; None without a folder.
 
     Which file is whose says `companion_files`, how it is read `mask_files`. What the masks cover is logged.
 
@@ -116,7 +125,7 @@ def read_masks(folder: Path | None, pictures: ConceptPictures, edge: int) -> np.
         return None
     found = CompanionFolder(folder, pictures.names, pictures_folder=pictures.folder)
     masks, shares = [], []
-    for name in pictures.names:
+    for name, shape in zip(pictures.names, shapes, strict=True):
         path = found.of(name)
         if path is None:
             raise BestiaryError(
@@ -124,24 +133,31 @@ def read_masks(folder: Path | None, pictures: ConceptPictures, edge: int) -> np.
             )
         mask = read_mask(path, picture_size(pictures.folder / name))  # (H, W)
         shares.append(coverage(mask))
-        masks.append(square_mask(mask_image(mask), edge, f"the mask {path}"))
+        masks.append(cut_mask(mask_image(mask), shape, f"the mask {path}"))
     logger.info("%s", coverage_text(shares, pictures.names))
     # a single picture of a folder does not use the masks of the others
     left = found.unused() if len(pictures.names) > 1 else []
     if left:
         listed = ", ".join(left[:_NAMED]) + (f" and {len(left) - _NAMED} more" if len(left) > _NAMED else "")
         logger.warning("masks without a picture in %s: %s", folder, listed)
-    return np.stack(masks)
+    return masks
 
 
 def square_mask(picture: Image.Image, edge: int, called: str) -> np.ndarray:
-    """A mask (edge, edge) float32 0..1 on the latent grid, cut as its picture is.
+    """A mask (edge, edge) float32 0..1 on the latent grid, cut as its picture is; see `cut_mask`."""
+    return cut_mask(picture, (edge, edge), called)
+
+
+def cut_mask(picture: Image.Image, shape: tuple[int, int], called: str) -> np.ndarray:
+    """A mask of a shape (h, w), float32 0..1, on the latent grid, cut as its picture is.
 
     Raises:
         BestiaryError: it is all black; `called` names it in the message.
     """
-    square = fit_square(picture, max(edge, 64)).convert("L").resize((edge, edge), Image.Resampling.BOX)
-    mask = np.asarray(square, dtype=np.float32) / 255  # (edge, edge)
+    height, width = shape
+    scale = max(1.0, 64 / min(shape))
+    fitted = fit_shape(picture, round(height * scale), round(width * scale)).convert("L")
+    mask = np.asarray(fitted.resize((width, height), Image.Resampling.BOX), dtype=np.float32) / 255  # (h, w)
     if mask.max() < 0.5:
         raise BestiaryError(f"{called} is black all over: white is what is learned from")
     return mask
