@@ -101,7 +101,7 @@ class ComposeSettings(BaseModel):
     @property
     def height_and_width(self) -> int | tuple[int, int] | None:
         """The size as samplers take it."""
-        return self.size[::-1] if isinstance(self.size, tuple) else self.size
+        return (self.size[1], self.size[0]) if isinstance(self.size, tuple) else self.size
 
 
 def read_size(text: str | int) -> int | tuple[int, int]:

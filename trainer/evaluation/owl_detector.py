@@ -4,7 +4,7 @@ Minderer et al., arXiv 2306.09683. Weights are the user's: a folder in transform
 is downloaded. Letters: K detections, M names.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import cast
 
@@ -55,9 +55,9 @@ class OwlDetector:
         """
         folder = find_model(name, "OWLv2", USUAL_DETECTOR)
         with loading_model(folder, "an OWLv2"):
-            model, report = Owlv2ForObjectDetection.from_pretrained(
-                folder, local_files_only=True, output_loading_info=True
-            )
+            loaded = Owlv2ForObjectDetection.from_pretrained(folder, local_files_only=True, output_loading_info=True)
+            # with this option the library gives two things, which its types do not say
+            model, report = cast(tuple[Owlv2ForObjectDetection, Mapping[str, Collection[str]]], loaded)
             tokenizer = CLIPTokenizer.from_pretrained(folder, local_files_only=True)
         # another network's file loads too, with random numbers in place of what it lacks
         if missing := sorted(report["missing_keys"]):

@@ -106,10 +106,10 @@ def _asked(
     if named is None:
         return tuple(one for one in subjects if _says(prompt, one.name) or _says(prompt, one.words))
     known = {one.name: one for one in subjects}
-    if not isinstance(named, list) or (strange := [name for name in named if name not in known]):
-        shown = named if not isinstance(named, list) else strange[0]
-        raise BestiaryError(f"{where}: subject {shown!r} is not one of {', '.join(known)}")
-    return tuple(known[name] for name in dict.fromkeys(named))
+    listed = [str(name) for name in (named if isinstance(named, list) else [named])]
+    if strange := [name for name in listed if name not in known]:
+        raise BestiaryError(f"{where}: subject {strange[0]!r} is not one of {', '.join(known)}")
+    return tuple(known[name] for name in dict.fromkeys(listed))
 
 
 def _says(prompt: str, words: str) -> bool:

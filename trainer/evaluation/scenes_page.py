@@ -89,7 +89,8 @@ def _picture(folder: Path, scores: PictureScores, colors: Mapping[str, tuple[int
             left, top, width, height = (side * scale for side in box)
             edges = (left, top, max(left, left + width - 1), max(top, top + height - 1))
             draw.rectangle(edges, outline=colors[name], width=2)
-    parts = [f"{_TITLES[name]} {value:.3f}" for name in ("cp", "ti") if (value := scores[name]) is not None]
+    figures = (("CP", scores["cp"]), ("TI", scores["ti"]))
+    parts = [f"{name} {value:.3f}" for name, value in figures if value is not None]
     missing = [name for name, box in scores["places"].items() if box is None]
     parts += [f"not found: {', '.join(missing)}"] if missing else []
     parts += [f"extra: {scores['extra_subjects']}"] if scores["extra_subjects"] else []
