@@ -5,25 +5,16 @@ the image to itself (`attn2`), which shows no text. The last block gives no text
 Letters: B batch, H heads, N image tokens, L text tokens, T = N + L, D width of a token, d of a head.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from ...concepts.denoiser.backbone import Backbone
-from ...concepts.denoiser.denoiser import Conditioning, TextSide
+from ...concepts.denoiser.denoiser import Conditioning
 from ...concepts.denoiser.process import FlowProcess
 from ..learning.denoiser.attention_capture import AttentionCapture, attend, split_heads
-from .autoencoder import Autoencoder
 from .denoiser_lora import AttentionLayers
-from .diffusers_denoiser import NoTextEncoders
-from .sampling import SamplingDenoiser
-from .transformer_network import TransformerNetwork, refuse_other_processors
-
-if TYPE_CHECKING:
-    from diffusers import AutoencoderKL, SD3Transformer2DModel
+from .transformer_network import TransformerDenoiser, TransformerNetwork, refuse_other_processors
 
 TIME_SCALE = 1000
 """The network is told 1000 sigma."""
@@ -35,36 +26,6 @@ SD3_LAYERS = AttentionLayers(
     (".attn.to_", ".attn.add_", ".attn2.to_"),
     (".attn.to_q", ".attn.to_out.0", ".attn.add_k_proj", ".attn.add_v_proj"),
 )
-
-
-@dataclass(frozen=True)
-class SD3Parts:
-    """What a folder holds, loaded: the constructor's material."""
-
-    transformer: "SD3Transformer2DModel"
-    vae: "AutoencoderKL | None" = None
-    text: TextSide | None = None
-    process: FlowProcess = field(default_factory=lambda: FlowProcess(SHIFT, draw="logit_normal"))
-    scheduler_config: Mapping[str, Any] = field(default_factory=dict)
-    """The folder's scheduler_config.json."""
-
-
-class SD3Denoiser(SamplingDenoiser):
-    """A latent diffusion transformer; all weights are frozen, adapters are float32 parameters."""
-
-    network: "SD3Network"
-    images: Autoencoder
-
-    def __init__(self, backbone: Backbone, parts: SD3Parts) -> None:
-        """Take over the modules and freeze them; `backbone` has the widths that they really have."""
-        network = SD3Network(backbone, parts.transformer, parts.process)
-        images = Autoencoder(parts.vae, backbone, network, torch.contiguous_format)
-        super().__init__(backbone, parts.text or NoTextEncoders(), images, parts.process, network)
-        self.scheduler_config = dict(parts.scheduler_config)
-
-    def drop_autoencoder(self) -> None:
-        """Free the autoencoder, for a training run that reads cached latents."""
-        self.images.vae = None
 
 
 class SD3Network(TransformerNetwork):
@@ -100,6 +61,13 @@ class SD3Network(TransformerNetwork):
             joint_attention_kwargs=options,
             return_dict=False,
         )[0]
+
+
+class SD3Denoiser(TransformerDenoiser):
+    """Stable Diffusion 3 or 3.5."""
+
+    family = SD3Network
+    published = FlowProcess(SHIFT, draw="logit_normal")
 
 
 class SD3Attention:

@@ -6,8 +6,9 @@ Letters: B batch, C channels of latents, h and w their grid, N tokens of the ima
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -15,12 +16,32 @@ from torch.utils.checkpoint import checkpoint
 
 from ...concepts.denoiser.adapters import Adapters
 from ...concepts.denoiser.backbone import Backbone
-from ...concepts.denoiser.denoiser import AttentionRequest, Conditioning, NetworkOutput
+from ...concepts.denoiser.denoiser import AttentionRequest, Conditioning, NetworkOutput, TextSide
 from ...concepts.denoiser.joint_columns import JointKeys
 from ...concepts.denoiser.process import FlowProcess
 from ...concepts.errors import BestiaryError
 from ..learning.denoiser.attention_capture import AttentionCapture, build_capture, check_names, reading_features
+from .autoencoder import Autoencoder
 from .denoiser_lora import AttentionLayers, module_adapters
+from .diffusers_denoiser import NoTextEncoders
+from .sampling import SamplingDenoiser
+
+if TYPE_CHECKING:
+    from diffusers import AutoencoderKL
+
+
+@dataclass(frozen=True)
+class TransformerParts:
+    """What a folder of a diffusion transformer holds, loaded: the constructor's material."""
+
+    transformer: nn.Module
+    """The family's own class of diffusers."""
+    vae: "AutoencoderKL | None" = None
+    text: TextSide | None = None
+    process: FlowProcess | None = None
+    """None takes that of the published models of the family."""
+    scheduler_config: Mapping[str, Any] = field(default_factory=dict)
+    """The folder's scheduler_config.json."""
 
 
 class TransformerNetwork(ABC):
@@ -158,6 +179,29 @@ class TransformerNetwork(ABC):
                 f"the text is {text.context.shape[-1]} wide, {self._backbone.name} reads {self._backbone.context_width}: text encoders and "
                 "transformer are of different models; take both from one"
             )
+
+
+class TransformerDenoiser(SamplingDenoiser):
+    """A latent diffusion transformer; all weights are frozen, adapters are float32 parameters."""
+
+    network: TransformerNetwork
+    images: Autoencoder
+    family: ClassVar[type[TransformerNetwork]]
+    """Its network."""
+    published: ClassVar[FlowProcess]
+    """The process of the family's published models."""
+
+    def __init__(self, backbone: Backbone, parts: TransformerParts) -> None:
+        """Take over the modules and freeze them; `backbone` has the widths that they really have."""
+        process = parts.process or self.published
+        network = self.family(backbone, parts.transformer, process)
+        images = Autoencoder(parts.vae, backbone, network, torch.contiguous_format)
+        super().__init__(backbone, parts.text or NoTextEncoders(), images, process, network)
+        self.scheduler_config = dict(parts.scheduler_config)
+
+    def drop_autoencoder(self) -> None:
+        """Free the autoencoder, for a training run that reads cached latents."""
+        self.images.vae = None
 
 
 def refuse_other_processors(layers: Mapping[str, Any], known: Sequence[str]) -> None:

@@ -12,7 +12,8 @@ from bestiary.concepts.denoiser.low_rank import LoraSpec
 from bestiary.concepts.denoiser.process import FlowProcess
 from bestiary.concepts.denoiser.transformer_backbones import SD3
 from bestiary.concepts.errors import BestiaryError
-from bestiary.trainer.model.sd3_denoiser import SD3Denoiser, SD3Parts
+from bestiary.trainer.model.sd3_denoiser import SD3Denoiser
+from bestiary.trainer.model.transformer_network import TransformerParts
 from torch import Tensor, nn
 
 TEXT, WIDTH, SIZE, HEADS, LAYERS = 9, 48, (4, 6), 2, 3
@@ -100,7 +101,7 @@ def theirs(model: nn.Module, context: Tensor) -> tuple[Tensor, dict[str, Tensor]
 
 
 def denoiser(transformers: dict[str, nn.Module], shape: str) -> SD3Denoiser:
-    return SD3Denoiser(record(), SD3Parts(copy.deepcopy(transformers[shape])))
+    return SD3Denoiser(record(), TransformerParts(copy.deepcopy(transformers[shape])))
 
 
 @pytest.mark.parametrize("shape", SHAPES)
@@ -163,13 +164,13 @@ def test_gradients_of_tokens_and_adapters_are_those_of_diffusers(
         weight = merged.get_submodule(name).weight.grad
         pairs += [(update.up.grad, update.scale * weight @ update.down.T)]
         pairs += [(update.down.grad, update.scale * update.up.T @ weight)]
-        # one adapter's gradient may be small beside the others', and is then rounded more
-        assert max(relative(*pair) for pair in pairs[-2:]) < 1e-4, name
-    assert relative(*(torch.cat([grad.flatten() for grad in side]) for side in zip(*pairs, strict=True))) < 1e-5
+    # some layers have gradients a thousand times smaller than others: each by itself is rounded more than all together
+    assert all(relative(own, other) < 1e-4 for own, other in pairs)
+    assert relative(*(torch.cat([one.flatten() for one in side]) for side in zip(*pairs, strict=True))) < 1e-5
 
 
 def relative(ours: Tensor, other: Tensor) -> float:
-    return float((ours - other).detach().norm() / other.detach().norm().clamp_min(1e-6))
+    return float((ours - other).detach().norm() / other.detach().norm().clamp_min(1e-9))
 
 
 def test_adapters_sit_on_every_attention_projection(transformers: dict) -> None:
@@ -224,4 +225,4 @@ def test_another_programs_attention_is_refused(transformers: dict) -> None:
     with pytest.raises(
         BestiaryError, match=r"transformer_blocks.1.attn was replaced by SD3IPAdapterJointAttnProcessor2_0"
     ):
-        SD3Denoiser(record(), SD3Parts(model))
+        SD3Denoiser(record(), TransformerParts(model))
