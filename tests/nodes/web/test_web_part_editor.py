@@ -321,7 +321,10 @@ def test_one_of_many_blocks_finds_its_parts_again(plain_desk):
                     if (value !== undefined) widget.value = value;
                 }
             });
-            for (const widget of D.widgets) widget.value = widget.name === "count" ? 10 : widget.name === "seed" ? 0 : "fixed";
+            for (const widget of D.widgets) {
+                const value = { count: 10, seed: 0, control_after_generate: "fixed" }[widget.name];
+                if (value !== undefined) widget.value = value;
+            }
         }""",
         SETTINGS,
     )
