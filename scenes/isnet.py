@@ -284,7 +284,7 @@ def network_with(state: Mapping[str, Tensor]) -> IsNet:
 
 def _check_state(state: Mapping[str, Tensor]) -> None:
     """Refuses tensors of any shape but those of the network."""
-    # names before shapes: what is missing tells most
+    # names before shapes: what is missing says most
     expected = expected_shapes()
     lacking = [name for name in expected if name not in state]
     foreign = [name for name in state if name not in expected]

@@ -299,7 +299,7 @@ def _in_order(makers: Mapping[str, OnnxNode]) -> list[str]:
 
 
 def _form(graph: OnnxGraph, makers: Mapping[str, OnnxNode], node: OnnxNode) -> tuple[int, ...]:
-    """What tells a convolution from others on the same input: the shape of its weight, its stride and its dilation."""
+    """What distinguishes a convolution from others on the same input: the shape of its weight, its stride and its dilation."""
     if node.operation != "Conv":
         return ()
     if len(node.inputs) < 3 or not node.inputs[2]:

@@ -126,7 +126,7 @@ class RelativeSizes(NamedTuple):
     sizes: tuple[float, ...]
     """Longest side of each subject, the largest being 1."""
     unknown: tuple[str, ...]
-    """Words of the subjects whose size nothing tells; they count as medium. To be said once."""
+    """Words of the subjects whose size is unknown; they count as medium. To be reported once."""
 
 
 def relative_sizes(subjects: Sequence[Subject]) -> RelativeSizes:

@@ -14,13 +14,13 @@ _STAGES = {"if-i": "stage I of DeepFloyd IF", "if-ii": "stage II of DeepFloyd IF
 
 
 def lora_family(names: Iterable[str]) -> str | None:
-    """The family of layers by names in any spelling; None where none tells."""
+    """The family of layers by names in any spelling; None where no name shows it."""
     listed = list(names)
     return next((family for mark, family in _FAMILIES.items() if any(mark in name for name in listed)), None)
 
 
 def family_hint(file: Iterable[str], model: Iterable[str]) -> str:
-    """What to add to a message where no layer of a file belongs to a model; empty where both are of one family or none tells."""
+    """What to add to a message where no layer of a file belongs to a model; empty where both are of one family or it is unknown."""
     given, held = lora_family(file), lora_family(model)
     if given is None or held is None or given == held:
         return ""

@@ -173,7 +173,7 @@ def check_family(tensors: Mapping[str, Tensor], width: int) -> None:
 
 
 def with_told_alphas(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> dict[str, Tensor]:
-    """A LoRA of any naming with the alphas that only its header tells, as tensors under kohya names.
+    """A LoRA of any naming with the alphas that only its header contains, as tensors under kohya names.
 
     PEFT keeps `lora_alpha`, `r` and `use_rslora` in the header's `lora_adapter_metadata`, per model part; kohya's trainer
     keeps `ss_network_alpha`. A layer's own alpha counts before any of them. rsLoRA (Kalajdzievski 2023, arXiv 2312.03732)

@@ -203,8 +203,8 @@ def read_header(path: Path, largest: int = LARGEST_FOREIGN_HEADER) -> Header:
     try:
         total = path.stat().st_size
         with path.open("rb") as stream:
-            if (told := wrong_download(stream.read(512))) is not None:
-                raise BestiaryError(f"{path} {told}")
+            if (mistake := wrong_download(stream.read(512))) is not None:
+                raise BestiaryError(f"{path} {mistake}")
             stream.seek(0)
             prefix = stream.read(8)
             length = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else 0

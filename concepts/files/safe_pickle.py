@@ -49,14 +49,19 @@ class _Numbers(ABC):
         self._room = size
         self._stored: dict[str, Tensor] = {}
 
-    def __call__(self, told: object) -> "Tensor | Name":
+    def __call__(self, reference: object) -> "Tensor | Name":
         """What a persistent id means: the flat tensor `(n,)` of ("storage", type, key, place, n[, view]), or a class's name."""
         # the oldest files wrap classes of modules with their source code, which nobody reads
-        if isinstance(told, tuple) and told[:1] == ("module",) and isinstance(told[1], Name):
-            return told[1]
-        if not isinstance(told, tuple) or len(told) < 5 or told[0] != "storage" or not isinstance(told[1], Name):
+        if isinstance(reference, tuple) and reference[:1] == ("module",) and isinstance(reference[1], Name):
+            return reference[1]
+        if (
+            not isinstance(reference, tuple)
+            or len(reference) < 5
+            or reference[0] != "storage"
+            or not isinstance(reference[1], Name)
+        ):
             raise PickleFault("it refers to something other than stored data")
-        kind, key, count = told[1], str(told[2]), told[4]
+        kind, key, count = reference[1], str(reference[2]), reference[4]
         dtype = STORAGES.get(kind.name) if kind.module in ("torch", "torch.storage") else None
         if dtype is None or not isinstance(count, int) or not 0 <= count < 1 << 48:
             raise PickleFault(f"it holds numbers of an unknown type, {kind}")
@@ -247,8 +252,8 @@ def _check_container(path: Path) -> tuple[int, bool]:
         with path.open("rb") as stream:
             start = stream.read(512)
             # before torch's own two forms: what people have in the place of a model
-            if (told := wrong_download(start)) is not None:
-                raise BestiaryError(f"{path} {told}")
+            if (mistake := wrong_download(start)) is not None:
+                raise BestiaryError(f"{path} {mistake}")
             # zip archives since torch 1.6, pickles of protocol 2 and up before
             if start[:2] != b"PK" and start[:1] != b"\x80":
                 raise BestiaryError(f"{path} is neither a torch file nor a pickle (it begins with {start[:2]!r})")

@@ -306,10 +306,10 @@ def _kinds_by_looks(
             fine.append(torch.zeros(0, codebook.width))
             continue
         shown = counts[:, part] > 0
-        told = kind_directions(part_means[shown, part].float(), codes[shown, part], number)
-        centers[part] = _half(told.center)
-        spaces.append(_half(told.space))
-        fine.append(_half(told.fine))
+        fitted = kind_directions(part_means[shown, part].float(), codes[shown, part], number)
+        centers[part] = _half(fitted.center)
+        spaces.append(_half(fitted.space))
+        fine.append(_half(fitted.fine))
     return replace(
         codebook,
         fine=tuple(fine),

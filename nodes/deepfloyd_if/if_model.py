@@ -170,14 +170,14 @@ def read_unet(folder: Path, dtype: torch.dtype) -> torch.nn.Module:
     try:
         # the executor runs nodes in inference mode, whose tensors could never be trained
         with torch.inference_mode(False), torch.no_grad():
-            unet, told = IFUnet.from_pretrained(
+            unet, outcome = IFUnet.from_pretrained(
                 place, torch_dtype=dtype, variant=variant, local_files_only=True, output_loading_info=True
             )
     except (OSError, RuntimeError, ValueError, KeyError, TypeError) as fault:
         raise BestiaryError(
             f"the weights in {place} could not be read ({fault}): download the model folder again"
         ) from fault
-    odd = [f"{len(told[name])} {name.replace('_', ' ')}" for name in told if told[name]]
+    odd = [f"{len(outcome[name])} {name.replace('_', ' ')}" for name in outcome if outcome[name]]
     if odd:
         raise BestiaryError(
             f"the weights in {place} are not those of its config ({', '.join(odd)}): download the model folder again"

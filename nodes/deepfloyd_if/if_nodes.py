@@ -167,9 +167,9 @@ class BestiaryIFUpscale(io.ComfyNode):
                 f"{LARGEST_EDGE} pixels an edge. Scale the picture down to 64 x 64 first, or choose a smaller scale"
             )
         values = {LOW_PICTURE: low, NOISE_LEVEL: noise_level}
-        told = [node_helpers.conditioning_set_values(one, values) for one in (positive, negative)]
+        conditionings = [node_helpers.conditioning_set_values(one, values) for one in (positive, negative)]
         empty = torch.zeros(len(low), 3, height, width, device=comfy.model_management.intermediate_device())
-        return io.NodeOutput(*told, {"samples": empty})
+        return io.NodeOutput(*conditionings, {"samples": empty})
 
 
 NODES: list[type[io.ComfyNode]] = [BestiaryLoadIF, BestiaryIFUpscale]

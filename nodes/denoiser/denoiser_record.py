@@ -23,7 +23,7 @@ def discrete_process(model: Model) -> DiscreteProcess:
     import comfy.model_sampling as kinds
 
     sampling = model.get_model_object("model_sampling")
-    # patches may change what a prediction means: the function that turns one into latents tells
+    # patches may change what a prediction means: the function that turns one into latents shows it
     denoised = getattr(type(sampling), "calculate_denoised", None)
     prediction: Prediction | None = None
     if denoised is kinds.EPS.calculate_denoised:

@@ -91,8 +91,8 @@ def describe_discovery(key: str, text: str) -> dict[str, object]:
     try:
         edited = kept.edited(text)
     # an invalid line does not hide the result of the lines before it
-    except EditFault as told:
-        edited, fault = told.done, {"line": told.line, "text": str(told), "cause": told.cause}
+    except EditFault as refused:
+        edited, fault = refused.done, {"line": refused.line, "text": str(refused), "cause": refused.cause}
     shown = len(kept.squares)
     return {
         "key": key,

@@ -123,9 +123,9 @@ def open_run(name: str, resume: str, settings: TrainingSettings, fingerprint: st
     run = RunFolder.open(runs_folder() / run_to_resume(resume, kind))
     first_line = run.config.read_text(encoding="utf-8").split("\n", 1)[0]
     if first_line not in {f"# training set {known}" for known in (fingerprint, *earlier)}:
-        told, same = _SOURCES[kind]
+        source, same = _SOURCES[kind]
         raise BestiaryError(
-            f"run {run.path.name} was trained on {told}: connect the same {same} again, or choose {ANEW!r}"
+            f"run {run.path.name} was trained on {source}: connect the same {same} again, or choose {ANEW!r}"
         )
     return run
 

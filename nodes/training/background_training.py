@@ -138,7 +138,7 @@ def sets_folder() -> Path:
 
 
 def forget_old_sets(newest: Path) -> None:
-    """Remove all but the last few training sets, `newest` never: a training that is gone on with writes its set again."""
+    """Remove all but the last few training sets, `newest` never: a continued training writes its set again."""
     with suppress(OSError):
         others = [folder for folder in sets_folder().iterdir() if folder.is_dir() and folder != newest]
         for folder in sorted(others, key=lambda folder: folder.stat().st_mtime_ns, reverse=True)[KEPT_SETS - 1 :]:
@@ -231,7 +231,7 @@ def _class_table(names: list[str], classes: tuple[str, ...]) -> str:
 
 
 def _failure(code: int, lines: list[str]) -> str:
-    """What the child said last; libraries that are missing are told with the way to get them."""
+    """The last lines of the child process; for a missing library, how to install it."""
     last = lines[-1] if lines else "it said nothing"
     if "ModuleNotFoundError" in last:
         return f"the training program lacks a library ({last}): install the trainer with pip install bestiary[trainer]"

@@ -52,7 +52,7 @@ GRAPH_GIVES = (
 """Settings that inputs and sockets decide."""
 AUTO, PICTURES, OF_MODEL, OFF = "auto", "pictures", "model", "off"
 FIXED = ("method", "captions", "lora")
-"""Sections that cannot change when a run is gone on with."""
+"""Sections that cannot change when a run is continued."""
 
 
 class DreamBoothOutputs(NamedTuple):

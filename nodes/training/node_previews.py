@@ -72,14 +72,14 @@ class NodePreviews:
             self._progress.cancelled = True
             return None
 
-    def sample(self, told: Conditioning | StagedConditioning, seeds: Sequence[int]) -> Tensor:
+    def sample(self, conditioning: Conditioning | StagedConditioning, seeds: Sequence[int]) -> Tensor:
         """Pictures `(n, 3, S, S)` in 0..1; staged ones a few at a time.
 
         Raises:
             PreviewCut: the user cancelled.
         """
         size, settings = self._training.image_size, self._training.settings.run
-        staged = isinstance(told, StagedConditioning)
+        staged = isinstance(conditioning, StagedConditioning)
         at_once = max(1, PIXELS_AT_ONCE // size**2) if staged else len(seeds)
         made = []
         for start in range(0, len(seeds), at_once):
@@ -88,7 +88,9 @@ class NodePreviews:
                 made.append(
                     sample_ddim(
                         self._denoiser,
-                        told.pictures(rows).at if isinstance(told, StagedConditioning) else told,
+                        conditioning.pictures(rows).at
+                        if isinstance(conditioning, StagedConditioning)
+                        else conditioning,
                         self._denoiser.empty_conditioning(),
                         seeds=seeds[rows],
                         steps=settings.preview_steps,

@@ -1,7 +1,7 @@
 """A training on its node: progress bar with time left, previews, and Cancel as a question that the loop asks.
 
 ComfyUI's progress bar raises its interruption from inside; here it is remembered, so that the loop ends its step, saves,
-and only then the graph stops. Where a server shows nodes, each is told how far its run is (`EVENT`), a few times a second at
+and only then the graph stops. Where a server shows nodes, each receives how far its run is (`EVENT`), a few times a second at
 most; curves and pictures are then read from the run folder (run_listing.py).
 """
 

@@ -76,7 +76,7 @@ class TrainingSet:
         return self._digest(json.dumps(named).encode())
 
     def earlier_fingerprint(self) -> str:
-        """What `fingerprint` was before names counted; a run of then is gone on with."""
+        """What `fingerprint` was before names counted; such a run can be continued."""
         return self._digest(b"")
 
     def _digest(self, start: bytes) -> str:

@@ -238,8 +238,8 @@ def sample_latents(
         for timestep in scheduler.timesteps:
             # one batch: prompts in the first half, empty captions in the second
             doubled = torch.cat([latents, latents]).contiguous(memory_format=torch.channels_last)  # (2 * B, C, 16, 16)
-            told, free = model.denoiser(doubled, timestep, encoder_hidden_states=context).sample.float().chunk(2)
-            guided = free + guidance * (told - free)
+            conditional, free = model.denoiser(doubled, timestep, encoder_hidden_states=context).sample.float().chunk(2)
+            guided = free + guidance * (conditional - free)
             latents = cast(DDIMSchedulerOutput, scheduler.step(guided, int(timestep), latents)).prev_sample
     return latents
 

@@ -171,9 +171,9 @@ def _check_still_there(reader: PictureReader, count: int, skipped: Skipped) -> N
     """
     gone = [name for name, reason in skipped if reason == GONE]
     if not reader.root.is_dir() or 2 * len(gone) > count:
-        told = f"{len(gone)} of {count} pictures no longer exist, first {gone[0]}" if gone else "it no longer exists"
+        cause = f"{len(gone)} of {count} pictures no longer exist, first {gone[0]}" if gone else "it no longer exists"
         raise BestiaryError(
-            f"the picture folder {reader.root} disappeared while it was read ({told}): restore it and run the same command "
+            f"the picture folder {reader.root} disappeared while it was read ({cause}): restore it and run the same command "
             "again to continue"
         )
 

@@ -11,7 +11,7 @@ from ...concepts.errors import BestiaryError
 from ...concepts.part_map.part_map import ABSENT
 
 _DEALS = 24
-"""Ways of dealing out the parts that are tried, to find one in which every picture shows what it shall give."""
+"""Number of random assignments of parts to pictures that are tried, until every picture shows the parts it gives."""
 
 
 @dataclass(frozen=True)
@@ -89,7 +89,7 @@ def _mix(
     """Deal the parts of `(N, M)` codes out among the pictures, evenly and at random, among those that show the part."""
     taken = [-1] * codes.shape[1]
     deck = [pictures[place % len(pictures)] for place in range(len(foreground))]
-    # deal the parts out several times and keep the hand in which most pictures show what they shall give
+    # of several random assignments, keep the one in which most pictures show the parts they give
     hands = [rng.permutation(deck).tolist() for _ in range(_DEALS)]
     missing = [
         sum(bool(codes[picture, part] == ABSENT) for part, picture in zip(foreground, hand, strict=True))

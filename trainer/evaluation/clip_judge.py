@@ -110,7 +110,7 @@ def loading_model(folder: Path, called: str) -> Iterator[None]:
     try:
         yield
     except pickle.UnpicklingError as fault:
-        # the fault's own text tells how to switch the protection off, so it is not passed on
+        # the fault's own text explains how to switch the protection off, so it is not repeated
         raise BestiaryError(
             f"{folder} was not loaded: a .bin file in it is broken or asks for more than tensors. Such a file can run "
             "programs; get the model in safetensors format"
@@ -145,7 +145,7 @@ def find_model(name: str, called: str, usual: str) -> Path:
             return Path(snapshot_download(name, local_files_only=True))
     except (LocalEntryNotFoundError, HFValidationError) as fault:
         raise BestiaryError(
-            f"{called} model {name!r} is no folder here and not in the Hugging Face cache: fetch it once with: hf download {name}"
+            f"{called} model {name!r} is neither a folder here nor in the Hugging Face cache: fetch it once with: hf download {name}"
         ) from fault
     raise BestiaryError(
         f"no {called} model {name!r}: give a folder in transformers format, or a name such as {usual} after: hf download {usual}"

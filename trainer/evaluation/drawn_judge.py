@@ -146,7 +146,7 @@ class DrawnJudge:
 def _border(images: Tensor) -> Tensor:
     """Mean colours `(B, n)` of the cells along the edges of a grid."""
     cells = functional.adaptive_avg_pool2d(images.float(), _GRID)  # (B, 3, 12, 12)
-    # the upper edge is wider than the lower one: the sky tells the light
+    # the upper edge is wider than the lower one: the sky shows the time of day
     edge = torch.zeros(_GRID, _GRID, dtype=torch.bool)
     edge[:3], edge[-2:], edge[:, :2], edge[:, -2:] = True, True, True, True
     return cells[:, :, edge].flatten(1)  # (B, 3 * cells)

@@ -135,8 +135,8 @@ class SubjectModel:
         before, _, after = prompt.partition(PLACE)
         pieces = [PromptPiece(before), *PromptPiece.word(count), PromptPiece(after)]
         layout: PromptLayout = text.tokenize([piece for piece in pieces if piece.text != ""])
-        told = {name: vectors.float().unsqueeze(0) for name, vectors in subject.vectors.items()}  # (1, V, W)
-        return text.encode([layout], {name: vectors.to(self.denoiser.device) for name, vectors in told.items()})
+        batched = {name: vectors.float().unsqueeze(0) for name, vectors in subject.vectors.items()}  # (1, V, W)
+        return text.encode([layout], {name: vectors.to(self.denoiser.device) for name, vectors in batched.items()})
 
 
 def _told_apart(instance: str, of_class: str) -> str:

@@ -53,7 +53,7 @@ def read_protocol(source: Path, prompts: Sequence[str] = ()) -> list[SubjectPlan
         listing = dataset_file(source)
         if listing is None:
             raise BestiaryError(
-                f"{source} is no dataset of subjects: give a folder with {DATASET_FILE}, a TOML file, or one LoRA with a folder "
+                f"{source} is not a dataset of subjects: give a folder with {DATASET_FILE}, a TOML file, or one LoRA with a folder "
                 "of its subject's pictures"
             )
         plans = list(_dataset_plans(listing, prompts))
@@ -115,14 +115,14 @@ def _toml_plans(path: Path, prompts: Sequence[str]) -> Iterator[SubjectPlan]:
     content = parse_toml(path.read_text(encoding="utf-8"), str(path))
     shared, subjects = content.get("prompts", []), content.get("subjects", {})
     if not isinstance(subjects, dict):
-        raise BestiaryError(f"{path}: subjects is no table: write [subjects.NAME] with class and pictures")
+        raise BestiaryError(f"{path}: subjects is not a table: write [subjects.NAME] with class and pictures")
     for name, facts in subjects.items():
         if not isinstance(facts, dict) or not isinstance(noun := facts.get("class"), str) or "pictures" not in facts:
             raise BestiaryError(f'{path}: subjects.{name} needs class and pictures, such as class = "dog"')
-        told = prompts or facts.get("prompts") or shared
-        if not isinstance(told, list | tuple) or not all(isinstance(one, str) for one in told):
-            raise BestiaryError(f"{path}: the prompts of {name} are no list of texts")
-        yield SubjectPlan(name, noun, _pictures(path.parent / str(facts["pictures"])), _filled(told, noun, name))
+        templates = prompts or facts.get("prompts") or shared
+        if not isinstance(templates, list | tuple) or not all(isinstance(one, str) for one in templates):
+            raise BestiaryError(f"{path}: the prompts of {name} are not a list of texts")
+        yield SubjectPlan(name, noun, _pictures(path.parent / str(facts["pictures"])), _filled(templates, noun, name))
 
 
 def _pictures(folder: Path) -> tuple[Path, ...]:

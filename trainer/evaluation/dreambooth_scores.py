@@ -59,7 +59,7 @@ class SubjectScores(TypedDict):
 
 def score_subject(
     plan: SubjectPlan,
-    told: Sequence[str],
+    plain_prompts: Sequence[str],
     judges: Judges,
     real: Sequence[Image.Image],
     by_prompt: Sequence[Sequence[Image.Image]],
@@ -68,7 +68,7 @@ def score_subject(
     """All figures of a subject.
 
     Args:
-        told: the prompts without the identifier, which CLIP compares with.
+        plain_prompts: the prompts without the identifier, which CLIP compares with.
         real: its pictures.
         by_prompt: made pictures of each prompt.
         of_class: made pictures of its class.
@@ -76,7 +76,7 @@ def score_subject(
     dino, clip = judges.dino, judges.clip
     real_dino = dino.pictures(real) if dino else None  # (N, F)
     real_clip = clip.pictures(real) if clip else None  # (N, F)
-    texts = clip.texts(told) if clip else None  # (prompts, F)
+    texts = clip.texts(plain_prompts) if clip else None  # (prompts, F)
     prompts: list[PromptScores] = []
     for number, (prompt, made) in enumerate(zip(plan.prompts, by_prompt, strict=True)):
         seen = clip.pictures(made) if clip else None

@@ -47,7 +47,7 @@ StageReport = Callable[[str], ProgressCallback]
 
 
 class EvaluateSettings(BaseModel):
-    """What `bestiary evaluate parts` is told."""
+    """Settings of `bestiary evaluate parts`."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -186,7 +186,7 @@ def evaluate_files(settings: EvaluateSettings, report: StageReport) -> Path:
     check_writable(folder)
     base = settings.base or base_of(next(iter(dictionaries.values())))
     denoiser = load_denoiser(base, device=settings.device, dtype=settings.dtype)
-    # what does not belong together is told before the long work
+    # what does not belong together is reported before the long work
     for name, dictionary in dictionaries.items():
         check_same_discovery(name, dictionary, discovery.codebook)
         check_backbone(name, dictionary, denoiser)

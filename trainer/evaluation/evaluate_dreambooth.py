@@ -40,7 +40,7 @@ CSV_COLUMNS: tuple[str, ...] = ("subject", "prompt", "pictures", "dino", "clip_i
 
 
 class EvaluateDreamBoothSettings(BaseModel):
-    """What `bestiary evaluate dreambooth` is told."""
+    """Settings of `bestiary evaluate dreambooth`."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -116,8 +116,8 @@ def evaluate_dreambooth(settings: EvaluateDreamBoothSettings, on_progress: Progr
         subject = subjects[plan.name]
         made, of_class = maker.pictures(subject, plan)
         real = [read_image(path) for path in plan.pictures]
-        told = [without_identifier(prompt) for prompt in plan.prompts]
-        scores.append(score_subject(plan, told, judges, real, made, of_class))
+        plain_prompts = [without_identifier(prompt) for prompt in plan.prompts]
+        scores.append(score_subject(plan, plain_prompts, judges, real, made, of_class))
         if drawn is not None:
             bare = maker.of_class(Subject(UNTOUCHED, {}, {}, ""), _class_prompt(subject, plan))
             drawn_figures = _drawn_figures(drawn, settings, made, of_class, bare)

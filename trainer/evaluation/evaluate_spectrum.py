@@ -38,7 +38,7 @@ ProgressReport = Callable[[int, int], None]
 
 
 class EvaluateSpectrumSettings(BaseModel):
-    """What `bestiary evaluate spectrum` is told."""
+    """Settings of `bestiary evaluate spectrum`."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -162,9 +162,7 @@ def _order(settings: EvaluateSpectrumSettings, spectrum: PromptSpectrum) -> Like
     for prompt in prompts:
         resolve_staged_prompt(prompt, PromptSources({name: spectrum}, presets=spectrum.presets))
         if not find_staged_mentions(prompt):
-            raise BestiaryError(
-                f"the prompt {prompt!r} does not name the spectrum: write <{name}> where it shall stand"
-            )
+            raise BestiaryError(f"the prompt {prompt!r} does not name the spectrum: write <{name}> where it belongs")
     choice = SamplingChoice(settings.steps, settings.guidance, settings.size)
     return LikenessOrder(name, prompts, settings.pictures, settings.seed, choice)
 
@@ -188,14 +186,14 @@ def stage_losses(
 ) -> dict[str, list[float]]:
     """Mean noise loss of every stage, by what stands in the prompt: the spectrum, its mean, its words, shuffled stages."""
     matrix = spectrum.matrix()  # (S, V, D)
-    told = {"spectrum": matrix, "mean": matrix.mean(0, keepdim=True).expand_as(matrix)}
+    variants = {"spectrum": matrix, "mean": matrix.mean(0, keepdim=True).expand_as(matrix)}
     if (neutral := spectrum.neutral_matrix()) is not None:
-        told["words"] = neutral.expand_as(matrix)
+        variants["words"] = neutral.expand_as(matrix)
     # every stage gets the vectors of the one half the way round
-    told["shuffled"] = matrix.roll(max(1, spectrum.stages // 2), 0)
+    variants["shuffled"] = matrix.roll(max(1, spectrum.stages // 2), 0)
     losses: dict[str, list[float]] = {}
-    total, done = len(told) * count * spectrum.stages, 0
-    for name, vectors in told.items():
+    total, done = len(variants) * count * spectrum.stages, 0
+    for name, vectors in variants.items():
         setup.objective.table = _fixed_vectors(vectors).to(setup.denoiser.device)
         sums = torch.zeros(spectrum.stages, dtype=torch.float64)  # (S,)
         # stages take turns, so `count` rounds serve each of them equally often with the same noise for all

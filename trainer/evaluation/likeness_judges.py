@@ -1,4 +1,4 @@
-"""Two judges of pictures besides CLIP: DINO tells whether two show the same thing, LPIPS how different they look.
+"""Two judges of pictures besides CLIP: DINO measures whether two show the same thing, LPIPS how different they look.
 
 Caron et al., arXiv 2104.14294, class tokens of ViT-S/16 as in the DreamBooth evaluation; Zhang et al., arXiv 1801.03924, AlexNet
 with the linear weights of version 0.1. Weights are the user's; nothing is downloaded. Letters: N pictures, F features.

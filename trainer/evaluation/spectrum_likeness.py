@@ -99,7 +99,7 @@ class LikenessOrder:
 
 
 def text_without_mentions(prompt: str) -> str:
-    """A prompt as CLIP shall read it: mentions gone, no double spaces."""
+    """A prompt as CLIP reads it: without mentions and double spaces."""
     kept, place = [], 0
     for start, (end, _) in sorted(find_staged_mentions(prompt).items()):
         kept.append(prompt[place:start])

@@ -73,9 +73,9 @@ def embeddings_of(content: object, name: str) -> dict[str, Embedding]:
     if not isinstance(content, Mapping):
         return {}
     if isinstance(parameters := content.get("string_to_param"), Mapping | Shell):
-        told = content.get("name")
+        stored = content.get("name")
         tensors = {key.rpartition(".")[2]: tensor for key, tensor in tensors_in(parameters)}
-        own = told if isinstance(told, str) and told else name
+        own = stored if isinstance(stored, str) and stored else name
         # the placeholder is a star as a rule, which is nobody's name
         return _named({own if len(tensors) == 1 else key: tensor for key, tensor in tensors.items()})
     tensors = {str(key): value for key, value in content.items() if isinstance(value, Tensor)}

@@ -31,7 +31,7 @@ log = logging.getLogger(__name__)
 
 Dataset = Literal["cub", "dogs"]
 IMPORTED_BACKBONES = ("sd15", "sd2", "sdxl")
-"""Model families PartCraft has been trained on; told apart by the width of the table."""
+"""Model families PartCraft has been trained on, recognised by the width of the table."""
 
 
 class PartLayout(BaseModel):

@@ -57,7 +57,7 @@ def import_prospect(path: Path, words: str = "") -> PromptSpectrum:
         )
     word = content["initial_embeddings"]
     if not isinstance(word, Tensor) or word.ndim != 2 or not len(word):
-        raise BestiaryError(f"{path}: initial_embeddings is no tensor (1, width)")
+        raise BestiaryError(f"{path}: initial_embeddings is not a tensor (1, width)")
     backbone = _backbone_of_width(word.shape[-1], path)
     try:
         network = ProspectNetwork.from_published(word[:1], module_tensors(content["attention"]))

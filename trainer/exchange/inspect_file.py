@@ -61,8 +61,8 @@ def describe_file(path: Path) -> Description:
         BestiaryError: the file is missing, broken or unsafe.
     """
     path = Path(path)
-    told = _describe_safetensors(path) if holds_safetensors(path) else _describe_pickle(path)
-    return {"file": str(path), "bytes": path.stat().st_size, **told}
+    facts = _describe_safetensors(path) if holds_safetensors(path) else _describe_pickle(path)
+    return {"file": str(path), "bytes": path.stat().st_size, **facts}
 
 
 def description_text(description: Mapping[str, object], indent: str = "") -> str:
@@ -153,7 +153,7 @@ def _describe_spectrum(spectrum: PromptSpectrum) -> Description:
     """Stages, what they hold and which attribute they carry; vectors `(S, [L,] V, W)` by their norms."""
     means = {name: tensor.float().norm(dim=-1).mean() for name, tensor in spectrum.embeddings.items()}
     # norms tell whether vectors are as long as words are
-    told: Description = {
+    facts: Description = {
         "what": "Bestiary prompt spectrum",
         "backbone": spectrum.backbone,
         "stages": spectrum.stages,
@@ -170,31 +170,31 @@ def _describe_spectrum(spectrum: PromptSpectrum) -> Description:
     }
     # stages at which words stand in place of vectors
     if spectrum.words:
-        told["words"] = {stages_text((stage,)): _short(text) for stage, text in spectrum.words.items()}
-    return {**told, "provenance": {_short(name): _short(value) for name, value in spectrum.provenance.items()}}
+        facts["words"] = {stages_text((stage,)): _short(text) for stage, text in spectrum.words.items()}
+    return {**facts, "provenance": {_short(name): _short(value) for name, value in spectrum.provenance.items()}}
 
 
 def _describe_foreign(header: Header, path: Path) -> Description:
     """Somebody else's safetensors file, by the names and shapes of its tensors."""
     entries, metadata = header.entries, {str(_short(name)): _short(text) for name, text in header.metadata.items()}
-    told = _recognised({name: entry.shape for name, entry in entries.items()})
+    facts = _recognised({name: entry.shape for name, entry in entries.items()})
     # small ones may be embeddings, and LoRA files may carry some
     bundled = any(name.startswith(BUNDLED) for name in entries)
-    if bundled or (not told and sum(math.prod(entry.shape) for entry in entries.values()) <= _MOST_EMBEDDED):
+    if bundled or (not facts and sum(math.prod(entry.shape) for entry in entries.values()) <= _MOST_EMBEDDED):
         found = embeddings_of(read_tensors(path), path.name.split(".")[0])
         shown = _describe_embeddings(found, "textual inversion embedding")
-        told = told | {"embeddings": shown.get("tokens", []), "remedy": shown.get("remedy", "")} if told else shown
-    if told.get("what") == "LoRA":
-        told |= _scale_and_form(entries, header.metadata)
-    if not told:
+        facts = facts | {"embeddings": shown.get("tokens", []), "remedy": shown.get("remedy", "")} if facts else shown
+    if facts.get("what") == "LoRA":
+        facts |= _scale_and_form(entries, header.metadata)
+    if not facts:
         return {"what": "safetensors file of an unknown kind", "metadata": metadata, **_tensors(entries)}
     # training logs run to megabytes; what names the model is kept
     kept = {name: text for name, text in metadata.items() if name.startswith(("modelspec.", "ss_base", "ss_network"))}
-    return {**told, **({"metadata": kept} if kept else {})}
+    return {**facts, **({"metadata": kept} if kept else {})}
 
 
 def _recognised(shapes: Mapping[str, tuple[int, ...]]) -> Description:
-    """A common kind of file, told by tensor names and shapes such as `(n, width)`; empty if none fits."""
+    """A common kind of file, facts by tensor names and shapes such as `(n, width)`; empty if none fits."""
     if any((kohya_name(name) or "").endswith(DOWN) for name in shapes):
         return _describe_lora(shapes)
     if shapes and all(LAYER_KEY.fullmatch(name) for name in shapes):
@@ -245,7 +245,7 @@ def _describe_lora(shapes: Mapping[str, tuple[int, ...]]) -> Description:
 
 def _scale_and_form(names: Mapping[str, TensorEntry], metadata: Mapping[str, str]) -> Description:
     """What only the header says of a LoRA's scale, and whether it holds more than plain pairs `(r, in)`, `(out, r)`."""
-    told: Description = {}
+    facts: Description = {}
     downs = {
         name: torch.empty(1).expand(entry.shape)
         for name, entry in names.items()
@@ -255,11 +255,11 @@ def _scale_and_form(names: Mapping[str, TensorEntry], metadata: Mapping[str, str
         with_alphas = with_told_alphas(downs, metadata)
         if with_alphas.keys() - downs.keys():
             scales = sorted({round(layer.scale, 4) for layer in lora_layers(with_alphas).values()})
-            told["alpha"] = f"in the header: scale {', '.join(map(str, scales[:4]))}"
+            facts["alpha"] = f"in the header: scale {', '.join(map(str, scales[:4]))}"
         check_forms(names)
     except BestiaryError as fault:
-        told["beware"] = str(fault)
-    return told
+        facts["beware"] = str(fault)
+    return facts
 
 
 def _naming(name: str) -> str:
@@ -282,21 +282,23 @@ def _describe_pickle(path: Path) -> Description:
     # shapes of the one table that matters
     if isinstance(content, Mapping) and isinstance(content.get("string_to_param"), Mapping | Shell):
         found = tensors_in(content["string_to_param"])
-        told = {f"{_short(name.rpartition('.')[2])}": list(t.shape) for name, t in found}
+        facts = {f"{_short(name.rpartition('.')[2])}": list(t.shape) for name, t in found}
         return {
             "what": "textual inversion embedding (AUTOMATIC1111)",
             "name": _short(content.get("name")),
-            "tokens": told,
+            "tokens": facts,
         }
     if isinstance(content, Mapping) and "coarse_kmeans" in content:
         return _recognised({name: tuple(t.shape) for name, t in read_partcraft_file(path).tensors.items()})
     # nobody's file that we know: what its tensors look like may still say something
     tensors = _entries(content)
-    told = _recognised({name: entry.shape for name, entry in tensors.items()})
-    if told.get("what") == "LoRA":
-        told |= _scale_and_form(tensors, {})
-    told = told or _describe_embeddings(embeddings_of(content, path.name.split(".")[0]), "textual inversion embedding")
-    return told or {"what": f"torch file of an unknown kind ({type(content).__name__})", **_tensors(tensors)}
+    facts = _recognised({name: entry.shape for name, entry in tensors.items()})
+    if facts.get("what") == "LoRA":
+        facts |= _scale_and_form(tensors, {})
+    facts = facts or _describe_embeddings(
+        embeddings_of(content, path.name.split(".")[0]), "textual inversion embedding"
+    )
+    return facts or {"what": f"torch file of an unknown kind ({type(content).__name__})", **_tensors(tensors)}
 
 
 def _entries(content: object) -> dict[str, TensorEntry]:

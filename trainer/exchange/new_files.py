@@ -26,7 +26,7 @@ def added_together(folder: Path) -> Iterator[Path]:
         yield staging
         files = sorted(path.relative_to(staging) for path in staging.rglob("*") if path.is_file())
         for name in files:
-            # written again with the same content, a file is no other one
+            # written again with the same content, a file stays the same
             if (folder / name).exists() and not _same(staging / name, folder / name):
                 raise BestiaryError(f"{folder / name} is there already and is another file: choose another --out")
         for name in files:

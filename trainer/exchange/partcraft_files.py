@@ -1,4 +1,4 @@
-"""The files that kamwoh/partcraft @ dfe64e1 publishes and writes, told apart by what is in them, not by their names.
+"""The files that kamwoh/partcraft @ dfe64e1 publishes and writes, recognised by their content, not by their names.
 
 Mapper: `embedding.weight`, `pe`, `projection.N.*` (pytorch_model_1.bin, model_1.safetensors, hash_mapper.pth). LoRA: adapter
 matrices (pytorch_model.bin, model.safetensors, lora_layers.pth, pytorch_lora_weights.safetensors). K-means: three levels of
@@ -55,7 +55,7 @@ def read_partcraft_file(path: Path) -> PartCraftFile:
     if "embedding.weight" in tensors:
         return PartCraftFile(path, "mapper", tensors)
     if any(kohya_name(name) for name in tensors):
-        # scales that only the header tells
+        # scales that only the header contains
         metadata = read_header(path).metadata if holds_safetensors(path) else {}
         return PartCraftFile(path, "lora", _told(path, lambda: with_told_alphas(tensors, metadata)))
     _told(path, lambda: check_forms(tensors))
@@ -67,7 +67,7 @@ def read_partcraft_file(path: Path) -> PartCraftFile:
 
 
 def _told(path: Path, work: Callable[[], Found]) -> Found:
-    """What `work` gives; its faults are told with the file."""
+    """What `work` returns; its faults name the file."""
     try:
         return work()
     except BestiaryError as fault:

@@ -22,7 +22,7 @@ from .transformer_network import TransformerDenoiser, TransformerNetwork, refuse
 MU = 1.15
 """Shift of dev, as the logarithm that Flux writes."""
 GUIDANCE = 1.0
-"""What a distilled model is told where a conditioning gives no guidance: in training."""
+"""Guidance that a distilled model receives where a conditioning has none: in training."""
 READ_FROM = 15 / 19
 """Share of the two-stream blocks from which on words are grounded best: the last four of 19."""
 FLUX_LAYERS = AttentionLayers(

@@ -8,7 +8,7 @@ import platform
 import torch
 
 _AMX, _AVX512 = "_is_amx_tile_supported", "_is_avx512_bf16_supported"
-"""What torch.cpu tells of bf16; not every version has them."""
+"""Functions of torch.cpu that report bf16 support; not every version has them."""
 
 
 def hardware_in_words() -> str:

@@ -170,7 +170,7 @@ def read_unet(folder: Path, dtype: torch.dtype) -> UNet2DConditionModel:
     library: Any = UNet2DConditionModel
     try:
         with quiet_loading():
-            unet, told = library.from_pretrained(
+            unet, outcome = library.from_pretrained(
                 folder,
                 torch_dtype=dtype,
                 variant=weights_variant(folder),
@@ -181,7 +181,7 @@ def read_unet(folder: Path, dtype: torch.dtype) -> UNet2DConditionModel:
         raise BestiaryError(
             f"the weights in {folder} could not be read ({fault}): download the model folder again"
         ) from fault
-    odd = [f"{len(told[name])} {name.replace('_', ' ')}" for name in told if told[name]]
+    odd = [f"{len(outcome[name])} {name.replace('_', ' ')}" for name in outcome if outcome[name]]
     if odd:
         raise BestiaryError(
             f"the weights in {folder} are not those of its config ({', '.join(odd)}): download the model folder again"

@@ -17,7 +17,7 @@ from .denoiser_lora import AttentionLayers
 from .transformer_network import TransformerDenoiser, TransformerNetwork, refuse_other_processors
 
 TIME_SCALE = 1000
-"""The network is told 1000 sigma."""
+"""The network receives 1000 sigma as its time."""
 READ_BLOCK = 9 / 24
 """Share of the depth at which words are grounded best: block 9 of the 24 of 3.0 medium (Seg4Diff, arXiv 2509.18096)."""
 SHIFT = 3.0

@@ -133,11 +133,13 @@ def load_t5(source: Path, text_width: int, dtype: torch.dtype) -> T5EncoderModel
     # without storage first, so that weights are held once
     with torch.device("meta"):
         model = T5EncoderModel(config)
-    told = model.load_state_dict({**weights, "encoder.embed_tokens.weight": weights[TABLE]}, strict=False, assign=True)
-    if told.missing_keys or told.unexpected_keys:
-        some = ", ".join(sorted([*told.missing_keys, *told.unexpected_keys])[:3])
+    outcome = model.load_state_dict(
+        {**weights, "encoder.embed_tokens.weight": weights[TABLE]}, strict=False, assign=True
+    )
+    if outcome.missing_keys or outcome.unexpected_keys:
+        some = ", ".join(sorted([*outcome.missing_keys, *outcome.unexpected_keys])[:3])
         raise BestiaryError(
-            f"{source} lacks {len(told.missing_keys)} weights of its T5 encoder and holds {len(told.unexpected_keys)} unknown ones "
+            f"{source} lacks {len(outcome.missing_keys)} weights of its T5 encoder and holds {len(outcome.unexpected_keys)} unknown ones "
             f"({some}): download it again"
         )
     return model.eval().requires_grad_(False)

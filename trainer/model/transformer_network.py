@@ -1,6 +1,6 @@
 """What diffusion transformers of diffusers have in common: joint attention that can be read, token grids, adapters, recomputation.
 
-What differs (how latents enter, what a time is told as, which layers there are) stands in one file per family: sd3_denoiser.py, flux_denoiser.py.
+What differs (how latents enter, which number stands for a time, which layers there are) stands in one file per family: sd3_denoiser.py, flux_denoiser.py.
 Letters: B batch, C channels of latents, h and w their grid, N tokens of the image, D their width, L text tokens.
 """
 

@@ -95,8 +95,8 @@ class ComfyQueue:
     def _picture(self, entry: Mapping[str, Any], workflow: Workflow, size: tuple[int, int]) -> Plane:
         status = entry.get("status", {})
         if status.get("status_str") == "error":
-            told = [detail for kind, detail in status.get("messages", []) if kind == "execution_error"]
-            fault = told[0] if told else {}
+            details = [detail for kind, detail in status.get("messages", []) if kind == "execution_error"]
+            fault = details[0] if details else {}
             where = f"{fault.get('node_type', 'a node')}: {fault.get('exception_message', 'see its console')}"
             raise BestiaryError(f"the workflow failed in ComfyUI at {where.strip()}")
         outputs: Mapping[str, Any] = entry.get("outputs", {})

@@ -118,11 +118,11 @@ def findings_of(denoiser: IFDenoiser, settings: TrainDreamBoothSettings) -> Iter
     for sentence in sentences.values():
         if sentence.pieces > TEXT_LENGTH:
             yield f"texts: {too_long(sentence)}"
-    told, plain = (
+    named, plain = (
         sentences[normalised(text)] for text in (settings.captions.instance_prompt, settings.captions.class_prompt)
     )
     known = {word for word, _ in plain.words}
-    for word, pieces in told.words:
+    for word, pieces in named.words:
         if word not in known and pieces > PIECES:
             yield (
                 f"identifier: T5 cuts {word!r} into {pieces} pieces, which share their meaning with other words; one of up to {PIECES} pieces is "

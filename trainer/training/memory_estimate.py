@@ -105,7 +105,7 @@ def estimate_memory(objective: nn.Module, batch: Batch, *, ema: bool = False) ->
     Gradients of the learned parameters are left as they were.
     """
     if isinstance(objective, DreamBoothObjective) and objective.vectors is None:
-        # what plain prompts say is remembered: encoding them is no part of a step, and must not leave fake tensors behind
+        # what plain prompts say is remembered: encoding them is not part of a step, and must not leave fake tensors behind
         objective.encode(prompts := getattr(batch, "prompts", ()), tuple(range(len(prompts))))
     with FakeTensorMode(allow_non_fake_inputs=True) as fake:
         names = [name for name in _FAKED if isinstance(getattr(batch, name, None), Tensor)]
@@ -129,7 +129,7 @@ def measure_memory(objective: PartObjective, batch: PartBatch, *, ema: bool = Fa
     objective(batch).total.backward()  # libraries take their workspaces once
     objective.zero_grad(set_to_none=True)
     torch.cuda.reset_peak_memory_stats(device)
-    # what lies there already (weights, states) is no part of the step
+    # what lies there already (weights, states) is not part of the step
     before = torch.cuda.memory_allocated(device)
     objective(batch).total.backward()
     peak = torch.cuda.max_memory_allocated(device) - before

@@ -36,11 +36,11 @@ class Previews:
             self.write(state.step)
 
     @torch.no_grad()
-    def sample(self, told: Conditioning | StagedConditioning, seeds: Sequence[int], *, steps: int) -> Tensor:
+    def sample(self, conditioning: Conditioning | StagedConditioning, seeds: Sequence[int], *, steps: int) -> Tensor:
         """Pictures `(n, 3, H, W)` in 0..1 by the denoiser's own sampler, with the weights that are being trained."""
         sampled = sample_images(
             self._setup.denoiser,
-            told,
+            conditioning,
             None,
             seeds=seeds,
             steps=steps,

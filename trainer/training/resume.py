@@ -1,4 +1,4 @@
-"""Finds the run that `bestiary resume` shall go on with."""
+"""Finds the run that `bestiary resume` continues."""
 
 import hashlib
 import json
@@ -59,7 +59,7 @@ def check_resumable(run: RunFolder, base: BaseSettings, cache: Path | None = Non
 
 
 def tell_changed_pictures(run: RunFolder, folder: Path, names: Sequence[str]) -> list[str]:
-    """Names of pictures that are not what they were when the run began, which are told; a new run notes what they are.
+    """Names of pictures that changed since the run began, for a warning; a new run records their state.
 
     A picture is known by its length and by both of its ends, so that a copied folder is the same one.
     """

@@ -49,7 +49,7 @@ class AccelerateProcesses:
 
 
 def join_processes(device: str) -> tuple[Parallel, str]:
-    """The processes this one belongs to, and the device it shall use: its own GPU where each has one."""
+    """The processes this one belongs to, and the device it uses: its own GPU where each has one."""
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         return SingleProcess(), device
     from accelerate import Accelerator

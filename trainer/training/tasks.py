@@ -43,7 +43,7 @@ def resume_training(folder: Path, *, on_progress: ProgressCallback | None = None
     """Go on with the training of a run folder from its newest state; bit-exact on one thread.
 
     Raises:
-        BestiaryError: `folder` is no run folder, one of a ComfyUI graph, or its pictures or base model have gone or changed.
+        BestiaryError: `folder` is not a run folder, is one of a ComfyUI graph, or its pictures or base model have gone or changed.
     """
     run = find_run(folder)
     known = TASKS[run.kind]

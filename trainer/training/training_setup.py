@@ -222,7 +222,7 @@ def prepare(
         BestiaryError: one clear message about the first thing that does not fit.
     """
     settings, parallel = task.settings, parallel or SingleProcess()
-    # what can be told without the model comes first
+    # faults that need no model come first
     pictures = task.pictures
     denoiser = task.load_denoiser()
     task.check(denoiser)

@@ -83,7 +83,7 @@ def test_broken_and_missing_models_are_told(folder: Path, tmp_path: Path, monkey
     with pytest.raises(BestiaryError, match=rf"no CLIP model 'nowhere': give a folder .* such as {USUAL_CLIP} after"):
         find_clip("nowhere")
     with pytest.raises(
-        BestiaryError, match="'nobody/nothing' is no folder here and not in the Hugging Face cache: fetch"
+        BestiaryError, match="'nobody/nothing' is neither a folder here nor in the Hugging Face cache: fetch"
     ):
         find_clip("nobody/nothing")
     weights = folder / "model.safetensors"

@@ -59,7 +59,7 @@ def test_missing_and_other_models_are_named(
     ):
         OwlDetector.load("nowhere")
     with pytest.raises(
-        BestiaryError, match="OWLv2 model .* not in the Hugging Face cache: fetch it once with: hf download"
+        BestiaryError, match="OWLv2 model .* nor in the Hugging Face cache: fetch it once with: hf download"
     ):
         OwlDetector.load()
     with pytest.raises(BestiaryError, match="could not be loaded as an OWLv2 model"):

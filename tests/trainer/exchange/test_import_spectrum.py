@@ -186,7 +186,7 @@ def test_unknown_names_cut_files_and_giants(tmp_path: Path, published: Callable)
     with pytest.raises(BestiaryError, match=r"list.pt is not a ProSpect file: it holds list, expected attention"):
         torch.save([1], tmp_path / "list.pt")
         import_prospect(tmp_path / "list.pt")
-    with pytest.raises(BestiaryError, match="initial_embeddings is no tensor"):
+    with pytest.raises(BestiaryError, match="initial_embeddings is not a tensor"):
         published(tmp_path / "word.pt", {"attention": block, "initial_embeddings": "teddy"})
         import_prospect(tmp_path / "word.pt")
 

@@ -41,7 +41,7 @@ class ModelFolder:
 
 
 def read_model_folder(path: Path) -> ModelFolder:
-    """Read the configs of a diffusers folder and tell SD1.5, SD2, SDXL and the demo model apart.
+    """Read the configs of a diffusers folder and recognise SD1.5, SD2, SDXL or the demo model.
 
     Raises:
         BestiaryError: the folder is missing, is not a diffusers folder, mixes components of different models, or lacks

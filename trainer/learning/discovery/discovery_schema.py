@@ -219,10 +219,10 @@ def check_maps(folder: Path, maps: PartMaps, codebook: PartCodebook, report: Dis
     if report is None:
         return
     # indices of the report refer to the maps and the codebook
-    told = report.get("images", len(maps.labels))
-    if told != len(maps.labels) or len(report.get("parts", range(parts))) != parts:
+    listed = report.get("images", len(maps.labels))
+    if listed != len(maps.labels) or len(report.get("parts", range(parts))) != parts:
         raise BestiaryError(
-            f"{folder}: report.json lists {told} pictures and {len(report.get('parts', ()))} parts, part_maps.safetensors "
+            f"{folder}: report.json lists {listed} pictures and {len(report.get('parts', ()))} parts, part_maps.safetensors "
             f"{len(maps.labels)} and {parts}: the files are from two discoveries; run the discovery again"
         )
     for key in report.get("typical", {}):

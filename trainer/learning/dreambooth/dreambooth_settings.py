@@ -162,7 +162,7 @@ class TrainDreamBoothSettings(TrainingSettings):
         return faults
 
     def _identifier_faults(self) -> list[str]:
-        """A plain identifier that does not tell the thing from its class."""
+        """A plain identifier that does not distinguish the thing from its class."""
         captions, word = self.captions, self.captions.identifier.strip()
         if self.method.vectors:
             return [f"captions.identifier is {word!r}, but method.vectors learns one: leave it out"] if word else []

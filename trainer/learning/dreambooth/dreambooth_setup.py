@@ -60,7 +60,7 @@ class DreamBoothTraining(Training[DreamBoothAdapter]):
     instances: int
     """N."""
     notes: Mapping[str, object] = field(default_factory=dict)
-    """What the file says of this kind of model besides."""
+    """What the file says about this kind of model in addition."""
 
     def curve_labels(self) -> dict[str, tuple[str, ...]]:
         """No curve has several entries."""
@@ -143,7 +143,7 @@ def set_up_dreambooth(
         cached: their moments, of squares or by buckets.
         masks: of squares, `(N, H, W)` 0..1, what is learned of the thing; None is everything.
         level_alphas: `(L,)`, for a model that enlarges low pictures: see `DreamBoothPlan`.
-        notes: what the file shall say of this kind of model besides.
+        notes: what the file says about this kind of model in addition.
 
     Raises:
         BestiaryError: a prompt is too long, or the words to start from are unknown.

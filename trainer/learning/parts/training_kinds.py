@@ -33,7 +33,7 @@ class TrainingKinds:
     codes: np.ndarray
     """(N, M) int64 kind of every part, -1 where absent."""
     notes: dict[str, Any]
-    """What the dictionary's provenance shall say about the kinds."""
+    """What the dictionary's provenance says about the kinds."""
 
     @property
     def num_kinds(self) -> int:
@@ -77,7 +77,7 @@ def class_kinds(kinds: TrainingKinds, classes: Mapping[str, Sequence[str]]) -> T
     Raises:
         BestiaryError: a part has no column; the message lists parts and columns.
     """
-    # the background is no part of a class: a wren stands in many places
+    # the background is not part of a class: a wren stands in many places
     codes, kind_names = kinds.codes.copy(), [dict(names) for names in kinds.kind_names]
     for part, part_name in enumerate(kinds.part_names):
         if part == kinds.background:

@@ -56,7 +56,7 @@ class CacheSpec:
     precision: str = ""
     """Floating-point type of the autoencoder, such as float16; part of the key because it changes the latents."""
     pixels: tuple[int, int] | None = None
-    """Height and width of the cached pictures where they are no squares of `image_size`."""
+    """Height and width of the cached pictures where they are not squares of `image_size`."""
 
     @property
     def picture_shape(self) -> tuple[int, int]:
@@ -86,11 +86,11 @@ class CacheSpec:
 
     def as_json(self) -> str:
         """The specification as JSON text."""
-        told = dict(self.__dict__)
+        fields = dict(self.__dict__)
         # squares are known by their edge alone, as they always were
         if self.pixels is None:
-            del told["pixels"]
-        return json.dumps(told, sort_keys=True)
+            del fields["pixels"]
+        return json.dumps(fields, sort_keys=True)
 
 
 @dataclass(frozen=True)

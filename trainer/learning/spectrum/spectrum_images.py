@@ -50,7 +50,7 @@ def find_pictures(source: Path, masks: Path | None = None, *, warn: bool = True)
     """One picture, or all readable pictures of a folder; every other file is named as left out, with the reason.
 
     Args:
-        masks: folder of the pictures' masks, which are no pictures of the concept where they lie among them.
+        masks: folder of the pictures' masks, which are not pictures of the concept where they lie among them.
         warn: name what is left out; False where this is only a first look.
 
     Raises:
