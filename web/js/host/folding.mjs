@@ -58,9 +58,12 @@ export class Panel {
   fold(folded) {
     const { node } = this;
     const [width, height] = node.size;
-    this.remember({ open: !folded });
     const change = this.height - FOLDED;
-    node.setSize([width, Math.max(node.computeSize()[1], folded ? height - change : height + change)]);
+    // as high as it was: Vue nodes that were loaded folded give a computed height of their own
+    const before = folded ? undefined : this.state.height;
+    this.remember({ open: !folded, height: folded ? height : undefined });
+    const enough = () => Math.max(node.computeSize()[1], folded ? height - change : height + change);
+    node.setSize([width, before ? Math.max(before, height) : enough()]);
     node.graph?.setDirtyCanvas(true, true);
     this.show();
   }
