@@ -59,9 +59,8 @@ class TransformerNetwork(ABC):
             BestiaryError: an attention layer was replaced by another program's.
         """
         self._backbone, self._process = backbone, process
-        self.transformer: Any = transformer.eval().requires_grad_(
-            False
-        )  # the families share no class that says what they hold
+        # the families share no class that says what they hold
+        self.transformer: Any = transformer.eval().requires_grad_(False)
         self._patch = backbone.attention_divisor // backbone.latent_factor
         self._install()
         self.adapters: Adapters = module_adapters(self.transformer, lambda: self.device, self.attention)

@@ -62,8 +62,8 @@ export class Panel {
     // as high as it was: Vue nodes that were loaded folded give a computed height of their own
     const before = folded ? undefined : this.state.height;
     this.remember({ open: !folded, height: folded ? height : undefined });
-    const enough = () => Math.max(node.computeSize()[1], folded ? height - change : height + change);
-    node.setSize([width, before ? Math.max(before, height) : enough()]);
+    const wanted = Math.max(node.computeSize()[1], folded ? height - change : height + change);
+    node.setSize([width, before ? Math.max(before, height) : wanted]);
     node.graph?.setDirtyCanvas(true, true);
     this.show();
   }
