@@ -112,13 +112,8 @@ def compose(
     values = {"dictionaries": [existing(path, "file") for path in (dictionary, *(more or ()))], "prompts": prompts}
     values |= {"negative": negative, "base": base, "out": out, "count": count, "seed": seed, "steps": steps}
     values |= {"guidance": guidance, "size": size, "sampler": sampler, "lora_strength": lora_strength, "sheet": sheet}
-    values |= {
-        "heat_maps": heat_maps,
-        "device": device,
-        "dtype": dtype,
-        "presets": presets and existing(presets, "file"),
-    }
-    values |= {"mix": assignments(mix, "--mix"), "stage_texts": list(stage_texts or ())}
+    values |= {"heat_maps": heat_maps, "device": device, "dtype": dtype, "mix": assignments(mix, "--mix")}
+    values |= {"presets": presets and existing(presets, "file"), "stage_texts": list(stage_texts or ())}
     values |= {"regions": list(regions or ()), "layout": layout and existing(layout, "file"), "feather": feather}
     for path in compose_files(checked(ComposeSettings, values), progress_callback("compose", progress)):
         typer.echo(path)
