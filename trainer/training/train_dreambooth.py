@@ -24,7 +24,7 @@ from ..learning.spectrum.spectrum_images import ConceptPictures, find_pictures, 
 from ..model.if_denoiser import IFDenoiser
 from ..model.sampling import SamplingDenoiser
 from .class_pictures import MakingTime, class_pictures, make_missing, time_one
-from .dreambooth_if import PIXELS, findings_of, is_if, load_stage, notes_of
+from .dreambooth_if import PIXELS, findings_of, is_if, load_stage, notes_of, with_identifier
 from .train import Trained, train
 from .training_setup import CachePart, Task, TrainingSetup, load_base
 
@@ -69,6 +69,10 @@ class DreamBoothTask(Task[TrainDreamBoothSettings, DreamBoothPictures]):
     """Shapes of the thing's pictures; none where they are cut to squares."""
     making: MakingTime | None = None
     """Where nothing is trained and pictures of the class are missing: how long they will take."""
+
+    def __init__(self, settings: TrainDreamBoothSettings) -> None:
+        """Take the settings, with a word in place of an identifier that is chosen for the user."""
+        super().__init__(with_identifier(settings))
 
     def read_pictures(self) -> DreamBoothPictures:
         """Readable pictures of the thing, and those of its class that are there."""

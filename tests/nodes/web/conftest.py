@@ -173,7 +173,7 @@ def _desk(request: pytest.FixtureRequest, browser: object, server: object, vue: 
     if desk:
         desk.clear()
     else:
-        context = browser.new_context(viewport={"width": int(os.environ.get("VW", "1500")), "height": 1000})
+        context = browser.new_context(viewport={"width": 1500, "height": 1000})
         desk = Desk(context.new_page(), server, vue)
     yield desk
     if desk.failed or desk.own_faults() or getattr(request.module, "OWN_PAGES", False):

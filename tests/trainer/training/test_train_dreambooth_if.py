@@ -243,6 +243,18 @@ def test_what_does_not_fit_is_one_clear_error(settings_for: Make, stage: str, ch
         train_dreambooth(settings_for(stage, **changes))
 
 
+def test_a_rare_piece_is_taken_as_the_identifier(settings_for: Make) -> None:
+    """It stands in the run's recipe as a word, so that a resumed run has the same."""
+    auto = {"captions.identifier": "auto", "captions.instance_prompt": "a photo of {} dog"}
+    named = DreamBoothTask(settings_for("first", **auto)).settings.captions
+    assert 1 <= len(named.identifier) <= 3 and named.identifier not in ("a", "of", "dog")
+    assert named.instance_prompt == f"a photo of {named.identifier} dog"
+    with pytest.raises(BestiaryError, match='identifier is "auto", .*but base.path demo holds another model'):
+        DreamBoothTask(settings_for("first", **{"base.path": "demo", **auto}))
+    with pytest.raises(BestiaryError, match="write {} once in captions.instance_prompt"):
+        settings_for("first", **{"captions.identifier": "auto"})
+
+
 def test_settings_of_if_are_refused_for_other_models(settings_for: Make) -> None:
     with pytest.raises(BestiaryError, match="base.stage is for DeepFloyd IF, but base.path demo holds another model"):
         train_dreambooth(settings_for("first", **{"base.path": "demo", "base.stage": "I"}))

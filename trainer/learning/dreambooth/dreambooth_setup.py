@@ -27,7 +27,7 @@ from ..run.processes import Parallel, SingleProcess
 from ..run.training import Origin, Sample, Training
 from .dreambooth_images import DreamBoothImages, DreamBoothPlan, PictureBucket
 from .dreambooth_objective import CLASS, INSTANCE, DreamBoothObjective
-from .dreambooth_settings import PLACE, TrainDreamBoothSettings
+from .dreambooth_settings import AUTO, PLACE, TrainDreamBoothSettings
 
 IDENTIFIER_ENDING = "_identifier"
 """What the file of a learned identifier's vectors is called, after the LoRA's name."""
@@ -194,6 +194,11 @@ def lay_out(settings: TrainDreamBoothSettings, denoiser: Denoiser) -> tuple[Prom
         BestiaryError: a prompt does not fit the text encoder, or names words that it does not know.
     """
     captions, laid = settings.captions, []
+    if captions.identifier == AUTO:
+        raise BestiaryError(
+            'captions.identifier is "auto", which is for DeepFloyd IF on the command line: name a word such as sks, or set method.vectors = 1',
+            option="captions.identifier",
+        )
     for option, prompt in (("instance_prompt", captions.instance_prompt), ("class_prompt", captions.class_prompt)):
         before, place, after = prompt.partition(PLACE)
         vectors = PromptPiece.word(settings.method.vectors) if place else []
