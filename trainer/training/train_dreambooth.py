@@ -122,25 +122,24 @@ class DreamBoothTask(Task[TrainDreamBoothSettings, DreamBoothPictures]):
         return PIXELS if self.of_if else super().picture_encoder()
 
     def check(self, denoiser: SamplingDenoiser) -> None:
-        """Prompts must fit the text encoder; masks must be there; missing pictures of the class are made."""
+        """Prompts must fit the text encoder; masks must be there."""
         settings, images = self.settings, self.settings.images
         lay_out(settings, denoiser)
         identifier_start(denoiser, settings.method.vectors, settings.method.initial_words)
         self.buckets = self._buckets(denoiser.backbone)
         self.masks = masks_of_shapes(images.masks, self.pictures.instance, self._cached_cells(denoiser.backbone))
-        folder = self.pictures.class_folder
+
+    def make_pictures(self, denoiser: SamplingDenoiser, parallel: Parallel) -> None:
+        """The missing pictures of the class, each process its share."""
+        images, folder, prompt = self.settings.images, self.pictures.class_folder, self.settings.captions.class_prompt
         if folder is None:
             return
-        prompt, count, size = (
-            settings.captions.class_prompt,
-            images.class_count,
-            images.training_size(denoiser.backbone),
-        )
+        count, size = images.class_count, images.training_size(denoiser.backbone)
         if self.only_examined:
             self.making = time_one(denoiser, prompt, folder, count, size=size)
-            self.pictures.class_names = class_pictures(folder)[:count]
         else:
-            self.pictures.class_names = make_missing(denoiser, prompt, folder, count, size=size)
+            make_missing(denoiser, prompt, folder, count, size=size, parallel=parallel)
+        self.pictures.class_names = class_pictures(folder)[:count]
 
     def _buckets(self, backbone: Backbone) -> tuple[AspectBucket, ...]:
         images = self.settings.images

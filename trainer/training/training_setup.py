@@ -102,6 +102,9 @@ class Task(ABC, Generic[Settings, Pictures]):
     def check(self, denoiser: SamplingDenoiser) -> None:
         """Raise BestiaryError for what does not fit this model, before pictures are encoded."""
 
+    def make_pictures(self, denoiser: SamplingDenoiser, parallel: Parallel) -> None:
+        """Make pictures that the training needs and that are not there: none, unless a task says otherwise."""
+
     def cache_parts(self, spec: CacheSpec) -> tuple[CachePart, ...]:
         """How the pictures of `spec` are cached: all of them as squares, unless a task says otherwise."""
         return (CachePart(spec, tuple(range(len(spec.pictures)))),)
@@ -226,7 +229,8 @@ def prepare(
     pictures = task.pictures
     denoiser = task.load_denoiser()
     task.check(denoiser)
-    # the long work: encoding what no earlier run has encoded
+    # the long work: making and encoding what no earlier run has made
+    task.make_pictures(denoiser, parallel)
     images = settings.images
     spec = cache_spec(
         images,
