@@ -242,6 +242,13 @@ def evaluate_dreambooth(
         Path | None, typer.Option("--lpips", help="LPIPS: folder with alexnet-owt-7be5be79.pth and alex.pth.")
     ] = None,
     base: BaseOption = None,
+    text_encoder: Annotated[
+        Path | None,
+        typer.Option("--text-encoder", help="T5 of DeepFloyd IF: a folder or one file; default: the base model's own."),
+    ] = None,
+    tokenizer: Annotated[
+        Path | None, typer.Option("--tokenizer", help="Folder of T5's tokenizer for DeepFloyd IF.")
+    ] = None,
     out: OutOption = None,
     seed: SeedOption = 0,
     steps: Annotated[int, typer.Option("--steps", min=1, help="Denoising steps.")] = 50,
@@ -265,5 +272,6 @@ def evaluate_dreambooth(
     values = {"adapters": adapters, "images": images, "drawn": drawn, "prompts": prompts or (), "count": count}
     values |= {"class_count": class_count, "clip": clip, "dino": dino, "lpips": lpips, "base": base, "out": out}
     values |= {"seed": seed, "steps": steps, "guidance": guidance, "size": size, "device": device, "dtype": dtype}
+    values |= {"text_encoder": text_encoder, "tokenizer": tokenizer}
     page = run_evaluation(checked(EvaluateDreamBoothSettings, values), progress_callback("evaluate", progress))
     typer.echo(f"open {page}")
