@@ -1,4 +1,4 @@
-"""Diffusion transformers as data: text encoders, widths and grids of Stable Diffusion 3 and Flux.1.
+"""Diffusion transformers as data: text encoders, widths and grids of Stable Diffusion 3, Flux.1 and the miniature of the first.
 
 Text lengths are ComfyUI's, which are part of what a model is used with: T5 is padded to 77 in SD3 and to 256 in Flux, and not masked
 (diffusers pads to 256 and 512 where it is not asked otherwise). One token of an attention grid is a patch of 2 x 2 latent places.
@@ -34,3 +34,12 @@ FLUX = Backbone(
     attention_divisor=16,
 )
 """Flux.1: T5 alone is attended to, CLIP-L gives its pooled vector."""
+
+DEMO_DIT = Backbone(
+    "bestiary-demo-dit",
+    (TextEncoderSpec("clip_l", 128, "final", pooled=True),),
+    image_size=128,
+    latent_channels=8,
+    attention_divisor=16,
+)
+"""The miniature of Stable Diffusion 3 for the drawn world: one CLIP of its own, no T5."""

@@ -11,34 +11,29 @@ from typing import cast
 import numpy as np
 import torch
 from diffusers.models.attention_processor import Attention, AttnProcessor
-from diffusers.schedulers.scheduling_ddim import DDIMSchedulerOutput
 from einops import rearrange
 from PIL import Image
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from ...concepts.denoiser.backbone import BACKBONES
 from ...concepts.errors import BestiaryError
 from ...concepts.files.atomic_file import replacing
 from ...demo.captions import caption_of
 from ...demo.species import PARTS, Scene, Species, random_scene, random_species
+from ..learning.denoiser.prompt_encoding import ClipStates
 from ..model.text_conditioning import run_clip
 from .autoencoder import SHARD, draw_training_picture
 from .caption_reading import ReadingLoss, slot_embeddings
-from .model_parts import LATENT_CHANNELS, LATENT_NOISE, BaseModel, build_scheduler, decode, encode_captions
+from .denoiser_shapes import LATENT_CHANNELS
+from .model_parts import LATENT_NOISE, BaseModel, decode, encode_captions
 from .training_state import RunLog, StagePlan, StageState, rate_share, step_generator
 
 logger = logging.getLogger(__name__)
 
-MIN_SNR_GAMMA = 5.0
-"""Upper clamp of the signal-to-noise ratio in the loss weight (Hang et al. 2023, arXiv 2303.09556, equation 5)."""
-SNR_FLOOR = 0.5
-"""Lower clamp of the ratio after `plain_steps`. At high noise, where captions matter most, the plain weight is near 0."""
 SMALLEST_PART = 0.01
 """Share of the picture below which the emphasis of a part no longer grows."""
 MERGED_SHARE = 0.4
 """Share of the captions in which a part's words are merged into one position."""
-TEXT_ENCODER = BACKBONES["bestiary-demo"].text_encoders[0]
 READING_WEIGHT = 0.1
 """Weight of the reading loss in the loss of the second stage."""
 
@@ -107,29 +102,23 @@ def cache_emphasis(folder: Path, seed: int, count: int) -> Tensor:
     return torch.cat(parts)[:count]
 
 
-def snr_weights(alphas_cumprod: Tensor, *, floor: float = 0.0, gamma: float = MIN_SNR_GAMMA) -> Tensor:
-    """Loss weight of an epsilon objective by timestep, from (T,) alphas: SNR clamped to floor..gamma over SNR."""
-    snr = alphas_cumprod / (1 - alphas_cumprod)  # (T,)
-    return snr.clamp(floor, gamma) / snr
+def predict(model: BaseModel, noisy: Tensor, times: Tensor, ids: Tensor) -> Tensor:
+    """Text encoder and denoiser in one pass: noisy (B, C, h, w), times (B,), ids (B, 77) -> prediction (B, C, h, w)."""
+    return model.shape.evaluate(model.denoiser, noisy, times, _read(model, ids.unsqueeze(-1)))
 
 
-def add_noise(latents: Tensor, noise: Tensor, alpha: Tensor) -> Tensor:
-    """Forward process at cumulative signal share `alpha` (B,): latents and noise (B, C, h, w) -> (B, C, h, w)."""
-    alpha = alpha[:, None, None, None]
-    return alpha.sqrt() * latents + (1 - alpha).sqrt() * noise
+def predict_and_read(model: BaseModel, noisy: Tensor, times: Tensor, slots: Tensor) -> tuple[Tensor, Tensor]:
+    """As `predict` for slots (B, 77, 4), with the text encoder's output (B, 77, D) beside the prediction."""
+    text = _read(model, slots)
+    return model.shape.evaluate(model.denoiser, noisy, times, text), text.hidden
 
 
-def predict_noise(model: BaseModel, noisy: Tensor, timesteps: Tensor, ids: Tensor) -> Tensor:
-    """Text encoder and denoiser in one pass: noisy (B, C, h, w), timesteps (B,), ids (B, 77) -> epsilon (B, C, h, w)."""
-    context = model.text_encoder(input_ids=ids).last_hidden_state  # (B, 77, D)
-    return model.denoiser(noisy, timesteps, encoder_hidden_states=context).sample
-
-
-def predict_and_read(model: BaseModel, noisy: Tensor, timesteps: Tensor, slots: Tensor) -> tuple[Tensor, Tensor]:
-    """As `predict_noise` for slots (B, 77, 4), with the text encoder's output (B, 77, D) beside the epsilon."""
+def _read(model: BaseModel, slots: Tensor) -> ClipStates:
+    """States (B, 77, D) of slots (B, 77, words), and the pooled state (B, D) where the shape has one."""
     embeddings = slot_embeddings(model.word_embeddings.weight, slots)  # (B, 77, D)
-    context = run_clip(model.text_encoder, embeddings, TEXT_ENCODER, slots[:, 0, 0]).hidden  # (B, 77, D)
-    return model.denoiser(noisy, timesteps, encoder_hidden_states=context).sample, context
+    # the first of the end tokens; those after it are padding
+    ends = (slots[..., 0] == model.text_encoder.config.eos_token_id).int().argmax(dim=1)  # (B,)
+    return run_clip(model.text_encoder, embeddings, model.shape.backbone.text_encoders[0], ends)
 
 
 class QuickAttention:
@@ -171,37 +160,36 @@ def fit_denoiser(
 ) -> None:
     """Trains denoiser and text encoder from `state.step` on; `on_save(step)` follows every saved state.
 
-    The first `plain_steps` use plain min-SNR weights, later ones raise the weight of high noise to `SNR_FLOOR`. After
+    The first `plain_steps` use the shape's plain weights, later ones raise the weight of high noise. After
     `reading_after` steps the reading loss of the text encoder is added (`ReadingLoss`).
 
     Raises FloatingPointError if the loss is not finite; the last saved state is kept.
     """
-    alphas = build_scheduler().alphas_cumprod  # (T,)
-    plain, lifted = snr_weights(alphas), snr_weights(alphas, floor=SNR_FLOOR)
-    if plan.device.type == "cpu":
+    shape = model.shape
+    if plan.device.type == "cpu" and shape.name == "unet":
         # diffusers takes any callable, while its annotation lists its own classes
         model.denoiser.set_attn_processor(cast(AttnProcessor, QuickAttention()))
     forward = plan.speeded(predict_and_read)
     reading = ReadingLoss(model)
     running = 0.0
     while state.step < plan.steps:
-        weights = plain if state.step < plain_steps else lifted  # (T,)
-        # draw: pictures, latents, noise, timesteps and captions, all derived from the step number
+        # draw: pictures, latents, noise, times and captions, all derived from the step number
         generator = step_generator(plan.seed, 2, state.step)
         rng = np.random.default_rng((plan.seed, 2, state.step))
         indices = torch.randint(len(latents.truths), (plan.batch,), generator=generator)
         clean = latents.batch(indices, generator)  # (B, C, 16, 16)
         noise = torch.randn(clean.shape, generator=generator)
-        times = torch.randint(len(alphas), (plan.batch,), generator=generator)
-        noisy = add_noise(clean, noise, alphas[times]).to(plan.device, memory_format=torch.channels_last)
+        times = shape.draw_times(plan.batch, generator)  # (B,)
+        noisy = shape.noised(clean, noise, times).to(plan.device, memory_format=torch.channels_last)
         ids = encode_captions(model.tokenizer, [caption_of(*latents.truths[i], rng) for i in indices.tolist()])
         slots = reading.merge(ids, torch.from_numpy(rng.random(plan.batch) < MERGED_SHARE)).to(plan.device)
-        # predict: the noise, and the text encoder's output beside it
+        # predict, with the text encoder's output beside it
         with plan.autocast(), sdpa_kernel(SDPBackend.MATH):  # flash attention's backward pass is slow on CPUs
             predicted, context = forward(model, noisy, times.to(plan.device), slots)
-        # loss: weighted by cell within a picture, then by timestep
-        errors = latents.weigh((predicted.float() - noise.to(plan.device)).square(), indices)  # (B,)
-        loss = (errors * weights[times].to(plan.device)).mean()
+        # loss: weighted by cell within a picture, then by time
+        target = shape.target(clean, noise).to(plan.device)  # (B, C, 16, 16)
+        errors = latents.weigh((predicted.float() - target).square(), indices)  # (B,)
+        loss = (errors * shape.weights(times, plain=state.step < plain_steps).to(plan.device)).mean()
         value = float(loss.detach())
         # the logged value excludes the reading loss, so that it is comparable over the whole run
         if state.step >= reading_after:
@@ -225,22 +213,20 @@ def fit_denoiser(
 def sample_latents(
     model: BaseModel, captions: list[str], *, steps: int = 25, guidance: float = 3.0, seed: int = 0
 ) -> Tensor:
-    """DDIM samples with classifier-free guidance against the empty caption -> (B, C, 16, 16) float32."""
+    """Samples with classifier-free guidance against the empty caption -> (B, C, 16, 16) float32."""
     device = next(model.denoiser.parameters()).device
-    scheduler = build_scheduler()
-    scheduler.set_timesteps(steps)
     count = len(captions)
     ids = encode_captions(model.tokenizer, [*captions, *[""] * count]).to(device)  # (2 * B, 77)
     generator = torch.Generator().manual_seed(seed)
     latents = torch.randn((count, LATENT_CHANNELS, 16, 16), generator=generator).to(device)
     with torch.autocast(device.type, torch.bfloat16):
-        context = model.text_encoder(input_ids=ids).last_hidden_state  # (2 * B, 77, D)
-        for timestep in scheduler.timesteps:
+        text = _read(model, ids.unsqueeze(-1))
+        for time, advance in model.shape.sampling(steps):
             # one batch: prompts in the first half, empty captions in the second
             doubled = torch.cat([latents, latents]).contiguous(memory_format=torch.channels_last)  # (2 * B, C, 16, 16)
-            conditional, free = model.denoiser(doubled, timestep, encoder_hidden_states=context).sample.float().chunk(2)
-            guided = free + guidance * (conditional - free)
-            latents = cast(DDIMSchedulerOutput, scheduler.step(guided, int(timestep), latents)).prev_sample
+            times = time.to(device).expand(2 * count)
+            conditional, free = model.shape.evaluate(model.denoiser, doubled, times, text).float().chunk(2)
+            latents = advance(latents, free + guidance * (conditional - free))
     return latents
 
 
