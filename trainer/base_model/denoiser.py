@@ -6,11 +6,11 @@ import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 import torch
-from diffusers.models.attention_processor import Attention, AttnProcessor
+from diffusers.models.attention_processor import Attention
 from einops import rearrange
 from PIL import Image
 from torch import Tensor, nn
@@ -132,19 +132,63 @@ class QuickAttention:
         attention_mask: Tensor | None = None,
     ) -> Tensor:
         """Hidden states (B, N, D), context (B, L, E) or None for self-attention -> (B, N, D); masks are not supported."""
-        if attention_mask is not None:
-            raise BestiaryError(f"the base model attends without masks, got one of shape {tuple(attention_mask.shape)}")
+        _refuse_mask(attention_mask)
         context = hidden_states if encoder_hidden_states is None else encoder_hidden_states
-        # diffusers leaves these layers out of some kinds of attention, none of which the base model has
-        to_query, to_key, to_value = (cast(nn.Module, layer) for layer in (attn.to_q, attn.to_k, attn.to_v))
         query, key, value = (
-            rearrange(tokens, "b n (h d) -> b h n d", h=attn.heads)
-            for tokens in (to_query(hidden_states), to_key(context), to_value(context))
+            _split_heads(attn, name, tokens)
+            for name, tokens in (("to_q", hidden_states), ("to_k", context), ("to_v", context))
         )
-        # plain products: on a CPU their backward pass in bf16 is the fastest
-        scores = (query * query.shape[-1] ** -0.5) @ key.transpose(-1, -2)  # (B, H, N, L)
-        mixed = scores.softmax(dim=-1).to(value.dtype) @ value  # (B, H, N, d)
-        return cast(nn.ModuleList, attn.to_out)[0](rearrange(mixed, "b h n d -> b n (h d)").to(hidden_states.dtype))
+        mixed = _mix(query, key, value)  # (B, N, D)
+        return cast(nn.ModuleList, attn.to_out)[0](mixed.to(hidden_states.dtype))
+
+
+class QuickJointAttention:
+    """The same of the transformer's attention, in which image and text attend to both, the image first."""
+
+    def __call__(
+        self,
+        attn: Attention,
+        hidden_states: Tensor,
+        encoder_hidden_states: Tensor,
+        attention_mask: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """Image (B, N, D) and text (B, L, D) -> both; the text of the last block, which nothing reads, has no projection."""
+        _refuse_mask(attention_mask)
+        pairs = ((hidden_states, "to_", ""), (encoder_hidden_states, "add_", "_proj"))
+        (q, k, v), (text_q, text_k, text_v) = (
+            [_split_heads(attn, f"{before}{kind}{after}", tokens) for kind in "qkv"] for tokens, before, after in pairs
+        )
+        norm_q, norm_k, norm_text_q, norm_text_k = (
+            cast(nn.Module, norm) for norm in (attn.norm_q, attn.norm_k, attn.norm_added_q, attn.norm_added_k)
+        )
+        query = torch.cat([norm_q(q), norm_text_q(text_q)], dim=2)  # (B, H, N + L, d)
+        key = torch.cat([norm_k(k), norm_text_k(text_k)], dim=2)
+        image, text = _mix(query, key, torch.cat([v, text_v], dim=2)).split(
+            [hidden_states.shape[1], encoder_hidden_states.shape[1]], dim=1
+        )
+        image = cast(nn.ModuleList, attn.to_out)[0](image)
+        return image, text if attn.context_pre_only else cast(nn.Module, attn.to_add_out)(text)
+
+
+def _refuse_mask(mask: Tensor | None) -> None:
+    if mask is not None:
+        raise BestiaryError(f"the base model attends without masks, got one of shape {tuple(mask.shape)}")
+
+
+def _split_heads(attn: Attention, projection: str, tokens: Tensor) -> Tensor:
+    """Tokens (B, N, D) through a projection of the layer -> (B, H, N, d)."""
+    return rearrange(attn.get_submodule(projection)(tokens), "b n (h d) -> b h n d", h=attn.heads)
+
+
+def _mix(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    """Attention of (B, H, N, d) -> (B, N, H * d)."""
+    # plain products: on a CPU their backward pass in bf16 is the fastest
+    scores = (query * query.shape[-1] ** -0.5) @ key.transpose(-1, -2)  # (B, H, N, L)
+    return rearrange(scores.softmax(dim=-1).to(value.dtype) @ value, "b h n d -> b n (h d)")
+
+
+QUICK = {"unet": QuickAttention, "dit": QuickJointAttention}
+"""Shape -> its attention on a CPU."""
 
 
 def fit_denoiser(
@@ -166,9 +210,9 @@ def fit_denoiser(
     Raises FloatingPointError if the loss is not finite; the last saved state is kept.
     """
     shape = model.shape
-    if plan.device.type == "cpu" and shape.name == "unet":
+    if plan.device.type == "cpu":
         # diffusers takes any callable, while its annotation lists its own classes
-        model.denoiser.set_attn_processor(cast(AttnProcessor, QuickAttention()))
+        model.denoiser.set_attn_processor(cast(Any, QUICK[shape.name]()))
     forward = plan.speeded(predict_and_read)
     reading = ReadingLoss(model)
     running = 0.0

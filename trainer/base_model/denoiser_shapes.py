@@ -158,9 +158,7 @@ class UNetShape(DenoiserShape):
         scheduler.set_timesteps(steps)
 
         def advance(timestep: Tensor) -> Advance:
-            return lambda x, output: (
-                cast(DDIMSchedulerOutput, scheduler.step(output, int(timestep), x)).prev_sample
-            )
+            return lambda x, output: cast(DDIMSchedulerOutput, scheduler.step(output, int(timestep), x)).prev_sample
 
         return [(timestep, advance(timestep)) for timestep in scheduler.timesteps]
 
@@ -253,9 +251,7 @@ class DiTShape(DenoiserShape):
         def advance(now: float, after: float) -> Advance:
             return lambda x, output: self.process.step(x, output, now, after)
 
-        return [
-            (torch.tensor(now), advance(now, after)) for now, after in zip(times[:-1], times[1:], strict=True)
-        ]
+        return [(torch.tensor(now), advance(now, after)) for now, after in zip(times[:-1], times[1:], strict=True)]
 
     def write(self, folder: Path, modules: Mapping[str, Any]) -> None:
         """Transformer, text encoder and scheduler; autoencoder and tokenizer are those of the shipped UNet miniature."""
