@@ -15,7 +15,8 @@ from torch.nn import functional
 
 from ...concepts.files.atomic_file import replacing
 from ...demo.creatures import IMAGE_SIZE, Drawing, draw_creature, random_species
-from .model_parts import LATENT_CHANNELS, LATENT_NOISE, decode, encode
+from .denoiser_shapes import LATENT_CHANNELS
+from .model_parts import LATENT_NOISE, decode, encode
 from .training_state import RunLog, StagePlan, StageState, rate_share, step_generator
 
 logger = logging.getLogger(__name__)

@@ -20,8 +20,8 @@ from ...demo.captions import caption_of
 from ...demo.creatures import draw_creature
 from ...demo.species import HELD_OUT_SPECIES, Species, random_scene, random_species
 from .autoencoder import reconstruction_psnr, to_tensor
-from .denoiser import add_noise, predict_noise, sample_pictures, save_sheet, snr_weights
-from .model_parts import BaseModel, build_scheduler, encode, encode_captions, load_base_model
+from .denoiser import predict, sample_pictures, save_sheet
+from .model_parts import BaseModel, encode, encode_captions, load_base_model
 from .train_base import TrainBaseSettings
 from .train_judge import draw_lessons, judge_accuracy
 
@@ -65,23 +65,22 @@ def latent_scale_of(model: BaseModel) -> float:
 
 @torch.no_grad()
 def held_out_loss(model: BaseModel, images: Tensor, captions: list[str], *, seed: int = 0) -> float:
-    """Weighted epsilon error at 8 timesteps spread over the schedule; images (N, 3, 128, 128) in -1..1."""
-    scale = latent_scale_of(model)
-    alphas = build_scheduler().alphas_cumprod
-    weights = snr_weights(alphas)
+    """Weighted error of the prediction at 8 times spread over the process; images (N, 3, 128, 128) in -1..1."""
+    scale, shape = latent_scale_of(model), model.shape
     # in portions: the autoencoder's activations of all pictures at once would fill the memory
     latents = torch.cat([encode(model.autoencoder, some) for some in images.split(32)]) * scale
     ids = encode_captions(model.tokenizer, captions)
     generator = torch.Generator().manual_seed(seed)
     losses = []
-    # a fixed seed: every measured model sees the same noise at every timestep
-    for time_step in torch.linspace(60, 940, 8).long():
+    # a fixed seed: every measured model sees the same noise at every time
+    for time_ in shape.measured_times():
         noise = torch.randn(latents.shape, generator=generator)
-        times = time_step.repeat(len(latents))  # (N,)
-        noisy = add_noise(latents, noise, alphas[times])
+        times = time_.repeat(len(latents))  # (N,)
+        noisy = shape.noised(latents, noise, times)
         pairs = zip(noisy.split(64), times.split(64), ids.split(64), strict=True)
-        predicted = torch.cat([predict_noise(model, *some) for some in pairs])  # (N, C, 16, 16)
-        losses.append(float((predicted - noise).square().mean() * weights[time_step]))
+        predicted = torch.cat([predict(model, *some) for some in pairs])  # (N, C, 16, 16)
+        error = (predicted - shape.target(latents, noise)).square().mean()
+        losses.append(float(error * shape.weights(time_, plain=True)))
     return float(np.mean(losses))
 
 

@@ -60,6 +60,12 @@ def train_base(
         list[str] | None,
         typer.Option("--set", metavar="KEY=VALUE", help="Any other setting, such as denoiser_steps=20000."),
     ] = None,
+    shape: Annotated[
+        str | None,
+        typer.Option(
+            "--shape", help="Denoiser: unet (default), or dit, a transformer of the class of Stable Diffusion 3."
+        ),
+    ] = None,
 ) -> None:
     """Train the miniature base model from scratch.
 
@@ -72,6 +78,7 @@ def train_base(
     # options use the short names (bf16), the settings torch's (bfloat16)
     precision = {"fp32": "float32", "bf16": "bfloat16"}.get(dtype, dtype)
     values: dict[str, object] = dict(assignment(text, "--set") for text in more or ())
-    values |= {"seed": seed, "device": device, "dtype": precision, "hours": hours}
+    options = {"seed": seed, "device": device, "dtype": precision, "hours": hours, "shape": shape}
+    values |= {name: value for name, value in options.items() if value is not None}
     train(checked(TrainBaseSettings, values), folder)
     typer.echo(f"wrote {folder}")

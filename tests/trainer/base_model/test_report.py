@@ -56,7 +56,7 @@ def test_fresh_drawings_repeat_and_come_with_full_captions():
 
 
 def test_a_denoiser_that_answers_nothing_loses_the_weighted_noise(model, monkeypatch):
-    monkeypatch.setattr(base_model_report, "predict_noise", lambda model, noisy, *rest: torch.zeros_like(noisy))
+    monkeypatch.setattr(base_model_report, "predict", lambda model, noisy, *rest: torch.zeros_like(noisy))
     images, captions = fresh_drawings(2, seed=5)
     loss = held_out_loss(model, images, captions)
     assert 0.6 < loss < 0.95  # unit noise times the mean of min(SNR, 5) / SNR over the eight timesteps
@@ -65,8 +65,8 @@ def test_a_denoiser_that_answers_nothing_loses_the_weighted_noise(model, monkeyp
 
 def test_a_denoiser_that_knows_the_noise_loses_nothing(model, monkeypatch):
     drawn = []
-    monkeypatch.setattr(base_model_report, "add_noise", lambda clean, noise, alpha: drawn.append(noise) or noise)
-    monkeypatch.setattr(base_model_report, "predict_noise", lambda model, noisy, *rest: noisy)
+    monkeypatch.setattr(model.shape, "noised", lambda clean, noise, times: drawn.append(noise) or noise)
+    monkeypatch.setattr(base_model_report, "predict", lambda model, noisy, *rest: noisy)
     images, captions = fresh_drawings(2, seed=5)
     assert held_out_loss(model, images, captions) == 0.0
     assert len(drawn) == 8
