@@ -26,7 +26,7 @@ from ...concepts.denoiser.part_attention_patch import (
     region_scores,
     token_places,
 )
-from ..host.socket_types import SPANS_KEY, PartSpan
+from ..host.socket_types import SPANS_KEY, WORDS_KEY, PartSpan
 from .attention_layers import chosen_factors
 from .attention_record import AttentionRecord, RecordedPart, Recording
 from .part_regions import PartRegion
@@ -58,6 +58,12 @@ class TimedRegion:
     region: PartRegion
     highest: float
     lowest: float
+    is_word: bool = False
+    """True if no prompt contains a part of its name, so that it confines the plain word."""
+
+    def covers(self, span: PartSpan) -> bool:
+        """True if the region applies to this mention of a part or word."""
+        return span.is_word == self.is_word and self.region.covers(span)
 
     def acts_at(self, sigma: float) -> bool:
         """True inside the range, which is half-open, so that of two adjacent regions only one acts at their border."""
@@ -90,13 +96,16 @@ class AttentionSampling:
         # ComfyUI identifies conditionings by uuid: remember the side of each, to separate positive and negative parts
         self._sides = {entry["uuid"]: side for side, entries in prompts.items() for entry in entries}
         self.recordings: list[tuple[AttentionRecord, Recording]] = []
+        records = list(records)
+        confined = [timed.region.part for timed in self.regions if timed.is_word]
+        self._words = tuple(dict.fromkeys([*confined, *(word for record in records for word in record.words)]))
         for record in records:
             sides = {side: entries for side, entries in prompts.items() if side != "negative" or record.negative}
             parts = dict.fromkeys(
                 RecordedPart(span.label, span.part, side == "negative")
                 for side, entries in sides.items()
                 for entry in entries
-                for span in entry.get(SPANS_KEY, ())
+                for span in spans_of(entry, record.words)
             )
             self.recordings.append((record, Recording(tuple(parts), max(1, len(sigmas) - 1))))
         self._owned: dict[tuple[int, object], tuple[PartSpan, ...]] = {}
@@ -119,7 +128,7 @@ class AttentionSampling:
         # spans are checked once per conditioning, not at every step
         key = (index, conditioning["uuid"])
         if key not in self._owned:
-            self._owned[key] = _own_spans(conditioning, context.cond)
+            self._owned[key] = _own_spans(conditioning, context.cond, self._words)
         side = self._sides.get(conditioning["uuid"], "negative" if index else "positive")
         area = conditioning.get("area")
         area = tuple(area) if area is not None and len(area) == 4 else None
@@ -173,9 +182,16 @@ class AttentionSampling:
         return "\n".join(self._warned)
 
 
-def _own_spans(conditioning: dict, context: Tensor) -> tuple[PartSpan, ...]:
+def spans_of(conditioning: dict, words: Iterable[str]) -> tuple[PartSpan, ...]:
+    """Mentions of parts in a conditioning, and those of the words that it contains."""
+    known = conditioning.get(WORDS_KEY)
+    found = [] if known is None else [PartSpan(word, word, known.places(word), is_word=True) for word in words]
+    return (*conditioning.get(SPANS_KEY, ()), *(span for span in found if span.positions))
+
+
+def _own_spans(conditioning: dict, context: Tensor, words: Iterable[str]) -> tuple[PartSpan, ...]:
     """Spans of a conditioning `(1, K, E)`; none if ComfyUI copied them to another prompt's tokens, as for areas."""
-    spans, own = conditioning.get(SPANS_KEY, ()), conditioning.get("cross_attn")
+    spans, own = spans_of(conditioning, words), conditioning.get("cross_attn")
     if not spans or own is None or own is context:
         return tuple(spans)
     # compare values: the same tokens may have been moved to another device or cast
@@ -197,7 +213,7 @@ class ModelEvaluation:
         self.sampling = sampling
         sampling.count(evaluations=1)
         self.entries = entries
-        self.regions = [timed.region for timed in sampling.regions if timed.acts_at(sigma)]
+        self.regions = [timed for timed in sampling.regions if timed.acts_at(sigma)]
         self.step = sampling.step(sigma)
         self.images = latent_shape[0]
         self.latent = (latent_shape[-2], latent_shape[-1])
@@ -292,8 +308,8 @@ class ModelEvaluation:
         """`(R, N, K)` bias of the regions on the scores; None if they concern no row."""
         bias = None
         for some, entry, length in rows:
-            for region in self.regions:
-                held = [place for span in entry.spans if region.covers(span) for place in span.positions]
+            for timed in self.regions:
+                held = [place for span in entry.spans if timed.covers(span) for place in span.positions]
                 # includes the repetitions of a short prompt in a longer context
                 places = token_places([held], entry.tokens, length)[0]
                 if not held:
@@ -301,7 +317,7 @@ class ModelEvaluation:
                 bias = q.new_zeros((q.shape[0], q.shape[1], k.shape[1])) if bias is None else bias  # (R, N, K)
                 # the same for all heads; on the grid of the layer, cropped to the prompt's area
                 size = tuple(options["activations_shape"][-2:])
-                scores = self.sampling.scores(region, entry, size, self.latent, q)  # (B or 1, N)
+                scores = self.sampling.scores(timed.region, entry, size, self.latent, q)  # (B or 1, N)
                 bias[some, :, places.to(q.device)] += scores.unsqueeze(-1)
         return bias
 

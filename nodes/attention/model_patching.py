@@ -9,15 +9,16 @@ override. Several of our patches on one model share these hooks and act once.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
 from ...concepts.errors import BestiaryError
 from ...concepts.name_search import shown_name
+from ...concepts.part_prompt.prompt_words import PromptWords, missing_word
 from ..host.running_graph import running_server
-from ..host.socket_types import SPANS_KEY
+from ..host.socket_types import SPANS_KEY, WORDS_KEY
 from .attention_layers import check_layers
 from .attention_record import AttentionRecord
 from .attention_sampling import AttentionSampling, ModelEvaluation, TimedRegion
@@ -25,6 +26,8 @@ from .part_regions import PartRegion, check_regions
 
 if TYPE_CHECKING:
     from comfy.model_patcher import ModelPatcher
+
+    from ..host.comfy_objects import ModelSampling
 
 WRAPPER_KEY = "bestiary_attention"
 RECORDS_KEY = "bestiary_records"
@@ -128,19 +131,21 @@ def watch_sampling(
     """Wrapper of a whole sampling: starts new recordings, which are kept only if it succeeds.
 
     Raises:
-        BestiaryError: a region names a part that no prompt contains, or its masks do not match the pictures.
+        BestiaryError: no prompt contains a part or word of a region, or a word of a record, or masks do not match the pictures.
     """
     guider = executor.class_obj
     # the guider has copied the options for this sampling, so changes do not leak into the model
     options = guider.model_options["transformer_options"]
     regions = options.get(REGIONS_KEY, ())
     spans = [span for entries in guider.conds.values() for entry in entries for span in entry.get(SPANS_KEY, ())]
-    check_regions(regions, spans, noise.shape[0])
+    check_regions(regions, spans, noise.shape[0], words_of(guider.conds))
+    for record in options.get(RECORDS_KEY, ()):
+        check_words(record, guider.conds)
     schedule = guider.model_patcher.get_model_object("model_sampling")
     sampling = AttentionSampling(
         guider.conds,
         sigmas.tolist(),
-        [TimedRegion(region, *map(schedule.percent_to_sigma, (region.start, region.end))) for region in regions],
+        [_timed(region, schedule, is_word=not any(map(region.covers, spans))) for region in regions],
         options.get(RECORDS_KEY, ()),
         attention_factors(guider.model_patcher),
     )
@@ -155,6 +160,29 @@ def watch_sampling(
     for record, recording in sampling.recordings:
         record.keep(recording.finished(samples, (height, width), notice))
     return samples
+
+
+def _timed(region: PartRegion, schedule: ModelSampling, *, is_word: bool) -> TimedRegion:
+    first, last = (schedule.percent_to_sigma(share) for share in (region.start, region.end))
+    return TimedRegion(region, first, last, is_word)
+
+
+def words_of(prompts: Mapping[str, list[dict]]) -> list[PromptWords]:
+    """The words of all prompts that say where they stand."""
+    return [entry[WORDS_KEY] for entries in prompts.values() for entry in entries if WORDS_KEY in entry]
+
+
+def check_words(record: AttentionRecord, prompts: Mapping[str, list[dict]]) -> None:
+    """Check that the prompts contain the words of a record.
+
+    Raises:
+        BestiaryError: no prompt contains one, or none says where its words stand.
+    """
+    read = {side: entries for side, entries in prompts.items() if side != "negative" or record.negative}
+    known = words_of(read)
+    for word in record.words:
+        if not any(prompt.places(word) for prompt in known):
+            raise BestiaryError(f"Attention Maps: {missing_word(word, known)}")
 
 
 def tell_block(block: str | None, text: str) -> None:
