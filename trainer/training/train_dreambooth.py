@@ -191,9 +191,10 @@ class DreamBoothTask(Task[TrainDreamBoothSettings, DreamBoothPictures]):
             for bucket, cache in zip(buckets, caches, strict=True)
         ]
         given = (self.settings, denoiser, self.pictures.names, count, cached, None, parallel)
+        notes: dict[str, object] = {"data": _content_of(self.pictures.paths)}
         if not isinstance(denoiser, IFDenoiser):
-            return set_up_dreambooth(*given)
-        notes = notes_of(denoiser, self.settings)
+            return set_up_dreambooth(*given, notes=notes)
+        notes |= notes_of(denoiser, self.settings)
         return set_up_dreambooth(*given, level_alphas=denoiser.level_alphas, notes=notes)
 
     def findings(self, setup: TrainingSetup) -> Iterator[str]:
@@ -232,6 +233,14 @@ class DreamBoothTask(Task[TrainDreamBoothSettings, DreamBoothPictures]):
         if settings.method.prior == "pictures":
             images["class_images"] = self.class_folder.absolute()
         return settings.model_copy(update={"images": settings.images.model_copy(update=images)})
+
+
+def _content_of(pictures: Sequence[Path]) -> str:
+    """Sixteen hex digits that change with the content of the picture files."""
+    digest = hashlib.sha256()
+    for path in pictures:
+        digest.update(hashlib.sha256(path.read_bytes()).digest())
+    return digest.hexdigest()[:16]
 
 
 def train_dreambooth(settings: TrainDreamBoothSettings, *, on_progress: ProgressCallback | None = None) -> Trained:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
 import os
 import shutil
@@ -12,6 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 
+import bestiary
 import numpy as np
 import pytest
 import torch
@@ -85,6 +87,11 @@ def test_every_backbone_trains_and_its_lora_loads_back(
         notes = file.metadata()
     assert json.loads(notes["bestiary.kind"]) == "dreambooth" and json.loads(notes["bestiary.backbone"]) == backbone
     assert json.loads(notes["bestiary.class_pictures"]) == 4 and notes["ss_network_alpha"] == "8.0"
+    content = hashlib.sha256()
+    for path in [*sorted(pictures.iterdir()), *sorted(of_class.iterdir())]:
+        content.update(hashlib.sha256(path.read_bytes()).digest())
+    assert json.loads(notes["bestiary.data"]) == content.hexdigest()[:16]
+    assert json.loads(notes["bestiary.version"]) == bestiary.__version__
     assert {path.name for path in trained.exports} == {"diffusers_lora.safetensors", "README.txt"}
 
 
