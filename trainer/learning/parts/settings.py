@@ -86,7 +86,8 @@ class AttentionLossSettings(Section):
     form: Literal["bce", "softmax"] = "bce"
     """Binary cross-entropy over maps normalised across parts (published), or softmax cross-entropy."""
     layers: tuple[str, ...] = ()
-    """Names of the cross-attention layers to read; none takes those on the method's grid (16 x 16 natively)."""
+    """Names of the attention layers to read; none takes the usual ones (of UNets those on a 16 x 16 grid), ["auto"] those that ground part words
+    best in these pictures."""
     downsampling: tuple[int, ...] = ()
     """Instead of names: read every layer at these downsamplings relative to the latent, such as 2 and 4."""
     columns: Literal["lse", "one_hot"] = "lse"
