@@ -30,6 +30,10 @@ class DiscoverySection(Section):
     """Result folder of `bestiary discover`."""
 
 
+USUAL_MIN_SNR = 5.0
+"""Gamma of models that predict noise or velocity (Hang et al. 2023, arXiv 2303.09556)."""
+
+
 class MethodSettings(Section):
     """What is learned."""
 
@@ -49,8 +53,10 @@ class MethodSettings(Section):
     """Words that parts may be, such as "head wing tail"; each part starts at the one that already looks at its region."""
     initial_spread: float = Field(default=0.5, ge=0, le=4)
     """Spread of the first tokens in units of the standard deviation of word embeddings, 0 to 4."""
-    min_snr: float = Field(default=5.0, ge=0)
-    """Gamma of the min-SNR loss weights, above 0; 0 weighs all timesteps alike."""
+    min_snr: float | None = Field(default=None, ge=0)
+    """Gamma of the min-SNR loss weights, 0 (all timesteps alike) or above; unset takes 5, and 0 for flow models, which have none."""
+    insertion: Literal["input", "output"] = "input"
+    """Where vectors enter a prompt: before the text encoders, or in the place of what these say, which needs them once per sentence."""
     region_weight: float = Field(default=0.0, ge=0, le=1)
     """Share by which the noise loss leaves out what no part of the caption covers, 0 (off) to 1."""
     timesteps: Literal["uniform", "stratified"] = "stratified"
@@ -80,7 +86,8 @@ class AttentionLossSettings(Section):
     form: Literal["bce", "softmax"] = "bce"
     """Binary cross-entropy over maps normalised across parts (published), or softmax cross-entropy."""
     layers: tuple[str, ...] = ()
-    """Names of the cross-attention layers to read; none takes those on the method's grid (16 x 16 natively)."""
+    """Names of the attention layers to read; none takes the usual ones (of UNets those on a 16 x 16 grid), ["auto"] those that ground part words
+    best in these pictures."""
     downsampling: tuple[int, ...] = ()
     """Instead of names: read every layer at these downsamplings relative to the latent, such as 2 and 4."""
     columns: Literal["lse", "one_hot"] = "lse"
