@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ..errors import BestiaryError
+from .lora_forms import TRANSFORMER_PREFIX, UNET_PREFIX
 
 HiddenState = Literal["final", "penultimate"]
 
@@ -58,6 +59,8 @@ class Backbone:
     """Image edge divided by latent edge."""
     patch: int = 1
     """Latent places on an edge of a token, where a transformer reads latents patch by patch."""
+    lora_prefix: str = UNET_PREFIX
+    """Before the names of its layers in LoRA files."""
 
     @property
     def pixel_step(self) -> int:
@@ -130,6 +133,7 @@ BACKBONES |= {
         16,
         16,
         patch=2,
+        lora_prefix=TRANSFORMER_PREFIX,
     ),
     "flux": Backbone(
         "flux",
@@ -141,9 +145,16 @@ BACKBONES |= {
         16,
         16,
         patch=2,
+        lora_prefix=TRANSFORMER_PREFIX,
     ),
     "bestiary-demo-dit": Backbone(
-        "bestiary-demo-dit", (TextEncoderSpec("clip_l", 128, "final", pooled=True),), 128, 8, 16, patch=2
+        "bestiary-demo-dit",
+        (TextEncoderSpec("clip_l", 128, "final", pooled=True),),
+        128,
+        8,
+        16,
+        patch=2,
+        lora_prefix=TRANSFORMER_PREFIX,
     ),
 }
 

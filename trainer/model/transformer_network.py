@@ -63,7 +63,9 @@ class TransformerNetwork(ABC):
         self.transformer: Any = transformer.eval().requires_grad_(False)
         self._patch = backbone.patch
         self._install()
-        self.adapters: Adapters = module_adapters(self.transformer, lambda: self.device, self.attention)
+        self.adapters: Adapters = module_adapters(
+            self.transformer, lambda: self.device, self.attention, backbone.lora_prefix
+        )
 
     @property
     def device(self) -> torch.device:
