@@ -23,8 +23,8 @@ from ..learning.discovery.discovery_folder import Discovery
 from ..learning.parts.settings import load_recipe
 from ..learning.run.progress_report import ProgressStyle, duration, progress_callback
 from ..learning.run.run_folder import CONFIG_NAME
-from ..model.backbones import load_denoiser
-from ..model.diffusers_denoiser import DiffusersDenoiser
+from ..model.backbones import DEMO, load_denoiser
+from ..model.sampling import SamplingDenoiser
 from ..training.tasks import resume_training
 from ..training.train_parts import train_parts
 from . import pictures as demo_pictures
@@ -42,6 +42,9 @@ class DemoSettings(BaseModel):
     """Settings of `bestiary demo`."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+    base: str = DEMO
+    """Base model: "demo", the embedded UNet, "demo-dit", the embedded transformer, or the folder of a model of the drawn world."""
 
     seed: int = Field(default=0, ge=0, lt=2**31)
     """Seed of the drawings, of training and of every picture."""
@@ -77,9 +80,9 @@ class DemoJob:
     settings: DemoSettings
 
     @cached_property
-    def denoiser(self) -> DiffusersDenoiser:
-        """The embedded model, loaded once; each stage removes the adapters it adds."""
-        return load_denoiser("demo", device=self.settings.device, dtype=self.settings.dtype)
+    def denoiser(self) -> SamplingDenoiser:
+        """The base model, loaded once; each stage removes the adapters it adds."""
+        return load_denoiser(self.settings.base, device=self.settings.device, dtype=self.settings.dtype)
 
     @property
     def dictionary_path(self) -> Path:
@@ -101,7 +104,7 @@ class DemoJob:
             images=self.out / PICTURES,
             out=self.out / "discovery",
             source="diffusion",
-            base="demo",
+            base=self.settings.base,
             kinds=self.settings.kinds,
             seed=self.settings.seed,
             device=self.settings.device,
@@ -119,6 +122,7 @@ class DemoJob:
             result = resume_training(newest, on_progress=self._progress("train"))
         else:
             overrides: dict[str, Any] = {
+                "base.path": self.settings.base,
                 "discovery.folder": self.out / "discovery",
                 "run.out": run,
                 "run.seed": self.settings.seed,
@@ -218,7 +222,9 @@ def _read_record(out: Path, settings: DemoSettings) -> dict[str, float]:
         raise BestiaryError(f"{path} is damaged: give --out another folder") from fault
     # device and precision may change between starts; settings that decide the result may not
     wanted = _fingerprint(settings)
-    other = [f"--{name} {known.get(name)}" for name in wanted if known.get(name) != wanted[name]]
+    # a demo of an earlier version records fewer settings: those left out had their defaults
+    known = {name: field.default for name, field in DemoSettings.model_fields.items()} | known
+    other = [f"--{name} {known[name]}" for name in wanted if known[name] != wanted[name]]
     if other:
         raise BestiaryError(
             f"{out} contains a demo with {', '.join(other)}: use these values to continue it, or give --out another folder"
