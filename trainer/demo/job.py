@@ -36,6 +36,8 @@ logger = logging.getLogger(__name__)
 
 STAGES = ("draw", "discover", "train", "compose", "judge")
 _RECORD = "stages.json"
+_RECIPES = {"bestiary-demo-dit": "demo_dit"}
+"""Backbone -> recipe of its training; others take `demo`."""
 
 
 class DemoSettings(BaseModel):
@@ -53,7 +55,7 @@ class DemoSettings(BaseModel):
     kinds: int = Field(default=14, ge=2, le=256)
     """Number of kinds per part."""
     steps: int | None = Field(default=None, ge=1)
-    """Training steps; None uses the value of the recipe `demo`."""
+    """Training steps; None uses the value of the recipe."""
     judged: int = Field(default=48, ge=4, le=10_000)
     """Pictures per test."""
     device: str = "auto"
@@ -134,7 +136,8 @@ class DemoJob:
                     "optimizer.steps": self.settings.steps,
                     "optimizer.warmup": min(20, self.settings.steps // 10),
                 }
-            result = train_parts(load_recipe("demo", overrides), on_progress=self._progress("train"))
+            recipe = _RECIPES.get(self.denoiser.backbone.name, "demo")
+            result = train_parts(load_recipe(recipe, overrides), on_progress=self._progress("train"))
         write_bytes(self.dictionary_path, result.path.read_bytes())
 
     def compose(self) -> None:

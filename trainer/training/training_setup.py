@@ -16,6 +16,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from ...concepts.denoiser.denoiser import ProgressCallback
+from ...concepts.errors import BestiaryError
 from ..learning.denoiser.transformer_folder import T5Place, component_folder
 from ..learning.pictures.image_files import fit_square, read_image
 from ..learning.pictures.latent_cache import CacheSpec, LatentCache, cache_spec, open_cache
@@ -229,6 +230,7 @@ def prepare(
     # faults that need no model come first
     pictures = task.pictures
     denoiser = task.load_denoiser()
+    _check_size(settings, denoiser)
     task.check(denoiser)
     # the long work: encoding what no earlier run has encoded
     images = settings.images
@@ -261,6 +263,17 @@ def prepare(
     wanted = settings.run.preview_every > 0 and parallel.rank == 0 if keep_decoder is None else keep_decoder
     free_autoencoder(denoiser, keep_decoder=wanted)
     return TrainingSetup(task, denoiser, spec, caches, task.set_up(denoiser, caches, parallel))
+
+
+def _check_size(settings: TrainingSettings, denoiser: SamplingDenoiser) -> None:
+    """Raise BestiaryError for training squares that this model cannot cut into its patches."""
+    size, step = settings.images.training_size(denoiser.backbone), denoiser.backbone.pixel_step
+    if size % step:
+        raise BestiaryError(
+            f"images.size = {size}: {denoiser.backbone.name} reads pictures whose edges are multiples of {step} pixels; choose "
+            f"{size - size % step} or {size - size % step + step}",
+            option="images.size",
+        )
 
 
 def fingerprint_autoencoder(path: str) -> str:
