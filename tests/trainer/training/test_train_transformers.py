@@ -138,6 +138,25 @@ def test_a_dictionary_is_composed_with_and_another_familys_is_refused(
         compose_files(ComposeSettings(**asked | {"base": str(tiny_folder(other))}))
 
 
+def test_vectors_that_enter_behind_the_encoders_are_learned_and_composed_with(
+    settings_for, tiny_folder, tmp_path: Path
+) -> None:
+    trained = train_parts(settings_for("flux", tmp_path / "run", method__insertion="output"))
+    dictionary = PartDictionary.load(trained.path)
+    assert read_concept_file(trained.path, DICTIONARY_KIND).metadata["insertion"] == dictionary.insertion == "output"
+    assert [path.name for path in trained.exports] == ["parts_lora.safetensors", "README.txt"]
+    # the vectors of the encoder that is pooled only stay where they started
+    folder = tiny_folder("flux")
+    asked = {
+        "dictionaries": [trained.path],
+        "prompts": ["a <head:red> bird"],
+        "base": str(folder),
+        "out": tmp_path / "out",
+    }
+    asked |= {"size": 64, "steps": 1, "device": "cpu", "dtype": "fp32", "text_encoder": folder / "text_encoder_2"}
+    assert [path.name for path in compose_files(ComposeSettings(**asked))] == ["0001.png"]
+
+
 @pytest.mark.parametrize("name", ENCODERS)
 def test_a_spectrum_is_learned_and_exported_for_every_encoder(name: str, tiny_folder, tmp_path: Path) -> None:
     Image.radial_gradient("L").convert("RGB").resize((64, 64)).save(tmp_path / "a.png")

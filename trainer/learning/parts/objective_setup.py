@@ -20,6 +20,7 @@ from ....concepts.errors import BestiaryError
 from ....concepts.part_dictionary.part_dictionary import PartDictionary
 from ....concepts.part_dictionary.token_projector import TokenProjector
 from ....concepts.part_prompt.part_captions import CaptionStyle
+from ..denoiser.prompt_encoding import use_insertion
 from ..pictures.latent_cache import LatentCache
 from ..run.fit import ParameterGroup
 from ..run.processes import Parallel, SingleProcess
@@ -69,6 +70,7 @@ class PartTraining(Training[PartDictionary]):
             "seed": settings.run.seed,
             "attention_loss": settings.attention_loss.weight,
             "lora_rank": settings.lora.rank,
+            **({"insertion": settings.method.insertion} if settings.method.insertion != "input" else {}),
             **self.kinds.notes,
         }
         tiles = cut_thumbnails(self.kinds, origin.thumbnail_square)
@@ -119,6 +121,7 @@ def set_up_parts(
 
     `names` and `kinds` are in the cache's order of pictures.
     """
+    use_insertion(denoiser.text, settings.method.insertion)
     torch.manual_seed(settings.run.seed)
     batches = build_batches(settings, names, kinds, cache, denoiser, parallel)
     objective = build_objective(settings, kinds, denoiser, batches)
