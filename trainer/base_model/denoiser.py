@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -244,7 +245,8 @@ def fit_denoiser(
         norm = state.descend(loss, rate_share(state.step, plan.steps, decay_from=plan.decay_from, warmup=200))
         running = value if running == 0 else 0.98 * running + 0.02 * value
         if state.step % 50 == 0:
-            log.write(stage="denoiser", step=state.step, loss=round(running, 5), grad=round(norm, 4))
+            entry = {"loss": round(running, 5), "grad": round(norm, 4), "cpu_seconds": round(time.process_time())}
+            log.write(stage="denoiser", step=state.step, **entry)
         last = state.step == plan.steps or plan.expired()
         if last or state.step % plan.save_every == 0:
             state.save()
@@ -265,10 +267,10 @@ def sample_latents(
     latents = torch.randn((count, LATENT_CHANNELS, 16, 16), generator=generator).to(device)
     with torch.autocast(device.type, torch.bfloat16):
         text = _read(model, ids.unsqueeze(-1))
-        for time, advance in model.shape.sampling(steps):
+        for moment, advance in model.shape.sampling(steps):
             # one batch: prompts in the first half, empty captions in the second
             doubled = torch.cat([latents, latents]).contiguous(memory_format=torch.channels_last)  # (2 * B, C, 16, 16)
-            times = time.to(device).expand(2 * count)
+            times = moment.to(device).expand(2 * count)
             conditional, free = model.shape.evaluate(model.denoiser, doubled, times, text).float().chunk(2)
             latents = advance(latents, free + guidance * (conditional - free))
     return latents

@@ -35,6 +35,8 @@ LATENT_CHANNELS = 8
 TEXT_WIDTH = 128
 DENOISER_CHANNELS = (64, 96, 128)
 DIT_HEADS, DIT_BLOCKS, DIT_PATCH, DIT_HEAD_WIDTH = 3, 6, 2, 64
+DIT_PLACES = 12
+"""Edge of the transformer's table of positions, in tokens: pictures up to 192 px, half as much again as it is trained on."""
 DIT_PROCESS = FlowProcess(3.0, draw="logit_normal")
 """The flow of the transformer, with the shift and the times of training of Stable Diffusion 3."""
 MIN_SNR_GAMMA = 5.0
@@ -191,7 +193,6 @@ class DiTShape(DenoiserShape):
 
     def build_denoiser(self) -> SD3Transformer2DModel:
         """A transformer whose blocks and output start at zero, so that it begins as the identity (adaLN-Zero, Peebles and Xie 2023)."""
-        tokens = IMAGE_SIZE // 8 // DIT_PATCH
         denoiser = SD3Transformer2DModel(
             sample_size=IMAGE_SIZE // 8,
             patch_size=DIT_PATCH,
@@ -203,7 +204,7 @@ class DiTShape(DenoiserShape):
             joint_attention_dim=TEXT_WIDTH,
             caption_projection_dim=DIT_HEADS * DIT_HEAD_WIDTH,
             pooled_projection_dim=TEXT_WIDTH,
-            pos_embed_max_size=tokens,
+            pos_embed_max_size=DIT_PLACES,
             qk_norm="rms_norm",
         )
         zero = ("norm1.linear", "norm1_context.linear", "norm_out.linear", "proj_out")

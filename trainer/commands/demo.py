@@ -31,6 +31,12 @@ def demo(
     device: DeviceOption = "auto",
     dtype: DtypeOption = "auto",
     progress: ProgressOption = "line",
+    base: Annotated[
+        str,
+        typer.Option(
+            "--base", help="Base model: demo (a UNet), demo-dit (a transformer), or a folder that train-base wrote."
+        ),
+    ] = "demo",
 ) -> None:
     """Discover the parts of drawn creatures, train their tokens, compose new creatures and evaluate them."""
     if context.invoked_subcommand:
@@ -38,7 +44,7 @@ def demo(
     from ..demo.job import DemoSettings, run_demo
 
     folder = result_folder(out, "bestiary-demo")
-    values = {"seed": seed, "pictures": pictures, "steps": steps, "judged": judged}
+    values = {"base": base, "seed": seed, "pictures": pictures, "steps": steps, "judged": judged}
     values |= {"device": device, "dtype": dtype, "progress": progress}
     result = run_demo(folder, checked(DemoSettings, values))
     typer.echo(f"open {result.page}")

@@ -110,10 +110,24 @@ def test_the_card_states_figures_settings_and_history(work):
     assert "Aim for patterns: 0.8, missed." in model_card(worse, training_facts(work), 1)
 
 
+def test_the_card_of_the_transformer_names_no_autoencoder_training(work):
+    settings = TrainBaseSettings.model_validate({"shape": "dit", "latent_pictures": 2000})
+    (work / "settings.json").write_text(settings.model_dump_json())
+    lines = (work / "log.jsonl").read_text().splitlines(keepends=True)
+    (work / "log.jsonl").write_text("".join(line for line in lines if "autoencoder" not in line))
+    card = model_card(FIGURES, training_facts(work), 16_900_000)
+    for words in (
+        "train-base --shape dit", "SD3Transformer2DModel", "16.90 MB", "90 steps of 32 on the first 2000 drawings, 10.5 minutes",
+        "- learning rate 0.0006, falling over the last 40 %", "flow loss (mean over eight times) on fresh", "25 Euler steps",
+    ):  # fmt: skip
+        assert words in card
+    assert "crops" not in card and "min-SNR" not in card and "Aim for colours: 0.9, reached." in card
+
+
 @pytest.mark.train
 def test_the_command_measures_a_folder_and_leaves_card_figures_and_sheet(model, work, tmp_path, monkeypatch):
     monkeypatch.setattr(AttributeJudge, "load", classmethod(lambda cls: cls()))
-    monkeypatch.setattr(base_model_report, "DDIM_STEPS", 1)
+    monkeypatch.setattr(base_model_report, "SAMPLING_STEPS", 1)
     folder = tmp_path / "model"
     export_base_model(model, 1.0, folder)
     main(["--model", str(folder), "--work", str(work), "--pictures", "2"])

@@ -294,4 +294,4 @@ def _attention_loss(
     if asked.downsampling:
         known = denoiser.attention_factors()
         layers = tuple(name for name, factor in known.items() if factor in asked.downsampling)
-    return AttentionLoss(asked.weight, asked.form, layers, asked.columns)
+    return AttentionLoss(asked.weight, asked.form, layers, asked.columns, asked.maps)

@@ -16,6 +16,7 @@ from ....concepts.denoiser.attention_maps import average_maps
 from ....concepts.denoiser.denoiser import (
     AttentionMethod,
     AttentionRequest,
+    ColumnForm,
     Conditioning,
     Denoiser,
     NetworkOutput,
@@ -74,6 +75,7 @@ class AttentionLoss:
     form: Literal["bce", "softmax"] = "bce"
     layers: tuple[str, ...] | None = None
     columns: AttentionMethod = "lse"
+    maps: ColumnForm = "text"
 
 
 class PartObjective(nn.Module):
@@ -154,7 +156,7 @@ class PartObjective(nn.Module):
         """The attention to ask for at columns `(B, M, K)`; None where no loss reads it."""
         if self.attention is None or text.columns is None:
             return None
-        return AttentionRequest(text.columns, self.attention.layers, self.attention.columns)
+        return AttentionRequest(text.columns, self.attention.layers, self.attention.columns, self.attention.maps)
 
     def _regions(self, batch: PartBatch) -> Tensor | None:
         """How much each place counts in the noise loss `(B, 1, h, w)`; None where all count alike."""

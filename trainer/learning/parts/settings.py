@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
+from ....concepts.denoiser.denoiser import ColumnForm
 from ..run.recipe_file import read_recipe
 from ..run.run_settings import LoraSettings, OptimizerSettings, PictureSettings, Section, TrainingSettings
 
@@ -92,6 +93,8 @@ class AttentionLossSettings(Section):
     """Instead of names: read every layer at these downsamplings relative to the latent, such as 2 and 4."""
     columns: Literal["lse", "one_hot"] = "lse"
     """How attention columns are computed beside fused attention: two exact forms of different speed."""
+    maps: ColumnForm = "text"
+    """What maps of joint attention show: a token's share of a place's attention to text, of all its attention, or how alike their outputs are."""
 
     @model_validator(mode="after")
     def _one_choice_of_layers(self) -> "AttentionLossSettings":
