@@ -136,6 +136,14 @@ def _write_t5_tokenizer(folder: Path) -> None:
 
 
 @pytest.fixture(scope="session")
+def t5_tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of a tokenizer of T5's kind that knows a few words and the letters."""
+    folder = tmp_path_factory.mktemp("t5") / "tokenizer"
+    _write_t5_tokenizer(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
 def cascade(tmp_path_factory: pytest.TempPathFactory) -> Cascade:
     """Stage I with its T5 encoder and tokenizer, stage II without them."""
     import torch

@@ -12,7 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..errors import BestiaryError
-from .lora_names import ALPHA, DOWN, UNET_PREFIX, UP, LoraLayer, resolve_lora
+from .lora_forms import UNET_PREFIX
+from .lora_names import ALPHA, DOWN, UP, LoraLayer, resolve_lora
 from .low_rank import LoraSpec, LowRankUpdate, fresh_update, low_rank_linear
 
 Layers = Mapping[str, nn.Linear | nn.Conv2d]
@@ -27,6 +28,7 @@ class Adapters:
         attention: Callable[[bool], Iterable[str]],
         device: Callable[[], torch.device],
         changed: Callable[[Iterable[str]], None] | None = None,
+        prefix: str = UNET_PREFIX,
     ) -> None:
         """Take a network's layers; none has an adapter yet.
 
@@ -35,7 +37,9 @@ class Adapters:
             attention: names of the attention projections in the order in which fresh adapters are drawn; True with self-attention.
             device: where the network computes.
             changed: called with the names of layers whose adapters changed.
+            prefix: before the names of layers in LoRA files, see `Backbone.lora_prefix`.
         """
+        self._prefix = prefix
         self._layers, self._attention, self._device, self._changed = layers, attention, device, changed
         self._trained: dict[str, LowRankUpdate] = {}
         self._attached: dict[str, list[LowRankUpdate]] = {}
@@ -61,8 +65,8 @@ class Adapters:
         self._attach(self._trained)
         named: dict[str, nn.Parameter] = {}
         for name, update in self._trained.items():
-            named[kohya_name(name) + DOWN] = update.down
-            named[kohya_name(name) + UP] = update.up
+            named[kohya_name(name, self._prefix) + DOWN] = update.down
+            named[kohya_name(name, self._prefix) + UP] = update.up
         return named
 
     def _ending(self, targets: Iterable[str]) -> list[str]:
@@ -82,9 +86,10 @@ class Adapters:
         """The trainable adapters as float32 CPU tensors under kohya names: `(r, I)`, `(O, r)` and the scalar alpha."""
         exported: dict[str, Tensor] = {}
         for name, update in self._trained.items():
-            exported[kohya_name(name) + DOWN] = update.down.detach().float().cpu().clone()
-            exported[kohya_name(name) + UP] = update.up.detach().float().cpu().clone()
-            exported[kohya_name(name) + ALPHA] = torch.tensor(update.scale * update.down.shape[0])
+            module = kohya_name(name, self._prefix)
+            exported[module + DOWN] = update.down.detach().float().cpu().clone()
+            exported[module + UP] = update.up.detach().float().cpu().clone()
+            exported[module + ALPHA] = torch.tensor(update.scale * update.down.shape[0])
         return exported
 
     def load(self, tensors: Mapping[str, Tensor], strength: float = 1.0) -> int:
@@ -95,7 +100,7 @@ class Adapters:
         Raises:
             BestiaryError: no layer of this network is named, or a shape does not fit.
         """
-        found = resolve_lora(tensors, self._layers)
+        found = resolve_lora(tensors, self._layers, self._prefix)
         updates = {name: self._loaded(name, layer, strength) for name, layer in found.items()}
         # every layer is checked before the first is attached, so a fault leaves the network as it was
         if strength:
@@ -185,6 +190,6 @@ def _added(x: Tensor, layer: nn.Module, update: LowRankUpdate) -> Tensor:
     return F.conv2d(inner, up) * update.scale
 
 
-def kohya_name(name: str) -> str:
+def kohya_name(name: str, prefix: str = UNET_PREFIX) -> str:
     """Name of a layer in a LoRA file."""
-    return UNET_PREFIX + name.replace(".", "_")
+    return prefix + name.replace(".", "_")

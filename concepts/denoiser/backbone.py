@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ..errors import BestiaryError
+from .lora_forms import TRANSFORMER_PREFIX, UNET_PREFIX
 
 HiddenState = Literal["final", "penultimate"]
 
@@ -28,7 +29,9 @@ class TextEncoderSpec:
     max_tokens: int = 77
     """Positions of one chunk, start and end token included."""
     pooled: bool = False
-    """True where the network also takes this encoder's pooled and projected vector (read at the end token)."""
+    """True where the network also takes this encoder's pooled vector (read at the end token)."""
+    projected: bool = True
+    """Whether the pooled vector goes through the encoder's projection; Flux reads it as it is."""
     role: Literal["context", "pooled_only"] = "context"
     """Whether its states are attended to, or only its pooled vector is read (CLIP in Flux)."""
     place: Literal["beside", "behind"] = "beside"
@@ -54,6 +57,15 @@ class Backbone:
     """Image edge divided by this gives the edge of the cross-attention grids the method reads (16 at the native size)."""
     latent_factor: int = 8
     """Image edge divided by latent edge."""
+    patch: int = 1
+    """Latent places on an edge of a token, where a transformer reads latents patch by patch."""
+    lora_prefix: str = UNET_PREFIX
+    """Before the names of its layers in LoRA files."""
+
+    @property
+    def pixel_step(self) -> int:
+        """Edges of pictures are multiples of this."""
+        return self.latent_factor * self.patch
 
     @property
     def context_groups(self) -> tuple[tuple[TextEncoderSpec, ...], ...]:
@@ -101,6 +113,48 @@ BACKBONES: dict[str, Backbone] = {
         1024,
         4,
         32,
+    ),
+}
+
+_T5_WIDTH = 4096
+_LONGEST_T5 = 512
+"""Positions after which a prompt is cut."""
+# diffusion transformers; one token of an attention grid is a patch of 2 x 2 latent places. Text lengths are ComfyUI's, which are part of what a
+# model is used with: T5 is padded to 77 in SD3 and to 256 in Flux, and not masked (diffusers pads to 256 and 512 where it is not asked otherwise)
+BACKBONES |= {
+    "sd3": Backbone(
+        "sd3",
+        (
+            TextEncoderSpec("clip_l", 768, "penultimate", pooled=True),
+            TextEncoderSpec("clip_g", 1280, "penultimate", pooled=True),
+            TextEncoderSpec("t5xxl", _T5_WIDTH, "final", _LONGEST_T5, place="behind", runs="single", min_tokens=77),
+        ),
+        1024,
+        16,
+        16,
+        patch=2,
+        lora_prefix=TRANSFORMER_PREFIX,
+    ),
+    "flux": Backbone(
+        "flux",
+        (
+            TextEncoderSpec("clip_l", 768, "final", pooled=True, projected=False, role="pooled_only"),
+            TextEncoderSpec("t5xxl", _T5_WIDTH, "final", _LONGEST_T5, runs="single", min_tokens=256),
+        ),
+        1024,
+        16,
+        16,
+        patch=2,
+        lora_prefix=TRANSFORMER_PREFIX,
+    ),
+    "bestiary-demo-dit": Backbone(
+        "bestiary-demo-dit",
+        (TextEncoderSpec("clip_l", 128, "final", pooled=True),),
+        128,
+        8,
+        16,
+        patch=2,
+        lora_prefix=TRANSFORMER_PREFIX,
     ),
 }
 

@@ -16,17 +16,19 @@ from .denoiser import PromptLayout
 
 
 def encoder_starts(backbone: Backbone, lengths: Mapping[str, int]) -> dict[str, int]:
-    """Where the first state of every encoder stands in the context; encoders that are pooled only have none.
+    """Where the first state of every encoder stands in the context; encoders that are pooled only, or missing, have none.
 
     Args:
         backbone: how encoders stand beside and behind each other.
-        lengths: states of each encoder in the context, all chunks together; encoders beside each other take as much room as the longest.
+        lengths: states of each encoder in the context, all chunks together, without those of encoders that a model lacks; encoders beside each
+            other take as much room as the longest.
     """
     starts: dict[str, int] = {}
     first = 0
     for group in backbone.context_groups:
-        starts |= {spec.name: first for spec in group}
-        first += max(lengths[spec.name] for spec in group)
+        held = [spec.name for spec in group if spec.name in lengths]
+        starts |= dict.fromkeys(held, first)
+        first += max((lengths[name] for name in held), default=0)
     return starts
 
 

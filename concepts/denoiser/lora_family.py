@@ -7,7 +7,12 @@ from collections.abc import Iterable, Mapping
 
 from ..errors import BestiaryError
 
-_FAMILIES = {"add_k_proj": "DeepFloyd IF", "transformer_blocks": "Stable Diffusion"}
+_FAMILIES = {
+    "lora_transformer_": "a diffusion transformer (Stable Diffusion 3, Flux.1)",
+    "transformer.transformer_blocks": "a diffusion transformer (Stable Diffusion 3, Flux.1)",
+    "add_k_proj": "DeepFloyd IF",
+    "transformer_blocks": "Stable Diffusion",
+}
 """What only the names of one family's attention layers hold -> the family."""
 _STAGES = {"if-i": "stage I of DeepFloyd IF", "if-ii": "stage II of DeepFloyd IF"}
 """Backbones whose names users do not know."""

@@ -7,6 +7,7 @@
 | diffusers | `unet.<path>.to_q.lora.up.weight` (0.2x) |
 | lora_layer | `<path>.to_q.lora_layer.up.weight` |
 | peft | `unet.<path>.to_q.lora_B.weight` (today's diffusers); peft-plain without prefix; diffengine with `base_model.model.` |
+| transformer | `transformer.<path>.to_q.lora_B.weight`, or `lora_transformer_<path with underscores>` as kohya: SD3 and Flux, with diffusers' paths |
 
 Kohya's own trainer also writes block numbers of the original checkpoints (`input_blocks_4_1`); they become diffusers'
 paths too. A missing alpha means scale 1.
@@ -24,51 +25,32 @@ from torch import Tensor
 
 from ..errors import BestiaryError
 from .lora_family import family_hint
+from .lora_forms import TRANSFORMER_PREFIX, UNET_PREFIX, check_forms
 
 LoraNaming = Literal[
-    "kohya", "partcraft", "partcraft-sdxl", "diffusers", "lora_layer", "peft", "peft-plain", "diffengine"
+    "kohya", "partcraft", "partcraft-sdxl", "diffusers", "lora_layer", "peft", "peft-plain", "diffengine", "transformer"
 ]
 
 MID = ".lora_mid.weight"
 DOWN, UP, ALPHA = ".lora_down.weight", ".lora_up.weight", ".alpha"
-UNET_PREFIX = "lora_unet_"
 BUNDLED = "bundle_emb."
 """Before the embeddings that some LoRA files carry with them."""
 _PIECES = {"up": UP, "B": UP, "down": DOWN, "A": DOWN, "mid": MID}
-_OTHER_FORMS = (
-    (
-        "DoRA (weights split into size and direction)",
-        re.compile(r"\.dora_scale$|lora_magnitude_vector|\.magnitude$|\.m_weight$"),
-    ),
-    ("LoHa", re.compile(r"\.hada_[wt][12]")),
-    ("LoKr", re.compile(r"\.lokr_[wt][12]")),
-    ("OFT", re.compile(r"\.oft_(?:blocks|diag|R)|\.oft_")),
-    ("GLoRA", re.compile(r"\.[ab][12]\.weight$")),
-    ("VeRA or AdaLoRA", re.compile(r"\.vera_|\.lora_E(?:\.|$)|\.lora_embedding_[AB]")),
-    ("trained norms", re.compile(r"\.[wb]_norm$")),
-    ("whole differences of weights", re.compile(r"\.diff(?:_b)?$|\.set_weight$")),
-    ("trained biases", re.compile(r"\.lora_(?:up|down|A|B|linear\w*)(?:\.default(?:_\d+)?)?\.bias$")),
-)
-"""What a LoRA file may hold besides plain pairs, by the ends of its names (LyCORIS, PEFT, kohya)."""
-_TRANSFORMERS = re.compile(
-    r"(?:^|[._])(?:double_blocks|single_blocks|joint_blocks|single_transformer_blocks|transformer[._](?:transformer|single))"
-    r"|^(?:transformer|prior|llm|lora_te3)[._]|^(?:diffusion_model|model\.diffusion_model)\.(?:blocks|layers)\."
-    r"|^lora_(?:transformer|prior)_|^lora_unet_(?:blocks|layers)_"
-)
-"""Layers of models that are no UNet: Flux, SD3, Wan, PixArt and others."""
+_DIFFUSERS_TRANSFORMER = re.compile(r"^(?:base_model\.model\.)?(?:transformer\.|(?=(?:single_)?transformer_blocks\.))")
 _TEXT_WIDTHS = (768, 1024, 1280, 2048, 4096)
 _TEXT_LAYER = re.compile(r"_attn2_to_[kv]$")
 
-_KOHYA = re.compile(r"^(lora_(?:unet|te1?|te2)_\w+)$")
+_KOHYA = re.compile(r"^(lora_(?:unet|transformer|te1?|te2)_\w+)$")
 _SUFFIX = re.compile(
     r"(?:_lora\.|\.lora_layer\.|\.lora_linear_layer\.|\.lora\.|\.lora_)(up|down|mid|A|B)(?:\.default(?:_\d+)?)?\.weight$"
 )
 _ALPHA_SUFFIX = re.compile(r"(?:_lora|\.lora_layer|\.lora)?\.alpha$")
 _PREFIXES = re.compile(r"^(?:base_model\.model\.|model\.diffusion_model\.|diffusion_model\.|unet\.)+")
 _WORDS = re.compile(
-    r"(?:down_blocks|up_blocks|mid_block|transformer_blocks|text_model|self_attn|time_emb_proj|time_embedding|"
+    r"(?:down_blocks|up_blocks|mid_block|single_transformer_blocks|transformer_blocks|text_model|self_attn|time_emb_proj|time_embedding|"
     r"add_embedding|conv_shortcut|conv_in|conv_out|proj_in|proj_out|to_q|to_k|to_v|to_out|[qkv]_proj|out_proj|"
-    r"token_embedding|position_embedding|add_[kqv]_proj|linear_\d|[a-z0-9]+)(?:_|$)"
+    r"token_embedding|position_embedding|add_[kqv]_proj|to_add_out|ff_context|norm1_context|norm_out|proj_mlp|time_text_embed|"
+    r"(?:context|x|timestep|guidance|text)_embedder|linear_\d|[a-z0-9]+)(?:_|$)"
 )
 _BLOCK = re.compile(r"^lora_unet_(input_blocks|middle_block|output_blocks)_(\d+)(?:_(\d+))?_(.+)$")
 _RESNET_PARTS = {
@@ -86,6 +68,7 @@ _SPELLINGS: dict[str, tuple[str, str, str]] = {
     "peft": ("unet.", ".lora_A.weight", ".lora_B.weight"),
     "peft-plain": ("", ".lora_A.weight", ".lora_B.weight"),
     "diffengine": ("base_model.model.", ".lora_A.weight", ".lora_B.weight"),
+    "transformer": ("transformer.", ".lora_A.weight", ".lora_B.weight"),
 }
 """Prefix, suffix of down and suffix of up."""
 
@@ -107,18 +90,21 @@ class LoraLayer:
         return 1.0 if self.alpha is None else self.alpha / self.down.shape[0]
 
 
-def to_kohya(tensors: Mapping[str, Tensor], alpha: float | None = None) -> dict[str, Tensor]:
+def to_kohya(
+    tensors: Mapping[str, Tensor], alpha: float | None = None, *, prefix: str = UNET_PREFIX
+) -> dict[str, Tensor]:
     """The same tensors under kohya names with diffusers' paths; keys that belong to no adapter pass unchanged.
 
     Args:
         tensors: a LoRA in any naming of this module's table; down `(r, in)`, up `(out, r)`.
         alpha: added to layers that have none (PEFT keeps `lora_alpha` in its adapter_config.json).
+        prefix: of the kind of denoiser that it is for, see `Backbone.lora_prefix`.
 
     Raises:
         BestiaryError: not a single adapter was recognised, or the file holds more than plain pairs; the message shows a key
             and what is expected.
     """
-    check_forms(tensors)
+    check_forms(tensors, prefix)
     # keys of other kinds (notes, bundled embeddings) are kept, so that nothing of the file is lost
     renamed = {kohya_name(name) or name: tensor for name, tensor in tensors.items()}
     modules = [name.removesuffix(DOWN) for name in renamed if name.endswith(DOWN)]
@@ -131,28 +117,6 @@ def to_kohya(tensors: Mapping[str, Tensor], alpha: float | None = None) -> dict[
     if alpha is not None:
         renamed |= {m + ALPHA: torch.tensor(float(alpha)) for m in modules if m + ALPHA not in renamed}
     return renamed
-
-
-def check_forms(names: Iterable[str]) -> None:
-    """Make sure that a LoRA holds plain pairs, a middle matrix perhaps among them, for a UNet.
-
-    Dropping what else a file holds would give other pictures than it was trained for, without a word.
-
-    Raises:
-        BestiaryError: it holds another form, which is named with one of its keys, or belongs to another kind of model.
-    """
-    for name in names:
-        for form, pattern in _OTHER_FORMS:
-            if pattern.search(name):
-                raise BestiaryError(
-                    f"the LoRA holds {form}, such as {name[:120]!r}, which part dictionaries cannot carry and `compose` cannot "
-                    "apply: take a plain LoRA, or load this file beside ours with ComfyUI's own Load LoRA"
-                )
-        if _TRANSFORMERS.search(name):
-            raise BestiaryError(
-                f"the LoRA is for a transformer model such as Flux or SD3 ({name[:120]!r}), not for a UNet: "
-                "take one that was trained for SD 1.5, SD 2 or SDXL"
-            )
 
 
 def check_family(tensors: Mapping[str, Tensor], width: int) -> None:
@@ -272,6 +236,8 @@ def kohya_name(name: str) -> str | None:
     path = name[: match.start()]
     if _KOHYA.match(path):
         return _diffusers_block(path) + suffix
+    if own := _DIFFUSERS_TRANSFORMER.match(path):
+        return TRANSFORMER_PREFIX + path[own.end() :].replace(".", "_") + suffix
     # text encoders keep their own prefix, everything else belongs to the denoiser
     for prefix, start in (("text_encoder_2.", "lora_te2_"), ("text_encoder.", "lora_te_"), ("", UNET_PREFIX)):
         if path.startswith(prefix):
@@ -293,7 +259,8 @@ def from_kohya(tensors: Mapping[str, Tensor], naming: LoraNaming) -> dict[str, T
         raise BestiaryError(f"unknown LoRA naming {naming!r}: choose one of kohya, {', '.join(_SPELLINGS)}")
     prefix, down_suffix, up_suffix = _SPELLINGS[naming]
     renamed: dict[str, Tensor] = {}
-    for module, layer in lora_layers(tensors).items():
+    kind = TRANSFORMER_PREFIX if naming == "transformer" else UNET_PREFIX
+    for module, layer in lora_layers(tensors, kind).items():
         # the oldest naming puts the adapter into the processor and does not number to_out
         path = module_path(module)
         if naming.startswith("partcraft"):
@@ -305,14 +272,14 @@ def from_kohya(tensors: Mapping[str, Tensor], naming: LoraNaming) -> dict[str, T
     return renamed
 
 
-def lora_layers(tensors: Mapping[str, Tensor]) -> dict[str, LoraLayer]:
-    """Kohya module name -> adapter, for every down matrix `(r, in)`; any naming is accepted.
+def lora_layers(tensors: Mapping[str, Tensor], prefix: str = UNET_PREFIX) -> dict[str, LoraLayer]:
+    """Kohya module name -> adapter, for every down matrix `(r, in)`; any naming of the kind of denoiser is accepted.
 
     Raises:
         BestiaryError: no adapter among the tensors, or one lacks its up matrix.
     """
     layers: dict[str, LoraLayer] = {}
-    named = to_kohya(tensors)
+    named = to_kohya(tensors, prefix=prefix)
     for name, down in named.items():
         if not name.endswith(DOWN):
             continue
@@ -323,19 +290,22 @@ def lora_layers(tensors: Mapping[str, Tensor]) -> dict[str, LoraLayer]:
     return layers
 
 
-def resolve_lora(tensors: Mapping[str, Tensor], module_paths: Iterable[str]) -> dict[str, LoraLayer]:
+def resolve_lora(
+    tensors: Mapping[str, Tensor], module_paths: Iterable[str], prefix: str = UNET_PREFIX
+) -> dict[str, LoraLayer]:
     """Dotted module path -> adapter, for those modules of a diffusers denoiser that the LoRA names.
 
     Args:
         tensors: a LoRA in any naming, down `(r, in)` and up `(out, r)`.
         module_paths: names of the denoiser's modules (`named_modules`).
+        prefix: of its kind, see `Backbone.lora_prefix`.
 
     Raises:
         BestiaryError: not one module is named; the message shows a key of the file and one of the model.
     """
-    layers = lora_layers(tensors)
+    layers = lora_layers(tensors, prefix)
     # underscores cannot be undone without doubt, so the model's own paths are flattened instead
-    by_name = {UNET_PREFIX + path.replace(".", "_"): path for path in module_paths}
+    by_name = {prefix + path.replace(".", "_"): path for path in module_paths}
     reached = {by_name[module]: layer for module, layer in layers.items() if module in by_name}
     if not reached:
         wanted = next((name for name in by_name if name.endswith("to_q")), next(iter(by_name), "nothing"))
@@ -347,7 +317,7 @@ def resolve_lora(tensors: Mapping[str, Tensor], module_paths: Iterable[str]) -> 
 
 
 def module_path(kohya_module: str) -> str:
-    """Dotted path of a kohya module name, `unet` prefix left out, `text_encoder[_2].` kept."""
+    """Dotted path of a kohya module name, the denoiser's prefix left out, `text_encoder[_2].` kept."""
     for start, prefix in (
         ("lora_te2_", "text_encoder_2."),
         ("lora_te1_", "text_encoder."),
@@ -355,7 +325,7 @@ def module_path(kohya_module: str) -> str:
     ):
         if kohya_module.startswith(start):
             return prefix + _dotted(kohya_module.removeprefix(start))
-    return _dotted(kohya_module.removeprefix(UNET_PREFIX))
+    return _dotted(kohya_module.removeprefix(UNET_PREFIX).removeprefix(TRANSFORMER_PREFIX))
 
 
 def _dotted(name: str) -> str:

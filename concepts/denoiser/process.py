@@ -253,12 +253,7 @@ class FlowProcess:
         Raises:
             BestiaryError: min-SNR weights, which are defined for noise and velocity only.
         """
-        if min_snr:
-            raise BestiaryError(
-                f"min-SNR weights (gamma {min_snr:g}) are defined for models that predict noise or velocity; this one is a flow model: "
-                "set min_snr to 0",
-                option="method.min_snr",
-            )
+        min_snr_of(min_snr, self.prediction)
         return _weighted_error(_prediction_of(output, x0), self.target(x0, noise, times), weights)
 
     def step(self, x: Tensor, output: Tensor, time: float, next_time: float) -> Tensor:
@@ -277,6 +272,23 @@ class FlowProcess:
         _check_steps(steps, STEPS_OF_TIME)
         last = float(self.sigma(torch.tensor(1 / STEPS_OF_TIME, dtype=torch.float64)))
         return (*np.linspace(1, last, steps).tolist(), 0.0)
+
+
+def min_snr_of(asked: float | None, prediction: str, usual: float = 0.0) -> float:
+    """Gamma of the min-SNR weights of a model: what was asked for, else what is usual, which of flow models is none.
+
+    Raises:
+        BestiaryError: weights are asked for of a flow model.
+    """
+    if asked is None:
+        return 0.0 if prediction == "flow" else usual
+    if asked and prediction == "flow":
+        raise BestiaryError(
+            f"min-SNR weights (gamma {asked:g}) are defined for models that predict noise or velocity; this one is a flow model: "
+            "set min_snr to 0",
+            option="method.min_snr",
+        )
+    return asked
 
 
 def min_snr_weights(snr: Tensor, gamma: float, prediction: Prediction = "epsilon") -> Tensor:

@@ -249,6 +249,7 @@ class PartDictionary:
             "id_base": self.id_base,
             "num_parts": len(self.part_names),
             "num_rows": len(self.rows),
+            **({"shift": self.provenance["shift"]} if "shift" in self.provenance else {}),
             "provenance": self.provenance,
         }
         write_concept_file(path, tensors, metadata)

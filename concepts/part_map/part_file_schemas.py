@@ -11,6 +11,7 @@ from typing import TypedDict, cast
 import torch
 from torch import Tensor
 
+from ..denoiser.backbone import get_backbone
 from ..denoiser.lora_names import to_kohya
 from ..errors import BestiaryError
 from ..features.patch_features import SourceSpec
@@ -223,7 +224,7 @@ def check_dictionary(file: ConceptFile, encoders: tuple[str, ...]) -> None:
         for name, tensor in lora.items():
             checked_tensor(lora, name, " ".join("abcdef"[: tensor.ndim]), {})
         # pairs with equal ranks, single numbers as alphas
-        to_kohya(lora)
+        to_kohya(lora, prefix=get_backbone(str(header.get("backbone"))).lora_prefix)
     _check_thumbnails({name: tensor for name, tensor in tensors.items() if name.startswith("thumbnails.")}, count)
 
 

@@ -4,6 +4,7 @@ import errno
 import io
 import json
 import os
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -24,8 +25,8 @@ def short_discovery() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
-def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    """`tiny_folder("sd15" | "sd2" | "sdxl" | "bestiary-demo")` -> a diffusers folder, made once per session."""
+def tiny_folder(tmp_path_factory: pytest.TempPathFactory, t5_tokenizer: Path) -> Callable[[str], Path]:
+    """`tiny_folder("sd15" | "sd2" | "sdxl" | "bestiary-demo" | "sd3" | "flux")` -> a diffusers folder, made once per session."""
     made: dict[str, Path] = {}
 
     def folder(backbone: str) -> Path:
@@ -33,7 +34,10 @@ def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Pat
             made[backbone] = tmp_path_factory.mktemp("models") / backbone
             with torch.random.fork_rng():
                 torch.manual_seed(0)
-                _write_folder(backbone, made[backbone])
+                if backbone in ("sd3", "flux"):
+                    _write_transformer_folder(backbone, made[backbone], t5_tokenizer)
+                else:
+                    _write_folder(backbone, made[backbone])
         return made[backbone]
 
     return folder
@@ -88,6 +92,52 @@ def _write_folder(backbone: str, folder: Path) -> None:
     if backbone == "sdxl":
         index["force_zeros_for_empty_prompt"] = True
     (folder / "model_index.json").write_text(json.dumps(index))
+
+
+T5_WIDTH = TEXT_WIDTH + SECOND_TEXT_WIDTH
+
+
+def _write_transformer_folder(backbone: str, folder: Path, t5_tokenizer: Path) -> None:
+    """Stable Diffusion 3 (three blocks) or Flux.1 (two of two streams, one of one) with guidance, all text encoders, and the real process."""
+    from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, FluxTransformer2DModel, SD3Transformer2DModel
+    from transformers import T5Config, T5EncoderModel
+
+    if backbone == "sd3":
+        transformer = SD3Transformer2DModel(
+            sample_size=8, patch_size=2, in_channels=16, out_channels=16, num_layers=3, attention_head_dim=8, num_attention_heads=2,
+            joint_attention_dim=T5_WIDTH, caption_projection_dim=16, pooled_projection_dim=T5_WIDTH, pos_embed_max_size=8,
+            qk_norm="rms_norm",
+        )  # fmt: skip
+    else:
+        transformer = FluxTransformer2DModel(
+            in_channels=64, num_layers=2, num_single_layers=1, attention_head_dim=16, num_attention_heads=2,
+            joint_attention_dim=T5_WIDTH, pooled_projection_dim=TEXT_WIDTH, guidance_embeds=True, axes_dims_rope=(4, 6, 6),
+        )  # fmt: skip
+    # gates start at zero: every weight shall matter
+    for parameter in transformer.parameters():
+        torch.nn.init.normal_(parameter, std=0.1)
+    transformer.save_pretrained(folder / "transformer")
+    AutoencoderKL(
+        down_block_types=("DownEncoderBlock2D",) * 4, up_block_types=("UpDecoderBlock2D",) * 4, block_out_channels=(32,) * 4,
+        layers_per_block=1, latent_channels=16, scaling_factor=1.5305, shift_factor=0.0609,
+        use_quant_conv=False, use_post_quant_conv=False,
+    ).save_pretrained(folder / "vae")  # fmt: skip
+    _write_text(folder, "", TEXT_WIDTH, backbone)
+    if backbone == "sd3":
+        _write_text(folder, "_2", SECOND_TEXT_WIDTH, backbone)
+    suffix = "_3" if backbone == "sd3" else "_2"
+    config = T5Config(
+        vocab_size=32_128, d_model=T5_WIDTH, d_kv=8, d_ff=64, num_layers=2, num_heads=4, feed_forward_proj="gated-gelu", dropout_rate=0.0
+    )  # fmt: skip
+    T5EncoderModel(config).save_pretrained(folder / f"text_encoder{suffix}")
+    shutil.copytree(t5_tokenizer, folder / f"tokenizer{suffix}")
+    process = {"shift": 3.0} if backbone == "sd3" else {"shift": 3.0, "use_dynamic_shifting": True}
+    FlowMatchEulerDiscreteScheduler(**process).save_pretrained(folder / "scheduler")
+    kind = "StableDiffusion3Pipeline" if backbone == "sd3" else "FluxPipeline"
+    parts = {
+        part: ["transformers", "CLIPTextModel"] for part in ("text_encoder", "text_encoder_2", f"text_encoder{suffix}")
+    }
+    (folder / "model_index.json").write_text(json.dumps({"_class_name": kind, **parts}))
 
 
 def _unet(backbone: str) -> torch.nn.Module:
@@ -155,10 +205,13 @@ def _write_text(folder: Path, suffix: str, width: int, backbone: str) -> None:
         eos_token_id=vocabulary["<|endoftext|>"],
         pad_token_id=1,
     )
-    model = (CLIPTextModelWithProjection if second else CLIPTextModel)(config)
+    model = (CLIPTextModelWithProjection if second or backbone == "sd3" else CLIPTextModel)(config)
     for parameter in model.parameters():
         if parameter.ndim == 2:
             torch.nn.init.normal_(parameter, std=parameter.shape[1] ** -0.5)
+    if backbone == "sd3" and not second:
+        # as published: ComfyUI does not project this one
+        torch.nn.init.eye_(model.text_projection.weight)
     model.save_pretrained(folder / f"text_encoder{suffix}")
 
 

@@ -19,7 +19,7 @@ from ...concepts.spectrum.stage_algebra import merge_by_attribute
 from ...concepts.spectrum.stage_bounds import StageBounds
 from ...concepts.spectrum.staged_conditioning import encode_staged
 from ...concepts.spectrum.staged_prompt import Override, PromptSources, StagedPrompt, resolve_staged_prompt
-from ..model.sampling import SamplingDenoiser, build_sampler, pictures_at_once, sample_images
+from ..model.sampling import SamplingDenoiser, pictures_at_once, sample_images, sampler_of
 from .picture_making import Picture, PictureOrder, SamplingChoice, check_backbone
 
 logger = logging.getLogger("bestiary")
@@ -93,7 +93,7 @@ def unreached_stages(bounds: StageBounds, timesteps: Sequence[float]) -> tuple[i
 
 def _warn_of_unreached(denoiser: SamplingDenoiser, prompts: Sequence[StagedPrompt], choice: SamplingChoice) -> None:
     """Warn about stages of a prompt that no step reaches, whose text has no effect."""
-    scheduler = build_sampler(choice.sampler, denoiser.scheduler_config)
+    scheduler = sampler_of(denoiser, choice.sampler)
     scheduler.set_timesteps(choice.steps)
     timesteps = [float(timestep) for timestep in scheduler.timesteps]
     # one warning per distinct set of bounds, not per prompt

@@ -24,7 +24,7 @@ from ..learning.parts.settings import load_recipe
 from ..learning.run.progress_report import ProgressStyle, duration, progress_callback
 from ..learning.run.run_folder import CONFIG_NAME
 from ..model.backbones import load_denoiser
-from ..model.diffusers_denoiser import DiffusersDenoiser
+from ..model.sampling import SamplingDenoiser
 from ..training.tasks import resume_training
 from ..training.train_parts import train_parts
 from . import pictures as demo_pictures
@@ -77,7 +77,7 @@ class DemoJob:
     settings: DemoSettings
 
     @cached_property
-    def denoiser(self) -> DiffusersDenoiser:
+    def denoiser(self) -> SamplingDenoiser:
         """The embedded model, loaded once; each stage removes the adapters it adds."""
         return load_denoiser("demo", device=self.settings.device, dtype=self.settings.dtype)
 

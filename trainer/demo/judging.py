@@ -17,7 +17,7 @@ from ..composing.picture_making import SamplingChoice
 from ..evaluation.cases import TestCase
 from ..evaluation.evaluate import PartsEvaluator, reencoded
 from ..learning.discovery.discovery_folder import Discovery
-from ..model.diffusers_denoiser import DiffusersDenoiser
+from ..model.sampling import SamplingDenoiser
 from .drawn_masks import DiscoveryScore, DrawnTruth, load_truth, score_discovery
 
 STORED_EVALUATION = ROOT / "demo" / "stored_evaluation.json"
@@ -30,7 +30,7 @@ def judge_demo(
     out: Path,
     discovery: Discovery,
     dictionary: PartDictionary,
-    denoiser: DiffusersDenoiser,
+    denoiser: SamplingDenoiser,
     *,
     count: int,
     seed: int,

@@ -16,7 +16,7 @@ from ..evaluation.cases import TestCase, mix_cases
 from ..evaluation.evaluate import PROMPT, mention, prompt_of
 from ..learning.discovery.discovery_folder import Discovery
 from ..learning.pictures.heat_maps import heat_map
-from ..model.diffusers_denoiser import DiffusersDenoiser
+from ..model.sampling import SamplingDenoiser
 from .judging import CHOICE
 
 COMPOSED = "composed"
@@ -58,7 +58,7 @@ def compose_demo(
     out: Path,
     discovery: Discovery,
     dictionary: PartDictionary,
-    denoiser: DiffusersDenoiser,
+    denoiser: SamplingDenoiser,
     seed: int,
     on_progress: Callable[[int, int], None],
 ) -> None:

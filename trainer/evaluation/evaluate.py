@@ -29,7 +29,7 @@ from ..discovery.feature_sources import build_feature_source
 from ..learning.discovery.discovery_folder import Discovery
 from ..learning.parts.training_kinds import class_kinds, discovered_kinds, read_classes
 from ..model.backbones import load_denoiser
-from ..model.diffusers_denoiser import DiffusersDenoiser
+from ..model.sampling import SamplingDenoiser
 from .cases import TestCase, mix_cases, reconstruction_cases
 from .class_reading import ClassReading
 from .page import write_evaluation_page
@@ -85,7 +85,7 @@ class PartsEvaluator:
     def __init__(
         self,
         discovery: Discovery,
-        denoiser: DiffusersDenoiser,
+        denoiser: SamplingDenoiser,
         *,
         count: int,
         seed: int,
@@ -256,7 +256,7 @@ def check_same_discovery(name: str, dictionary: PartDictionary, codebook: PartCo
 
 
 @torch.no_grad()
-def reencoded(denoiser: DiffusersDenoiser, images: torch.Tensor) -> torch.Tensor:
+def reencoded(denoiser: SamplingDenoiser, images: torch.Tensor) -> torch.Tensor:
     """Images `(N, 3, H, W)` after the base model's autoencoder: the best that any picture of it can look."""
     batches = []
     for some in images.split(8):

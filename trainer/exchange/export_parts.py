@@ -1,5 +1,7 @@
 """A part dictionary as files for other programs: one embedding per token, and the LoRA.
 
+Of a transformer (SD3, Flux.1) the embeddings hold every text encoder, as ComfyUI takes them, and the LoRA diffusers' names.
+
 What loads where was measured on ComfyUI 0.3.64 and diffusers 0.42, and read in AUTOMATIC1111's textual_inversion.py: a file
 with the one tensor `emb_params` (n, width) loads in all three for models with one text encoder; for two encoders ComfyUI and
 AUTOMATIC1111 take `clip_l` and `clip_g`, diffusers takes them encoder by encoder. Any further tensor breaks one of them.
@@ -14,7 +16,8 @@ import torch
 from torch import Tensor
 
 from ...concepts.denoiser.backbone import get_backbone
-from ...concepts.denoiser.lora_names import lora_layers
+from ...concepts.denoiser.lora_forms import TRANSFORMER_PREFIX
+from ...concepts.denoiser.lora_names import LoraLayer, lora_layers, module_path
 from ...concepts.errors import BestiaryError
 from ...concepts.files.atomic_file import write_text
 from ...concepts.files.concept_file import read_tensors, write_tensors
@@ -24,12 +27,16 @@ EMBEDDINGS_FOLDER = "embeddings"
 LORA_FILE = "parts_lora.safetensors"
 GUIDE_FILE = "README.txt"
 SINGLE_KEY = "emb_params"
+T5 = "t5xxl"
 
 _ARCHITECTURES = {
     "sd15": "stable-diffusion-v1",
     "sd2": "stable-diffusion-v2-512",
     "sdxl": "stable-diffusion-xl-v1-base",
+    "sd3": "stable-diffusion-3",
+    "flux": "flux-1-dev",
     "bestiary-demo": "bestiary-demo",
+    "bestiary-demo-dit": "bestiary-demo-dit",
 }
 _BASE_VERSIONS = {"sd15": "sd_v1", "sd2": "sd_v2", "sdxl": "sdxl_base_v1-0"}
 _RESERVED_NAMES = {"con", "prn", "aux", "nul", *(f"{port}{n}" for port in ("com", "lpt") for n in range(1, 10))}
@@ -62,7 +69,7 @@ def export_dictionary(dictionary: PartDictionary, folder: Path) -> list[Path]:
         if len(tensors) == 1:
             tensors = {SINGLE_KEY: next(iter(tensors.values()))}
         write_tensors(path, tensors, model_spec(dictionary.backbone, "textual-inversion", name))
-        _check_embedding(path, {encoder: table[row] for encoder, table in dictionary.embeddings.items()})
+        check_embedding(path, {name: table[row].unsqueeze(0) for name, table in dictionary.embeddings.items()})
         written.append(path)
     if dictionary.lora:
         written.append(_write_lora(dictionary, folder / LORA_FILE))
@@ -117,27 +124,34 @@ def embedding_for_a1111(tensors: Mapping[str, Tensor], encoder: str) -> Tensor:
     return next(iter(tensors.values()))
 
 
-def _check_embedding(path: Path, vectors: Mapping[str, Tensor]) -> None:
-    """Read a file back as ComfyUI and AUTOMATIC1111 would and compare: each is `(1, width)`."""
+def check_embedding(path: Path, vectors: Mapping[str, Tensor]) -> None:
+    """Read a file back as ComfyUI and AUTOMATIC1111 would and compare with vectors `(n, width)` by text encoder.
+
+    Raises:
+        BestiaryError: they differ.
+    """
     # exact: embeddings are written in float32
     loaded = read_tensors(path)
+    # AUTOMATIC1111 has no models with T5
+    readers = (embedding_for_comfyui,) if T5 in vectors else (embedding_for_comfyui, embedding_for_a1111)
     for encoder, vector in vectors.items():
-        for take in (embedding_for_comfyui, embedding_for_a1111):
-            if not torch.equal(take(loaded, encoder), vector.float().unsqueeze(0)):
+        for take in readers:
+            if not torch.equal(take(loaded, encoder), vector.float()):
                 raise BestiaryError(
                     f"{path} reads back differently from what was written: check the disk and export again"
                 )
 
 
 def _write_lora(dictionary: PartDictionary, path: Path) -> Path:
-    """The LoRA in half precision under kohya names, down `(r, in)`, up `(out, r)`, every layer with its alpha."""
+    """The LoRA in half precision under kohya names, down `(r, in)`, up `(out, r)`, every layer with its alpha.
+
+    A transformer's has diffusers' names, under which ComfyUI knows its layers too.
+    """
+    prefix = get_backbone(dictionary.backbone).lora_prefix
+    layers = lora_layers(dictionary.lora, prefix)
     tensors: dict[str, Tensor] = {}
-    layers = lora_layers(dictionary.lora)
     for module, layer in layers.items():
-        tensors[f"{module}.lora_down.weight"] = layer.down.half()
-        tensors[f"{module}.lora_up.weight"] = layer.up.half()
-        # always written: some programs take a missing alpha for 1, others for the rank
-        tensors[f"{module}.alpha"] = torch.tensor(layer.scale * layer.down.shape[0])
+        tensors |= _transformer_layer(module, layer) if prefix == TRANSFORMER_PREFIX else _kohya_layer(module, layer)
     # half precision ends at 65,504
     lost = [name for name, tensor in tensors.items() if not torch.isfinite(tensor).all()]
     if lost:
@@ -155,6 +169,30 @@ def _write_lora(dictionary: PartDictionary, path: Path) -> Path:
     if loaded.keys() != tensors.keys() or not all(torch.equal(loaded[name], tensors[name]) for name in tensors):
         raise BestiaryError(f"{path} reads back differently from what was written: check the disk and export again")
     return path
+
+
+def _kohya_layer(module: str, layer: LoraLayer) -> dict[str, Tensor]:
+    """Down `(r, in)` and up `(out, r)` under kohya names."""
+    # an alpha is always written: some programs take a missing one for 1, others for the rank
+    alpha = torch.tensor(layer.scale * layer.down.shape[0])
+    return {
+        f"{module}.lora_down.weight": layer.down.half(),
+        f"{module}.lora_up.weight": layer.up.half(),
+        f"{module}.alpha": alpha,
+    }
+
+
+def _transformer_layer(module: str, layer: LoraLayer) -> dict[str, Tensor]:
+    """Down `(r, in)` and up `(out, r)` under diffusers' names.
+
+    The scale goes into the up matrix and alpha is the rank, since diffusers' loader reads no alphas of SD3.
+    """
+    stem = f"transformer.{module_path(module)}"
+    return {
+        f"{stem}.lora_A.weight": layer.down.half(),
+        f"{stem}.lora_B.weight": (layer.up.float() * layer.scale).half(),
+        f"{stem}.alpha": torch.tensor(float(layer.down.shape[0])),
+    }
 
 
 def model_spec(backbone: str, kind: str, title: str) -> dict[str, str]:
@@ -175,10 +213,17 @@ def _guide(dictionary: PartDictionary, names: list[str]) -> str:
         f"Part tokens for {dictionary.backbone}.",
         "",
         f"ComfyUI: copy {EMBEDDINGS_FOLDER}/ into models/embeddings, write embedding:{names[0]} in a prompt.",
-        f"AUTOMATIC1111: copy {EMBEDDINGS_FOLDER}/ into embeddings, write {names[0]} in a prompt.",
-        *_diffusers_lines(list(dictionary.embeddings), names[0]),
     ]
-    if dictionary.lora:
+    is_transformer = get_backbone(dictionary.backbone).lora_prefix == TRANSFORMER_PREFIX
+    if not is_transformer:
+        lines.append(f"AUTOMATIC1111: copy {EMBEDDINGS_FOLDER}/ into embeddings, write {names[0]} in a prompt.")
+        lines += _diffusers_lines(list(dictionary.embeddings), names[0])
+    if dictionary.lora and is_transformer:
+        lines.append(
+            f"{LORA_FILE} (diffusers' names) was trained together with the tokens: load it at strength 1 in ComfyUI (Load LoRA) and in diffusers "
+            f'(pipe.load_lora_weights("{LORA_FILE}")).'
+        )
+    elif dictionary.lora:
         lines.append(
             f"{LORA_FILE} (kohya names) was trained together with the tokens: load it at strength 1 in all of them."
         )

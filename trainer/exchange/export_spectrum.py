@@ -8,20 +8,18 @@ import re
 import unicodedata
 from pathlib import Path
 
-import torch
 from torch import Tensor
 
-from ...concepts.errors import BestiaryError
 from ...concepts.files.atomic_file import write_text
-from ...concepts.files.concept_file import read_tensors, write_tensors
+from ...concepts.files.concept_file import write_tensors
 from ...concepts.files.concept_names import RESERVED_NAMES
 from ...concepts.spectrum.prompt_spectrum import PromptSpectrum
 from .export_parts import (
     EMBEDDINGS_FOLDER,
     GUIDE_FILE,
     SINGLE_KEY,
-    embedding_for_a1111,
-    embedding_for_comfyui,
+    T5,
+    check_embedding,
     model_spec,
 )
 
@@ -61,13 +59,7 @@ def _write_embedding(folder: Path, name: str, tensors: dict[str, Tensor], spectr
     tensors = {encoder: tensor.float().contiguous() for encoder, tensor in tensors.items()}
     stored = {SINGLE_KEY: next(iter(tensors.values()))} if len(tensors) == 1 else tensors
     write_tensors(path, stored, model_spec(spectrum.backbone, "textual-inversion", name))
-    loaded = read_tensors(path)
-    for encoder, tensor in tensors.items():
-        for take in (embedding_for_comfyui, embedding_for_a1111):
-            if not torch.equal(take(loaded, encoder), tensor):
-                raise BestiaryError(
-                    f"{path} reads back differently from what was written: check the disk and export again"
-                )
+    check_embedding(path, tensors)
     return path
 
 
@@ -84,10 +76,17 @@ def _guide(spectrum: PromptSpectrum, name: str) -> str:
         f"A concept of {spectrum.stages} stages for {spectrum.backbone}, as plain embeddings.",
         "",
         f"ComfyUI: copy {EMBEDDINGS_FOLDER}/ into models/embeddings, write embedding:{name} in a prompt.",
-        f"AUTOMATIC1111: copy {EMBEDDINGS_FOLDER}/ into embeddings, write {name} in a prompt.",
-        f'diffusers: pipe.load_textual_inversion("{EMBEDDINGS_FOLDER}/{name}.safetensors", token="<{name}>")',
+        *([] if T5 in spectrum.embeddings else _other_programs(name)),
         "",
         f"{name} is the mean over all stages; {name}-stage-NN holds what was learned for one of them, in the order of generation.",
         f"Stages begin at these shares of the way: {', '.join(shares[:-1])}.",
     ]
     return "\n".join(lines) + "\n"
+
+
+def _other_programs(name: str) -> list[str]:
+    """How programs use it whose models have no T5."""
+    return [
+        f"AUTOMATIC1111: copy {EMBEDDINGS_FOLDER}/ into embeddings, write {name} in a prompt.",
+        f'diffusers: pipe.load_textual_inversion("{EMBEDDINGS_FOLDER}/{name}.safetensors", token="<{name}>")',
+    ]

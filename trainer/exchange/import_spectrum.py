@@ -237,7 +237,9 @@ def _flat_tensors(path: Path) -> dict[str, Tensor]:
 
 
 def _single_encoder_backbones() -> list[Backbone]:
-    return [backbone for backbone in BACKBONES.values() if len(backbone.text_encoders) == 1]
+    encoders = ((backbone, backbone.text_encoders) for backbone in BACKBONES.values())
+    # a transformer with one encoder also reads its pooled vector; such files are none of its own
+    return [backbone for backbone, held in encoders if len(held) == 1 and not held[0].pooled]
 
 
 def _backbone_of_width(width: int, path: Path) -> Backbone:

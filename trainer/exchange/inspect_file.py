@@ -8,11 +8,11 @@ from pathlib import Path
 
 import torch
 
+from ...concepts.denoiser.lora_forms import TRANSFORMER_PREFIX, UNET_PREFIX, check_forms
 from ...concepts.denoiser.lora_names import (
     ALPHA,
     BUNDLED,
     DOWN,
-    check_forms,
     kohya_name,
     lora_layers,
     with_told_alphas,
@@ -246,6 +246,8 @@ def _describe_lora(shapes: Mapping[str, tuple[int, ...]]) -> Description:
 def _scale_and_form(names: Mapping[str, TensorEntry], metadata: Mapping[str, str]) -> Description:
     """What only the header says of a LoRA's scale, and whether it holds more than plain pairs `(r, in)`, `(out, r)`."""
     facts: Description = {}
+    is_transformer = any((kohya_name(name) or "").startswith(TRANSFORMER_PREFIX) for name in names)
+    prefix = TRANSFORMER_PREFIX if is_transformer else UNET_PREFIX
     downs = {
         name: torch.empty(1).expand(entry.shape)
         for name, entry in names.items()
@@ -254,9 +256,9 @@ def _scale_and_form(names: Mapping[str, TensorEntry], metadata: Mapping[str, str
     try:
         with_alphas = with_told_alphas(downs, metadata)
         if with_alphas.keys() - downs.keys():
-            scales = sorted({round(layer.scale, 4) for layer in lora_layers(with_alphas).values()})
+            scales = sorted({round(layer.scale, 4) for layer in lora_layers(with_alphas, prefix).values()})
             facts["alpha"] = f"in the header: scale {', '.join(map(str, scales[:4]))}"
-        check_forms(names)
+        check_forms(names, prefix)
     except BestiaryError as fault:
         facts["beware"] = str(fault)
     return facts

@@ -14,7 +14,8 @@ from typing import Literal, TypeVar
 import torch
 from torch import Tensor
 
-from ...concepts.denoiser.lora_names import check_forms, kohya_name, with_told_alphas
+from ...concepts.denoiser.lora_forms import check_forms
+from ...concepts.denoiser.lora_names import kohya_name, with_told_alphas
 from ...concepts.errors import BestiaryError
 from ...concepts.files.concept_file import read_header, read_tensors
 from ...concepts.files.safe_pickle import load_inert, load_tensors, tensors_in

@@ -3,40 +3,40 @@
 import logging
 import pickle
 import re
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Literal, TypeVar, cast
+from typing import Any, Literal, cast
 
-import diffusers
 import torch
-import transformers
 from diffusers import AutoencoderKL, AutoencoderTiny, DDPMScheduler, UNet2DConditionModel
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 from safetensors import SafetensorError
-from torch import nn
-from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer, PreTrainedTokenizerFast
+from transformers import CLIPTextModel, CLIPTextModelWithProjection
 
 from ...concepts.denoiser.denoiser import Denoiser
 from ...concepts.denoiser.process import DiscreteProcess
 from ...concepts.errors import BestiaryError
-from ...concepts.files.concept_file import read_header
 from ...concepts.files.pack import ROOT
 from ..learning.denoiser.if_folder import is_if_folder
 from ..learning.denoiser.model_folder import ModelFolder, named_backbone, read_model_folder
+from ..learning.denoiser.transformer_folder import T5Place, is_transformer_folder
+from .component_loading import load_component, load_tokenizer, placed, quiet_loading
 from .diffusers_denoiser import DenoiserParts, DiffusersDenoiser
 from .hardware import cpu_has_fast_bf16
-from .text_conditioning import TextEncoders, Tokenizer
+from .sampling import SamplingDenoiser
+from .text_conditioning import TextEncoders
+from .transformer_loading import load_transformer
 
 logger = logging.getLogger(__name__)
 
 Device = Literal["auto", "cpu", "cuda", "mps"]
 Dtype = Literal["auto", "fp32", "bf16", "fp16"]
-Placed = TypeVar("Placed", bound=nn.Module)
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-DEMO = "demo"
+DEMO, DEMO_DIT = "demo", "demo-dit"
+EMBEDDED = {DEMO: "base_model", DEMO_DIT: "base_model_dit"}
+"""Name of an embedded model -> its folder below `demo/`."""
 HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 
@@ -44,21 +44,25 @@ Loader = Callable[[Path, torch.device, torch.dtype], Denoiser]
 """Model folder, device and dtype -> the model."""
 
 
-def demo_model_path() -> Path:
-    """Folder of the embedded miniature model."""
-    return ROOT / "demo" / "base_model"
+def demo_model_path(name: str = DEMO) -> Path:
+    """Folder of an embedded miniature model: "demo", a UNet, or "demo-dit", a transformer."""
+    return ROOT / "demo" / EMBEDDED[name]
 
 
-def load_denoiser(path: Path | str, *, device: str = "auto", dtype: str = "auto") -> DiffusersDenoiser:
-    """Load a model folder; "demo" names the embedded model.
+def load_denoiser(
+    path: Path | str, *, device: str = "auto", dtype: str = "auto", t5: T5Place | None = None
+) -> SamplingDenoiser:
+    """Load a model folder; "demo" and "demo-dit" name the embedded models.
 
     Args:
-        path: folder with model_index.json, "demo", or "owner/name" of a model in the Hugging Face cache.
+        path: folder with model_index.json, "demo", "demo-dit", or "owner/name" of a model in the Hugging Face cache.
         device: "auto" (CUDA, else Apple's GPU, else CPU), "cpu", "cuda", "cuda:1", "mps".
-        dtype: "auto" (see `choose_dtype`), "fp32", "bf16" or "fp16". Text encoders stay fp32 on a CPU.
+        dtype: "auto" (see `choose_dtype`), "fp32", "bf16" or "fp16". CLIP text encoders stay fp32 on a CPU.
+        t5: where the T5 encoder of Stable Diffusion 3 or Flux is, if not in the folder.
 
     Raises:
-        BestiaryError: the folder is missing, incomplete, mixed or of another family; device or dtype does not exist.
+        BestiaryError: the folder is missing, incomplete, mixed or of another family; device or dtype does not exist; `t5` for a model
+            without T5.
     """
     folder = find_model(str(path))
     if is_if_folder(folder):
@@ -68,9 +72,17 @@ def load_denoiser(path: Path | str, *, device: str = "auto", dtype: str = "auto"
         )
     place = choose_device(device)
     # folders that name their backbone are loaded by its line in the table; others are identified by their configs
-    loader = LOADERS.get(named_backbone(folder) or "", load_stable_diffusion)
-    # what only the commands of Stable Diffusion ask for (a sampler config, dropping the autoencoder) is checked by no protocol
-    return cast(DiffusersDenoiser, loader(folder, place, choose_dtype(dtype, place)))
+    usual = load_transformer if is_transformer_folder(folder) else load_stable_diffusion
+    loader = LOADERS.get(named_backbone(folder) or "", usual)
+    if t5 is not None and t5 != T5Place():
+        if loader is not load_transformer:
+            raise BestiaryError(
+                f"base.text_encoder names a T5 encoder, but {folder} holds no model that reads one (Stable Diffusion 3, Flux.1): leave it out",
+                option="base.text_encoder",
+            )
+        return load_transformer(folder, place, choose_dtype(dtype, place), t5)
+    # what only commands ask for (a sampler config, dropping the autoencoder) is checked by no protocol
+    return cast(SamplingDenoiser, loader(folder, place, choose_dtype(dtype, place)))
 
 
 def load_stable_diffusion(path: Path, device: torch.device, dtype: torch.dtype) -> DiffusersDenoiser:
@@ -98,18 +110,21 @@ def load_stable_diffusion(path: Path, device: torch.device, dtype: torch.dtype) 
     return DiffusersDenoiser(folder.backbone, parts)
 
 
-LOADERS: dict[str, Loader] = dict.fromkeys(("bestiary-demo", "sd15", "sd2", "sdxl"), load_stable_diffusion)
+LOADERS: dict[str, Loader] = {
+    **dict.fromkeys(("bestiary-demo", "sd15", "sd2", "sdxl"), load_stable_diffusion),
+    **dict.fromkeys(("sd3", "flux", "bestiary-demo-dit"), load_transformer),
+}
 """Backbone -> what loads its folder; a new backbone adds its line here."""
 
 
 def find_model(name: str) -> Path:
-    """Folder of a model: "demo", a path, or "owner/name" if the Hugging Face cache holds it; nothing is downloaded.
+    """Folder of a model: "demo", "demo-dit", a path, or "owner/name" if the Hugging Face cache holds it; nothing is downloaded.
 
     Raises:
         BestiaryError: `name` is not a path here and looks like a hub model that is not in the cache.
     """
-    if name == DEMO:
-        return demo_model_path()
+    if name in EMBEDDED:
+        return demo_model_path(name)
     # a path goes before a name of the hub
     if Path(name).exists() or not HUB_NAME.fullmatch(name):
         return Path(name)
@@ -166,11 +181,11 @@ def _auto_dtype(device: torch.device) -> torch.dtype:
 
 def _load_parts(folder: ModelFolder, device: torch.device, dtype: torch.dtype) -> DenoiserParts:
     """All modules of a model folder on their device, in the memory layout that is fastest there."""
-    unet = _load(UNet2DConditionModel, folder.path / "unet", dtype)
+    unet = load_component(UNet2DConditionModel, folder.path / "unet", dtype)
     # some autoencoders overflow in fp16 and say so in their config
     upcast = dtype == torch.float16 and bool(folder.configs["vae"].get("force_upcast", False))
     vae_class = AutoencoderTiny if folder.configs["vae"].get("_class_name") == "AutoencoderTiny" else AutoencoderKL
-    vae = _load(vae_class, folder.path / "vae", torch.float32 if upcast else dtype)
+    vae = load_component(vae_class, folder.path / "vae", torch.float32 if upcast else dtype)
     text = _load_text(folder, torch.float32 if device.type == "cpu" else dtype)
     for model in text.models.values():
         model.to(device)
@@ -180,8 +195,8 @@ def _load_parts(folder: ModelFolder, device: torch.device, dtype: torch.dtype) -
     layout = torch.contiguous_format if slow_bf16 else torch.channels_last
     vae_layout = torch.channels_last if isinstance(vae, AutoencoderTiny) else layout
     return DenoiserParts(
-        unet=_placed(unet, device, layout),
-        vae=_placed(vae, device, vae_layout),
+        unet=placed(unet, device, layout),
+        vae=placed(vae, device, vae_layout),
         text=text,
         process=discrete_process(folder.configs["scheduler"], device),
         scheduler_config=folder.configs["scheduler"],
@@ -189,11 +204,6 @@ def _load_parts(folder: ModelFolder, device: torch.device, dtype: torch.dtype) -
         vae_memory_format=vae_layout,
         float32_backward=slow_bf16,
     )
-
-
-def _placed(module: Placed, device: torch.device, layout: torch.memory_format) -> Placed:
-    """The module itself, on a device and in a memory layout."""
-    return module.to(device).to(memory_format=layout)
 
 
 def discrete_process(config: Mapping[str, Any], device: torch.device | str = "cpu") -> DiscreteProcess:
@@ -211,79 +221,11 @@ def discrete_process(config: Mapping[str, Any], device: torch.device | str = "cp
     return DiscreteProcess(scheduler.alphas_cumprod.float().to(device), prediction)
 
 
-def _load(kind: type[Placed], folder: Path, dtype: torch.dtype) -> Placed:
-    # diffusers says torch_dtype, newer versions of transformers say dtype
-    """One component of diffusers or transformers; half-precision variants are taken where no full one lies there."""
-    argument = "torch_dtype" if kind in (UNet2DConditionModel, AutoencoderKL, AutoencoderTiny) else "dtype"
-    if argument == "dtype" and not _transformers_takes_dtype():
-        argument = "torch_dtype"
-    # said outright: left open, the libraries complain in the log about the format that is not there
-    safe = any(entry.suffix == ".safetensors" for entry in folder.iterdir())
-    options = {"variant": weights_variant(folder), "use_safetensors": safe, "local_files_only": True, argument: dtype}
-    # both libraries have this one method, and no type in common that names it
-    library: Any = kind
-    return library.from_pretrained(folder, **options)
-
-
-def _transformers_takes_dtype() -> bool:
-    """transformers renamed `torch_dtype` to `dtype` in 4.56."""
-    major, minor = (int(part) for part in transformers.__version__.split(".")[:2])
-    return (major, minor) >= (4, 56)
-
-
-def weights_variant(folder: Path) -> str | None:
-    """ "fp16" where the folder has only weights of that variant."""
-    names = [entry.name for entry in folder.iterdir() if entry.suffix in (".safetensors", ".bin")]
-    return "fp16" if names and all(".fp16" in name for name in names) else None
-
-
-def refuse_quantised(folder: Path) -> None:
-    """Make sure that a folder's weights can be trained on.
-
-    Raises:
-        BestiaryError: they are 8-bit or smaller, whose scales training does not know.
-    """
-    for path in sorted(folder.glob("*.safetensors")):
-        kinds = {entry.dtype for entry in read_header(path).entries.values()}
-        small = sorted(kind for kind in kinds if kind.startswith(("F8", "I8", "U8", "F4", "I4")))
-        if small:
-            raise BestiaryError(
-                f"{path} holds weights of type {', '.join(small)}, which are for sampling: training needs the fp16, bf16 or fp32 weights of "
-                "this model"
-            )
-
-
-@contextmanager
-def quiet_loading() -> Iterator[None]:
-    """transformers 5 draws a bar for every model it loads; diffusers warns of keys of AutoencoderTiny's own config."""
-    shown = transformers.utils.logging.is_progress_bar_enabled()
-    level = diffusers.utils.logging.get_verbosity()
-    transformers.utils.logging.disable_progress_bar()
-    diffusers.utils.logging.set_verbosity_error()
-    try:
-        yield
-    finally:
-        diffusers.utils.logging.set_verbosity(level)
-        if shown:
-            transformers.utils.logging.enable_progress_bar()
-
-
 def _load_text(folder: ModelFolder, dtype: torch.dtype) -> TextEncoders:
     """Text encoders with their tokenizers; conditionings are `(B, L, E)`."""
     models, tokenizers = {}, {}
     for spec, component in zip(folder.backbone.text_encoders, folder.text_components, strict=True):
-        kind = CLIPTextModelWithProjection if spec.pooled else CLIPTextModel
-        models[spec.name] = _load(kind, folder.path / component, dtype)
-        tokenizers[spec.name] = _load_tokenizer(folder.path / component.replace("text_encoder", "tokenizer"))
+        kind = CLIPTextModelWithProjection if spec.pooled and spec.projected else CLIPTextModel
+        models[spec.name] = load_component(kind, folder.path / component, dtype)
+        tokenizers[spec.name] = load_tokenizer(folder.path / component.replace("text_encoder", "tokenizer"))
     return TextEncoders(folder.backbone, tokenizers, models)
-
-
-def _load_tokenizer(folder: Path) -> Tokenizer:
-    """CLIP's own tokenizer, or whatever a tokenizer.json describes."""
-    if (folder / "vocab.json").is_file() and (folder / "merges.txt").is_file():
-        return CLIPTokenizer.from_pretrained(folder, local_files_only=True)
-    if (folder / "tokenizer.json").is_file():
-        return PreTrainedTokenizerFast.from_pretrained(folder, local_files_only=True)
-    raise BestiaryError(
-        f"{folder} holds neither vocab.json with merges.txt nor tokenizer.json: download the model again"
-    )

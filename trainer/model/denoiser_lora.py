@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ...concepts.denoiser.adapters import Adapters, adapted_output
+from ...concepts.denoiser.lora_forms import UNET_PREFIX
 from ...concepts.denoiser.low_rank import LowRankUpdate
 
 
@@ -67,7 +68,10 @@ IF_LAYERS = AttentionLayers(
 
 
 def module_adapters(
-    network: nn.Module, device: Callable[[], torch.device], known: AttentionLayers = UNET_LAYERS
+    network: nn.Module,
+    device: Callable[[], torch.device],
+    known: AttentionLayers = UNET_LAYERS,
+    prefix: str = UNET_PREFIX,
 ) -> Adapters:
     """The adapters of a diffusers network with frozen weights `(O, I)` or `(O, I, kh, kw)`; none is attached yet."""
     sites = dict(_adaptable_layers(network))
@@ -81,7 +85,7 @@ def module_adapters(
             site, updates = sites[name], adapters.of(name)
             site.put(AdaptedLayer(site.layer, updates) if updates else site.layer)
 
-    adapters = Adapters({path: site.layer for path, site in sites.items()}, attention, device, changed)
+    adapters = Adapters({path: site.layer for path, site in sites.items()}, attention, device, changed, prefix)
     return adapters
 
 

@@ -75,6 +75,11 @@ class FluxNetwork(TransformerNetwork):
         )[0]  # (B, N, C * patch * patch)
         return rearrange(output, "b (h w) (c p q) -> b c (h p) (w q)", h=rows, w=columns, p=self._patch, q=self._patch)
 
+    @property
+    def is_guided(self) -> bool:
+        """Whether the transformer has a place for guidance."""
+        return bool(self.transformer.config["guidance_embeds"])
+
     def _image_places(self, rows: int, columns: int) -> Tensor:
         """Rotary positions `(N, 3)` of image tokens: zero, row, column."""
         row, column = torch.meshgrid(
@@ -84,7 +89,7 @@ class FluxNetwork(TransformerNetwork):
 
     def _guidance(self, text: Conditioning, batch: int) -> Tensor | None:
         """Guidance `(B,)` of a distilled model; None for others, which have no place for it."""
-        if not self.transformer.config["guidance_embeds"]:
+        if not self.is_guided:
             return None
         given = text.extras.get("guidance")
         return torch.full((batch,), GUIDANCE, device=self.device) if given is None else given.to(self.device).float()
@@ -95,6 +100,12 @@ class FluxDenoiser(TransformerDenoiser):
 
     family = FluxNetwork
     published = replace(FlowProcess.exponential(MU), draw="logit_normal")
+    network: FluxNetwork
+
+    @property
+    def is_guided(self) -> bool:
+        """Whether this one was distilled for guidance: dev is, schnell is not."""
+        return self.network.is_guided
 
 
 class FluxAttention:

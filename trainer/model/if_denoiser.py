@@ -23,7 +23,8 @@ from ...concepts.errors import BestiaryError
 from ..learning.denoiser.encoded_texts import EncodedTexts
 from ..learning.denoiser.if_folder import COLOURS, LICENCE_NOTE, IFFolder, IFStage, read_if_folder
 from ..learning.denoiser.low_picture import GUIDE, LEVEL
-from .backbones import discrete_process, quiet_loading, refuse_quantised, weights_variant
+from .backbones import discrete_process
+from .component_loading import quiet_loading, refuse_quantised, weights_variant
 from .denoiser_lora import IF_LAYERS, module_adapters
 from .sampling import SamplingDenoiser
 from .t5_text import encoded_texts

@@ -16,8 +16,10 @@ from torch import Tensor
 from ...concepts.denoiser.attention_maps import average_maps
 from ...concepts.denoiser.denoiser import AttentionRequest, Conditioning, Denoiser, Network, ProgressCallback
 from ...concepts.denoiser.image_side import PixelSpace
+from ...concepts.denoiser.process import FlowProcess
 from ...concepts.errors import BestiaryError
 from ...concepts.spectrum.staged_conditioning import StagedConditioning
+from .flow_sampler import FlowEuler
 
 logger = logging.getLogger(__name__)
 
@@ -29,6 +31,8 @@ SAMPLERS = {
     "euler": EulerDiscreteScheduler,
     "pndm": PNDMScheduler,
 }
+FLOW_SAMPLERS = ("euler", "ddim")
+"""Samplers of flow models: both names mean Euler's steps, which DDIM's are along a straight path."""
 Prompted = Conditioning | StagedConditioning
 """Text conditioning of pictures: the same at every timestep, or stage by stage."""
 PIXELS_AT_ONCE = 2**20
@@ -39,6 +43,11 @@ class SamplingDenoiser(Denoiser):
     """A denoiser that also knows the settings its samplers are built from."""
 
     scheduler_config: Mapping[str, Any]
+
+    @property
+    def is_guided(self) -> bool:
+        """Whether the network takes the guidance scale as a number, so that one evaluation says what two would."""
+        return False
 
     @property
     def autoencoder_dtype(self) -> torch.dtype:
@@ -167,10 +176,12 @@ def sample_images(
     Args:
         positive: conditioning of N prompts, or of one that all pictures share. Staged ones cost no more evaluations: at
             every timestep each picture gets the conditioning of its stage.
-        negative: likewise; None takes the model's empty prompt. It may be longer or shorter than `positive`.
+        negative: likewise; None takes the model's empty prompt. It may be longer or shorter than `positive`. Models that were distilled for
+            guidance take none.
         seeds: one per picture; the same seed gives the same picture in any batch, up to rounding.
         steps: denoising steps, at least 1.
-        guidance: classifier-free guidance scale; 1 or less uses the positive prompt alone at half the work.
+        guidance: classifier-free guidance scale; 1 or less uses the positive prompt alone at half the work. Models that were distilled for
+            guidance are given it as a number.
         size: edge, or (height, width), in pixels, multiples of 8; None is the model's native size.
         attention: tokens whose maps are averaged over layers and steps; columns `(N, P, K)` or `(1, P, K)`.
         on_step: called with (steps done, steps in all) over all batches.
@@ -186,10 +197,12 @@ def sample_images(
     # all of the request is checked before anything is computed
     height, width = _checked_size(denoiser, size)
     positive = _matched(positive, len(seeds), "positive")
+    if denoiser.is_guided:
+        positive, negative, guidance = _with_guidance(positive, guidance), None, 1.0
     negative = None if guidance <= 1 else _matched(negative or denoiser.empty_conditioning(), len(seeds), "negative")
     at_once = batch_size or pictures_at_once(denoiser, size)
     batches = list(_slices(len(seeds), at_once))
-    schedule = _sampler_of(denoiser, sampler)
+    schedule = sampler_of(denoiser, sampler)
     schedule.set_timesteps(steps)
     advance = _step_counter(len(schedule.timesteps) * len(batches), on_step)
     # batches of pictures; each draws its own noise
@@ -253,7 +266,7 @@ def _denoise(
     advance: Callable[[], None],
 ) -> tuple[Tensor, Tensor | None]:
     """Noise -> latents `(B, C, h, w)` on the device, and attention maps `(B, P, h, w)` on the CPU."""
-    scheduler = _sampler_of(denoiser, sampler)
+    scheduler = sampler_of(denoiser, sampler)
     scheduler.set_timesteps(steps)
     # each sampler starts at its own spread of noise
     latents = noise.to(denoiser.device) * float(scheduler.init_noise_sigma)
@@ -274,7 +287,19 @@ def _denoise(
     return latents, None if total is None else (total / len(scheduler.timesteps)).cpu()
 
 
-def _sampler_of(denoiser: SamplingDenoiser, name: Sampler) -> Scheduler:
+def sampler_of(denoiser: SamplingDenoiser, name: Sampler) -> Scheduler:
+    """The sampler of this name for a model.
+
+    Raises:
+        BestiaryError: it does not exist for flow models.
+    """
+    if isinstance(denoiser.process, FlowProcess):
+        if name not in FLOW_SAMPLERS:
+            raise BestiaryError(
+                f"sampler {name!r} does not follow a flow, and {denoiser.backbone.name} is a flow model: choose {' or '.join(FLOW_SAMPLERS)}",
+                option="sampler",
+            )
+        return FlowEuler(denoiser.process)
     return build_sampler(name, denoiser.scheduler_config, in_pixels=isinstance(denoiser.images, PixelSpace))
 
 
@@ -314,6 +339,13 @@ def _matched(text: Prompted, count: int, kind: str) -> Prompted:
 
     # one row in memory, seen by all pictures
     return text.expanded(count)
+
+
+def _with_guidance(text: Prompted, scale: float) -> Prompted:
+    """The same prompts for a model that takes guidance as a number `(B,)`."""
+    if isinstance(text, StagedConditioning):
+        return replace(text, text=text.text.with_extras(guidance=torch.full((len(text.text),), scale)))
+    return text.with_extras(guidance=torch.full((len(text),), scale))
 
 
 def _rows(text: Prompted, rows: slice) -> Prompted:
@@ -356,8 +388,8 @@ def _check_request(seeds: Sequence[int], steps: int, sampler: str) -> None:
 def _checked_size(denoiser: Denoiser, size: int | tuple[int, int] | None) -> tuple[int, int]:
     edge = denoiser.backbone.image_size if size is None else size
     height, width = (edge, edge) if isinstance(edge, int) else edge
-    # whole latent cells only
-    factor = denoiser.backbone.latent_factor
+    # whole latent cells, or whole patches of them
+    factor = denoiser.backbone.pixel_step
     if height < factor or width < factor or height % factor or width % factor:
         raise BestiaryError(
             f"picture size {height} x {width}: both edges must be positive multiples of {factor} pixels"

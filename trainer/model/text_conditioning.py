@@ -11,6 +11,7 @@ from typing import Any, Protocol, cast
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from transformers import T5EncoderModel
 
 from ...concepts.denoiser.backbone import Backbone, TextEncoderSpec
 from ..learning.denoiser.prompt_encoding import ClipStates, PromptEncoding
@@ -89,7 +90,9 @@ def run_clip(model: nn.Module, embeddings: Tensor, spec: TextEncoderSpec, end_pl
     # by place, not by id: the largest id, which older code looks for, may belong to something else
     if spec.pooled:
         places = end_places.view(-1, 1, 1).expand(-1, 1, final.shape[-1])  # (N, 1, D)
-        pooled = model.get_submodule("text_projection")(final.gather(1, places).squeeze(1))  # (N, D_pooled)
+        pooled = final.gather(1, places).squeeze(1)  # (N, D)
+    if pooled is not None and spec.projected:
+        pooled = model.get_submodule("text_projection")(pooled)  # (N, D_pooled)
     return ClipStates(final if spec.output == "final" else hidden, pooled)
 
 
@@ -143,16 +146,33 @@ class TransformersEncoder:
         return run_clip(self._model, embeddings, spec, end_places)
 
 
+class T5Encoder(TransformersEncoder):
+    """A T5 encoder of transformers with its tokenizer; padding is seen, as in ComfyUI and diffusers."""
+
+    def plain_ids(self, text: str) -> list[int]:
+        """Token ids of a text; spaces at its ends, which T5 would give a token, give none, as in ComfyUI."""
+        return super().plain_ids(text.strip()) if text.strip() else []
+
+    def run(self, embeddings: Tensor, spec: TextEncoderSpec, end_places: Tensor) -> ClipStates:
+        """States `(N, L, D)` of embeddings `(N, L, D)`, after the last norm; T5 has no pooled vector."""
+        return ClipStates(self._model(inputs_embeds=embeddings, return_dict=False)[0], None)
+
+
 class TextEncoders(PromptEncoding):
     """The frozen text encoders of one backbone with their tokenizers, by transformers."""
 
     def __init__(
         self, backbone: Backbone, tokenizers: Mapping[str, Tokenizer], models: Mapping[str, nn.Module]
     ) -> None:
-        """`tokenizers` and `models` by encoder name, transformers' own objects."""
+        """`tokenizers` and `models` by encoder name, transformers' own objects; encoders may be missing."""
         self.tokenizers = dict(tokenizers)
         self.models = dict(models)
         for model in self.models.values():
             model.eval().requires_grad_(False)
-        encoders = {name: TransformersEncoder(self.tokenizers[name], model) for name, model in self.models.items()}
+        encoders = {
+            name: (T5Encoder if isinstance(model, T5EncoderModel) else TransformersEncoder)(
+                self.tokenizers[name], model
+            )
+            for name, model in self.models.items()
+        }
         super().__init__(backbone, encoders)

@@ -27,7 +27,7 @@ from .diffusers_denoiser import NoTextEncoders
 from .sampling import SamplingDenoiser
 
 if TYPE_CHECKING:
-    from diffusers import AutoencoderKL
+    from diffusers import AutoencoderKL, AutoencoderTiny
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class TransformerParts:
 
     transformer: nn.Module
     """The family's own class of diffusers."""
-    vae: "AutoencoderKL | None" = None
+    vae: "AutoencoderKL | AutoencoderTiny | None" = None
     text: TextSide | None = None
     process: FlowProcess | None = None
     """None takes that of the published models of the family."""
@@ -61,9 +61,11 @@ class TransformerNetwork(ABC):
         self._backbone, self._process = backbone, process
         # the families share no class that says what they hold
         self.transformer: Any = transformer.eval().requires_grad_(False)
-        self._patch = backbone.attention_divisor // backbone.latent_factor
+        self._patch = backbone.patch
         self._install()
-        self.adapters: Adapters = module_adapters(self.transformer, lambda: self.device, self.attention)
+        self.adapters: Adapters = module_adapters(
+            self.transformer, lambda: self.device, self.attention, backbone.lora_prefix
+        )
 
     @property
     def device(self) -> torch.device:
@@ -168,10 +170,9 @@ class TransformerNetwork(ABC):
 
     def _check(self, size: tuple[int, int], text: Conditioning) -> None:
         if size[0] % self._patch or size[1] % self._patch:
-            step = self._patch * self._backbone.latent_factor
             raise BestiaryError(
                 f"latents of {size[0]} x {size[1]} are not covered by patches of {self._patch} x {self._patch}: choose pictures whose edges are "
-                f"multiples of {step} pixels"
+                f"multiples of {self._backbone.pixel_step} pixels"
             )
         if text.context.shape[-1] != self._backbone.context_width:
             raise BestiaryError(

@@ -17,7 +17,7 @@ from .comfy_queue import ComfyQueue, checked_workflow, filled_workflow
 from .scene_settings import RepaintSettings
 
 if TYPE_CHECKING:
-    from ..model.diffusers_denoiser import DiffusersDenoiser
+    from ..model.sampling import SamplingDenoiser
 
 Plane = NDArray[np.uint8]
 
@@ -64,10 +64,16 @@ class ModelPainter:
         return _named(f"model {self._asked.base}", self._asked)
 
     @cached_property
-    def _denoiser(self) -> DiffusersDenoiser:
+    def _denoiser(self) -> SamplingDenoiser:
         from ..model.backbones import load_denoiser
 
-        return load_denoiser(self._asked.base, device=self._asked.device, dtype=self._asked.dtype)
+        denoiser = load_denoiser(self._asked.base, device=self._asked.device, dtype=self._asked.dtype)
+        if denoiser.process.prediction == "flow":
+            raise BestiaryError(
+                f"{self._asked.base} is a {denoiser.backbone.name} model, which does not repaint scenes: choose Stable Diffusion 1.5, 2 or XL, or "
+                "'demo'"
+            )
+        return denoiser
 
     def paint(self, picture: Plane, mask: Plane, prompt: str, seed: int) -> Plane:
         """The picture `(H, W, 3)` painted anew where the mask `(H, W)` is 255."""

@@ -109,7 +109,14 @@ class DreamBoothTask(Task[TrainDreamBoothSettings, DreamBoothPictures]):
     def load_denoiser(self) -> SamplingDenoiser:
         """The base model; of DeepFloyd IF, with its texts encoded."""
         if not self.of_if:
-            return load_base(self.settings)
+            denoiser = load_base(self.settings)
+            if denoiser.process.prediction == "flow":
+                raise BestiaryError(
+                    f"base.path is a {denoiser.backbone.name} model, which `train dreambooth` does not adapt: choose Stable Diffusion 1.5, 2, XL or "
+                    "DeepFloyd IF, or learn it with `train parts` or `train spectrum`",
+                    option="base.path",
+                )
+            return denoiser
         cache = self.settings.images.cache or self.cache_folder
         return load_stage(self.settings, len(self.pictures.class_names), cache / "texts")
 

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from ...concepts.denoiser.denoiser import ProgressCallback
+from ...concepts.denoiser.process import min_snr_of
 from ...concepts.errors import BestiaryError
 from ...concepts.spectrum.spectrum_file import load_spectrum
 from ..exchange.export_spectrum import export_spectrum
@@ -42,6 +43,7 @@ class SpectrumTask(Task[TrainSpectrumSettings, ConceptPictures]):
     def check(self, denoiser: SamplingDenoiser) -> None:
         """The words to start from must be known, and every picture must have its mask where there are any."""
         images, method = self.settings.images, self.settings.method
+        min_snr_of(method.min_snr, denoiser.process.prediction)
         word_start(denoiser, method.initial_words, method.vectors)
         edge = images.cached_size(denoiser.backbone) // denoiser.backbone.latent_factor
         self.masks = read_masks(images.masks, self.pictures, edge)

@@ -16,14 +16,17 @@ from PIL import Image
 from torch import Tensor, nn
 
 from ...concepts.denoiser.denoiser import ProgressCallback
+from ...concepts.errors import BestiaryError
+from ..learning.denoiser.transformer_folder import T5Place, component_folder
 from ..learning.pictures.image_files import fit_square, read_image
 from ..learning.pictures.latent_cache import CacheSpec, LatentCache, cache_spec, open_cache
 from ..learning.run.fit import ParameterGroup
 from ..learning.run.processes import Parallel, SingleProcess
 from ..learning.run.run_settings import Section, TrainingSettings
 from ..learning.run.training import Origin, Training, TrainingBatches
-from ..model.backbones import DEMO, find_model, load_denoiser, refuse_quantised
-from ..model.diffusers_denoiser import DiffusersDenoiser
+from ..model.autoencoder import Autoencoder
+from ..model.backbones import EMBEDDED, find_model, load_denoiser
+from ..model.component_loading import refuse_quantised
 from ..model.sampling import SamplingDenoiser
 
 
@@ -129,7 +132,7 @@ class Task(ABC, Generic[Settings, Pictures]):
                 paths = {key: value.absolute() for key, value in section if isinstance(value, Path)}
                 changed[name] = section.model_copy(update=paths)
         base = self.settings.base
-        if base.path != DEMO and Path(base.path).exists():  # a name of the hub is the same everywhere
+        if base.path not in EMBEDDED and Path(base.path).exists():  # a name of the hub is the same everywhere
             changed["base"] = changed.get("base", base).model_copy(update={"path": str(Path(base.path).absolute())})
         return self.settings.model_copy(update=changed)
 
@@ -195,15 +198,17 @@ class TrainingSetup:
         return fit_square(read_image(self.pictures.paths[row], self.image_size), self.image_size)
 
 
-def load_base(settings: TrainingSettings) -> DiffusersDenoiser:
-    """The base model of a training: a Stable Diffusion folder, or the embedded model.
+def load_base(settings: TrainingSettings) -> SamplingDenoiser:
+    """The base model of a training: a folder of Stable Diffusion or Flux, or an embedded model.
 
     Raises:
         BestiaryError: the model is quantised; see `backbones.load_denoiser` for the rest.
     """
     base, run = settings.base, settings.run
-    refuse_quantised(find_model(base.path) / "unet")
-    return load_denoiser(base.path, device=run.device, dtype=run.dtype)
+    for network in ("unet", "transformer"):
+        refuse_quantised(find_model(base.path) / network)
+    t5 = T5Place(base.text_encoder, base.tokenizer)
+    return load_denoiser(base.path, device=run.device, dtype=run.dtype, t5=t5)
 
 
 def prepare(
@@ -225,6 +230,7 @@ def prepare(
     # faults that need no model come first
     pictures = task.pictures
     denoiser = task.load_denoiser()
+    _check_size(settings, denoiser)
     task.check(denoiser)
     # the long work: encoding what no earlier run has encoded
     images = settings.images
@@ -259,9 +265,20 @@ def prepare(
     return TrainingSetup(task, denoiser, spec, caches, task.set_up(denoiser, caches, parallel))
 
 
+def _check_size(settings: TrainingSettings, denoiser: SamplingDenoiser) -> None:
+    """Raise BestiaryError for training squares that this model cannot cut into its patches."""
+    size, step = settings.images.training_size(denoiser.backbone), denoiser.backbone.pixel_step
+    if size % step:
+        raise BestiaryError(
+            f"images.size = {size}: {denoiser.backbone.name} reads pictures whose edges are multiples of {step} pixels; choose "
+            f"{size - size % step} or {size - size % step + step}",
+            option="images.size",
+        )
+
+
 def fingerprint_autoencoder(path: str) -> str:
     """Sixteen hex digits that change when the autoencoder's files do (names, sizes, configuration)."""
-    folder = find_model(path) / "vae"
+    folder = component_folder(find_model(path), "vae")
     files = sorted((entry.name, entry.stat().st_size) for entry in folder.iterdir() if entry.is_file())
     config = (folder / "config.json").read_bytes()
     weights = [entry.stat().st_mtime_ns for entry in sorted(folder.glob("*.safetensors"))]
@@ -274,7 +291,7 @@ def free_autoencoder(denoiser: SamplingDenoiser, *, keep_decoder: bool) -> None:
         denoiser.drop_autoencoder()
         return
     # latents are cached: only previews decode, nothing encodes any more; pixels have no such parts
-    if not isinstance(denoiser, DiffusersDenoiser):
+    if not isinstance(denoiser.images, Autoencoder):
         return
     for part in ("encoder", "quant_conv"):
-        setattr(denoiser.vae, part, None)
+        setattr(denoiser.images.vae, part, None)

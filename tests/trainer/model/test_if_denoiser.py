@@ -343,7 +343,7 @@ def test_other_encoders_are_refused_with_what_they_are(load: Load, cascade, tmp_
     narrow = {**tensors, "shared.weight": torch.zeros(32_128, 16)}
     cases = {
         "is not a T5 encoder": {"text_model.weight": torch.zeros(4, 4)},
-        "gives states 16 wide, this DeepFloyd IF reads 32": narrow,
+        "gives states 16 wide, this model reads 32": narrow,
         "token rows": {**tensors, "shared.weight": torch.zeros(100, 32)},
         "lacks 1 weights": {name: t for name, t in tensors.items() if name != "encoder.final_layer_norm.weight"},
         "torch.uint8": {**tensors, "encoder.final_layer_norm.weight": torch.zeros(32, dtype=torch.uint8)},

@@ -49,13 +49,13 @@ def read_model_folder(path: Path) -> ModelFolder:
     """
     # from the folder to its configs, then whether these belong together
     _check_is_folder(path)
-    _read_json(path / "model_index.json")
-    configs = {name: _read_json(path / name / "config.json") for name in ("unet", "vae", "text_encoder")}
-    configs["scheduler"] = _read_json(path / "scheduler" / "scheduler_config.json")
+    read_config(path / "model_index.json")
+    configs = {name: read_config(path / name / "config.json") for name in ("unet", "vae", "text_encoder")}
+    configs["scheduler"] = read_config(path / "scheduler" / "scheduler_config.json")
     if (path / "text_encoder_2" / "config.json").is_file():
-        configs["text_encoder_2"] = _read_json(path / "text_encoder_2" / "config.json")
+        configs["text_encoder_2"] = read_config(path / "text_encoder_2" / "config.json")
     for component in ("unet", "vae", *(name for name in configs if name.startswith("text_encoder"))):
-        _check_has_weights(path / component)
+        check_has_weights(path / component)
     _check_fields(path, configs)
     _check_fit(path, configs)
     name = _backbone_name(path, configs)
@@ -86,11 +86,16 @@ def _check_is_folder(path: Path) -> None:
         )
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def read_config(path: Path) -> dict[str, Any]:
+    """The content of a config file.
+
+    Raises:
+        BestiaryError: it is missing, not the file that should lie there, or broken.
+    """
     if not path.is_file():
         raise BestiaryError(
             f"{path.parent.parent if path.name != 'model_index.json' else path.parent} is incomplete: {path.parent.name}/"
-            f"{path.name} is missing; download the whole Stable Diffusion folder (SD 1.5, 2 or XL) again"
+            f"{path.name} is missing; download the whole model folder again"
         )
     # a download that was cut off often leaves half a file
     _refuse_wrong_download(path)
@@ -114,7 +119,8 @@ def _refuse_wrong_download(path: Path) -> None:
         raise BestiaryError(f"{path} {wrong}")
 
 
-def _check_has_weights(folder: Path) -> None:
+def check_has_weights(folder: Path) -> None:
+    """Raise BestiaryError unless a component's folder holds weights, none of them a pointer or a web page."""
     for entry in sorted(folder.iterdir()):
         if entry.suffix in WEIGHT_SUFFIXES and entry.is_file() and entry.stat().st_size:
             _refuse_wrong_download(entry)
@@ -170,7 +176,7 @@ def named_backbone(path: Path) -> str | None:
         BestiaryError: the file is not readable, or no backbone has this name.
     """
     named = path / "bestiary.json"
-    return get_backbone(str(_read_json(named).get("backbone"))).name if named.is_file() else None
+    return get_backbone(str(read_config(named).get("backbone"))).name if named.is_file() else None
 
 
 def _backbone_name(path: Path, configs: Mapping[str, Config]) -> str:

@@ -75,10 +75,16 @@ class PromptEncoding:
     """The frozen text encoders of one backbone; a `TextSide`."""
 
     def __init__(self, backbone: Backbone, encoders: Mapping[str, TextEncoder]) -> None:
-        """`encoders` by the names of the backbone's text encoders."""
+        """`encoders` by the names of the backbone's text encoders; what one that is missing would say is zero, as in ComfyUI."""
         self.backbone = backbone
         self.encoders = dict(encoders)
+        self._specs = tuple(spec for spec in backbone.text_encoders if spec.name in self.encoders)
         self._known: OrderedDict[bytes, Conditioning] = OrderedDict()
+
+    @property
+    def missing(self) -> tuple[str, ...]:
+        """Text encoders of the backbone that this model was loaded without."""
+        return tuple(spec.name for spec in self.backbone.text_encoders if spec.name not in self.encoders)
 
     @property
     def device(self) -> torch.device:
@@ -87,7 +93,7 @@ class PromptEncoding:
 
     def tokenize(self, pieces: Sequence[PromptPiece], chunks: int | None = None) -> PromptLayout:
         """Lay out a prompt for every encoder, ids `(C, L)` each; `chunks` as in `TextSide.tokenize`."""
-        return {spec.name: self._laid_out(spec, pieces, chunks) for spec in self.backbone.text_encoders}
+        return {spec.name: self._laid_out(spec, pieces, chunks) for spec in self._specs}
 
     def word_vectors(self, words: str) -> dict[str, Tensor]:
         """Embedding rows of plain words, encoder -> `(n, D)`, without start and end tokens.
@@ -95,8 +101,8 @@ class PromptEncoding:
         Raises:
             BestiaryError: the words give no token at all.
         """
-        rows = {}
-        for spec in self.backbone.text_encoders:
+        rows = {spec.name: torch.zeros(1, spec.width) for spec in self.backbone.text_encoders}
+        for spec in self._specs:
             encoder = self.encoders[spec.name]
             ids = encoder.plain_ids(words)
             if not ids:
@@ -179,24 +185,36 @@ class PromptEncoding:
             spec.name: self._encode_one(
                 spec, [prompt[spec.name] for prompt in prompts], None if vectors is None else vectors[spec.name]
             )
-            for spec in self.backbone.text_encoders
+            for spec in self._specs
         }
         groups = [
-            _beside([states[spec.name].hidden for spec in group], self.backbone.context_width)
-            for group in self.backbone.context_groups
+            _beside(
+                [(spec, states[spec.name].hidden if spec.name in states else None) for spec in group],
+                self.backbone.context_width,
+            )
+            for group in self._groups()
         ]
         context = groups[0] if len(groups) == 1 else torch.cat(groups, dim=1)  # (B, T, E)
-        read = [states[spec.name].pooled for spec in self.backbone.text_encoders if spec.pooled]
-        pooled = [state for state in read if state is not None]  # (B, D_pooled) each
-        joined = torch.cat(pooled, dim=-1) if pooled else None
+        pooled = [
+            context.new_zeros(len(prompts), spec.width) if spec.name not in states else states[spec.name].pooled
+            for spec in self.backbone.text_encoders
+            if spec.pooled
+        ]  # (B, D_pooled) each
+        given = [state for state in pooled if state is not None]
+        joined = torch.cat(given, dim=-1) if given else None
         return Conditioning.of(context, pooled=joined, mask=self._mask(prompts))
+
+    def _groups(self) -> list[tuple[TextEncoderSpec, ...]]:
+        """The groups of the context of which at least one encoder is there."""
+        return [group for group in self.backbone.context_groups if any(spec in self._specs for spec in group)]
 
     def _mask(self, prompts: Sequence[PromptLayout]) -> Tensor | None:
         """`(B, T)` bool, False at padding that the network must not see; None where no encoder masks."""
-        if not any(spec.mask for spec in self.backbone.text_encoders):
+        if not any(spec.mask for spec in self._specs):
             return None
         pieces = []
-        for group in self.backbone.context_groups:
+        for whole in self._groups():
+            group = [spec for spec in whole if spec in self._specs]
             length = max(prompts[0][spec.name].ids.numel() for spec in group)
             ends = [[prompt[spec.name].tokens for spec in group if spec.mask] for prompt in prompts]
             shown = torch.tensor([max((length if n is None else n for n in own), default=length) for own in ends])
@@ -236,7 +254,7 @@ class PromptEncoding:
 
     def _equal_lengths(self, prompts: list[PromptLayout]) -> list[PromptLayout]:
         """Fill shorter prompts of a batch: with empty chunks, or single runs with padding."""
-        for spec in self.backbone.text_encoders:
+        for spec in self._specs:
             own = [prompt[spec.name] for prompt in prompts]
             if len({layout.ids.shape for layout in own}) == 1:
                 continue
@@ -266,11 +284,17 @@ def _longer(layout: EncoderLayout, length: int, pad: int) -> EncoderLayout:
     return replace(layout, ids=ids, weights=weights)
 
 
-def _beside(states: Sequence[Tensor], width: int) -> Tensor:
-    """States `(B, T, D)` of encoders side by side, shorter and narrower ones padded with zeros: `(B, T, width)`."""
-    longest = max(own.shape[1] for own in states)
-    padded = [own if own.shape[1] == longest else F.pad(own, (0, 0, 0, longest - own.shape[1])) for own in states]
-    joined = torch.cat(padded, dim=-1)  # (B, T, sum of D)
+def _beside(states: Sequence[tuple[TextEncoderSpec, Tensor | None]], width: int) -> Tensor:
+    """States `(B, T, D)` of encoders side by side, shorter, narrower and missing ones padded with zeros: `(B, T, width)`."""
+    held = [own for _, own in states if own is not None]
+    longest = max(own.shape[1] for own in held)
+    padded = [
+        held[0].new_zeros(len(held[0]), longest, spec.width)
+        if own is None
+        else F.pad(own, (0, 0, 0, longest - own.shape[1]))
+        for spec, own in states
+    ]
+    joined = padded[0] if len(padded) == 1 else torch.cat(padded, dim=-1)  # (B, T, sum of D)
     return joined if joined.shape[-1] == width else F.pad(joined, (0, width - joined.shape[-1]))
 
 

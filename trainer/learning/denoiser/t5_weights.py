@@ -63,8 +63,7 @@ def t5_files(source: Path) -> list[Path]:
         return [source]
     if not source.is_dir():
         raise BestiaryError(
-            f"the T5 encoder {source} does not exist: choose the text_encoder folder of DeepFloyd IF, or one file such as "
-            "t5xxl_fp16.safetensors"
+            f"the T5 encoder {source} does not exist: choose the folder of a T5 encoder, or one file such as t5xxl_fp16.safetensors"
         )
     for suffix in (".safetensors", ".bin"):
         files = sorted(source.glob(f"*{suffix}"))
@@ -88,7 +87,7 @@ def read_t5(source: Path, text_width: int, dtype: torch.dtype) -> dict[str, Tens
 
     Args:
         source: folder or safetensors file.
-        text_width: D, which the UNet reads.
+        text_width: D, which the network reads.
 
     Raises:
         BestiaryError: no weights, weights of another model or of another width, or in a form that cannot be read.
@@ -118,11 +117,11 @@ def check_t5(source: Path, tensors: Mapping[str, HasShape], text_width: int) -> 
     if table is None or f"{_FIRST}.q.weight" not in tensors:
         raise BestiaryError(
             f"{source} is not a T5 encoder: it has no {TABLE if table is None else 'encoder.block.0'}; choose "
-            "the text_encoder folder of DeepFloyd IF, or a file such as t5xxl_fp16.safetensors"
+            "the folder of a T5 encoder, or a file such as t5xxl_fp16.safetensors"
         )
     if table.shape[1] != text_width:
         raise BestiaryError(
-            f"{source} gives states {table.shape[1]} wide, this DeepFloyd IF reads {text_width}: choose a T5 v1.1 XXL encoder"
+            f"{source} gives states {table.shape[1]} wide, this model reads {text_width}: choose a T5 v1.1 XXL encoder"
         )
     if table.shape[0] != VOCABULARY:
         raise BestiaryError(
@@ -142,6 +141,15 @@ def t5_shape(tensors: Mapping[str, HasShape]) -> dict[str, int | bool]:
         "vocab_size": tensors[TABLE].shape[0],
         "is_gated_act": "encoder.block.0.layer.1.DenseReluDense.wi_0.weight" in tensors,
     }
+
+
+def t5_header(path: Path) -> Mapping[str, HasShape]:
+    """What a file of weights holds, by name; none of it is read yet.
+
+    Raises:
+        BestiaryError: the file is broken, or of a format that cannot be read.
+    """
+    return _open_file(path)
 
 
 def _plain(tensor: Tensor, scale: Tensor | None, dtype: torch.dtype, source: Path) -> Tensor:

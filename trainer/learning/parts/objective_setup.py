@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ....concepts.denoiser.denoiser import Denoiser, PromptLayout, PromptPiece
 from ....concepts.denoiser.low_rank import LoraSpec
+from ....concepts.denoiser.process import FlowProcess, min_snr_of
 from ....concepts.errors import BestiaryError
 from ....concepts.part_dictionary.part_dictionary import PartDictionary
 from ....concepts.part_dictionary.token_projector import TokenProjector
@@ -27,7 +28,7 @@ from .concept_images import BatchPlan, ConceptImages, quarter_time
 from .finished_parts import cut_thumbnails, learned_dictionary, write_dictionary
 from .part_objective import AttentionLoss, PartObjective, curve_labels
 from .preview_sheets import pictures_sheet, preview_prompts, token_sheet, varied_rows
-from .settings import TrainPartsSettings
+from .settings import USUAL_MIN_SNR, TrainPartsSettings
 from .token_start import choose_words, common_start, fit_of_words, mean_word, word_spread
 from .training_kinds import TrainingKinds
 
@@ -58,6 +59,7 @@ class PartTraining(Training[PartDictionary]):
             "made_by": f"{origin.made_by}, dictionary format {FORMAT_VERSION}",
             "base": origin.base,
             "prediction": self.denoiser.process.prediction,
+            **flow_notes(self.denoiser),
             "autoencoder": origin.autoencoder,
             "method": settings.method.kind,
             "steps": steps,
@@ -95,6 +97,16 @@ class PartTraining(Training[PartDictionary]):
         return pictures, token_sheet(self.objective, batch, self.kinds.part_names, real)
 
 
+def flow_notes(denoiser: Denoiser) -> dict[str, object]:
+    """What files say of a flow model: its shift, and text encoders that it was loaded without, whose vectors were not learned."""
+    notes: dict[str, object] = {}
+    if isinstance(denoiser.process, FlowProcess):
+        notes["shift"] = round(denoiser.process.shift, 6)
+    if missing := getattr(denoiser.text, "missing", ()):
+        notes["without_text_encoders"] = list(missing)
+    return notes
+
+
 def set_up_parts(
     settings: TrainPartsSettings,
     denoiser: Denoiser,
@@ -115,11 +127,12 @@ def set_up_parts(
 
 
 def check_layers(settings: TrainPartsSettings, denoiser: Denoiser) -> None:
-    """Make sure that the attention layers asked for exist.
+    """Make sure that the attention layers asked for exist, and that the loss is one of this model's.
 
     Raises:
-        BestiaryError: unknown names or downsamplings; the message lists what the model has.
+        BestiaryError: unknown names or downsamplings; the message lists what the model has. Min-SNR weights on a flow model.
     """
+    min_snr_of(settings.method.min_snr, denoiser.process.prediction)
     known = denoiser.attention_factors()
     unknown = [name for name in settings.attention_loss.layers if name not in known]
     if unknown:
@@ -164,7 +177,7 @@ def build_objective(
         projector.to(denoiser.device),
         adapters,
         attention=_attention_loss(settings, denoiser),
-        min_snr=method.min_snr,
+        min_snr=min_snr_of(method.min_snr, denoiser.process.prediction, USUAL_MIN_SNR),
         region_weight=method.region_weight,
     )
 

@@ -30,6 +30,10 @@ class DiscoverySection(Section):
     """Result folder of `bestiary discover`."""
 
 
+USUAL_MIN_SNR = 5.0
+"""Gamma of models that predict noise or velocity (Hang et al. 2023, arXiv 2303.09556)."""
+
+
 class MethodSettings(Section):
     """What is learned."""
 
@@ -49,8 +53,8 @@ class MethodSettings(Section):
     """Words that parts may be, such as "head wing tail"; each part starts at the one that already looks at its region."""
     initial_spread: float = Field(default=0.5, ge=0, le=4)
     """Spread of the first tokens in units of the standard deviation of word embeddings, 0 to 4."""
-    min_snr: float = Field(default=5.0, ge=0)
-    """Gamma of the min-SNR loss weights, above 0; 0 weighs all timesteps alike."""
+    min_snr: float | None = Field(default=None, ge=0)
+    """Gamma of the min-SNR loss weights, 0 (all timesteps alike) or above; unset takes 5, and 0 for flow models, which have none."""
     region_weight: float = Field(default=0.0, ge=0, le=1)
     """Share by which the noise loss leaves out what no part of the caption covers, 0 (off) to 1."""
     timesteps: Literal["uniform", "stratified"] = "stratified"

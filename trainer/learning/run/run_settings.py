@@ -56,9 +56,13 @@ class BaseSettings(Section):
     """The diffusion model to adapt."""
 
     path: str = "demo"
-    """Folder of a diffusers-format SD1.5, SD2 or SDXL model, or "demo" for the embedded one."""
+    """Folder of a diffusers-format SD1.5, SD2, SDXL, SD3 or Flux.1 model, or "demo" or "demo-dit" for an embedded one."""
     checkpointing: bool = False
     """Recompute activations in the backward pass: about a third slower, less than half the memory."""
+    text_encoder: Path | None = None
+    """SD3 and Flux.1: folder or safetensors file of the T5 v1.1 XXL encoder; unset takes the model folder's own."""
+    tokenizer: Path | None = None
+    """SD3 and Flux.1: folder of T5's tokenizer; unset takes the model folder's own."""
 
 
 class LoraSettings(Section):

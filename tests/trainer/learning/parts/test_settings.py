@@ -30,7 +30,7 @@ def test_every_field_says_what_it_is(name: str, field: FieldInfo) -> None:
 
 def test_defaults_are_the_published_method() -> None:
     ours = TrainPartsSettings()
-    assert (ours.attention_loss.weight, ours.attention_loss.form, ours.method.min_snr) == (0.01, "bce", 5.0)
+    assert (ours.attention_loss.weight, ours.attention_loss.form, ours.method.min_snr) == (0.01, "bce", None)
     assert (ours.lora.rank, ours.optimizer.lora_lr, ours.optimizer.weight_decay) == (4, 1e-4, 1e-2)
     assert ours.optimizer.batch_size * ours.optimizer.accumulation == 8
     assert (ours.captions.templates, ours.captions.shuffle, ours.images.flip) == (0.5, True, False)
