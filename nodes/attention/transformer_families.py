@@ -2,7 +2,7 @@
 
 Blocks are named by a kind and a number as in ComfyUI's `patches_replace["dit"]`, such as ("double_block", 9). The method reads and confines
 few of them, in which places of the picture look at the words that they show: block 9 of 24 in SD3 (Seg4Diff trains and reads it), late double
-blocks 15 to 18 of 19 in Flux.1 (what its users average). Those of the other families are middle ones, which nobody has measured yet.
+blocks 15 to 18 of 19 in Flux.1 (what its users average). Those of the other families are middle ones, which are not measured yet.
 Letters: K positions of the context, N image places.
 """
 
@@ -113,9 +113,7 @@ class Transformer:
 
 def transformer_of(model: Model) -> Transformer | None:
     """The transformer of a MODEL; None if its family is not supported, or it is none."""
-    network: Any = model.model.diffusion_model
-    # a compiled network holds the original one
-    network = getattr(network, "_orig_mod", network)
+    network = _network(model)
     names = type(model.model).__name__, type(network).__name__
     for family in FAMILIES:
         if (family.model, family.network) != names:
@@ -129,5 +127,13 @@ def transformer_of(model: Model) -> Transformer | None:
 
 
 def family_name(model: Model) -> str:
-    """What a model is called whose family is not supported: the name of its class in ComfyUI."""
-    return type(model.model).__name__
+    """What a model is called whose family is not supported: the class of its configuration in ComfyUI, and a network of another pack."""
+    name, network = type(model.model.model_config).__name__, type(_network(model)).__name__
+    is_foreign = any(family.model == type(model.model).__name__ and family.network != network for family in FAMILIES)
+    return f"{name} run by {network}" if is_foreign else name
+
+
+def _network(model: Model) -> Any:
+    """The network of a model, also of one that was compiled."""
+    network = getattr(model.model, "diffusion_model", None)
+    return getattr(network, "_orig_mod", network)

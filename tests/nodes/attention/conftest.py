@@ -50,12 +50,16 @@ EDGE = 8, 12
 def tiny(comfy_modules: None) -> SimpleNamespace:
     """`tiny.model(family)`, kept; `tiny.sample` and `tiny.prompt` with what they use."""
     return SimpleNamespace(
-        model=functools.cache(tiny_transformer), prompt=prompt, sample=sample, texts=TEXTS, edge=EDGE, width=WIDTH
+        model=functools.cache(tiny_transformer),
+        quantised=functools.partial(tiny_transformer, dtype=torch.float8_e4m3fn),
+        prompt=prompt,
+        sample=sample,
+        texts=TEXTS,
     )
 
 
-def tiny_transformer(family: str) -> object:
-    """A MODEL of a family with random weights; the test is skipped where this ComfyUI has no such family."""
+def tiny_transformer(family: str, dtype: torch.dtype = torch.float32) -> object:
+    """A MODEL of a family with random weights, kept in `dtype` and computed in float32; the test is skipped where this ComfyUI has no such family."""
     import comfy.ldm.flux.model
     import comfy.model_patcher
     import comfy.supported_models
@@ -67,7 +71,7 @@ def tiny_transformer(family: str) -> object:
     if kind is None:
         pytest.skip(f"this ComfyUI has no {name}")
     made = kind(dict(config))
-    made.set_inference_dtype(torch.float32, None)
+    made.set_inference_dtype(dtype, None if dtype == torch.float32 else torch.float32)
     with pytest.MonkeyPatch.context() as patch:
         if family == "anima":
             adapter = "comfy.ldm.anima.model.LLMAdapter"

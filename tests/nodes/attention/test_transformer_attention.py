@@ -1,5 +1,7 @@
 """Maps and regions on diffusion transformers of ComfyUI: exact columns, untouched pictures, attention moved inside, good company."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from bestiary.concepts.denoiser.part_attention_patch import region_scores
@@ -260,9 +262,10 @@ def test_every_family_is_known_by_its_name(family, tiny):
 
 def test_other_families_and_layers_are_refused_by_name(tiny):
     other = tiny.model("flux").clone()
-    other.model = type("Flux2", (), {"diffusion_model": None, "model_config": other.model.model_config})()
+    config = type("Flux2", (), {"unet_config": {"image_model": "flux2"}})()
+    other.model = SimpleNamespace(model_config=config, diffusion_model=torch.nn.Identity())
     with pytest.raises(
-        BestiaryError, match=r"this MODEL \(Flux2\) has no cross-attention .* use .*SD|Flux.1, Qwen-Image, Z-Image"
+        BestiaryError, match=r"this MODEL \(Flux2\) has no cross-attention .*, Flux.1, Qwen-Image, Z-Image"
     ):
         record_attention(other, AttentionRecord())
     with pytest.raises(
@@ -273,3 +276,39 @@ def test_other_families_and_layers_are_refused_by_name(tiny):
         BestiaryError, match="this MODEL is Flux.1, whose blocks have no layers 'quarter'; choose auto or all"
     ):
         record_attention(tiny.model("flux"), AttentionRecord("quarter"))
+
+
+def test_a_network_of_another_pack_is_told_by_its_name(tiny):
+    other = tiny.model("flux").clone()
+    foreign = type("QuantisedFlux", (torch.nn.Identity,), {})()
+    kind = type("Flux", (), {"model_config": other.model.model_config, "diffusion_model": foreign})
+    other.model = kind()
+    with pytest.raises(BestiaryError, match=r"this MODEL \(Flux run by QuantisedFlux\) has no"):
+        record_attention(other, AttentionRecord())
+
+
+def test_a_mask_of_the_host_counts(tiny):
+    # Qwen-Image hides the padding of a prompt
+    shown = torch.ones(1, tiny.texts["qwen_image"])
+    shown[:, 4] = 0
+    record = AttentionRecord("auto")
+    positive = [
+        tiny.prompt("qwen_image", attention_mask=shown.long(), **{SPANS_KEY: (HEAD, PartSpan("tail:c", "tail", (4,)))})
+    ]
+    patched = record_attention(confine_part(tiny.model("qwen_image"), region()), record)
+    tiny.sample("qwen_image", patched, positive=positive, batch=1)
+    head, tail = record.find().maps[0, 0]
+    assert tail.abs().max() == 0
+    assert head[:, :3].sum() / head.sum() > 0.99
+    assert not record.find().notice
+
+
+def test_a_quantised_base_is_read_and_steered(tiny):
+    model = tiny.quantised("flux")
+    assert model.model.diffusion_model.double_blocks[0].img_attn.qkv.weight.dtype == torch.float8_e4m3fn
+    record = AttentionRecord("auto")
+    ours = tiny.sample("flux", record_attention(model, record), (HEAD,))
+    assert torch.equal(ours, tiny.sample("flux", model, (HEAD,)))
+    moved = AttentionRecord("auto")
+    tiny.sample("flux", record_attention(confine_part(model, region()), moved), (HEAD,))
+    assert moved.find().maps[..., :3].sum() / moved.find().maps.sum() > 0.98
