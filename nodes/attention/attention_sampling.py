@@ -113,8 +113,8 @@ class AttentionSampling:
             )
             self.recordings.append((record, Recording(tuple(parts), max(1, len(sigmas) - 1))))
         self._owned: dict[tuple[int, object], tuple[PartSpan, ...]] = {}
-        self._owners: dict[int, object] = {}
-        """Uuid of the conditioning that a context, by its id, was made for."""
+        self._owners: dict[int, tuple[object, object]] = {}
+        """Contexts by their id, kept so that it stays theirs, and the uuid of the conditioning that each was made for."""
         self._scores: dict[tuple, Tensor] = {}
         self._warned: dict[str, None] = {}
         self.evaluations = self.marked = self.attended = 0
@@ -136,7 +136,8 @@ class AttentionSampling:
         if key not in self._owned:
             if self.transformer is not None and self.transformer.family.named_by == "cross":
                 # an adapter has made the context of the states: its copies come behind the conditioning that it belongs to
-                is_own = self._owners.setdefault(id(context), conditioning["uuid"]) == conditioning["uuid"]
+                uuid = conditioning["uuid"]
+                is_own = self._owners.setdefault(id(context), (context, uuid))[1] == uuid
                 self._owned[key] = spans_of(conditioning, self._words) if is_own else ()
             else:
                 self._owned[key] = _own_spans(conditioning, context.cond, self._words)
