@@ -11,7 +11,7 @@ from __future__ import annotations
 import logging
 import math
 import threading
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,6 +30,7 @@ from ..host.socket_types import SPANS_KEY, WORDS_KEY, PartSpan
 from .attention_layers import chosen_factors
 from .attention_record import AttentionRecord, RecordedPart, Recording
 from .part_regions import PartRegion
+from .transformer_families import Block, Transformer
 
 log = logging.getLogger(__name__)
 
@@ -80,6 +81,7 @@ class AttentionSampling:
         regions: Iterable[TimedRegion],
         records: Iterable[AttentionRecord],
         available: frozenset[int],
+        transformer: Transformer | None = None,
     ) -> None:
         """Start recordings of all parts in the prompts.
 
@@ -89,8 +91,10 @@ class AttentionSampling:
             regions: regions of this model.
             records: records to fill.
             available: ratios of the latent's edge to a layer's edge, for the existing layers.
+            transformer: the blocks of a diffusion transformer; None for a UNet.
         """
         self.sigmas = sigmas
+        self.transformer = transformer
         self.regions = tuple(regions)
         self.available = available
         # ComfyUI identifies conditionings by uuid: remember the side of each, to separate positive and negative parts
@@ -109,6 +113,8 @@ class AttentionSampling:
             )
             self.recordings.append((record, Recording(tuple(parts), max(1, len(sigmas) - 1))))
         self._owned: dict[tuple[int, object], tuple[PartSpan, ...]] = {}
+        self._owners: dict[int, tuple[object, object]] = {}
+        """Contexts by their id, kept so that it stays theirs, and the uuid of the conditioning that each was made for."""
         self._scores: dict[tuple, Tensor] = {}
         self._warned: dict[str, None] = {}
         self.evaluations = self.marked = self.attended = 0
@@ -128,11 +134,28 @@ class AttentionSampling:
         # spans are checked once per conditioning, not at every step
         key = (index, conditioning["uuid"])
         if key not in self._owned:
-            self._owned[key] = _own_spans(conditioning, context.cond, self._words)
+            if self.transformer is not None and self.transformer.family.named_by == "cross":
+                # an adapter has made the context of the states: its copies come behind the conditioning that it belongs to
+                uuid = conditioning["uuid"]
+                is_own = self._owners.setdefault(id(context), (context, uuid))[1] == uuid
+                self._owned[key] = spans_of(conditioning, self._words) if is_own else ()
+            else:
+                self._owned[key] = _own_spans(conditioning, context.cond, self._words)
         side = self._sides.get(conditioning["uuid"], "negative" if index else "positive")
         area = conditioning.get("area")
-        area = tuple(area) if area is not None and len(area) == 4 else None
+        area = _flat_area(area)
         return PromptEntry(self._owned[key], context.cond.shape[1], side == "negative", area)
+
+    def blocks_of(self, record: AttentionRecord) -> frozenset[Block]:
+        """Blocks of the transformer that a record reads."""
+        if self.transformer is None:
+            return frozenset()
+        return self.transformer.all_blocks if record.layers == "all" else self.transformer.method_blocks
+
+    def uses(self, block: Block) -> bool:
+        """True if a record reads a block of the transformer, or a region acts in it."""
+        confined = self.transformer is not None and bool(self.regions) and block in self.transformer.method_blocks
+        return confined or any(block in self.blocks_of(record) for record, _ in self.recordings)
 
     def scores(
         self, region: PartRegion, entry: PromptEntry, size: tuple[int, int], latent: tuple, like: Tensor
@@ -180,6 +203,14 @@ class AttentionSampling:
                 "cross-attentions, so part attention has no effect there: put its node in front of this one, or remove it"
             )
         return "\n".join(self._warned)
+
+
+def _flat_area(area: Sequence[int] | None) -> Area | None:
+    """Height, width, top and left of an area; of a latent with frames, those of every frame."""
+    if area is None or len(area) not in (4, 6):
+        return None
+    sizes, corners = area[: len(area) // 2], area[len(area) // 2 :]
+    return (sizes[-2], sizes[-1], corners[-2], corners[-1])
 
 
 def spans_of(conditioning: dict, words: Iterable[str]) -> tuple[PartSpan, ...]:
@@ -277,8 +308,8 @@ class ModelEvaluation:
             if several:
                 recording.add(self.step, several[0])
 
-    def _rows(self, options: dict, q: Tensor, k: Tensor) -> list[tuple[slice, PromptEntry, int]]:
-        """Rows of every prompt in this run of the model, and the context length; empty if they cannot be assigned."""
+    def entries_of(self, options: dict) -> list[PromptEntry]:
+        """The prompts in this run of the model, in the order of their rows; empty if they are unknown."""
         sides = list(zip(options.get("cond_or_uncond", ()), options.get("uuids", ()), strict=False))
         found = [entry for side in sides if (entry := self.entries.get(side)) is not None]
         if not sides or len(found) < len(sides):
@@ -287,11 +318,28 @@ class ModelEvaluation:
                 "part attention is skipped there"
             )
             return []
+        return found
+
+    def sum_of(self, number: int, parts: int, device: torch.device) -> PartMapSum:
+        """The sum of a record for this thread and device."""
+        # sums use the grid of the record's finest layer, allocated when the first maps arrive
+        own = (threading.get_ident(), device)
+        if own not in self.sums[number]:
+            finest = min(self._factors[number])
+            grid = -(-self.latent[0] // finest), -(-self.latent[1] // finest)
+            self.sums[number][own] = PartMapSum(self.images, parts, grid, device)
+        return self.sums[number][own]
+
+    def _rows(self, options: dict, q: Tensor, k: Tensor) -> list[tuple[slice, PromptEntry, int]]:
+        """Rows of every prompt in this run of the model, and the context length; empty if they cannot be assigned."""
+        found = self.entries_of(options)
+        if not found:
+            return []
         # ComfyUI repeats contexts of different lengths to their least common multiple
         length = math.lcm(*(entry.tokens for entry in found))
         size = options["activations_shape"][-2:]
         # another patch may have changed the batch: then rows cannot be assigned
-        expected = (len(sides) * self.images, math.prod(size))
+        expected = (len(found) * self.images, math.prod(size))
         if q.ndim != 3 or q.shape[:2] != expected or k.shape[1] < length:
             self.sampling.warn(
                 f"Bestiary: cross-attention of {tuple(q.shape[:2])} rows and positions to {k.shape[1]} tokens, expected "
@@ -345,12 +393,5 @@ class ModelEvaluation:
                 places = token_places(positions, entry.tokens, length).to(q.device)
                 some_mask = mask if mask is None or mask.shape[0] == 1 else mask[some]
                 columns = part_columns(q[some], k[some], heads, places, some_mask)  # (B, P, N)
-                # sums use the grid of the record's finest layer, allocated when the first maps arrive
-                own = (threading.get_ident(), q.device)
-                if own not in self.sums[number]:
-                    finest = min(self._factors[number])
-                    height, width = self.latent
-                    grid = -(-height // finest), -(-width // finest)
-                    self.sums[number][own] = PartMapSum(self.images, len(positions), grid, q.device)
                 held = [bool(places) for places in positions]
-                self.sums[number][own].add(columns, size, held, entry.area, self.latent)
+                self.sum_of(number, len(positions), q.device).add(columns, size, held, entry.area, self.latent)
