@@ -23,9 +23,9 @@ from ..pictures.latent_cache import LatentCache
 from ..run.fit import ParameterGroup
 from ..run.processes import Parallel, SingleProcess
 from ..run.training import Origin, Sample, Training
-from .concept_images import BatchPlan, ConceptImages, quarter_time
+from .concept_images import BatchPlan, ConceptImages, PartBucket, quarter_time
 from .finished_parts import cut_thumbnails, learned_dictionary, write_dictionary
-from .part_objective import AttentionLoss, PartObjective, curve_labels
+from .part_objective import AttentionLoss, PartBatch, PartObjective, curve_labels
 from .preview_sheets import pictures_sheet, preview_prompts, token_sheet, varied_rows
 from .settings import TrainPartsSettings
 from .token_start import choose_words, common_start, fit_of_words, mean_word, word_spread
@@ -45,6 +45,17 @@ class PartTraining(Training[PartDictionary]):
     objective: PartObjective
     batches: ConceptImages
     kinds: TrainingKinds
+    """Of the single pictures."""
+
+    def shape_of(self, row: int) -> tuple[int, int]:
+        """That of the picture's bucket."""
+        factor = self.denoiser.backbone.latent_factor
+        height, width = self.batches.bucket_of(row).crop
+        return height * factor, width * factor
+
+    def largest_batch(self) -> PartBatch:
+        """One of the largest shape."""
+        return self.batches.draw(*self.batches.step_of_largest())
 
     def curve_labels(self) -> dict[str, tuple[str, ...]]:
         """Curves by part."""
@@ -63,6 +74,7 @@ class PartTraining(Training[PartDictionary]):
             "steps": steps,
             "pictures": len(self.batches.names),
             "image_size": self.image_size,
+            **self._shapes(),
             "batch": self.batches.step_size,
             "seed": settings.run.seed,
             "attention_loss": settings.attention_loss.weight,
@@ -80,19 +92,49 @@ class PartTraining(Training[PartDictionary]):
         """Write the dictionary and read it back."""
         write_dictionary(concept, path)
 
+    def _shapes(self) -> dict[str, object]:
+        """Width and height of every shape, and the share of scenes, where not all pictures are squares of one size."""
+        shapes = {self.shape_of(bucket.rows[0]) for bucket in self.batches.buckets}
+        notes: dict[str, object] = {}
+        if any(height != width for height, width in shapes):
+            notes["shapes"] = sorted(f"{width}x{height}" for height, width in shapes)
+        if any(bucket.of_scenes for bucket in self.batches.buckets):
+            notes["scene_share"] = self.settings.images.scene_share
+        return notes
+
     @torch.no_grad()
     def sheets(self, origin: Origin, sample: Sample) -> tuple[Image.Image, ...]:
         """The same few pictures every time, which together show as many kinds as possible; then where their tokens look."""
-        rows = varied_rows(self.kinds.codes, self.settings.run.preview_count)
-        codes = torch.from_numpy(self.kinds.codes[rows])  # (n, M)
-        made = sample(preview_prompts(self.objective, codes, self.settings.captions.noun), range(len(rows)))
+        shown = self._preview_rows()
+        rows = [row for some in shown for row in some]
+        made = [picture for some in shown for picture in self._sampled(some, sample, rows.index(some[0]))]
         real = [origin.square(row) for row in rows]
         pictures = pictures_sheet(real, [self.batches.names[row] for row in rows], made)
         if self.objective.attention is None:
             return (pictures,)
         # all parts in their captions, at a quarter of the noise schedule
-        batch = self.batches.fixed(rows, quarter_time(self.denoiser.process))
-        return pictures, token_sheet(self.objective, batch, self.kinds.part_names, real)
+        batches = [self.batches.fixed(some, quarter_time(self.denoiser.process)) for some in shown]
+        return pictures, token_sheet(self.objective, batches, self.kinds.part_names, real)
+
+    def _preview_rows(self) -> list[list[int]]:
+        """Rows of pictures to look at, by shape; half of them scenes where there are any."""
+        count, buckets = self.settings.run.preview_count, self.batches.buckets
+        groups = [[bucket for bucket in buckets if bucket.of_scenes is scenes] for scenes in (False, True)]
+        of_scenes = max(1, count // 2) if groups[1] else 0
+        shown = []
+        for group, many in zip(groups, (max(1, count - of_scenes), of_scenes), strict=True):
+            rows = [row for bucket in group for row in bucket.rows]
+            codes = np.concatenate([bucket.kinds.codes for bucket in group]) if group else np.empty((0, 1), np.int64)
+            chosen = [rows[place] for place in varied_rows(codes, many)]
+            shown += [[row for row in chosen if row in bucket.rows] for bucket in group]
+        return [rows for rows in shown if rows]
+
+    def _sampled(self, rows: Sequence[int], sample: Sample, first: int) -> Tensor:
+        """What the tokens of pictures of one shape make `(n, 3, H, W)`; seeds count from `first`."""
+        bucket = self.batches.bucket_of(rows[0])
+        codes = torch.from_numpy(bucket.kinds.codes[[bucket.rows.index(row) for row in rows]])  # (n, S * M)
+        prompts = preview_prompts(self.objective, codes, self.settings.captions.noun)
+        return sample(prompts, range(first, first + len(rows)), shape=self.shape_of(rows[0]))
 
 
 def set_up_parts(
@@ -100,12 +142,12 @@ def set_up_parts(
     denoiser: Denoiser,
     names: Sequence[str],
     kinds: TrainingKinds,
-    cache: LatentCache,
+    cache: LatentCache | Sequence[PartBucket],
     parallel: Parallel | None = None,
 ) -> PartTraining:
     """A training from its first step on; seeds torch's generator, from which adapters are drawn.
 
-    `names` and `kinds` are in the cache's order of pictures.
+    `names` and `kinds` are in the cache's order of pictures; of buckets, `kinds` are those of the single pictures.
     """
     torch.manual_seed(settings.run.seed)
     batches = build_batches(settings, names, kinds, cache, denoiser, parallel)
@@ -175,7 +217,8 @@ def _start_at_words(
     """`start` `(M, D)` with every foreground part at the word that fits it best in a few pictures."""
     # a few pictures spread over all of them, with little noise
     words = settings.method.part_words.split()
-    rows = np.linspace(0, len(batches) - 1, min(PROBED_PICTURES, len(batches))).astype(int).tolist()
+    known = batches.buckets[0].rows
+    rows = [known[place] for place in np.linspace(0, len(known) - 1, min(PROBED_PICTURES, len(known))).astype(int)]
     fit = fit_of_words(denoiser, words, batches.fixed(rows, quarter_time(denoiser.process)))  # (M, W)
     shown = [part for part in sorted({part for part, _ in kinds.rows()}) if part != kinds.background]
     start = start.clone()
@@ -189,11 +232,11 @@ def build_batches(
     settings: TrainPartsSettings,
     names: Sequence[str],
     kinds: TrainingKinds,
-    cache: LatentCache,
+    cache: LatentCache | Sequence[PartBucket],
     denoiser: Denoiser,
     parallel: Parallel | None = None,
 ) -> ConceptImages:
-    """Training batches of this process; `names` and `kinds` are in the cache's order of pictures."""
+    """Training batches of this process; as `set_up_parts`."""
     parallel = parallel or SingleProcess()
     backbone, optimizer, captions = denoiser.backbone, settings.optimizer, settings.captions
     size = settings.images.training_size(backbone)
@@ -210,6 +253,7 @@ def build_batches(
         rank=parallel.rank,
         processes=parallel.size,
         latent_factor=backbone.latent_factor,
+        scene_share=settings.images.scene_share,
     )
     # captions as the settings want them; the rest keeps the published defaults
     style = CaptionStyle(

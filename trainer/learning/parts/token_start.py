@@ -56,7 +56,7 @@ def fit_of_words(denoiser: Denoiser, words: Sequence[str], batch: PartBatch) -> 
     # noised pictures, of which the posterior mean is enough here
     noised = denoiser.process.noised(denoiser.images.from_cache(batch.moments), batch.noise[:, 1], batch.times)
     output = denoiser.network.predict(noised, batch.times, text, AttentionRequest(text.columns))
-    maps = average_maps(output.attention, batch.masks.shape[-1])  # (B, W, g, g)
+    maps = average_maps(output.attention, (batch.masks.shape[-2], batch.masks.shape[-1]))  # (B, W, g, g)
     # a word's share among the words, and how much of it lies in each part
     share = maps / maps.sum(1, keepdim=True).clamp_min(1e-6)
     masks = batch.masks.float()  # (B, M, g, g)
