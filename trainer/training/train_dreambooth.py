@@ -16,7 +16,7 @@ from ..exchange.export_dreambooth import export_adapter
 from ..learning.dreambooth.dreambooth_images import PictureBucket
 from ..learning.dreambooth.dreambooth_settings import TrainDreamBoothSettings
 from ..learning.dreambooth.dreambooth_setup import DreamBoothTraining, identifier_start, lay_out, set_up_dreambooth
-from ..learning.pictures.aspect_buckets import AspectBucket, aspect_buckets
+from ..learning.pictures.aspect_buckets import BUCKET_CELLS, AspectBucket, aspect_buckets
 from ..learning.pictures.image_files import picture_size
 from ..learning.pictures.latent_cache import CacheSpec, LatentCache
 from ..learning.run.processes import Parallel
@@ -27,9 +27,6 @@ from .class_pictures import MakingTime, class_pictures, make_missing, time_one
 from .dreambooth_if import PIXELS, findings_of, is_if, load_stage, notes_of, with_identifier
 from .train import Trained, train
 from .training_setup import CachePart, Task, TrainingSetup, load_base
-
-BUCKET_CELLS = 8
-"""Latent cells of which the edges of buckets are multiples: what halves a UNet's grid three times."""
 
 
 @dataclass
