@@ -165,9 +165,15 @@ def _load_base(
             f"{path} is stage II of DeepFloyd IF, which only enlarges: give a folder of stage I, with a LoRA for it"
         )
     device = choose_device(settings.device)
-    given = {"text_encoder": settings.text_encoder, "tokenizer": settings.tokenizer}
-    dtype = choose_dtype(settings.dtype, device)
-    return load_if(path, [*prompts, ""], folder / "texts", device=device, dtype=dtype, **given)
+    return load_if(
+        path,
+        [*prompts, ""],
+        folder / "texts",
+        device=device,
+        dtype=choose_dtype(settings.dtype, device),
+        text_encoder=settings.text_encoder,
+        tokenizer=settings.tokenizer,
+    )
 
 
 @dataclass(frozen=True)
