@@ -13,7 +13,7 @@ from types import MethodType
 from ...concepts.errors import BestiaryError
 from ...concepts.name_search import same_name, shown_name
 from ...concepts.part_dictionary.part_dictionary import PartDictionary
-from ..denoiser.model_backbone import check_widths
+from ..denoiser.model_backbone import check_backbone
 from ..host.comfy_objects import Clip, Tokenizer
 from ..host.socket_types import SPANS_KEY, NamedDictionary
 from .clip_tokens import PartEmbeddings, dictionaries_of, filler_of, part_spans, tokenizers_of
@@ -26,7 +26,7 @@ def with_dictionary(clip: Clip, named: NamedDictionary) -> Clip:
     Raises:
         BestiaryError: the vectors do not match its text encoders, or the name is taken by another dictionary.
     """
-    check_widths(named.dictionary, named.name, clip)
+    check_backbone(named.dictionary, named.name, None, clip)
     known = dictionaries_of(clip)
     if same_name(named.name, known):
         raise BestiaryError(

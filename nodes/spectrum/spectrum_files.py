@@ -78,10 +78,13 @@ def check_spectrum_widths(name: str, spectrum: PromptSpectrum, clip: Clip) -> No
     Raises:
         BestiaryError: the CLIP has other text encoders, or their widths differ.
     """
-    from ..denoiser.model_backbone import text_widths
+    from ..denoiser.model_backbone import TRANSFORMERS, clip_family, text_widths
 
     ours = {encoder: tensor.shape[-1] for encoder, tensor in spectrum.embeddings.items()}
     held = text_widths(clip)
+    # SD3 runs without some of its encoders: their vectors are then left out
+    if clip_family(clip) == spectrum.backbone in TRANSFORMERS and held:
+        ours = {encoder: width for encoder, width in ours.items() if encoder in held}
     if ours != held:
         raise BestiaryError(
             f"spectrum {shown_name(name)} was trained for {spectrum.backbone} and contains vectors for {_listed(ours)}; the "

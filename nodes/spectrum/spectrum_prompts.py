@@ -26,7 +26,7 @@ from ...concepts.spectrum.staged_prompt import (
     PromptSources,
     resolve_staged_prompt,
 )
-from ..denoiser.model_backbone import check_widths, is_flow_clip
+from ..denoiser.model_backbone import check_backbone, is_flow_clip
 from ..host.comfy_objects import Conditioning
 from ..host.socket_types import NamedSpectrum
 from .flow_stages import ANY_SHIFT, negative_notice, presets_by, shift_notice
@@ -108,7 +108,7 @@ def encode_typed_sides(
     for name, spectrum in sources.spectra.items():
         check_spectrum_widths(name, spectrum, clip)
     for name, dictionary in sources.dictionaries.items():
-        check_widths(dictionary, name, clip)
+        check_backbone(dictionary, name, None, clip)
     if options.timing.model is None and is_flow_clip(clip):
         options = replace(options, timing=replace(options.timing, assumed=ANY_SHIFT))
     read = [read_side(side, sources, options) for side in sides]
