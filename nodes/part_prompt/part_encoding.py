@@ -91,7 +91,7 @@ def encode_part_prompt(
         tokens = tokenize_plainly(clip, _plain(text))
         return add_words(clip, tokens, clip.encode_from_tokens_scheduled(tokens))
     tokens = tokenize_mentions(clip, text, mentions)
-    encoded = clip.encode_from_tokens_scheduled(tokens, add_dict={SPANS_KEY: part_spans(tokens)})
+    encoded = clip.encode_from_tokens_scheduled(tokens, add_dict={SPANS_KEY: part_spans(tokens, clip)})
     return add_words(clip, tokens, encoded)
 
 

@@ -89,14 +89,14 @@ def _recording_class(base: type) -> type:
         def encode_from_tokens(self, tokens: object, *args: object, **options: object) -> object:
             """Like the base class; adds the spans to a returned dict."""
             encoded = super().encode_from_tokens(tokens, *args, **options)
-            if isinstance(encoded, dict) and (spans := part_spans(tokens)):
+            if isinstance(encoded, dict) and (spans := part_spans(tokens, self)):
                 encoded.setdefault(SPANS_KEY, spans)
             return encoded
 
         def encode_from_tokens_scheduled(self, tokens: object, *args: object, **options: object) -> object:
             """Like the base class; adds the spans and the places of plain words to every entry."""
             encoded = super().encode_from_tokens_scheduled(tokens, *args, **options)
-            if spans := part_spans(tokens):
+            if spans := part_spans(tokens, self):
                 for _, facts in encoded:
                     facts.setdefault(SPANS_KEY, spans)
             return add_words(self, tokens, encoded)
