@@ -8,7 +8,7 @@ Letters: B batch, C chunks, L positions of a chunk, P learned vectors, D width o
 """
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -17,6 +17,8 @@ from torch.nn import functional
 from ..errors import BestiaryError
 from .denoiser import EncoderLayout, PromptPiece
 
+Insertion = Literal["input", "output"]
+"""Where learned vectors enter: as token embeddings before the encoders, or in the place of what the encoders say of a filler word."""
 LONGEST_MOVED_WORD = 8
 """A run of fewer tokens than this is moved to the next chunk rather than split (ComfyUI: max_word_length)."""
 

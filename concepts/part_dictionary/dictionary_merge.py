@@ -23,13 +23,18 @@ def merge_dictionaries(
     suffix "(2)". LoRA are added with the given strengths, so pictures show both trainings at once.
 
     Raises:
-        BestiaryError: the dictionaries belong to different backbones or vector widths.
+        BestiaryError: the dictionaries belong to different backbones or vector widths, or their vectors enter prompts at different places.
     """
     widths = [{name: tensor.shape[1] for name, tensor in one.embeddings.items()} for one in (first, second)]
     if first.backbone != second.backbone or widths[0] != widths[1]:
         raise BestiaryError(
             f"a {first.backbone} dictionary ({widths[0]}) and a {second.backbone} dictionary ({widths[1]}) cannot be "
             "merged: vectors of different base models are incompatible"
+        )
+    if first.insertion != second.insertion:
+        raise BestiaryError(
+            f"vectors of the first dictionary enter prompts at the text encoders' {first.insertion}, those of the second at the {second.insertion}: "
+            "they cannot be merged; learn both with the same method.insertion"
         )
     # new numbers for every part and every kind of the second
     part_names, part_map = _match_parts(first, second)

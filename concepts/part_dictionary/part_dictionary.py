@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from ..denoiser.backbone import get_backbone
+from ..denoiser.token_insertion import Insertion
 from ..errors import BestiaryError
 from ..files.concept_file import (
     DICTIONARY_KIND,
@@ -89,6 +90,11 @@ class PartDictionary:
     def vector_width(self) -> int:
         """D, all text encoders together."""
         return sum(tensor.shape[1] for tensor in self.embeddings.values())
+
+    @property
+    def insertion(self) -> Insertion:
+        """Where its vectors enter a prompt."""
+        return "output" if self.provenance.get("insertion") == "output" else "input"
 
     def matrix(self) -> Tensor:
         """All vectors `(R, D)` float32, text encoders side by side in the backbone's order."""
@@ -249,7 +255,7 @@ class PartDictionary:
             "id_base": self.id_base,
             "num_parts": len(self.part_names),
             "num_rows": len(self.rows),
-            **({"shift": self.provenance["shift"]} if "shift" in self.provenance else {}),
+            **{name: self.provenance[name] for name in ("shift", "insertion") if name in self.provenance},
             "provenance": self.provenance,
         }
         write_concept_file(path, tensors, metadata)

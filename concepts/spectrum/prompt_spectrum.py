@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from ..denoiser.backbone import Backbone, check_learned_for, get_backbone
+from ..denoiser.token_insertion import Insertion
 from ..errors import BestiaryError
 from ..name_search import shown_name
 from .attribute_presets import DEFAULT_PRESETS, Presets, select_stages
@@ -92,6 +93,11 @@ class PromptSpectrum:
             for name, tensor in tensors.items():
                 if not torch.isfinite(tensor).all():
                     raise BestiaryError(f"the {kind}vectors {shown_name(name)} hold values that are not finite")
+
+    @property
+    def insertion(self) -> Insertion:
+        """Where its vectors enter a prompt."""
+        return "output" if self.provenance.get("insertion") == "output" else "input"
 
     @property
     def stages(self) -> int:

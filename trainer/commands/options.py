@@ -69,6 +69,17 @@ BaseOption = Annotated[
     str | None,
     typer.Option("--base", help="Base model: a folder in diffusers format, or `demo` for the included model."),
 ]
+TextEncoderOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--text-encoder",
+        help="SD3 and Flux.1: folder or safetensors file of the T5 encoder; default: the model folder's own.",
+    ),
+]
+TokenizerOption = Annotated[
+    Path | None,
+    typer.Option("--tokenizer", help="SD3 and Flux.1: folder of T5's tokenizer; default: the model folder's own."),
+]
 ProgressOption = Annotated[
     Literal["line", "json", "off"],
     typer.Option("--progress", help="Format of progress on stderr; json writes one object per line."),

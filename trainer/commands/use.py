@@ -13,6 +13,8 @@ from .options import (
     OutOption,
     ProgressOption,
     SeedOption,
+    TextEncoderOption,
+    TokenizerOption,
     assignments,
     checked,
     existing,
@@ -100,6 +102,8 @@ def compose(
     device: DeviceOption = "auto",
     dtype: DtypeOption = "auto",
     progress: ProgressOption = "line",
+    text_encoder: TextEncoderOption = None,
+    tokenizer: TokenizerOption = None,
 ) -> None:
     """Generate pictures from prompts with learned parts and spectra.
 
@@ -120,6 +124,7 @@ def compose(
     }
     values |= {"mix": assignments(mix, "--mix"), "stage_texts": list(stage_texts or ())}
     values |= {"regions": list(regions or ()), "layout": layout and existing(layout, "file"), "feather": feather}
+    values |= {"text_encoder": text_encoder, "tokenizer": tokenizer}
     for path in compose_files(checked(ComposeSettings, values), progress_callback("compose", progress)):
         typer.echo(path)
 
@@ -143,6 +148,8 @@ def evaluate_parts(
     device: DeviceOption = "auto",
     dtype: DtypeOption = "auto",
     progress: ProgressOption = "line",
+    text_encoder: TextEncoderOption = None,
+    tokenizer: TokenizerOption = None,
 ) -> None:
     """Evaluate a part dictionary; writes JSON and an HTML page.
 
@@ -157,6 +164,7 @@ def evaluate_parts(
     values |= {"baselines": {name: existing(Path(path), "file") for name, path in others.items()}}
     values |= {"out": out, "count": count, "seed": seed, "steps": steps, "guidance": guidance}
     values |= {"labels": labels, "device": device, "dtype": dtype}
+    values |= {"text_encoder": text_encoder, "tokenizer": tokenizer}
     page = evaluate_files(checked(EvaluateSettings, values), lambda stage: progress_callback(stage, progress))
     typer.echo(f"open {page}")
 
@@ -196,6 +204,8 @@ def evaluate_spectrum(
     device: DeviceOption = "auto",
     dtype: DtypeOption = "auto",
     progress: ProgressOption = "line",
+    text_encoder: TextEncoderOption = None,
+    tokenizer: TokenizerOption = None,
 ) -> None:
     """Evaluate a spectrum per stage; writes JSON and an HTML page.
 
@@ -210,6 +220,7 @@ def evaluate_spectrum(
     values = {"spectrum": existing(spectrum, "file"), "images": images, "base": base, "out": out, "count": count}
     values |= {"clip": clip, "prompts": prompts, "pictures": pictures, "steps": steps, "guidance": guidance}
     values |= {"size": size, "seed": seed, "device": device, "dtype": dtype}
+    values |= {"text_encoder": text_encoder, "tokenizer": tokenizer}
     page = run_evaluation(checked(EvaluateSpectrumSettings, values), progress_callback("evaluate", progress))
     typer.echo(f"open {page}")
 

@@ -26,9 +26,10 @@ from ...concepts.spectrum.stage_bounds import DEFAULT_STAGES, StageBounds
 from ...concepts.spectrum.stage_claims import stage_lines
 from ...concepts.spectrum.staged_prompt import Override, PromptSources
 from ...scenes.scene_layout import SceneLayout
+from ..learning.denoiser.transformer_folder import T5Place
 from ..learning.pictures.contact_sheet import contact_sheet
 from ..learning.pictures.heat_maps import heat_map, size_within
-from ..model.backbones import load_denoiser
+from ..model.backbones import DEMO, DEMO_DIT, load_denoiser
 from ..model.sampling import Sampler, SamplingDenoiser
 from .picture_making import Picture, PictureOrder, SamplingChoice, check_backbone, make_pictures
 from .prompt_regions import read_regions
@@ -92,6 +93,10 @@ class ComposeSettings(BaseModel):
     """Device: auto, cpu, cuda, cuda:1, mps."""
     dtype: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     """Floating-point precision."""
+    text_encoder: Path | None = None
+    """SD3 and Flux.1: folder or safetensors file of the T5 encoder; None takes the model folder's own."""
+    tokenizer: Path | None = None
+    """Likewise folder of T5's tokenizer."""
 
     @field_validator("size", mode="before")
     @classmethod
@@ -164,7 +169,8 @@ def compose_files(settings: ComposeSettings, on_progress: Callable[[int, int], N
     folder = settings.out or Path(f"{name_of_file(settings.dictionaries[0].name)}-pictures")
     check_writable(folder)
     base = settings.base or base_of(next(iter({**dictionaries, **sources.spectra}.values())))
-    denoiser = load_denoiser(base, device=settings.device, dtype=settings.dtype)
+    t5 = T5Place(settings.text_encoder, settings.tokenizer)
+    denoiser = load_denoiser(base, device=settings.device, dtype=settings.dtype, t5=t5)
     add_adapters(denoiser, dictionaries, settings.lora_strength)
     size = settings.height_and_width or (None if layout is None else (layout.height, layout.width))
     choice = SamplingChoice(settings.steps, settings.guidance, size, settings.sampler, settings.feather)
@@ -237,13 +243,13 @@ def load_dictionaries(paths: Sequence[Path]) -> dict[str, PartDictionary]:
 
 
 def base_of(dictionary: PartDictionary | PromptSpectrum) -> str:
-    """The base model that a dictionary or a spectrum was trained on: `demo`, or a folder that still exists.
+    """The base model that a dictionary or a spectrum was trained on: an embedded one, or a folder that still exists.
 
     Raises:
         BestiaryError: the folder no longer exists, so that --base is required.
     """
-    if dictionary.backbone == "bestiary-demo":
-        return "demo"
+    if embedded := {"bestiary-demo": DEMO, "bestiary-demo-dit": DEMO_DIT}.get(dictionary.backbone):
+        return embedded
     named = str(dictionary.provenance.get("base", ""))
     if named and Path(named).is_dir():
         return named

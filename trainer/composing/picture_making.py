@@ -9,8 +9,11 @@ from torch import Tensor
 
 from ...concepts.denoiser.backbone import check_learned_for
 from ...concepts.denoiser.denoiser import AttentionRequest, Conditioning, chunks_of
+from ...concepts.errors import BestiaryError
 from ...concepts.part_dictionary.part_dictionary import PartDictionary
 from ...concepts.part_prompt.part_prompt import ResolvedMention, ResolvedPrompt, parse_part_prompt, resolve_prompt
+from ...concepts.spectrum.prompt_spectrum import PromptSpectrum
+from ..learning.denoiser.prompt_encoding import use_insertion
 from ..model.sampling import PromptRegions, Sampler, SamplingDenoiser, pictures_at_once, sample_images
 from .prompt_regions import PromptRegion, region_masks
 
@@ -64,6 +67,22 @@ def check_backbone(name: str, dictionary: PartDictionary, denoiser: SamplingDeno
     check_learned_for("dictionary", name, dictionary.backbone, dictionary.embeddings, denoiser.backbone)
 
 
+def enter_prompts(denoiser: SamplingDenoiser, concepts: Mapping[str, PartDictionary | PromptSpectrum]) -> None:
+    """Let learned vectors enter prompts where those of these files were learned.
+
+    Raises:
+        BestiaryError: they were learned at different places.
+    """
+    places = {name: concept.insertion for name, concept in concepts.items()}
+    if len(set(places.values())) > 1:
+        listed = ", ".join(f"{name} at the {place}" for name, place in places.items())
+        raise BestiaryError(
+            f"vectors enter the text encoders at different places ({listed}): use such files in prompts of their own, or learn them with the same "
+            "method.insertion"
+        )
+    use_insertion(denoiser.text, next(iter(places.values()), "input"))
+
+
 def make_pictures(
     denoiser: SamplingDenoiser,
     dictionaries: Mapping[str, PartDictionary],
@@ -88,6 +107,7 @@ def make_pictures(
     """
     for name, dictionary in dictionaries.items():
         check_backbone(name, dictionary, denoiser)
+    enter_prompts(denoiser, dictionaries)
     positives = [resolve_prompt(parse_part_prompt(order.prompt), dictionaries) for order in orders]
     negatives = [resolve_prompt(parse_part_prompt(order.negative), dictionaries) for order in orders]
     parts_of_picture = _encoded_regions(denoiser, dictionaries, regions, choice)

@@ -20,7 +20,7 @@ from ...concepts.spectrum.stage_bounds import StageBounds
 from ...concepts.spectrum.staged_conditioning import encode_staged
 from ...concepts.spectrum.staged_prompt import Override, PromptSources, StagedPrompt, resolve_staged_prompt
 from ..model.sampling import SamplingDenoiser, pictures_at_once, sample_images, sampler_of
-from .picture_making import Picture, PictureOrder, SamplingChoice, check_backbone
+from .picture_making import Picture, PictureOrder, SamplingChoice, check_backbone, enter_prompts
 
 logger = logging.getLogger("bestiary")
 MIX_NAME = "mix"
@@ -55,6 +55,7 @@ def make_staged_pictures(
         check_backbone(name, dictionary, denoiser)
     for name, spectrum in sources.spectra.items():
         check_spectrum_backbone(name, spectrum, denoiser.backbone)
+    enter_prompts(denoiser, {**sources.dictionaries, **sources.spectra})
     positives = [resolve_staged_prompt(order.prompt, sources, overrides=overrides) for order in orders]
     negatives = [resolve_staged_prompt(order.negative, sources) for order in orders]
     _warn_of_unreached(denoiser, positives, choice)

@@ -26,6 +26,7 @@ from ...concepts.part_map.part_map import ABSENT
 from ..composing.compose import add_adapters, base_of
 from ..composing.picture_making import PictureOrder, SamplingChoice, check_backbone, make_pictures
 from ..discovery.feature_sources import build_feature_source
+from ..learning.denoiser.transformer_folder import T5Place
 from ..learning.discovery.discovery_folder import Discovery
 from ..learning.parts.training_kinds import class_kinds, discovered_kinds, read_classes
 from ..model.backbones import load_denoiser
@@ -77,6 +78,10 @@ class EvaluateSettings(BaseModel):
     """Where to run."""
     dtype: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     """Precision."""
+    text_encoder: Path | None = None
+    """SD3 and Flux.1: folder or safetensors file of the T5 encoder; None takes the model folder's own."""
+    tokenizer: Path | None = None
+    """Likewise folder of T5's tokenizer."""
 
 
 class PartsEvaluator:
@@ -185,7 +190,8 @@ def evaluate_files(settings: EvaluateSettings, report: StageReport) -> Path:
     folder = settings.out or Path(f"{name_of_file(settings.dictionary.name)}-evaluation")
     check_writable(folder)
     base = settings.base or base_of(next(iter(dictionaries.values())))
-    denoiser = load_denoiser(base, device=settings.device, dtype=settings.dtype)
+    t5 = T5Place(settings.text_encoder, settings.tokenizer)
+    denoiser = load_denoiser(base, device=settings.device, dtype=settings.dtype, t5=t5)
     # what does not belong together is reported before the long work
     for name, dictionary in dictionaries.items():
         check_same_discovery(name, dictionary, discovery.codebook)

@@ -70,6 +70,10 @@ class EvaluateSpectrumSettings(BaseModel):
     """Where to run."""
     dtype: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     """Precision."""
+    text_encoder: Path | None = None
+    """SD3 and Flux.1: folder or safetensors file of the T5 encoder; None takes the model folder's own."""
+    tokenizer: Path | None = None
+    """Likewise folder of T5's tokenizer."""
 
     @field_validator("prompts")
     @classmethod
@@ -174,6 +178,8 @@ def _setup(settings: EvaluateSpectrumSettings, spectrum: PromptSpectrum) -> Trai
         "method.boundaries": spectrum.bounds.fractions[1:-1], "method.vectors": spectrum.vectors,
         "run.seed": settings.seed, "run.device": settings.device, "run.dtype": settings.dtype,
         "optimizer.batch_size": 1, "run.out": folder, "images.size": settings.size,
+        "base.text_encoder": settings.text_encoder, "base.tokenizer": settings.tokenizer,
+        "method.insertion": spectrum.insertion,
     }  # fmt: skip
     if spectrum.stages == 1:
         values |= {"method.boundaries": (), "method.stages": 1}

@@ -51,7 +51,8 @@ def export_dictionary(dictionary: PartDictionary, folder: Path) -> list[Path]:
         folder: made if missing; files of the same names are replaced.
 
     Returns:
-        All files written: embeddings in the order of the rows, then the LoRA if there is one, then the guide.
+        All files written: embeddings in the order of the rows, then the LoRA if there is one, then the guide. Vectors that enter behind the text
+        encoders are no embeddings: of them there is the guide alone.
 
     Raises:
         BestiaryError: a file cannot be written, or does not come back as it was.
@@ -60,7 +61,7 @@ def export_dictionary(dictionary: PartDictionary, folder: Path) -> list[Path]:
     names = token_names(dictionary)
     written: list[Path] = []
     # a file per token: other programs know embeddings by their file's name
-    for row, name in enumerate(names):
+    for row, name in enumerate(names if dictionary.insertion == "input" else ()):
         path = folder / EMBEDDINGS_FOLDER / f"{name}.safetensors"
         tensors = {
             encoder: table[row : row + 1].float() for encoder, table in dictionary.embeddings.items()
@@ -209,6 +210,10 @@ def model_spec(backbone: str, kind: str, title: str) -> dict[str, str]:
 
 def _guide(dictionary: PartDictionary, names: list[str]) -> str:
     """How to use the files, and which file is which kind."""
+    if dictionary.insertion == "output":
+        lora = [f"{LORA_FILE} was trained together with the tokens."] if dictionary.lora else []
+        text = "These part tokens enter behind the text encoders, where only Bestiary's own nodes and commands put them: there are no embeddings."
+        return "\n".join([f"Part tokens for {dictionary.backbone}.", "", text, *lora]) + "\n"
     lines = [
         f"Part tokens for {dictionary.backbone}.",
         "",

@@ -99,7 +99,8 @@ class PartTask(Task[TrainPartsSettings, PartPictures]):
 
     def set_up(self, denoiser: SamplingDenoiser, caches: Sequence[LatentCache], parallel: Parallel) -> PartTraining:
         """Projector, adapters and captioned batches."""
-        return set_up_parts(self.settings, denoiser, self.pictures.names, self.pictures.kinds, caches[0], parallel)
+        pictures, folder = self.pictures, self.run_folder
+        return set_up_parts(self.settings, denoiser, pictures.names, pictures.kinds, caches[0], parallel, folder)
 
     def thumbnail_square(self, row: int) -> Image.Image:
         """A square of at most 512 pixels, large enough to cut parts from it."""

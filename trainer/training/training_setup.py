@@ -69,6 +69,8 @@ class Task(ABC, Generic[Settings, Pictures]):
     """What `bestiary train` and run folders call it."""
     sheets: ClassVar[int] = 1
     """Sheets of a preview."""
+    run_folder: Path | None = None
+    """Folder of the run, once there is one."""
     only_examined = False
     """Whether no training follows: long work before its first step is then timed instead of done."""
 

@@ -63,6 +63,17 @@ def evaluation(discovery, evaluator) -> Evaluation:
     return evaluation
 
 
+def test_a_dictionary_of_a_transformer_is_evaluated_by_the_same_program(discovery, tiny_denoiser):
+    denoiser = tiny_denoiser("sd3")
+    plain = make_dictionary(discovery)
+    vectors = {spec.name: torch.randn(len(plain.rows), spec.width) * 0.1 for spec in denoiser.backbone.text_encoders}
+    ours = PartDictionary("sd3", plain.part_names, plain.kind_names, plain.background, plain.rows, vectors)
+    choice = SamplingChoice(steps=1, guidance=1, size=64)
+    evaluator = PartsEvaluator(discovery, denoiser, count=1, seed=0, choice=choice, tests=["reconstruction"])
+    result = evaluator.run("ours", ours, lambda stage: lambda done, total: None)["reconstruction"]
+    assert 0 <= result.scores["attention_iou"] <= 1 and 0 <= result.scores["emr"] <= 1
+
+
 def test_real_pictures_through_the_same_path_score_one(evaluation):
     real = evaluation.ceiling["real"]
     assert (real["emr"], real["absent_rate"]) == (1, 0)

@@ -15,6 +15,7 @@ from bestiary.concepts.part_dictionary.part_dictionary import PartDictionary
 from bestiary.concepts.spectrum.spectrum_file import load_spectrum
 from bestiary.trainer.composing.compose import ComposeSettings, compose_files
 from bestiary.trainer.learning.dreambooth.dreambooth_settings import load_dreambooth_recipe
+from bestiary.trainer.learning.parts import block_probe
 from bestiary.trainer.learning.parts.settings import TrainPartsSettings, load_recipe
 from bestiary.trainer.learning.run.fit import TrainingStopped
 from bestiary.trainer.learning.spectrum.spectrum_settings import load_spectrum_recipe
@@ -56,7 +57,11 @@ def settings_for(found: Path, tiny_folder: Callable[[str], Path]) -> Callable[..
 
 @pytest.fixture(scope="module")
 def trained(settings_for: Callable, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Trained]:
-    return {name: train_parts(settings_for(name, tmp_path_factory.mktemp(name) / "run")) for name in ENCODERS}
+    layers = {"sd3": ["auto"], "flux": []}
+    return {
+        name: train_parts(settings_for(name, tmp_path_factory.mktemp(name) / "run", attention_loss__layers=own))
+        for name, own in layers.items()
+    }
 
 
 @pytest.fixture(scope="module")
@@ -108,14 +113,18 @@ def test_the_methods_layers_are_read_and_tokens_and_adapters_get_gradients(
     assert all(float(piece.abs().sum()) > 0 for piece in pieces.values())
 
 
-def test_a_stopped_training_goes_on_bit_for_bit(settings_for, trained: dict, tmp_path: Path) -> None:
+def test_a_stopped_training_goes_on_bit_for_bit(settings_for, trained: dict, tmp_path: Path, monkeypatch) -> None:
     def interrupt(done: int, total: int) -> None:
         if done == 1:
             os.kill(os.getpid(), signal.SIGINT)
 
-    settings = settings_for("sd3", tmp_path / "run")
+    settings = settings_for("sd3", tmp_path / "run", attention_loss__layers=["auto"])
     with pytest.raises(TrainingStopped, match="stopped at step 1"):
         train_parts(settings, on_progress=interrupt)
+    # blocks were ranked by how the words head and body look at these pictures; a resumed run reads that again
+    ranking = json.loads((tmp_path / "run" / "blocks.json").read_text())
+    assert ranking["chosen"] == [ranking["ranked"][0]["layer"]] and len(ranking["ranked"]) == 3
+    monkeypatch.setattr(block_probe, "rank_layers", None)
     assert resume_training(settings.run.out).path.read_bytes() == trained["sd3"].path.read_bytes()
 
 
@@ -136,6 +145,25 @@ def test_a_dictionary_is_composed_with_and_another_familys_is_refused(
         BestiaryError, match=f"was trained for {name}, but the base model is {other}: load a {name} model, or train"
     ):
         compose_files(ComposeSettings(**asked | {"base": str(tiny_folder(other))}))
+
+
+def test_vectors_that_enter_behind_the_encoders_are_learned_and_composed_with(
+    settings_for, tiny_folder, tmp_path: Path
+) -> None:
+    trained = train_parts(settings_for("flux", tmp_path / "run", method__insertion="output"))
+    dictionary = PartDictionary.load(trained.path)
+    assert read_concept_file(trained.path, DICTIONARY_KIND).metadata["insertion"] == dictionary.insertion == "output"
+    assert [path.name for path in trained.exports] == ["parts_lora.safetensors", "README.txt"]
+    # the vectors of the encoder that is pooled only stay where they started
+    folder = tiny_folder("flux")
+    asked = {
+        "dictionaries": [trained.path],
+        "prompts": ["a <head:red> bird"],
+        "base": str(folder),
+        "out": tmp_path / "out",
+    }
+    asked |= {"size": 64, "steps": 1, "device": "cpu", "dtype": "fp32", "text_encoder": folder / "text_encoder_2"}
+    assert [path.name for path in compose_files(ComposeSettings(**asked))] == ["0001.png"]
 
 
 @pytest.mark.parametrize("name", ENCODERS)

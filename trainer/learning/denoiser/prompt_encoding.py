@@ -15,16 +15,17 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ....concepts.denoiser.backbone import Backbone, TextEncoderSpec
-from ....concepts.denoiser.context_places import context_columns
+from ....concepts.denoiser.context_places import context_columns, insert_in_context
 from ....concepts.denoiser.denoiser import (
     CONTEXT,
     Conditioning,
     EncoderLayout,
     PromptLayout,
     PromptPiece,
+    TextSide,
     vectors_of,
 )
-from ....concepts.denoiser.token_insertion import insert_vectors, lay_out_run, lay_out_tokens
+from ....concepts.denoiser.token_insertion import Insertion, insert_vectors, lay_out_run, lay_out_tokens
 from ....concepts.errors import BestiaryError
 
 CACHED_PROMPTS = 64
@@ -78,6 +79,7 @@ class PromptEncoding:
         """`encoders` by the names of the backbone's text encoders; what one that is missing would say is zero, as in ComfyUI."""
         self.backbone = backbone
         self.encoders = dict(encoders)
+        self.insertion: Insertion = "input"
         self._specs = tuple(spec for spec in backbone.text_encoders if spec.name in self.encoders)
         self._known: OrderedDict[bytes, Conditioning] = OrderedDict()
 
@@ -96,7 +98,7 @@ class PromptEncoding:
         return {spec.name: self._laid_out(spec, pieces, chunks) for spec in self._specs}
 
     def word_vectors(self, words: str) -> dict[str, Tensor]:
-        """Embedding rows of plain words, encoder -> `(n, D)`, without start and end tokens.
+        """Embedding rows of plain words, encoder -> `(n, D)`, without start and end tokens; or what encoders say of them, where vectors enter there.
 
         Raises:
             BestiaryError: the words give no token at all.
@@ -107,6 +109,9 @@ class PromptEncoding:
             ids = encoder.plain_ids(words)
             if not ids:
                 raise BestiaryError(f"{words!r} holds no word the tokenizer knows: give a plain word such as 'head'")
+            if self.insertion == "output" and spec.role == "context":
+                rows[spec.name] = self._said(spec, words, len(ids))
+                continue
             places = torch.tensor([ids], device=encoder.device)  # (1, n)
             rows[spec.name] = encoder.embed(places)[0].detach().float()  # (n, D)
         return rows
@@ -130,7 +135,12 @@ class PromptEncoding:
         most = max((vectors_of(prompt) for prompt in prompts), default=0)
         _check_vectors(vectors, len(prompts), most, self.backbone)
         # prompts without vectors come back again and again: they are remembered
-        encoded = self._encode_plain(prompts) if vectors is None or most == 0 else self._encode_rows(prompts, vectors)
+        if vectors is None or most == 0:
+            encoded = self._encode_plain(prompts)
+        elif self.insertion == "output":
+            encoded = self._with_outputs(prompts, vectors)
+        else:
+            encoded = self._encode_rows(prompts, vectors)
         count = most if vectors is None else next(iter(vectors.values())).shape[1]
         columns = _moved(context_columns(self.backbone, prompts, count), self.device)  # (B, P, K)
         return replace(encoded, places={CONTEXT: columns})
@@ -158,6 +168,23 @@ class PromptEncoding:
             max_tokens=spec.max_tokens,
             chunks=chunks,
         )
+
+    def _with_outputs(self, prompts: Sequence[PromptLayout], vectors: Mapping[str, Tensor]) -> Conditioning:
+        """Prompts with vectors `(B, P, D)` in the place of what the encoders say: sentences are encoded once, whatever the vectors are."""
+        encoded, empty = self._encode_plain(prompts), None
+        if any(_any_weight([prompt[spec.name] for prompt in prompts]) for spec in self._specs):
+            lengths = self._equal_lengths([prompts[0], self.tokenize([], chunks=1)])
+            empty = self._encode_plain(lengths[1:]).context  # (1, T, E)
+        context = insert_in_context(self.backbone, prompts, encoded.context, vectors, empty)
+        return replace(encoded, streams={CONTEXT: context})
+
+    def _said(self, spec: TextEncoderSpec, words: str, count: int) -> Tensor:
+        """What an encoder says of the first tokens `(n, D)` of words, n of `count` that fit into a prompt."""
+        layout = self._laid_out(spec, [PromptPiece(words)], 1)
+        first = 0 if spec.runs == "single" else 1
+        with torch.no_grad():
+            hidden = self._encode_one(spec, [layout], None).hidden[0]  # (L, D)
+        return hidden[first : min(first + count, len(hidden) - 1)].float()
 
     def _encode_plain(self, prompts: Sequence[PromptLayout]) -> Conditioning:
         """Prompts without learned vectors: each distinct one is encoded once and remembered."""
@@ -263,6 +290,21 @@ class PromptEncoding:
             own = [_longer(_more_chunks(layout, empty, most), longest, self.encoders[spec.name].pad) for layout in own]
             prompts = [{**prompt, spec.name: layout} for prompt, layout in zip(prompts, own, strict=True)]
         return prompts
+
+
+def use_insertion(text: TextSide, insertion: Insertion) -> None:
+    """Let learned vectors enter a text side's prompts there from now on.
+
+    Raises:
+        BestiaryError: this text side takes vectors before its encoders alone.
+    """
+    if isinstance(text, PromptEncoding):
+        text.insertion = insertion
+    elif insertion != "input":
+        raise BestiaryError(
+            f'method.insertion = "{insertion}": this model takes learned vectors before its text encoders alone; choose "input"',
+            option="method.insertion",
+        )
 
 
 def _more_chunks(layout: EncoderLayout, empty: EncoderLayout, chunks: int) -> EncoderLayout:

@@ -20,13 +20,15 @@ from ....concepts.errors import BestiaryError
 from ....concepts.part_dictionary.part_dictionary import PartDictionary
 from ....concepts.part_dictionary.token_projector import TokenProjector
 from ....concepts.part_prompt.part_captions import CaptionStyle
+from ..denoiser.prompt_encoding import use_insertion
 from ..pictures.latent_cache import LatentCache
 from ..run.fit import ParameterGroup
 from ..run.processes import Parallel, SingleProcess
 from ..run.training import Origin, Sample, Training
+from .block_probe import AUTO, PROBE_FILE, plain_words, probed_layers
 from .concept_images import BatchPlan, ConceptImages, quarter_time
 from .finished_parts import cut_thumbnails, learned_dictionary, write_dictionary
-from .part_objective import AttentionLoss, PartObjective, curve_labels
+from .part_objective import AttentionLoss, PartBatch, PartObjective, curve_labels
 from .preview_sheets import pictures_sheet, preview_prompts, token_sheet, varied_rows
 from .settings import USUAL_MIN_SNR, TrainPartsSettings
 from .token_start import choose_words, common_start, fit_of_words, mean_word, word_spread
@@ -69,6 +71,7 @@ class PartTraining(Training[PartDictionary]):
             "seed": settings.run.seed,
             "attention_loss": settings.attention_loss.weight,
             "lora_rank": settings.lora.rank,
+            **({"insertion": settings.method.insertion} if settings.method.insertion != "input" else {}),
             **self.kinds.notes,
         }
         tiles = cut_thumbnails(self.kinds, origin.thumbnail_square)
@@ -114,14 +117,16 @@ def set_up_parts(
     kinds: TrainingKinds,
     cache: LatentCache,
     parallel: Parallel | None = None,
+    run_folder: Path | None = None,
 ) -> PartTraining:
     """A training from its first step on; seeds torch's generator, from which adapters are drawn.
 
-    `names` and `kinds` are in the cache's order of pictures.
+    `names` and `kinds` are in the cache's order of pictures. `run_folder` keeps the ranking of attention layers, for when the run is resumed.
     """
+    use_insertion(denoiser.text, settings.method.insertion)
     torch.manual_seed(settings.run.seed)
     batches = build_batches(settings, names, kinds, cache, denoiser, parallel)
-    objective = build_objective(settings, kinds, denoiser, batches)
+    objective = build_objective(settings, kinds, denoiser, batches, run_folder)
     groups = parameter_groups(settings, objective, denoiser)
     return PartTraining(settings, denoiser, objective, batches, groups, kinds)
 
@@ -134,7 +139,8 @@ def check_layers(settings: TrainPartsSettings, denoiser: Denoiser) -> None:
     """
     min_snr_of(settings.method.min_snr, denoiser.process.prediction)
     known = denoiser.attention_factors()
-    unknown = [name for name in settings.attention_loss.layers if name not in known]
+    layers = settings.attention_loss.layers
+    unknown = [] if layers == (AUTO,) else [name for name in layers if name not in known]
     if unknown:
         raise BestiaryError(
             f"attention_loss.layers: {', '.join(unknown)} do not exist in this model; it has {', '.join(known)}"
@@ -147,7 +153,11 @@ def check_layers(settings: TrainPartsSettings, denoiser: Denoiser) -> None:
 
 
 def build_objective(
-    settings: TrainPartsSettings, kinds: TrainingKinds, denoiser: Denoiser, batches: ConceptImages
+    settings: TrainPartsSettings,
+    kinds: TrainingKinds,
+    denoiser: Denoiser,
+    batches: ConceptImages,
+    run_folder: Path | None = None,
 ) -> PartObjective:
     """Fresh projector and adapters in their objective; draws from torch's generator."""
     # adapters first, then what is learned: both belong to one objective
@@ -176,7 +186,7 @@ def build_objective(
         denoiser,
         projector.to(denoiser.device),
         adapters,
-        attention=_attention_loss(settings, denoiser),
+        attention=_attention_loss(settings, kinds, denoiser, batches, run_folder),
         min_snr=min_snr_of(method.min_snr, denoiser.process.prediction, USUAL_MIN_SNR),
         region_weight=method.region_weight,
     )
@@ -186,16 +196,25 @@ def _start_at_words(
     settings: TrainPartsSettings, kinds: TrainingKinds, denoiser: Denoiser, batches: ConceptImages, start: Tensor
 ) -> Tensor:
     """`start` `(M, D)` with every foreground part at the word that fits it best in a few pictures."""
-    # a few pictures spread over all of them, with little noise
     words = settings.method.part_words.split()
-    rows = np.linspace(0, len(batches) - 1, min(PROBED_PICTURES, len(batches))).astype(int).tolist()
-    fit = fit_of_words(denoiser, words, batches.fixed(rows, quarter_time(denoiser.process)))  # (M, W)
-    shown = [part for part in sorted({part for part, _ in kinds.rows()}) if part != kinds.background]
+    fit = fit_of_words(denoiser, words, _probed_batch(denoiser, batches))  # (M, W)
+    shown = _shown_parts(kinds)
     start = start.clone()
     for part, word in choose_words(fit, shown, words).items():
         logger.info("part %s starts at the word %r", kinds.part_names[part], word)
         start[part] = denoiser.backbone.join_vectors(mean_word(denoiser, word))
     return start
+
+
+def _probed_batch(denoiser: Denoiser, batches: ConceptImages) -> PartBatch:
+    """A few pictures spread over all of them, with little noise."""
+    rows = np.linspace(0, len(batches) - 1, min(PROBED_PICTURES, len(batches))).astype(int).tolist()
+    return batches.fixed(rows, quarter_time(denoiser.process))
+
+
+def _shown_parts(kinds: TrainingKinds) -> list[int]:
+    """Parts with kinds, the background left out."""
+    return [part for part in sorted({part for part, _ in kinds.rows()}) if part != kinds.background]
 
 
 def build_batches(
@@ -256,11 +275,21 @@ def parameter_groups(
     return tuple(group for group in groups if group.parameters)
 
 
-def _attention_loss(settings: TrainPartsSettings, denoiser: Denoiser) -> AttentionLoss | None:
+def _attention_loss(
+    settings: TrainPartsSettings,
+    kinds: TrainingKinds,
+    denoiser: Denoiser,
+    batches: ConceptImages,
+    run_folder: Path | None,
+) -> AttentionLoss | None:
     asked = settings.attention_loss
     if settings.method.kind == "textual_inversion":
         return None
     layers = asked.layers or None
+    if asked.layers == (AUTO,):
+        words = plain_words(settings.method.part_words, [kinds.part_names[part] for part in _shown_parts(kinds)])
+        kept = None if run_folder is None else run_folder / PROBE_FILE
+        layers = probed_layers(denoiser, words, _shown_parts(kinds), _probed_batch(denoiser, batches), kept)
     # layers by their grid instead of by name
     if asked.downsampling:
         known = denoiser.attention_factors()

@@ -55,6 +55,8 @@ class MethodSettings(Section):
     """Spread of the first tokens in units of the standard deviation of word embeddings, 0 to 4."""
     min_snr: float | None = Field(default=None, ge=0)
     """Gamma of the min-SNR loss weights, 0 (all timesteps alike) or above; unset takes 5, and 0 for flow models, which have none."""
+    insertion: Literal["input", "output"] = "input"
+    """Where vectors enter a prompt: before the text encoders, or in the place of what these say, which needs them once per sentence."""
     region_weight: float = Field(default=0.0, ge=0, le=1)
     """Share by which the noise loss leaves out what no part of the caption covers, 0 (off) to 1."""
     timesteps: Literal["uniform", "stratified"] = "stratified"
@@ -84,7 +86,8 @@ class AttentionLossSettings(Section):
     form: Literal["bce", "softmax"] = "bce"
     """Binary cross-entropy over maps normalised across parts (published), or softmax cross-entropy."""
     layers: tuple[str, ...] = ()
-    """Names of the cross-attention layers to read; none takes those on the method's grid (16 x 16 natively)."""
+    """Names of the attention layers to read; none takes the usual ones (of UNets those on a 16 x 16 grid), ["auto"] those that ground part words
+    best in these pictures."""
     downsampling: tuple[int, ...] = ()
     """Instead of names: read every layer at these downsamplings relative to the latent, such as 2 and 4."""
     columns: Literal["lse", "one_hot"] = "lse"

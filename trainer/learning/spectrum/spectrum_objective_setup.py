@@ -22,6 +22,7 @@ from ....concepts.spectrum.spectrum_file import load_spectrum, save_spectrum
 from ....concepts.spectrum.stage_bounds import StageBounds
 from ....concepts.spectrum.stage_table import ProspectNetwork, StageTable
 from ....concepts.spectrum.staged_conditioning import encode_staged
+from ..denoiser.prompt_encoding import use_insertion
 from ..parts.token_start import COMMON_WORDS, word_spread
 from ..pictures.latent_cache import LatentCache
 from ..run.fit import ParameterGroup
@@ -88,6 +89,7 @@ def set_up_spectrum(
     Raises:
         BestiaryError: the words to start from give no token, or one that the tokenizer does not know.
     """
+    use_insertion(denoiser.text, settings.method.insertion)
     bounds = settings.method.bounds(denoiser.process.num_timesteps)
     words = word_start(denoiser, settings.method.initial_words, settings.method.vectors)
     start = denoiser.backbone.join_vectors(words)  # (V, D)
@@ -195,6 +197,7 @@ def build_spectrum(
         "templates": list(settings.captions.templates[:20]),
         "learning_rate": training.groups[0].learning_rate,
         "seed": settings.run.seed,
+        **({"insertion": settings.method.insertion} if settings.method.insertion != "input" else {}),
     }
     return PromptSpectrum.from_matrix(
         training.denoiser.backbone,

@@ -44,6 +44,8 @@ class SpectrumMethodSettings(Section):
     """Direct vectors keep the norm of the words they start from, may only shrink below it, or do as they like."""
     min_snr: float = Field(default=0.0, ge=0)
     """Gamma of the min-SNR loss weights; 0 weighs all timesteps alike, as published."""
+    insertion: Literal["input", "output"] = "input"
+    """Where vectors enter a prompt: before the text encoders, or in the place of what these say, which needs them once per sentence."""
 
     @field_validator("boundaries")
     @classmethod
