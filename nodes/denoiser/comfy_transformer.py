@@ -166,7 +166,9 @@ class ComfyTransformer(PatchedNetwork):
 
 def _image_tokens(family: str, text: int, output: Any) -> Tensor:
     """The image's tokens `(B, N, D)` in what a block gives: text and image, image and text, or both in one stream."""
-    streams: tuple[Tensor, ...] = output if isinstance(output, tuple) else (output[:, text:],)
-    tokens = streams[1] if family == "sd3" else streams[0]
+    if not isinstance(output, tuple):
+        tokens = output[:, text:]
+    else:
+        _, tokens = output if family == "sd3" else output[::-1]
     # the next block writes into them
     return tokens.clone()

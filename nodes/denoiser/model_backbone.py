@@ -59,6 +59,52 @@ def backbone_of(model: Model, clip: Clip) -> str | None:
     return None
 
 
+def check_family(kind: str, name: str, learned_for: str, clip: Clip) -> None:
+    """Refuses what was learned for SD3 or Flux with another CLIP, and the other way round.
+
+    Args:
+        kind: what it is: dictionary or spectrum, called `name` by the user.
+        learned_for: name of its backbone.
+
+    Raises:
+        BestiaryError: core would leave its vectors out of T5, with nothing but a line in the log.
+    """
+    family = clip_family(clip)
+    if {family, learned_for} & TRANSFORMERS and family != learned_for:
+        raise BestiaryError(
+            f"{kind} {shown_name(name)} was trained for {learned_for}, the connected CLIP is that of {family or 'another model'}: load the MODEL "
+            f"and CLIP of {learned_for}, or choose a {kind} that was trained for this one"
+        )
+
+
+def check_insertion(kind: str, name: str, insertion: str) -> None:
+    """Refuses vectors that were learned as rows of a text encoder's output.
+
+    Raises:
+        BestiaryError: as token embeddings they would mean nothing.
+    """
+    if insertion == "output":
+        raise BestiaryError(
+            f"{kind} {shown_name(name)} was learned with insertion = 'output', as rows of T5's output, which prompts of a graph do not have yet: "
+            f"make pictures with `bestiary compose`, or train a {kind} with insertion = 'input'"
+        )
+
+
+def missing_encoders(clip: Clip) -> tuple[str, ...]:
+    """Text encoders for which an SD3 or Flux has a place, but that its CLIP was loaded without."""
+    held = text_widths(clip)
+    family = clip_family(clip)
+    return tuple(n for n in _expected_widths(family) if n not in held) if family in TRANSFORMERS and family else ()
+
+
+def missing_notice(clip: Clip) -> str | None:
+    """What is said where learned vectors meet a CLIP that lacks some of its text encoders; None where it has all."""
+    missing = missing_encoders(clip)
+    if not missing:
+        return None
+    return f"This CLIP was loaded without {', '.join(missing)}: learned vectors act through {', '.join(text_widths(clip))} alone."
+
+
 def check_backbone(dictionary: PartDictionary, name: str, model: Model | None, clip: Clip) -> None:
     """Refuses a dictionary that was trained for another model, and vectors that ComfyUI would drop without an error.
 
@@ -72,12 +118,8 @@ def check_backbone(dictionary: PartDictionary, name: str, model: Model | None, c
     """
     held, ours = text_widths(clip), {encoder: tensor.shape[1] for encoder, tensor in dictionary.embeddings.items()}
     family = clip_family(clip)
-    # core would leave these vectors out of T5 with nothing but a line in the log
-    if {family, dictionary.backbone} & TRANSFORMERS and family != _clip_of(dictionary.backbone):
-        raise BestiaryError(
-            f"dictionary {shown_name(name)} was trained for {dictionary.backbone}, the connected CLIP is that of {family or 'another model'}: load "
-            f"the MODEL and CLIP of {dictionary.backbone}, or choose a dictionary that was trained for this one"
-        )
+    check_family("dictionary", name, dictionary.backbone, clip)
+    check_insertion("dictionary", name, dictionary.insertion)
     if model is None:
         # an encoder that the CLIP lacks is left out, one of another width would shift all tokens
         wrong = [encoder for encoder in ours if ours[encoder] != held.get(encoder, ours[encoder])]
@@ -96,11 +138,6 @@ def check_backbone(dictionary: PartDictionary, name: str, model: Model | None, c
             f"dictionary {shown_name(name)} was trained for {dictionary.backbone}, {connected}: {'; '.join(reasons)}. "
             f"Connect a {dictionary.backbone} checkpoint, or choose a dictionary that was trained for this one"
         )
-
-
-def _clip_of(backbone: str) -> str:
-    """Family of the CLIP that a backbone has."""
-    return {"bestiary-demo": "sd15", "bestiary-demo-dit": "sd15"}.get(backbone, backbone)
 
 
 def _text_reasons(ours: dict[str, int], held: dict[str, int], family: str | None) -> list[str]:
