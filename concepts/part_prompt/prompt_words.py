@@ -103,5 +103,5 @@ def missing_word(word: str, prompts: Sequence[PromptWords]) -> str:
         )
     return (
         f"no prompt of this sampler says where its words stand, so {shown_name(word)} cannot be found; "
-        "encode the prompt with Part Prompt, which works with any CLIP"
+        "encode the prompt with Part Prompt and the CLIP of this model"
     )

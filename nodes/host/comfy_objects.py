@@ -56,6 +56,7 @@ class ClipTextEncoder(TextEncoder, Protocol):
     """Hidden states used as output: last, hidden, or others."""
     layer_idx: int | None
     layer_norm_hidden_state: bool
+    return_projected_pooled: bool
 
     def reset_clip_options(self) -> None:
         """Reset to the encoder's own settings."""

@@ -103,7 +103,7 @@ class PartSpan:
     part: str
     """Name of the part alone, such as "head"."""
     positions: tuple[int, ...]
-    """Positions in the concatenated chunks, chunk * 77 + position."""
+    """Positions in the context: in the concatenated chunks, chunk * 77 + position, and of T5 in SD3 behind those."""
     is_word: bool = False
     """True for a plain word of the prompt, all its mentions together."""
 

@@ -44,20 +44,31 @@ def context_words(clip: Clip, tokens: object, length: int) -> PromptWords | None
         tokens: result of its `tokenize`.
         length: K of the states that it made of them.
     """
-    if not isinstance(tokens, Mapping):
+    starts = context_starts(tokens, clip) if isinstance(tokens, Mapping) else None
+    if starts is None:
         return None
+    runs = []
+    for key, first in starts.items():
+        start = length - _count(tokens[key]) if key in CUT_TEMPLATES else first
+        runs.append(_token_run(_tokenizer(clip, key), tokens[key], start))
+    return PromptWords(tuple(runs))
+
+
+def context_starts(tokens: Mapping[str, Sequence[Sequence[tuple]]], clip: Clip | None = None) -> dict[str, int] | None:
+    """Where the first token of every text encoder stands in the context, a template that is cut off included; None for an unknown layout.
+
+    Encoders that are pooled only, or that the CLIP was loaded without, are left out.
+    """
     groups = CONTEXTS.get(frozenset(tokens))
     if groups is None:
         return None
-    runs, first = [], 0
+    starts, first = {}, 0
     for group in groups:
-        held = [key for key in group if _has_encoder(clip, key)]
-        for key in held:
-            start = length - _count(tokens[key]) if key in CUT_TEMPLATES else first
-            runs.append(_token_run(_tokenizer(clip, key), tokens[key], start))
+        held = [key for key in group if clip is None or _has_encoder(clip, key)]
+        starts |= dict.fromkeys(held, first)
         # encoders side by side are cut to the shorter one
         first += min((_count(tokens[key]) for key in held), default=0)
-    return PromptWords(tuple(runs))
+    return starts
 
 
 def add_words(clip: Clip, tokens: object, encoded: Conditioning) -> Conditioning:

@@ -10,7 +10,7 @@ from ...concepts.denoiser.process import FlowProcess
 from ...concepts.spectrum.attribute_presets import DEFAULT_PRESETS, Presets
 from ...concepts.spectrum.stage_levels import presets_for
 from ..denoiser.flow_sampling import flow_process, is_flow
-from ..denoiser.model_backbone import is_flux_clip
+from ..denoiser.model_backbone import clip_family
 from ..host.comfy_objects import Clip, Model
 
 if TYPE_CHECKING:
@@ -60,7 +60,7 @@ def shift_notice(shift: float | None, timing: StageTiming) -> str | None:
 def negative_notice(sides: Sequence[StagedSide], clip: Clip) -> str | None:
     """What a report says of a staged negative prompt for Flux, which is sampled without one as a rule."""
     staged = len(sides) > 1 and len(sides[1].prompt.stages) > 1
-    return f"Flux is made for cfg 1, and {UNUSED_NEGATIVE}" if staged and is_flux_clip(clip) else None
+    return f"Flux is made for cfg 1, and {UNUSED_NEGATIVE}" if staged and clip_family(clip) == "flux" else None
 
 
 def unused_negative(graph: Mapping[str, Any], node: str, output: int) -> str | None:

@@ -26,7 +26,7 @@ from ...concepts.spectrum.staged_prompt import (
     PromptSources,
     resolve_staged_prompt,
 )
-from ..denoiser.model_backbone import check_widths, is_flow_clip
+from ..denoiser.model_backbone import check_backbone, is_flow_clip, missing_notice
 from ..host.comfy_objects import Conditioning
 from ..host.socket_types import NamedSpectrum
 from .flow_stages import ANY_SHIFT, negative_notice, presets_by, shift_notice
@@ -108,7 +108,7 @@ def encode_typed_sides(
     for name, spectrum in sources.spectra.items():
         check_spectrum_widths(name, spectrum, clip)
     for name, dictionary in sources.dictionaries.items():
-        check_widths(dictionary, name, clip)
+        check_backbone(dictionary, name, None, clip)
     if options.timing.model is None and is_flow_clip(clip):
         options = replace(options, timing=replace(options.timing, assumed=ANY_SHIFT))
     read = [read_side(side, sources, options) for side in sides]
@@ -116,6 +116,7 @@ def encode_typed_sides(
         warn_of_misread(text for side in sides for text in (side.text, side.stage_lines)),
         shift_notice(next((side.prompt.shift for side in read if side.prompt.shift), None), options.timing),
         negative_notice(read, clip),
+        missing_notice(clip) if sources.spectra or sources.dictionaries else None,
     ]
     report = "\n".join([stage_report(read[0]), *filter(None, notices)])
     return encode_sides(clip, read, filler=options.filler, with_hooks=options.with_hooks), report

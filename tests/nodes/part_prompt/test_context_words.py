@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from bestiary.nodes.host.socket_types import WORDS_KEY
+from bestiary.nodes.part_prompt.clip_tokens import PartMark, marked, part_spans
 from bestiary.nodes.part_prompt.context_words import add_words, byte_letters, context_words
 from bestiary.nodes.part_prompt.part_encoding import encode_part_prompt
 
@@ -159,6 +160,32 @@ def test_a_picture_in_the_prompt_moves_what_follows(clip_of):
         if isinstance(token, int) and "hat" in clip.tokenizer.qwen25_7b.inv_vocab[token]
     ]
     assert [place - 8 + 64 for place in found.places("hat")] == wanted[-1:]
+
+
+@pytest.mark.parametrize(
+    ("family", "missing", "expected"),
+    [
+        ("sd15", (), [(5,)]),
+        ("sdxl", (), [(5,)]),
+        ("sd3", (), [(5,), (83, 84)]),
+        ("sd3", ("clip_l", "clip_g"), [(6, 7)]),
+        ("sd3", ("t5xxl",), [(5,)]),
+        ("flux", (), [(6, 7)]),
+    ],
+)
+def test_parts_stand_where_the_network_sees_them(clip_of, family, missing, expected):
+    clip = clip_of(family)
+    for name in missing:
+        setattr(clip.cond_stage_model, name, None)
+    tokens = clip.tokenizer.tokenize_with_weights("a photo of a bird")
+    mark = PartMark("head:a", "head")
+    # one vector in CLIP, two in T5
+    places = {key: (6, 7) if key == "t5xxl" else (5,) for key in tokens}
+    filled = {
+        key: [[(marked(torch.zeros(4), mark), 1.0) if i in places[key] else entry for i, entry in enumerate(chunks[0])]]
+        for key, chunks in tokens.items()
+    }
+    assert [span.positions for span in part_spans(filled, clip)] == expected
 
 
 def test_an_unknown_layout_says_nothing(clip_of):
