@@ -1,10 +1,11 @@
 """P2: peak activations and FLOPs of one training step of the denoiser, ours against the reference's, on fake tensors.
 
     python benchmarks/activation_memory.py [--case sd15|sdxl|sdxl-checkpointing|all] [--columns one_hot|lse]
+    python benchmarks/activation_memory.py --case sd35m|sd35m-checkpointing|flux|flux-checkpointing|transformers [--columns one_hot|lse]
 
 bf16, batch 1, adapters on all attention layers, attention loss on the method's layers; autoencoder, text encoder and
 DINOv2 are not in the figure (the reference keeps the last and the first resident besides). Goals: at most 1/3.5 (SD1.5 at
-512), 1/2.3 (SDXL at 1024), 1/3.9 (SDXL at 1024, ours with gradient checkpointing).
+512), 1/2.3 (SDXL at 1024), 1/3.9 (SDXL at 1024, ours with gradient checkpointing). Of transformers, which the reference does not train, ours alone.
 """
 
 import argparse
@@ -14,6 +15,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
+import transformer_memory
 from bestiary.concepts.denoiser.attention_maps import average_maps
 from bestiary.concepts.denoiser.backbone import BACKBONES
 from bestiary.concepts.denoiser.denoiser import (
@@ -203,11 +205,13 @@ def compare(name: str, columns: AttentionMethod = "one_hot") -> dict[str, object
 def main() -> None:
     """Print one JSON line per case."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--case", choices=(*CASES, "all"), default="all")
+    parser.add_argument("--case", choices=(*CASES, *transformer_memory.CASES, "all", "transformers"), default="all")
     parser.add_argument("--columns", choices=("one_hot", "lse"), default="one_hot")
     arguments = parser.parse_args()
-    for name in CASES if arguments.case == "all" else (arguments.case,):
-        sys.stdout.write(json.dumps(compare(name, arguments.columns)) + "\n")
+    groups = {"all": tuple(CASES), "transformers": tuple(transformer_memory.CASES)}
+    for name in groups.get(arguments.case, (arguments.case,)):
+        figures = compare if name in CASES else transformer_memory.measure
+        sys.stdout.write(json.dumps(figures(name, arguments.columns)) + "\n")
         sys.stdout.flush()
 
 

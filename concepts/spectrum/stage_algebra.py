@@ -87,7 +87,23 @@ def assemble(picks: Sequence[_Pick], bounds: StageBounds, like: PromptSpectrum) 
         counts=() if all(count == vectors for count in counts) else tuple(counts),
         words=words,
         neutral=neutral,
+        shift=common_shift([like, *sources]),
     )
+
+
+def common_shift(spectra: Sequence[PromptSpectrum]) -> float | None:
+    """The shift at which spectra were learned; None if none of them names one.
+
+    Raises:
+        BestiaryError: they name different ones, so that stages of the same time lie at different noise.
+    """
+    shifts = sorted({spectrum.shift for spectrum in spectra if spectrum.shift is not None})
+    if len(shifts) > 1:
+        raise BestiaryError(
+            f"spectra learned at different shifts ({', '.join(f'{shift:g}' for shift in shifts)}) cannot be combined: their stages lie at "
+            "different noise; train them with one shift"
+        )
+    return shifts[0] if shifts else None
 
 
 def _row(

@@ -8,7 +8,7 @@ from ...concepts.name_search import shown_name
 from ...concepts.part_dictionary.part_dictionary import PartDictionary
 from ..host.comfy_objects import Clip, Model
 
-PREDICTIONS = {"EPS": "epsilon", "V_PREDICTION": "v_prediction"}
+PREDICTIONS = {"EPS": "epsilon", "V_PREDICTION": "v_prediction", "FLOW": "flow", "FLUX": "flow"}
 """ComfyUI's words for what a denoiser predicts, in ours."""
 
 
@@ -20,6 +20,17 @@ def text_widths(clip: Clip) -> dict[str, int]:
         if table is not None:
             widths[name] = table().weight.shape[1]
     return widths
+
+
+def is_flow_clip(clip: Clip) -> bool:
+    """Whether a CLIP belongs to a model that predicts a flow, as far as its text encoders show it: T5 beside CLIP (SD3, Flux)."""
+    widths = text_widths(clip)
+    return "t5xxl" in widths and bool(widths.keys() & {"clip_l", "clip_g"})
+
+
+def is_flux_clip(clip: Clip) -> bool:
+    """Whether a CLIP is Flux's: T5 and CLIP-L, with no place for CLIP-G."""
+    return is_flow_clip(clip) and not hasattr(clip.cond_stage_model, "clip_g")
 
 
 def prediction_of(model: Model) -> str:

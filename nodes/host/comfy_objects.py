@@ -23,6 +23,8 @@ class Tokenizer(Protocol):
     tokens_start: int
     """Number of tokens before the first word."""
     tokenizer: Callable[[str], Mapping[str, Sequence[int]]]
+    inv_vocab: Mapping[int, str]
+    """Names of all tokens, in the writing of its vocabulary."""
     _try_get_embedding: Callable[[str], tuple]
 
 

@@ -90,6 +90,8 @@ class NamedCodebook:
 
 SPANS_KEY = "bestiary_parts"
 """Key in the options of a conditioning for its tuple of `PartSpan`s."""
+WORDS_KEY = "bestiary_words"
+"""Key for its `PromptWords`: where the plain words of its prompt stand."""
 
 
 @dataclass(frozen=True)
@@ -102,6 +104,8 @@ class PartSpan:
     """Name of the part alone, such as "head"."""
     positions: tuple[int, ...]
     """Positions in the concatenated chunks, chunk * 77 + position."""
+    is_word: bool = False
+    """True for a plain word of the prompt, all its mentions together."""
 
 
 @dataclass(frozen=True)

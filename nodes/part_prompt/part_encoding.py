@@ -38,6 +38,7 @@ from ..host.comfy_version import embedding_answer
 from ..host.socket_types import SPANS_KEY, ChosenPart
 from .chosen_parts import MentionKey, key_of
 from .clip_tokens import FillerToken, PartMark, dictionaries_of, filler_tokens, marked, part_spans, tokenize_plainly
+from .context_words import add_words
 
 log = logging.getLogger(__name__)
 
@@ -76,7 +77,8 @@ def encode_part_prompt(
         carried: mentions with their own vector; they take precedence over the dictionaries.
 
     Returns:
-        Like CLIPTextEncode; `SPANS_KEY` in the options contains one `PartSpan` per mention, if there are any.
+        Like CLIPTextEncode; `SPANS_KEY` in the options contains one `PartSpan` per mention, if there are any, and `WORDS_KEY` the places
+        of its plain words.
 
     Raises:
         PromptError: a mention is malformed or unknown.
@@ -86,9 +88,11 @@ def encode_part_prompt(
         raise BestiaryError("the CLIP input is empty: this checkpoint contains no text encoder; load one separately")
     mentions = find_learned_mentions(text, dictionaries, carried or {})
     if not mentions:
-        return clip.encode_from_tokens_scheduled(tokenize_plainly(clip, _plain(text)))
+        tokens = tokenize_plainly(clip, _plain(text))
+        return add_words(clip, tokens, clip.encode_from_tokens_scheduled(tokens))
     tokens = tokenize_mentions(clip, text, mentions)
-    return clip.encode_from_tokens_scheduled(tokens, add_dict={SPANS_KEY: part_spans(tokens)})
+    encoded = clip.encode_from_tokens_scheduled(tokens, add_dict={SPANS_KEY: part_spans(tokens)})
+    return add_words(clip, tokens, encoded)
 
 
 def find_learned_mentions(

@@ -17,6 +17,7 @@ from ..denoiser.model_backbone import check_widths
 from ..host.comfy_objects import Clip, Tokenizer
 from ..host.socket_types import SPANS_KEY, NamedDictionary
 from .clip_tokens import PartEmbeddings, dictionaries_of, filler_of, part_spans, tokenizers_of
+from .context_words import add_words
 from .part_encoding import tokenize_known_mentions
 
 
@@ -93,12 +94,12 @@ def _recording_class(base: type) -> type:
             return encoded
 
         def encode_from_tokens_scheduled(self, tokens: object, *args: object, **options: object) -> object:
-            """Like the base class; adds the spans to every entry."""
+            """Like the base class; adds the spans and the places of plain words to every entry."""
             encoded = super().encode_from_tokens_scheduled(tokens, *args, **options)
             if spans := part_spans(tokens):
                 for _, facts in encoded:
                     facts.setdefault(SPANS_KEY, spans)
-            return encoded
+            return add_words(self, tokens, encoded)
 
     # a second dictionary must not add another subclass layer
     return base if base.__name__ == RecordingClip.__name__ else RecordingClip

@@ -57,6 +57,7 @@ def train_in(
     # the device of this process takes the place of the one that was asked for
     own = task.settings.run.model_copy(update={"device": device})
     task.settings = task.settings.model_copy(update={"run": own})
+    task.run_folder = run.path
     setup = prepare(task, parallel=parallel)
     training, settings = setup.training, task.settings
     # the first process examines, previews, saves and exports

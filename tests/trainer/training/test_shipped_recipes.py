@@ -32,8 +32,9 @@ def found(tmp_path_factory: pytest.TempPathFactory, make_discovery: Callable[...
 
 
 def _family(name: str) -> str:
-    """Backbone that `demo`, or `sd15_8gb`, is for."""
-    return {"demo": "bestiary-demo"}.get(name, name.split("_")[0])
+    """Backbone that `demo`, or `sd15_8gb`, is for; a small SD3 stands for the miniature transformer."""
+    known = {"demo": "bestiary-demo", "demo_dit": "sd3", "sd35m_24gb": "sd3"}
+    return known.get(name, name.split("_")[0])
 
 
 def _small(family: str, tiny_folder: Callable[[str], Path], folder: Path) -> dict[str, object]:

@@ -15,6 +15,7 @@ from bestiary.concepts.part_dictionary.part_dictionary import PartDictionary
 from bestiary.concepts.spectrum.spectrum_file import load_spectrum
 from bestiary.trainer.composing.compose import ComposeSettings, compose_files
 from bestiary.trainer.learning.dreambooth.dreambooth_settings import load_dreambooth_recipe
+from bestiary.trainer.learning.parts import block_probe
 from bestiary.trainer.learning.parts.settings import TrainPartsSettings, load_recipe
 from bestiary.trainer.learning.run.fit import TrainingStopped
 from bestiary.trainer.learning.spectrum.spectrum_settings import load_spectrum_recipe
@@ -56,7 +57,11 @@ def settings_for(found: Path, tiny_folder: Callable[[str], Path]) -> Callable[..
 
 @pytest.fixture(scope="module")
 def trained(settings_for: Callable, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Trained]:
-    return {name: train_parts(settings_for(name, tmp_path_factory.mktemp(name) / "run")) for name in ENCODERS}
+    layers = {"sd3": ["auto"], "flux": []}
+    return {
+        name: train_parts(settings_for(name, tmp_path_factory.mktemp(name) / "run", attention_loss__layers=own))
+        for name, own in layers.items()
+    }
 
 
 @pytest.fixture(scope="module")
@@ -108,14 +113,18 @@ def test_the_methods_layers_are_read_and_tokens_and_adapters_get_gradients(
     assert all(float(piece.abs().sum()) > 0 for piece in pieces.values())
 
 
-def test_a_stopped_training_goes_on_bit_for_bit(settings_for, trained: dict, tmp_path: Path) -> None:
+def test_a_stopped_training_goes_on_bit_for_bit(settings_for, trained: dict, tmp_path: Path, monkeypatch) -> None:
     def interrupt(done: int, total: int) -> None:
         if done == 1:
             os.kill(os.getpid(), signal.SIGINT)
 
-    settings = settings_for("sd3", tmp_path / "run")
+    settings = settings_for("sd3", tmp_path / "run", attention_loss__layers=["auto"])
     with pytest.raises(TrainingStopped, match="stopped at step 1"):
         train_parts(settings, on_progress=interrupt)
+    # blocks were ranked by how the words head and body look at these pictures; a resumed run reads that again
+    ranking = json.loads((tmp_path / "run" / "blocks.json").read_text())
+    assert ranking["chosen"] == [ranking["ranked"][0]["layer"]] and len(ranking["ranked"]) == 3
+    monkeypatch.setattr(block_probe, "rank_layers", None)
     assert resume_training(settings.run.out).path.read_bytes() == trained["sd3"].path.read_bytes()
 
 

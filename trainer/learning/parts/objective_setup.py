@@ -25,9 +25,10 @@ from ..pictures.latent_cache import LatentCache
 from ..run.fit import ParameterGroup
 from ..run.processes import Parallel, SingleProcess
 from ..run.training import Origin, Sample, Training
-from .concept_images import BatchPlan, ConceptImages, quarter_time
+from .block_probe import AUTO, PROBE_FILE, plain_words, probed_layers
+from .concept_images import BatchPlan, ConceptImages, PartBucket, quarter_time
 from .finished_parts import cut_thumbnails, learned_dictionary, write_dictionary
-from .part_objective import AttentionLoss, PartObjective, curve_labels
+from .part_objective import AttentionLoss, PartBatch, PartObjective, curve_labels
 from .preview_sheets import pictures_sheet, preview_prompts, token_sheet, varied_rows
 from .settings import USUAL_MIN_SNR, TrainPartsSettings
 from .token_start import choose_words, common_start, fit_of_words, mean_word, word_spread
@@ -47,6 +48,17 @@ class PartTraining(Training[PartDictionary]):
     objective: PartObjective
     batches: ConceptImages
     kinds: TrainingKinds
+    """Of the single pictures."""
+
+    def shape_of(self, row: int) -> tuple[int, int]:
+        """That of the picture's bucket."""
+        factor = self.denoiser.backbone.latent_factor
+        height, width = self.batches.bucket_of(row).crop
+        return height * factor, width * factor
+
+    def largest_batch(self) -> PartBatch:
+        """One of the largest shape."""
+        return self.batches.draw(*self.batches.step_of_largest())
 
     def curve_labels(self) -> dict[str, tuple[str, ...]]:
         """Curves by part."""
@@ -66,6 +78,7 @@ class PartTraining(Training[PartDictionary]):
             "steps": steps,
             "pictures": len(self.batches.names),
             "image_size": self.image_size,
+            **self._shapes(),
             "batch": self.batches.step_size,
             "seed": settings.run.seed,
             "attention_loss": settings.attention_loss.weight,
@@ -84,19 +97,49 @@ class PartTraining(Training[PartDictionary]):
         """Write the dictionary and read it back."""
         write_dictionary(concept, path)
 
+    def _shapes(self) -> dict[str, object]:
+        """Width and height of every shape, and the share of scenes, where not all pictures are squares of one size."""
+        shapes = {self.shape_of(bucket.rows[0]) for bucket in self.batches.buckets}
+        notes: dict[str, object] = {}
+        if any(height != width for height, width in shapes):
+            notes["shapes"] = sorted(f"{width}x{height}" for height, width in shapes)
+        if any(bucket.of_scenes for bucket in self.batches.buckets):
+            notes["scene_share"] = self.settings.images.scene_share
+        return notes
+
     @torch.no_grad()
     def sheets(self, origin: Origin, sample: Sample) -> tuple[Image.Image, ...]:
         """The same few pictures every time, which together show as many kinds as possible; then where their tokens look."""
-        rows = varied_rows(self.kinds.codes, self.settings.run.preview_count)
-        codes = torch.from_numpy(self.kinds.codes[rows])  # (n, M)
-        made = sample(preview_prompts(self.objective, codes, self.settings.captions.noun), range(len(rows)))
+        shown = self._preview_rows()
+        rows = [row for some in shown for row in some]
+        made = [picture for some in shown for picture in self._sampled(some, sample, rows.index(some[0]))]
         real = [origin.square(row) for row in rows]
         pictures = pictures_sheet(real, [self.batches.names[row] for row in rows], made)
         if self.objective.attention is None:
             return (pictures,)
         # all parts in their captions, at a quarter of the noise schedule
-        batch = self.batches.fixed(rows, quarter_time(self.denoiser.process))
-        return pictures, token_sheet(self.objective, batch, self.kinds.part_names, real)
+        batches = [self.batches.fixed(some, quarter_time(self.denoiser.process)) for some in shown]
+        return pictures, token_sheet(self.objective, batches, self.kinds.part_names, real)
+
+    def _preview_rows(self) -> list[list[int]]:
+        """Rows of pictures to look at, by shape; half of them scenes where there are any."""
+        count, buckets = self.settings.run.preview_count, self.batches.buckets
+        groups = [[bucket for bucket in buckets if bucket.of_scenes is scenes] for scenes in (False, True)]
+        of_scenes = max(1, count // 2) if groups[1] else 0
+        shown = []
+        for group, many in zip(groups, (max(1, count - of_scenes), of_scenes), strict=True):
+            rows = [row for bucket in group for row in bucket.rows]
+            codes = np.concatenate([bucket.kinds.codes for bucket in group]) if group else np.empty((0, 1), np.int64)
+            chosen = [rows[place] for place in varied_rows(codes, many)]
+            shown += [[row for row in chosen if row in bucket.rows] for bucket in group]
+        return [rows for rows in shown if rows]
+
+    def _sampled(self, rows: Sequence[int], sample: Sample, first: int) -> Tensor:
+        """What the tokens of pictures of one shape make `(n, 3, H, W)`; seeds count from `first`."""
+        bucket = self.batches.bucket_of(rows[0])
+        codes = torch.from_numpy(bucket.kinds.codes[[bucket.rows.index(row) for row in rows]])  # (n, S * M)
+        prompts = preview_prompts(self.objective, codes, self.settings.captions.noun)
+        return sample(prompts, range(first, first + len(rows)), shape=self.shape_of(rows[0]))
 
 
 def flow_notes(denoiser: Denoiser) -> dict[str, object]:
@@ -114,17 +157,19 @@ def set_up_parts(
     denoiser: Denoiser,
     names: Sequence[str],
     kinds: TrainingKinds,
-    cache: LatentCache,
+    cache: LatentCache | Sequence[PartBucket],
     parallel: Parallel | None = None,
+    run_folder: Path | None = None,
 ) -> PartTraining:
     """A training from its first step on; seeds torch's generator, from which adapters are drawn.
 
-    `names` and `kinds` are in the cache's order of pictures.
+    `names` and `kinds` are in the cache's order of pictures; of buckets, `kinds` are those of the single pictures. `run_folder` keeps the
+    ranking of attention layers, for when the run is resumed.
     """
     use_insertion(denoiser.text, settings.method.insertion)
     torch.manual_seed(settings.run.seed)
     batches = build_batches(settings, names, kinds, cache, denoiser, parallel)
-    objective = build_objective(settings, kinds, denoiser, batches)
+    objective = build_objective(settings, kinds, denoiser, batches, run_folder)
     groups = parameter_groups(settings, objective, denoiser)
     return PartTraining(settings, denoiser, objective, batches, groups, kinds)
 
@@ -137,7 +182,8 @@ def check_layers(settings: TrainPartsSettings, denoiser: Denoiser) -> None:
     """
     min_snr_of(settings.method.min_snr, denoiser.process.prediction)
     known = denoiser.attention_factors()
-    unknown = [name for name in settings.attention_loss.layers if name not in known]
+    layers = settings.attention_loss.layers
+    unknown = [] if layers == (AUTO,) else [name for name in layers if name not in known]
     if unknown:
         raise BestiaryError(
             f"attention_loss.layers: {', '.join(unknown)} do not exist in this model; it has {', '.join(known)}"
@@ -150,7 +196,11 @@ def check_layers(settings: TrainPartsSettings, denoiser: Denoiser) -> None:
 
 
 def build_objective(
-    settings: TrainPartsSettings, kinds: TrainingKinds, denoiser: Denoiser, batches: ConceptImages
+    settings: TrainPartsSettings,
+    kinds: TrainingKinds,
+    denoiser: Denoiser,
+    batches: ConceptImages,
+    run_folder: Path | None = None,
 ) -> PartObjective:
     """Fresh projector and adapters in their objective; draws from torch's generator."""
     # adapters first, then what is learned: both belong to one objective
@@ -179,7 +229,7 @@ def build_objective(
         denoiser,
         projector.to(denoiser.device),
         adapters,
-        attention=_attention_loss(settings, denoiser),
+        attention=_attention_loss(settings, kinds, denoiser, batches, run_folder),
         min_snr=min_snr_of(method.min_snr, denoiser.process.prediction, USUAL_MIN_SNR),
         region_weight=method.region_weight,
     )
@@ -189,11 +239,9 @@ def _start_at_words(
     settings: TrainPartsSettings, kinds: TrainingKinds, denoiser: Denoiser, batches: ConceptImages, start: Tensor
 ) -> Tensor:
     """`start` `(M, D)` with every foreground part at the word that fits it best in a few pictures."""
-    # a few pictures spread over all of them, with little noise
     words = settings.method.part_words.split()
-    rows = np.linspace(0, len(batches) - 1, min(PROBED_PICTURES, len(batches))).astype(int).tolist()
-    fit = fit_of_words(denoiser, words, batches.fixed(rows, quarter_time(denoiser.process)))  # (M, W)
-    shown = [part for part in sorted({part for part, _ in kinds.rows()}) if part != kinds.background]
+    fit = fit_of_words(denoiser, words, _probed_batch(denoiser, batches))  # (M, W)
+    shown = _shown_parts(kinds)
     start = start.clone()
     for part, word in choose_words(fit, shown, words).items():
         logger.info("part %s starts at the word %r", kinds.part_names[part], word)
@@ -201,15 +249,27 @@ def _start_at_words(
     return start
 
 
+def _probed_batch(denoiser: Denoiser, batches: ConceptImages) -> PartBatch:
+    """A few pictures spread over all of them, with little noise."""
+    known = batches.buckets[0].rows
+    places = np.linspace(0, len(known) - 1, min(PROBED_PICTURES, len(known))).astype(int)
+    return batches.fixed([known[place] for place in places], quarter_time(denoiser.process))
+
+
+def _shown_parts(kinds: TrainingKinds) -> list[int]:
+    """Parts with kinds, the background left out."""
+    return [part for part in sorted({part for part, _ in kinds.rows()}) if part != kinds.background]
+
+
 def build_batches(
     settings: TrainPartsSettings,
     names: Sequence[str],
     kinds: TrainingKinds,
-    cache: LatentCache,
+    cache: LatentCache | Sequence[PartBucket],
     denoiser: Denoiser,
     parallel: Parallel | None = None,
 ) -> ConceptImages:
-    """Training batches of this process; `names` and `kinds` are in the cache's order of pictures."""
+    """Training batches of this process; as `set_up_parts`."""
     parallel = parallel or SingleProcess()
     backbone, optimizer, captions = denoiser.backbone, settings.optimizer, settings.captions
     size = settings.images.training_size(backbone)
@@ -226,6 +286,7 @@ def build_batches(
         rank=parallel.rank,
         processes=parallel.size,
         latent_factor=backbone.latent_factor,
+        scene_share=settings.images.scene_share,
     )
     # captions as the settings want them; the rest keeps the published defaults
     style = CaptionStyle(
@@ -259,11 +320,21 @@ def parameter_groups(
     return tuple(group for group in groups if group.parameters)
 
 
-def _attention_loss(settings: TrainPartsSettings, denoiser: Denoiser) -> AttentionLoss | None:
+def _attention_loss(
+    settings: TrainPartsSettings,
+    kinds: TrainingKinds,
+    denoiser: Denoiser,
+    batches: ConceptImages,
+    run_folder: Path | None,
+) -> AttentionLoss | None:
     asked = settings.attention_loss
     if settings.method.kind == "textual_inversion":
         return None
     layers = asked.layers or None
+    if asked.layers == (AUTO,):
+        words = plain_words(settings.method.part_words, [kinds.part_names[part] for part in _shown_parts(kinds)])
+        kept = None if run_folder is None else run_folder / PROBE_FILE
+        layers = probed_layers(denoiser, words, _shown_parts(kinds), _probed_batch(denoiser, batches), kept)
     # layers by their grid instead of by name
     if asked.downsampling:
         known = denoiser.attention_factors()

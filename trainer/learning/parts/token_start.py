@@ -4,7 +4,7 @@ A word that already looks at the right place gives a token a head start: attenti
 Letters: M parts, W words, D width of a vector, B pictures, g the attention grid.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from scipy.optimize import linear_sum_assignment
@@ -42,6 +42,20 @@ def fit_of_words(denoiser: Denoiser, words: Sequence[str], batch: PartBatch) -> 
 
     All words stand in one sentence; their maps are read in noised pictures of `batch`, whose captions do not matter.
     """
+    size = (batch.masks.shape[-2], batch.masks.shape[-1])
+    maps = average_maps(attention_to_words(denoiser, words, batch), size)  # (B, W, g, g)
+    return fit_of_maps(maps, batch.masks)
+
+
+@torch.no_grad()
+def attention_to_words(
+    denoiser: Denoiser, words: Sequence[str], batch: PartBatch, layers: tuple[str, ...] | None = None
+) -> Mapping[str, Tensor]:
+    """Layer -> attention `(B, W, h, w)` to W words that stand in one sentence; None for `layers` takes the method's.
+
+    Raises:
+        BestiaryError: the model has no place for words.
+    """
     # one sentence with all words, so that they compete for attention as parts will
     means = [{name: own.mean(0) for name, own in denoiser.text.word_vectors(word).items()} for word in words]
     prompt = denoiser.text.tokenize([PromptPiece("a photo of a"), *[PromptPiece(None)] * len(words)], chunks=1)
@@ -55,12 +69,15 @@ def fit_of_words(denoiser: Denoiser, words: Sequence[str], batch: PartBatch) -> 
         )
     # noised pictures, of which the posterior mean is enough here
     noised = denoiser.process.noised(denoiser.images.from_cache(batch.moments), batch.noise[:, 1], batch.times)
-    output = denoiser.network.predict(noised, batch.times, text, AttentionRequest(text.columns))
-    maps = average_maps(output.attention, batch.masks.shape[-1])  # (B, W, g, g)
+    return denoiser.network.predict(noised, batch.times, text, AttentionRequest(text.columns, layers)).attention
+
+
+def fit_of_maps(maps: Tensor, masks: Tensor) -> Tensor:
+    """How much more each word looks at each part than elsewhere, `(M, W)`, of maps `(B, W, g, g)` and masks `(B, M, g, g)`."""
     # a word's share among the words, and how much of it lies in each part
     share = maps / maps.sum(1, keepdim=True).clamp_min(1e-6)
-    masks = batch.masks.float()  # (B, M, g, g)
-    inside = torch.einsum("bmyx,bwyx->mw", masks, share) / masks.sum((0, 2, 3)).clamp_min(1).unsqueeze(1)  # (M, W)
+    inside = torch.einsum("bmyx,bwyx->mw", masks.float(), share)  # (M, W)
+    inside = inside / masks.float().sum((0, 2, 3)).clamp_min(1).unsqueeze(1)
     return (inside - share.mean((0, 2, 3))).cpu()
 
 
