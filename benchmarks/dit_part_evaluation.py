@@ -2,8 +2,9 @@
 
 For every seed, on the same drawings: `part_evaluation.py` on the transformer (ours, no attention loss, textual inversion), then ours with what
 only a transformer has: maps of joint probability and of outputs in place of shares of text, vectors in the place of what the text encoder
-says, and the attention loss in the block where plain words ground best and in the one where they ground worst. Before that, how well plain
-words ground in each block, in each of the three forms: IoU with the drawn parts. The UNet's figures come from demo/stored_evaluation.json.
+says, and the attention loss not in the block that the training's own probe finds but in the usual one, in the one where plain words ground best
+and in the one where they ground worst. Before that, how well plain words ground in each block, in each of the three forms: IoU with the
+drawn parts. The UNet's figures come from demo/stored_evaluation.json.
 
     python benchmarks/dit_part_evaluation.py --out results --seeds 0 1 2
     python benchmarks/dit_part_evaluation.py --out results --seeds 0 --base FOLDER --steps 2 --pictures 16 --judged 4
@@ -40,10 +41,11 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "joint_maps": {"attention_loss.maps": "joint"},
     "output_maps": {"attention_loss.maps": "output"},
     "output_insertion": {"method.insertion": "output"},
+    "middle_block": {"attention_loss.layers": []},
     "best_block": {},
     "worst_block": {},
 }
-"""Ours with one thing changed; the blocks are those of the seed's own reading."""
+"""Ours, whose block the probe of the training finds, with one thing changed; the last two are those of the seed's own reading by drawn labels."""
 
 
 def main() -> None:

@@ -123,3 +123,25 @@ def test_the_node_loads_what_shape_says(folder, demo_model, monkeypatch):
     monkeypatch.setitem(module.FOLDERS, "dit", folder)
     assert type(BestiaryDemoModel.execute(shape="dit").args[0].model).__name__ == "SD3"
     assert BestiaryDemoModel.execute().args[0].model is demo_model.model.model
+
+
+@torch.no_grad()
+def test_a_sampler_of_core_draws_what_the_trainer_draws(loaded, reference):
+    import comfy.sample
+
+    model, clip, _ = loaded
+    noise = torch.randn(1, 8, 16, 16, generator=torch.Generator().manual_seed(3))
+    prompts = [clip.encode_from_tokens_scheduled(clip.tokenize(text)) for text in (CAPTION, "")]
+    empty = torch.zeros_like(noise)
+    ours = comfy.sample.sample(
+        model, noise, 4, 3.0, "euler", "normal", prompts[0], prompts[1], empty, disable_pbar=True, seed=0
+    )
+    from bestiary.trainer.base_model.denoiser import _read
+    from bestiary.trainer.base_model.model_parts import encode_captions
+
+    x, text = noise, _read(reference, encode_captions(reference.tokenizer, [CAPTION, ""]).unsqueeze(-1))
+    for time, advance in reference.shape.sampling(4):
+        outputs = reference.shape.evaluate(reference.denoiser, torch.cat([x, x]), time.expand(2), text)
+        wanted, free = outputs.chunk(2)
+        x = advance(x, free + 3.0 * (wanted - free))
+    assert x.std() > 0.1 and gap(ours, loaded[0].model.process_latent_out(x)) <= 2e-4

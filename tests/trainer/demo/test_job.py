@@ -30,7 +30,7 @@ def tiny_world(tiny_folder):
     """The embedded model and judge replaced by tiny random ones, and two sampling steps."""
     patch = pytest.MonkeyPatch()
     folder = tiny_folder("bestiary-demo")
-    patch.setattr(backbones, "demo_model_path", lambda: folder)
+    patch.setattr(backbones, "demo_model_path", lambda name="demo": folder)
     with torch.random.fork_rng():
         torch.manual_seed(0)
         judge = AttributeJudge().eval()
