@@ -147,8 +147,10 @@ class DreamBoothTask(Task[TrainDreamBoothSettings, DreamBoothPictures]):
 
     def _buckets(self, backbone: Backbone) -> tuple[AspectBucket, ...]:
         images = self.settings.images
+        height, width = images.training_shape(backbone)
         if not images.buckets:
-            return ()
+            every = tuple(range(len(self.pictures.instance.names)))
+            return () if height == width else (AspectBucket(height, width, every),)
         sizes = [picture_size(path) for path in self.pictures.instance.paths]
         return aspect_buckets(sizes, images.training_size(backbone), BUCKET_CELLS * backbone.latent_factor)
 

@@ -260,6 +260,20 @@ def test_mixed_shapes_train_in_batches_of_one_shape(
     assert "in 3 shapes (2 at 256 x 64, 1 at 128 x 128, 1 at 64 x 256 px)" in line
 
 
+def test_a_width_and_a_height_are_one_shape_for_all(
+    tiny_folder: Callable, mixed: Path, of_class: Path, tmp_path: Path
+) -> None:
+    changes = {"images.buckets": False, "images.size": "128x64"}
+    setup = prepare(
+        DreamBoothTask(_in_buckets(tiny_folder("bestiary-demo"), mixed, of_class, tmp_path / "run", **changes))
+    )
+    batch = setup.batches.draw(0, 0)
+    assert batch.moments.shape[-2:] == (8, 16) and batch.sizes[0].tolist() == [64, 128, 0, 0, 64, 128]
+    assert setup.origin.square(0).size == (128, 64)
+    (line,) = [line for line in setup.task.findings(setup) if line.startswith("sizes:")]
+    assert "in 1 shapes (4 at 128 x 64 px)" in line
+
+
 def test_a_resumed_training_in_buckets_is_the_uninterrupted_one(
     tiny_folder: Callable, mixed: Path, of_class: Path, tmp_path: Path
 ) -> None:

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
@@ -122,6 +122,7 @@ class DreamBoothRunSettings(RunSettings):
 class TrainDreamBoothSettings(TrainingSettings):
     """All settings of `bestiary train dreambooth`."""
 
+    any_shape: ClassVar[bool] = True
     kind: Literal["dreambooth"] = "dreambooth"
     """Tells `bestiary resume` what a run trains."""
     images: DreamBoothImageSettings = DreamBoothImageSettings()
