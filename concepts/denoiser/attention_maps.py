@@ -19,13 +19,16 @@ HEAD_MULTIPLE = 8
 """Fused kernels want head channels in multiples of this."""
 
 
-def attention_columns(q: Tensor, k: Tensor, columns: Tensor, scale: float | None = None) -> Tensor:
+def attention_columns(
+    q: Tensor, k: Tensor, columns: Tensor, scale: float | None = None, mask: Tensor | None = None
+) -> Tensor:
     """Probabilities of learned vectors, summed over their columns and averaged over heads, by log-sum-exp.
 
     Args:
         q: `(B, H, N, d)`, k: `(B, H, T, d)`, as they go into the attention.
         columns: `(B, P, K)` long in 0..T-1; -1 adds nothing.
         scale: factor of the scores; None is 1 / sqrt(d).
+        mask: numbers that the attention adds to its scores, broadcast to `(B, H, N, T)`.
 
     Returns:
         `(B, N, P)` float32, differentiable in q and k.
@@ -34,6 +37,8 @@ def attention_columns(q: Tensor, k: Tensor, columns: Tensor, scale: float | None
     factor = width**-0.5 if scale is None else scale
     # float32 before the log-sum-exp: in half precision the sum over 77 keys loses small columns
     scores = (q @ k.transpose(-1, -2)).float() * factor  # (B, H, N, T)
+    if mask is not None:
+        scores = scores + mask
     # absent tokens read column 0 and are set to zero at the end
     flat = columns.flatten(1)  # (B, P * K)
     index = flat.clamp(min=0)[:, None, None, :].expand(-1, heads, queries, -1)  # (B, H, N, P * K)

@@ -100,15 +100,34 @@ def text_shares(q: Tensor, k: Tensor, columns: Tensor, keys: JointKeys, scale: f
     Returns:
         `(B, N, P)` float32.
     """
-    batch, heads, total, _ = k.shape
-    q, k = q[:, :, keys.image_rows(total)], k[:, :, keys.text_rows(total)]  # (B, H, N, d) and (B, H, L, d)
+    total = k.shape[2]
+    return shares_among(q[:, :, keys.image_rows(total)], k[:, :, keys.text_rows(total)], columns, scale)
+
+
+def shares_among(
+    q: Tensor, k: Tensor, columns: Tensor, scale: float | None = None, mask: Tensor | None = None
+) -> Tensor:
+    """Probabilities of tokens among text keys alone, a few heads at a time, whatever else the places look at.
+
+    Args:
+        q: `(B, H, N, d)` of image places, k: `(B, H, L, d)` of text.
+        columns: `(B, P, K)` long, counted in the text.
+        scale: factor of the scores; None is 1 / sqrt(d).
+        mask: numbers that the attention adds to these scores, `(B or 1, H or 1, N or 1, L)`.
+
+    Returns:
+        `(B, N, P)` float32.
+    """
+    batch, heads = q.shape[:2]
     limit = CACHED_SCORE_BYTES if q.device.type == "cpu" else SCORE_BYTES
-    at_once = max(1, limit // (4 * batch * q.shape[2] * keys.text))
+    at_once = max(1, limit // (4 * batch * q.shape[2] * k.shape[2]))
     shares = q.new_zeros((batch, q.shape[2], columns.shape[1]), dtype=torch.float32)
     for first in range(0, heads, at_once):
+        some = slice(first, first + at_once)
+        some_mask = mask if mask is None or mask.shape[1] == 1 else mask[:, some]
         # scores in float32: in half precision they are rounded before the softmax
-        some_q, some_k = (part[:, first : first + at_once].float() for part in (q, k))
-        shares = shares + attention_columns(some_q, some_k, columns, scale) * (some_q.shape[1] / heads)
+        some_q, some_k = (part[:, some].float() for part in (q, k))
+        shares = shares + attention_columns(some_q, some_k, columns, scale, some_mask) * (some_q.shape[1] / heads)
     return shares
 
 

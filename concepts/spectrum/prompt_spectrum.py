@@ -5,6 +5,7 @@ Paper: Zhang et al., ProSpect, ACM TOG 42(6), arXiv 2305.16225. With an axis of 
 D width of a vector over all text encoders, W width of one encoder.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -44,9 +45,14 @@ class PromptSpectrum:
     """Attribute -> stages."""
     provenance: Mapping[str, object] = field(default_factory=dict)
     """Origin of the spectrum: any JSON value of at most a few kilobytes."""
+    shift: float | None = None
+    """Shift of the flow model that the stages were learned with, above 0, which says at what noise they begin and end; None where stages are
+    timesteps, or no shift is known."""
 
     def __post_init__(self) -> None:
         """Raises BestiaryError if vectors, stages and names are inconsistent."""
+        if self.shift is not None and not 0 < self.shift < math.inf:
+            raise BestiaryError(f"shift {self.shift:g} of a spectrum: a flow model's shift is a finite number above 0")
         encoders = {encoder.name for encoder in get_backbone(self.backbone).text_encoders}
         if self.embeddings.keys() != encoders:
             raise BestiaryError(

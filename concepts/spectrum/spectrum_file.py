@@ -2,7 +2,7 @@
 
 Keys: `clip_l` (and `clip_g`, or `clip_h`) `(V, W)`, the mean over stages, is what ComfyUI's `embedding:name` takes;
 `prospect.<encoder>` `(S, [L,] V, W)` are the stages in generation order; `neutral.<encoder>` `(V, W)` and
-`bypass.<encoder>` if there are any. Everything else is metadata.
+`bypass.<encoder>` if there are any. Everything else is metadata; `shift` is that of the flow model whose noise the stages are.
 """
 
 from pathlib import Path
@@ -32,6 +32,9 @@ from .stage_bounds import MOST_STAGES, StageBounds
 STAGES_PREFIX, NEUTRAL_PREFIX, BYPASS_PREFIX = "prospect.", "neutral.", "bypass."
 LARGEST_FLOAT32 = 96 * 1024
 """Bytes of vectors above which files are written in half precision by default."""
+
+LARGEST_SHIFT = 1e6
+"""Of a flow model in a file, and one over the smallest."""
 
 FileDtype = Literal["auto", "fp32", "fp16"]
 
@@ -70,6 +73,9 @@ def save_spectrum(spectrum: PromptSpectrum, path: Path, dtype: FileDtype = "auto
         "presets": spectrum.presets,
         "provenance": spectrum.provenance,
     }
+    # files of models without a shift stay as they were
+    if spectrum.shift is not None:
+        metadata["shift"] = spectrum.shift
     write_concept_file(path, cast, metadata)
 
 
@@ -110,6 +116,7 @@ def _spectrum(content: ConceptFile) -> PromptSpectrum:
         bypass=_group(content, BYPASS_PREFIX),
         presets=checked_presets(metadata.get("presets") or {}),
         provenance=provenance if isinstance(provenance, dict) else {},
+        shift=None if metadata.get("shift") is None else checked_number(metadata["shift"], "the shift"),
     )
 
 
@@ -133,6 +140,8 @@ def _check(content: ConceptFile, encoders: list[str]) -> None:
             for share in checked_list(pair, f"a range of the preset {name[:40]!r}", 2, 2):
                 checked_number(share, f"a range of the preset {name[:40]!r}", 0, 1)
     checked_json(checked_table(metadata.get("provenance") or {}, "provenance"), "provenance")
+    if metadata.get("shift") is not None:
+        checked_number(metadata["shift"], "the shift", 1 / LARGEST_SHIFT, LARGEST_SHIFT)
     # every encoder has its own width, everything else they share
     layered = tensors[STAGES_PREFIX + encoders[0]].ndim == 4
     for encoder in encoders:

@@ -20,6 +20,9 @@ from .stage_bounds import StageBounds
 Rest = Literal["neutral", "silent"]
 """Content of an unclaimed stage: the initial words of a spectrum, or nothing."""
 
+SAME_SHIFT = 1e-4
+"""Relative difference below which two shifts are one."""
+
 _Pick = tuple[PromptSpectrum, int] | str
 """Content of a stage: a stage of a spectrum, or words."""
 
@@ -87,7 +90,24 @@ def assemble(picks: Sequence[_Pick], bounds: StageBounds, like: PromptSpectrum) 
         counts=() if all(count == vectors for count in counts) else tuple(counts),
         words=words,
         neutral=neutral,
+        shift=common_shift([like, *sources]),
     )
+
+
+def common_shift(spectra: Sequence[PromptSpectrum]) -> float | None:
+    """The shift at which spectra were learned; None if none of them names one.
+
+    Raises:
+        BestiaryError: they name different ones, so that stages of the same time lie at different noise.
+    """
+    shifts = sorted({spectrum.shift for spectrum in spectra if spectrum.shift is not None})
+    # files write a shift with more or fewer digits
+    if shifts and shifts[-1] > shifts[0] * (1 + SAME_SHIFT):
+        raise BestiaryError(
+            f"spectra learned at different shifts ({', '.join(f'{shift:g}' for shift in shifts)}) cannot be combined: their stages lie at "
+            "different noise; train them with one shift"
+        )
+    return shifts[0] if shifts else None
 
 
 def _row(

@@ -20,7 +20,7 @@ from ..part_prompt.part_mention import PromptError
 from ..part_prompt.part_prompt import PartPrompt, TextSegment, resolve_prompt, weigh_segments
 from .attribute_presets import DEFAULT_PRESETS, Presets, select_stages
 from .prompt_spectrum import PromptSpectrum
-from .stage_algebra import with_strength
+from .stage_algebra import common_shift, with_strength
 from .stage_bounds import DEFAULT_STAGES, StageBounds
 from .stage_mention import SpectrumMention, StagedMention, StagedMentions, find_edits, find_staged_mentions, masked
 
@@ -60,6 +60,8 @@ class StagedPrompt:
     bounds: StageBounds
     stages: tuple[StagePrompt, ...]
     """One per stage of `bounds`, in generation order."""
+    shift: float | None = None
+    """Shift of the flow model at which the prompt's spectra were learned; None where none is known."""
 
     @property
     def layers(self) -> int | None:
@@ -82,7 +84,7 @@ class StagedPrompt:
         """The prompt with equal neighbouring stages merged: fewer conditions, the same pictures."""
         kept = [0, *(late for late in range(1, len(self.stages)) if not self._same(late - 1, late))]
         edges = (*(self.bounds.edges[stage] for stage in kept), 0)
-        return StagedPrompt(StageBounds(edges), tuple(self.stages[stage] for stage in kept))
+        return replace(self, bounds=StageBounds(edges), stages=tuple(self.stages[stage] for stage in kept))
 
     def _same(self, first: int, second: int) -> bool:
         one, other = self.stages[first], self.stages[second]
@@ -147,7 +149,7 @@ def resolve_staged_prompt(
             # "=4" copies stage 4 of the prompt itself, even if stage 4 is overridden as well
             fine, entry = places.index(entry), text
         stages.append(readings[entry].at(fine, finest, bounds))
-    return StagedPrompt(finest, tuple(stages)).merged()
+    return StagedPrompt(finest, tuple(stages), common_shift(list(sources.spectra.values()))).merged()
 
 
 def plain_staged_prompt(pieces: Sequence[PromptPiece], vectors: Tensor) -> StagedPrompt:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Literal
 
 from ...concepts.errors import BestiaryError
+from .transformer_families import SUPPORTED
 
 LayerChoice = Literal["auto", "all", "full", "half", "quarter", "eighth"]
 LAYER_FACTORS = {"full": 1, "half": 2, "quarter": 4, "eighth": 8}
@@ -31,16 +32,28 @@ def chosen_factors(layers: LayerChoice, latent: tuple[int, int], available: froz
     return frozenset({min(available, key=lambda factor: (max(factor / wanted, wanted / factor), factor))})
 
 
-def check_layers(layers: str, available: frozenset[int]) -> None:
-    """Check that this model has the chosen layers.
+def check_blocks(layers: str, family: str) -> None:
+    """Check that the choice is one for a diffusion transformer, whose blocks all have the same grid.
+
+    Raises:
+        BestiaryError: another choice than auto and all.
+    """
+    if layers not in ("auto", "all"):
+        raise BestiaryError(
+            f"Attention Maps: this MODEL is {family}, whose blocks have no layers {layers!r}; choose auto or all"
+        )
+
+
+def check_layers(layers: str, available: frozenset[int], model: str = "") -> None:
+    """Check that this model has the chosen layers; `model` is what it is called.
 
     Raises:
         BestiaryError: an unknown choice, or no cross-attention at these layers, or none at all.
     """
     if not available:
+        name = f" ({model})" if model else ""
         raise BestiaryError(
-            "Attention Maps: this MODEL has no cross-attention that can be recorded; "
-            "use Stable Diffusion 1.5, 2, XL or the demo model"
+            f"Attention Maps: this MODEL{name} has no cross-attention that can be recorded; use {SUPPORTED}"
         )
     # list only the menu entries that this model supports
     names = ["auto", "all", *(name for name, factor in LAYER_FACTORS.items() if factor in available)]

@@ -22,7 +22,7 @@ def block_of(node: type[io.ComfyNode]) -> str | None:
 
 
 class BestiaryAttentionMaps(io.ComfyNode):
-    """Patches a MODEL so that its samplings record the attention of part tokens."""
+    """Patches a MODEL so that its samplings record the attention of part tokens and words."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -34,6 +34,7 @@ class BestiaryAttentionMaps(io.ComfyNode):
                 io.Model.Input("model"),
                 io.Combo.Input("layers", options=list(get_args(LayerChoice)), default="auto", optional=True),
                 io.Boolean.Input("include_negative", default=False, optional=True),
+                io.String.Input("words", default="", optional=True),
             ],
             outputs=[
                 io.Model.Output("patched_model"),
@@ -42,11 +43,14 @@ class BestiaryAttentionMaps(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, model: Model, layers: LayerChoice = "auto", include_negative: bool = False) -> io.NodeOutput:
+    def execute(
+        cls, model: Model, layers: LayerChoice = "auto", include_negative: bool = False, words: str = ""
+    ) -> io.NodeOutput:
+        from ...concepts.part_prompt.prompt_words import words_of_list
         from .attention_record import AttentionRecord
         from .model_patching import record_attention
 
-        record = AttentionRecord(layers, include_negative, block_of(cls))
+        record = AttentionRecord(layers, include_negative, block_of(cls), words_of_list(words))
         return io.NodeOutput(record_attention(model, record), record)
 
 

@@ -115,9 +115,19 @@ class Recording:
 class AttentionRecord:
     """Value of a BESTIARY_ATTENTION socket: settings of the patch and its latest samplings."""
 
-    def __init__(self, layers: LayerChoice = "auto", negative: bool = False, block: str | None = None) -> None:
-        """Record at these layers; `negative` also records the negative prompt, `block` is the node that shows warnings."""
+    def __init__(
+        self,
+        layers: LayerChoice = "auto",
+        negative: bool = False,
+        block: str | None = None,
+        words: tuple[str, ...] = (),
+    ) -> None:
+        """Record parts, and plain words, at these layers.
+
+        `negative` also records the negative prompt, `block` is the node that shows warnings.
+        """
         self.block = block
+        self.words = words
         self.layers: LayerChoice = layers
         self.negative = negative
         self.samplings: deque[RecordedSampling] = deque(maxlen=KEPT_SAMPLINGS)

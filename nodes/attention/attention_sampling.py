@@ -11,7 +11,7 @@ from __future__ import annotations
 import logging
 import math
 import threading
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,10 +26,11 @@ from ...concepts.denoiser.part_attention_patch import (
     region_scores,
     token_places,
 )
-from ..host.socket_types import SPANS_KEY, PartSpan
+from ..host.socket_types import SPANS_KEY, WORDS_KEY, PartSpan
 from .attention_layers import chosen_factors
 from .attention_record import AttentionRecord, RecordedPart, Recording
 from .part_regions import PartRegion
+from .transformer_families import Block, Transformer
 
 log = logging.getLogger(__name__)
 
@@ -58,6 +59,12 @@ class TimedRegion:
     region: PartRegion
     highest: float
     lowest: float
+    is_word: bool = False
+    """True if no prompt contains a part of its name, so that it confines the plain word."""
+
+    def covers(self, span: PartSpan) -> bool:
+        """True if the region applies to this mention of a part or word."""
+        return span.is_word == self.is_word and self.region.covers(span)
 
     def acts_at(self, sigma: float) -> bool:
         """True inside the range, which is half-open, so that of two adjacent regions only one acts at their border."""
@@ -74,6 +81,7 @@ class AttentionSampling:
         regions: Iterable[TimedRegion],
         records: Iterable[AttentionRecord],
         available: frozenset[int],
+        transformer: Transformer | None = None,
     ) -> None:
         """Start recordings of all parts in the prompts.
 
@@ -83,23 +91,30 @@ class AttentionSampling:
             regions: regions of this model.
             records: records to fill.
             available: ratios of the latent's edge to a layer's edge, for the existing layers.
+            transformer: the blocks of a diffusion transformer; None for a UNet.
         """
         self.sigmas = sigmas
+        self.transformer = transformer
         self.regions = tuple(regions)
         self.available = available
         # ComfyUI identifies conditionings by uuid: remember the side of each, to separate positive and negative parts
         self._sides = {entry["uuid"]: side for side, entries in prompts.items() for entry in entries}
         self.recordings: list[tuple[AttentionRecord, Recording]] = []
+        records = list(records)
+        confined = [timed.region.part for timed in self.regions if timed.is_word]
+        self._words = tuple(dict.fromkeys([*confined, *(word for record in records for word in record.words)]))
         for record in records:
             sides = {side: entries for side, entries in prompts.items() if side != "negative" or record.negative}
             parts = dict.fromkeys(
                 RecordedPart(span.label, span.part, side == "negative")
                 for side, entries in sides.items()
                 for entry in entries
-                for span in entry.get(SPANS_KEY, ())
+                for span in spans_of(entry, record.words)
             )
             self.recordings.append((record, Recording(tuple(parts), max(1, len(sigmas) - 1))))
         self._owned: dict[tuple[int, object], tuple[PartSpan, ...]] = {}
+        self._owners: dict[int, tuple[object, object]] = {}
+        """Contexts by their id, kept so that it stays theirs, and the uuid of the conditioning that each was made for."""
         self._scores: dict[tuple, Tensor] = {}
         self._warned: dict[str, None] = {}
         self.evaluations = self.marked = self.attended = 0
@@ -119,11 +134,28 @@ class AttentionSampling:
         # spans are checked once per conditioning, not at every step
         key = (index, conditioning["uuid"])
         if key not in self._owned:
-            self._owned[key] = _own_spans(conditioning, context.cond)
+            if self.transformer is not None and self.transformer.family.named_by == "cross":
+                # an adapter has made the context of the states: its copies come behind the conditioning that it belongs to
+                uuid = conditioning["uuid"]
+                is_own = self._owners.setdefault(id(context), (context, uuid))[1] == uuid
+                self._owned[key] = spans_of(conditioning, self._words) if is_own else ()
+            else:
+                self._owned[key] = _own_spans(conditioning, context.cond, self._words)
         side = self._sides.get(conditioning["uuid"], "negative" if index else "positive")
         area = conditioning.get("area")
-        area = tuple(area) if area is not None and len(area) == 4 else None
+        area = _flat_area(area)
         return PromptEntry(self._owned[key], context.cond.shape[1], side == "negative", area)
+
+    def blocks_of(self, record: AttentionRecord) -> frozenset[Block]:
+        """Blocks of the transformer that a record reads."""
+        if self.transformer is None:
+            return frozenset()
+        return self.transformer.all_blocks if record.layers == "all" else self.transformer.method_blocks
+
+    def uses(self, block: Block) -> bool:
+        """True if a record reads a block of the transformer, or a region acts in it."""
+        confined = self.transformer is not None and bool(self.regions) and block in self.transformer.method_blocks
+        return confined or any(block in self.blocks_of(record) for record, _ in self.recordings)
 
     def scores(
         self, region: PartRegion, entry: PromptEntry, size: tuple[int, int], latent: tuple, like: Tensor
@@ -173,9 +205,24 @@ class AttentionSampling:
         return "\n".join(self._warned)
 
 
-def _own_spans(conditioning: dict, context: Tensor) -> tuple[PartSpan, ...]:
+def _flat_area(area: Sequence[int] | None) -> Area | None:
+    """Height, width, top and left of an area; of a latent with frames, those of every frame."""
+    if area is None or len(area) not in (4, 6):
+        return None
+    sizes, corners = area[: len(area) // 2], area[len(area) // 2 :]
+    return (sizes[-2], sizes[-1], corners[-2], corners[-1])
+
+
+def spans_of(conditioning: dict, words: Iterable[str]) -> tuple[PartSpan, ...]:
+    """Mentions of parts in a conditioning, and those of the words that it contains."""
+    known = conditioning.get(WORDS_KEY)
+    found = [] if known is None else [PartSpan(word, word, known.places(word), is_word=True) for word in words]
+    return (*conditioning.get(SPANS_KEY, ()), *(span for span in found if span.positions))
+
+
+def _own_spans(conditioning: dict, context: Tensor, words: Iterable[str]) -> tuple[PartSpan, ...]:
     """Spans of a conditioning `(1, K, E)`; none if ComfyUI copied them to another prompt's tokens, as for areas."""
-    spans, own = conditioning.get(SPANS_KEY, ()), conditioning.get("cross_attn")
+    spans, own = spans_of(conditioning, words), conditioning.get("cross_attn")
     if not spans or own is None or own is context:
         return tuple(spans)
     # compare values: the same tokens may have been moved to another device or cast
@@ -197,7 +244,7 @@ class ModelEvaluation:
         self.sampling = sampling
         sampling.count(evaluations=1)
         self.entries = entries
-        self.regions = [timed.region for timed in sampling.regions if timed.acts_at(sigma)]
+        self.regions = [timed for timed in sampling.regions if timed.acts_at(sigma)]
         self.step = sampling.step(sigma)
         self.images = latent_shape[0]
         self.latent = (latent_shape[-2], latent_shape[-1])
@@ -261,8 +308,8 @@ class ModelEvaluation:
             if several:
                 recording.add(self.step, several[0])
 
-    def _rows(self, options: dict, q: Tensor, k: Tensor) -> list[tuple[slice, PromptEntry, int]]:
-        """Rows of every prompt in this run of the model, and the context length; empty if they cannot be assigned."""
+    def entries_of(self, options: dict) -> list[PromptEntry]:
+        """The prompts in this run of the model, in the order of their rows; empty if they are unknown."""
         sides = list(zip(options.get("cond_or_uncond", ()), options.get("uuids", ()), strict=False))
         found = [entry for side in sides if (entry := self.entries.get(side)) is not None]
         if not sides or len(found) < len(sides):
@@ -271,11 +318,28 @@ class ModelEvaluation:
                 "part attention is skipped there"
             )
             return []
+        return found
+
+    def sum_of(self, number: int, parts: int, device: torch.device) -> PartMapSum:
+        """The sum of a record for this thread and device."""
+        # sums use the grid of the record's finest layer, allocated when the first maps arrive
+        own = (threading.get_ident(), device)
+        if own not in self.sums[number]:
+            finest = min(self._factors[number])
+            grid = -(-self.latent[0] // finest), -(-self.latent[1] // finest)
+            self.sums[number][own] = PartMapSum(self.images, parts, grid, device)
+        return self.sums[number][own]
+
+    def _rows(self, options: dict, q: Tensor, k: Tensor) -> list[tuple[slice, PromptEntry, int]]:
+        """Rows of every prompt in this run of the model, and the context length; empty if they cannot be assigned."""
+        found = self.entries_of(options)
+        if not found:
+            return []
         # ComfyUI repeats contexts of different lengths to their least common multiple
         length = math.lcm(*(entry.tokens for entry in found))
         size = options["activations_shape"][-2:]
         # another patch may have changed the batch: then rows cannot be assigned
-        expected = (len(sides) * self.images, math.prod(size))
+        expected = (len(found) * self.images, math.prod(size))
         if q.ndim != 3 or q.shape[:2] != expected or k.shape[1] < length:
             self.sampling.warn(
                 f"Bestiary: cross-attention of {tuple(q.shape[:2])} rows and positions to {k.shape[1]} tokens, expected "
@@ -292,8 +356,8 @@ class ModelEvaluation:
         """`(R, N, K)` bias of the regions on the scores; None if they concern no row."""
         bias = None
         for some, entry, length in rows:
-            for region in self.regions:
-                held = [place for span in entry.spans if region.covers(span) for place in span.positions]
+            for timed in self.regions:
+                held = [place for span in entry.spans if timed.covers(span) for place in span.positions]
                 # includes the repetitions of a short prompt in a longer context
                 places = token_places([held], entry.tokens, length)[0]
                 if not held:
@@ -301,7 +365,7 @@ class ModelEvaluation:
                 bias = q.new_zeros((q.shape[0], q.shape[1], k.shape[1])) if bias is None else bias  # (R, N, K)
                 # the same for all heads; on the grid of the layer, cropped to the prompt's area
                 size = tuple(options["activations_shape"][-2:])
-                scores = self.sampling.scores(region, entry, size, self.latent, q)  # (B or 1, N)
+                scores = self.sampling.scores(timed.region, entry, size, self.latent, q)  # (B or 1, N)
                 bias[some, :, places.to(q.device)] += scores.unsqueeze(-1)
         return bias
 
@@ -329,12 +393,5 @@ class ModelEvaluation:
                 places = token_places(positions, entry.tokens, length).to(q.device)
                 some_mask = mask if mask is None or mask.shape[0] == 1 else mask[some]
                 columns = part_columns(q[some], k[some], heads, places, some_mask)  # (B, P, N)
-                # sums use the grid of the record's finest layer, allocated when the first maps arrive
-                own = (threading.get_ident(), q.device)
-                if own not in self.sums[number]:
-                    finest = min(self._factors[number])
-                    height, width = self.latent
-                    grid = -(-height // finest), -(-width // finest)
-                    self.sums[number][own] = PartMapSum(self.images, len(positions), grid, q.device)
                 held = [bool(places) for places in positions]
-                self.sums[number][own].add(columns, size, held, entry.area, self.latent)
+                self.sum_of(number, len(positions), q.device).add(columns, size, held, entry.area, self.latent)

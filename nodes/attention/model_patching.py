@@ -2,35 +2,39 @@
 
 Four hooks work together. A wrapper around the sampling starts an `AttentionSampling`; a wrapper around each evaluation of
 the prompts records which rows contain which part tokens; a patch of the cross-attention input marks the next
-cross-attention; and the attention override, which also sees self-attention, acts on the marked one and calls the previous
-override. Several of our patches on one model share these hooks and act once.
+cross-attention, or a patch around a block of a diffusion transformer names it; and the attention override, which also sees
+all others, acts on the marked or named one and calls the previous override. Several of our patches on one model share these hooks and act once.
 """
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
 from ...concepts.errors import BestiaryError
 from ...concepts.name_search import shown_name
+from ...concepts.part_prompt.prompt_words import PromptWords, missing_word
 from ..host.running_graph import running_server
-from ..host.socket_types import SPANS_KEY
-from .attention_layers import check_layers
+from ..host.socket_types import SPANS_KEY, WORDS_KEY
+from .attention_layers import check_blocks, check_layers
 from .attention_record import AttentionRecord
 from .attention_sampling import AttentionSampling, ModelEvaluation, TimedRegion
 from .part_regions import PartRegion, check_regions
+from .transformer_attention import EVALUATION_KEY, BlockPatch, attend_in_block, block_of_attention
+from .transformer_families import SUPPORTED, Block, Transformer, family_name, transformer_of
 
 if TYPE_CHECKING:
     from comfy.model_patcher import ModelPatcher
+
+    from ..host.comfy_objects import ModelSampling
 
 WRAPPER_KEY = "bestiary_attention"
 RECORDS_KEY = "bestiary_records"
 REGIONS_KEY = "bestiary_regions"
 SAMPLING_KEY = "bestiary_sampling"
-EVALUATION_KEY = "bestiary_evaluation"
 OVERRIDE_KEY = "optimized_attention_override"
 _told: set[str] = set()
 """Ids of nodes that currently show a warning of ours."""
@@ -40,22 +44,30 @@ def record_attention(model: ModelPatcher, record: AttentionRecord) -> ModelPatch
     """A clone of the model whose samplings fill the record.
 
     Raises:
-        BestiaryError: the model has no cross-attention at the layers of the record.
+        BestiaryError: the model has no attention at the layers of the record, or is of no family that is supported.
     """
-    check_layers(record.layers, attention_factors(model))
-    return _with_entry(model, RECORDS_KEY, record)
+    transformer = transformer_of(model)
+    if transformer is None:
+        check_layers(record.layers, attention_factors(model), family_name(model))
+        return _with_entry(model, RECORDS_KEY, record)
+    check_blocks(record.layers, transformer.family.name)
+    blocks = transformer.all_blocks if record.layers == "all" else transformer.method_blocks
+    return _with_entry(model, RECORDS_KEY, record, transformer, blocks)
 
 
 def confine_part(model: ModelPatcher, region: PartRegion) -> ModelPatcher:
     """A clone of the model that keeps a part inside its region.
 
     Raises:
-        BestiaryError: the model has no cross-attention.
+        BestiaryError: the model is no UNet with cross-attention, and of no family of transformers that is supported.
     """
+    transformer = transformer_of(model)
+    if transformer is not None:
+        return _with_entry(model, REGIONS_KEY, region, transformer, transformer.method_blocks)
     if not attention_factors(model):
         raise BestiaryError(
-            f"Part Regions: this MODEL has no cross-attention, so {shown_name(region.part)} cannot be confined to a mask; "
-            "use Stable Diffusion 1.5, 2, XL or the demo model"
+            f"Part Regions: this MODEL ({family_name(model)}) has no cross-attention, so {shown_name(region.part)} cannot be "
+            f"confined to a mask; use {SUPPORTED}"
         )
     return _with_entry(model, REGIONS_KEY, region)
 
@@ -75,20 +87,64 @@ def attention_factors(model: ModelPatcher) -> frozenset[int]:
     return frozenset(factors)
 
 
-def _with_entry(model: ModelPatcher, key: str, entry: AttentionRecord | PartRegion) -> ModelPatcher:
+def _with_entry(
+    model: ModelPatcher,
+    key: str,
+    entry: AttentionRecord | PartRegion,
+    transformer: Transformer | None = None,
+    blocks: frozenset[Block] = frozenset(),
+) -> ModelPatcher:
     from comfy.patcher_extension import WrappersMP
 
     patched = model.clone()
     options = patched.model_options["transformer_options"]
     options[key] = (*options.get(key, ()), entry)
-    if mark_cross_attention not in options.get("patches", {}).get("attn2_patch", ()):
-        patched.set_model_attn2_patch(mark_cross_attention)
+    if transformer is None:
+        _mark_once(patched, mark_cross_attention)
+    elif transformer.family.named_by == "cross":
+        _mark_once(patched, mark_keyword_attention)
+    elif transformer.family.named_by == "patch":
+        _name_blocks(patched, blocks)
+    options = patched.model_options["transformer_options"]
     # every node of ours chains again: a pack in between that replaced the override cannot disable all of them
     options[OVERRIDE_KEY] = _chained(options.get(OVERRIDE_KEY))
     for kind, wrapper in ((WrappersMP.OUTER_SAMPLE, watch_sampling), (WrappersMP.CALC_COND_BATCH, watch_evaluation)):
         if not patched.get_wrappers(kind, WRAPPER_KEY):
             patched.add_wrapper_with_key(kind, WRAPPER_KEY, wrapper)
     return patched
+
+
+def _mark_once(patched: ModelPatcher, mark: Callable[..., Any]) -> None:
+    """Add a patch of the cross-attention input, unless it is there already."""
+    if mark not in patched.model_options["transformer_options"].get("patches", {}).get("attn2_patch", ()):
+        patched.set_model_attn2_patch(mark)
+
+
+def _name_blocks(patched: ModelPatcher, blocks: frozenset[Block]) -> None:
+    """Put a patch around each of these blocks, in front of another pack's; blocks that have one of ours keep it."""
+    known = patched.model_options["transformer_options"].get("patches_replace", {}).get("dit", {})
+    for kind, number in sorted(blocks):
+        previous = known.get((kind, number))
+        if not isinstance(previous, BlockPatch):
+            patched.set_model_patch_replace(BlockPatch((kind, number), previous), "dit", kind, number)
+
+
+def mark_keyword_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    pe: Tensor | None = None,
+    attn_mask: Tensor | None = None,
+    extra_options: dict | None = None,
+) -> dict[str, Tensor]:
+    """The same as `mark_cross_attention` in networks that call patches by keywords (Anima); an empty answer changes nothing."""
+    options = extra_options or {}
+    evaluation = options.get(EVALUATION_KEY)
+    if evaluation is not None:
+        block = block_of_attention(evaluation.sampling.transformer, options)
+        if block is not None and evaluation.sampling.uses(block):
+            evaluation.mark(options)
+    return {}
 
 
 def mark_cross_attention(n: Tensor, context: Tensor, value: Tensor, options: dict) -> tuple[Tensor, Tensor, Tensor]:
@@ -109,9 +165,18 @@ def _chained(previous: Callable[..., Tensor] | None) -> Callable[..., Tensor]:
         inner = attention if previous is None else functools.partial(previous, attention)
         options = kw.get("transformer_options") or {}
         evaluation = options.get(EVALUATION_KEY)
-        if evaluation is None or not evaluation.take_mark(options):
+        if evaluation is None:
             return inner(q, k, v, heads, *args, **kw)
-        return evaluation.attend(inner, q, k, v, heads, *args, **kw)
+        transformer = evaluation.sampling.transformer
+        # joint attentions are named by their block, cross-attentions are marked
+        if (transformer is None or transformer.family.named_by == "cross") and not evaluation.take_mark(options):
+            return inner(q, k, v, heads, *args, **kw)
+        if transformer is None:
+            return evaluation.attend(inner, q, k, v, heads, *args, **kw)
+        block = block_of_attention(transformer, options)
+        if block is None or not evaluation.sampling.uses(block):
+            return inner(q, k, v, heads, *args, **kw)
+        return attend_in_block(evaluation, block, inner, q, k, v, heads, *args, **kw)
 
     return attend
 
@@ -128,21 +193,25 @@ def watch_sampling(
     """Wrapper of a whole sampling: starts new recordings, which are kept only if it succeeds.
 
     Raises:
-        BestiaryError: a region names a part that no prompt contains, or its masks do not match the pictures.
+        BestiaryError: no prompt contains a part or word of a region, or a word of a record, or masks do not match the pictures.
     """
     guider = executor.class_obj
     # the guider has copied the options for this sampling, so changes do not leak into the model
     options = guider.model_options["transformer_options"]
     regions = options.get(REGIONS_KEY, ())
     spans = [span for entries in guider.conds.values() for entry in entries for span in entry.get(SPANS_KEY, ())]
-    check_regions(regions, spans, noise.shape[0])
+    check_regions(regions, spans, noise.shape[0], words_of(guider.conds))
+    for record in options.get(RECORDS_KEY, ()):
+        check_words(record, guider.conds)
     schedule = guider.model_patcher.get_model_object("model_sampling")
+    transformer = transformer_of(guider.model_patcher)
     sampling = AttentionSampling(
         guider.conds,
         sigmas.tolist(),
-        [TimedRegion(region, *map(schedule.percent_to_sigma, (region.start, region.end))) for region in regions],
+        [_timed(region, schedule, is_word=not any(map(region.covers, spans))) for region in regions],
         options.get(RECORDS_KEY, ()),
-        attention_factors(guider.model_patcher),
+        attention_factors(guider.model_patcher) if transformer is None else frozenset({transformer.patch}),
+        transformer,
     )
     options[SAMPLING_KEY] = sampling
     samples = executor(noise, latent, sampler, sigmas, *args, **kw)
@@ -155,6 +224,29 @@ def watch_sampling(
     for record, recording in sampling.recordings:
         record.keep(recording.finished(samples, (height, width), notice))
     return samples
+
+
+def _timed(region: PartRegion, schedule: ModelSampling, *, is_word: bool) -> TimedRegion:
+    first, last = (schedule.percent_to_sigma(share) for share in (region.start, region.end))
+    return TimedRegion(region, first, last, is_word)
+
+
+def words_of(prompts: Mapping[str, list[dict]]) -> list[PromptWords]:
+    """The words of all prompts that say where they stand."""
+    return [entry[WORDS_KEY] for entries in prompts.values() for entry in entries if WORDS_KEY in entry]
+
+
+def check_words(record: AttentionRecord, prompts: Mapping[str, list[dict]]) -> None:
+    """Check that the prompts contain the words of a record.
+
+    Raises:
+        BestiaryError: no prompt contains one, or none says where its words stand.
+    """
+    read = {side: entries for side, entries in prompts.items() if side != "negative" or record.negative}
+    known = words_of(read)
+    for word in record.words:
+        if not any(prompt.places(word) for prompt in known):
+            raise BestiaryError(f"Attention Maps: {missing_word(word, known)}")
 
 
 def tell_block(block: str | None, text: str) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -12,6 +12,7 @@ from torch import Tensor
 from ...concepts.denoiser.part_attention_patch import feathered
 from ...concepts.errors import BestiaryError
 from ...concepts.name_search import choices_text, plain_name, shown_name
+from ...concepts.part_prompt.prompt_words import PromptWords
 from ..host.socket_types import PartSpan
 
 NODE = "Part Regions"
@@ -22,7 +23,7 @@ class PartRegion:
     """One part and the mask that confines it."""
 
     part: str
-    """Name of the part, or its label with the kind, as the user typed it."""
+    """Name of the part, its label with the kind, or a word of the prompt, as the user typed it."""
     mask: Tensor = field(repr=False)
     """`(B, H, W)` in 0..1, feathered."""
     strength: float
@@ -95,22 +96,26 @@ def _checked_mask(mask: Tensor, part: str) -> Tensor:
     return mask.clamp(0, 1)
 
 
-def check_regions(regions: Iterable[PartRegion], spans: Iterable[PartSpan], images: int) -> None:
+def check_regions(
+    regions: Iterable[PartRegion], spans: Iterable[PartSpan], images: int, prompts: Sequence[PromptWords] = ()
+) -> None:
     """Check that regions can be applied in this sampling.
 
     Raises:
-        BestiaryError: no prompt contains the part, or the number of masks is neither one nor `images`.
+        BestiaryError: no prompt contains the part or word, or the number of masks is neither one nor `images`.
     """
     spans = list(spans)
     for region in regions:
-        if not any(region.covers(span) for span in spans):
-            # offer the parts that the prompts do contain, each name once
-            names = list(dict.fromkeys(name for span in spans for name in (span.part, span.label)))
-            held = f"choose one of {choices_text(region.part, names)}" if names else (
+        if not any(map(region.covers, spans)) and not any(prompt.places(region.part) for prompt in prompts):
+            # offer the parts and words that the prompts do contain, each name once
+            names = dict.fromkeys(name for span in spans for name in (span.part, span.label))
+            names |= dict.fromkeys(name for prompt in prompts for name in prompt.names())
+            held = f"choose one of {choices_text(region.part, list(names))}" if names else (
                 "they contain no part tokens at all; write them with Part Prompt"
             )  # fmt: skip
+            kind = "part or word" if prompts else "part"
             raise BestiaryError(
-                f"{NODE}: no prompt of this sampler contains the part {shown_name(region.part)}; {held}"
+                f"{NODE}: no prompt of this sampler contains the {kind} {shown_name(region.part)}; {held}"
             )
         if len(region.mask) not in (1, images):
             raise BestiaryError(

@@ -7,14 +7,12 @@ the modules only while it lasts, or while a training lasts.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ...concepts.denoiser.adapters import Adapters
 from ...concepts.denoiser.backbone import Backbone
 from ...concepts.denoiser.denoiser import AttentionRequest, Conditioning, NetworkOutput
 from ...concepts.denoiser.process import DiscreteProcess
@@ -26,38 +24,24 @@ from ...trainer.learning.denoiser.attention_capture import (
     halved,
     reading_features,
 )
-from .forward_overrides import ForwardOverrides
+from .patched_network import PatchedNetwork
 from .unet_layers import read_unet_layers
 from .unet_training import UnetHooks
 
 
-class ComfyNetwork:
+class ComfyNetwork(PatchedNetwork):
     """The UNet of a ModelPatcher as a `Network`; the patches on the MODEL (LoRA and so on) stay in force."""
 
     def __init__(self, patcher: Any, backbone: Backbone, process: DiscreteProcess) -> None:
         """`patcher`: a clone of the MODEL, on which we may hang things."""
-        self._patcher, self._backbone, self._process = patcher, backbone, process
+        self._process = process
         self._unet: nn.Module = patcher.model.diffusion_model
         self._layers = read_unet_layers(self._unet, patcher.model.model_config.unet_config)
         self._hooks = UnetHooks(self._layers, lambda: self.device)
-        self._overrides = ForwardOverrides()
-        self._training = False
+        super().__init__(patcher, backbone)
 
-    @property
-    def adapters(self) -> Adapters:
-        """Adapters that were added here; those of the MODEL stay."""
-        return self._hooks.adapters
-
-    @property
-    def device(self) -> torch.device:
-        """Where the network computes."""
-        return torch.device(self._patcher.load_device)
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """Dtype in which the network computes."""
-        base = self._patcher.model
-        return base.manual_cast_dtype or base.get_dtype()
+    def _build_hooks(self) -> UnetHooks:
+        return self._hooks
 
     def attention_grids(self, size: tuple[int, int]) -> dict[str, tuple[int, int]]:
         """Every cross-attention layer, in running order -> (height, width) of its grid for latents of `size` = (h, w)."""
@@ -112,55 +96,6 @@ class ComfyNetwork:
             _check_captured(capture)
         maps = {} if capture is None else {name: columns.float() for name, columns in capture.maps.items()}
         return NetworkOutput(prediction.float(), maps, dict(read))
-
-    def set_gradient_checkpointing(self, enabled: bool) -> None:
-        """Recompute activations in the backward pass, or keep them."""
-        self._hooks.recompute = enabled
-
-    @contextmanager
-    def in_training(self) -> Iterator[None]:
-        """Hooks stay on for a whole training, so that no call of it puts them on and off; all weights must be loaded.
-
-        Raises:
-            BestiaryError: two trainings run on one network.
-        """
-        self.check_idle()
-        self._training = True
-        try:
-            self._hooks.put_on(self._overrides)
-            yield
-        finally:
-            self._overrides.take_off()
-            self._training = False
-
-    @property
-    def is_training(self) -> bool:
-        """Whether a training runs, which has loaded everything."""
-        return self._training
-
-    def check_idle(self) -> None:
-        """Raises BestiaryError while a training runs."""
-        if self._training:
-            raise BestiaryError("a training runs on this MODEL already: wait for its end or cancel it")
-
-    @contextmanager
-    def _hooked(self) -> Iterator[None]:
-        """The hooks on the modules for one call, unless a training keeps them there."""
-        if self._training:
-            yield
-            return
-        # the modules are shared with the graph: everything comes off again
-        self._hooks.put_on(self._overrides)
-        try:
-            yield
-        finally:
-            self._overrides.take_off()
-
-    def _load(self) -> None:
-        import comfy.model_management
-
-        if not self._training:
-            comfy.model_management.load_models_gpu([self._patcher])
 
     def _options(self, timesteps: Tensor) -> dict[str, object]:
         """What patches of other nodes expect beside the activations; a fresh dictionary, since the UNet writes into it."""

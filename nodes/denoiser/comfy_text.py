@@ -77,7 +77,9 @@ class ComfyTextEncoder:
         pooled = None
         if spec.pooled:
             places = end_places.to(final.device).view(-1, 1, 1).expand(-1, 1, final.shape[-1])  # (N, 1, D)
-            pooled = transformer.text_projection(final.gather(1, places).squeeze(1))  # (N, D_pooled)
+            pooled = final.gather(1, places).squeeze(1)  # (N, D)
+        if pooled is not None and spec.projected and self._encoder.return_projected_pooled:
+            pooled = transformer.text_projection(pooled)  # (N, D_pooled)
         return ClipStates(final if asked is None else self._normed(asked), pooled)
 
     def _normed(self, hidden: Tensor) -> Tensor:
@@ -85,10 +87,56 @@ class ComfyTextEncoder:
         return norm(hidden) if self._encoder.layer_norm_hidden_state else hidden
 
 
+class ComfyT5Encoder:
+    """The T5 of an SD3's or Flux's CLIP with its tokenizer; padding is seen, as in ComfyUI."""
+
+    def __init__(self, encoder: Any, tokenizer: Any, device: torch.device) -> None:
+        """`encoder` and `tokenizer` are ComfyUI's.
+
+        Raises:
+            BestiaryError: the encoder hides its padding, which training does not.
+        """
+        if encoder.enable_attention_masks:
+            raise BestiaryError("this CLIP's T5 hides padding (an attention mask): load it as the CLIP of SD3 or Flux")
+        self._encoder, self._tokenizer = encoder, tokenizer
+        self.device = device
+        self.start: int | None = None
+        self.end, self.pad = tokenizer.end_token, tokenizer.pad_token
+        self.unknown: int | None = tokenizer.tokenizer.unk_token_id
+
+    @property
+    def width(self) -> int:
+        """Channels of a token embedding."""
+        return self._encoder.transformer.get_input_embeddings().weight.shape[1]
+
+    def plain_ids(self, text: str) -> list[int]:
+        """Token ids of a text without its end; spaces at its ends give none."""
+        return list(self._tokenizer.tokenizer(text.strip())["input_ids"][:-1]) if text.strip() else []
+
+    def embed(self, ids: Tensor) -> Tensor:
+        """Token embeddings `(B, L, D)` float32 of ids `(B, L)`."""
+        with torch.no_grad():
+            return self._encoder.transformer.get_input_embeddings()(
+                ids.to(self.device), out_dtype=torch.float32
+            ).float()
+
+    def run(self, embeddings: Tensor, spec: TextEncoderSpec, end_places: Tensor) -> ClipStates:
+        """States `(N, L, D)` of embeddings `(N, L, D)`, after the last norm; T5 has no pooled vector."""
+        core, hidden, bias = self._encoder.transformer.encoder, embeddings, None
+        for block in core.block:
+            attention, gated = block.layer[0], block.layer[-1]
+            given = attention.layer_norm(hidden)
+            mixed, bias = attention.SelfAttention(given, past_bias=bias, optimized_attention=_biased_attention)
+            # ComfyUI's layers add in place
+            hidden = hidden + mixed
+            hidden = hidden + gated.DenseReluDense(gated.layer_norm(hidden))
+        return ClipStates(core.final_layer_norm(hidden), None)
+
+
 class ComfyTextSide(PromptEncoding):
     """The text encoders of a CLIP as a `TextSide`."""
 
-    def __init__(self, backbone: Backbone, encoders: Mapping[str, ComfyTextEncoder], load: Callable[[], None]) -> None:
+    def __init__(self, backbone: Backbone, encoders: Mapping[str, ComfyEncoder], load: Callable[[], None]) -> None:
         """`load` is called before the encoders run: ComfyUI moves weights to the device when they are needed."""
         super().__init__(backbone, encoders)
         self._load = load
@@ -105,24 +153,32 @@ class ComfyTextSide(PromptEncoding):
         return super().word_vectors(words)
 
 
-def text_encoders(clip: Clip) -> dict[str, ComfyTextEncoder]:
-    """Text encoders of a CLIP by name (clip_l, clip_g, clip_h), in the order in which their states are joined.
+ComfyEncoder = ComfyTextEncoder | ComfyT5Encoder
+
+
+def text_encoders(clip: Clip) -> dict[str, ComfyEncoder]:
+    """Text encoders of a CLIP by name (clip_l, clip_g, clip_h, t5xxl), in the order in which their states are joined.
 
     Raises:
-        BestiaryError: the CLIP is not one of Stable Diffusion's.
+        BestiaryError: the CLIP is not one of Stable Diffusion's or Flux's.
     """
     stage = clip.cond_stage_model
-    found = {
-        name: ComfyTextEncoder(getattr(stage, name), getattr(clip.tokenizer, name), clip.layer_idx, device_of(clip))
-        for name in ("clip_l", "clip_h", "clip_g")
-        if hasattr(stage, name) and hasattr(clip.tokenizer, name)
+    held = {
+        name: (getattr(stage, name), getattr(clip.tokenizer, name))
+        for name in ("clip_l", "clip_h", "clip_g", "t5xxl")
+        if getattr(stage, name, None) is not None and hasattr(clip.tokenizer, name)
     }
-    if not found:
+    # T5 alone belongs to models that are not trained here
+    if not held or (held.keys() == {"t5xxl"} and not hasattr(stage, "clip_l")):
         raise BestiaryError(
-            f"this CLIP is a {type(stage).__name__}: connect the CLIP of a Stable Diffusion 1.5, 2 or XL checkpoint, "
-            "or of the demo model"
+            f"this CLIP is a {type(stage).__name__}: connect the CLIP of a Stable Diffusion 1.5, 2 or XL checkpoint, of Stable Diffusion 3 or "
+            "Flux.1, or of a demo model"
         )
-    return found
+    device = device_of(clip)
+    return {
+        name: ComfyT5Encoder(*pair, device) if name == "t5xxl" else ComfyTextEncoder(*pair, clip.layer_idx, device)
+        for name, pair in held.items()
+    }
 
 
 def device_of(clip: Clip) -> torch.device:
@@ -157,3 +213,11 @@ def _causal_attention(q: Tensor, k: Tensor, v: Tensor, heads: int, mask: Tensor 
     q, k, v = (x.view(n, length, heads, width // heads).transpose(1, 2) for x in (q, k, v))  # (N, H, L, D / H)
     mixed = F.scaled_dot_product_attention(q, k, v, is_causal=True)
     return mixed.transpose(1, 2).reshape(n, length, width)  # (N, L, D)
+
+
+def _biased_attention(q: Tensor, k: Tensor, v: Tensor, heads: int, mask: Tensor | None = None) -> Tensor:
+    """Fused attention of `(N, L, H * d)` each with a bias of positions `(1, H, L, L)`, in the form in which ComfyUI's T5 calls it."""
+    n, length, width = q.shape
+    q, k, v = (x.view(n, length, heads, width // heads).transpose(1, 2) for x in (q, k, v))  # (N, H, L, d)
+    mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+    return mixed.transpose(1, 2).reshape(n, length, width)

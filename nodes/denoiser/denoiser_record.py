@@ -9,9 +9,12 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from ...concepts.denoiser.backbone import Backbone, get_backbone
-from ...concepts.denoiser.process import DiscreteProcess, Prediction
+from ...concepts.denoiser.process import DiscreteProcess, FlowProcess, Prediction
 from ...concepts.errors import BestiaryError
-from ..host.comfy_objects import Model
+from ..host.comfy_objects import Clip, Model
+from .flow_sampling import flow_process
+from .model_backbone import clip_family
+from .transformer_layers import family_of, read_widths
 
 
 def discrete_process(model: Model) -> DiscreteProcess:
@@ -38,6 +41,40 @@ def discrete_process(model: Model) -> DiscreteProcess:
     # ComfyUI keeps noise over signal, with the variance of the signal at 1
     sigmas = sampling.sigmas.detach().double().cpu()  # (T,)
     return DiscreteProcess((1 / (sigmas.square() + 1)).float(), prediction)
+
+
+def process_of(model: Model) -> DiscreteProcess | FlowProcess:
+    """The forward process of a MODEL, patches of other nodes included; see `discrete_process` and `flow_process` for errors."""
+    return flow_process(model) if family_of(model.model.diffusion_model) else discrete_process(model)
+
+
+def transformer_record(model: Model, clip: Clip, widths: Mapping[str, int]) -> Backbone:
+    """The record of an SD3 or Flux, with the widths that the text encoders of its CLIP really have; encoders may be missing.
+
+    Raises:
+        BestiaryError: MODEL and CLIP are of different families, or of different widths.
+    """
+    network, channels = model.model.diffusion_model, model.model.latent_format.latent_channels
+    family, held = family_of(network), clip_family(clip)
+    demo = get_backbone("bestiary-demo-dit")
+    if family == "sd3" and channels == demo.latent_channels:
+        family, held = demo.name, demo.name if held == "sd15" else held
+    if family is None or held != family:
+        raise BestiaryError(
+            f"the MODEL is a {family or type(network).__name__}, the CLIP is that of {held or 'another model'} "
+            f"({', '.join(widths) or 'no text encoder'}): load both for the same model"
+        )
+    record = get_backbone(family)
+    encoders = tuple(replace(spec, width=widths.get(spec.name, spec.width)) for spec in record.text_encoders)
+    record = replace(record, text_encoders=encoders)
+    text, pooled = read_widths(network)
+    given = sum(spec.width for spec in encoders if spec.pooled)
+    if text != record.context_width or pooled != given or channels != record.latent_channels:
+        raise BestiaryError(
+            f"MODEL and CLIP do not belong together: the MODEL reads texts {text} wide, pooled ones {pooled} wide and latents of {channels} "
+            f"channels; the CLIP gives {record.context_width} and {given}, and {record.name} has {record.latent_channels} channels"
+        )
+    return record
 
 
 def detect_backbone(model: Model, widths: Mapping[str, int]) -> Backbone:

@@ -14,8 +14,10 @@ from typing import TYPE_CHECKING, NamedTuple
 from torch import Tensor, nn
 
 from ...concepts.denoiser.lora_family import family_hint
+from ...concepts.denoiser.lora_forms import TRANSFORMER_PREFIX, UNET_PREFIX
 from ...concepts.denoiser.lora_names import DOWN, UP, to_kohya
 from ...concepts.errors import BestiaryError
+from .transformer_layers import family_of
 
 if TYPE_CHECKING:
     from ..host.comfy_objects import Clip, Model
@@ -58,7 +60,8 @@ def apply_lora(
     import comfy.lora
 
     # one spelling for all, then the layers of this model that it names
-    named = to_kohya(tensors, alpha)
+    is_transformer = family_of(model.model.diffusion_model) is not None
+    named = to_kohya(tensors, alpha, prefix=TRANSFORMER_PREFIX if is_transformer else UNET_PREFIX)
     given = sum(name.endswith(DOWN) for name in named)
     known = comfy.lora.model_lora_keys_unet(model.model, {})
     if clip is not None:

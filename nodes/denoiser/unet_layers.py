@@ -59,7 +59,8 @@ def read_unet_layers(unet: nn.Module, config: Mapping[str, Any]) -> UnetLayers:
 
     if not hasattr(unet, "input_blocks") or not hasattr(unet, "output_blocks") or "num_res_blocks" not in config:
         raise BestiaryError(
-            f"this MODEL is a {type(unet).__name__}: connect a Stable Diffusion 1.5, 2 or XL checkpoint, or the demo model"
+            f"this MODEL is a {type(unet).__name__}: connect a Stable Diffusion 1.5, 2 or XL checkpoint, "
+            "a Stable Diffusion 3 or Flux.1 model, or a demo model"
         )
     # ComfyUI's own table: diffusers' names of weights -> its own
     names = comfy.utils.unet_to_diffusers(dict(config))

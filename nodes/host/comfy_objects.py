@@ -23,6 +23,8 @@ class Tokenizer(Protocol):
     tokens_start: int
     """Number of tokens before the first word."""
     tokenizer: Callable[[str], Mapping[str, Sequence[int]]]
+    inv_vocab: Mapping[int, str]
+    """Names of all tokens, in the writing of its vocabulary."""
     _try_get_embedding: Callable[[str], tuple]
 
 
@@ -54,6 +56,7 @@ class ClipTextEncoder(TextEncoder, Protocol):
     """Hidden states used as output: last, hidden, or others."""
     layer_idx: int | None
     layer_norm_hidden_state: bool
+    return_projected_pooled: bool
 
     def reset_clip_options(self) -> None:
         """Reset to the encoder's own settings."""

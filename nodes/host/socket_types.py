@@ -90,6 +90,8 @@ class NamedCodebook:
 
 SPANS_KEY = "bestiary_parts"
 """Key in the options of a conditioning for its tuple of `PartSpan`s."""
+WORDS_KEY = "bestiary_words"
+"""Key for its `PromptWords`: where the plain words of its prompt stand."""
 
 
 @dataclass(frozen=True)
@@ -101,7 +103,9 @@ class PartSpan:
     part: str
     """Name of the part alone, such as "head"."""
     positions: tuple[int, ...]
-    """Positions in the concatenated chunks, chunk * 77 + position."""
+    """Positions in the context: in the concatenated chunks, chunk * 77 + position, and of T5 in SD3 behind those."""
+    is_word: bool = False
+    """True for a plain word of the prompt, all its mentions together."""
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ from ...concepts.part_prompt.part_mention import LONGEST_NAME
 from ..host.comfy_objects import Clip, Tokenizer, Tokens
 from ..host.comfy_version import embedding_answer
 from ..host.socket_types import PartSpan
+from .context_words import context_starts
 
 MARK = "bestiary_mark"
 """Attribute of a token (vector or filler) that belongs to a part."""
@@ -122,27 +123,31 @@ def tokenize_plainly(clip: Clip, text: str, *args: object, **options: object) ->
     return getattr(clip, "tokenize_plainly", clip.tokenize)(text, *args, **options)
 
 
-def part_spans(tokens: object) -> tuple[PartSpan, ...]:
-    """Positions of marked tokens in the result of `clip.tokenize`, in the order of the prompt.
+def part_spans(tokens: object, clip: Clip | None = None) -> tuple[PartSpan, ...]:
+    """Positions in the context of marked tokens in the result of `clip.tokenize`, in the order of the prompt.
 
-    Equal spans of several text encoders are reported once; a part that occurs in only one of them is included.
+    Equal spans of several text encoders are reported once; a part that occurs in only one of them is included. Encoders behind each other
+    (T5 in SD3) give a span each, those that are pooled only (CLIP in Flux) none. `clip` tells which encoders it was loaded without.
     """
     if not isinstance(tokens, Mapping):
         return ()
     # a dict as an ordered set: equal spans of two encoders collapse into one
     spans: dict[PartSpan, None] = {}
-    for chunks in tokens.values():
+    starts = context_starts(tokens, clip)
+    for key, chunks in tokens.items():
+        if starts is not None and key not in starts:
+            continue
         places: dict[int, list[int]] = {}
         marks: dict[int, PartMark] = {}
         # chunks are concatenated in the conditioning, so positions continue across chunks
         entries = [entry for chunk in chunks for entry in chunk]
-        for place, entry in enumerate(entries):
+        for place, entry in enumerate(entries, start=0 if starts is None else starts[key]):
             mark = getattr(entry[0], MARK, None)
             if mark is not None:
                 marks[id(mark)] = mark
                 places.setdefault(id(mark), []).append(place)
-        for key, mark in marks.items():
-            spans[PartSpan(mark.label, mark.part, tuple(places[key]))] = None
+        for owner, mark in marks.items():
+            spans[PartSpan(mark.label, mark.part, tuple(places[owner]))] = None
     return tuple(sorted(spans, key=lambda span: span.positions))
 
 

@@ -32,12 +32,20 @@ from ...concepts.part_prompt.part_mention import (
     unescaped,
 )
 from ...concepts.part_prompt.part_prompt import PartPrompt, check_brackets, names_part, resolve_prompt
-from ..denoiser.model_backbone import text_widths
+from ..denoiser.model_backbone import (
+    TRANSFORMERS,
+    check_family,
+    check_insertion,
+    clip_family,
+    missing_notice,
+    text_widths,
+)
 from ..host.comfy_objects import Clip, Conditioning, Tokenizer, Tokens
 from ..host.comfy_version import embedding_answer
 from ..host.socket_types import SPANS_KEY, ChosenPart
 from .chosen_parts import MentionKey, key_of
 from .clip_tokens import FillerToken, PartMark, dictionaries_of, filler_tokens, marked, part_spans, tokenize_plainly
+from .context_words import add_words
 
 log = logging.getLogger(__name__)
 
@@ -76,19 +84,27 @@ def encode_part_prompt(
         carried: mentions with their own vector; they take precedence over the dictionaries.
 
     Returns:
-        Like CLIPTextEncode; `SPANS_KEY` in the options contains one `PartSpan` per mention, if there are any.
+        Like CLIPTextEncode; `SPANS_KEY` in the options contains one `PartSpan` per mention, if there are any, and `WORDS_KEY` the places
+        of its plain words.
 
     Raises:
         PromptError: a mention is malformed or unknown.
-        BestiaryError: a vector does not match this CLIP.
+        BestiaryError: a vector does not match this CLIP, or a dictionary is of another family.
     """
     if clip is None:
         raise BestiaryError("the CLIP input is empty: this checkpoint contains no text encoder; load one separately")
     mentions = find_learned_mentions(text, dictionaries, carried or {})
+    for name, dictionary in dictionaries.items() if mentions else ():
+        check_family("dictionary", name, dictionary.backbone, clip)
+        check_insertion("dictionary", name, dictionary.insertion)
+    if mentions and (notice := missing_notice(clip)):
+        log.warning("Bestiary: %s", notice)
     if not mentions:
-        return clip.encode_from_tokens_scheduled(tokenize_plainly(clip, _plain(text)))
+        tokens = tokenize_plainly(clip, _plain(text))
+        return add_words(clip, tokens, clip.encode_from_tokens_scheduled(tokens))
     tokens = tokenize_mentions(clip, text, mentions)
-    return clip.encode_from_tokens_scheduled(tokens, add_dict={SPANS_KEY: part_spans(tokens)})
+    encoded = clip.encode_from_tokens_scheduled(tokens, add_dict={SPANS_KEY: part_spans(tokens, clip)})
+    return add_words(clip, tokens, encoded)
 
 
 def find_learned_mentions(
@@ -178,7 +194,7 @@ def tokenize_mentions(
         BestiaryError: a vector does not match the CLIP, or its tokenizer loses or duplicates a mention.
     """
     # split every vector by encoder, and create one placeholder per mention for the tokenizer
-    widths = encoder_widths(clip)
+    widths, whole = encoder_widths(clip), vector_widths(clip)
     slices, marks, stand_ins = [], [], {}
     for mention in mentions:
         rows = mention.vector.reshape(-1, mention.vector.shape[-1])  # (n, D)
@@ -187,7 +203,7 @@ def tokenize_mentions(
         stand_ins[f"{_STAND_IN}{len(stand_ins)}"] = (
             numbers if len(rows) == 1 else numbers.unsqueeze(1)
         )  # (1,) or (n, 1)
-        slices += [split_for_encoders(row, widths, text[mention.start : mention.end]) for row in rows]
+        slices += [split_for_encoders(row, whole, text[mention.start : mention.end]) for row in rows]
         marks += [PartMark(mention.label, mention.part)] * len(rows)
     written = _with_stand_ins(text, mentions, list(stand_ins))
     tokens = tokenize_plainly(_stand_in_clip(clip, stand_ins), written, *args, **options)
@@ -197,7 +213,7 @@ def tokenize_mentions(
         # naming differs: tokens["l"] belongs to the tokenizer clip_l, tokens["t5xxl"] to t5xxl
         encoder = f"clip_{key}" if f"clip_{key}" in fillers else key
         contents = [own.get(encoder, fillers.get(encoder, 0)) for own in slices]
-        # encoders without vectors get a filler word; only CLIP encoders share positions, so only they are marked
+        # encoders without vectors get a filler word
         if encoder in widths:
             contents = [_marked(content, mark) for content, mark in zip(contents, marks, strict=True)]
         filled[key], places[encoder] = _filled_chunks(chunks, contents)
@@ -222,6 +238,14 @@ def encoder_widths(clip: Clip) -> dict[str, int]:
     return {name: held[name] for name in names if name in held}
 
 
+def vector_widths(clip: Clip) -> dict[str, int]:
+    """Widths of the pieces of which a learned vector for this CLIP consists; where SD3 was loaded without an encoder, with the published one's."""
+    held, family = encoder_widths(clip), clip_family(clip)
+    if family not in TRANSFORMERS or family is None:
+        return held
+    return {spec.name: held.get(spec.name, spec.width) for spec in BACKBONES[family].text_encoders}
+
+
 def split_for_encoders(vector: Tensor, widths: Mapping[str, int], mention: str) -> dict[str, Tensor]:
     """Slices of a vector `(D,)` by encoder; a vector with the width of the first encoder is used only there.
 
@@ -232,7 +256,7 @@ def split_for_encoders(vector: Tensor, widths: Mapping[str, int], mention: str) 
     names = list(widths)
     if len(vector) == sum(widths.values()):
         return dict(zip(names, vector.split(list(widths.values())), strict=True))
-    if len(vector) == widths[names[0]]:
+    if len(vector) == widths[names[0]] and "t5xxl" not in widths:
         return {names[0]: vector}
     takes = " + ".join(f"{width} ({name})" for name, width in widths.items())
     raise BestiaryError(
@@ -312,9 +336,9 @@ def _filled_chunks(
 
 
 def _check_places(places: Mapping[str, list[tuple[int, int]]], count: int) -> None:
-    """Check that all encoders contain every mention once, at the same position."""
-    first = next(iter(places.values()), [])
-    if any(found != first for found in places.values()) or [number for number, _ in first] != list(range(count)):
+    """Check that all encoders contain every mention once, in the order of the prompt; each lays a prompt out on its own."""
+    wanted = list(range(count))
+    if not places or any([number for number, _ in found] != wanted for found in places.values()):
         raise BestiaryError(
             f"this CLIP's tokenizer did not place each of {count} learned vectors once ({dict(places)}): another pack may "
             "have replaced it; use the CLIP of a plain loader"

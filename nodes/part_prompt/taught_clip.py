@@ -13,10 +13,11 @@ from types import MethodType
 from ...concepts.errors import BestiaryError
 from ...concepts.name_search import same_name, shown_name
 from ...concepts.part_dictionary.part_dictionary import PartDictionary
-from ..denoiser.model_backbone import check_widths
+from ..denoiser.model_backbone import check_backbone
 from ..host.comfy_objects import Clip, Tokenizer
 from ..host.socket_types import SPANS_KEY, NamedDictionary
 from .clip_tokens import PartEmbeddings, dictionaries_of, filler_of, part_spans, tokenizers_of
+from .context_words import add_words
 from .part_encoding import tokenize_known_mentions
 
 
@@ -26,7 +27,7 @@ def with_dictionary(clip: Clip, named: NamedDictionary) -> Clip:
     Raises:
         BestiaryError: the vectors do not match its text encoders, or the name is taken by another dictionary.
     """
-    check_widths(named.dictionary, named.name, clip)
+    check_backbone(named.dictionary, named.name, None, clip)
     known = dictionaries_of(clip)
     if same_name(named.name, known):
         raise BestiaryError(
@@ -88,17 +89,17 @@ def _recording_class(base: type) -> type:
         def encode_from_tokens(self, tokens: object, *args: object, **options: object) -> object:
             """Like the base class; adds the spans to a returned dict."""
             encoded = super().encode_from_tokens(tokens, *args, **options)
-            if isinstance(encoded, dict) and (spans := part_spans(tokens)):
+            if isinstance(encoded, dict) and (spans := part_spans(tokens, self)):
                 encoded.setdefault(SPANS_KEY, spans)
             return encoded
 
         def encode_from_tokens_scheduled(self, tokens: object, *args: object, **options: object) -> object:
-            """Like the base class; adds the spans to every entry."""
+            """Like the base class; adds the spans and the places of plain words to every entry."""
             encoded = super().encode_from_tokens_scheduled(tokens, *args, **options)
-            if spans := part_spans(tokens):
+            if spans := part_spans(tokens, self):
                 for _, facts in encoded:
                     facts.setdefault(SPANS_KEY, spans)
-            return encoded
+            return add_words(self, tokens, encoded)
 
     # a second dictionary must not add another subclass layer
     return base if base.__name__ == RecordingClip.__name__ else RecordingClip

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import logging
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from comfy_api.latest import io, ui
 
 from ...concepts.errors import BestiaryError
 from ...concepts.spectrum.stage_bounds import DEFAULT_STAGES
+from ...concepts.spectrum.stage_levels import PRESET_CLOCKS
 from ..host.comfy_version import schema, socket
 from ..host.concept_folders import file_stamp
 from ..host.file_menus import check_file_input
@@ -23,14 +25,15 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from ...concepts.spectrum.stage_algebra import Rest
+    from ...concepts.spectrum.stage_claims import Reference
     from ...concepts.spectrum.staged_prompt import PromptSources
-    from ..host.comfy_objects import Clip, Model
+    from ..host.comfy_objects import Clip, Conditioning, Model
 
 CATEGORY = "Bestiary/spectrum"
 SLOTS = 4
 SPECTRUM_PROMPT = "BestiarySpectrumPrompt"
-MODEL_OUTPUT = 3
-"""Index of Spectrum Prompt's MODEL output."""
+NEGATIVE_OUTPUT, MODEL_OUTPUT = 1, 3
+"""Indices of Spectrum Prompt's outputs."""
 MOST_STAGES = 250
 USUAL_SHARES = ("layout", "content", "material", "style")
 
@@ -43,6 +46,11 @@ def timing_inputs() -> list[io.Input]:
         io.Sigmas.Input("sigmas", optional=True),
         io.Boolean.Input("gap_filler", default=True, optional=True),
     ]
+
+
+def presets_by_input() -> io.Input:
+    """Input for what default presets divide."""
+    return io.Combo.Input("presets_by", options=list(PRESET_CLOCKS), default=PRESET_CLOCKS[0], optional=True)
 
 
 def text_input(name: str, default: str = "", *, optional: bool = False) -> io.Input:
@@ -111,6 +119,7 @@ class BestiarySpectrumPrompt(io.ComfyNode):
                 socket(io.Int.Input, "stages", default=DEFAULT_STAGES, min=1, max=MOST_STAGES, optional=True),
                 text_input("presets", optional=True),
                 *timing_inputs(),
+                presets_by_input(),
             ],
             outputs=[
                 io.Conditioning.Output("positive"),
@@ -141,6 +150,7 @@ class BestiarySpectrumPrompt(io.ComfyNode):
         model: Model | None = None,
         sigmas: Tensor | None = None,
         gap_filler: bool = True,
+        presets_by: str = PRESET_CLOCKS[0],
         **slots: NamedSpectrum | None,
     ) -> io.NodeOutput:
         from .layer_prompts import is_packed, with_layer_prompts
@@ -156,11 +166,23 @@ class BestiarySpectrumPrompt(io.ComfyNode):
             sources = _sources(clip, [slots[name] for name in sorted(slots)], dictionary)
             sides = [TypedSide(text, stage_texts), TypedSide(negative_text, negative_stage_texts)]
             timing = StageTiming(clock, model, sigmas)
-            options = PromptOptions(stages, presets, timing, gap_filler, with_hooks=not through_model)
+            options = PromptOptions(stages, presets, timing, gap_filler, not through_model, presets_by)
             conditionings, report = encode_typed_sides(clip, sides, sources, options)
+            report = _with_negative_notice(report, conditionings[1], cls.hidden)
         if model is not None and any(map(is_packed, conditionings)):
             model = with_layer_prompts(model)
         return io.NodeOutput(*conditionings, report, model)
+
+
+def _with_negative_notice(report: str, negative: Conditioning, hidden: io.HiddenHolder | None) -> str:
+    """The report, and what it says where a staged negative goes to a sampler with cfg 1."""
+    from .flow_stages import unused_negative
+
+    graph, own = getattr(hidden, "prompt", None) or {}, str(getattr(hidden, "unique_id", ""))
+    notice = unused_negative(graph, own, NEGATIVE_OUTPUT) if len(negative) > 1 else None
+    if notice:
+        logging.getLogger(__name__).warning("%s", notice)
+    return f"{report}\n{notice}" if notice else report
 
 
 def _is_output_linked(hidden: io.HiddenHolder | None, output: int) -> bool:
@@ -203,6 +225,7 @@ class BestiaryMixAttributes(io.ComfyNode):
                 text_input("presets", optional=True),
                 io.Combo.Input("rest", options=["neutral", "silent"], default="neutral", optional=True),
                 io.Float.Input("soft_boundaries", default=0.0, min=0.0, max=1.0, step=0.05, optional=True),
+                presets_by_input(),
             ],
             outputs=[
                 SpectrumSocket.Output("spectrum"),
@@ -212,7 +235,13 @@ class BestiaryMixAttributes(io.ComfyNode):
 
     @classmethod
     def execute(
-        cls, name: str, presets: str = "", rest: Rest = "neutral", soft_boundaries: float = 0.0, **slots: Any
+        cls,
+        name: str,
+        presets: str = "",
+        rest: Rest = "neutral",
+        soft_boundaries: float = 0.0,
+        presets_by: str = PRESET_CLOCKS[0],
+        **slots: Any,
     ) -> io.NodeOutput:
         from ...concepts.spectrum.stage_claims import Reference, mix_references, shown_reference
 
@@ -223,8 +252,21 @@ class BestiaryMixAttributes(io.ComfyNode):
                 takes, strength = slots.get(f"takes_{number}", share), slots.get(f"strength_{number}", 1.0)
                 references[shown_reference(number, linked.name)] = Reference(linked.spectrum, takes, strength)
         with named_faults("Mix Attributes"):
+            presets = presets if presets.strip() else _presets_of(references, presets_by)
             mixed, table = mix_references(references, presets=presets, rest=rest, softness=soft_boundaries)
             return io.NodeOutput(NamedSpectrum(prompt_name(name), mixed), table)
+
+
+def _presets_of(references: Mapping[str, Reference], clock: str) -> str:
+    """Presets by noise as lines, where the references were learned on a flow model; else nothing, which takes the first one's own."""
+    from ...concepts.spectrum.attribute_presets import format_presets
+    from ...concepts.spectrum.stage_algebra import common_shift
+    from .flow_stages import presets_by
+
+    spectra = [reference.spectrum for reference in references.values()]
+    own = spectra[0].presets if spectra else {}
+    chosen = presets_by(clock, own, common_shift(spectra), None)
+    return "" if chosen is own else format_presets(chosen)
 
 
 class BestiarySaveSpectrum(io.ComfyNode):

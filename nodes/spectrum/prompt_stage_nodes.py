@@ -8,6 +8,7 @@ from comfy_api.latest import io, ui
 
 from ...concepts.spectrum.attribute_presets import DEFAULT_PRESETS, format_presets
 from ...concepts.spectrum.stage_bounds import DEFAULT_STAGES, StageBounds
+from ...concepts.spectrum.stage_levels import PRESET_CLOCKS
 from ..host.comfy_version import schema
 from ..host.graph_progress import GraphProgress
 from ..host.socket_types import WORD_PLACE, NamedSpectrum, SpectrumSocket
@@ -15,6 +16,7 @@ from ..part_map.part_pictures import named_faults
 from .prompt_spectrum_nodes import (
     CATEGORY,
     MOST_STAGES,
+    presets_by_input,
     text_input,
     timing_inputs,
 )
@@ -54,6 +56,7 @@ class BestiaryStageText(io.ComfyNode):
                 _stages_input(),
                 text_input("presets", optional=True),
                 *timing_inputs(),
+                presets_by_input(),
             ],
             outputs=[
                 io.Conditioning.Output("conditioning"),
@@ -73,11 +76,13 @@ class BestiaryStageText(io.ComfyNode):
         model: Model | None = None,
         sigmas: Tensor | None = None,
         gap_filler: bool = True,
+        presets_by: str = PRESET_CLOCKS[0],
     ) -> io.NodeOutput:
         from ..part_prompt.clip_tokens import dictionaries_of
         from .spectrum_prompts import PromptOptions, StageTiming, encode_stage_lines
 
-        options = PromptOptions(stages, presets, StageTiming(clock, model, sigmas), gap_filler)
+        timing = StageTiming(clock, model, sigmas)
+        options = PromptOptions(stages, presets, timing, gap_filler, presets_by=presets_by)
         with named_faults("Stage Text"):
             parts = dictionaries_of(clip) if clip is not None else {}
             return io.NodeOutput(*encode_stage_lines(clip, lines, text, options, parts))
@@ -138,6 +143,7 @@ class BestiaryStagePreview(io.ComfyNode):
                 _stages_input(),
                 io.Combo.Input("sampler", options=sampler_names(), default="euler", optional=True),
                 io.Sigmas.Input("sigmas", optional=True),
+                presets_by_input(),
             ],
             outputs=[
                 io.Image.Output("picture"),
@@ -157,14 +163,18 @@ class BestiaryStagePreview(io.ComfyNode):
         stages: int = DEFAULT_STAGES,
         sampler: str = "euler",
         sigmas: Tensor | None = None,
+        presets_by: str = PRESET_CLOCKS[0],
     ) -> io.NodeOutput:
+        from .flow_stages import presets_by as chosen_presets
         from .stage_picture import draw_schedule
 
         bounds = StageBounds.equal(stages) if spectrum is None else spectrum.spectrum.bounds
+        shift = None if spectrum is None else spectrum.spectrum.shift
         presets = DEFAULT_PRESETS if spectrum is None else spectrum.spectrum.presets
         with named_faults("Stage Preview"):
             walk = (sampler, scheduler, steps, denoise)
-            schedule = preview_schedule(model, walk, sigmas, bounds if conditioning is None else conditioning)
+            schedule = preview_schedule(model, walk, sigmas, bounds if conditioning is None else conditioning, shift)
+            presets = chosen_presets(presets_by, presets, shift, model)
         picture = draw_schedule(schedule, presets if conditioning is None else None)
         return io.NodeOutput(picture, schedule_table(schedule), ui=ui.PreviewImage(picture, cls=cls))
 

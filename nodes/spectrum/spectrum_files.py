@@ -78,10 +78,15 @@ def check_spectrum_widths(name: str, spectrum: PromptSpectrum, clip: Clip) -> No
     Raises:
         BestiaryError: the CLIP has other text encoders, or their widths differ.
     """
-    from ..denoiser.model_backbone import text_widths
+    from ..denoiser.model_backbone import check_family, check_insertion, missing_encoders, text_widths
 
     ours = {encoder: tensor.shape[-1] for encoder, tensor in spectrum.embeddings.items()}
     held = text_widths(clip)
+    check_family("spectrum", name, spectrum.backbone, clip)
+    check_insertion("spectrum", name, spectrum.insertion)
+    # SD3 runs without some of its encoders: their vectors are then left out
+    missing = missing_encoders(clip)
+    ours = {encoder: width for encoder, width in ours.items() if encoder not in missing}
     if ours != held:
         raise BestiaryError(
             f"spectrum {shown_name(name)} was trained for {spectrum.backbone} and contains vectors for {_listed(ours)}; the "

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from torch import Tensor
@@ -16,18 +16,20 @@ from ...concepts.part_prompt.part_mention import PartMention, unescaped
 from ...concepts.part_prompt.part_prompt import PartPrompt, resolve_prompt
 from ...concepts.spectrum.attribute_presets import DEFAULT_PRESETS
 from ...concepts.spectrum.prompt_spectrum import PromptSpectrum
-from ...concepts.spectrum.stage_algebra import with_strength
+from ...concepts.spectrum.stage_algebra import common_shift, with_strength
 from ...concepts.spectrum.stage_bounds import DEFAULT_STAGES, StageBounds
 from ...concepts.spectrum.stage_claims import require_all_stages, stage_lines, typed_presets
+from ...concepts.spectrum.stage_levels import PRESET_CLOCKS
 from ...concepts.spectrum.stage_mention import SpectrumMention, StagedMention, find_edits, find_staged_mentions
 from ...concepts.spectrum.staged_prompt import (
     Override,
     PromptSources,
     resolve_staged_prompt,
 )
-from ..denoiser.model_backbone import check_widths
+from ..denoiser.model_backbone import check_backbone, is_flow_clip, missing_notice
 from ..host.comfy_objects import Conditioning
 from ..host.socket_types import NamedSpectrum
+from .flow_stages import ANY_SHIFT, negative_notice, presets_by, shift_notice
 from .plain_embeddings import warn_of_misread
 from .spectrum_files import check_spectrum_widths
 from .stage_ranges import StageClock, stage_percents
@@ -55,6 +57,8 @@ class StageTiming:
     model: ModelPatcher | None = None
     sigmas: Tensor | None = None
     """`(steps + 1,)`."""
+    assumed: float | None = None
+    """Shift of a flow model that is assumed where neither a MODEL nor a spectrum names one."""
 
 
 @dataclass(frozen=True)
@@ -69,6 +73,8 @@ class PromptOptions:
     filler: bool = True
     with_hooks: bool = True
     """See `encode_sides`."""
+    presets_by: str = PRESET_CLOCKS[0]
+    """What default presets divide where the MODEL predicts a flow: time, or noise."""
 
 
 def spectra_by_name(linked: Sequence[NamedSpectrum | None]) -> dict[str, PromptSpectrum]:
@@ -102,10 +108,17 @@ def encode_typed_sides(
     for name, spectrum in sources.spectra.items():
         check_spectrum_widths(name, spectrum, clip)
     for name, dictionary in sources.dictionaries.items():
-        check_widths(dictionary, name, clip)
+        check_backbone(dictionary, name, None, clip)
+    if options.timing.model is None and is_flow_clip(clip):
+        options = replace(options, timing=replace(options.timing, assumed=ANY_SHIFT))
     read = [read_side(side, sources, options) for side in sides]
-    notice = warn_of_misread(text for side in sides for text in (side.text, side.stage_lines))
-    report = stage_report(read[0]) + (f"\n{notice}" if notice else "")
+    notices = [
+        warn_of_misread(text for side in sides for text in (side.text, side.stage_lines)),
+        shift_notice(next((side.prompt.shift for side in read if side.prompt.shift), None), options.timing),
+        negative_notice(read, clip),
+        missing_notice(clip) if sources.spectra or sources.dictionaries else None,
+    ]
+    report = "\n".join([stage_report(read[0]), *filter(None, notices)])
     return encode_sides(clip, read, filler=options.filler, with_hooks=options.with_hooks), report
 
 
@@ -131,13 +144,16 @@ def read_side(side: TypedSide, sources: PromptSources, options: PromptOptions) -
     mentions = find_staged_mentions(side.text)
     named = _first_spectrum(mentions, sources)
     bounds = StageBounds.equal(options.stages) if named is None else named.bounds
-    presets = typed_presets(options.presets, bounds, DEFAULT_PRESETS if named is None else named.presets)
+    shift = common_shift(list(sources.spectra.values()))
+    own = DEFAULT_PRESETS if named is None else named.presets
+    presets = typed_presets(options.presets, bounds, presets_by(options.presets_by, own, shift, options.timing.model))
     overrides = stage_lines(side.stage_lines, bounds, presets)
-    typed = presets if options.presets.strip() else {}
+    typed = presets if options.presets.strip() or presets is not own else {}
     sources = PromptSources(sources.spectra, sources.dictionaries, presets, typed)
     prompt = resolve_staged_prompt(side.text, sources, overrides=overrides, bounds=bounds)
     timing = options.timing
-    percents = stage_percents(prompt.bounds, timing.clock, timing.model, timing.sigmas)
+    shift = timing.assumed if prompt.shift is None else prompt.shift
+    percents = stage_percents(prompt.bounds, timing.clock, timing.model, timing.sigmas, shift)
     # plain texts take ComfyUI's own encoding, which keeps their results bit-identical
     is_plain = not mentions and not overrides and not find_edits(side.text, mentions)
     plain = plain_form(side.text) if is_plain else None

@@ -13,8 +13,12 @@ from typing import TYPE_CHECKING, Literal
 
 from torch import Tensor
 
+from ...concepts.denoiser.process import FlowProcess
 from ...concepts.errors import BestiaryError
 from ...concepts.spectrum.stage_bounds import Clock, StageBounds
+from ...concepts.spectrum.stage_levels import StageLevels
+from ..denoiser.flow_sampling import flow_sampling, is_flow
+from ..denoiser.model_backbone import prediction_of
 
 if TYPE_CHECKING:
     from comfy.model_patcher import ModelPatcher
@@ -68,6 +72,7 @@ def stage_percents(
     clock: StageClock = "timesteps",
     model: ModelPatcher | None = None,
     sigmas: Tensor | None = None,
+    shift: float | None = None,
 ) -> tuple[float, ...]:
     """The S + 1 boundaries of stages as shares of the sampling; a stage without a step has equal ends.
 
@@ -76,12 +81,14 @@ def stage_percents(
         clock: whether stages divide timesteps or steps.
         model: provides the noise schedule; required for steps, and for models other than Stable Diffusion.
         sigmas: `(steps + 1,)` descending noise levels of the sampler; required for steps.
+        shift: of the flow model the stages were learned with: they keep its noise levels whatever the model's own shift is. None takes the
+            model's.
 
     Raises:
-        BestiaryError: the clock steps without a model or without steps.
+        BestiaryError: the clock steps without a model or without steps, or stages of a flow model with a model of another kind.
     """
     if clock == "timesteps":
-        return bounds.percents(percent_clock(model))
+        return _time_percents(bounds, model, shift)
     if clock != "steps":
         raise BestiaryError(f"unknown clock {clock!r}: choose {' or '.join(CLOCKS)}")
     if model is None or sigmas is None:
@@ -91,6 +98,22 @@ def stage_percents(
             "(Basic Scheduler), or choose the clock timesteps"
         )
     return _step_percents(bounds, model.get_model_object("model_sampling"), sigmas.double().tolist())
+
+
+def _time_percents(bounds: StageBounds, model: ModelPatcher | None, shift: float | None) -> tuple[float, ...]:
+    if shift is None:
+        return bounds.percents(percent_clock(model))
+    # without a MODEL the shift is taken to be the one of learning, at which shares of time are shares of the sampling
+    if model is None:
+        return bounds.percents("continuous")
+    if not is_flow(model):
+        raise BestiaryError(
+            f"the stages were learned on a flow model (shift {shift:g}), but the MODEL predicts {prediction_of(model)}: connect the MODEL that "
+            "is sampled, of the kind the spectrum was trained for"
+        )
+    sampling = flow_sampling(model)
+    levels = StageLevels.learned(bounds, FlowProcess(shift)).sigmas[1:-1]
+    return (0.0, *(percent_of_sigma(sampling, level) for level in levels), 1.0)
 
 
 def _step_percents(bounds: StageBounds, sampling: ModelSampling, sigmas: Sequence[float]) -> tuple[float, ...]:

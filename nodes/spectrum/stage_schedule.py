@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import torch
@@ -13,7 +14,7 @@ from ...concepts.errors import BestiaryError
 from ...concepts.name_search import choices_text, number_ranges, shown_name
 from ...concepts.spectrum.attribute_presets import stages_text
 from ...concepts.spectrum.stage_bounds import StageBounds
-from .stage_ranges import END, FILLER, START, percent_clock, percent_of_sigma
+from .stage_ranges import END, FILLER, START, percent_of_sigma, stage_percents
 
 if TYPE_CHECKING:
     from comfy.model_patcher import ModelPatcher
@@ -128,6 +129,7 @@ def preview_schedule(
     walk: tuple[str, str, int, float],
     sigmas: Tensor | None,
     stages: StageBounds | Conditioning,
+    shift: float | None = None,
 ) -> StageSchedule:
     """The schedule of a sampler over stages, or over the ranges of a conditioning.
 
@@ -136,6 +138,7 @@ def preview_schedule(
         walk: sampler, scheduler, steps and denoise, as in KSampler.
         sigmas: `(steps + 1,)` noise levels instead of `walk`; None computes them from it.
         stages: stages or conditioning to assign the steps to.
+        shift: of the flow model the stages were learned with; None takes the model's.
 
     Raises:
         BestiaryError: an unknown sampler or scheduler, no step, or a conditioning without an entry.
@@ -151,7 +154,8 @@ def preview_schedule(
             f"the sigmas contain {len(sigmas)} noise levels and therefore no step: connect the sigmas of the sampler"
         )
     if isinstance(stages, StageBounds):
-        return schedule_stages(model, stages.percent_ranges(percent_clock(model)), sigmas, title=title)
+        percents = stage_percents(stages, model=model, shift=shift)
+        return schedule_stages(model, tuple(pairwise(percents)), sigmas, title=title)
     ranges, has_filler = conditioning_ranges(stages)
     return schedule_stages(model, ranges, sigmas, title=title, has_filler=has_filler)
 

@@ -262,7 +262,7 @@ def _scheduled(clip: CLIP, side: StagedSide, *, filler: bool) -> Conditioning:
     for number, (stage, (start, end)) in enumerate(zip(side.prompt.stages, ranges, strict=True)):
         content = _Content(stage.pieces, stage.vectors, None, side.plain_text)
         tokens = _tokens(clip, content, side.names)
-        options = {SPANS_KEY: spans} if (spans := part_spans(tokens)) else {}
+        options = {SPANS_KEY: spans} if (spans := part_spans(tokens, clip)) else {}
         is_staged = len(ranges) > 1
         if start < end:
             own = {START: start, END: end} if is_staged else {}

@@ -29,6 +29,7 @@ from ...scenes.scene_layout import SceneLayout
 from ..learning.denoiser.transformer_folder import T5Place
 from ..learning.pictures.contact_sheet import contact_sheet
 from ..learning.pictures.heat_maps import heat_map, size_within
+from ..learning.pictures.picture_size import read_size, size_text
 from ..model.backbones import DEMO, DEMO_DIT, load_denoiser
 from ..model.sampling import Sampler, SamplingDenoiser
 from .picture_making import Picture, PictureOrder, SamplingChoice, check_backbone, make_pictures
@@ -107,22 +108,6 @@ class ComposeSettings(BaseModel):
     def height_and_width(self) -> int | tuple[int, int] | None:
         """The size as samplers take it."""
         return (self.size[1], self.size[0]) if isinstance(self.size, tuple) else self.size
-
-
-def read_size(text: str | int) -> int | tuple[int, int]:
-    """`128` as an edge, `256x128` as width and height, in pixels.
-
-    Raises:
-        ValueError: neither, or a side that is not a multiple of 8 from 64 to 4096.
-    """
-    sides = [side.strip() for side in re.split("[x\u00d7]", str(text).lower())]
-    if len(sides) > 2 or not all(re.fullmatch(r"\d{1,9}", side) for side in sides):
-        raise ValueError("write an edge such as 128, or a width and a height such as 256x128")
-    width, *more = map(int, sides)
-    for side in (width, *more):
-        if not 64 <= side <= 4096 or side % 8:
-            raise ValueError(f"{side} pixels: a side is a multiple of 8 from 64 to 4096")
-    return (width, more[0]) if more else width
 
 
 def compose(
@@ -276,7 +261,7 @@ def recipe_of(settings: ComposeSettings, base: str) -> dict[str, object]:
         "base": Path(base).name,
         "steps": settings.steps,
         "guidance": settings.guidance,
-        "size": "{}x{}".format(*settings.size) if isinstance(settings.size, tuple) else settings.size,
+        "size": size_text(settings.size) if isinstance(settings.size, tuple) else settings.size,
         "sampler": settings.sampler,
         "lora_strength": settings.lora_strength,
         **regions,

@@ -89,6 +89,8 @@ def _write(path: Path, **changes: object) -> None:
         ({"words": {"a": "b"}}, "a name in words is .a., expected a number of 0 to 9"),
         ({"words": {"12": "b"}}, "a name in words is .12., expected a number of 0 to 9"),
         ({"presets": {"layout": 3}}, "the preset .layout. is 3, expected a list"),
+        ({"shift": 0}, "the shift is 0, expected a number of 1e-06 to 1e.06"),
+        ({"shift": "3"}, "the shift is .3., expected a number"),
         ({"backbone": "sd9"}, "unknown backbone 'sd9'"),
         ({"kind": "part-dictionary"}, "is a part-dictionary file, but a prompt-spectrum file is required"),
         ({"tensors": {"prospect.clip_l": torch.full((10, 1, 768), torch.nan)}}, "not finite"),
@@ -110,3 +112,16 @@ def test_a_cut_file_and_a_missing_one(make_spectrum: Make, tmp_path: Path) -> No
         load_spectrum(path)
     with pytest.raises(BestiaryError, match="could not read"):
         load_spectrum(tmp_path / "none.safetensors")
+
+
+def test_the_shift_comes_back_and_is_left_out_where_there_is_none(make_spectrum: Make, tmp_path: Path) -> None:
+    save_spectrum(make_spectrum(shift=3.16), tmp_path / "flow.safetensors")
+    save_spectrum(make_spectrum(), tmp_path / "plain.safetensors")
+    assert load_spectrum(tmp_path / "flow.safetensors").shift == 3.16
+    assert load_spectrum(tmp_path / "plain.safetensors").shift is None
+    assert (
+        b"shift" in (tmp_path / "flow.safetensors").read_bytes()
+        and b"shift" not in (tmp_path / "plain.safetensors").read_bytes()
+    )
+    with pytest.raises(BestiaryError, match="shift -1 of a spectrum: a flow model's shift is a finite number above 0"):
+        make_spectrum(shift=-1.0)

@@ -100,6 +100,14 @@ def test_mixes_that_cannot_be(make_spectrum: Make, references: dict[str, int], m
         merge_by_attribute({name: known[index] for name, index in references.items()})
 
 
+def test_a_mix_has_the_shift_of_its_references_and_they_must_agree(make_spectrum: Make) -> None:
+    plain, three, six = make_spectrum(), make_spectrum(shift=3.0), make_spectrum(shift=6.0)
+    assert merge_by_attribute({"layout": plain, "style": three}).shift == 3.0
+    assert merge_by_attribute({"layout": plain}).shift is None
+    with pytest.raises(BestiaryError, match=r"spectra learned at different shifts \(3, 6\) cannot be combined"):
+        merge_by_attribute({"layout": three, "style": six})
+
+
 def test_keeping_and_replacing(make_spectrum: Make) -> None:
     a, b = make_spectrum(100), make_spectrum(200)
     assert _same(keep_stages(a, range(10)), a)

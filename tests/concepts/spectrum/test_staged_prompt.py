@@ -231,3 +231,12 @@ def test_different_models_in_one_prompt(make_spectrum: Make) -> None:
     sources = PromptSources({"a": make_spectrum(), "b": make_spectrum(backbone="sd2")})
     with pytest.raises(BestiaryError, match="of different base models cannot be used in one prompt"):
         resolve_staged_prompt("x", sources)
+
+
+def test_a_prompt_has_the_shift_of_its_spectra(make_spectrum: Make) -> None:
+    known = {"a": make_spectrum(shift=3.0), "b": make_spectrum()}
+    assert resolve_staged_prompt("a <a> and a <b>", PromptSources(known)).shift == 3.0
+    assert resolve_staged_prompt("a bird", PromptSources()).shift is None
+    known["b"] = make_spectrum(shift=1.0)
+    with pytest.raises(BestiaryError, match="different shifts"):
+        resolve_staged_prompt("a <a> and a <b>", PromptSources(known))

@@ -76,11 +76,14 @@ def lines_of(outputs: dict) -> list[str]:
 
 
 def test_heat_maps_come_over_the_queue(server, mentions):
-    outputs = server.run(graph(mentions, batch=2))
+    made = graph(mentions, batch=2)
+    made["maps"]["inputs"]["words"] = "a"
+    outputs = server.run(made)
     lines = lines_of(outputs)
     assert lines[0] == "steps 1 to 2 of 2"
     titles = [line.split(": ")[0] for line in lines[1:]]
-    assert titles == [f"picture {n}, {label.split(': ')[0]}" for n in (1, 2) for _, label in mentions]
+    shown = [*(label.split(": ")[0] for _, label in mentions), "a"]
+    assert titles == [f"picture {n}, {title}" for n in (1, 2) for title in shown]
     sheets = pictures(server, outputs["show"])
     assert len(sheets) == 2
     assert sheets[0].shape == sheets[1].shape
@@ -127,7 +130,7 @@ def test_a_recorded_picture_is_the_plain_one(server, mentions):
 def test_faults_name_the_value_and_the_queue_goes_on(server, mentions):
     names = ", ".join(repr(name) for name in (mentions[0][0],))
     assert names in server.fail(with_regions(mentions, part="antenna"))
-    assert "no prompt of this sampler contains the part 'antenna'" in server.fail(
+    assert "no prompt of this sampler contains the part or word 'antenna'" in server.fail(
         with_regions(mentions, part="antenna")
     )
     empty = with_regions(mentions)

@@ -280,9 +280,9 @@ def test_a_mention_without_any_dictionary_says_where_to_get_one(sd15_model):
 def test_a_clip_without_our_encoders_is_refused(sd15_model):
     dictionary = word_dictionary(sd15_model.clip, "sd15")
     other = copy.copy(sd15_model.clip)
-    other.cond_stage_model = torch.nn.ModuleDict({"t5xxl": sd15_model.clip.cond_stage_model.clip_l})
+    other.cond_stage_model = torch.nn.ModuleDict({"gemma2_2b": sd15_model.clip.cond_stage_model.clip_l})
     with pytest.raises(
-        BestiaryError, match="this CLIP has the text encoders t5xxl, but part tokens are trained for clip_l"
+        BestiaryError, match="this CLIP has the text encoders gemma2_2b, but part tokens are trained for clip_l"
     ):
         ours(other, "a <head:red>", dictionary)
 

@@ -14,6 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from ....concepts.denoiser.denoiser import Denoiser
+from ....concepts.denoiser.process import FlowProcess
 from ....concepts.errors import BestiaryError
 from ....concepts.name_search import shown_name
 from ....concepts.spectrum.prompt_spectrum import PromptSpectrum
@@ -182,7 +183,7 @@ def build_spectrum(
     Raises:
         BestiaryError: the weights are not finite.
     """
-    settings, batches = training.settings, training.batches
+    settings, batches, process = training.settings, training.batches, training.denoiser.process
     # lists are cut: the header of a file must stay small
     provenance = {
         "made_by": made_by,
@@ -205,4 +206,5 @@ def build_spectrum(
         neutral=training.start,
         initial_words=settings.method.initial_words,
         provenance=provenance,
+        shift=process.shift if isinstance(process, FlowProcess) else None,
     )

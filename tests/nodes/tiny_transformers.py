@@ -1,0 +1,164 @@
+"""Tiny SD3 and Flux models with random weights: the same ones in diffusers' classes and in ComfyUI's own.
+
+SD3 goes through ComfyUI's stock loader, which takes as many layers as heads and hidden channels in multiples of 64. Its text is 4096 wide whatever the
+encoders are, so the T5 of these models has few words.
+"""
+
+from __future__ import annotations
+
+import atexit
+import copy
+from functools import cache
+from typing import Any
+
+import torch
+from torch import nn
+
+T5_WORDS = 6000
+"""Vocabulary of the tiny T5: the most frequent pieces."""
+CLIP_L, CLIP_G, FLUX_T5 = 32, 64, 24
+"""Widths of the tiny text encoders."""
+SD3_SHAPES: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "rms norms": {"qk_norm": "rms_norm"},
+    "dual attention": {"qk_norm": "rms_norm", "dual_attention_layers": (0,)},
+}
+
+
+def random_weights(model: nn.Module, spread: float) -> nn.Module:
+    """The same random numbers in every session; norms and gates too, so that every weight matters."""
+    rng = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            own = torch.randn(parameter.shape, generator=rng) * spread
+            parameter.copy_(own + 1 if "norm" in name and name.endswith(("weight", "scale")) else own)
+    return model.eval().requires_grad_(False)
+
+
+@cache
+def sd3_reference(shape: str = "dual attention") -> nn.Module:
+    """diffusers' SD3 with two blocks of two heads."""
+    from diffusers import SD3Transformer2DModel
+
+    model = SD3Transformer2DModel(
+        sample_size=8, patch_size=2, in_channels=16, out_channels=16, num_layers=2, attention_head_dim=64, num_attention_heads=2,
+        joint_attention_dim=4096, caption_projection_dim=128, pooled_projection_dim=CLIP_L + CLIP_G, pos_embed_max_size=8, **SD3_SHAPES[shape],
+    )  # fmt: skip
+    return random_weights(model, 0.06)
+
+
+@cache
+def flux_reference(guidance: bool = True) -> nn.Module:
+    """diffusers' Flux with two blocks of each kind."""
+    from diffusers import FluxTransformer2DModel
+
+    model = FluxTransformer2DModel(
+        in_channels=64, num_layers=2, num_single_layers=2, attention_head_dim=16, num_attention_heads=2, joint_attention_dim=FLUX_T5,
+        pooled_projection_dim=CLIP_L, guidance_embeds=guidance, axes_dims_rope=(4, 6, 6),
+    )  # fmt: skip
+    return random_weights(model, 0.12)
+
+
+def _weights(model: nn.Module) -> dict[str, torch.Tensor]:
+    return {name: tensor.clone() for name, tensor in model.state_dict().items()}
+
+
+@cache
+def sd3_model(shape: str = "dual attention") -> Any:
+    """`sd3_reference` as a MODEL."""
+    import comfy.sd
+
+    model = comfy.sd.load_diffusion_model_state_dict(_weights(sd3_reference(shape)), {"dtype": torch.float32})
+    assert type(model.model).__name__ == "SD3"
+    return model
+
+
+@cache
+def flux_model(guidance: bool = True) -> Any:
+    """`flux_reference` as a MODEL of ComfyUI's own class, whose detection takes no such widths."""
+    import comfy.ldm.flux.model
+    import comfy.model_detection
+    import comfy.model_patcher
+    import comfy.supported_models
+
+    kind = comfy.supported_models.Flux if guidance else comfy.supported_models.FluxSchnell
+    sizes = {
+        "image_model": "flux", "in_channels": 16, "out_channels": 16, "patch_size": 2, "vec_in_dim": CLIP_L, "context_in_dim": FLUX_T5,
+        "hidden_size": 32, "mlp_ratio": 4.0, "num_heads": 2, "depth": 2, "depth_single_blocks": 2, "axes_dim": [4, 6, 6], "theta": 10000,
+        "qkv_bias": True, "guidance_embed": guidance,
+    }  # fmt: skip
+    # newer cores ask more of a Flux
+    if "txt_ids_dims" in comfy.ldm.flux.model.FluxParams.__annotations__:
+        sizes["txt_ids_dims"] = []
+    config = kind(sizes)
+    config.set_inference_dtype(torch.float32, None)
+    weights = comfy.model_detection.convert_diffusers_mmdit(_weights(flux_reference(guidance)), "")
+    model = config.get_model(weights, "")
+    missing, left_over = model.diffusion_model.load_state_dict(weights, strict=False)
+    assert not missing and not left_over, (missing, left_over)
+    device = torch.device("cpu")
+    return comfy.model_patcher.ModelPatcher(model, load_device=device, offload_device=device)
+
+
+def _clip_config(width: int) -> dict[str, Any]:
+    return {
+        "num_hidden_layers": 3, "hidden_size": width, "num_attention_heads": 2, "intermediate_size": 2 * width, "hidden_act": "quick_gelu",
+        "max_position_embeddings": 77, "eos_token_id": 49407,
+    }  # fmt: skip
+
+
+def _t5_config(width: int, words: int) -> dict[str, Any]:
+    return {
+        "num_layers": 2,
+        "num_decoder_layers": 2,
+        "d_model": width,
+        "d_kv": 8,
+        "d_ff": 16,
+        "num_heads": 2,
+        "vocab_size": words,
+    }
+
+
+def _clip(target: Any, t5: dict[str, Any]) -> Any:
+    import comfy.sd
+
+    sizes = {
+        "clip_l_model_config": _clip_config(CLIP_L),
+        "clip_g_model_config": _clip_config(CLIP_G),
+        "t5xxl_model_config": t5,
+    }
+    clip = comfy.sd.CLIP(target, embedding_directory=[], model_options={**sizes, "dtype": torch.float32})
+    random_weights(clip.cond_stage_model, 0.2)
+    return clip
+
+
+@cache
+def sd3_clip(*left_out: str) -> Any:
+    """SD3's CLIP with real tokenizers; encoders that are left out (clip_l, clip_g, t5xxl) are missing as in ComfyUI."""
+    import comfy.supported_models_base
+    import comfy.text_encoders.sd3_clip as kinds
+
+    if left_out:
+        clip = sd3_clip().clone()
+        clip.cond_stage_model = copy.copy(clip.cond_stage_model)
+        clip.cond_stage_model._modules = {**clip.cond_stage_model._modules, **dict.fromkeys(left_out)}
+        return clip
+    build = kinds.sd3_clip(dtype_t5=torch.float32)
+    return _clip(comfy.supported_models_base.ClipTarget(kinds.SD3Tokenizer, build), _t5_config(4096, T5_WORDS))
+
+
+@cache
+def flux_clip() -> Any:
+    """Flux's CLIP with real tokenizers."""
+    import comfy.supported_models_base
+    import comfy.text_encoders.flux as kinds
+
+    target = comfy.supported_models_base.ClipTarget(kinds.FluxTokenizer, kinds.flux_clip(dtype_t5=torch.float32))
+    return _clip(target, _t5_config(FLUX_T5, 32128))
+
+
+@atexit.register
+def _release() -> None:
+    """ComfyUI's models do not survive their modules."""
+    for kept in (sd3_model, flux_model, sd3_clip, flux_clip):
+        kept.cache_clear()
