@@ -58,6 +58,7 @@ def make_staged_pictures(
     enter_prompts(denoiser, {**sources.dictionaries, **sources.spectra})
     positives = [resolve_staged_prompt(order.prompt, sources, overrides=overrides) for order in orders]
     negatives = [resolve_staged_prompt(order.negative, sources) for order in orders]
+    _check_negatives(denoiser, negatives, choice)
     _warn_of_unreached(denoiser, positives, choice)
     # `report` binds its batch through defaults: a closure would see the loop's last values
     pictures: dict[int, Picture] = {}
@@ -85,6 +86,21 @@ def make_staged_pictures(
             if on_picture is not None:
                 on_picture(row, pictures[row])
     return [pictures[row] for row in range(len(orders))]
+
+
+def _check_negatives(denoiser: SamplingDenoiser, negatives: Sequence[StagedPrompt], choice: SamplingChoice) -> None:
+    """Raise BestiaryError for negative prompts that change by stage where no negative prompt has an effect."""
+    if (choice.guidance > 1 and not denoiser.is_guided) or all(len(prompt.distinct()[0]) == 1 for prompt in negatives):
+        return
+    cause = (
+        f"{denoiser.backbone.name} takes guidance as a number"
+        if denoiser.is_guided
+        else f"--guidance is {choice.guidance:g}"
+    )
+    raise BestiaryError(
+        f"the negative prompt says something else at some stages, but {cause}, so that it has no effect: leave it out"
+        + ("" if denoiser.is_guided else ", or choose a guidance above 1")
+    )
 
 
 def unreached_stages(bounds: StageBounds, timesteps: Sequence[float]) -> tuple[int, ...]:

@@ -274,14 +274,16 @@ def prepare(
 
 
 def _check_size(settings: TrainingSettings, denoiser: SamplingDenoiser) -> None:
-    """Raise BestiaryError for training squares that this model cannot cut into its patches."""
-    size, step = settings.images.training_size(denoiser.backbone), denoiser.backbone.pixel_step
-    if size % step:
-        raise BestiaryError(
-            f"images.size = {size}: {denoiser.backbone.name} reads pictures whose edges are multiples of {step} pixels; choose "
-            f"{size - size % step} or {size - size % step + step}",
-            option="images.size",
-        )
+    """Raise BestiaryError for training pictures that this model cannot cut into its patches."""
+    backbone, images = denoiser.backbone, settings.images
+    step = backbone.pixel_step
+    for size in images.training_shape(backbone):
+        if size % step:
+            raise BestiaryError(
+                f"images.size = {size}: {backbone.name} reads pictures whose edges are multiples of {step} pixels; choose "
+                f"{size - size % step} or {size - size % step + step}",
+                option="images.size",
+            )
 
 
 def fingerprint_autoencoder(path: str) -> str:

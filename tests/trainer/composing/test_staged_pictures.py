@@ -194,3 +194,19 @@ def test_a_spectrum_of_another_width_is_refused(tiny_denoiser: Callable) -> None
         make_staged_pictures(tiny_denoiser("sd15"), sources, [PictureOrder("a <corgi>", 0)], CHOICE)
     with pytest.raises(BestiaryError, match="was trained for sd15, but the base model is sd2"):
         make_staged_pictures(tiny_denoiser("sd2"), sources, [PictureOrder("a <corgi>", 0)], CHOICE)
+
+
+def test_negatives_by_stage_are_refused_where_no_negative_counts(
+    tiny_denoiser: Callable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    denoiser, sources = tiny_denoiser("sd15"), PromptSources({"x": _spectrum()})
+    orders = [PictureOrder("a bird", 0, "<x@1-5>")]
+    with pytest.raises(
+        BestiaryError, match="but --guidance is 1, so that it has no effect: leave it out, or choose a guidance above 1"
+    ):
+        make_staged_pictures(denoiser, sources, orders, SamplingChoice(3, 1.0, 64))
+    monkeypatch.setattr(type(denoiser), "is_guided", property(lambda self: True))
+    with pytest.raises(
+        BestiaryError, match="but sd15 takes guidance as a number, so that it has no effect: leave it out$"
+    ):
+        make_staged_pictures(denoiser, sources, orders, CHOICE)

@@ -8,10 +8,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from bestiary.concepts.denoiser.backbone import BACKBONES
 from bestiary.concepts.denoiser.denoiser import PromptPiece
 from bestiary.concepts.errors import BestiaryError
 from bestiary.trainer.learning.denoiser.transformer_folder import T5Place, read_transformer_folder
 from bestiary.trainer.model.backbones import load_denoiser
+from bestiary.trainer.model.transformer_loading import FAMILIES
 from safetensors.torch import load_file, save_file
 
 TINY = 96
@@ -207,6 +209,51 @@ def test_a_folder_that_does_not_fit_is_refused_with_one_error(copied, case: str)
     spoil(folder := copied(name))
     with pytest.raises(BestiaryError, match=message):
         read_transformer_folder(folder)
+
+
+CLIP_L, CLIP_G, T5 = {"hidden_size": 768}, {"hidden_size": 1280}, {"d_model": 4096}
+PUBLISHED = {
+    "sd3": (
+        {
+            "_class_name": "SD3Transformer2DModel", "sample_size": 128, "patch_size": 2, "in_channels": 16, "out_channels": 16,
+            "num_layers": 24, "attention_head_dim": 64, "num_attention_heads": 24, "joint_attention_dim": 4096,
+            "caption_projection_dim": 1536, "pooled_projection_dim": 2048, "pos_embed_max_size": 384,
+            "dual_attention_layers": list(range(13)), "qk_norm": "rms_norm",
+        },
+        {"shift": 3.0}, {"text_encoder": CLIP_L, "text_encoder_2": CLIP_G, "text_encoder_3": T5},
+    ),
+    "flux": (
+        {
+            "_class_name": "FluxTransformer2DModel", "patch_size": 1, "in_channels": 64, "num_layers": 19, "num_single_layers": 38,
+            "attention_head_dim": 128, "num_attention_heads": 24, "joint_attention_dim": 4096, "pooled_projection_dim": 768,
+            "guidance_embeds": True,
+        },
+        {"shift": 3.0, "use_dynamic_shifting": True, "base_shift": 0.5, "max_shift": 1.15},
+        {"text_encoder": CLIP_L, "text_encoder_2": T5},
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "shift", "billions"), [("sd3", 3.0, 2.2), ("flux", 3.158, 11.9)])
+def test_configs_of_the_published_models_are_read(name: str, shift: float, billions: float, tmp_path: Path) -> None:
+    """SD 3.5 medium and Flux.1 dev as their folders describe them; no weight of theirs is needed."""
+    transformer, scheduler, text = PUBLISHED[name]
+    vae = {"latent_channels": 16, "block_out_channels": [128, 256, 512, 512]}
+    for component, config in {"transformer": transformer, "vae": vae, **text}.items():
+        (tmp_path / component).mkdir()
+        (tmp_path / component / "config.json").write_text(json.dumps(config))
+        (tmp_path / component / "model.safetensors").write_bytes(b"12345678")
+        (tmp_path / component.replace("text_encoder", "tokenizer")).mkdir(exist_ok=True)
+    (tmp_path / "scheduler").mkdir()
+    (tmp_path / "scheduler" / "scheduler_config.json").write_text(json.dumps(scheduler))
+    (tmp_path / "model_index.json").write_text("{}")
+    folder = read_transformer_folder(tmp_path)
+    # widths, sizes and grids are those of the record
+    assert folder.backbone == BACKBONES[name] and not folder.missing
+    assert folder.process.shift == pytest.approx(shift, abs=1e-3)
+    with torch.device("meta"):
+        model = FAMILIES[name][1].from_config(transformer)
+    assert sum(parameter.numel() for parameter in model.parameters()) == pytest.approx(billions * 1e9, rel=0.02)
 
 
 def test_broken_weights_and_a_narrow_t5_file_are_refused(copied, cascade, tmp_path: Path) -> None:

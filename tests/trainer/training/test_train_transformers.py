@@ -57,10 +57,18 @@ def settings_for(found: Path, tiny_folder: Callable[[str], Path]) -> Callable[..
 
 @pytest.fixture(scope="module")
 def trained(settings_for: Callable, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Trained]:
-    layers = {"sd3": ["auto"], "flux": []}
+    flags = {
+        "sd3": {"attention_loss__layers": ["auto"]},
+        "flux": {
+            "run__estimate_memory": True,
+            "run__preview_every": 2,
+            "run__preview_steps": 1,
+            "run__preview_count": 1,
+        },
+    }
     return {
-        name: train_parts(settings_for(name, tmp_path_factory.mktemp(name) / "run", attention_loss__layers=own))
-        for name, own in layers.items()
+        name: train_parts(settings_for(name, tmp_path_factory.mktemp(name) / "run", **own))
+        for name, own in flags.items()
     }
 
 
@@ -86,6 +94,11 @@ def test_parts_are_learned_and_files_name_family_shift_and_every_encoder(trained
     record = json.loads((trained[name].run.path / "log.jsonl").read_text().splitlines()[-1])
     assert record["noise_loss"] > 0 and record["attention_loss"] > 0
     assert any(path.name == "parts_lora.safetensors" for path in trained[name].exports)
+
+
+def test_previews_are_drawn_of_a_model_whose_memory_was_estimated(trained: dict) -> None:
+    run = trained["flux"].run.path
+    assert {path.name for path in (run / "samples").iterdir()} >= {"step-0000002.png", "step-0000002-attention.png"}
 
 
 @pytest.mark.parametrize("name", ENCODERS)

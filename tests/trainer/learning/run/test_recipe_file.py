@@ -51,7 +51,7 @@ def test_every_recipe_of_dreambooth_loads_by_name_and_says_its_command(path: Pat
 
 def test_there_are_recipes_for_every_backbone() -> None:
     families = {path.stem.split("_")[0] for path in RECIPES}
-    assert families == {"demo", "sd15", "sd2", "sdxl"}
+    assert families == {"demo", "sd15", "sd2", "sdxl", "sd35m", "flux"}
     assert [path.stem for path in DREAMBOOTH] == [
         "dreambooth_demo",
         "dreambooth_if_i",
