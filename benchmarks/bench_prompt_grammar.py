@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable
 
 import torch
+import typer
 from bestiary.concepts.errors import BestiaryError
 from bestiary.concepts.part_dictionary.part_dictionary import PartDictionary
 from bestiary.concepts.part_prompt.part_prompt import parse_part_prompt, resolve_prompt
@@ -88,13 +89,13 @@ def main() -> None:
             ("staged", lambda text=text: resolve_staged_prompt(text, sources)),
         ):
             taken, end = seconds(work)
-            print(f"{taken:6.2f} s  {grammar:6}  {name}: {end}")
+            typer.echo(f"{taken:6.2f} s  {grammar:6}  {name}: {end}")
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    print(f"memory beyond the start: {(peak - before) / 1024:.0f} MiB")
+    typer.echo(f"memory beyond the start: {(peak - before) / 1024:.0f} MiB")
     fresh, prompt = {"birds": dictionary()}, "a <part 77:red> with <9000:0>"
     for when in ("first", "second"):
         taken, _ = seconds(lambda: resolve_prompt(parse_part_prompt(prompt), fresh))
-        print(f"{taken:.4f} s  {when} prompt on 10,000 parts")
+        typer.echo(f"{taken:.4f} s  {when} prompt on 10,000 parts")
 
 
 if __name__ == "__main__":

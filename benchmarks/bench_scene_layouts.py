@@ -18,6 +18,7 @@ from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
+import typer
 from bestiary.scenes.layout_measures import Box, box_coverage, box_occlusion, is_inside, worst_occlusion
 from bestiary.scenes.layout_request import LayoutRequest
 from bestiary.scenes.layout_solver import solve_in_one_row, solve_layout
@@ -136,7 +137,7 @@ def printed(name: str, kept: list[Kept]) -> list[float]:
         float(np.mean([not one.feet for one in kept])),
     ]
     coverage = np.array([one.coverage for one in kept])
-    print(
+    typer.echo(
         f"{name}: outside {shares[0]:.4f}, over the limit {shares[1]:.4f} (worst {max(one.hidden for one in kept):.3f}),"
         f" ratios off by more than 1 px {shares[2]:.4f} (worst {max(one.ratio_error for one in kept):.3g} px),"
         f" feet out of the band {shares[3]:.4f}, coverage {coverage.mean():.3f} (1st percentile {np.percentile(coverage, 1):.3f})"
@@ -159,15 +160,15 @@ def main() -> None:
         texts.append(layout.to_json())
     again = sum(solve_layout(*one).to_json() != text for one, text in zip(problems, texts, strict=True))
     times = np.array(seconds) * 1e3
-    print(f"{count} problems; solved again with another result: {again}")
-    print(
+    typer.echo(f"{count} problems; solved again with another result: {again}")
+    typer.echo(
         f"ms of CPU: mean {times.mean():.2f}, 99th percentile {np.percentile(times, 99):.2f}, worst {times.max():.2f}"
     )
     own = printed("ours", [ours(*one) for one in problems])
     reference = printed("the reference's rule", [theirs(*one) for one in problems])
     names = ("outside", "over the limit", "ratios", "feet")
     for name, mine, other in zip(names, own, reference, strict=True):
-        print(f"layouts with that fault, theirs to ours, {name}: {other * count:.0f} : {mine * count:.0f}")
+        typer.echo(f"layouts with that fault, theirs to ours, {name}: {other * count:.0f} : {mine * count:.0f}")
 
 
 if __name__ == "__main__":

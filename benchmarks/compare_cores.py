@@ -26,6 +26,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
+import typer
 from PIL import Image
 
 ROOT = Path(__file__).parent.parent
@@ -95,7 +96,7 @@ def run_all(core: Path, python: str, graphs: dict[str, dict]) -> dict[str, tuple
         for name, graph in graphs.items():
             begun = time.perf_counter()
             results[name] = (pictures_of(address, graph), time.perf_counter() - begun)
-            print(f"  {core.name} {name}: {results[name][1]:.1f} s", flush=True)
+            typer.echo(f"  {core.name} {name}: {results[name][1]:.1f} s")
     return results
 
 
@@ -121,12 +122,12 @@ def main() -> None:
         for node in graph.values():
             node["inputs"].update({name: value for name, value in FEW.items() if name in node["inputs"]})
     first, second = (run_all(Path(core), os.path.abspath(python), graphs) for core, python in chosen.core)
-    print(f"{'workflow':28} pictures  largest difference  seconds")
+    typer.echo(f"{'workflow':28} pictures  largest difference  seconds")
     for name in graphs:
         (ours, seconds), (theirs, other) = first[name], second[name]
-        print(f"{name:28} {len(ours):8d}  {difference(ours, theirs):12g} / 255  {seconds:.0f} and {other:.0f}")
+        typer.echo(f"{name:28} {len(ours):8d}  {difference(ours, theirs):12g} / 255  {seconds:.0f} and {other:.0f}")
     worst = max(difference(first[name][0], second[name][0]) for name in graphs)
-    print(f"worst {worst:g} of 255; the goal is at most {GOAL}")
+    typer.echo(f"worst {worst:g} of 255; the goal is at most {GOAL}")
 
 
 if __name__ == "__main__":

@@ -29,6 +29,7 @@ if __name__ == "__main__":
     spec.loader.exec_module(sys.modules["bestiary"])
 
 import torch
+import typer
 from bestiary.concepts.errors import BestiaryError
 from bestiary.concepts.features.patch_features import PatchGrid
 from bestiary.concepts.files.thumbnail_atlas import ThumbnailAtlas
@@ -396,10 +397,10 @@ def main() -> None:
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
         tally = run_fuzz(Path(folder), options.files, options.seed)
-    print(f"{tally.files} mutated files, {tally.reads} reads, {tally.refused} refused, {len(tally.faults)} faults")
-    print(f"slowest read {tally.slowest:.2f} s of processor time")
+    typer.echo(f"{tally.files} mutated files, {tally.reads} reads, {tally.refused} refused, {len(tally.faults)} faults")
+    typer.echo(f"slowest read {tally.slowest:.2f} s of processor time")
     for text, count in Counter(re.sub(r"^file \d+ ", "", fault) for fault in tally.faults).most_common(40):
-        print(f"{count:5d}  {text}")
+        typer.echo(f"{count:5d}  {text}")
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ which ours is not; it learns one token for each.
     python benchmarks/part_evaluation.py --out other --methods ours no_attention_loss --set method.part_words=
 
 A stopped run goes on where it was. `--store` writes the figures to demo/stored_evaluation.json. `--set` changes the recipe of
-all methods alike.
+all methods alike; `--base demo-dit --recipe demo_dit` takes another model of the drawn world.
 """
 
 import argparse
@@ -70,12 +70,12 @@ def run_seed(options: argparse.Namespace, seed: int) -> None:
         return
     # draw and discover, once for all methods
     draw_pictures(folder, options.pictures, seed)
-    denoiser = load_denoiser("demo", device=options.device)
+    denoiser = load_denoiser(options.base, device=options.device)
     settings = DiscoverSettings(
         images=folder / PICTURES,
         out=folder / "discovery",
         source="diffusion",
-        base="demo",
+        base=options.base,
         kinds=options.kinds,
         seed=seed,
     )
@@ -106,6 +106,7 @@ def train_method(
 ) -> PartDictionary:
     """Train one method with the demo's recipe."""
     values = {
+        "base.path": options.base,
         "discovery.folder": folder / "discovery",
         "run.out": folder / f"train-{method}",
         "run.seed": seed,
@@ -117,7 +118,7 @@ def train_method(
     # textual inversion is told what the pictures show, which ours is not
     if method == "textual_inversion":
         values["images.labels"] = folder / TRUTH / "labels.csv"
-    result = train_parts(load_recipe("demo", values), on_progress=progress_callback(method))
+    result = train_parts(load_recipe(options.recipe, values), on_progress=progress_callback(method))
     return PartDictionary.load(result.path)
 
 
@@ -133,7 +134,7 @@ def summarise(results: Mapping[int, Mapping[str, Any]], options: argparse.Namesp
         "seeds": list(results),
         "pictures": options.pictures,
         "judged": options.judged,
-        "steps": options.steps or load_recipe("demo").optimizer.steps,
+        "steps": options.steps or load_recipe(options.recipe).optimizer.steps,
         "settings": dict(options.overrides),
         "means": means,
         "discovery": _mean([result["discovery"] for result in results.values()]),
@@ -210,6 +211,8 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--steps", type=int)
     parser.add_argument("--judged", type=int, default=64)
     parser.add_argument("--device", default="auto")
+    parser.add_argument("--base", default="demo")
+    parser.add_argument("--recipe", default="demo")
     parser.add_argument("--store", action="store_true")
     return parser.parse_args()
 

@@ -305,12 +305,12 @@ def _read_seed(out: Path, seed: int) -> dict[str, dict[str, dict[str, float]]]:
     return {path.stem: json.loads(path.read_text(encoding="utf-8"))["result"] for path in _result_files(out, seed)}
 
 
-def _parse() -> argparse.Namespace:
+def _parse(base: str = "demo") -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--portion", type=int, help="units of work to do now; left out: all")
-    parser.add_argument("--base", default="demo")
+    parser.add_argument("--base", default=base)
     parser.add_argument("--pictures", type=int, default=4, help="drawings of every reference")
     parser.add_argument("--steps", type=int, default=600)
     parser.add_argument("--batch-size", type=int, default=4)

@@ -133,7 +133,7 @@ def _pattern_mask(pattern: str, part: str, u: np.ndarray, v: np.ndarray) -> np.n
 
 
 def _draw_part(codes: Image.Image, part: str, look: PartLook, placement: _Placement) -> None:
-    """Paints a part into the code image: 4 * label for the main colour, + 1 for the second, + 2 for the outline."""
+    """Paints a part into the code image `(H, W)`: 4 * label for the main colour, + 1 for the second, + 2 for the outline."""
     draw = ImageDraw.Draw(codes)
     code = 4 * (PARTS.index(part) + 1)
     # all outlines before all fills, so that the union of the polygons gets a single contour

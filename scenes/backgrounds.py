@@ -236,7 +236,7 @@ _KNOWN = _ON | frozenset(
 
 
 def _fitted(pixels: Picture, width: int, height: int, random: np.random.Generator) -> Picture:
-    """Scaled until it covers the canvas; what is too much is cut off by chance at the sides, more from the top than below."""
+    """Pixels `(H, W, 3)` scaled until they cover the canvas; the rest is cut off by chance at the sides, more above than below."""
     own_height, own_width = pixels.shape[:2]
     scale = max(width / own_width, height / own_height)
     # the part of the photograph that the canvas shows, in its own pixels
@@ -249,7 +249,7 @@ def _fitted(pixels: Picture, width: int, height: int, random: np.random.Generato
 
 
 def _noise(random: np.random.Generator, width: int, height: int) -> Picture:
-    """Coloured noise of several grain sizes, the finest two pixels."""
+    """Coloured noise `(H, W, 3)` of several grain sizes, the finest two pixels."""
     total = np.zeros((height, width, 3), np.float32)
     for octave in range(_OCTAVES):
         grain = 2 ** (octave + 1)

@@ -203,7 +203,7 @@ def repaint_mask(union: Plane, inset: int = 5) -> Plane:
 
 
 def visible_box(labels: Plane, label: int) -> tuple[int, int, int, int]:
-    """Left, top, width and height in pixels of a label; all 0 where it is nowhere."""
+    """Left, top, width and height in pixels of a label in a map `(H, W)`; all 0 where it is nowhere."""
     mask = labels == label
     rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
     if not len(rows):
@@ -264,13 +264,14 @@ def _place(subject: Subject, placement: Placement) -> _Placed:
 
 
 def _scaled(band: _Floats, width: int, height: int) -> _Floats:
-    """A float plane at another size; when it shrinks, every source pixel counts."""
+    """A plane `(H, W)` at another size; when it shrinks, every source pixel counts."""
     if band.shape == (height, width):
         return band
     return np.asarray(Image.fromarray(np.ascontiguousarray(band)).resize((width, height), Image.Resampling.BICUBIC))
 
 
 def _turned(band: _Floats, size: tuple[int, int], origin: tuple[float, float], turn: float) -> _Floats:
+    """A plane `(h, w)` turned about its origin, on a canvas `(H, W)` of `size`."""
     # a transparent rim lets edges fade instead of stopping at a pixel
     rim = 2
     padded = Image.fromarray(np.pad(band, rim))
@@ -299,7 +300,7 @@ def _turned_window(middle: tuple[float, float], width: int, height: int, turn: f
 
 
 def _lit(placed: _Placed, canvas: _Floats, strength: float) -> _Placed:
-    """The subject made lighter or darker as the place behind it is: one factor for red, green and blue."""
+    """The subject made lighter or darker as the place `(H, W, 3)` behind it is: one factor for red, green and blue."""
     on_canvas, own = placed.window(canvas.shape[1], canvas.shape[0])
     behind, alpha = canvas[on_canvas], placed.alpha[own]
     if not strength or not alpha.any():
@@ -314,6 +315,7 @@ def _lit(placed: _Placed, canvas: _Floats, strength: float) -> _Placed:
 
 
 def _on_canvas(placed: _Placed, size: tuple[int, int]) -> tuple[_Floats, _Floats]:
+    """Alpha `(H, W)` and color `(H, W, 3)` of a subject on an empty canvas."""
     alpha, color = np.zeros(size, np.float32), np.zeros((*size, 3), np.float32)
     on_canvas, own = placed.window(size[1], size[0])
     alpha[on_canvas], color[on_canvas] = placed.alpha[own], placed.color[own]
@@ -321,6 +323,7 @@ def _on_canvas(placed: _Placed, size: tuple[int, int]) -> tuple[_Floats, _Floats
 
 
 def _parts_on_canvas(placed: _Placed, size: tuple[int, int]) -> Plane:
+    """Part labels `(H, W)` of a subject on an empty canvas."""
     parts = np.full(size, NO_PART, np.uint8)
     on_canvas, own = placed.window(size[1], size[0])
     parts[on_canvas] = placed.parts[own]
@@ -334,7 +337,7 @@ def _overlap(start: int, length: int, limit: int) -> tuple[slice, slice]:
 
 
 def _touched(alpha: _Floats, shadow: _Floats) -> tuple[slice, slice]:
-    """Rows and columns that a subject or its shadow changes."""
+    """Rows and columns that a subject or its shadow, `(H, W)` each, changes."""
     changed = (alpha > 0) | (shadow > 0)
     rows, columns = np.flatnonzero(changed.any(axis=1)), np.flatnonzero(changed.any(axis=0))
     if not len(rows):
@@ -350,7 +353,7 @@ def _layer(color: _Floats, alpha: _Floats, shadow: _Floats) -> Plane:
 
 
 def _eroded(mask: Plane, inset: int) -> Plane:
-    """Least value within `inset` pixels along rows and columns; beyond the border the last one goes on."""
+    """Least value of a mask `(H, W)` within `inset` pixels along rows and columns; beyond the border the last one goes on."""
     for axis in (0, 1):
         padding = [(inset, inset) if axis == other else (0, 0) for other in (0, 1)]
         padded, result = np.pad(mask, padding, mode="edge"), mask
@@ -362,5 +365,5 @@ def _eroded(mask: Plane, inset: int) -> Plane:
 
 
 def _bytes(values: _Floats) -> Plane:
-    """Rounded to 0 ... 255, halves up."""
+    """Values `(H, W)` or `(H, W, 3)` rounded to 0 ... 255, halves up."""
     return (values + np.float32(0.5)).clip(0, 255).astype(np.uint8)

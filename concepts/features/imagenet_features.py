@@ -348,7 +348,7 @@ def _moved(maps: Tensor, offset: float) -> Tensor:
 
 
 def _folded(conv: nn.Conv2d, norm: nn.BatchNorm2d) -> nn.Conv2d:
-    """A convolution with the following batch norm folded in; the activation of the norm layer is not included."""
+    """A convolution, weights `(O, I, k, k)`, with the following batch norm folded in; the activation of the norm layer is not included."""
     return nn.utils.fusion.fuse_conv_bn_eval(conv, norm)
 
 

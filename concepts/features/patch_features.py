@@ -48,7 +48,7 @@ class PatchGrid:
         return self.rows(slice(index, index + 1))
 
     def rows(self, rows: slice | Tensor) -> PatchGrid:
-        """The grid of some pictures."""
+        """The grid `(n, h, w, C)` of some pictures."""
         others = (None if tensor is None else tensor[rows] for tensor in (self.saliency, self.detail))
         return PatchGrid(self.features[rows], *others)
 
@@ -410,6 +410,7 @@ def patch_colour(images: Tensor, grid: tuple[int, int]) -> Tensor:
 
 
 def _check_images(images: Tensor, size: int) -> None:
+    """Refuse what is not `(B, 3, size, size)`."""
     if images.dim() != 4 or tuple(images.shape[1:]) != (3, size, size):
         raise BestiaryError(
             f"pictures of shape {tuple(images.shape)}: this source needs (B, 3, {size}, {size}) in 0..1"

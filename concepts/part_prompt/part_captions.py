@@ -1,9 +1,11 @@
 """Training captions: the part tokens of one picture, each time in a random order and sentence.
 
 kamwoh/partcraft @ dfe64e1, train_dreamcreature_sd.py:454-487. All random numbers come from the given numpy
-Generator, so that a seed determines every caption. Letters: N pictures, M parts, P learned vectors of a caption.
+Generator, so that a seed determines every caption. Of a picture with several things each has a slot, and its parts stand
+together: "a photo of a <parts> bird and a <parts> bird". Letters: N pictures, M parts, S slots, P learned vectors of a caption.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -53,7 +55,7 @@ class PartCaption:
     pieces: tuple[PromptPiece, ...]
     """Text and vectors in their order."""
     parts: tuple[int, ...]
-    """Part of each vector, in the order of the pieces."""
+    """Part of each vector, or its column slot * M + part, in the order of the pieces."""
     kinds: tuple[int, ...]
     """Kind of each vector, in the same order."""
 
@@ -71,14 +73,16 @@ class PartCaption:
 
 
 def build_part_caption(
-    codes: Tensor | np.ndarray, rng: np.random.Generator, style: CaptionStyle | None = None
+    codes: Tensor | np.ndarray, rng: np.random.Generator, style: CaptionStyle | None = None, *, slots: int = 1
 ) -> PartCaption:
     """A caption of the parts a picture shows.
 
     Args:
-        codes: `(M,)`, one row of codes `(N, M)`: kind of every part, ABSENT (or any negative number) where the picture does not show it.
+        codes: `(S * M,)`, one row of codes `(N, S * M)`: kind of every part, ABSENT (or any negative number) where the picture does not
+            show it.
         rng: source of all chance.
         style: None for the defaults.
+        slots: S, things of the picture; those that show no part are not named.
 
     Raises:
         BestiaryError: the picture shows no part.
@@ -89,15 +93,37 @@ def build_part_caption(
         raise BestiaryError(
             f"a picture with codes {codes.tolist()} shows no part and cannot be captioned: leave it out"
         )
+    parts = len(codes) // slots
+    things = [[part for part in shown if part // parts == slot] for slot in range(slots)]
+    things = [thing for thing in things if thing]
+    if style.shuffle and len(things) > 1:
+        things = [things[index] for index in rng.permutation(len(things))]
+    named = [_chosen(thing, rng, style) for thing in things]
+    order = [part for thing in named for part in thing]
+    pieces = _in_sentence(thing_pieces([len(thing) for thing in named], style.class_noun), rng, style)
+    return PartCaption(tuple(pieces), tuple(order), tuple(int(codes[part]) for part in order))
+
+
+def thing_pieces(counts: Sequence[int], noun: str = "") -> list[PromptPiece]:
+    """Things of so many vectors each, with the noun behind each but the last and `and a` between them."""
+    pieces: list[PromptPiece] = []
+    for place, count in enumerate(counts):
+        if place:
+            link = " and a " if place == len(counts) - 1 else " , a "
+            pieces.append(PromptPiece(f" {noun}{link}" if noun else link))
+        pieces += [PromptPiece(None)] * count
+    return pieces
+
+
+def _chosen(thing: list[int], rng: np.random.Generator, style: CaptionStyle) -> list[int]:
+    """The parts of one thing in their order, perhaps without some."""
     # part numbers stay beside the order, because every vector must find its mask again
     if style.shuffle:
-        shown = [shown[index] for index in rng.permutation(len(shown))]
+        thing = [thing[index] for index in rng.permutation(len(thing))]
     # after shuffling, so that every part is dropped equally often
-    if len(shown) > 1 and rng.random() < style.drop_probability:
-        shown = shown[: style.keep_count or max(1, len(shown) // 2)]
-    vectors = [PromptPiece(None)] * len(shown)
-    pieces = _in_sentence(vectors, rng, style)
-    return PartCaption(tuple(pieces), tuple(shown), tuple(int(codes[part]) for part in shown))
+    if len(thing) > 1 and rng.random() < style.drop_probability:
+        thing = thing[: style.keep_count or max(1, len(thing) // 2)]
+    return thing
 
 
 def _in_sentence(vectors: list[PromptPiece], rng: np.random.Generator, style: CaptionStyle) -> list[PromptPiece]:

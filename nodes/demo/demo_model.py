@@ -1,8 +1,9 @@
-"""The embedded miniature model as ComfyUI's MODEL, CLIP and VAE, from the diffusers folder `demo/base_model`.
+"""The embedded miniature models as ComfyUI's MODEL, CLIP and VAE, from the diffusers folders below `demo/`.
 
-It has Stable Diffusion's topology with narrow layers, so ComfyUI's own classes can be used; the properties that its
-checkpoint detection would reject (widths, vocabulary, eight latent channels) are passed to them here. Always float32: the
-model is tiny, and half precision gains nothing on a CPU. Imported only when its node runs, since it imports ComfyUI's
+The UNet has Stable Diffusion's topology with narrow layers, so ComfyUI's own classes can be used; the properties that its
+checkpoint detection would reject (widths, vocabulary, eight latent channels) are passed to them here. The transformer's
+network is in `demo_transformer.py`; autoencoder and vocabulary are those of the UNet. Always float32: the
+models are tiny, and half precision gains nothing on a CPU. Imported only when its node runs, since it imports ComfyUI's
 model code.
 """
 
@@ -31,8 +32,12 @@ from ...concepts.files.concept_file import read_tensors
 from ...concepts.files.pack import ROOT
 from ...demo.creatures import held_out_set
 from ..host.comfy_version import fixed_clip_options
+from .demo_transformer import TransformerSettings, transformer_model
 
 BASE_MODEL = ROOT / "demo" / "base_model"
+BASE_MODEL_DIT = ROOT / "demo" / "base_model_dit"
+FOLDERS = {"unet": BASE_MODEL, "dit": BASE_MODEL_DIT}
+"""Shape of the denoiser -> folder of the model."""
 PREVIEW_DRAWINGS = 6
 """Number of drawings from which the colours of previews are fitted."""
 
@@ -44,13 +49,19 @@ def load_demo_model(folder: Path = BASE_MODEL) -> tuple[ModelPatcher, comfy.sd.C
     """MODEL, CLIP and VAE of the embedded model; its weights are loaded once per process and shared by all callers.
 
     Raises:
-        BestiaryError: a file of the folder is missing or damaged.
+        BestiaryError: a file of the folder is missing or damaged, or the transformer has not been trained yet.
     """
+    if folder == BASE_MODEL_DIT and not folder.is_dir():
+        raise BestiaryError(
+            f"the embedded transformer is not part of this installation: {folder} does not exist. Train it once, which takes hours on a "
+            f"CPU: bestiary demo train-base --shape dit --out {folder}"
+        )
     with _lock:
         if folder not in _loaded:
             # ComfyUI runs nodes in inference mode, whose tensors could never be trained
             with torch.inference_mode(False), torch.no_grad():
-                _loaded[folder] = _model(folder), _clip(folder), _vae(folder)
+                network = _transformer if (folder / "transformer").is_dir() else _unet
+                _loaded[folder] = network(folder), _clip(folder), _vae(_shared(folder, "vae"))
         model, clip, vae = _loaded[folder]
     return model.clone(), clip.clone(), vae
 
@@ -179,6 +190,12 @@ class AutoencoderSettings(TypedDict):
     scaling_factor: float
 
 
+class FlowSettings(TypedDict):
+    """Used entries of diffusers' scheduler_config.json of a flow."""
+
+    shift: float
+
+
 def unet_config(config: UnetSettings) -> dict[str, object]:
     """ComfyUI's UNet configuration from diffusers' config.json, for UNets with cross-attention on every level."""
     widths, layers = config["block_out_channels"], config["layers_per_block"]
@@ -208,7 +225,7 @@ def unet_config(config: UnetSettings) -> dict[str, object]:
     }
 
 
-def _model(folder: Path) -> ModelPatcher:
+def _unet(folder: Path) -> ModelPatcher:
     """The UNet; weights `(out, in, ...)` are only renamed."""
     config: UnetSettings = _config(folder, "unet")
     autoencoder: AutoencoderSettings = _config(folder, "vae")
@@ -227,23 +244,43 @@ def _model(folder: Path) -> ModelPatcher:
     return ModelPatcher(model, load_device=manager.get_torch_device(), offload_device=manager.unet_offload_device())
 
 
+def _transformer(folder: Path) -> ModelPatcher:
+    """The transformer with its flow."""
+    config: TransformerSettings = _config(folder, "transformer")
+    flow: FlowSettings = _config(folder, "scheduler", "scheduler_config.json")
+    shared = _shared(folder, "vae").parent
+    autoencoder: AutoencoderSettings = _config(shared, "vae")
+    tensors = read_tensors(folder / "transformer" / "diffusion_pytorch_model.safetensors")
+    latent_format = DemoLatentFormat(autoencoder["scaling_factor"], shared)
+    model = transformer_model(config, tensors, latent_format, flow["shift"])
+    _refuse_unknown(folder / "transformer", set(tensors))
+    return model
+
+
+def _shared(folder: Path, component: str) -> Path:
+    """A component's folder; what a model lacks is that of the UNet."""
+    return folder / component if (folder / component).is_dir() else BASE_MODEL / component
+
+
 def _clip(folder: Path) -> comfy.sd.CLIP:
     """The text encoder with token embeddings `(V, D)`, and its tokenizer."""
     config: TextSettings = _config(folder, "text_encoder")
+    tensors = read_tensors(folder / "text_encoder" / "model.safetensors")
+    # the UNet reads no pooled vector, but ComfyUI needs finite values
+    projection = tensors.pop("text_projection.weight", None)  # (D, D)
     target = comfy.supported_models_base.ClipTarget(
-        partial(SD1Tokenizer, tokenizer=partial(_tokenizer, folder / "tokenizer", config)),
-        partial(SD1ClipModel, clip_model=partial(_text_encoder, config)),
+        partial(SD1Tokenizer, tokenizer=partial(_tokenizer, _shared(folder, "tokenizer"), config)),
+        partial(SD1ClipModel, clip_model=partial(_text_encoder, config, projection is not None)),
     )
     options = {"model_options": {"dtype": torch.float32}, **fixed_clip_options()}
     clip = comfy.sd.CLIP(target, embedding_directory=_embedding_folders(), **options)
-    tensors = read_tensors(folder / "text_encoder" / "model.safetensors")
     # transformers 4 writes the prefix text_model., version 5 omits it
     weights = {f"text_model.{name.removeprefix('text_model.')}": tensor for name, tensor in tensors.items()}
     known = clip.cond_stage_model.clip_l.transformer.state_dict().keys()
     _refuse_unknown(folder / "text_encoder", weights.keys() - known - {"text_model.embeddings.position_ids"})
-    width = config["hidden_size"]
-    # the pooled vector of this model is unused, but ComfyUI needs finite values
-    clip.load_sd({**weights, "text_projection.weight": torch.eye(width)})  # (D, D)
+    clip.load_sd(
+        {**weights, "text_projection.weight": torch.eye(config["hidden_size"]) if projection is None else projection}
+    )
     return clip
 
 
@@ -253,9 +290,13 @@ def _tokenizer(folder: Path, config: TextSettings, **options: object) -> SDToken
 
 
 def _text_encoder(
-    config: TextSettings, device: str | torch.device, dtype: torch.dtype, model_options: dict[str, object]
+    config: TextSettings,
+    projected: bool,
+    device: str | torch.device,
+    dtype: torch.dtype,
+    model_options: dict[str, object],
 ) -> SDClipModel:
-    """ComfyUI's text encoder, token ids `(B, L)` -> `(B, L, D)`, with the model's own widths and special tokens."""
+    """ComfyUI's text encoder, token ids `(B, L)` -> `(B, L, D)`, with the model's own widths and special tokens; its pooled vector `(B, D)` is `projected` or not."""
     tokens = {"start": config["bos_token_id"], "end": config["eos_token_id"], "pad": config["pad_token_id"]}
     return SDClipModel(
         device=device,
@@ -263,7 +304,7 @@ def _text_encoder(
         textmodel_json_config=dict(config),
         model_class=_SmallVocabularyModel,
         special_tokens=tokens,
-        return_projected_pooled=False,
+        return_projected_pooled=projected,
         model_options=model_options,
     )
 
@@ -286,14 +327,14 @@ class _SmallVocabularyModel(CLIPTextModel):
 
 def _vae(folder: Path) -> comfy.sd.VAE:
     """The autoencoder, pictures `(B, H, W, 3)` to latents `(B, 8, H/8, W/8)` and back."""
-    tensors = read_tensors(folder / "vae" / "diffusion_pytorch_model.safetensors")
+    tensors = read_tensors(folder / "diffusion_pytorch_model.safetensors")
     weights: dict[str, Tensor] = {"vae_scale": torch.tensor(1.0), "vae_shift": torch.tensor(0.0)}
     for name, tensor in tensors.items():
         side, _, place, rest = name.split(".", 3)
         # ComfyUI's decoder starts with a clamp layer, which shifts all layer numbers by one
         weights[f"taesd_{side}.{int(place) + (side == 'decoder')}.{rest}"] = tensor
     vae = comfy.sd.VAE(sd=weights, dtype=torch.float32)
-    _refuse_unknown(folder / "vae", weights.keys() - vae.first_stage_model.state_dict().keys())
+    _refuse_unknown(folder, weights.keys() - vae.first_stage_model.state_dict().keys())
     return vae
 
 
@@ -303,14 +344,14 @@ def _embedding_folders() -> list[str]:
     return folder_paths.get_folder_paths("embeddings")
 
 
-def _config(folder: Path, component: str) -> Any:
-    """The configuration of one component, from its config.json."""
-    path = folder / component / "config.json"
+def _config(folder: Path, component: str, name: str = "config.json") -> Any:
+    """The configuration of one component."""
+    path = folder / component / name
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as fault:
         raise BestiaryError(
-            f"{component}/config.json of the embedded model cannot be read ({fault}): install Bestiary again"
+            f"{component}/{name} of the embedded model cannot be read ({fault}): install Bestiary again"
         ) from fault
 
 

@@ -19,7 +19,7 @@ class BestiaryDemoModel(io.ComfyNode):
             node_id="BestiaryDemoModel",
             category="Bestiary/demo",
             search_aliases=["bestiary base model", "tiny checkpoint", "load checkpoint"],
-            inputs=[],
+            inputs=[io.Combo.Input("shape", options=["unet", "dit"], default="unet", optional=True)],
             outputs=[
                 io.Model.Output("model"),
                 io.Clip.Output("clip"),
@@ -28,10 +28,10 @@ class BestiaryDemoModel(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls) -> io.NodeOutput:
-        from .demo_model import load_demo_model
+    def execute(cls, shape: str = "unet") -> io.NodeOutput:
+        from .demo_model import FOLDERS, load_demo_model
 
-        return io.NodeOutput(*load_demo_model())
+        return io.NodeOutput(*load_demo_model(FOLDERS[shape]))
 
 
 class BestiaryDemoPictures(io.ComfyNode):

@@ -122,6 +122,7 @@ def labels_of(key: str, number: int) -> bytes:
 
 
 def _row(rows: np.ndarray, number: int) -> np.ndarray:
+    """Picture `number` of `(N, H, W, C)` or label map of `(N, h, w)`."""
     if not 0 <= number < len(rows):
         raise BestiaryError(f"picture {number} is out of range: the editor shows pictures 0 to {len(rows) - 1}")
     return rows[number]

@@ -75,6 +75,7 @@ class DreamBoothInGraph(GraphTask[DreamBoothAdapter]):
             len(pictures.instance.names),
             LatentCache(pictures.moments()),
             pictures.instance.masks,
+            notes={"data": pictures.fingerprint()},
         )
 
     def square(self, row: int) -> Image.Image:

@@ -72,8 +72,14 @@ class NodePreviews:
             self._progress.cancelled = True
             return None
 
-    def sample(self, conditioning: Conditioning | StagedConditioning, seeds: Sequence[int]) -> Tensor:
-        """Pictures `(n, 3, S, S)` in 0..1; staged ones a few at a time.
+    def sample(
+        self,
+        conditioning: Conditioning | StagedConditioning,
+        seeds: Sequence[int],
+        *,
+        shape: tuple[int, int] | None = None,
+    ) -> Tensor:
+        """Pictures `(n, 3, S, S)` in 0..1; staged ones a few at a time. Trainings in the graph have squares alone.
 
         Raises:
             PreviewCut: the user cancelled.

@@ -38,7 +38,11 @@ KEYS = {
     "rank": "lora.rank",
 }
 """Inputs of the nodes and the settings they are."""
-GRAPH_GIVES = (*SHARED_GIVES, "images.folder", "images.labels", "discovery.folder")
+GRAPH_GIVES = (
+    *SHARED_GIVES,
+    *(f"images.{name}" for name in ("folder", "labels", "scenes", "buckets")),
+    "discovery.folder",
+)
 """Settings that sockets decide."""
 
 

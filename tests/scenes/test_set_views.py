@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 from bestiary.concepts.errors import BestiaryError
 from bestiary.concepts.files.text_file import parse_toml
+from bestiary.scenes.scene_set import SceneSet
+from bestiary.scenes.set_files import read_records
 from bestiary.scenes.set_verify import verify_set
 from bestiary.scenes.set_views import KINDS, export_view
 from PIL import Image
@@ -172,3 +174,15 @@ def test_what_cannot_be_exported(pets, tmp_path):
     with pytest.raises(BestiaryError, match="holds files that no export wrote"):
         export_view(pets, "kohya", tmp_path / "mine")
     assert (tmp_path / "mine/thesis.txt").read_text() == "x"
+
+
+def test_views_written_before_a_set_was_scored_stay_right(pets):
+    views = {kind: export_view(pets, kind) for kind in KINDS}
+    scored = SceneSet(pets)
+    for record in list(read_records(pets)):
+        scored.rescore(record, {"cp": 0.5, "ti": 0.2})
+    scored.finish()
+    assert verify_set(pets) == []
+    assert {kind: [*verify_set(folder), *verify_set(pets, kind)] for kind, folder in views.items()} == {
+        kind: [] for kind in KINDS
+    }

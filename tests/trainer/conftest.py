@@ -407,3 +407,17 @@ def spoil_writes() -> Callable[[pytest.MonkeyPatch, Path, int], None]:
 def snapshot() -> Callable[[Path], dict[str, bytes]]:
     """`snapshot(folder)` -> every file below it and its content."""
     return _snapshot
+
+
+@pytest.fixture(scope="session")
+def tiny_dino(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A vision transformer with random weights."""
+    from safetensors.torch import save_file
+
+    timm = pytest.importorskip("timm")
+    path = tmp_path_factory.mktemp("dino") / "model.safetensors"
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        network = timm.create_model("vit_tiny_patch16_224", pretrained=False, num_classes=0)
+    save_file({name: tensor.contiguous() for name, tensor in network.state_dict().items()}, path)
+    return path

@@ -15,7 +15,8 @@ from torch.nn import functional
 
 from ...concepts.files.atomic_file import replacing
 from ...demo.creatures import IMAGE_SIZE, Drawing, draw_creature, random_species
-from .model_parts import LATENT_CHANNELS, LATENT_NOISE, decode, encode
+from .denoiser_shapes import LATENT_CHANNELS
+from .model_parts import LATENT_NOISE, decode, encode
 from .training_state import RunLog, StagePlan, StageState, rate_share, step_generator
 
 logger = logging.getLogger(__name__)
@@ -47,7 +48,7 @@ def _draw_shard(folder: Path, seed: int, shard: int, count: int) -> Path:
 
 
 def draw_pictures(folder: Path, seed: int, count: int, workers: int) -> list[np.ndarray]:
-    """Draws the training pictures once, in shards that survive an interruption -> memory maps (<= 2000, 128, 128, 3)."""
+    """Draws the training pictures once, in shards that survive an interruption -> memory maps `(n, 128, 128, 3)`, n at most 2000."""
     folder.mkdir(parents=True, exist_ok=True)
     sizes = [min(SHARD, count - start) for start in range(0, count, SHARD)]
     shards = range(len(sizes))
@@ -80,7 +81,7 @@ def reconstruct(autoencoder: AutoencoderTiny, images: Tensor, noise: Tensor) -> 
 
 
 def _edges(images: Tensor) -> tuple[Tensor, Tensor]:
-    """Differences of neighbouring pixels `(B, 3, H, W - 1)` and `(B, 3, H - 1, W)`."""
+    """Differences of neighbouring pixels along rows and columns of `(B, 3, H, W)`."""
     return images[..., 1:] - images[..., :-1], images[..., 1:, :] - images[..., :-1, :]
 
 

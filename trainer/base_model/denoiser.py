@@ -3,42 +3,38 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 import torch
-from diffusers.models.attention_processor import Attention, AttnProcessor
-from diffusers.schedulers.scheduling_ddim import DDIMSchedulerOutput
+from diffusers.models.attention_processor import Attention
 from einops import rearrange
 from PIL import Image
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from ...concepts.denoiser.backbone import BACKBONES
 from ...concepts.errors import BestiaryError
 from ...concepts.files.atomic_file import replacing
 from ...demo.captions import caption_of
 from ...demo.species import PARTS, Scene, Species, random_scene, random_species
+from ..learning.denoiser.prompt_encoding import ClipStates
 from ..model.text_conditioning import run_clip
 from .autoencoder import SHARD, draw_training_picture
 from .caption_reading import ReadingLoss, slot_embeddings
-from .model_parts import LATENT_CHANNELS, LATENT_NOISE, BaseModel, build_scheduler, decode, encode_captions
+from .denoiser_shapes import LATENT_CHANNELS
+from .model_parts import LATENT_NOISE, BaseModel, decode, encode_captions
 from .training_state import RunLog, StagePlan, StageState, rate_share, step_generator
 
 logger = logging.getLogger(__name__)
 
-MIN_SNR_GAMMA = 5.0
-"""Upper clamp of the signal-to-noise ratio in the loss weight (Hang et al. 2023, arXiv 2303.09556, equation 5)."""
-SNR_FLOOR = 0.5
-"""Lower clamp of the ratio after `plain_steps`. At high noise, where captions matter most, the plain weight is near 0."""
 SMALLEST_PART = 0.01
 """Share of the picture below which the emphasis of a part no longer grows."""
 MERGED_SHARE = 0.4
 """Share of the captions in which a part's words are merged into one position."""
-TEXT_ENCODER = BACKBONES["bestiary-demo"].text_encoders[0]
 READING_WEIGHT = 0.1
 """Weight of the reading loss in the loss of the second stage."""
 
@@ -107,29 +103,23 @@ def cache_emphasis(folder: Path, seed: int, count: int) -> Tensor:
     return torch.cat(parts)[:count]
 
 
-def snr_weights(alphas_cumprod: Tensor, *, floor: float = 0.0, gamma: float = MIN_SNR_GAMMA) -> Tensor:
-    """Loss weight of an epsilon objective by timestep, from (T,) alphas: SNR clamped to floor..gamma over SNR."""
-    snr = alphas_cumprod / (1 - alphas_cumprod)  # (T,)
-    return snr.clamp(floor, gamma) / snr
+def predict(model: BaseModel, noisy: Tensor, times: Tensor, ids: Tensor) -> Tensor:
+    """Text encoder and denoiser in one pass: noisy (B, C, h, w), times (B,), ids (B, 77) -> prediction (B, C, h, w)."""
+    return model.shape.evaluate(model.denoiser, noisy, times, _read(model, ids.unsqueeze(-1)))
 
 
-def add_noise(latents: Tensor, noise: Tensor, alpha: Tensor) -> Tensor:
-    """Forward process at cumulative signal share `alpha` (B,): latents and noise (B, C, h, w) -> (B, C, h, w)."""
-    alpha = alpha[:, None, None, None]
-    return alpha.sqrt() * latents + (1 - alpha).sqrt() * noise
+def predict_and_read(model: BaseModel, noisy: Tensor, times: Tensor, slots: Tensor) -> tuple[Tensor, Tensor]:
+    """As `predict` for slots (B, 77, 4), with the text encoder's output (B, 77, D) beside the prediction."""
+    text = _read(model, slots)
+    return model.shape.evaluate(model.denoiser, noisy, times, text), text.hidden
 
 
-def predict_noise(model: BaseModel, noisy: Tensor, timesteps: Tensor, ids: Tensor) -> Tensor:
-    """Text encoder and denoiser in one pass: noisy (B, C, h, w), timesteps (B,), ids (B, 77) -> epsilon (B, C, h, w)."""
-    context = model.text_encoder(input_ids=ids).last_hidden_state  # (B, 77, D)
-    return model.denoiser(noisy, timesteps, encoder_hidden_states=context).sample
-
-
-def predict_and_read(model: BaseModel, noisy: Tensor, timesteps: Tensor, slots: Tensor) -> tuple[Tensor, Tensor]:
-    """As `predict_noise` for slots (B, 77, 4), with the text encoder's output (B, 77, D) beside the epsilon."""
+def _read(model: BaseModel, slots: Tensor) -> ClipStates:
+    """States (B, 77, D) of slots (B, 77, words), and the pooled state (B, D) where the shape has one."""
     embeddings = slot_embeddings(model.word_embeddings.weight, slots)  # (B, 77, D)
-    context = run_clip(model.text_encoder, embeddings, TEXT_ENCODER, slots[:, 0, 0]).hidden  # (B, 77, D)
-    return model.denoiser(noisy, timesteps, encoder_hidden_states=context).sample, context
+    # the first of the end tokens; those after it are padding
+    ends = slots[..., 0].eq(model.text_encoder.config.eos_token_id).int().argmax(dim=1)  # (B,)
+    return run_clip(model.text_encoder, embeddings, model.shape.backbone.text_encoders[0], ends)
 
 
 class QuickAttention:
@@ -143,19 +133,63 @@ class QuickAttention:
         attention_mask: Tensor | None = None,
     ) -> Tensor:
         """Hidden states (B, N, D), context (B, L, E) or None for self-attention -> (B, N, D); masks are not supported."""
-        if attention_mask is not None:
-            raise BestiaryError(f"the base model attends without masks, got one of shape {tuple(attention_mask.shape)}")
+        _refuse_mask(attention_mask)
         context = hidden_states if encoder_hidden_states is None else encoder_hidden_states
-        # diffusers leaves these layers out of some kinds of attention, none of which the base model has
-        to_query, to_key, to_value = (cast(nn.Module, layer) for layer in (attn.to_q, attn.to_k, attn.to_v))
         query, key, value = (
-            rearrange(tokens, "b n (h d) -> b h n d", h=attn.heads)
-            for tokens in (to_query(hidden_states), to_key(context), to_value(context))
+            _split_heads(attn, name, tokens)
+            for name, tokens in (("to_q", hidden_states), ("to_k", context), ("to_v", context))
         )
-        # plain products: on a CPU their backward pass in bf16 is the fastest
-        scores = (query * query.shape[-1] ** -0.5) @ key.transpose(-1, -2)  # (B, H, N, L)
-        mixed = scores.softmax(dim=-1).to(value.dtype) @ value  # (B, H, N, d)
-        return cast(nn.ModuleList, attn.to_out)[0](rearrange(mixed, "b h n d -> b n (h d)").to(hidden_states.dtype))
+        mixed = _mix(query, key, value)  # (B, N, D)
+        return cast(nn.ModuleList, attn.to_out)[0](mixed.to(hidden_states.dtype))
+
+
+class QuickJointAttention:
+    """The same of the transformer's attention, in which image and text attend to both, the image first."""
+
+    def __call__(
+        self,
+        attn: Attention,
+        hidden_states: Tensor,
+        encoder_hidden_states: Tensor,
+        attention_mask: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """Image (B, N, D) and text (B, L, D) -> both; the text of the last block, which nothing reads, has no projection."""
+        _refuse_mask(attention_mask)
+        pairs = ((hidden_states, "to_", ""), (encoder_hidden_states, "add_", "_proj"))
+        (q, k, v), (text_q, text_k, text_v) = (
+            [_split_heads(attn, f"{before}{kind}{after}", tokens) for kind in "qkv"] for tokens, before, after in pairs
+        )
+        norm_q, norm_k, norm_text_q, norm_text_k = (
+            cast(nn.Module, norm) for norm in (attn.norm_q, attn.norm_k, attn.norm_added_q, attn.norm_added_k)
+        )
+        query = torch.cat([norm_q(q), norm_text_q(text_q)], dim=2)  # (B, H, N + L, d)
+        key = torch.cat([norm_k(k), norm_text_k(text_k)], dim=2)
+        image, text = _mix(query, key, torch.cat([v, text_v], dim=2)).split(
+            [hidden_states.shape[1], encoder_hidden_states.shape[1]], dim=1
+        )
+        image = cast(nn.ModuleList, attn.to_out)[0](image)
+        return image, text if attn.context_pre_only else cast(nn.Module, attn.to_add_out)(text)
+
+
+def _refuse_mask(mask: Tensor | None) -> None:
+    if mask is not None:
+        raise BestiaryError(f"the base model attends without masks, got one of shape {tuple(mask.shape)}")
+
+
+def _split_heads(attn: Attention, projection: str, tokens: Tensor) -> Tensor:
+    """Tokens (B, N, D) through a projection of the layer -> (B, H, N, d)."""
+    return rearrange(attn.get_submodule(projection)(tokens), "b n (h d) -> b h n d", h=attn.heads)
+
+
+def _mix(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    """Attention of (B, H, N, d) -> (B, N, H * d)."""
+    # plain products: on a CPU their backward pass in bf16 is the fastest
+    scores = (query * query.shape[-1] ** -0.5) @ key.transpose(-1, -2)  # (B, H, N, L)
+    return rearrange(scores.softmax(dim=-1).to(value.dtype) @ value, "b h n d -> b n (h d)")
+
+
+QUICK = {"unet": QuickAttention, "dit": QuickJointAttention}
+"""Shape -> its attention on a CPU."""
 
 
 def fit_denoiser(
@@ -171,37 +205,36 @@ def fit_denoiser(
 ) -> None:
     """Trains denoiser and text encoder from `state.step` on; `on_save(step)` follows every saved state.
 
-    The first `plain_steps` use plain min-SNR weights, later ones raise the weight of high noise to `SNR_FLOOR`. After
+    The first `plain_steps` use the shape's plain weights, later ones raise the weight of high noise. After
     `reading_after` steps the reading loss of the text encoder is added (`ReadingLoss`).
 
     Raises FloatingPointError if the loss is not finite; the last saved state is kept.
     """
-    alphas = build_scheduler().alphas_cumprod  # (T,)
-    plain, lifted = snr_weights(alphas), snr_weights(alphas, floor=SNR_FLOOR)
+    shape = model.shape
     if plan.device.type == "cpu":
         # diffusers takes any callable, while its annotation lists its own classes
-        model.denoiser.set_attn_processor(cast(AttnProcessor, QuickAttention()))
+        model.denoiser.set_attn_processor(cast(Any, QUICK[shape.name]()))
     forward = plan.speeded(predict_and_read)
     reading = ReadingLoss(model)
     running = 0.0
     while state.step < plan.steps:
-        weights = plain if state.step < plain_steps else lifted  # (T,)
-        # draw: pictures, latents, noise, timesteps and captions, all derived from the step number
+        # draw: pictures, latents, noise, times and captions, all derived from the step number
         generator = step_generator(plan.seed, 2, state.step)
         rng = np.random.default_rng((plan.seed, 2, state.step))
         indices = torch.randint(len(latents.truths), (plan.batch,), generator=generator)
         clean = latents.batch(indices, generator)  # (B, C, 16, 16)
         noise = torch.randn(clean.shape, generator=generator)
-        times = torch.randint(len(alphas), (plan.batch,), generator=generator)
-        noisy = add_noise(clean, noise, alphas[times]).to(plan.device, memory_format=torch.channels_last)
+        times = shape.draw_times(plan.batch, generator)  # (B,)
+        noisy = shape.noised(clean, noise, times).to(plan.device, memory_format=torch.channels_last)
         ids = encode_captions(model.tokenizer, [caption_of(*latents.truths[i], rng) for i in indices.tolist()])
         slots = reading.merge(ids, torch.from_numpy(rng.random(plan.batch) < MERGED_SHARE)).to(plan.device)
-        # predict: the noise, and the text encoder's output beside it
+        # predict, with the text encoder's output beside it
         with plan.autocast(), sdpa_kernel(SDPBackend.MATH):  # flash attention's backward pass is slow on CPUs
             predicted, context = forward(model, noisy, times.to(plan.device), slots)
-        # loss: weighted by cell within a picture, then by timestep
-        errors = latents.weigh((predicted.float() - noise.to(plan.device)).square(), indices)  # (B,)
-        loss = (errors * weights[times].to(plan.device)).mean()
+        # loss: weighted by cell within a picture, then by time
+        target = shape.target(clean, noise).to(plan.device)  # (B, C, 16, 16)
+        errors = latents.weigh((predicted.float() - target).square(), indices)  # (B,)
+        loss = (errors * shape.weights(times, plain=state.step < plain_steps).to(plan.device)).mean()
         value = float(loss.detach())
         # the logged value excludes the reading loss, so that it is comparable over the whole run
         if state.step >= reading_after:
@@ -212,7 +245,8 @@ def fit_denoiser(
         norm = state.descend(loss, rate_share(state.step, plan.steps, decay_from=plan.decay_from, warmup=200))
         running = value if running == 0 else 0.98 * running + 0.02 * value
         if state.step % 50 == 0:
-            log.write(stage="denoiser", step=state.step, loss=round(running, 5), grad=round(norm, 4))
+            entry = {"loss": round(running, 5), "grad": round(norm, 4), "cpu_seconds": round(time.process_time())}
+            log.write(stage="denoiser", step=state.step, **entry)
         last = state.step == plan.steps or plan.expired()
         if last or state.step % plan.save_every == 0:
             state.save()
@@ -225,22 +259,20 @@ def fit_denoiser(
 def sample_latents(
     model: BaseModel, captions: list[str], *, steps: int = 25, guidance: float = 3.0, seed: int = 0
 ) -> Tensor:
-    """DDIM samples with classifier-free guidance against the empty caption -> (B, C, 16, 16) float32."""
+    """Samples with classifier-free guidance against the empty caption -> (B, C, 16, 16) float32."""
     device = next(model.denoiser.parameters()).device
-    scheduler = build_scheduler()
-    scheduler.set_timesteps(steps)
     count = len(captions)
     ids = encode_captions(model.tokenizer, [*captions, *[""] * count]).to(device)  # (2 * B, 77)
     generator = torch.Generator().manual_seed(seed)
     latents = torch.randn((count, LATENT_CHANNELS, 16, 16), generator=generator).to(device)
     with torch.autocast(device.type, torch.bfloat16):
-        context = model.text_encoder(input_ids=ids).last_hidden_state  # (2 * B, 77, D)
-        for timestep in scheduler.timesteps:
+        text = _read(model, ids.unsqueeze(-1))
+        for moment, advance in model.shape.sampling(steps):
             # one batch: prompts in the first half, empty captions in the second
             doubled = torch.cat([latents, latents]).contiguous(memory_format=torch.channels_last)  # (2 * B, C, 16, 16)
-            conditional, free = model.denoiser(doubled, timestep, encoder_hidden_states=context).sample.float().chunk(2)
-            guided = free + guidance * (conditional - free)
-            latents = cast(DDIMSchedulerOutput, scheduler.step(guided, int(timestep), latents)).prev_sample
+            times = moment.to(device).expand(2 * count)
+            conditional, free = model.shape.evaluate(model.denoiser, doubled, times, text).float().chunk(2)
+            latents = advance(latents, free + guidance * (conditional - free))
     return latents
 
 

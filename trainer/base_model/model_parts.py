@@ -7,31 +7,30 @@ import json
 import logging
 import os
 import shutil
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
 
 import torch
-from diffusers import AutoencoderTiny, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from diffusers import AutoencoderTiny, SD3Transformer2DModel, UNet2DConditionModel
 from diffusers.models.autoencoders.autoencoder_tiny import AutoencoderTinyOutput
 from diffusers.models.autoencoders.vae import DecoderOutput
 from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, processors
 from torch import nn
-from transformers import CLIPTextConfig, CLIPTextModel, PreTrainedTokenizerFast
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, PreTrainedTokenizerFast
 
+from ...concepts.files.pack import ROOT
 from ...demo.captions import vocabulary
+from .denoiser_shapes import LATENT_CHANNELS, SHAPES, TEXT_WIDTH, DenoiserShape, ShapeName
 
 logger = logging.getLogger(__name__)
 
 START, END, UNKNOWN = "<|startoftext|>", "<|endoftext|>", "<|unknown|>"
 MAX_TOKENS = 77
-IMAGE_SIZE = 128
-LATENT_CHANNELS = 8
-TEXT_WIDTH = 128
 LATENT_NOISE = 0.05
 """Standard deviation of the noise added to unscaled latents when the decoder is trained."""
-DENOISER_CHANNELS = (64, 96, 128)
+SHARED_PARTS = ROOT / "demo" / "base_model"
+"""Folder of the shipped UNet miniature, whose autoencoder and tokenizer the transformer's takes."""
 
 
 @dataclass
@@ -39,9 +38,10 @@ class BaseModel:
     """All trainable modules of the miniature model, and its tokenizer."""
 
     autoencoder: AutoencoderTiny
-    denoiser: UNet2DConditionModel
-    text_encoder: CLIPTextModel
+    denoiser: UNet2DConditionModel | SD3Transformer2DModel
+    text_encoder: CLIPTextModel | CLIPTextModelWithProjection
     tokenizer: PreTrainedTokenizerFast
+    shape: DenoiserShape
 
     @property
     def word_embeddings(self) -> nn.Embedding:
@@ -85,28 +85,10 @@ def build_autoencoder() -> AutoencoderTiny:
     return AutoencoderTiny(latent_channels=LATENT_CHANNELS)
 
 
-def build_denoiser() -> UNet2DConditionModel:
-    """Denoiser with cross-attention at 16x16, 8x8 and 4x4, in the topology of Stable Diffusion 1.5."""
-    levels = len(DENOISER_CHANNELS)
-    return UNet2DConditionModel(
-        sample_size=IMAGE_SIZE // 8,
-        in_channels=LATENT_CHANNELS,
-        out_channels=LATENT_CHANNELS,
-        down_block_types=("CrossAttnDownBlock2D",) * levels,
-        up_block_types=("CrossAttnUpBlock2D",) * levels,
-        block_out_channels=DENOISER_CHANNELS,
-        layers_per_block=1,
-        cross_attention_dim=TEXT_WIDTH,
-        # the number of heads, despite its name in diffusers
-        attention_head_dim=4,
-        norm_num_groups=32,
-    )
-
-
-def build_text_encoder(tokenizer: PreTrainedTokenizerFast) -> CLIPTextModel:
+def text_config(tokenizer: PreTrainedTokenizerFast) -> CLIPTextConfig:
     """A CLIP text model of three layers over the tokenizer's vocabulary."""
     ids = tokenizer.get_vocab()
-    config = CLIPTextConfig(
+    return CLIPTextConfig(
         vocab_size=len(tokenizer),
         hidden_size=TEXT_WIDTH,
         intermediate_size=4 * TEXT_WIDTH,
@@ -120,28 +102,14 @@ def build_text_encoder(tokenizer: PreTrainedTokenizerFast) -> CLIPTextModel:
         # CLIP pads with the end token
         pad_token_id=ids[END],
     )
-    return CLIPTextModel(config)
 
 
-def build_scheduler() -> DDIMScheduler:
-    """The noise schedule of Stable Diffusion 1.5: 1000 steps, scaled linear betas, epsilon prediction."""
-    return DDIMScheduler(
-        num_train_timesteps=1000,
-        beta_start=0.00085,
-        beta_end=0.012,
-        beta_schedule="scaled_linear",
-        clip_sample=False,
-        set_alpha_to_one=False,
-        steps_offset=1,
-        prediction_type="epsilon",
-    )
-
-
-def build_base_model(seed: int) -> BaseModel:
+def build_base_model(seed: int, name: ShapeName = "unet") -> BaseModel:
     """A model of the final shape with random weights from `seed`."""
     torch.manual_seed(seed)
-    tokenizer = build_tokenizer()
-    return BaseModel(build_autoencoder(), build_denoiser(), build_text_encoder(tokenizer), tokenizer)
+    tokenizer, shape = build_tokenizer(), SHAPES[name]
+    autoencoder, denoiser = build_autoencoder(), shape.build_denoiser()
+    return BaseModel(autoencoder, denoiser, shape.build_text_encoder(text_config(tokenizer)), tokenizer, shape)
 
 
 def encode_captions(tokenizer: PreTrainedTokenizerFast, captions: list[str]) -> torch.Tensor:
@@ -161,31 +129,18 @@ def decode(autoencoder: AutoencoderTiny, latents: torch.Tensor) -> torch.Tensor:
 
 
 def export_base_model(model: BaseModel, scaling_factor: float, out: Path) -> int:
-    """Writes a StableDiffusionPipeline folder in fp16; returns the bytes of all its files.
+    """Writes a model folder of diffusers in fp16; returns the bytes of all its files.
 
     New files are written beside `out` and renamed into place one by one, so a reader never sees a partial file.
     """
     # half-precision copies: the model itself continues training in fp32
     model.autoencoder.register_to_config(scaling_factor=float(scaling_factor))
-    vae, text_encoder, unet = (
-        copy.deepcopy(module).half() for module in (model.autoencoder, model.text_encoder, model.denoiser)
-    )
-    # diffusers accepts any module with `save_pretrained`, but its annotations name the classes of Stable Diffusion 1.5
-    build = cast("Callable[..., StableDiffusionPipeline]", StableDiffusionPipeline)
-    pipeline = build(
-        vae=vae,
-        text_encoder=text_encoder,
-        tokenizer=model.tokenizer,
-        unet=unet,
-        scheduler=build_scheduler(),
-        safety_checker=None,
-        feature_extractor=None,
-        requires_safety_checker=False,
-    )
+    modules = {"vae": model.autoencoder, "text_encoder": model.text_encoder, "denoiser": model.denoiser}
+    halved = {name: copy.deepcopy(module).half() for name, module in modules.items()}
     fresh = out.with_name(f".{out.name}.{os.getpid()}.part")
     shutil.rmtree(fresh, ignore_errors=True)
     try:
-        pipeline.save_pretrained(fresh, safe_serialization=True)
+        model.shape.write(fresh, {**halved, "tokenizer": model.tokenizer})
         _make_portable(fresh)
         for source in sorted(path for path in fresh.rglob("*") if path.is_file()):
             target = out / source.relative_to(fresh)
@@ -211,10 +166,21 @@ def _make_portable(folder: Path) -> None:
 
 
 def load_base_model(folder: Path) -> BaseModel:
-    """Reads a folder written by `export_base_model` in fp32."""
+    """Reads a folder written by `export_base_model` in fp32; what it lacks is read from the shipped UNet miniature."""
+    shape = SHAPES["dit" if (folder / SHAPES["dit"].component).is_dir() else "unet"]
     return BaseModel(
-        AutoencoderTiny.from_pretrained(folder / "vae", torch_dtype=torch.float32),
-        UNet2DConditionModel.from_pretrained(folder / "unet", torch_dtype=torch.float32),
-        CLIPTextModel.from_pretrained(folder / "text_encoder", torch_dtype=torch.float32),
-        PreTrainedTokenizerFast.from_pretrained(folder / "tokenizer"),
+        load_autoencoder(folder),
+        shape.denoiser_model.from_pretrained(folder / shape.component, torch_dtype=torch.float32),
+        shape.text_model.from_pretrained(folder / "text_encoder", torch_dtype=torch.float32),
+        PreTrainedTokenizerFast.from_pretrained(_component(folder, "tokenizer")),
+        shape,
     )
+
+
+def load_autoencoder(folder: Path = SHARED_PARTS) -> AutoencoderTiny:
+    """The autoencoder of a folder, or the shipped one where it has none, in fp32."""
+    return AutoencoderTiny.from_pretrained(_component(folder, "vae"), torch_dtype=torch.float32)
+
+
+def _component(folder: Path, name: str) -> Path:
+    return folder / name if (folder / name).is_dir() else SHARED_PARTS / name

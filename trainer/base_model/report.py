@@ -20,14 +20,15 @@ from ...demo.captions import caption_of
 from ...demo.creatures import draw_creature
 from ...demo.species import HELD_OUT_SPECIES, Species, random_scene, random_species
 from .autoencoder import reconstruction_psnr, to_tensor
-from .denoiser import add_noise, predict_noise, sample_pictures, save_sheet, snr_weights
-from .model_parts import BaseModel, build_scheduler, encode, encode_captions, load_base_model
+from .denoiser import predict, sample_pictures, save_sheet
+from .denoiser_shapes import ShapeName
+from .model_parts import BaseModel, encode, encode_captions, load_base_model
 from .train_base import TrainBaseSettings
 from .train_judge import draw_lessons, judge_accuracy
 
 logger = logging.getLogger(__name__)
 
-DDIM_STEPS, GUIDANCE = 25, 3.0
+SAMPLING_STEPS, GUIDANCE = 25, 3.0
 """Sampling settings of the judged pictures."""
 FRESH_SEED = 90_210
 """Seed of the drawings that the report is measured on; never used for training drawings."""
@@ -42,7 +43,7 @@ class BaseModelFigures:
     reconstruction_psnr: float
     """Mean dB over fresh drawings."""
     held_out_loss: float
-    """Mean min-SNR-weighted epsilon error on fresh drawings with full captions."""
+    """Mean error of the prediction on fresh drawings with full captions; the UNet's is weighted by min-SNR."""
     generated: dict[str, dict[str, float]]
     """random / held_out -> attribute -> share of correct parts, by the judge."""
     drawings: dict[str, float]
@@ -65,23 +66,22 @@ def latent_scale_of(model: BaseModel) -> float:
 
 @torch.no_grad()
 def held_out_loss(model: BaseModel, images: Tensor, captions: list[str], *, seed: int = 0) -> float:
-    """Weighted epsilon error at 8 timesteps spread over the schedule; images (N, 3, 128, 128) in -1..1."""
-    scale = latent_scale_of(model)
-    alphas = build_scheduler().alphas_cumprod
-    weights = snr_weights(alphas)
+    """Weighted error of the prediction at 8 times spread over the process; images (N, 3, 128, 128) in -1..1."""
+    scale, shape = latent_scale_of(model), model.shape
     # in portions: the autoencoder's activations of all pictures at once would fill the memory
     latents = torch.cat([encode(model.autoencoder, some) for some in images.split(32)]) * scale
     ids = encode_captions(model.tokenizer, captions)
     generator = torch.Generator().manual_seed(seed)
     losses = []
-    # a fixed seed: every measured model sees the same noise at every timestep
-    for time_step in torch.linspace(60, 940, 8).long():
+    # a fixed seed: every measured model sees the same noise at every time
+    for time_ in shape.measured_times():
         noise = torch.randn(latents.shape, generator=generator)
-        times = time_step.repeat(len(latents))  # (N,)
-        noisy = add_noise(latents, noise, alphas[times])
+        times = time_.repeat(len(latents))  # (N,)
+        noisy = shape.noised(latents, noise, times)
         pairs = zip(noisy.split(64), times.split(64), ids.split(64), strict=True)
-        predicted = torch.cat([predict_noise(model, *some) for some in pairs])  # (N, C, 16, 16)
-        losses.append(float((predicted - noise).square().mean() * weights[time_step]))
+        predicted = torch.cat([predict(model, *some) for some in pairs])  # (N, C, 16, 16)
+        error = (predicted - shape.target(latents, noise)).square().mean()
+        losses.append(float(error * shape.weights(time_, plain=True)))
     return float(np.mean(losses))
 
 
@@ -98,7 +98,7 @@ def generated_scores(
 
 
 def measure_base_model(
-    folder: Path, judge: AttributeJudge, *, pictures: int = 200, steps: int = DDIM_STEPS, guidance: float = GUIDANCE
+    folder: Path, judge: AttributeJudge, *, pictures: int = 200, steps: int = SAMPLING_STEPS, guidance: float = GUIDANCE
 ) -> tuple[BaseModelFigures, np.ndarray]:
     """All figures of the model in `folder`, and the pictures generated for random captions (N, 128, 128, 3)."""
     model = load_base_model(folder)
@@ -172,6 +172,63 @@ def _stage_facts(lines: list[dict[str, Any]], stage: str, mark: str) -> StageFac
     return {"step": timed[-1]["step"], "minutes": round(timed[-1]["seconds"] / 60, 1)} if timed else None
 
 
+@dataclass(frozen=True)
+class CardTexts:
+    """What the card of one shape says besides figures."""
+
+    opening: tuple[str, ...]
+    loading: str
+    command: str
+    loss: str
+    sampler: str
+    limits: tuple[str, ...]
+
+
+_PURPOSE = (
+    "from captions such as `a photo of a creature with red striped crested head , blue plain slim body , in a meadow`.",
+    "It exists to try, teach and test the methods of this package where there is no GPU and no network.",
+    "",
+)
+CARDS: dict[ShapeName, CardTexts] = {
+    "unet": CardTexts(
+        opening=(
+            "# Bestiary's miniature base model",
+            "",
+            "A latent diffusion model in the topology of Stable Diffusion 1.5, small enough for a CPU, that draws creatures",
+            *_PURPOSE,
+            "- Autoencoder: `AutoencoderTiny` (the layout of TAESD), factor 8, 8 latent channels.",
+            "- Denoiser: three levels with cross-attention at 16x16, 8x8 and 4x4; epsilon prediction.",
+            "- Text encoder: CLIP text model, 128 wide, 3 layers, over a closed vocabulary of words (`demo/captions.py`).",
+        ),
+        loading="Loads with `StableDiffusionPipeline.from_pretrained`, 128x128 px.",
+        command="`bestiary demo train-base --out FOLDER` from random weights, on drawings made by `demo/creatures.py` alone.",
+        loss="min-SNR-weighted epsilon loss",
+        sampler="DDIM",
+        limits=(
+            "Shapes are followed least, those of heads hardly; head and tail change places at times. The loss was still falling.",
+        ),
+    ),
+    "dit": CardTexts(
+        opening=(
+            "# Bestiary's miniature diffusion transformer",
+            "",
+            "A latent diffusion model of the class of Stable Diffusion 3, small enough for a CPU, that draws creatures",
+            *_PURPOSE,
+            "- Autoencoder and tokenizer: those of the UNet miniature (`demo/base_model`), not stored again.",
+            "- Denoiser: `SD3Transformer2DModel`, 6 blocks of joint attention with 3 heads, patch 2, 64 image tokens at 128x128 px; flow,",
+            "  shift 3.",
+            "- Text encoder: CLIP text model with projection, 128 wide, 3 layers, trained with it; context and pooled vector.",
+        ),
+        loading="Loads as `demo-dit` in every command and in the node Demo Model (`shape` dit), 128x128 px.",
+        command="`bestiary demo train-base --shape dit --out FOLDER` from random weights, on drawings made by `demo/creatures.py` alone.",
+        loss="flow loss (mean over eight times)",
+        sampler="Euler",
+        limits=("Its attention maps are 8x8. The loss was still falling.",),
+    ),
+}
+"""Shape -> what its card says."""
+
+
 def model_card(figures: BaseModelFigures, facts: TrainingFacts, size: int) -> str:
     """Text of the model card."""
     settings = facts["settings"]
@@ -193,39 +250,39 @@ def model_card(figures: BaseModelFigures, facts: TrainingFacts, size: int) -> st
     parts = [
         f"| {part} | {s['color']:.3f} | {s['pattern']:.3f} | {s['shape']:.3f} |" for part, s in figures.parts.items()
     ]
+    texts = CARDS[settings.shape]
+    rates = f"learning rate {settings.denoiser_learning_rate:g}, falling"
+    if settings.shape == "unet":
+        rates = (
+            f"learning rates {settings.vae_learning_rate:g} and {settings.denoiser_learning_rate:g}, the latter falling"
+        )
     return "\n".join([
-        "# Bestiary's miniature base model",
-        "",
-        "A latent diffusion model in the topology of Stable Diffusion 1.5, small enough for a CPU, that draws creatures",
-        "from captions such as `a photo of a creature with red striped crested head , blue plain slim body , in a meadow`.",
-        "It exists to try, teach and test the methods of this package where there is no GPU and no network.",
-        "",
-        "- Autoencoder: `AutoencoderTiny` (the layout of TAESD), factor 8, 8 latent channels.",
-        "- Denoiser: three levels with cross-attention at 16x16, 8x8 and 4x4; epsilon prediction.",
-        "- Text encoder: CLIP text model, 128 wide, 3 layers, over a closed vocabulary of words (`demo/captions.py`).",
-        f"- fp16 safetensors, {size / 1e6:.2f} MB in all files. Loads with `StableDiffusionPipeline.from_pretrained`, 128x128 px.",
+        *texts.opening,
+        f"- fp16 safetensors, {size / 1e6:.2f} MB in all files. {texts.loading}",
         "",
         "## How it was trained",
         "",
-        "`bestiary demo train-base --out FOLDER` from random weights, on drawings made by `demo/creatures.py` alone.",
+        texts.command,
         "",
         f"- seed {settings.seed}; drawings of random looks, none with a held-out (shape, pattern) of a part",
-        f"- autoencoder: {vae['step']} steps of {settings.vae_batch} crops of 64 px from {settings.pictures} drawings, "
-        f"{vae['minutes']} minutes",
+        *([] if settings.shape == "dit" else [
+            f"- autoencoder: {vae['step']} steps of {settings.vae_batch} crops of 64 px from {settings.pictures} drawings, "
+            f"{vae['minutes']} minutes",
+        ]),
         f"- denoiser and text encoder: {denoiser['step']} steps of {settings.denoiser_batch} on the first "
         f"{settings.latent_pictures} drawings, {denoiser['minutes']} minutes",
         "- the loss counts small parts as much as large ones, and some captions hold a part's words merged into one vector,",
         "  as learned tokens are (`trainer/base_model/denoiser.py`, `trainer/base_model/caption_reading.py`)",
-        f"- learning rates {settings.vae_learning_rate:g} and {settings.denoiser_learning_rate:g}, the latter falling "
-        f"over the last {100 * (1 - settings.decay_from):.0f} %; moving average {settings.ema_decay:g}",
+        f"- {rates} over the last {100 * (1 - settings.decay_from):.0f} % of {settings.denoiser_steps} steps; "
+        f"moving average {settings.ema_decay:g}",
         f"- hardware: {facts['hardware']}; other programs ran beside the training",
         "",
         *facts["history"],
         "## Measured",
         "",
         f"- reconstruction of {figures.pictures} fresh drawings: {figures.reconstruction_psnr:.2f} dB PSNR",
-        f"- min-SNR-weighted epsilon loss on fresh drawings with full captions: {figures.held_out_loss:.4f}",
-        f"- attributes of {figures.pictures} generated pictures of each kind against their captions ({DDIM_STEPS} DDIM steps,",
+        f"- {texts.loss} on fresh drawings with full captions: {figures.held_out_loss:.4f}",
+        f"- attributes of {figures.pictures} generated pictures of each kind against their captions ({SAMPLING_STEPS} {texts.sampler} steps,",
         f"  guidance {GUIDANCE:g}), as the judge of `demo/attribute_judge.py` sees them; the last column is the judge's",
         "  own accuracy on the visible parts of fresh drawings:",
         "",
@@ -243,7 +300,7 @@ def model_card(figures: BaseModelFigures, facts: TrainingFacts, size: int) -> st
         "",
         "## Limits",
         "",
-        "Shapes are followed least, those of heads hardly; head and tail change places at times. The loss was still falling.",
+        *texts.limits,
         "It knows drawn creatures in eight places and nothing else; words outside its vocabulary read as unknown.",
         "Parts hidden behind others or cut off by the picture's edge count as wrong when the judge cannot see them.",
         "Its latents have 8 channels, so it needs this pipeline or the loader node, not a stock checkpoint loader.",
@@ -261,7 +318,7 @@ def main(arguments: list[str] | None = None) -> None:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     started = time.monotonic()
     figures, pictures = measure_base_model(
-        given.model, AttributeJudge.load(), pictures=given.pictures, steps=DDIM_STEPS
+        given.model, AttributeJudge.load(), pictures=given.pictures, steps=SAMPLING_STEPS
     )
     # the model card states the size of the files beside it
     size = sum(path.stat().st_size for path in given.model.rglob("*.*") if path.name != "README.md")

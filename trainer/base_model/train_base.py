@@ -11,12 +11,12 @@ import os
 import shutil
 import time
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from pydantic import BaseModel as Settings
-from pydantic import ConfigDict, Field, ValidationError
+from pydantic import ConfigDict, Field, ValidationError, model_validator
 from torch import nn
 
 from ...concepts.errors import BestiaryError
@@ -26,10 +26,14 @@ from ...demo.species import HELD_OUT_SPECIES, random_scene, random_species
 from ..model.hardware import cpu_has_fast_bf16, hardware_in_words
 from .autoencoder import SHARD, cache_latents, draw_pictures, fit_autoencoder, latent_scale
 from .denoiser import LatentSet, cache_emphasis, fit_denoiser, picture_truth, sample_pictures, save_sheet
-from .model_parts import BaseModel, build_base_model, export_base_model
+from .denoiser_shapes import ShapeName
+from .model_parts import BaseModel, build_base_model, export_base_model, load_autoencoder
 from .training_state import RunLog, StagePlan, StageState
 
 logger = logging.getLogger(__name__)
+
+SHAPE_DEFAULTS: dict[object, dict[str, object]] = {"dit": {"denoiser_learning_rate": 6e-4}}
+"""Shape -> the settings whose defaults differ from those of the UNet."""
 
 
 class TrainBaseSettings(Settings):
@@ -37,6 +41,9 @@ class TrainBaseSettings(Settings):
 
     model_config = ConfigDict(extra="forbid")
 
+    shape: ShapeName = Field(
+        "unet", description="Denoiser to train: a UNet, or a diffusion transformer over the shipped autoencoder."
+    )
     seed: int = Field(1, ge=0, description="Seed of drawings, weights and order.")
     pictures: int = Field(44_000, ge=64, description="Training drawings.")
     latent_pictures: int = Field(44_000, ge=1, description="How many of them, from the first on, train the denoiser.")
@@ -66,6 +73,11 @@ class TrainBaseSettings(Settings):
     hours: float | None = Field(None, gt=0, description="Stop after this time in hours; run again to continue.")
     workers: int = Field(2, ge=1, description="Number of processes for drawing.")
 
+    @model_validator(mode="before")
+    @classmethod
+    def _defaults_of_shape(cls, values: Any) -> Any:
+        return {**SHAPE_DEFAULTS.get(values.get("shape"), {}), **values} if isinstance(values, dict) else values
+
 
 def parse_settings(values: dict[str, object]) -> TrainBaseSettings:
     """Validated settings; raises BestiaryError naming every invalid one."""
@@ -77,7 +89,7 @@ def parse_settings(values: dict[str, object]) -> TrainBaseSettings:
 
 
 def train_base(settings: TrainBaseSettings, out: Path, work: Path | None = None) -> None:
-    """Runs all unfinished stages and writes a StableDiffusionPipeline folder to `out`.
+    """Runs all unfinished stages and writes a model folder of diffusers to `out`.
 
     `work` (default: `out` with `.work` appended) contains drawings, states, samples and log.jsonl. Raises BestiaryError
     if `work` contains a run with other settings.
@@ -88,20 +100,32 @@ def train_base(settings: TrainBaseSettings, out: Path, work: Path | None = None)
     log = RunLog(work / "log.jsonl")
     log.write(stage="start", hardware=hardware_in_words())
     first, second = stage_plans(settings)
-    model = build_base_model(settings.seed)
+    model = build_base_model(settings.seed, settings.shape)
+    if settings.shape == "dit":
+        # the latents of both shapes are the same, so that they can be compared
+        model.autoencoder = load_autoencoder()
     for module in (model.autoencoder, model.denoiser, model.text_encoder):
         _move(module, first.device)
-    # first stage: drawings and the autoencoder
-    shards = draw_pictures(work / "pictures", settings.seed, settings.pictures, settings.workers)
-    if not _train_autoencoder(settings, model, shards, work, log, first):
+    count = min(settings.latent_pictures, settings.pictures)
+    shards = _draw(settings, work, count if settings.shape == "dit" else settings.pictures)
+    # first stage: the autoencoder
+    if settings.shape == "dit":
+        model.autoencoder.requires_grad_(False).eval()
+    elif not _train_autoencoder(settings, model, shards, work, log, first):
         return
     # second stage: latents, species and scenes for the captions, and the denoiser
-    count = min(settings.latent_pictures, settings.pictures)
     cached = cache_latents(model.autoencoder, shards[: -(-count // SHARD)], work / "latents", first)[:count]
     truths = [picture_truth(settings.seed, index) for index in range(count)]
     emphasis = cache_emphasis(work / "emphasis", settings.seed, count)
-    latents = LatentSet(cached, latent_scale(cached), truths, emphasis)
-    _train_denoiser(settings, model, latents, out, work, log, second)
+    shipped = settings.shape == "dit"
+    scale = float(model.autoencoder.config["scaling_factor"]) if shipped else latent_scale(cached)
+    _train_denoiser(settings, model, LatentSet(cached, scale, truths, emphasis), out, work, log, second)
+
+
+def _draw(settings: TrainBaseSettings, work: Path, count: int) -> list[np.ndarray]:
+    """The first `count` training pictures in whole shards of `SHARD`, as far as there are so many."""
+    whole = min(-(-count // SHARD) * SHARD, settings.pictures)
+    return draw_pictures(work / "pictures", settings.seed, whole, settings.workers)
 
 
 def stage_plans(settings: TrainBaseSettings) -> tuple[StagePlan, StagePlan]:
@@ -137,10 +161,10 @@ def _claim_work_folder(settings: TrainBaseSettings, work: Path) -> None:
     path = work / "settings.json"
     if path.exists():
         earlier = TrainBaseSettings.model_validate_json(path.read_text(encoding="utf-8"))
-        # steps and rates may change between starts; the drawings may not
-        for name in ("seed", "pictures", "latent_pictures"):
+        # steps and rates may change between starts, and more of the drawings may be used; the drawings stay
+        for name in ("shape", "seed", "pictures", "latent_pictures"):
             was, now = getattr(earlier, name), getattr(settings, name)
-            if was != now:
+            if was != now and not (name == "latent_pictures" and now > was):
                 raise BestiaryError(
                     f"{work} contains a run with {name} = {was}, but {name} = {now} was requested; "
                     "use the earlier value to continue it, or another --out folder to start a new run"

@@ -31,6 +31,12 @@ def demo(
     device: DeviceOption = "auto",
     dtype: DtypeOption = "auto",
     progress: ProgressOption = "line",
+    base: Annotated[
+        str,
+        typer.Option(
+            "--base", help="Base model: demo (a UNet), demo-dit (a transformer), or a folder that train-base wrote."
+        ),
+    ] = "demo",
 ) -> None:
     """Discover the parts of drawn creatures, train their tokens, compose new creatures and evaluate them."""
     if context.invoked_subcommand:
@@ -38,7 +44,7 @@ def demo(
     from ..demo.job import DemoSettings, run_demo
 
     folder = result_folder(out, "bestiary-demo")
-    values = {"seed": seed, "pictures": pictures, "steps": steps, "judged": judged}
+    values = {"base": base, "seed": seed, "pictures": pictures, "steps": steps, "judged": judged}
     values |= {"device": device, "dtype": dtype, "progress": progress}
     result = run_demo(folder, checked(DemoSettings, values))
     typer.echo(f"open {result.page}")
@@ -60,6 +66,12 @@ def train_base(
         list[str] | None,
         typer.Option("--set", metavar="KEY=VALUE", help="Any other setting, such as denoiser_steps=20000."),
     ] = None,
+    shape: Annotated[
+        str | None,
+        typer.Option(
+            "--shape", help="Denoiser: unet (default), or dit, a transformer of the class of Stable Diffusion 3."
+        ),
+    ] = None,
 ) -> None:
     """Train the miniature base model from scratch.
 
@@ -72,6 +84,7 @@ def train_base(
     # options use the short names (bf16), the settings torch's (bfloat16)
     precision = {"fp32": "float32", "bf16": "bfloat16"}.get(dtype, dtype)
     values: dict[str, object] = dict(assignment(text, "--set") for text in more or ())
-    values |= {"seed": seed, "device": device, "dtype": precision, "hours": hours}
+    options = {"seed": seed, "device": device, "dtype": precision, "hours": hours, "shape": shape}
+    values |= {name: value for name, value in options.items() if value is not None}
     train(checked(TrainBaseSettings, values), folder)
     typer.echo(f"wrote {folder}")

@@ -27,6 +27,13 @@ RecipeArgument = Annotated[
     ),
 ]
 DiscoveryOption = Annotated[Path | None, typer.Option("--discovery", help="Folder written by `bestiary discover`.")]
+ScenesOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--scenes",
+        help="Set of scenes (`bestiary scenes build`) to learn from too; images.scene_share says how many batches hold them.",
+    ),
+]
 SetOption = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Any setting of the recipe; can be given several times."),
@@ -55,6 +62,7 @@ def train_parts(
     dtype: DtypeOption = "auto",
     more: SetOption = None,
     progress: ProgressOption = "line",
+    scenes: ScenesOption = None,
 ) -> None:
     """Train one token per part and kind of a discovery.
 
@@ -62,7 +70,7 @@ def train_parts(
     """
     from ..training.train_parts import train_parts as run_training
 
-    settings = _recipe_settings(recipe, discovery, base, out, steps, batch_size, seed, device, dtype, more)
+    settings = _recipe_settings(recipe, discovery, base, out, steps, batch_size, seed, device, dtype, more, scenes)
     typer.echo(f"wrote {run_training(settings, on_progress=progress_callback('train', progress)).path}")
 
 
@@ -202,6 +210,7 @@ def doctor(
     device: DeviceOption = "auto",
     dtype: DtypeOption = "auto",
     more: SetOption = None,
+    scenes: ScenesOption = None,
 ) -> None:
     """Check a training before it starts.
 
@@ -210,7 +219,7 @@ def doctor(
     from ..training.doctor import examine
     from ..training.train_parts import PartTask
 
-    settings = _recipe_settings(recipe, discovery, base, out, None, None, None, device, dtype, more)
+    settings = _recipe_settings(recipe, discovery, base, out, None, None, None, device, dtype, more, scenes)
     typer.echo("\n".join(examine(PartTask(settings))))
 
 
@@ -225,10 +234,12 @@ def _recipe_settings(
     device: str,
     dtype: str,
     more: list[str] | None,
+    scenes: Path | None,
 ) -> Any:
     from ..learning.parts.settings import load_recipe
 
-    typed = {"discovery.folder": discovery, **_shared_flags(base, out, steps, batch_size, seed, device, dtype)}
+    typed = {"discovery.folder": discovery, "images.scenes": scenes}
+    typed |= _shared_flags(base, out, steps, batch_size, seed, device, dtype)
     settings = load_recipe(recipe, _overrides(typed, more))
     checked_file_name(settings.run.name, "run.name")
     return settings

@@ -116,13 +116,8 @@ def compose(
     values = {"dictionaries": [existing(path, "file") for path in (dictionary, *(more or ()))], "prompts": prompts}
     values |= {"negative": negative, "base": base, "out": out, "count": count, "seed": seed, "steps": steps}
     values |= {"guidance": guidance, "size": size, "sampler": sampler, "lora_strength": lora_strength, "sheet": sheet}
-    values |= {
-        "heat_maps": heat_maps,
-        "device": device,
-        "dtype": dtype,
-        "presets": presets and existing(presets, "file"),
-    }
-    values |= {"mix": assignments(mix, "--mix"), "stage_texts": list(stage_texts or ())}
+    values |= {"heat_maps": heat_maps, "device": device, "dtype": dtype, "mix": assignments(mix, "--mix")}
+    values |= {"presets": presets and existing(presets, "file"), "stage_texts": list(stage_texts or ())}
     values |= {"regions": list(regions or ()), "layout": layout and existing(layout, "file"), "feather": feather}
     values |= {"text_encoder": text_encoder, "tokenizer": tokenizer}
     for path in compose_files(checked(ComposeSettings, values), progress_callback("compose", progress)):
@@ -258,6 +253,13 @@ def evaluate_dreambooth(
         Path | None, typer.Option("--lpips", help="LPIPS: folder with alexnet-owt-7be5be79.pth and alex.pth.")
     ] = None,
     base: BaseOption = None,
+    text_encoder: Annotated[
+        Path | None,
+        typer.Option("--text-encoder", help="T5 of DeepFloyd IF: a folder or one file; default: the base model's own."),
+    ] = None,
+    tokenizer: Annotated[
+        Path | None, typer.Option("--tokenizer", help="Folder of T5's tokenizer for DeepFloyd IF.")
+    ] = None,
     out: OutOption = None,
     seed: SeedOption = 0,
     steps: Annotated[int, typer.Option("--steps", min=1, help="Denoising steps.")] = 50,
@@ -281,5 +283,6 @@ def evaluate_dreambooth(
     values = {"adapters": adapters, "images": images, "drawn": drawn, "prompts": prompts or (), "count": count}
     values |= {"class_count": class_count, "clip": clip, "dino": dino, "lpips": lpips, "base": base, "out": out}
     values |= {"seed": seed, "steps": steps, "guidance": guidance, "size": size, "device": device, "dtype": dtype}
+    values |= {"text_encoder": text_encoder, "tokenizer": tokenizer}
     page = run_evaluation(checked(EvaluateDreamBoothSettings, values), progress_callback("evaluate", progress))
     typer.echo(f"open {page}")

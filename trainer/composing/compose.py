@@ -21,6 +21,7 @@ from ...concepts.files.concept_names import name_of_file
 from ...concepts.files.text_file import read_text
 from ...concepts.name_search import same_name
 from ...concepts.part_dictionary.part_dictionary import PartDictionary
+from ...concepts.pictures.picture_size import read_size, size_text
 from ...concepts.spectrum.prompt_spectrum import PromptSpectrum
 from ...concepts.spectrum.stage_bounds import DEFAULT_STAGES, StageBounds
 from ...concepts.spectrum.stage_claims import stage_lines
@@ -107,22 +108,6 @@ class ComposeSettings(BaseModel):
     def height_and_width(self) -> int | tuple[int, int] | None:
         """The size as samplers take it."""
         return (self.size[1], self.size[0]) if isinstance(self.size, tuple) else self.size
-
-
-def read_size(text: str | int) -> int | tuple[int, int]:
-    """`128` as an edge, `256x128` as width and height, in pixels.
-
-    Raises:
-        ValueError: neither, or a side that is not a multiple of 8 from 64 to 4096.
-    """
-    sides = [side.strip() for side in re.split("[x\u00d7]", str(text).lower())]
-    if len(sides) > 2 or not all(re.fullmatch(r"\d{1,9}", side) for side in sides):
-        raise ValueError("write an edge such as 128, or a width and a height such as 256x128")
-    width, *more = map(int, sides)
-    for side in (width, *more):
-        if not 64 <= side <= 4096 or side % 8:
-            raise ValueError(f"{side} pixels: a side is a multiple of 8 from 64 to 4096")
-    return (width, more[0]) if more else width
 
 
 def compose(
@@ -276,7 +261,7 @@ def recipe_of(settings: ComposeSettings, base: str) -> dict[str, object]:
         "base": Path(base).name,
         "steps": settings.steps,
         "guidance": settings.guidance,
-        "size": "{}x{}".format(*settings.size) if isinstance(settings.size, tuple) else settings.size,
+        "size": size_text(settings.size) if isinstance(settings.size, tuple) else settings.size,
         "sampler": settings.sampler,
         "lora_strength": settings.lora_strength,
         **regions,

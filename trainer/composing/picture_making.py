@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ...concepts.denoiser.backbone import check_learned_for
 from ...concepts.denoiser.denoiser import AttentionRequest, Conditioning, chunks_of
+from ...concepts.denoiser.token_insertion import Insertion
 from ...concepts.errors import BestiaryError
 from ...concepts.part_dictionary.part_dictionary import PartDictionary
 from ...concepts.part_prompt.part_prompt import ResolvedMention, ResolvedPrompt, parse_part_prompt, resolve_prompt
@@ -73,14 +74,15 @@ def enter_prompts(denoiser: SamplingDenoiser, concepts: Mapping[str, PartDiction
     Raises:
         BestiaryError: they were learned at different places.
     """
-    places = {name: concept.insertion for name, concept in concepts.items()}
+    places: dict[str, Insertion] = {name: concept.insertion for name, concept in concepts.items()}
     if len(set(places.values())) > 1:
         listed = ", ".join(f"{name} at the {place}" for name, place in places.items())
         raise BestiaryError(
             f"vectors enter the text encoders at different places ({listed}): use such files in prompts of their own, or learn them with the same "
             "method.insertion"
         )
-    use_insertion(denoiser.text, next(iter(places.values()), "input"))
+    usual: Insertion = "input"
+    use_insertion(denoiser.text, next(iter(places.values()), usual))
 
 
 def make_pictures(

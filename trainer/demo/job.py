@@ -23,7 +23,7 @@ from ..learning.discovery.discovery_folder import Discovery
 from ..learning.parts.settings import load_recipe
 from ..learning.run.progress_report import ProgressStyle, duration, progress_callback
 from ..learning.run.run_folder import CONFIG_NAME
-from ..model.backbones import load_denoiser
+from ..model.backbones import DEMO, load_denoiser
 from ..model.sampling import SamplingDenoiser
 from ..training.tasks import resume_training
 from ..training.train_parts import train_parts
@@ -36,12 +36,17 @@ logger = logging.getLogger(__name__)
 
 STAGES = ("draw", "discover", "train", "compose", "judge")
 _RECORD = "stages.json"
+_RECIPES = {"bestiary-demo-dit": "demo_dit"}
+"""Backbone -> recipe of its training; others take `demo`."""
 
 
 class DemoSettings(BaseModel):
     """Settings of `bestiary demo`."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+    base: str = DEMO
+    """Base model: "demo", the embedded UNet, "demo-dit", the embedded transformer, or the folder of a model of the drawn world."""
 
     seed: int = Field(default=0, ge=0, lt=2**31)
     """Seed of the drawings, of training and of every picture."""
@@ -50,7 +55,7 @@ class DemoSettings(BaseModel):
     kinds: int = Field(default=14, ge=2, le=256)
     """Number of kinds per part."""
     steps: int | None = Field(default=None, ge=1)
-    """Training steps; None uses the value of the recipe `demo`."""
+    """Training steps; None uses the value of the recipe."""
     judged: int = Field(default=48, ge=4, le=10_000)
     """Pictures per test."""
     device: str = "auto"
@@ -78,8 +83,8 @@ class DemoJob:
 
     @cached_property
     def denoiser(self) -> SamplingDenoiser:
-        """The embedded model, loaded once; each stage removes the adapters it adds."""
-        return load_denoiser("demo", device=self.settings.device, dtype=self.settings.dtype)
+        """The base model, loaded once; each stage removes the adapters it adds."""
+        return load_denoiser(self.settings.base, device=self.settings.device, dtype=self.settings.dtype)
 
     @property
     def dictionary_path(self) -> Path:
@@ -101,7 +106,7 @@ class DemoJob:
             images=self.out / PICTURES,
             out=self.out / "discovery",
             source="diffusion",
-            base="demo",
+            base=self.settings.base,
             kinds=self.settings.kinds,
             seed=self.settings.seed,
             device=self.settings.device,
@@ -119,6 +124,7 @@ class DemoJob:
             result = resume_training(newest, on_progress=self._progress("train"))
         else:
             overrides: dict[str, Any] = {
+                "base.path": self.settings.base,
                 "discovery.folder": self.out / "discovery",
                 "run.out": run,
                 "run.seed": self.settings.seed,
@@ -130,7 +136,8 @@ class DemoJob:
                     "optimizer.steps": self.settings.steps,
                     "optimizer.warmup": min(20, self.settings.steps // 10),
                 }
-            result = train_parts(load_recipe("demo", overrides), on_progress=self._progress("train"))
+            recipe = _RECIPES.get(self.denoiser.backbone.name, "demo")
+            result = train_parts(load_recipe(recipe, overrides), on_progress=self._progress("train"))
         write_bytes(self.dictionary_path, result.path.read_bytes())
 
     def compose(self) -> None:
@@ -218,7 +225,9 @@ def _read_record(out: Path, settings: DemoSettings) -> dict[str, float]:
         raise BestiaryError(f"{path} is damaged: give --out another folder") from fault
     # device and precision may change between starts; settings that decide the result may not
     wanted = _fingerprint(settings)
-    other = [f"--{name} {known.get(name)}" for name in wanted if known.get(name) != wanted[name]]
+    # a demo of an earlier version records fewer settings: those left out had their defaults
+    known = {name: field.default for name, field in DemoSettings.model_fields.items()} | known
+    other = [f"--{name} {known[name]}" for name in wanted if known[name] != wanted[name]]
     if other:
         raise BestiaryError(
             f"{out} contains a demo with {', '.join(other)}: use these values to continue it, or give --out another folder"

@@ -21,8 +21,12 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from ...concepts.errors import BestiaryError
 from ...concepts.files.atomic_file import check_writable, replacing, write_text
 from ..composing.picture_making import SamplingChoice
+from ..learning.denoiser.if_folder import is_if_folder, read_if_folder
+from ..learning.dreambooth.dreambooth_settings import PLACE
 from ..learning.pictures.image_files import read_image
-from ..model.backbones import DEMO, choose_device, load_denoiser
+from ..model.backbones import DEMO, choose_device, choose_dtype, find_model, load_denoiser
+from ..model.if_denoiser import load_if
+from ..model.sampling import SamplingDenoiser
 from .clip_judge import USUAL_CLIP, ClipJudge, find_clip
 from .drawn_judge import DrawnJudge, color_changes, draw_subject, place_words, species_named
 from .dreambooth_page import write_dreambooth_page
@@ -66,6 +70,10 @@ class EvaluateDreamBoothSettings(BaseModel):
     """Folder with the two files of LPIPS; None takes those of installed libraries if they are there."""
     base: str | None = None
     """Base model folder or `demo`; None takes the one the LoRA was trained on."""
+    text_encoder: Path | None = None
+    """T5 encoder of DeepFloyd IF: a folder or one safetensors file; None takes the base model's own."""
+    tokenizer: Path | None = None
+    """Folder of T5's tokenizer for DeepFloyd IF; None looks in the base model's folder, then beside the encoder."""
     out: Path | None = None
     """Folder of the result; None makes one named after the LoRA."""
     seed: int = Field(default=0, ge=0, lt=2**31)
@@ -107,7 +115,12 @@ def evaluate_dreambooth(settings: EvaluateDreamBoothSettings, on_progress: Progr
         raise BestiaryError(f"nothing can be judged. {'; '.join(left_out.values())}")
     _check_plan(folder, settings, plans)
     base = settings.base or _base_of(subjects[plans[0].name])
-    denoiser = load_denoiser(base, device=settings.device, dtype=settings.dtype)
+    said = {
+        prompt.replace(PLACE, subjects[plan.name].identifier)
+        for plan in plans
+        for prompt in (*plan.prompts, _class_prompt(subjects[plan.name], plan))
+    }
+    denoiser = _load_base(settings, base, sorted(said), folder)
     model = SubjectModel(denoiser, SamplingChoice(settings.steps, settings.guidance, settings.size))
     maker = _Maker(settings, model, folder / "pictures", _counter(settings, plans, on_progress))
     scores: list[SubjectScores] = []
@@ -138,6 +151,29 @@ def evaluate_dreambooth(settings: EvaluateDreamBoothSettings, on_progress: Progr
     write_text(folder / "evaluation.json", json.dumps(record, indent=1) + "\n")
     write_text(folder / "evaluation.csv", csv_text(scores))
     return write_dreambooth_page(folder, scores, mean_figures(scores), left_out, drawn_figures)
+
+
+def _load_base(
+    settings: EvaluateDreamBoothSettings, base: str, prompts: Sequence[str], folder: Path
+) -> SamplingDenoiser:
+    """The base model; DeepFloyd IF reads all prompts before it is loaded, and keeps their encodings in `folder`."""
+    path = find_model(base)
+    if not is_if_folder(path):
+        return load_denoiser(base, device=settings.device, dtype=settings.dtype)
+    if read_if_folder(path).stage != "I":
+        raise BestiaryError(
+            f"{path} is stage II of DeepFloyd IF, which only enlarges: give a folder of stage I, with a LoRA for it"
+        )
+    device = choose_device(settings.device)
+    return load_if(
+        path,
+        [*prompts, ""],
+        folder / "texts",
+        device=device,
+        dtype=choose_dtype(settings.dtype, device),
+        text_encoder=settings.text_encoder,
+        tokenizer=settings.tokenizer,
+    )
 
 
 @dataclass(frozen=True)

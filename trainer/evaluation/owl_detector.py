@@ -19,6 +19,8 @@ from .clip_judge import color_preparation, find_model, loading_model
 
 USUAL_DETECTOR = "google/owlv2-base-patch16-ensemble"
 _PADDING = 0.5
+"""Grey below and right of the picture, as the model was published: google-research/scenic @ a6c4438,
+scenic/projects/owl_vit/notebooks/inference.py. Newer versions of transformers fill with black there."""
 
 
 @dataclass(frozen=True)

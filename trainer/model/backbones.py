@@ -121,10 +121,17 @@ def find_model(name: str) -> Path:
     """Folder of a model: "demo", "demo-dit", a path, or "owner/name" if the Hugging Face cache holds it; nothing is downloaded.
 
     Raises:
-        BestiaryError: `name` is not a path here and looks like a hub model that is not in the cache.
+        BestiaryError: `name` is not a path here and looks like a hub model that is not in the cache, or the embedded transformer has not been
+            trained.
     """
     if name in EMBEDDED:
-        return demo_model_path(name)
+        folder = demo_model_path(name)
+        if name == DEMO_DIT and not folder.is_dir():
+            raise BestiaryError(
+                f"the embedded transformer {name} is not part of this installation: {folder} does not exist. Train it once, which takes hours on "
+                f"a CPU: bestiary demo train-base --shape dit --out {folder}; or give the folder of a model, or 'demo'"
+            )
+        return folder
     # a path goes before a name of the hub
     if Path(name).exists() or not HUB_NAME.fullmatch(name):
         return Path(name)

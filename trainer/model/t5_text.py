@@ -7,6 +7,7 @@ import gc
 import hashlib
 import importlib.util
 import logging
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from ..learning.denoiser.t5_weights import TABLE, read_t5, t5_identity, t5_shape
 
 logger = logging.getLogger("bestiary")
 _TOKENIZER_FILES = ("spiece.model", "tokenizer.json")
+_RARE_WORD = re.compile("▁[a-z]{1,3}")
 
 
 def encoded_texts(
@@ -190,6 +192,27 @@ def _content_of(folder: Path) -> str:
         if (folder / name).is_file():
             digest.update(name.encode() + (folder / name).read_bytes())
     return digest.hexdigest()[:16]
+
+
+def rare_piece(folder: IFFolder, prompt: str, *, text_encoder: Path | None, tokenizer: Path | None) -> str:
+    """A piece of T5's vocabulary that means next to nothing: the rarest word of up to three letters that `prompt` does not hold.
+
+    Pieces are numbered from frequent to rare. DreamBooth (arXiv 2208.12242, section 3.1) takes numbers 5,000 to 10,000 of T5's vocabulary at
+    random; the words of up to three letters among them have a meaning (`sky`, `cow`, `max`), the rarest of all has hardly any (`jpl`).
+
+    Raises:
+        BestiaryError: no tokenizer is there, it cannot be read, or none of its pieces is such a word.
+    """
+    read = load_tokenizer(_tokenizer_folder(folder, text_encoder or folder.text_encoder or folder.path, tokenizer))
+    words = {number: piece[1:] for piece, number in read.get_vocab().items() if _RARE_WORD.fullmatch(piece)}
+    said = normalised(prompt).split()
+    free = {number: word for number, word in words.items() if word not in said}
+    if not free:
+        raise BestiaryError(
+            'captions.identifier is "auto", but the T5 tokenizer has no free piece of up to three letters: name a word such as sks',
+            option="captions.identifier",
+        )
+    return free[max(free)]
 
 
 def too_long(sentence: Sentence) -> str:

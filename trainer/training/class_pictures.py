@@ -13,6 +13,7 @@ from ...concepts.errors import BestiaryError
 from ...concepts.files.atomic_file import replacing
 from ..learning.pictures.contact_sheet import to_image
 from ..learning.pictures.image_files import scan_images
+from ..learning.run.processes import Parallel, SingleProcess
 from ..learning.run.progress_report import duration
 from ..model.sampling import SamplingDenoiser, pictures_at_once, sample_images
 
@@ -34,18 +35,21 @@ def make_missing(
     size: int,
     on_made: Callable[[int, int], None] | None = None,
     at_once: int | None = None,
+    parallel: Parallel | None = None,
 ) -> list[str]:
     """Fill a folder up to `count` pictures of `prompt`, one file per seed; names of all that are there then.
 
-    A file that is there is never changed. A stop leaves whole pictures, and the next call makes the rest. How long the rest will take is logged
+    Of several processes each makes its share, and none returns before all have. A file that is there is never changed. A stop leaves whole pictures, and the next call makes the rest. How long the rest will take is logged
     after the first ones.
 
     Args:
         at_once: pictures of a batch; None takes as many as fit.
+        parallel: the processes that share the work; None is this one alone.
 
     Raises:
         BestiaryError: the folder cannot be written to, or the disk is full.
     """
+    parallel = parallel or SingleProcess()
     present = class_pictures(folder)
     missing = count - len(present)
     if missing <= 0:
@@ -56,7 +60,9 @@ def make_missing(
         raise BestiaryError(
             f"cannot make the folder {folder} for pictures of the class: {fault.strerror or fault}"
         ) from fault
-    seeds = _free_seeds(folder, missing)
+    seeds = _free_seeds(folder, missing)[parallel.rank :: parallel.size]
+    parallel.wait()  # nobody writes before all have looked
+    missing = len(seeds)
     logger.info("making %d pictures of %r in %s", missing, prompt, folder)
     text = denoiser.text.encode([denoiser.text.tokenize([PromptPiece(prompt)], chunks=1)], None)
     at_once, made, started = at_once or pictures_at_once(denoiser, size), 0, time.monotonic()
@@ -73,6 +79,7 @@ def make_missing(
         if not start and made < missing:
             left = (time.monotonic() - started) / made * (missing - made)
             logger.info("the other %d pictures of the class take about %s", missing - made, duration(left))
+    parallel.wait()
     return class_pictures(folder)[:count]
 
 

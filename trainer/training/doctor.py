@@ -87,7 +87,7 @@ def _disk_line(setup: TrainingSetup, place: Path) -> str:
 
 
 def _memory_line(setup: TrainingSetup) -> str:
-    estimate = estimate_memory(setup.objective, setup.batches.draw(0, 0), ema=setup.settings.optimizer.ema > 0)
+    estimate = estimate_memory(setup.objective, setup.training.largest_batch(), ema=setup.settings.optimizer.ema > 0)
     line = (
         f"memory: about {estimate.total / GIB:.2f} GiB (frozen weights {estimate.frozen / GIB:.2f}, learned weights and "
         f"optimiser {estimate.learned / GIB:.2f}, activations {estimate.activations / GIB:.2f})"

@@ -1,5 +1,6 @@
 """What is particular to DeepFloyd IF in a DreamBooth training on the command line: how it is loaded, checked, and described."""
 
+import logging
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,11 +14,12 @@ from ..learning.denoiser.if_folder import (
     normalised,
     read_if_folder,
 )
-from ..learning.dreambooth.dreambooth_settings import TrainDreamBoothSettings
+from ..learning.dreambooth.dreambooth_settings import AUTO, PLACE, TrainDreamBoothSettings
 from ..model.backbones import choose_device, choose_dtype, find_model
 from ..model.if_denoiser import IFDenoiser, load_if
-from ..model.t5_text import too_long
+from ..model.t5_text import rare_piece, too_long
 
+logger = logging.getLogger("bestiary")
 PIECES = 3
 """Pieces of an identifier above which it is a word that the text encoder spells."""
 PIXELS = "pixels"
@@ -44,6 +46,28 @@ def is_if(settings: TrainDreamBoothSettings) -> bool:
     if only:
         read_if_folder(path)  # says what is missing
     return False
+
+
+def with_identifier(settings: TrainDreamBoothSettings) -> TrainDreamBoothSettings:
+    """The settings with a rare piece of T5 for the identifier "auto", also in the prompt; others as they are.
+
+    Raises:
+        BestiaryError: the base model is no stage of DeepFloyd IF, or it has no tokenizer.
+    """
+    captions, base = settings.captions, settings.base
+    if captions.identifier != AUTO:
+        return settings
+    if not is_if(settings):
+        raise BestiaryError(
+            f'captions.identifier is "auto", which takes a rare piece of DeepFloyd IF\'s text encoder, but base.path {base.path} holds another '
+            f"model: name a word such as sks in place of {PLACE}, or set method.vectors = 1 and leave captions.identifier out",
+            option="captions.identifier",
+        )
+    folder = read_if_folder(find_model(base.path))
+    word = rare_piece(folder, captions.class_prompt, text_encoder=base.text_encoder, tokenizer=base.tokenizer)
+    logger.info("identifier: %s", word)
+    named = {"identifier": word, "instance_prompt": captions.instance_prompt.replace(PLACE, word)}
+    return settings.model_copy(update={"captions": captions.model_copy(update=named)})
 
 
 def load_stage(settings: TrainDreamBoothSettings, class_pictures: int, cache: Path) -> IFDenoiser:

@@ -36,7 +36,14 @@ class Previews:
             self.write(state.step)
 
     @torch.no_grad()
-    def sample(self, conditioning: Conditioning | StagedConditioning, seeds: Sequence[int], *, steps: int) -> Tensor:
+    def sample(
+        self,
+        conditioning: Conditioning | StagedConditioning,
+        seeds: Sequence[int],
+        *,
+        steps: int,
+        shape: tuple[int, int] | None = None,
+    ) -> Tensor:
         """Pictures `(n, 3, H, W)` in 0..1 by the denoiser's own sampler, with the weights that are being trained."""
         sampled = sample_images(
             self._setup.denoiser,
@@ -45,6 +52,6 @@ class Previews:
             seeds=seeds,
             steps=steps,
             guidance=self._setup.settings.run.preview_guidance,
-            size=self._setup.image_size,
+            size=shape or self._setup.settings.images.training_shape(self._setup.denoiser.backbone),
         )
         return sampled.images

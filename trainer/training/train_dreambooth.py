@@ -16,7 +16,7 @@ from ..exchange.export_dreambooth import export_adapter
 from ..learning.dreambooth.dreambooth_images import PictureBucket
 from ..learning.dreambooth.dreambooth_settings import TrainDreamBoothSettings
 from ..learning.dreambooth.dreambooth_setup import DreamBoothTraining, identifier_start, lay_out, set_up_dreambooth
-from ..learning.pictures.aspect_buckets import AspectBucket, aspect_buckets
+from ..learning.pictures.aspect_buckets import BUCKET_CELLS, AspectBucket, aspect_buckets
 from ..learning.pictures.image_files import picture_size
 from ..learning.pictures.latent_cache import CacheSpec, LatentCache
 from ..learning.run.processes import Parallel
@@ -24,12 +24,9 @@ from ..learning.spectrum.spectrum_images import ConceptPictures, find_pictures, 
 from ..model.if_denoiser import IFDenoiser
 from ..model.sampling import SamplingDenoiser
 from .class_pictures import MakingTime, class_pictures, make_missing, time_one
-from .dreambooth_if import PIXELS, findings_of, is_if, load_stage, notes_of
+from .dreambooth_if import PIXELS, findings_of, is_if, load_stage, notes_of, with_identifier
 from .train import Trained, train
 from .training_setup import CachePart, Task, TrainingSetup, load_base
-
-BUCKET_CELLS = 8
-"""Latent cells of which the edges of buckets are multiples: what halves a UNet's grid three times."""
 
 
 @dataclass
@@ -69,6 +66,10 @@ class DreamBoothTask(Task[TrainDreamBoothSettings, DreamBoothPictures]):
     """Shapes of the thing's pictures; none where they are cut to squares."""
     making: MakingTime | None = None
     """Where nothing is trained and pictures of the class are missing: how long they will take."""
+
+    def __init__(self, settings: TrainDreamBoothSettings) -> None:
+        """Take the settings, with a word in place of an identifier that is chosen for the user."""
+        super().__init__(with_identifier(settings))
 
     def read_pictures(self) -> DreamBoothPictures:
         """Readable pictures of the thing, and those of its class that are there."""
@@ -125,30 +126,31 @@ class DreamBoothTask(Task[TrainDreamBoothSettings, DreamBoothPictures]):
         return PIXELS if self.of_if else super().picture_encoder()
 
     def check(self, denoiser: SamplingDenoiser) -> None:
-        """Prompts must fit the text encoder; masks must be there; missing pictures of the class are made."""
+        """Prompts must fit the text encoder; masks must be there."""
         settings, images = self.settings, self.settings.images
         lay_out(settings, denoiser)
         identifier_start(denoiser, settings.method.vectors, settings.method.initial_words)
         self.buckets = self._buckets(denoiser.backbone)
         self.masks = masks_of_shapes(images.masks, self.pictures.instance, self._cached_cells(denoiser.backbone))
-        folder = self.pictures.class_folder
+
+    def make_pictures(self, denoiser: SamplingDenoiser, parallel: Parallel) -> None:
+        """The missing pictures of the class, each process its share."""
+        images, folder, prompt = self.settings.images, self.pictures.class_folder, self.settings.captions.class_prompt
         if folder is None:
             return
-        prompt, count, size = (
-            settings.captions.class_prompt,
-            images.class_count,
-            images.training_size(denoiser.backbone),
-        )
+        count, size = images.class_count, images.training_size(denoiser.backbone)
         if self.only_examined:
             self.making = time_one(denoiser, prompt, folder, count, size=size)
-            self.pictures.class_names = class_pictures(folder)[:count]
         else:
-            self.pictures.class_names = make_missing(denoiser, prompt, folder, count, size=size)
+            make_missing(denoiser, prompt, folder, count, size=size, parallel=parallel)
+        self.pictures.class_names = class_pictures(folder)[:count]
 
     def _buckets(self, backbone: Backbone) -> tuple[AspectBucket, ...]:
         images = self.settings.images
+        height, width = images.training_shape(backbone)
         if not images.buckets:
-            return ()
+            every = tuple(range(len(self.pictures.instance.names)))
+            return () if height == width else (AspectBucket(height, width, every),)
         sizes = [picture_size(path) for path in self.pictures.instance.paths]
         return aspect_buckets(sizes, images.training_size(backbone), BUCKET_CELLS * backbone.latent_factor)
 
@@ -195,9 +197,10 @@ class DreamBoothTask(Task[TrainDreamBoothSettings, DreamBoothPictures]):
             for bucket, cache in zip(buckets, caches, strict=True)
         ]
         given = (self.settings, denoiser, self.pictures.names, count, cached, None, parallel)
+        notes: dict[str, object] = {"data": _content_of(self.pictures.paths)}
         if not isinstance(denoiser, IFDenoiser):
-            return set_up_dreambooth(*given)
-        notes = notes_of(denoiser, self.settings)
+            return set_up_dreambooth(*given, notes=notes)
+        notes |= notes_of(denoiser, self.settings)
         return set_up_dreambooth(*given, level_alphas=denoiser.level_alphas, notes=notes)
 
     def findings(self, setup: TrainingSetup) -> Iterator[str]:
@@ -236,6 +239,14 @@ class DreamBoothTask(Task[TrainDreamBoothSettings, DreamBoothPictures]):
         if settings.method.prior == "pictures":
             images["class_images"] = self.class_folder.absolute()
         return settings.model_copy(update={"images": settings.images.model_copy(update=images)})
+
+
+def _content_of(pictures: Sequence[Path]) -> str:
+    """Sixteen hex digits that change with the content of the picture files."""
+    digest = hashlib.sha256()
+    for path in pictures:
+        digest.update(hashlib.sha256(path.read_bytes()).digest())
+    return digest.hexdigest()[:16]
 
 
 def train_dreambooth(settings: TrainDreamBoothSettings, *, on_progress: ProgressCallback | None = None) -> Trained:

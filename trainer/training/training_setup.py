@@ -17,8 +17,9 @@ from torch import Tensor, nn
 
 from ...concepts.denoiser.denoiser import ProgressCallback
 from ...concepts.errors import BestiaryError
+from ...concepts.pictures.square_fit import fit_shape
 from ..learning.denoiser.transformer_folder import T5Place, component_folder
-from ..learning.pictures.image_files import fit_square, read_image
+from ..learning.pictures.image_files import read_image
 from ..learning.pictures.latent_cache import CacheSpec, LatentCache, cache_spec, open_cache
 from ..learning.run.fit import ParameterGroup
 from ..learning.run.processes import Parallel, SingleProcess
@@ -106,6 +107,9 @@ class Task(ABC, Generic[Settings, Pictures]):
     @abstractmethod
     def check(self, denoiser: SamplingDenoiser) -> None:
         """Raise BestiaryError for what does not fit this model, before pictures are encoded."""
+
+    def make_pictures(self, denoiser: SamplingDenoiser, parallel: Parallel) -> None:
+        """Make pictures that the training needs and that are not there: none, unless a task says otherwise."""
 
     def cache_parts(self, spec: CacheSpec) -> tuple[CachePart, ...]:
         """How the pictures of `spec` are cached: all of them as squares, unless a task says otherwise."""
@@ -196,8 +200,9 @@ class TrainingSetup:
         return Origin(made_by, base, self.spec.model, self.square, self.task.thumbnail_square)
 
     def square(self, row: int) -> Image.Image:
-        """The training square of a picture."""
-        return fit_square(read_image(self.pictures.paths[row], self.image_size), self.image_size)
+        """What is trained of a picture."""
+        height, width = self.training.shape_of(row)
+        return fit_shape(read_image(self.pictures.paths[row], max(height, width)), height, width)
 
 
 def load_base(settings: TrainingSettings) -> SamplingDenoiser:
@@ -234,7 +239,8 @@ def prepare(
     denoiser = task.load_denoiser()
     _check_size(settings, denoiser)
     task.check(denoiser)
-    # the long work: encoding what no earlier run has encoded
+    # the long work: making and encoding what no earlier run has made
+    task.make_pictures(denoiser, parallel)
     images = settings.images
     spec = cache_spec(
         images,

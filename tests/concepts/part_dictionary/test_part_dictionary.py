@@ -181,7 +181,7 @@ def test_values_beyond_half_precision_are_refused(tmp_path: Path) -> None:
         ({"background": 3}, "background 3"),
         ({"id_base": 2}, "id base 2"),
         ({"kind_names": ({},)}, "3 part names, 1 lists of kinds"),
-        ({"backbone": "flux"}, "unknown backbone 'flux'"),
+        ({"backbone": "flux9"}, "unknown backbone 'flux9'"),
     ],
 )
 def test_contradictions_are_refused(changes: dict, message: str) -> None:

@@ -79,7 +79,7 @@ def _faulty(make: Make, **changes: object) -> PromptSpectrum:
         ({"bypass": {"clip_l": torch.zeros(4, 1, 768)}}, "bypass vectors 'clip_l'"),
         ({"embeddings": {"clip_l": torch.full((4, 2, 768), torch.nan)}}, "the vectors 'clip_l' hold values that are not finite"),
         ({"neutral": {"clip_l": torch.full((2, 768), torch.inf)}}, "the neutral vectors 'clip_l' hold"),
-        ({"backbone": "sd3"}, "unknown backbone 'sd3'"),
+        ({"backbone": "sd9"}, "unknown backbone 'sd9'"),
         ({"bounds": StageBounds.equal(3)}, "a spectrum of 3 stages needs"),
     ],
 )  # fmt: skip

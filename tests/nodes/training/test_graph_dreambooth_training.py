@@ -10,7 +10,7 @@ from bestiary.concepts.errors import BestiaryError
 from safetensors.torch import load_file
 
 KINDS = ("demo", "sd15", "sdxl")
-STEPS = 6
+STEPS = 4
 CHEAP = {"name": "bird", "instance_prompt": "a red bird", "class_prompt": "a bird", "steps": STEPS, "rank": 2}
 CHEAP |= {"lora_lr": 1e-3, "batch_size": 2, "image_size": 128, "seed": 3, "preview_every": 0, "prior": "pictures"}
 

@@ -10,7 +10,7 @@ from bestiary.concepts.errors import BestiaryError
 from bestiary.concepts.spectrum.spectrum_file import load_spectrum
 
 KINDS = ("demo", "sd15", "sdxl")
-STEPS = 8
+STEPS = 4
 CHEAP = {"name": "corgi", "initial_words": "red bird", "stages": 4, "vectors": 2, "steps": STEPS, "batch_size": 3}
 CHEAP |= {"vector_lr": 0.3, "image_size": 128, "seed": 3, "preview_every": 0}
 

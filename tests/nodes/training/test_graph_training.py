@@ -9,7 +9,7 @@ from bestiary.concepts.errors import BestiaryError
 from bestiary.concepts.part_dictionary.part_dictionary import PartDictionary
 
 KINDS = ("demo", "sd15", "sdxl")
-STEPS = 20
+STEPS = 5
 
 
 @pytest.fixture
@@ -60,18 +60,21 @@ def _train(loaded: object, made: object, settings: object, run: object) -> objec
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_losses_are_those_of_the_command_line(kind: str, prepared, diffusers_denoiser, command_line_losses) -> None:
+@pytest.mark.parametrize("steps", [STEPS, pytest.param(20, marks=pytest.mark.slow)])
+def test_losses_are_those_of_the_command_line(
+    kind: str, steps: int, prepared, diffusers_denoiser, command_line_losses
+) -> None:
     """At the default rates; a hundred times faster ones let Adam blow rounding up to the bound."""
     from bestiary.trainer.learning.parts.objective_setup import set_up_parts
     from bestiary.trainer.learning.pictures.latent_cache import LatentCache
 
-    loaded, made, settings = prepared(kind, token_lr=1e-3, lora_lr=1e-4)
+    loaded, made, settings = prepared(kind, token_lr=1e-3, lora_lr=1e-4, steps=steps)
     ours = _train(loaded, made, settings, _run(settings, made.fingerprint()))
     cache = LatentCache(made.moments)
     theirs = command_line_losses(
         lambda: set_up_parts(settings, diffusers_denoiser(kind), made.names, made.kinds, cache)
     )
-    assert len(ours.losses) == len(theirs) == STEPS
+    assert len(ours.losses) == len(theirs) == steps
     assert np.abs(np.array(ours.losses) - np.array(theirs)).max() < 1e-4
     assert ours.losses[0] != ours.losses[-1]
 

@@ -30,7 +30,9 @@ def browser() -> Iterator[object]:
         "playwright.sync_api", reason="the browser tests need playwright: pip install playwright"
     )
     with playwright.sync_playwright() as driver:
-        running = driver.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        running = driver.chromium.launch(
+            executable_path=CHROMIUM, args=["--no-sandbox", *os.environ.get("FLAGS", "").split()]
+        )
         yield running
         running.close()
 
@@ -152,9 +154,9 @@ class Desk:
         return [fault for fault in self.faults if OURS in fault]
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def pages(browser: object) -> Iterator[dict]:
-    """Open pages of a module by server and kind of node: opening one takes longer than most tests."""
+    """Open pages by server and kind of node: opening one takes longer than most tests."""
     desks: dict[tuple[str, bool], Desk] = {}
     yield desks
     for desk in desks.values():

@@ -15,7 +15,8 @@ from bestiary.trainer.base_model.autoencoder import (
     reconstruction_psnr,
     to_tensor,
 )
-from bestiary.trainer.base_model.model_parts import LATENT_CHANNELS, LATENT_NOISE, build_autoencoder
+from bestiary.trainer.base_model.denoiser_shapes import LATENT_CHANNELS
+from bestiary.trainer.base_model.model_parts import LATENT_NOISE, build_autoencoder
 from bestiary.trainer.base_model.training_state import RunLog, StagePlan, StageState
 
 

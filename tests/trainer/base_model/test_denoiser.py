@@ -6,31 +6,27 @@ import torch
 from bestiary.concepts.errors import BestiaryError
 from bestiary.demo.creatures import draw_creature
 from bestiary.demo.species import random_species
+from bestiary.trainer.base_model import denoiser_shapes
 from bestiary.trainer.base_model.autoencoder import draw_training_picture
 from bestiary.trainer.base_model.caption_reading import ReadingLoss
 from bestiary.trainer.base_model.denoiser import (
     LatentSet,
     QuickAttention,
-    add_noise,
+    QuickJointAttention,
+    _read,
     cache_emphasis,
     decode_latents,
     fit_denoiser,
     part_emphasis,
     picture_truth,
+    predict,
     predict_and_read,
-    predict_noise,
     sample_latents,
     sample_pictures,
     save_sheet,
-    snr_weights,
 )
-from bestiary.trainer.base_model.model_parts import (
-    LATENT_CHANNELS,
-    LATENT_NOISE,
-    build_base_model,
-    build_scheduler,
-    encode_captions,
-)
+from bestiary.trainer.base_model.denoiser_shapes import LATENT_CHANNELS
+from bestiary.trainer.base_model.model_parts import LATENT_NOISE, build_base_model, encode_captions
 from bestiary.trainer.base_model.training_state import RunLog, StagePlan, StageState
 from PIL import Image
 
@@ -43,46 +39,42 @@ def model():
     return built
 
 
-def test_noise_is_added_as_the_scheduler_does():
-    scheduler = build_scheduler()
-    clean, noise = torch.randn(3, 2, 4, 4), torch.randn(3, 2, 4, 4)
-    times = torch.tensor([0, 400, 999])
-    ours = add_noise(clean, noise, scheduler.alphas_cumprod[times])
-    theirs = scheduler.add_noise(clean, noise, times)
-    torch.testing.assert_close(ours, theirs)
-
-
-def test_weights_clamp_the_signal_to_noise_ratio():
-    alphas = torch.tensor([0.99, 5 / 6, 0.5, 0.01])
-    ours = snr_weights(alphas)
-    torch.testing.assert_close(ours, torch.tensor([5 / 99, 1.0, 1.0, 1.0]))
-    lifted = snr_weights(alphas, floor=0.5)
-    torch.testing.assert_close(lifted, torch.tensor([5 / 99, 1.0, 1.0, 49.5]))
+@torch.no_grad()
+@pytest.mark.parametrize(
+    ("name", "quick", "times"), [("unet", QuickAttention, [5, 900]), ("dit", QuickJointAttention, [0.2, 0.9])]
+)
+def test_quick_attention_gives_what_diffusers_gives(name, quick, times):
+    built = build_base_model(1, name)
+    for parameter in built.denoiser.parameters():
+        parameter.add_(0.05 * torch.randn_like(parameter))  # a transformer starts at zero
+    noisy, times = torch.randn(2, LATENT_CHANNELS, 16, 16), torch.tensor(times)
+    ids = encode_captions(built.tokenizer, ["a red bird", ""])
+    theirs = predict(built, noisy, times, ids)
+    assert theirs.std() > 0.01
+    built.denoiser.set_attn_processor(quick())
+    torch.testing.assert_close(predict(built, noisy, times, ids), theirs, atol=1e-5, rtol=1e-4)
 
 
 @torch.no_grad()
-def test_quick_attention_gives_what_diffusers_gives():
-    built = build_base_model(1)
-    noisy, times = torch.randn(2, LATENT_CHANNELS, 16, 16), torch.tensor([5, 900])
-    ids = encode_captions(built.tokenizer, ["a red bird", ""])
-    theirs = predict_noise(built, noisy, times, ids)
-    built.denoiser.set_attn_processor(QuickAttention())
-    torch.testing.assert_close(predict_noise(built, noisy, times, ids), theirs, atol=1e-5, rtol=1e-4)
-
-
-def test_slots_of_single_words_are_the_plain_caption():
-    built = build_base_model(1)
-    noisy, times = torch.randn(2, LATENT_CHANNELS, 16, 16), torch.tensor([5, 900])
+@pytest.mark.parametrize(("name", "times"), [("unet", [5, 900]), ("dit", [0.2, 0.9])])
+def test_slots_of_single_words_are_the_plain_caption(name, times):
+    built = build_base_model(1, name)
+    noisy, times = torch.randn(2, LATENT_CHANNELS, 16, 16), torch.tensor(times)
     ids = encode_captions(built.tokenizer, ["a red bird", ""])
     slots = ReadingLoss(built).merge(ids, torch.zeros(2, dtype=torch.bool))
     ours, context = predict_and_read(built, noisy, times, slots)
-    torch.testing.assert_close(context, built.text_encoder(input_ids=ids).last_hidden_state, atol=1e-5, rtol=1e-4)
-    torch.testing.assert_close(ours, predict_noise(built, noisy, times, ids), atol=1e-5, rtol=1e-4)
+    encoded = built.text_encoder(input_ids=ids)
+    torch.testing.assert_close(context, encoded.last_hidden_state, atol=1e-5, rtol=1e-4)
+    if name == "dit":
+        text = _read(built, slots)
+        torch.testing.assert_close(text.pooled, encoded.text_embeds, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(ours, predict(built, noisy, times, ids), atol=1e-5, rtol=1e-4)
 
 
-def test_quick_attention_refuses_masks():
+@pytest.mark.parametrize("quick", [QuickAttention, QuickJointAttention])
+def test_quick_attention_refuses_masks(quick):
     with pytest.raises(BestiaryError, match=r"attends without masks, got one of shape \(2, 4\)"):
-        QuickAttention()(None, torch.zeros(2, 4, 8), None, torch.zeros(2, 4))
+        quick()(None, torch.zeros(2, 4, 8), None, torch.zeros(2, 4))
 
 
 def test_the_truth_of_a_picture_is_known_without_drawing_it():
@@ -129,14 +121,16 @@ def test_errors_are_weighed_by_place():
     torch.testing.assert_close(LatentSet(errors, 1.0, []).weigh(errors, torch.tensor([0, 1])), torch.full((2,), 1 / 16))
 
 
-def test_training_saves_publishes_and_resumes_exactly(tmp_path):
+@pytest.mark.parametrize("name", ["unet", "dit"])
+def test_training_saves_publishes_and_resumes_exactly(tmp_path, monkeypatch, name):
+    monkeypatch.setattr(denoiser_shapes, "DIT_BLOCKS", 1)
     truths = [picture_truth(0, index) for index in range(4)]
     latents = LatentSet(torch.randn(4, LATENT_CHANNELS, 16, 16).half(), 1.0, truths)
     published = []
 
     def fit(path, stops):
         for deadline in stops:
-            built = build_base_model(0)
+            built = build_base_model(0, name)
             parts = {"denoiser": built.denoiser, "text_encoder": built.text_encoder}
             state = StageState(parts, path, learning_rate=1e-3, ema_decay=0.9)
             state.load()

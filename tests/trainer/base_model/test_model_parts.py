@@ -8,11 +8,9 @@ import torch
 from bestiary.demo.attribute_judge import JUDGE_FILE
 from bestiary.demo.captions import caption_of, vocabulary
 from bestiary.demo.species import HELD_OUT_SPECIES, Scene
+from bestiary.trainer.base_model.denoiser_shapes import LATENT_CHANNELS, TEXT_WIDTH, build_scheduler
 from bestiary.trainer.base_model.model_parts import (
-    LATENT_CHANNELS,
-    TEXT_WIDTH,
     build_base_model,
-    build_scheduler,
     build_tokenizer,
     encode_captions,
     export_base_model,

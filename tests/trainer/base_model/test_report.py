@@ -56,7 +56,7 @@ def test_fresh_drawings_repeat_and_come_with_full_captions():
 
 
 def test_a_denoiser_that_answers_nothing_loses_the_weighted_noise(model, monkeypatch):
-    monkeypatch.setattr(base_model_report, "predict_noise", lambda model, noisy, *rest: torch.zeros_like(noisy))
+    monkeypatch.setattr(base_model_report, "predict", lambda model, noisy, *rest: torch.zeros_like(noisy))
     images, captions = fresh_drawings(2, seed=5)
     loss = held_out_loss(model, images, captions)
     assert 0.6 < loss < 0.95  # unit noise times the mean of min(SNR, 5) / SNR over the eight timesteps
@@ -65,8 +65,8 @@ def test_a_denoiser_that_answers_nothing_loses_the_weighted_noise(model, monkeyp
 
 def test_a_denoiser_that_knows_the_noise_loses_nothing(model, monkeypatch):
     drawn = []
-    monkeypatch.setattr(base_model_report, "add_noise", lambda clean, noise, alpha: drawn.append(noise) or noise)
-    monkeypatch.setattr(base_model_report, "predict_noise", lambda model, noisy, *rest: noisy)
+    monkeypatch.setattr(model.shape, "noised", lambda clean, noise, times: drawn.append(noise) or noise)
+    monkeypatch.setattr(base_model_report, "predict", lambda model, noisy, *rest: noisy)
     images, captions = fresh_drawings(2, seed=5)
     assert held_out_loss(model, images, captions) == 0.0
     assert len(drawn) == 8
@@ -110,10 +110,24 @@ def test_the_card_states_figures_settings_and_history(work):
     assert "Aim for patterns: 0.8, missed." in model_card(worse, training_facts(work), 1)
 
 
+def test_the_card_of_the_transformer_names_no_autoencoder_training(work):
+    settings = TrainBaseSettings.model_validate({"shape": "dit", "latent_pictures": 2000})
+    (work / "settings.json").write_text(settings.model_dump_json())
+    lines = (work / "log.jsonl").read_text().splitlines(keepends=True)
+    (work / "log.jsonl").write_text("".join(line for line in lines if "autoencoder" not in line))
+    card = model_card(FIGURES, training_facts(work), 16_900_000)
+    for words in (
+        "train-base --shape dit", "SD3Transformer2DModel", "16.90 MB", "90 steps of 32 on the first 2000 drawings, 10.5 minutes",
+        "- learning rate 0.0006, falling over the last 40 %", "flow loss (mean over eight times) on fresh", "25 Euler steps",
+    ):  # fmt: skip
+        assert words in card
+    assert "crops" not in card and "min-SNR" not in card and "Aim for colours: 0.9, reached." in card
+
+
 @pytest.mark.train
 def test_the_command_measures_a_folder_and_leaves_card_figures_and_sheet(model, work, tmp_path, monkeypatch):
     monkeypatch.setattr(AttributeJudge, "load", classmethod(lambda cls: cls()))
-    monkeypatch.setattr(base_model_report, "DDIM_STEPS", 1)
+    monkeypatch.setattr(base_model_report, "SAMPLING_STEPS", 1)
     folder = tmp_path / "model"
     export_base_model(model, 1.0, folder)
     main(["--model", str(folder), "--work", str(work), "--pictures", "2"])

@@ -25,9 +25,19 @@ def test_options_reach_the_training(trained, tmp_path):
     assert (settings.seed, settings.hours, settings.dtype, settings.vae_steps) == (4, 0.5, "bfloat16", 3)
 
 
+@pytest.mark.parametrize("option", [["--shape", "dit"], ["--set", "shape=dit"]])
+def test_a_shape_brings_its_own_learning_rate(trained, tmp_path, option):
+    assert main(["demo", "train-base", "--out", str(tmp_path), *option]) == 0
+    assert (trained[0][0].shape, trained[0][0].denoiser_learning_rate) == ("dit", 6e-4)
+    faster = ["--set", "denoiser_learning_rate=0.002"]
+    assert main(["demo", "train-base", "--out", str(tmp_path), *option, *faster]) == 0
+    assert trained[1][0].denoiser_learning_rate == 0.002
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
+        (["--shape", "mmdit"], "--shape 'mmdit'"),
         (["--hours", "0"], "--hours 0.0"),
         (["--set", "vae_setps=3"], "--vae-setps '3'"),
         (["--dtype", "fp16"], "--dtype 'fp16'"),

@@ -5,17 +5,22 @@ from __future__ import annotations
 import json
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from bestiary.concepts.denoiser.denoiser import Conditioning
 from bestiary.concepts.errors import BestiaryError
 from bestiary.concepts.part_dictionary.part_dictionary import PartDictionary
+from bestiary.demo.attribute_judge import AttributeJudge, species_classes
+from bestiary.demo.captions import look_words
+from bestiary.demo.species import PARTS, random_species
 from bestiary.scenes.scene_layout import Placement, SceneLayout
 from bestiary.trainer.__main__ import main
 from bestiary.trainer.composing.compose import ComposeSettings, read_size
 from bestiary.trainer.composing.picture_making import PictureOrder, SamplingChoice, make_pictures
 from bestiary.trainer.composing.prompt_regions import PLACES, PromptRegion, read_regions, region_masks
 from bestiary.trainer.learning.pictures.heat_maps import heat_map
+from bestiary.trainer.model.backbones import load_denoiser
 from bestiary.trainer.model.sampling import Guidance, RegionGuidance
 from PIL import Image
 
@@ -152,3 +157,21 @@ def test_a_layout_of_regions_from_the_command(tiny_folder, tmp_path, capsys) -> 
     ):
         assert main([*map(str, start), *more]) == 2
         assert message in capsys.readouterr().err
+
+
+def test_regions_keep_two_creatures_apart_where_one_prompt_does_not() -> None:
+    rng = np.random.default_rng(2)
+    pair = [random_species(rng) for _ in range(2)]
+    said = ["a creature with " + " , ".join(look_words(part, one.look(part)) for part in PARTS) for one in pair]
+    place, judge, right = " , in a meadow , at day , facing right", AttributeJudge.load(), []
+    denoiser, choice = (
+        load_denoiser("demo", device="cpu", dtype="fp32"),
+        SamplingChoice(6, 4.0, (128, 256), "dpmpp_2m", 8.0),
+    )
+    order = PictureOrder(f"a photo of {said[0]} and {said[1]}{place}", 2)
+    for regions in ([], read_regions([f"left: a photo of {said[0]}{place}", f"right: a photo of {said[1]}{place}"])):
+        (made,) = make_pictures(denoiser, {}, [order], choice, regions=regions)
+        halves = torch.stack([made.image[..., :128], made.image[..., 128:]])
+        # colours and patterns of both creatures' parts
+        right.append(float((judge.classes(halves) == species_classes(pair))[..., :2].float().mean()))
+    assert right[1] >= 0.85 and right[1] > 1.5 * right[0]

@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ from bestiary.trainer.demo import job as demo_job
 from bestiary.trainer.demo import judging as demo_judging
 from bestiary.trainer.demo.job import STAGES, DemoSettings, run_demo
 from bestiary.trainer.demo.pictures import read_composed
+from bestiary.trainer.learning.parts.settings import load_recipe
 from bestiary.trainer.learning.run.run_folder import RunFolder
 from bestiary.trainer.model import backbones
 
@@ -28,7 +30,7 @@ def tiny_world(tiny_folder):
     """The embedded model and judge replaced by tiny random ones, and two sampling steps."""
     patch = pytest.MonkeyPatch()
     folder = tiny_folder("bestiary-demo")
-    patch.setattr(backbones, "demo_model_path", lambda: folder)
+    patch.setattr(backbones, "demo_model_path", lambda name="demo": folder)
     with torch.random.fork_rng():
         torch.manual_seed(0)
         judge = AttributeJudge().eval()
@@ -171,3 +173,38 @@ def test_a_fault_of_a_started_training_deletes_nothing(tiny_world, tmp_path, mon
     with pytest.raises(BestiaryError, match="No space left"):
         job.train()
     assert {path: path.read_bytes() for path in run.path.rglob("*") if path.is_file()} == before
+
+
+def test_the_base_model_is_discovered_with_and_trained_on(tmp_path, monkeypatch):
+    asked = {}
+    model = SimpleNamespace(backbone=SimpleNamespace(name="bestiary-demo-dit"))
+    monkeypatch.setattr(demo_job, "load_denoiser", lambda base, **_: asked.setdefault("loaded", base) and model)
+    monkeypatch.setattr(
+        demo_job, "discover", lambda settings, _, denoiser: asked.update(discovered=settings.base, model=denoiser)
+    )
+    monkeypatch.setattr(demo_job, "train_parts", lambda recipe, **_: asked.update(recipe=recipe) or Trained(tmp_path))
+    job = demo_job.DemoJob(tmp_path, SETTINGS.model_copy(update={"base": "demo-dit"}))
+    job.discover()
+    job.train()
+    assert (asked["loaded"], asked["discovered"], asked["recipe"].base.path) == ("demo-dit",) * 3
+    assert asked["model"] is model
+    assert asked["recipe"] == load_recipe("demo_dit", {
+        "discovery.folder": tmp_path / "discovery", "run.out": tmp_path / "training", "run.seed": 1, "run.device": "cpu",
+        "run.dtype": "fp32", "optimizer.steps": 2, "optimizer.warmup": 0,
+    })  # fmt: skip
+
+
+class Trained:
+    """A training that left a file."""
+
+    def __init__(self, folder):
+        self.path = folder / "creatures.bin"
+        self.path.touch()
+
+
+def test_a_demo_of_an_earlier_version_goes_on_and_another_base_is_refused(tmp_path):
+    record = {"settings": SETTINGS.model_dump(include={"seed", "pictures", "kinds", "steps", "judged"}), "seconds": {}}
+    (tmp_path / "stages.json").write_text(json.dumps(record))
+    assert demo_job._read_record(tmp_path, SETTINGS) == {}
+    with pytest.raises(BestiaryError, match="contains a demo with --base demo: use these values"):
+        demo_job._read_record(tmp_path, SETTINGS.model_copy(update={"base": "demo-dit"}))

@@ -34,17 +34,6 @@ def _pictures(folder: Path, count: int, seed: int = 0) -> Path:
 
 
 @pytest.fixture(scope="module")
-def tiny_dino(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A vision transformer with random weights."""
-    timm = pytest.importorskip("timm")
-    torch.manual_seed(0)
-    path = tmp_path_factory.mktemp("dino") / "model.safetensors"
-    network = timm.create_model(TINY, pretrained=False, num_classes=0)
-    save_file({name: tensor.contiguous() for name, tensor in network.state_dict().items()}, path)
-    return path
-
-
-@pytest.fixture(scope="module")
 def lpips_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """AlexNet and its linear weights, both random."""
     folder = tmp_path_factory.mktemp("lpips")

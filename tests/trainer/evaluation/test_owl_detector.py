@@ -50,6 +50,22 @@ def test_boxes_are_those_of_transformers(tiny_owl: Path, width: int, height: int
     assert len(detector.detect(picture, NAMES, least=middle).boxes) == int((ours.certainty > middle).sum())
 
 
+@pytest.mark.parametrize(("width", "height"), [(32, 16), (24, 48)])
+def test_the_rest_of_the_square_is_grey_as_the_model_was_published(tiny_owl: Path, width: int, height: int) -> None:
+    detector = OwlDetector.load(str(tiny_owl))
+    pixels = (detector._prepared(_picture(width, height)) * detector._spread + detector._mean)[0]  # (3, 32, 32) in 0..1
+    side = max(width, height)
+    right, below = 32 * width // side + 2, 32 * height // side + 2
+    assert torch.allclose(pixels[:, below:], torch.tensor(0.5), atol=1e-4)
+    assert torch.allclose(pixels[:, :, right:], torch.tensor(0.5), atol=1e-4)
+    # the picture lies in the upper left, resized with its square
+    theirs = np.full((side, side, 3), 0.5, np.float32)
+    theirs[:height, :width] = np.asarray(_picture(width, height).convert("RGB"), np.float32) / 255
+    square = torch.from_numpy(theirs).permute(2, 0, 1)[None]
+    expected = torch.nn.functional.interpolate(square, (32, 32), mode="bilinear", antialias=True)[0]
+    assert torch.allclose(pixels, expected, atol=1e-4)
+
+
 def test_missing_and_other_models_are_named(
     tiny_owl: Path, tiny_clip: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

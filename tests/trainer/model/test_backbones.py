@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from bestiary.concepts.errors import BestiaryError
+from bestiary.trainer.model import backbones
 from bestiary.trainer.model.backbones import choose_device, choose_dtype, discrete_process, find_model, load_denoiser
 
 EXPECTED = {
@@ -107,3 +108,14 @@ def test_device_and_dtype_names() -> None:
         choose_dtype("int8", torch.device("cpu"))
     with pytest.raises(BestiaryError, match="dtype fp16 needs a GPU"):
         choose_dtype("fp16", torch.device("cpu"))
+
+
+def test_an_untrained_embedded_transformer_is_refused_with_the_command(monkeypatch, tmp_path):
+    absent = tmp_path / "base_model_dit"
+    monkeypatch.setattr(backbones, "demo_model_path", lambda name: absent)
+    with pytest.raises(
+        BestiaryError, match=r"base_model_dit does not exist.*demo train-base --shape dit --out .*base_model_dit; or"
+    ):
+        find_model("demo-dit")
+    absent.mkdir()
+    assert find_model("demo-dit") == absent

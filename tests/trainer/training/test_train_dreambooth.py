@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
 import os
 import shutil
+import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 
+import bestiary
 import numpy as np
 import pytest
 import torch
@@ -19,6 +23,7 @@ from bestiary.trainer.__main__ import main
 from bestiary.trainer.evaluation.dreambooth_pictures import load_subject
 from bestiary.trainer.learning.dreambooth.dreambooth_settings import TrainDreamBoothSettings, load_dreambooth_recipe
 from bestiary.trainer.learning.run.fit import TrainingStopped
+from bestiary.trainer.learning.run.processes import SingleProcess
 from bestiary.trainer.training import class_pictures
 from bestiary.trainer.training.doctor import examine
 from bestiary.trainer.training.tasks import resume_training
@@ -82,6 +87,11 @@ def test_every_backbone_trains_and_its_lora_loads_back(
         notes = file.metadata()
     assert json.loads(notes["bestiary.kind"]) == "dreambooth" and json.loads(notes["bestiary.backbone"]) == backbone
     assert json.loads(notes["bestiary.class_pictures"]) == 4 and notes["ss_network_alpha"] == "8.0"
+    content = hashlib.sha256()
+    for path in [*sorted(pictures.iterdir()), *sorted(of_class.iterdir())]:
+        content.update(hashlib.sha256(path.read_bytes()).digest())
+    assert json.loads(notes["bestiary.data"]) == content.hexdigest()[:16]
+    assert json.loads(notes["bestiary.version"]) == bestiary.__version__
     assert {path.name for path in trained.exports} == {"diffusers_lora.safetensors", "README.txt"}
 
 
@@ -125,6 +135,30 @@ def test_only_missing_pictures_of_the_class_are_made(
     # a second run finds them all
     train_dreambooth(settings)
     assert {path.name: path.read_bytes() for path in of_class.iterdir()} == after
+
+
+def test_processes_share_the_missing_pictures(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Two make every second one each; together they make what one process makes."""
+    barrier = threading.Barrier(2, timeout=20)
+
+    class Rank(SingleProcess):
+        def wait(self) -> None:
+            barrier.wait()
+
+    def sample(*_places, seeds, **_others):
+        return SimpleNamespace(images=torch.stack([torch.full((3, 8, 8), seed / 8) for seed in seeds]))
+
+    def make(place: str, parallel: SingleProcess | None) -> list[str]:
+        model = SimpleNamespace(text=SimpleNamespace(encode=lambda *_: None, tokenize=lambda *_, **__: None))
+        return class_pictures.make_missing(model, "a dog", tmp_path / place, 5, size=8, at_once=2, parallel=parallel)
+
+    monkeypatch.setattr(class_pictures, "sample_images", sample)
+    alone = make("alone", None)
+    with ThreadPoolExecutor(2) as pool:
+        shared = list(pool.map(lambda rank: make("shared", Rank(rank, 2)), range(2)))
+    assert shared == [alone, alone] and len(alone) == 5
+    for name in alone:
+        assert (tmp_path / "shared" / name).read_bytes() == (tmp_path / "alone" / name).read_bytes()
 
 
 def test_without_a_folder_the_pictures_lie_beside_the_run_and_serve_the_next(
@@ -224,6 +258,20 @@ def test_mixed_shapes_train_in_batches_of_one_shape(
     assert sorted(seen) == sorted(shapes)
     (line,) = [line for line in setup.task.findings(setup) if line.startswith("sizes:")]
     assert "in 3 shapes (2 at 256 x 64, 1 at 128 x 128, 1 at 64 x 256 px)" in line
+
+
+def test_a_width_and_a_height_are_one_shape_for_all(
+    tiny_folder: Callable, mixed: Path, of_class: Path, tmp_path: Path
+) -> None:
+    changes = {"images.buckets": False, "images.size": "128x64"}
+    setup = prepare(
+        DreamBoothTask(_in_buckets(tiny_folder("bestiary-demo"), mixed, of_class, tmp_path / "run", **changes))
+    )
+    batch = setup.batches.draw(0, 0)
+    assert batch.moments.shape[-2:] == (8, 16) and batch.sizes[0].tolist() == [64, 128, 0, 0, 64, 128]
+    assert setup.origin.square(0).size == (128, 64)
+    (line,) = [line for line in setup.task.findings(setup) if line.startswith("sizes:")]
+    assert "in 1 shapes (4 at 128 x 64 px)" in line
 
 
 def test_a_resumed_training_in_buckets_is_the_uninterrupted_one(

@@ -14,6 +14,7 @@ from bestiary.concepts.errors import BestiaryError
 from bestiary.trainer.__main__ import main
 from bestiary.trainer.composing.picture_making import SamplingChoice
 from bestiary.trainer.evaluation.dreambooth_pictures import SubjectModel, load_subject
+from bestiary.trainer.evaluation.evaluate_dreambooth import EvaluateDreamBoothSettings, evaluate_dreambooth
 from bestiary.trainer.learning.denoiser.low_picture import enlarge, lowered
 from bestiary.trainer.learning.dreambooth.dreambooth_settings import TrainDreamBoothSettings, load_dreambooth_recipe
 from bestiary.trainer.learning.dreambooth.dreambooth_setup import DreamBoothAdapter, save_adapter
@@ -204,6 +205,29 @@ def test_a_lora_of_the_other_stage_is_refused_by_name(
     assert [len(denoiser.network.adapters.of("down_blocks.1.attentions.0.add_k_proj"))] == [1]
 
 
+def test_an_adapter_of_the_first_stage_is_evaluated(
+    settings_for: Make, cascade, tiny_dino: Path, tmp_path: Path
+) -> None:
+    """All prompts are encoded before its UNet is loaded; the second stage, which only enlarges, is refused."""
+    trained = train_dreambooth(settings_for("first"))
+    values = {"adapters": trained.path, "images": tmp_path / "thing", "prompts": ("a {} dog in a bucket",), "count": 2}
+    values |= {
+        "class_count": 2,
+        "dino": tiny_dino,
+        "dino_model": "vit_tiny_patch16_224",
+        "steps": 2,
+        "device": "cpu",
+        "dtype": "fp32",
+    }
+    page = evaluate_dreambooth(EvaluateDreamBoothSettings(**values, base=str(cascade.first), out=tmp_path / "judged"))
+    record = json.loads(page.with_name("evaluation.json").read_text())
+    assert record["counts"] == {"subjects": 1, "prompts": [1], "pictures": 2} and -1 <= record["mean"]["dino"] <= 1
+    with pytest.raises(
+        BestiaryError, match="is stage II of DeepFloyd IF, which only enlarges: give a folder of stage I"
+    ):
+        evaluate_dreambooth(EvaluateDreamBoothSettings(**values, base=str(cascade.second), out=tmp_path / "other"))
+
+
 def test_a_second_run_never_loads_the_text_encoder(settings_for: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     first = train_dreambooth(settings_for("first", "one"))
     monkeypatch.setattr(t5_text, "load_t5", lambda *given: pytest.fail("loaded again"))
@@ -241,6 +265,18 @@ def test_the_doctor_looks_at_licence_texts_memory_and_a_forward_pass(settings_fo
 def test_what_does_not_fit_is_one_clear_error(settings_for: Make, stage: str, changes: dict, words: str) -> None:
     with pytest.raises(BestiaryError, match=words):
         train_dreambooth(settings_for(stage, **changes))
+
+
+def test_a_rare_piece_is_taken_as_the_identifier(settings_for: Make) -> None:
+    """It stands in the run's recipe as a word, so that a resumed run has the same."""
+    auto = {"captions.identifier": "auto", "captions.instance_prompt": "a photo of {} dog"}
+    named = DreamBoothTask(settings_for("first", **auto)).settings.captions
+    assert 1 <= len(named.identifier) <= 3 and named.identifier not in ("a", "of", "dog")
+    assert named.instance_prompt == f"a photo of {named.identifier} dog"
+    with pytest.raises(BestiaryError, match='identifier is "auto", .*but base.path demo holds another model'):
+        DreamBoothTask(settings_for("first", **{"base.path": "demo", **auto}))
+    with pytest.raises(BestiaryError, match="write {} once in captions.instance_prompt"):
+        settings_for("first", **{"captions.identifier": "auto"})
 
 
 def test_settings_of_if_are_refused_for_other_models(settings_for: Make) -> None:

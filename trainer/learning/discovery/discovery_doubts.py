@@ -69,7 +69,7 @@ class UsualPictures:
         return (self.sure / self.shown.clamp_min(1))[:-1].tolist()
 
     def doubts(self, first: int, counts: Tensor, sure: Tensor) -> list[Doubt]:
-        """The most unusual property of each of the pictures `first`, `first + 1`, ...; arguments as for `add`."""
+        """The most unusual property of each of the pictures `first`, `first + 1`, ...; `counts` and `sure` are `(n, M+1)` as for `add`."""
         areas = self._areas(counts)  # (n, M + 1)
         present = areas > 0
         share = ((self.shown + _RARE) / (self.images + 2 * _RARE)).float()  # (M + 1,)
@@ -99,7 +99,7 @@ class UsualPictures:
         return found
 
     def _sureness(self, counts: Tensor, sure: Tensor) -> Tensor:
-        """Certainty of the labels of every part and, last, of the whole object (n, M + 1), 0 where absent."""
+        """Certainty of the labels of every part and, last, of the whole object, `(n, M+1)`, 0 where absent."""
         weight = counts.double()
         known = sure.double() * (weight > 0)
         weight[:, self.background] = 0
@@ -107,7 +107,7 @@ class UsualPictures:
         return torch.cat([known, thing.unsqueeze(1)], dim=1)
 
     def _areas(self, counts: Tensor) -> Tensor:
-        """Patches of every part and, last, of the whole object (n, M + 1) double."""
+        """Patches of every part and, last, of the whole object, `(n, M+1)` double."""
         areas = counts.double()
         thing = areas.sum(1) - areas[:, self.background]
         return torch.cat([areas, thing.unsqueeze(1)], dim=1)

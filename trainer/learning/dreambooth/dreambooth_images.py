@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ....concepts.denoiser.denoiser import Process, PromptLayout
 from ..denoiser.low_picture import GUIDE, LEVEL, SAMPLING_LEVEL, guides, level_noise
+from ..pictures.aspect_buckets import BucketOrder
 from ..pictures.latent_cache import LatentCache
 from .dreambooth_objective import CLASS, EMPTY, INSTANCE, DreamBoothBatch
 
@@ -111,7 +112,7 @@ class DreamBoothImages:
         self.buckets = tuple(cached)
         self.plan, self._device = plan, torch.device(device)
         self._order = lru_cache(maxsize=16)(self._shuffled)
-        self._bucket_order = lru_cache(maxsize=4)(self._shuffled_buckets)
+        self._bucket_order = BucketOrder([len(bucket.rows) for bucket in self.buckets], (plan.seed, _BUCKETS))
 
     @property
     def step_size(self) -> int:
@@ -122,7 +123,7 @@ class DreamBoothImages:
         """The batch of an optimiser step and micro-step: the same whenever it is asked for."""
         plan = self.plan
         batch = (step * plan.accumulation + micro_step) * plan.processes + plan.rank
-        which, first = self._bucket_of(batch)
+        which, first = self._bucket_order.of(batch)
         bucket = self.buckets[which]
         places = [(0, slot) for slot in range(first * plan.batch_size, (first + 1) * plan.batch_size)]
         if len(self.names) > self._instances:
@@ -169,16 +170,6 @@ class DreamBoothImages:
         drawn = [rng.standard_normal(moments.shape[2:], dtype=np.float32) for rng in streams]
         return guides(moments[:, 0].float(), alphas, levels, torch.from_numpy(np.stack(drawn))), levels
 
-    def _bucket_of(self, batch: int) -> tuple[int, int]:
-        """The bucket of a batch, and which of that bucket's batches it is.
-
-        In N batches each bucket comes as often as it has pictures, so every picture is seen equally often.
-        """
-        cycle, place = divmod(batch, self._instances)
-        order = self._bucket_order(cycle)  # (N,)
-        number = int(order[place])
-        return number, cycle * len(self.buckets[number].rows) + int((order[:place] == number).sum())
-
     def _row(self, number: int, kind: int, slot: int) -> _Row:
         """What stands in a slot of a bucket; kind 1 is the class, whose slots all buckets share."""
         bucket, plan = self.buckets[number], self.plan
@@ -199,11 +190,6 @@ class DreamBoothImages:
     def _shuffled(self, kind: int, count: int, epoch: int, *bucket: int) -> np.ndarray:
         """Order of the pictures `(count,)` of a kind in an epoch."""
         return np.random.default_rng((self.plan.seed, _ORDER, kind, epoch, *bucket)).permutation(count)
-
-    def _shuffled_buckets(self, cycle: int) -> np.ndarray:
-        """Order of the buckets' numbers `(N,)` in a cycle, each as often as it has pictures."""
-        numbers = np.repeat(np.arange(len(self.buckets)), [len(bucket.rows) for bucket in self.buckets])
-        return np.random.default_rng((self.plan.seed, _BUCKETS, cycle)).permutation(numbers)
 
     def _sizes(self, bucket: PictureBucket, rows: Sequence[_Row]) -> Tensor:
         """Pixels `(R, 6)` float: cached height and width, crop top and left, training height and width."""

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
@@ -19,6 +19,8 @@ from ..run.run_settings import (
 
 PLACE = "{}"
 """Where a sentence has the learned identifier."""
+AUTO = "auto"
+"""Identifier of DeepFloyd IF that is chosen from its vocabulary."""
 
 
 class DreamBoothImageSettings(PictureSettings):
@@ -78,7 +80,8 @@ class DreamBoothCaptionSettings(Section):
     class_prompt: str = "a photo of a dog"
     """Prompt of the class, without the identifier."""
     identifier: str = ""
-    """The word of `instance_prompt` that names the thing, such as sks; unset takes the words that `class_prompt` does not have."""
+    """The word of `instance_prompt` that names the thing, such as sks; unset takes the words that `class_prompt` does not have.
+    "auto" puts a rare piece of DeepFloyd IF's text encoder where `instance_prompt` holds `{}`."""
     dropout: float = Field(default=0.0, ge=0, le=1)
     """Share of the thing's pictures whose prompt is left empty, 0 to 1."""
 
@@ -119,6 +122,7 @@ class DreamBoothRunSettings(RunSettings):
 class TrainDreamBoothSettings(TrainingSettings):
     """All settings of `bestiary train dreambooth`."""
 
+    any_shape: ClassVar[bool] = True
     kind: Literal["dreambooth"] = "dreambooth"
     """Tells `bestiary resume` what a run trains."""
     images: DreamBoothImageSettings = DreamBoothImageSettings()
@@ -145,7 +149,13 @@ class TrainDreamBoothSettings(TrainingSettings):
                 f"captions.instance_prompt needs {PLACE} exactly once, where the {self.method.vectors} learned vectors go; "
                 f"got {captions.instance_prompt!r}"
             )
-        if not self.method.vectors and places:
+        if captions.identifier == AUTO and not self.method.vectors:
+            if places != 1:
+                faults.append(
+                    f'captions.identifier is "auto": write {PLACE} once in captions.instance_prompt, where the identifier goes; got '
+                    f"{captions.instance_prompt!r}"
+                )
+        elif not self.method.vectors and places:
             faults.append(
                 f"captions.instance_prompt holds {PLACE}, but method.vectors is 0: set it to 1, or name a word"
             )
@@ -166,6 +176,8 @@ class TrainDreamBoothSettings(TrainingSettings):
         captions, word = self.captions, self.captions.identifier.strip()
         if self.method.vectors:
             return [f"captions.identifier is {word!r}, but method.vectors learns one: leave it out"] if word else []
+        if word == AUTO:
+            return []
         if word and not _holds(captions.instance_prompt, word):
             return [
                 f"captions.instance_prompt {captions.instance_prompt!r} lacks the identifier {word!r}: write it before the class noun, or "

@@ -14,6 +14,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from .... import __version__
 from ....concepts.denoiser.denoiser import Denoiser, PromptLayout, PromptPiece, chunks_of
 from ....concepts.denoiser.low_rank import LoraSpec
 from ....concepts.errors import BestiaryError
@@ -27,7 +28,7 @@ from ..run.processes import Parallel, SingleProcess
 from ..run.training import Origin, Sample, Training
 from .dreambooth_images import DreamBoothImages, DreamBoothPlan, PictureBucket
 from .dreambooth_objective import CLASS, INSTANCE, DreamBoothObjective
-from .dreambooth_settings import PLACE, TrainDreamBoothSettings
+from .dreambooth_settings import AUTO, PLACE, TrainDreamBoothSettings
 
 IDENTIFIER_ENDING = "_identifier"
 """What the file of a learned identifier's vectors is called, after the LoRA's name."""
@@ -60,7 +61,7 @@ class DreamBoothTraining(Training[DreamBoothAdapter]):
     instances: int
     """N."""
     notes: Mapping[str, object] = field(default_factory=dict)
-    """What the file says about this kind of model in addition."""
+    """What the file says in addition of the pictures and of this kind of model."""
 
     def curve_labels(self) -> dict[str, tuple[str, ...]]:
         """No curve has several entries."""
@@ -72,6 +73,7 @@ class DreamBoothTraining(Training[DreamBoothAdapter]):
         vectors = self.objective.vectors
         notes = {
             "made_by": origin.made_by,
+            "version": __version__,
             "backbone": backbone.name,
             "base": origin.base,
             "prediction": self.denoiser.process.prediction,
@@ -143,7 +145,7 @@ def set_up_dreambooth(
         cached: their moments, of squares or by buckets.
         masks: of squares, `(N, H, W)` 0..1, what is learned of the thing; None is everything.
         level_alphas: `(L,)`, for a model that enlarges low pictures: see `DreamBoothPlan`.
-        notes: what the file says about this kind of model in addition.
+        notes: what the file says in addition of the pictures and of this kind of model.
 
     Raises:
         BestiaryError: a prompt is too long, or the words to start from are unknown.
@@ -194,6 +196,11 @@ def lay_out(settings: TrainDreamBoothSettings, denoiser: Denoiser) -> tuple[Prom
         BestiaryError: a prompt does not fit the text encoder, or names words that it does not know.
     """
     captions, laid = settings.captions, []
+    if captions.identifier == AUTO:
+        raise BestiaryError(
+            'captions.identifier is "auto", which is for DeepFloyd IF on the command line: name a word such as sks, or set method.vectors = 1',
+            option="captions.identifier",
+        )
     for option, prompt in (("instance_prompt", captions.instance_prompt), ("class_prompt", captions.class_prompt)):
         before, place, after = prompt.partition(PLACE)
         vectors = PromptPiece.word(settings.method.vectors) if place else []

@@ -59,7 +59,7 @@ def rank_layers(
     """
     height, width = batch.moments.shape[-2:]
     layers = tuple(denoiser.network.attention_grids((height, width)))
-    grid = batch.masks.shape[-1]
+    grid = (batch.masks.shape[-2], batch.masks.shape[-1])
     found = attention_to_words(denoiser, words, batch, layers)
     maps = {name: average_maps({name: own}, grid) for name, own in found.items()}  # (B, W, g, g) each
     # one word for each part, by what all layers see together

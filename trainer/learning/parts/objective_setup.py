@@ -26,7 +26,7 @@ from ..run.fit import ParameterGroup
 from ..run.processes import Parallel, SingleProcess
 from ..run.training import Origin, Sample, Training
 from .block_probe import AUTO, PROBE_FILE, plain_words, probed_layers
-from .concept_images import BatchPlan, ConceptImages, quarter_time
+from .concept_images import BatchPlan, ConceptImages, PartBucket, quarter_time
 from .finished_parts import cut_thumbnails, learned_dictionary, write_dictionary
 from .part_objective import AttentionLoss, PartBatch, PartObjective, curve_labels
 from .preview_sheets import pictures_sheet, preview_prompts, token_sheet, varied_rows
@@ -48,6 +48,17 @@ class PartTraining(Training[PartDictionary]):
     objective: PartObjective
     batches: ConceptImages
     kinds: TrainingKinds
+    """Of the single pictures."""
+
+    def shape_of(self, row: int) -> tuple[int, int]:
+        """That of the picture's bucket."""
+        factor = self.denoiser.backbone.latent_factor
+        height, width = self.batches.bucket_of(row).crop
+        return height * factor, width * factor
+
+    def largest_batch(self) -> PartBatch:
+        """One of the largest shape."""
+        return self.batches.draw(*self.batches.step_of_largest())
 
     def curve_labels(self) -> dict[str, tuple[str, ...]]:
         """Curves by part."""
@@ -67,6 +78,7 @@ class PartTraining(Training[PartDictionary]):
             "steps": steps,
             "pictures": len(self.batches.names),
             "image_size": self.image_size,
+            **self._shapes(),
             "batch": self.batches.step_size,
             "seed": settings.run.seed,
             "attention_loss": settings.attention_loss.weight,
@@ -85,19 +97,49 @@ class PartTraining(Training[PartDictionary]):
         """Write the dictionary and read it back."""
         write_dictionary(concept, path)
 
+    def _shapes(self) -> dict[str, object]:
+        """Width and height of every shape, and the share of scenes, where not all pictures are squares of one size."""
+        shapes = {self.shape_of(bucket.rows[0]) for bucket in self.batches.buckets}
+        notes: dict[str, object] = {}
+        if any(height != width for height, width in shapes):
+            notes["shapes"] = sorted(f"{width}x{height}" for height, width in shapes)
+        if any(bucket.of_scenes for bucket in self.batches.buckets):
+            notes["scene_share"] = self.settings.images.scene_share
+        return notes
+
     @torch.no_grad()
     def sheets(self, origin: Origin, sample: Sample) -> tuple[Image.Image, ...]:
         """The same few pictures every time, which together show as many kinds as possible; then where their tokens look."""
-        rows = varied_rows(self.kinds.codes, self.settings.run.preview_count)
-        codes = torch.from_numpy(self.kinds.codes[rows])  # (n, M)
-        made = sample(preview_prompts(self.objective, codes, self.settings.captions.noun), range(len(rows)))
+        shown = self._preview_rows()
+        rows = [row for some in shown for row in some]
+        made = [picture for some in shown for picture in self._sampled(some, sample, rows.index(some[0]))]
         real = [origin.square(row) for row in rows]
         pictures = pictures_sheet(real, [self.batches.names[row] for row in rows], made)
         if self.objective.attention is None:
             return (pictures,)
         # all parts in their captions, at a quarter of the noise schedule
-        batch = self.batches.fixed(rows, quarter_time(self.denoiser.process))
-        return pictures, token_sheet(self.objective, batch, self.kinds.part_names, real)
+        batches = [self.batches.fixed(some, quarter_time(self.denoiser.process)) for some in shown]
+        return pictures, token_sheet(self.objective, batches, self.kinds.part_names, real)
+
+    def _preview_rows(self) -> list[list[int]]:
+        """Rows of pictures to look at, by shape; half of them scenes where there are any."""
+        count, buckets = self.settings.run.preview_count, self.batches.buckets
+        groups = [[bucket for bucket in buckets if bucket.of_scenes is scenes] for scenes in (False, True)]
+        of_scenes = max(1, count // 2) if groups[1] else 0
+        shown = []
+        for group, many in zip(groups, (max(1, count - of_scenes), of_scenes), strict=True):
+            rows = [row for bucket in group for row in bucket.rows]
+            codes = np.concatenate([bucket.kinds.codes for bucket in group]) if group else np.empty((0, 1), np.int64)
+            chosen = [rows[place] for place in varied_rows(codes, many)]
+            shown += [[row for row in chosen if row in bucket.rows] for bucket in group]
+        return [rows for rows in shown if rows]
+
+    def _sampled(self, rows: Sequence[int], sample: Sample, first: int) -> Tensor:
+        """What the tokens of pictures of one shape make `(n, 3, H, W)`; seeds count from `first`."""
+        bucket = self.batches.bucket_of(rows[0])
+        codes = torch.from_numpy(bucket.kinds.codes[[bucket.rows.index(row) for row in rows]])  # (n, S * M)
+        prompts = preview_prompts(self.objective, codes, self.settings.captions.noun)
+        return sample(prompts, range(first, first + len(rows)), shape=self.shape_of(rows[0]))
 
 
 def flow_notes(denoiser: Denoiser) -> dict[str, object]:
@@ -115,13 +157,14 @@ def set_up_parts(
     denoiser: Denoiser,
     names: Sequence[str],
     kinds: TrainingKinds,
-    cache: LatentCache,
+    cache: LatentCache | Sequence[PartBucket],
     parallel: Parallel | None = None,
     run_folder: Path | None = None,
 ) -> PartTraining:
     """A training from its first step on; seeds torch's generator, from which adapters are drawn.
 
-    `names` and `kinds` are in the cache's order of pictures. `run_folder` keeps the ranking of attention layers, for when the run is resumed.
+    `names` and `kinds` are in the cache's order of pictures; of buckets, `kinds` are those of the single pictures. `run_folder` keeps the
+    ranking of attention layers, for when the run is resumed.
     """
     use_insertion(denoiser.text, settings.method.insertion)
     torch.manual_seed(settings.run.seed)
@@ -208,8 +251,9 @@ def _start_at_words(
 
 def _probed_batch(denoiser: Denoiser, batches: ConceptImages) -> PartBatch:
     """A few pictures spread over all of them, with little noise."""
-    rows = np.linspace(0, len(batches) - 1, min(PROBED_PICTURES, len(batches))).astype(int).tolist()
-    return batches.fixed(rows, quarter_time(denoiser.process))
+    known = batches.buckets[0].rows
+    places = np.linspace(0, len(known) - 1, min(PROBED_PICTURES, len(known))).astype(int)
+    return batches.fixed([known[place] for place in places], quarter_time(denoiser.process))
 
 
 def _shown_parts(kinds: TrainingKinds) -> list[int]:
@@ -221,11 +265,11 @@ def build_batches(
     settings: TrainPartsSettings,
     names: Sequence[str],
     kinds: TrainingKinds,
-    cache: LatentCache,
+    cache: LatentCache | Sequence[PartBucket],
     denoiser: Denoiser,
     parallel: Parallel | None = None,
 ) -> ConceptImages:
-    """Training batches of this process; `names` and `kinds` are in the cache's order of pictures."""
+    """Training batches of this process; as `set_up_parts`."""
     parallel = parallel or SingleProcess()
     backbone, optimizer, captions = denoiser.backbone, settings.optimizer, settings.captions
     size = settings.images.training_size(backbone)
@@ -242,6 +286,7 @@ def build_batches(
         rank=parallel.rank,
         processes=parallel.size,
         latent_factor=backbone.latent_factor,
+        scene_share=settings.images.scene_share,
     )
     # captions as the settings want them; the rest keeps the published defaults
     style = CaptionStyle(
@@ -294,4 +339,4 @@ def _attention_loss(
     if asked.downsampling:
         known = denoiser.attention_factors()
         layers = tuple(name for name, factor in known.items() if factor in asked.downsampling)
-    return AttentionLoss(asked.weight, asked.form, layers, asked.columns)
+    return AttentionLoss(asked.weight, asked.form, layers, asked.columns, asked.maps)

@@ -1,7 +1,8 @@
 """The PartCraft objective over any denoiser: noise loss plus part attention loss.
 
-Paper: arXiv 2407.04604; reference: kamwoh/partcraft @ dfe64e1, src/train_dreamcreature_sd.py. Letters: B pictures, M parts,
-D width of a learned vector, C latent channels, h and w the latent grid, g the attention grid.
+Paper: arXiv 2407.04604; reference: kamwoh/partcraft @ dfe64e1, src/train_dreamcreature_sd.py. Letters: B pictures, M columns (parts, or
+slots x parts in pictures of several things), D width of a learned vector, C latent channels, h and w the latent grid, g the
+attention grid, whose height and width may differ.
 """
 
 from collections.abc import Mapping, Sequence
@@ -16,6 +17,7 @@ from ....concepts.denoiser.attention_maps import average_maps
 from ....concepts.denoiser.denoiser import (
     AttentionMethod,
     AttentionRequest,
+    ColumnForm,
     Conditioning,
     Denoiser,
     NetworkOutput,
@@ -74,6 +76,7 @@ class AttentionLoss:
     form: Literal["bce", "softmax"] = "bce"
     layers: tuple[str, ...] | None = None
     columns: AttentionMethod = "lse"
+    maps: ColumnForm = "text"
 
 
 class PartObjective(nn.Module):
@@ -124,7 +127,7 @@ class PartObjective(nn.Module):
         curves = {"noise_loss": noise_loss.detach().mean()}
         # where tokens looked, against the regions of their parts
         if self.attention is not None:
-            maps = average_maps(output.attention, batch.masks.shape[-1])  # (B, M, g, g)
+            maps = average_maps(output.attention, (batch.masks.shape[-2], batch.masks.shape[-1]))  # (B, M, g, g)
             present = batch.codes >= 0  # (B, M)
             losses, areas = per_part_attention_loss(maps, batch.masks, present, self.attention.form)  # (B, M) each
             # averaged within every picture first: halves of a batch then average to the whole
@@ -132,8 +135,8 @@ class PartObjective(nn.Module):
             if self.attention.weight:
                 total = total + self.attention.weight * attention_loss
             curves["attention_loss"] = attention_loss.detach()
-            curves["part_attention_loss"] = losses.detach().masked_fill(~present, torch.nan)
-            curves["attention_iou"] = attention_iou(maps, batch.masks, present)
+            curves["part_attention_loss"] = self._by_part(losses.detach().masked_fill(~present, torch.nan))
+            curves["attention_iou"] = self._by_part(attention_iou(maps, batch.masks, present))
         curves["loss"] = total.detach()
         return LossReport(total, curves)
 
@@ -146,15 +149,20 @@ class PartObjective(nn.Module):
     def encode(self, batch: PartBatch) -> Conditioning:
         """The captions `(B, T, E)` with the vectors of their parts."""
         # vectors of all parts; absent ones have no place in the prompt and are dropped there
-        parts = torch.arange(batch.codes.shape[1], device=batch.codes.device).expand_as(batch.codes)  # (B, M)
-        vectors = self.projector(parts, batch.codes)  # (B, M, D)
+        columns = torch.arange(batch.codes.shape[1], device=batch.codes.device)  # (S * M,)
+        parts = (columns % self.projector.num_parts).expand_as(batch.codes)  # (B, S * M)
+        vectors = self.projector(parts, batch.codes)  # (B, S * M, D)
         return self.denoiser.text.encode(batch.prompts, self.denoiser.backbone.split_vector(vectors))
+
+    def _by_part(self, values: Tensor) -> Tensor:
+        """Values of columns `(B, S * M)` as rows of parts `(B * S, M)`: things of one picture count like pictures."""
+        return values.reshape(-1, self.projector.num_parts)
 
     def _request(self, text: Conditioning) -> AttentionRequest | None:
         """The attention to ask for at columns `(B, M, K)`; None where no loss reads it."""
         if self.attention is None or text.columns is None:
             return None
-        return AttentionRequest(text.columns, self.attention.layers, self.attention.columns)
+        return AttentionRequest(text.columns, self.attention.layers, self.attention.columns, self.attention.maps)
 
     def _regions(self, batch: PartBatch) -> Tensor | None:
         """How much each place counts in the noise loss `(B, 1, h, w)`; None where all count alike."""

@@ -2,12 +2,14 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
+from ....concepts.denoiser.denoiser import ColumnForm
+from ....concepts.pictures.picture_size import read_size
 from ..run.recipe_file import read_recipe
-from ..run.run_settings import LoraSettings, OptimizerSettings, PictureSettings, Section, TrainingSettings
+from ..run.run_settings import LARGEST_SIDE, LoraSettings, OptimizerSettings, PictureSettings, Section, TrainingSettings
 
 
 class ImageSettings(PictureSettings):
@@ -21,6 +23,20 @@ class ImageSettings(PictureSettings):
     """CSV with columns `path` and `class` that names the class of every picture, for `method.ids = "class"`."""
     cache: Path | None = None
     """Folder of the cached latents, in which later runs find them again; unset makes one beside the discovery."""
+    buckets: bool = False
+    """Cut every picture to the nearest of several shapes of about the square's area instead of to the square."""
+    scenes: Path | None = None
+    """Set of scenes (`bestiary scenes build`, with the same discovery) that is learned from too; unset learns from single pictures."""
+    scene_share: float = Field(default=0.5, gt=0, le=1)
+    """Share of batches that hold scenes, above 0 to 1; 1 learns from scenes alone."""
+    scene_size: int | tuple[int, int] | None = None
+    """Edge, or width and height such as "256x128", of scenes in pixels; unset keeps their shape, with a shorter edge as long as that
+    of single pictures."""
+
+    @field_validator("scene_size", mode="before")
+    @classmethod
+    def _read_scene_size(cls, value: object) -> object:
+        return None if value is None else read_size(value, LARGEST_SIDE)
 
 
 class DiscoverySection(Section):
@@ -92,6 +108,8 @@ class AttentionLossSettings(Section):
     """Instead of names: read every layer at these downsamplings relative to the latent, such as 2 and 4."""
     columns: Literal["lse", "one_hot"] = "lse"
     """How attention columns are computed beside fused attention: two exact forms of different speed."""
+    maps: ColumnForm = "text"
+    """What maps of joint attention show: a token's share of a place's attention to text, of all its attention, or how alike their outputs are."""
 
     @model_validator(mode="after")
     def _one_choice_of_layers(self) -> "AttentionLossSettings":
@@ -116,6 +134,7 @@ class PartOptimizerSettings(OptimizerSettings):
 class TrainPartsSettings(TrainingSettings):
     """All settings of `bestiary train parts`."""
 
+    any_shape: ClassVar[bool] = True
     images: ImageSettings = ImageSettings()
     """The pictures."""
     discovery: DiscoverySection = DiscoverySection()

@@ -43,7 +43,8 @@ def fit_of_words(denoiser: Denoiser, words: Sequence[str], batch: PartBatch) -> 
 
     All words stand in one sentence; their maps are read in noised pictures of `batch`, whose captions do not matter.
     """
-    maps = average_maps(attention_to_words(denoiser, words, batch), batch.masks.shape[-1])  # (B, W, g, g)
+    size = (batch.masks.shape[-2], batch.masks.shape[-1])
+    maps = average_maps(attention_to_words(denoiser, words, batch), size)  # (B, W, g, g)
     return fit_of_maps(maps, batch.masks)
 
 

@@ -1,7 +1,7 @@
 """What the tokens of a training stand for: discovered kinds, classes from a table, or one kind per whole picture."""
 
 import csv
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -34,6 +34,8 @@ class TrainingKinds:
     """(N, M) int64 kind of every part, -1 where absent."""
     notes: dict[str, Any]
     """What the dictionary's provenance says about the kinds."""
+    slots: int = 1
+    """S, things of one picture: labels and columns of codes `(N, S * M)` are then slot * M + part."""
 
     @property
     def num_kinds(self) -> int:
@@ -42,15 +44,24 @@ class TrainingKinds:
 
     def rows(self) -> list[tuple[int, int]]:
         """Every (part, kind) that occurs, sorted."""
-        parts = [(part, int(kind)) for part in range(self.codes.shape[1]) for kind in np.unique(self.codes[:, part])]
-        return [(part, kind) for part, kind in parts if kind != ABSENT]
+        count = len(self.part_names)
+        pairs = {(column % count, int(kind)) for column, kinds in enumerate(self.codes.T) for kind in np.unique(kinds)}
+        return sorted((part, kind) for part, kind in pairs if kind != ABSENT)
+
+    def only(self, rows: Collection[tuple[int, int]]) -> "TrainingKinds":
+        """The same without kinds `(part, kind)` that are not among `rows`."""
+        codes, count = self.codes.copy(), len(self.part_names)
+        for column in range(codes.shape[1]):
+            known = [kind for part, kind in rows if part == column % count]
+            codes[:, column] = np.where(np.isin(codes[:, column], known), codes[:, column], ABSENT)
+        return replace(self, codes=codes)
 
     def without_background(self) -> "TrainingKinds":
         """The same with no token for the background."""
         if self.background is None:
             return self
         codes = self.codes.copy()
-        codes[:, self.background] = ABSENT
+        codes[:, self.background :: len(self.part_names)] = ABSENT
         return replace(self, codes=codes)
 
     def subset(self, rows: np.ndarray) -> "TrainingKinds":

@@ -6,9 +6,14 @@ A batch holds pictures of one shape; a picture loses to the cut only what its bu
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
 
 AREA_TOLERANCE = 0.1
 """Share of the square's area by which that of a bucket may differ."""
+BUCKET_CELLS = 8
+"""Latent cells of which the edges of buckets are multiples: what halves a UNet's grid three times."""
 MOST_LONG = 4.0
 """Ratio of the edges of the longest bucket; longer pictures are cut to it."""
 
@@ -54,3 +59,24 @@ def aspect_buckets(pictures: Sequence[tuple[int, int]], size: int, step: int) ->
         )
         rows.setdefault(nearest, []).append(row)
     return tuple(AspectBucket(height, width, tuple(found)) for (height, width), found in sorted(rows.items()))
+
+
+class BucketOrder:
+    """Which bucket each batch takes: in as many batches as there are pictures each comes as often as it has pictures."""
+
+    def __init__(self, counts: Sequence[int], stream: tuple[int, ...]) -> None:
+        """Buckets of `counts` pictures each; `stream` seeds the order."""
+        self._counts, self._stream = tuple(counts), stream
+        self._order = lru_cache(maxsize=4)(self._shuffled)
+
+    def of(self, batch: int) -> tuple[int, int]:
+        """The bucket of a batch, and which of that bucket's batches it is."""
+        cycle, place = divmod(batch, sum(self._counts))
+        order = self._order(cycle)  # (N,)
+        number = int(order[place])
+        return number, cycle * self._counts[number] + int((order[:place] == number).sum())
+
+    def _shuffled(self, cycle: int) -> np.ndarray:
+        """Order of the buckets' numbers `(N,)` in a cycle, each as often as it has pictures."""
+        numbers = np.repeat(np.arange(len(self._counts)), self._counts)
+        return np.random.default_rng((*self._stream, cycle)).permutation(numbers)

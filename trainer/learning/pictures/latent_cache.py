@@ -167,15 +167,17 @@ def cache_spec(
     Raises:
         BestiaryError: pictures are missing.
     """
-    size = images.cached_size(backbone)
+    size, factor = images.cached_size(backbone), backbone.latent_factor
+    height, width = (images.with_margin(edge, factor) for edge in images.training_shape(backbone))
     return CacheSpec(
         model=model,
         image_size=size,
-        latent_size=size // backbone.latent_factor,
+        latent_size=size // factor,
         channels=backbone.latent_channels,
         flip=images.flip,
         pictures=picture_stamps(folder, names),
         precision=precision,
+        pixels=None if height == width else (height, width),
     )
 
 

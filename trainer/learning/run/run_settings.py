@@ -1,17 +1,21 @@
 """Settings common to all trainings: pictures, model, adapters, optimiser and run folder, with defaults, units and ranges."""
 
+import math
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from ....concepts.denoiser.backbone import Backbone
 from ....concepts.denoiser.denoiser import Denoiser
+from ....concepts.pictures.picture_size import read_size, size_text
 from .fit import LoopSettings
 
 GRAPH = "graph"
 """`base.path` of a training in ComfyUI, whose model comes from a socket."""
+LARGEST_SIDE = 2048
+"""Most pixels of a side of training pictures."""
 LONGEST_NAME = 200
 """Maximum bytes of a file name without its suffix; leaves room for appended numbers and temporary suffixes."""
 DtypeName = Literal["auto", "fp32", "bf16", "fp16"]
@@ -26,8 +30,9 @@ class Section(BaseModel):
 class PictureSettings(Section):
     """Cropping and encoding of the pictures, common to all trainings."""
 
-    size: int | None = Field(default=None, ge=64, le=2048, multiple_of=8)
-    """Edge of the training square in pixels, 64 to 2048 in steps of 8; unset uses the base model's native size."""
+    size: int | tuple[int, int] | None = None
+    """Edge of the training square, or width and height such as "256x128", in pixels, 64 to 2048 in steps of 8; unset uses the
+    base model's native size."""
     margin: float = Field(default=0.0, ge=0, le=1)
     """Margin for random crops: share by which cached pictures are larger than the training square, 0 to 1."""
     flip: bool = False
@@ -39,9 +44,22 @@ class PictureSettings(Section):
     encode_batch: int = Field(default=8, ge=1, le=256)
     """Pictures per batch of the autoencoder while the cache is built, 1 to 256."""
 
+    @field_validator("size", mode="before")
+    @classmethod
+    def _read_size(cls, value: object) -> object:
+        return None if value is None else read_size(value, LARGEST_SIDE)
+
     def training_size(self, backbone: Backbone) -> int:
-        """Edge of the training square in pixels."""
+        """Edge in pixels of the training square, or of the square with about as many pixels where pictures have another shape."""
+        if isinstance(self.size, tuple):
+            return max(8, round(math.sqrt(self.size[0] * self.size[1]) / 8) * 8)
         return self.size or backbone.image_size
+
+    def training_shape(self, backbone: Backbone) -> tuple[int, int]:
+        """Height and width in pixels of what is trained on."""
+        if isinstance(self.size, tuple):
+            return self.size[1], self.size[0]
+        return self.training_size(backbone), self.training_size(backbone)
 
     def cached_size(self, backbone: Backbone) -> int:
         """Edge in pixels of the encoded square; the margin is a whole number of latent cells, so that crops are exact."""
@@ -155,6 +173,8 @@ class RunSettings(Section):
 class TrainingSettings(Section):
     """Sections common to the recipes of all trainings; each training adds its own."""
 
+    any_shape: ClassVar[bool] = False
+    """Whether pictures may have other shapes than squares."""
     images: PictureSettings = PictureSettings()
     """The pictures."""
     base: BaseSettings = BaseSettings()
@@ -166,8 +186,11 @@ class TrainingSettings(Section):
 
     def faults(self) -> list[str]:
         """Contradictions between sections; each training adds its own."""
-        warmup, steps = self.optimizer.warmup, self.optimizer.steps
-        return [f"optimizer.warmup {warmup} must be below optimizer.steps {steps}"] if warmup >= steps else []
+        warmup, steps, size = self.optimizer.warmup, self.optimizer.steps, self.images.size
+        faults = [f"optimizer.warmup {warmup} must be below optimizer.steps {steps}"] if warmup >= steps else []
+        if isinstance(size, tuple) and not self.any_shape:
+            faults.append(f"images.size {size_text(size)}: this training cuts squares; give one edge in pixels")
+        return faults
 
     @model_validator(mode="after")
     def _agrees(self) -> "TrainingSettings":

@@ -14,13 +14,26 @@ from torch import Tensor, nn
 
 from ....concepts.denoiser.denoiser import Conditioning, Denoiser
 from ....concepts.spectrum.staged_conditioning import StagedConditioning
-from .fit import Batches, ParameterGroup
+from .fit import Batch, Batches, ParameterGroup
 from .run_settings import TrainingSettings
 
 Concept = TypeVar("Concept")
 """Result of a training: a part dictionary, a spectrum."""
-Sample = Callable[[Conditioning | StagedConditioning, Sequence[int]], Tensor]
-"""Conditioning of n pictures and a seed for each -> pictures `(n, 3, S, S)` in 0..1, with the sampler of the host."""
+
+
+class Sample(Protocol):
+    """The sampler of the host."""
+
+    def __call__(
+        self,
+        conditioning: Conditioning | StagedConditioning,
+        seeds: Sequence[int],
+        /,
+        *,
+        shape: tuple[int, int] | None = None,
+    ) -> Tensor:
+        """Pictures `(n, 3, H, W)` in 0..1 for a conditioning of n and a seed for each; None is the training's own height and width."""
+        ...
 
 
 SHEET_ENDINGS = ("", "-attention")
@@ -49,7 +62,7 @@ class Origin:
     autoencoder: str
     """Fingerprint of the autoencoder."""
     square: Callable[[int], Image.Image]
-    """Number of a picture -> its training square."""
+    """Number of a picture -> what is trained of it."""
     thumbnail_square: Callable[[int], Image.Image]
     """Number of a picture -> the square to cut thumbnails from."""
 
@@ -66,8 +79,16 @@ class Training(ABC, Generic[Concept]):
 
     @property
     def image_size(self) -> int:
-        """Edge of the training square in pixels."""
+        """Edge of the training square in pixels, or of one with about as many pixels."""
         return self.settings.images.training_size(self.denoiser.backbone)
+
+    def shape_of(self, row: int) -> tuple[int, int]:
+        """Height and width in pixels in which picture `row` is trained on: the same for all, unless a training says otherwise."""
+        return self.settings.images.training_shape(self.denoiser.backbone)
+
+    def largest_batch(self) -> Batch:
+        """A batch of the most pixels: the first, unless a training says otherwise."""
+        return self.batches.draw(0, 0)
 
     @abstractmethod
     def curve_labels(self) -> dict[str, tuple[str, ...]]:

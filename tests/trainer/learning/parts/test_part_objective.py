@@ -196,6 +196,17 @@ def test_chosen_layers_are_read_and_brought_to_one_size(make) -> None:
     assert torch.isfinite(chosen(batch_of(chosen)).total)
 
 
+@pytest.mark.parametrize("maps", ["text", "joint", "output"])
+def test_maps_of_joint_attention_are_those_asked_for(make, maps, monkeypatch) -> None:
+    objective = make("sd3", attention=AttentionLoss(1.0, maps=maps), min_snr=0.0)
+    asked = []
+    monkeypatch.setattr(
+        objective.denoiser.network, "predict", lambda x, times, text, request: asked.append(request.form)
+    )
+    objective.predict(batch_of(objective))
+    assert asked == [maps]
+
+
 def test_region_weight_leaves_out_what_the_caption_does_not_cover(make) -> None:
     objective = make(attention=None, region_weight=1.0, min_snr=0.0)
     batch = batch_of(objective)
