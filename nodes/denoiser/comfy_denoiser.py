@@ -25,6 +25,7 @@ class ComfyDenoiser(Denoiser):
     """A latent diffusion model over ComfyUI's objects."""
 
     network: ComfyNetwork | ComfyTransformer
+    text: ComfyTextSide
 
     def __init__(self, model: Any, clip: Any, vae: Any | None = None) -> None:
         """`model` ModelPatcher, `clip` CLIP and `vae` VAE; the MODEL's own patches (LoRA and so on) stay in force.

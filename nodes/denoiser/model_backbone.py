@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from ...concepts.denoiser.backbone import BACKBONES, get_backbone
 from ...concepts.errors import BestiaryError
 from ...concepts.name_search import shown_name
@@ -53,8 +55,11 @@ def prediction_of(model: Model) -> str:
 def backbone_of(model: Model, clip: Clip) -> str | None:
     """Name of the backbone whose widths and latent channels MODEL and CLIP have; None for one we do not know."""
     widths, channels = text_widths(clip), model.model.latent_format.latent_channels
+    is_flow = family_of(model.model.diffusion_model) is not None
     for backbone in BACKBONES.values():
-        if widths == _expected_widths(backbone.name) and channels == backbone.latent_channels:
+        # the two demo models share text encoder and latents
+        fits = channels == backbone.latent_channels and is_flow == (backbone.name in FLOWS)
+        if fits and widths == _expected_widths(backbone.name):
             return backbone.name
     return None
 
@@ -100,9 +105,12 @@ def missing_encoders(clip: Clip) -> tuple[str, ...]:
 def missing_notice(clip: Clip) -> str | None:
     """What is said where learned vectors meet a CLIP that lacks some of its text encoders; None where it has all."""
     missing = missing_encoders(clip)
-    if not missing:
-        return None
-    return f"This CLIP was loaded without {', '.join(missing)}: learned vectors act through {', '.join(text_widths(clip))} alone."
+    return without_encoders(missing, list(text_widths(clip))) if missing else None
+
+
+def without_encoders(missing: Sequence[str], held: Sequence[str]) -> str:
+    """One sentence about text encoders that are missing and those that are left."""
+    return f"This CLIP was loaded without {', '.join(missing)}: learned vectors act through {', '.join(held)} alone."
 
 
 def check_backbone(dictionary: PartDictionary, name: str, model: Model | None, clip: Clip) -> None:

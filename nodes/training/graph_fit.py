@@ -19,6 +19,7 @@ from ...trainer.learning.run.run_folder import RunFolder
 from ...trainer.learning.run.run_settings import TrainingSettings, loop_settings
 from ...trainer.learning.run.training import Concept, Origin, Training
 from ..denoiser.comfy_denoiser import ComfyDenoiser
+from ..denoiser.model_backbone import without_encoders
 from ..denoiser.training_faults import memory_told, random_state_kept
 from ..host.comfy_objects import Clip, Model, Vae
 from .node_previews import NodePreviews
@@ -129,6 +130,9 @@ def _learn(
     last = f", loss {losses[-1]:.4f}" if losses else ""
     size, place = training.size_of(concept), f"run folder output/bestiary/{run.path.name}"
     text = f"{size} learned in {state.step} steps{last}; {place}"
+    if missing := denoiser.text.missing:
+        held = [spec.name for spec in denoiser.backbone.text_encoders if spec.name not in missing]
+        text += f". {without_encoders(missing, held)}"
     return Learned(concept, losses, shown or task.square(0), state.step, text)
 
 

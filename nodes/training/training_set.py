@@ -31,8 +31,8 @@ from ..part_map.feature_choice import open_source
 from ..part_map.picture_encoding import AREA, check_square, checked_entries, checked_masks, cut_squares, encode_squares
 from ..part_map.seen_parts import SeenParts, describe_images
 
-NATIVE_SIZES = {8: 128, 4: 512}
-"""Latent channels -> training square where none is asked for: the demo model, and Stable Diffusion."""
+NATIVE_SIZES = {8: 128, 4: 512, 16: 1024}
+"""Latent channels -> training square where none is asked for: the demo models, Stable Diffusion up to XL, and SD3 and Flux."""
 
 
 @dataclass(frozen=True)

@@ -14,8 +14,8 @@ from typing import Any
 import torch
 from torch import nn
 
-T5_WORDS = 6000
-"""Vocabulary of the tiny T5: the most frequent pieces."""
+T5_WORDS = 500
+"""Rows of the wide T5's table, which all pieces share: a whole one would take 500 MB."""
 CLIP_L, CLIP_G, FLUX_T5 = 32, 64, 24
 """Widths of the tiny text encoders."""
 SD3_SHAPES: dict[str, dict[str, Any]] = {
@@ -129,7 +129,19 @@ def _clip(target: Any, t5: dict[str, Any]) -> Any:
     }
     clip = comfy.sd.CLIP(target, embedding_directory=[], model_options={**sizes, "dtype": torch.float32})
     random_weights(clip.cond_stage_model, 0.2)
+    _share_rows(clip.cond_stage_model.t5xxl.transformer.shared)
     return clip
+
+
+def _share_rows(table: nn.Embedding) -> None:
+    """Let pieces beyond the table's rows have the rows of others."""
+    plain = type(table)
+
+    class Shared(plain):
+        def forward(self, ids: torch.Tensor, *args: Any, **options: Any) -> torch.Tensor:
+            return super().forward(ids % self.weight.shape[0], *args, **options)
+
+    table.__class__ = Shared
 
 
 @cache
@@ -157,8 +169,66 @@ def flux_clip() -> Any:
     return _clip(target, _t5_config(FLUX_T5, 32128))
 
 
+@cache
+def picture_vae() -> Any:
+    """A VAE of 16 latent channels with random weights."""
+    import comfy.sd
+    from diffusers import AutoencoderKL
+
+    blocks = {"down_block_types": ("DownEncoderBlock2D",) * 4, "up_block_types": ("UpDecoderBlock2D",) * 4}
+    reference = AutoencoderKL(**blocks, block_out_channels=(32,) * 4, layers_per_block=1, latent_channels=16)
+    config = {"double_z": True, "z_channels": 16, "resolution": 256, "in_channels": 3, "out_ch": 3, "ch": 32}
+    config |= {"ch_mult": [1, 1, 1, 1], "num_res_blocks": 1, "attn_resolutions": [], "dropout": 0.0}
+    params = {"ddconfig": config, "embed_dim": 16}
+    vae = comfy.sd.VAE(sd=_weights(random_weights(reference, 0.05)), config={"params": params})
+    vae.latent_channels = 16
+    return vae
+
+
+def text_reference(clip: Any, record: Any) -> Any:
+    """The text encoders of a CLIP in transformers' classes, with the tokenizers that ComfyUI ships, as a text side of the command line."""
+    from pathlib import Path
+
+    import comfy.sd1_clip
+    from bestiary.trainer.model.text_conditioning import TextEncoders
+    from transformers import (
+        CLIPTextConfig,
+        CLIPTextModelWithProjection,
+        CLIPTokenizer,
+        T5Config,
+        T5EncoderModel,
+        T5TokenizerFast,
+    )
+
+    folder, stage = Path(comfy.sd1_clip.__file__).parent, clip.cond_stage_model
+    tokenizers, models = {}, {}
+    for spec in record.text_encoders:
+        weights = _weights(getattr(stage, spec.name).transformer)
+        if spec.name == "t5xxl":
+            sizes = {"d_model": spec.width, "d_kv": 8, "d_ff": 16, "num_layers": 2, "num_heads": 2}
+            words = weights["shared.weight"].shape[0]
+            config = T5Config(**sizes, vocab_size=words, feed_forward_proj="gated-gelu", is_encoder_decoder=False)
+            model = T5EncoderModel(config)
+            for table in {model.shared, model.encoder.embed_tokens}:
+                _share_rows(table)
+            weights["encoder.embed_tokens.weight"] = weights["shared.weight"]
+            tokenizers[spec.name] = T5TokenizerFast.from_pretrained(folder / "text_encoders" / "t5_tokenizer")
+        else:
+            config = CLIPTextConfig(**_clip_config(spec.width), projection_dim=spec.width, bos_token_id=49406)
+            model = CLIPTextModelWithProjection(config)
+            pad = {"clip_l": "<|endoftext|>", "clip_g": "!"}[spec.name]
+            tokenizers[spec.name] = CLIPTokenizer.from_pretrained(folder / "sd1_tokenizer", pad_token=pad)
+            # ComfyUI does not project this one
+            if spec.name == "clip_l":
+                weights["text_projection.weight"] = torch.eye(spec.width)
+        missing, _ = model.load_state_dict(weights, strict=False)
+        assert not missing, missing
+        models[spec.name] = model.eval()
+    return TextEncoders(record, tokenizers, models)
+
+
 @atexit.register
 def _release() -> None:
     """ComfyUI's models do not survive their modules."""
-    for kept in (sd3_model, flux_model, sd3_clip, flux_clip):
+    for kept in (sd3_model, flux_model, sd3_clip, flux_clip, picture_vae):
         kept.cache_clear()

@@ -33,7 +33,8 @@ def common_start(denoiser: Denoiser, num_parts: int, words: str = "") -> dict[st
 def word_spread(denoiser: Denoiser) -> float:
     """Standard deviation of word embeddings around their mean, averaged over the channels of all text encoders."""
     rows = denoiser.text.word_vectors(COMMON_WORDS).values()  # (W, D) each
-    return float(torch.cat([own.float().std(0) for own in rows]).mean())
+    # a text encoder that a model was loaded without gives one row of zeros
+    return float(torch.cat([own.float().std(0) for own in rows if len(own) > 1]).mean())
 
 
 @torch.no_grad()
