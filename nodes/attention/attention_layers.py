@@ -5,13 +5,14 @@ from __future__ import annotations
 from typing import Literal
 
 from ...concepts.errors import BestiaryError
-from .transformer_families import SUPPORTED
 
 LayerChoice = Literal["auto", "all", "full", "half", "quarter", "eighth"]
 LAYER_FACTORS = {"full": 1, "half": 2, "quarter": 4, "eighth": 8}
 """Edge of the latent divided by the edge of the layer."""
 LEAST_AUTO_EDGE = 12
 COARSEST_AUTO_FACTOR = 4
+SUPPORTED = "Stable Diffusion 1.5, 2, XL or 3, Flux.1, Qwen-Image, Z-Image, Anima or the demo model"
+"""Models whose attention can be recorded and confined, for messages."""
 
 
 def chosen_factors(layers: LayerChoice, latent: tuple[int, int], available: frozenset[int]) -> frozenset[int]:

@@ -19,12 +19,12 @@ from ...concepts.name_search import shown_name
 from ...concepts.part_prompt.prompt_words import PromptWords, missing_word
 from ..host.running_graph import running_server
 from ..host.socket_types import SPANS_KEY, WORDS_KEY
-from .attention_layers import check_blocks, check_layers
+from .attention_layers import SUPPORTED, check_blocks, check_layers
 from .attention_record import AttentionRecord
 from .attention_sampling import AttentionSampling, ModelEvaluation, TimedRegion
 from .part_regions import PartRegion, check_regions
 from .transformer_attention import EVALUATION_KEY, BlockPatch, attend_in_block, block_of_attention
-from .transformer_families import SUPPORTED, Block, Transformer, family_name, transformer_of
+from .transformer_families import Block, Transformer, family_name, transformer_of
 
 if TYPE_CHECKING:
     from comfy.model_patcher import ModelPatcher

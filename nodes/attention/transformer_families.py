@@ -18,8 +18,6 @@ if TYPE_CHECKING:
 Block = tuple[str, int]
 """Kind and number."""
 
-SUPPORTED = "Stable Diffusion 1.5, 2, XL or 3, Flux.1, Qwen-Image, Z-Image, Anima or the demo model"
-
 
 @dataclass(frozen=True)
 class TransformerFamily:

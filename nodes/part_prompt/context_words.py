@@ -44,8 +44,7 @@ def context_words(clip: Clip, tokens: object, length: int) -> PromptWords | None
         tokens: result of its `tokenize`.
         length: K of the states that it made of them.
     """
-    starts = context_starts(tokens, clip) if isinstance(tokens, Mapping) else None
-    if starts is None:
+    if not isinstance(tokens, Mapping) or (starts := context_starts(tokens, clip)) is None:
         return None
     runs = []
     for key, first in starts.items():

@@ -289,18 +289,24 @@ def test_a_network_of_another_pack_is_told_by_its_name(tiny):
         record_attention(other, AttentionRecord())
 
 
-def test_a_mask_of_the_host_counts(tiny):
-    # Qwen-Image hides the padding of a prompt
-    shown = torch.ones(1, tiny.texts["qwen_image"])
-    shown[:, 4] = 0
+@pytest.mark.parametrize("is_full", [True, False])
+def test_a_mask_of_the_host_or_another_pack_counts(is_full, tiny):
+    hidden = torch.zeros(24 + tiny.texts["flux"] if is_full else 1, 24 + tiny.texts["flux"])
+    # the upper half of the picture, or all of it, may not look at the tail
+    hidden[: tiny.texts["flux"] + 12, 7] = -torch.inf
     record = AttentionRecord("auto")
-    positive = [
-        tiny.prompt("qwen_image", attention_mask=shown.long(), **{SPANS_KEY: (HEAD, PartSpan("tail:c", "tail", (4,)))})
-    ]
-    patched = record_attention(confine_part(tiny.model("qwen_image"), region()), record)
-    tiny.sample("qwen_image", patched, positive=positive, batch=1)
+    patched = record_attention(confine_part(tiny.model("flux"), region()), record)
+    options = patched.model_options["transformer_options"]
+    inner = options[OVERRIDE]
+
+    def masked(func, *args, **kw):
+        return inner(func, *args, **{**kw, "mask": hidden})
+
+    options[OVERRIDE] = masked
+    tiny.sample("flux", patched, (HEAD, PartSpan("tail:c", "tail", (7,))), batch=1)
     head, tail = record.find().maps[0, 0]
-    assert tail.abs().max() == 0
+    assert tail[:2].abs().max() == 0
+    assert (tail[2:].min() > 0) == is_full
     assert head[:, :3].sum() / head.sum() > 0.99
     assert not record.find().notice
 
