@@ -21,6 +21,7 @@ from ...concepts.files.concept_names import name_of_file
 from ...concepts.files.text_file import read_text
 from ...concepts.name_search import same_name
 from ...concepts.part_dictionary.part_dictionary import PartDictionary
+from ...concepts.pictures.picture_size import read_size, size_text
 from ...concepts.spectrum.prompt_spectrum import PromptSpectrum
 from ...concepts.spectrum.stage_bounds import DEFAULT_STAGES, StageBounds
 from ...concepts.spectrum.stage_claims import stage_lines
@@ -28,7 +29,6 @@ from ...concepts.spectrum.staged_prompt import Override, PromptSources
 from ...scenes.scene_layout import SceneLayout
 from ..learning.pictures.contact_sheet import contact_sheet
 from ..learning.pictures.heat_maps import heat_map, size_within
-from ..learning.pictures.picture_size import read_size, size_text
 from ..model.backbones import load_denoiser
 from ..model.sampling import Sampler, SamplingDenoiser
 from .picture_making import Picture, PictureOrder, SamplingChoice, check_backbone, make_pictures

@@ -6,7 +6,7 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from ..pictures.picture_size import read_size
+from ....concepts.pictures.picture_size import read_size
 from ..run.recipe_file import read_recipe
 from ..run.run_settings import LARGEST_SIDE, LoraSettings, OptimizerSettings, PictureSettings, Section, TrainingSettings
 

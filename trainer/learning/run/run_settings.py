@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 
 from ....concepts.denoiser.backbone import Backbone
 from ....concepts.denoiser.denoiser import Denoiser
-from ..pictures.picture_size import read_size, size_text
+from ....concepts.pictures.picture_size import read_size, size_text
 from .fit import LoopSettings
 
 GRAPH = "graph"
