@@ -44,7 +44,10 @@ def context_words(clip: Clip, tokens: object, length: int) -> PromptWords | None
         tokens: result of its `tokenize`.
         length: K of the states that it made of them.
     """
-    if not isinstance(tokens, Mapping) or (starts := context_starts(tokens, clip)) is None:
+    if not isinstance(tokens, Mapping):
+        return None
+    starts = context_starts(tokens, clip)
+    if starts is None:
         return None
     runs = []
     for key, first in starts.items():

@@ -106,3 +106,34 @@ def test_wrong_styles_show_the_value(arguments: dict, message: str) -> None:
 def test_a_picture_without_parts_cannot_be_captioned() -> None:
     with pytest.raises(BestiaryError, match=r"codes \[-1, -1\] shows no part"):
         build_part_caption(torch.tensor([-1, -1]), np.random.default_rng(0))
+
+
+def test_things_of_a_picture_stand_one_after_the_other_each_with_its_noun() -> None:
+    codes = np.array([1, 2, -1, -1, -1, -1, 0, -1, 3, 4, 4, 4])  # the second of four slots shows nothing
+    style = CaptionStyle(template_probability=0, class_noun="bird")
+    orders = set()
+    for seed in range(12):
+        caption = build_part_caption(codes, np.random.default_rng(seed), style, slots=4)
+        slots = [column // 3 for column in caption.parts]
+        order = list(dict.fromkeys(slots))
+        # once a thing is left it does not come again
+        assert [slot for slot in order for _ in range(slots.count(slot))] == slots and sorted(order) == [0, 2, 3]
+        assert caption.kinds == tuple(codes[list(caption.parts)])
+        texts = [piece.text for piece in caption.pieces if piece.text]
+        assert texts == [" bird , a ", " bird and a ", " bird"]
+        orders.add(tuple(order))
+    assert len(orders) > 2
+
+
+def test_one_thing_is_captioned_as_without_slots() -> None:
+    alone, among = np.array([1, 2, 0]), np.array([1, 2, 0, -1, -1, -1])
+    style = CaptionStyle(drop_probability=0.5)
+    for seed in range(8):
+        ours = build_part_caption(among, np.random.default_rng(seed), style, slots=2)
+        assert ours == build_part_caption(alone, np.random.default_rng(seed), style)
+
+
+def test_dropped_parts_are_dropped_from_every_thing() -> None:
+    codes = np.array([1, 1, 1, 1, 2, 2, 2, 2])
+    caption = build_part_caption(codes, np.random.default_rng(0), CaptionStyle(drop_probability=1.0), slots=2)
+    assert sorted(column // 4 for column in caption.parts) == [0, 0, 1, 1]
