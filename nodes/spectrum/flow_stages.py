@@ -14,7 +14,7 @@ from ..denoiser.model_backbone import clip_family
 from ..host.comfy_objects import Clip, Model
 
 if TYPE_CHECKING:
-    from .spectrum_prompts import StageTiming
+    from .stage_ranges import StageTiming
     from .staged_encoding import StagedSide
 
 ANY_SHIFT = 1.0

@@ -154,7 +154,8 @@ class BestiarySpectrumPrompt(io.ComfyNode):
         **slots: NamedSpectrum | None,
     ) -> io.NodeOutput:
         from .layer_prompts import is_packed, with_layer_prompts
-        from .spectrum_prompts import PromptOptions, StageTiming, TypedSide, encode_typed_sides
+        from .spectrum_prompts import PromptOptions, TypedSide, encode_typed_sides
+        from .stage_ranges import StageTiming
 
         with named_faults("Spectrum Prompt"):
             # if the MODEL output is used, it unpacks the prompts itself: no hooks needed

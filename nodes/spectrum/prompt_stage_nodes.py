@@ -79,7 +79,8 @@ class BestiaryStageText(io.ComfyNode):
         presets_by: str = PRESET_CLOCKS[0],
     ) -> io.NodeOutput:
         from ..part_prompt.clip_tokens import dictionaries_of
-        from .spectrum_prompts import PromptOptions, StageTiming, encode_stage_lines
+        from .spectrum_prompts import PromptOptions, encode_stage_lines
+        from .stage_ranges import StageTiming
 
         timing = StageTiming(clock, model, sigmas)
         options = PromptOptions(stages, presets, timing, gap_filler, presets_by=presets_by)

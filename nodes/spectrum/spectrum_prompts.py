@@ -6,8 +6,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
-from torch import Tensor
-
 from ...concepts.errors import BestiaryError
 from ...concepts.name_search import NameIndex, same_name, shown_name
 from ...concepts.part_dictionary.part_dictionary import PartDictionary
@@ -32,11 +30,10 @@ from ..host.socket_types import NamedSpectrum
 from .flow_stages import ANY_SHIFT, negative_notice, presets_by, shift_notice
 from .plain_embeddings import warn_of_misread
 from .spectrum_files import check_spectrum_widths
-from .stage_ranges import StageClock, stage_percents
+from .stage_ranges import StageTiming, stage_percents
 from .staged_encoding import StagedSide, VectorNames, encode_sides, plain_form, written_pieces
 
 if TYPE_CHECKING:
-    from comfy.model_patcher import ModelPatcher
     from comfy.sd import CLIP
 
 
@@ -47,18 +44,6 @@ class TypedSide:
     text: str
     stage_lines: str = ""
     """Lines such as `layout: a wide meadow`, which replace the text at their stages."""
-
-
-@dataclass(frozen=True)
-class StageTiming:
-    """Timing of stages."""
-
-    clock: StageClock = "timesteps"
-    model: ModelPatcher | None = None
-    sigmas: Tensor | None = None
-    """`(steps + 1,)`."""
-    assumed: float | None = None
-    """Shift of a flow model that is assumed where neither a MODEL nor a spectrum names one."""
 
 
 @dataclass(frozen=True)

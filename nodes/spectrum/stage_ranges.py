@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING, Literal
 
@@ -36,6 +37,18 @@ ABOVE_STEP = 0.0137
 """Position of the boundary before a step between its noise level (0) and the previous one (1), in logarithms. It is close to
 0, so that intermediate evaluations of the previous step keep their stage, and differs from the fractions used by samplers."""
 _HALVINGS = 64
+
+
+@dataclass(frozen=True)
+class StageTiming:
+    """Timing of stages."""
+
+    clock: StageClock = "timesteps"
+    model: ModelPatcher | None = None
+    sigmas: Tensor | None = None
+    """`(steps + 1,)`."""
+    assumed: float | None = None
+    """Shift of a flow model that is assumed where neither a MODEL nor a spectrum names one."""
 
 
 class FillerOptions(dict):

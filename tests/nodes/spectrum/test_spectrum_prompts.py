@@ -162,7 +162,8 @@ def test_the_report_tells_every_stage():
 
 
 def test_the_report_tells_stages_without_a_step(sd15_model):
-    from bestiary.nodes.spectrum.spectrum_prompts import StageTiming, stage_report
+    from bestiary.nodes.spectrum.spectrum_prompts import stage_report
+    from bestiary.nodes.spectrum.stage_ranges import StageTiming
     from bestiary.nodes.spectrum.stage_schedule import sampler_sigmas
 
     sigmas = sampler_sigmas(sd15_model.model, "euler", "simple", 4, 1.0)
