@@ -209,10 +209,19 @@ def text_reference(clip: Any, record: Any) -> Any:
             words = weights["shared.weight"].shape[0]
             config = T5Config(**sizes, vocab_size=words, feed_forward_proj="gated-gelu", is_encoder_decoder=False)
             model = T5EncoderModel(config)
-            for table in {model.shared, model.encoder.embed_tokens}:
-                _share_rows(table)
             weights["encoder.embed_tokens.weight"] = weights["shared.weight"]
-            tokenizers[spec.name] = T5TokenizerFast.from_pretrained(folder / "text_encoders" / "t5_tokenizer")
+
+            class Shared(T5TokenizerFast):
+                """Gives pieces beyond the table's rows those of others, as `_share_rows`."""
+
+                rows = words
+
+                def __call__(self, *args: Any, **options: Any) -> Any:
+                    read = super().__call__(*args, **options)
+                    read["input_ids"] = [number % self.rows for number in read["input_ids"]]
+                    return read
+
+            tokenizers[spec.name] = Shared.from_pretrained(folder / "text_encoders" / "t5_tokenizer")
         else:
             config = CLIPTextConfig(**_clip_config(spec.width), projection_dim=spec.width, bos_token_id=49406)
             model = CLIPTextModelWithProjection(config)

@@ -13,7 +13,8 @@ from bestiary.concepts.errors import BestiaryError
 from tests.nodes import tiny_transformers as tiny
 
 KINDS = ("sd3", "flux")
-RUNS = [("flux", 6), ("sd3", 6), *(pytest.param(kind, 20, marks=pytest.mark.slow) for kind in KINDS)]
+SLOW = [("sd3", 6), ("sd3", 20), ("flux", 20)]
+RUNS = [("flux", 6), *(pytest.param(*run, marks=pytest.mark.slow) for run in SLOW)]
 TEXTS: dict[str, object] = {}
 """Text sides of the command line by family."""
 
@@ -59,6 +60,11 @@ def training_set(drawn_images: torch.Tensor, small_codebook: object) -> object:
     )
 
 
+def alike(ours: list[float], theirs: list[float]) -> bool:
+    """Losses within 1e-4 of each other, or of their size where random weights make them large."""
+    return bool((np.abs(np.array(ours) - np.array(theirs)) < 1e-4 * np.maximum(1, theirs)).all())
+
+
 def part_settings(made: object, **choices: object) -> object:
     from bestiary.nodes.training.training_job import graph_settings
 
@@ -92,7 +98,7 @@ def test_losses_of_parts_are_those_of_the_command_line(
     cache = LatentCache(made.moments)
     theirs = command_line_losses(lambda: set_up_parts(settings, over_diffusers(loaded), made.names, made.kinds, cache))
     assert len(ours.losses) == len(theirs) == steps
-    assert np.abs(np.array(ours.losses) - np.array(theirs)).max() < 1e-4
+    assert alike(ours.losses, theirs)
     assert ours.concept.backbone == kind and len(ours.concept.embeddings) == (3 if kind == "sd3" else 2)
     assert ours.concept.provenance["shift"] == pytest.approx(3.0 if kind == "sd3" else 3.158193)
 
@@ -131,7 +137,7 @@ def test_the_trained_lora_reaches_the_model_and_every_layer_of_core(kind: str, t
         assert len(patches) == len(parameters) // 2 and "lora key not loaded" not in caplog.text
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", ["flux", pytest.param("sd3", marks=pytest.mark.slow)])
 def test_losses_of_spectra_are_those_of_the_command_line(
     kind: str, drawn_images, command_line_losses: Callable, untouched: Callable
 ) -> None:
@@ -157,7 +163,7 @@ def test_losses_of_spectra_are_those_of_the_command_line(
         lambda: set_up_spectrum(settings, over_diffusers(loaded), pictures.names, LatentCache(pictures.moments))
     )
     assert len(ours.losses) == len(theirs) == 6
-    assert np.abs(np.array(ours.losses) - np.array(theirs)).max() < 1e-4
+    assert alike(ours.losses, theirs)
     assert ours.concept.shift == pytest.approx(3.0 if kind == "sd3" else np.exp(1.15)) and ours.concept.stages == 4
 
 
