@@ -118,7 +118,8 @@ def _read(model: BaseModel, slots: Tensor) -> ClipStates:
     """States (B, 77, D) of slots (B, 77, words), and the pooled state (B, D) where the shape has one."""
     embeddings = slot_embeddings(model.word_embeddings.weight, slots)  # (B, 77, D)
     # the first of the end tokens; those after it are padding
-    ends = torch.eq(slots[..., 0], cast(int, model.text_encoder.config.eos_token_id)).int().argmax(dim=1)  # (B,)
+    end = cast(int, model.tokenizer.eos_token_id)
+    ends = slots[..., 0].eq(end).int().argmax(dim=1)  # (B,)
     return run_clip(model.text_encoder, embeddings, model.shape.backbone.text_encoders[0], ends)
 
 
