@@ -54,6 +54,7 @@ def main() -> None:
         "peak_mib": peak_of(folder / "many.peak"),
     }
     run(options, folder, "scenes", "verify", str(folder / "many"))
+    typer.echo(json.dumps(figures), err=True)
     if options.repaint:
         figures |= repaint(options, folder, recipe)
     write_text(options.out / "bench_scene_set.json", json.dumps(figures, indent=1) + "\n")
