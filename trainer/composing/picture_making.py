@@ -81,8 +81,8 @@ def enter_prompts(denoiser: SamplingDenoiser, concepts: Mapping[str, PartDiction
             f"vectors enter the text encoders at different places ({listed}): use such files in prompts of their own, or learn them with the same "
             "method.insertion"
         )
-    usual: Insertion = "input"
-    use_insertion(denoiser.text, next(iter(places.values()), usual))
+    insertion: Insertion = "output" if "output" in places.values() else "input"
+    use_insertion(denoiser.text, insertion)
 
 
 def make_pictures(
