@@ -81,8 +81,8 @@ def enter_prompts(denoiser: SamplingDenoiser, concepts: Mapping[str, PartDiction
             f"vectors enter the text encoders at different places ({listed}): use such files in prompts of their own, or learn them with the same "
             "method.insertion"
         )
-    in_order: list[Insertion] = [*places.values(), "input"]
-    use_insertion(denoiser.text, in_order[0])
+    insertion: Insertion = "output" if "output" in places.values() else "input"
+    use_insertion(denoiser.text, insertion)
 
 
 def make_pictures(
