@@ -135,11 +135,11 @@ class UNetShape(DenoiserShape):
         return torch.randint(len(self.alphas), (count,), generator=generator)
 
     def noised(self, clean: Tensor, noise: Tensor, times: Tensor) -> Tensor:
-        """DDPM's forward process."""
+        """DDPM's forward process -> `(B, C, h, w)`."""
         return add_noise(clean, noise, self.alphas[times])
 
     def target(self, clean: Tensor, noise: Tensor) -> Tensor:
-        """The noise."""
+        """The noise `(B, C, h, w)`."""
         return noise
 
     def weights(self, times: Tensor, *, plain: bool = False) -> Tensor:
@@ -147,7 +147,7 @@ class UNetShape(DenoiserShape):
         return (self._plain if plain else self._lifted)[times]
 
     def evaluate(self, denoiser: nn.Module, noisy: Tensor, times: Tensor, text: ClipStates) -> Tensor:
-        """The predicted noise."""
+        """The predicted noise `(B, C, h, w)`."""
         return denoiser(noisy, times, encoder_hidden_states=text.hidden).sample
 
     def measured_times(self) -> Tensor:
