@@ -50,7 +50,7 @@ def _feet(solid: NDArray[np.bool_]) -> NDArray[np.uint8]:
 
 
 def _laid(shape: tuple[int, int], mask: NDArray[np.uint8], left: int, top: int, radius: float) -> NDArray[np.float32]:
-    """A mask at a place of an empty canvas, blurred; 0 to 1."""
+    """A mask `(h, w)` at a place of an empty canvas `(H, W)`, blurred; 0 to 1."""
     margin = int(3 * radius) + 2
     padded = Image.fromarray(np.pad(mask, margin)).filter(ImageFilter.GaussianBlur(radius))
     canvas = Image.new("L", (shape[1], shape[0]))

@@ -158,6 +158,7 @@ def _cut_out(path: Path, mask_path: Path) -> Plane:
 
 
 def _around(mask: NDArray[np.bool_], edge: int = _SOFT_EDGE) -> tuple[slice, slice]:
+    """Rows and columns of a mask `(H, W)` where it is set, and `edge` more."""
     rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
     return (
         slice(max(0, rows[0] - edge), rows[-1] + 1 + edge),

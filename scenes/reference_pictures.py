@@ -72,7 +72,7 @@ def reference_picture(cutout: NDArray[np.uint8], longest: int = LONGEST) -> NDAr
 
 
 def side_by_side(pictures: Sequence[NDArray[np.uint8]]) -> NDArray[np.uint8]:
-    """Square pictures in one row `(n, n * count, 3)`, of the size of the smallest."""
+    """Square pictures in one row `(n, n*count, 3)`, of the size of the smallest."""
     side = min(len(picture) for picture in pictures)
     rows = [np.asarray(Image.fromarray(picture).resize((side, side), Image.Resampling.BICUBIC)) for picture in pictures]
     return np.concatenate(rows, axis=1)

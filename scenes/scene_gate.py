@@ -109,7 +109,7 @@ def _fidelity(painted: _Floats, canvas: _Floats, mask: NDArray[np.uint8]) -> flo
 
 
 def _step(picture: _Floats, mask: NDArray[np.uint8]) -> float:
-    """Mean difference of lightness between both sides of the subjects' edge, across rows and columns."""
+    """Mean difference of lightness between both sides of the subjects' edge `(H, W)`, across rows and columns."""
     light, solid = picture.mean(axis=-1), mask >= _HALF
     steps = []
     for axis in (0, 1):
@@ -122,6 +122,6 @@ def _step(picture: _Floats, mask: NDArray[np.uint8]) -> float:
 
 
 def _extra(things: NDArray[np.uint8], mask: NDArray[np.uint8]) -> float:
-    """Area of the largest piece outside the subjects against that of all of them."""
+    """Area of the largest piece of `(H, W)` outside the subjects against that of all of them."""
     outside = pieces_of((things >= _HALF) & (mask == 0)).areas
     return float(outside.max() / (mask >= _HALF).sum()) if len(outside) else 0.0

@@ -54,7 +54,7 @@ def put_back(
         canvas: `(H, W, 3)` in 0..1, the collage.
         mask: `(H, W)`, 255 where a subject is.
         feather: pixels inside the subjects' edge over which the two pass into each other; further inside the canvas stays as it is,
-            to the last bit.
+            to the last bit. Parts too thin for that, such as legs, are whole along their middle.
         lightness: how far subjects follow the place around them where the model made it lighter or darker, 0 (exact) to 1.
 
     Raises:
@@ -68,15 +68,31 @@ def put_back(
         )
     if not 0 <= lightness <= 1:
         raise BestiaryError(f"lightness {lightness:g} is out of range: give 0 to 1")
-    alpha = soft_core(mask, feather=feather)[..., None]  # (H, W, 1)
+    alpha = _whole_where_thin(soft_core(mask, feather=feather), mask, feather)[..., None]  # (H, W, 1)
     subjects = canvas if not lightness else _relit(painted, canvas, mask, lightness)
     mixed = alpha * subjects + (1 - alpha) * painted
     # products round: where the subject is whole nothing is computed
     return np.where(alpha == 1, subjects, np.where(alpha == 0, painted, mixed)).astype(np.float32)
 
 
+def _whole_where_thin(alpha: _Floats, mask: NDArray[np.uint8], feather: int) -> _Floats:
+    """`alpha` `(H, W)` of a mask, steeper in parts that no square of 2 * feather + 1 pixels fits into: 1 along their middle."""
+    if not feather:
+        return alpha
+    wide = Image.fromarray(mask)
+    for widen in (ImageFilter.MinFilter(3), ImageFilter.MaxFilter(3)):
+        for _ in range(feather):
+            wide = wide.filter(widen)
+    thin = np.asarray(wide) < mask
+    ridge = Image.fromarray(np.where(thin, np.rint(alpha * 255), 0).astype(np.uint8))
+    for _ in range(feather):
+        ridge = ridge.filter(ImageFilter.MaxFilter(3))
+    steeper = np.minimum(alpha * 255 / np.maximum(np.asarray(ridge, np.float32), 1), mask / np.float32(255))
+    return np.where(thin, np.maximum(alpha, steeper), alpha).astype(np.float32)
+
+
 def _relit(painted: _Floats, canvas: _Floats, mask: NDArray[np.uint8], lightness: float) -> _Floats:
-    """The canvas as much lighter or darker as the model made the place."""
+    """The canvas `(H, W, 3)` as much lighter or darker as the model made the place."""
     place = mask == 0
     if not place.any():
         return canvas

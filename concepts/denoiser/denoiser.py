@@ -135,7 +135,7 @@ class Conditioning:
         return replace(self, extras={**self.extras, **given})
 
     def rows(self, chosen: "slice | Tensor") -> "Conditioning":
-        """Some of its B rows, or rows in another order."""
+        """Some of its B rows, or rows in another order: streams of `(B, T, E)` each."""
         return self._each(lambda tensor: tensor[chosen])
 
     def expanded(self, count: int) -> "Conditioning":

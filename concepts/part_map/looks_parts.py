@@ -132,6 +132,7 @@ def agreement_of_views(model: LooksParts, features: Tensor, mask: Tensor, again:
 
 
 def _discriminant_parts(rows: Tensor, labels: Tensor, num_parts: int) -> LooksParts:
+    """The discriminant of rows `(n, d)` with their parts."""
     weight, bias = fit_discriminant(rows, labels, num_parts)
     return LooksParts(weight.half().float(), bias.half().float(), torch.arange(num_parts))
 
@@ -225,7 +226,7 @@ def matched_agreement(first: Tensor, second: Tensor, number: int) -> float:
 
 
 def _answers_of(rows: Tensor, picture: Tensor, half: Tensor, number: int, seed: int) -> Tensor:
-    """Part (n,) that a discriminant learned from one half of the rows gives to all of them."""
+    """Part `(n,)` that a discriminant learned from one half of the rows `(n, d)` gives to all of them."""
     _, own = picture[half].unique(return_inverse=True)
     labels = part_clusters(rows[half], own, number, seed=seed)
     weight, bias = fit_discriminant(rows[half], labels, number)

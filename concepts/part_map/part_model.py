@@ -63,7 +63,7 @@ class LearnedParts:
         return F.grid_sample(shares, grid, align_corners=False, padding_mode="border").permute(0, 2, 3, 1)
 
     def tensors(self) -> dict[str, Tensor]:
-        """What a file must hold: places `(C + 1, e, e)` and the facing template `(F,)`."""
+        """What a file must hold: places `(C+1, e, e)` and the facing template `(F,)`."""
         return {"place_share": self.place_share, "facing": self.facing}
 
     def settings(self) -> PartSettings:

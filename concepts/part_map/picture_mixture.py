@@ -88,11 +88,11 @@ def _soft_bands(length: int, bands: int) -> Tensor:
 
 
 def _join_background(share: Tensor, parts: int) -> Tensor:
-    """Shares `(B, n, M + G)` with the pieces of background as one, `(B, n, M + 1)`."""
+    """Shares `(B, n, M+G)` with the pieces of background as one, `(B, n, M+1)`."""
     return torch.cat([share[..., :parts], share[..., parts:].sum(dim=-1, keepdim=True)], dim=-1)
 
 
 def _split_background(agreement: Tensor, parts: int) -> Tensor:
-    """Agreement `(B, n, M + 1)` with the background's repeated for each of its pieces, `(B, n, M + G)`."""
+    """Agreement `(B, n, M+1)` with the background's repeated for each of its pieces, `(B, n, M+G)`."""
     background = agreement[..., parts:].expand(*agreement.shape[:-1], BACKGROUND_BANDS)
     return torch.cat([agreement[..., :parts], background], dim=-1)

@@ -175,7 +175,7 @@ def signature_of(latent: Tensor) -> Tensor:
 
 
 def _difference(first: Tensor, second: Tensor) -> float:
-    """Largest difference of two signatures `(1, B * C, 8, 8)` in standard deviations; infinite for other shapes."""
+    """Largest difference of two signatures `(1, B*C, 8, 8)` in standard deviations; infinite for other shapes."""
     if first.shape != second.shape:
         return float("inf")
     return float((first - second).abs().max() / first.std().clamp(min=1e-6))

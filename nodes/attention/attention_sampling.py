@@ -274,7 +274,7 @@ class ModelEvaluation:
     def attend(
         self, attention: Callable[..., Tensor], q: Tensor, k: Tensor, v: Tensor, heads: int, *args: Any, **kw: Any
     ) -> Tensor:
-        """Call the attention with regions added to its mask, and record the columns of the parts.
+        """Call the attention, q `(R, N, H * d)`, with regions added to its mask, and record the columns of the parts.
 
         Args:
             attention: the attention to call, `(q, k, v, heads, mask=..., ...)`.

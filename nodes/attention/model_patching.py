@@ -148,7 +148,7 @@ def mark_keyword_attention(
 
 
 def mark_cross_attention(n: Tensor, context: Tensor, value: Tensor, options: dict) -> tuple[Tensor, Tensor, Tensor]:
-    """Patch of the cross-attention input: changes nothing, but marks this block's next attention as cross-attention."""
+    """Patch of the cross-attention input `(R, N, D)`: changes nothing, but marks this block's next attention as cross-attention."""
     evaluation = options.get(EVALUATION_KEY)
     if evaluation is not None:
         evaluation.mark(options)

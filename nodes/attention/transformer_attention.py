@@ -218,7 +218,7 @@ def _record(
 
 
 def _mask_of(mask: Tensor | None, some: slice, site: AttentionSite) -> Tensor | None:
-    """The mask of an attention for the rows of one prompt, from image places to text: `(B or 1, H or 1, N or 1, K)`."""
+    """The mask of an attention for the rows of one prompt, from image places to text: `(B, H, N, K)`, the first three 1 where it is the same for all."""
     if mask is None:
         return None
     mask = full_mask(mask)

@@ -85,6 +85,7 @@ def _masked(clip: Clip, prompt: str, mask: Tensor) -> Conditioning:
 
 
 def _box_mask(layout: SceneLayout, name: str) -> np.ndarray:
+    """`(H, W)`, 1 in the box of a subject."""
     left, top, right, bottom = turned_box(layout.placed(name))
     mask = np.zeros((layout.height, layout.width), np.float32)
     mask[max(0, round(top)) : round(bottom), max(0, round(left)) : round(right)] = 1

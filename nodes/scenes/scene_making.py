@@ -90,7 +90,7 @@ def repaint_masks(scenes: Sequence[Scene], inset: int, feather: int) -> Tensor:
 
 
 def masks_of_each(scenes: Sequence[Scene]) -> Tensor:
-    """`(N * K, H, W)`, 1 where a subject is to be seen: the K subjects of the first scene, then those of the next."""
+    """`(N*K, H, W)`, 1 where a subject is to be seen: the K subjects of the first scene, then those of the next."""
     return as_tensor([mask for scene in scenes for mask in visible_alphas(scene)])
 
 

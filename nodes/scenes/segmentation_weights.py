@@ -96,6 +96,7 @@ def _network(path: Path, changed: int, size: int) -> IsNet:
 
 
 def _segment(network: IsNet, picture: NDArray[np.uint8]) -> NDArray[np.float32]:
+    """Opacity `(H, W)` of the thing in a picture `(H, W, 3)`."""
     import comfy.model_management as management
 
     from ...scenes.isnet import segment

@@ -34,7 +34,7 @@ class DreamBoothPictures:
         return (*self.instance.names, *(f"class {name}" for name in kind))
 
     def moments(self) -> np.ndarray:
-        """(N + K, V, 2, C, h, w) float16 of both."""
+        """`(N+K, V, 2, C, h, w)` float16 of both."""
         if self.of_class is None:
             return self.instance.moments
         return np.concatenate([self.instance.moments, self.of_class.moments])

@@ -47,6 +47,21 @@ def test_the_core_comes_back_to_the_last_bit_and_the_place_stays():
     assert ((ours[between] >= low - 1e-6) & (ours[between] <= high + 1e-6)).all()
 
 
+def test_a_thin_part_comes_back_along_its_middle():
+    """A leg of five pixels below a body: without it a feather of four would leave most of the leg to the model."""
+    mask = square()
+    mask[40:, 30:35] = 255
+    painted, canvas = pictures()
+    ours = put_back(painted, canvas, mask, feather=4)
+    np.testing.assert_array_equal(ours[44:, 32], canvas[44:, 32])
+    edge = ours[44:, 30]
+    assert (edge != canvas[44:, 30]).all() and (edge != painted[44:, 30]).all()
+    # the body, which is wide enough, is as before
+    np.testing.assert_array_equal(ours[:36], put_back(painted, canvas, square(), feather=4)[:36])
+    half = put_back(painted, canvas, mask // 2, feather=4)
+    np.testing.assert_allclose(half[44:, 32], (127 * canvas + 128 * painted)[44:, 32] / 255, atol=4e-3)
+
+
 def test_half_transparent_pixels_are_half_and_half():
     painted, canvas = pictures()
     ours = put_back(painted, canvas, np.full((48, 64), 128, np.uint8), feather=0)

@@ -220,11 +220,11 @@ class DiTShape(DenoiserShape):
         return self.process.times_of_shares(torch.rand(count, generator=generator, dtype=torch.float64).numpy())
 
     def noised(self, clean: Tensor, noise: Tensor, times: Tensor) -> Tensor:
-        """The straight path."""
+        """The straight path -> `(B, C, h, w)`."""
         return self.process.noised(clean, noise, times)
 
     def target(self, clean: Tensor, noise: Tensor) -> Tensor:
-        """The velocity along the path."""
+        """The velocity `(B, C, h, w)` along the path."""
         return noise - clean
 
     def weights(self, times: Tensor, *, plain: bool = False) -> Tensor:
@@ -232,7 +232,7 @@ class DiTShape(DenoiserShape):
         return torch.ones_like(times)
 
     def evaluate(self, denoiser: nn.Module, noisy: Tensor, times: Tensor, text: ClipStates) -> Tensor:
-        """The predicted velocity."""
+        """The predicted velocity `(B, C, h, w)`."""
         return denoiser(
             noisy,
             encoder_hidden_states=text.hidden,

@@ -133,7 +133,7 @@ class DreamBoothObjective(nn.Module):
         return self.denoiser.network.predict(noised.x, noised.times, conditioned).prediction
 
     def _model_prior(self, noised: Noised, batch: DreamBoothBatch) -> Tensor:
-        """How far the class prompt has moved from what the untrained model predicts, for the same noised pictures."""
+        """How far the class prompt has moved from what the untrained model predicts, for the same noised pictures `(B, C, h, w)`."""
         text = self.encode(batch.prompts, (CLASS,) * len(batch.texts))
         with torch.no_grad(), self.denoiser.network.adapters.switched_off():
             before = self._predict(noised, text, batch)

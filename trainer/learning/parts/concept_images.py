@@ -287,7 +287,7 @@ def _crop_labels(bucket: PartBucket, crop: _Crop) -> np.ndarray:
 
 
 def _crop_codes(bucket: PartBucket, crops: Sequence[_Crop], labels: np.ndarray) -> np.ndarray:
-    """Codes (B, S * M) of the parts that a crop still shows."""
+    """Codes `(B, S*M)` of the parts that a crop still shows."""
     codes = bucket.kinds.codes[[crop.place for crop in crops]]  # (B, S * M)
     shown = (labels.reshape(len(crops), 1, -1) == np.arange(codes.shape[1])[:, None]).any(-1)  # (B, S * M)
     return np.where(shown, codes, -1)

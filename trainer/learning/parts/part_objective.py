@@ -155,7 +155,7 @@ class PartObjective(nn.Module):
         return self.denoiser.text.encode(batch.prompts, self.denoiser.backbone.split_vector(vectors))
 
     def _by_part(self, values: Tensor) -> Tensor:
-        """Values of columns `(B, S * M)` as rows of parts `(B * S, M)`: things of one picture count like pictures."""
+        """Values of columns `(B, S*M)` as rows of parts `(B*S, M)`: things of one picture count like pictures."""
         return values.reshape(-1, self.projector.num_parts)
 
     def _request(self, text: Conditioning) -> AttentionRequest | None:

@@ -19,7 +19,7 @@ from .part_objective import PartBatch, PartObjective
 
 
 def preview_prompts(objective: PartObjective, codes: Tensor, noun: str = "") -> Conditioning:
-    """ "a photo of a" and all tokens of each of n pictures with codes `(n, S * M)`, -1 where a part is absent."""
+    """ "a photo of a" and all tokens of each of n pictures with codes `(n, S*M)`, -1 where a part is absent."""
     denoiser, parts = objective.denoiser, objective.projector.num_parts
     prompts, vectors = [], []
     table = objective.projector.collapse()  # (M, K + 1, D)

@@ -37,7 +37,7 @@ def sheet_seeds(whole: int, stages: Sequence[int]) -> list[int]:
 def spectrum_sheet(
     real: Sequence[Image.Image], names: Sequence[str], made: Tensor, stages: Sequence[int]
 ) -> Image.Image:
-    """Real pictures with their names, and those of `sheet_prompts`, `(n + m, 3, H, W)` in 0..1, on one sheet."""
+    """Real pictures with their names, and those of `sheet_prompts`, `(n+m, 3, H, W)` in 0..1, on one sheet."""
     captions = [*names, *("all stages" for _ in names), *(f"stage {stages_text((s,))} alone" for s in stages)]
     return contact_sheet([*real, *map(to_image, made)], captions, columns=max(2 * len(names), 5), tile=PREVIEW_TILE)
 
