@@ -25,6 +25,9 @@ DEFAULT_PRESETS: Presets = {
     "style": ((0.7, 1.0),),
 }
 
+PRESET_CLOCKS = ("time", "noise")
+"""Presets of a flow model: the same shares of time as Stable Diffusion's, or the same noise."""
+
 MOST_ITEMS = 256
 """Maximum items of one selection, and attributes of one list of presets."""
 

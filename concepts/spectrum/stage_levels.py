@@ -15,7 +15,7 @@ from torch import Tensor
 from ..denoiser.denoiser import Process
 from ..denoiser.process import FlowProcess
 from ..errors import BestiaryError
-from .attribute_presets import DEFAULT_PRESETS, Presets
+from .attribute_presets import DEFAULT_PRESETS, PRESET_CLOCKS, Presets
 from .stage_bounds import StageBounds
 
 EQUAL_NOISE_PRESETS: Presets = {
@@ -25,9 +25,6 @@ EQUAL_NOISE_PRESETS: Presets = {
     "style": ((0.4535, 0.0),),
 }
 """The presets of `DEFAULT_PRESETS` as ranges (start, end) of sigma, at whose log-SNR Stable Diffusion 1.5 begins and ends them."""
-
-PRESET_CLOCKS = ("time", "noise")
-"""Presets of a flow model: the same shares of time as Stable Diffusion's, or the same noise."""
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 from comfy_api.latest import io, ui
 
 from ...concepts.errors import BestiaryError
+from ...concepts.spectrum.attribute_presets import PRESET_CLOCKS
 from ...concepts.spectrum.stage_bounds import DEFAULT_STAGES
-from ...concepts.spectrum.stage_levels import PRESET_CLOCKS
 from ..host.comfy_version import schema, socket
 from ..host.concept_folders import file_stamp
 from ..host.file_menus import check_file_input

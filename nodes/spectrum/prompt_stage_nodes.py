@@ -6,9 +6,8 @@ from typing import TYPE_CHECKING
 
 from comfy_api.latest import io, ui
 
-from ...concepts.spectrum.attribute_presets import DEFAULT_PRESETS, format_presets
+from ...concepts.spectrum.attribute_presets import DEFAULT_PRESETS, PRESET_CLOCKS, format_presets
 from ...concepts.spectrum.stage_bounds import DEFAULT_STAGES, StageBounds
-from ...concepts.spectrum.stage_levels import PRESET_CLOCKS
 from ..host.comfy_version import schema
 from ..host.graph_progress import GraphProgress
 from ..host.socket_types import WORD_PLACE, NamedSpectrum, SpectrumSocket

@@ -12,12 +12,11 @@ from ...concepts.part_dictionary.part_dictionary import PartDictionary
 from ...concepts.part_prompt.mention_writing import written_kinds
 from ...concepts.part_prompt.part_mention import PartMention, unescaped
 from ...concepts.part_prompt.part_prompt import PartPrompt, resolve_prompt
-from ...concepts.spectrum.attribute_presets import DEFAULT_PRESETS
+from ...concepts.spectrum.attribute_presets import DEFAULT_PRESETS, PRESET_CLOCKS
 from ...concepts.spectrum.prompt_spectrum import PromptSpectrum
 from ...concepts.spectrum.stage_algebra import common_shift, with_strength
 from ...concepts.spectrum.stage_bounds import DEFAULT_STAGES, StageBounds
 from ...concepts.spectrum.stage_claims import require_all_stages, stage_lines, typed_presets
-from ...concepts.spectrum.stage_levels import PRESET_CLOCKS
 from ...concepts.spectrum.stage_mention import SpectrumMention, StagedMention, find_edits, find_staged_mentions
 from ...concepts.spectrum.staged_prompt import (
     Override,

@@ -14,12 +14,8 @@ from typing import TYPE_CHECKING, Literal
 
 from torch import Tensor
 
-from ...concepts.denoiser.process import FlowProcess
 from ...concepts.errors import BestiaryError
 from ...concepts.spectrum.stage_bounds import Clock, StageBounds
-from ...concepts.spectrum.stage_levels import StageLevels
-from ..denoiser.flow_sampling import flow_sampling, is_flow
-from ..denoiser.model_backbone import prediction_of
 
 if TYPE_CHECKING:
     from comfy.model_patcher import ModelPatcher
@@ -119,6 +115,11 @@ def _time_percents(bounds: StageBounds, model: ModelPatcher | None, shift: float
     # without a MODEL the shift is taken to be the one of learning, at which shares of time are shares of the sampling
     if model is None:
         return bounds.percents("continuous")
+    from ...concepts.denoiser.process import FlowProcess
+    from ...concepts.spectrum.stage_levels import StageLevels
+    from ..denoiser.flow_sampling import flow_sampling, is_flow
+    from ..denoiser.model_backbone import prediction_of
+
     if not is_flow(model):
         raise BestiaryError(
             f"the stages were learned on a flow model (shift {shift:g}), but the MODEL predicts {prediction_of(model)}: connect the MODEL that "

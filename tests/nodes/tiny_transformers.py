@@ -129,6 +129,8 @@ def _clip(target: Any, t5: dict[str, Any]) -> Any:
     }
     clip = comfy.sd.CLIP(target, embedding_directory=[], model_options={**sizes, "dtype": torch.float32})
     random_weights(clip.cond_stage_model, 0.2)
+    # states of a wide encoder would be so large that rounding grows from step to step
+    random_weights(clip.cond_stage_model.t5xxl, 0.2 * (FLUX_T5 / t5["d_model"]) ** 0.5)
     _share_rows(clip.cond_stage_model.t5xxl.transformer.shared)
     return clip
 
