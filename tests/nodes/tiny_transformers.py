@@ -44,7 +44,7 @@ def sd3_reference(shape: str = "dual attention") -> nn.Module:
         sample_size=8, patch_size=2, in_channels=16, out_channels=16, num_layers=2, attention_head_dim=64, num_attention_heads=2,
         joint_attention_dim=4096, caption_projection_dim=128, pooled_projection_dim=CLIP_L + CLIP_G, pos_embed_max_size=8, **SD3_SHAPES[shape],
     )  # fmt: skip
-    return random_weights(model, 0.06)
+    return random_weights(model, 0.04)
 
 
 @cache
