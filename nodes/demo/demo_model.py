@@ -125,6 +125,9 @@ class DemoModelConfig(comfy.supported_models_base.BASE):
 class WordTokenizer:
     """The model's vocabulary with the tokenizer interface that ComfyUI expects."""
 
+    whole_words = True
+    """A token is a word or a sign, without a mark for the space behind it."""
+
     def __init__(self, folder: Path) -> None:
         """Reads `tokenizer.json` of the folder."""
         from tokenizers import Tokenizer

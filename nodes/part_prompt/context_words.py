@@ -110,10 +110,16 @@ def _token_run(tokenizer: Tokenizer, chunks: Sequence[Sequence[tuple]], start: i
     ids = [content if type(content) is int and i >= first else None for i, content in enumerate(contents)]
     names = ["" if number is None else str(tokenizer.inv_vocab.get(number, "")) for number in ids]
     in_pieces = any(_SPACE in name for name in names)
+    in_words = getattr(tokenizer.tokenizer, "whole_words", False)
+    if in_words:
+        names = [f"{name}{_WORD_END}" for name in names]
     turn = _user_turn(names)
     pieces = []
     for i, (number, name) in enumerate(zip(ids, names, strict=True)):
-        is_word = i in turn and name and number not in special and not (name.startswith("<|") and name.endswith("|>"))
+        plain = name.removesuffix(_WORD_END)
+        is_word = (
+            i in turn and plain and number not in special and not (plain.startswith("<|") and plain.endswith("|>"))
+        )
         pieces.append(
             BREAK.encode() if not is_word else name.replace(_SPACE, " ").encode() if in_pieces else _bytes(name)
         )

@@ -71,6 +71,16 @@ def test_clip_words(clip_of, family):
     assert found.places("user") == (1,)
 
 
+def test_words_of_the_embedded_model(demo_model):
+    """Its tokens are whole words, without a mark for the space behind them."""
+    text = "a photo of a creature , in a meadow"
+    tokens = demo_model.clip.tokenize(text)
+    found = context_words(demo_model.clip, tokens, lengths(tokens)["l"])
+    assert found.places("meadow") == (9,) and found.places("photo of a") == (2, 3, 4)
+    assert found.places("meadow creature") == () and found.places("adow") == ()
+    assert found.names() == ["photo", "of", "creature", "in", "meadow"]
+
+
 def test_t5_stands_behind_clip_in_sd3(clip_of):
     clip = clip_of("sd3")
     found, tokens = words(clip)
