@@ -37,11 +37,7 @@ class ComfyNetwork(PatchedNetwork):
         self._process = process
         self._unet: nn.Module = patcher.model.diffusion_model
         self._layers = read_unet_layers(self._unet, patcher.model.model_config.unet_config)
-        self._hooks = UnetHooks(self._layers, lambda: self.device)
-        super().__init__(patcher, backbone)
-
-    def _build_hooks(self) -> UnetHooks:
-        return self._hooks
+        super().__init__(patcher, backbone, UnetHooks(self._layers, lambda: self.device))
 
     def attention_grids(self, size: tuple[int, int]) -> dict[str, tuple[int, int]]:
         """Every cross-attention layer, in running order -> (height, width) of its grid for latents of `size` = (h, w)."""

@@ -46,11 +46,7 @@ class ComfyTransformer(PatchedNetwork):
         self._process = process
         self._transformer: Any = patcher.model.diffusion_model
         self._layers = read_transformer_layers(self._transformer)
-        self._hooks = TransformerHooks(self._layers, lambda: self.device, backbone.lora_prefix)
-        super().__init__(patcher, backbone)
-
-    def _build_hooks(self) -> TransformerHooks:
-        return self._hooks
+        super().__init__(patcher, backbone, TransformerHooks(self._layers, lambda: self.device, backbone.lora_prefix))
 
     def attention_grids(self, size: tuple[int, int]) -> dict[str, tuple[int, int]]:
         """Every joint attention layer, in running order -> (height, width) of the token grid for latents of `size` = (h, w)."""

@@ -2,47 +2,60 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 
 from ...concepts.denoiser.adapters import Adapters
 from ...concepts.denoiser.backbone import Backbone
 from ...concepts.errors import BestiaryError
+from ...trainer.learning.denoiser.attention_capture import AttentionCapture
 from .forward_overrides import ForwardOverrides
 
 
-class NetworkHooks(Protocol):
-    """What hangs on a network's modules."""
+class NetworkHooks(ABC):
+    """What hangs on a network's modules: adapters, and attention that can be asked for columns."""
 
-    adapters: Adapters
-    recompute: bool
+    def __init__(self, adapters: Adapters) -> None:
+        """Nothing is attached."""
+        self.adapters = adapters
+        """Adapters of the layers; they may change while the hooks are on."""
+        self.recompute = False
+        """Compute blocks again in the backward pass instead of keeping their activations."""
+        self._capture: AttentionCapture | None = None
 
+    @abstractmethod
     def put_on(self, overrides: ForwardOverrides) -> None:
-        """Hang everything on the modules."""
-        ...
+        """Hang everything on the modules; adapters and `recompute` may still change afterwards."""
+
+    @contextmanager
+    def reading(self, capture: AttentionCapture | None) -> Iterator[None]:
+        """Collect attention columns into `capture` as long as the context lasts, and not in a later backward pass."""
+        self._capture = capture
+        try:
+            yield
+        finally:
+            self._capture = None
+            if capture is not None:
+                capture.open = False
 
 
 class PatchedNetwork:
     """The network of a ModelPatcher; the patches on the MODEL (LoRA and so on) stay in force."""
 
-    def __init__(self, patcher: Any, backbone: Backbone) -> None:
-        """`patcher`: a clone of the MODEL, on which we may hang things."""
-        self._patcher, self._backbone = patcher, backbone
+    def __init__(self, patcher: Any, backbone: Backbone, hooks: NetworkHooks) -> None:
+        """`patcher`: a clone of the MODEL, on which we may hang things; `hooks`: those, not yet attached."""
+        self._patcher, self._backbone, self._hooks = patcher, backbone, hooks
         self._overrides = ForwardOverrides()
         self._training = False
-        self._hung: NetworkHooks = self._build_hooks()
-
-    def _build_hooks(self) -> NetworkHooks:
-        """The hooks of this kind of network, not yet attached."""
-        raise NotImplementedError
 
     @property
     def adapters(self) -> Adapters:
         """Adapters that were added here; those of the MODEL stay."""
-        return self._hung.adapters
+        return self._hooks.adapters
 
     @property
     def device(self) -> torch.device:
@@ -57,7 +70,7 @@ class PatchedNetwork:
 
     def set_gradient_checkpointing(self, enabled: bool) -> None:
         """Recompute activations in the backward pass, or keep them."""
-        self._hung.recompute = enabled
+        self._hooks.recompute = enabled
 
     @contextmanager
     def in_training(self) -> Iterator[None]:
@@ -69,7 +82,7 @@ class PatchedNetwork:
         self.check_idle()
         self._training = True
         try:
-            self._hung.put_on(self._overrides)
+            self._hooks.put_on(self._overrides)
             yield
         finally:
             self._overrides.take_off()
@@ -92,7 +105,7 @@ class PatchedNetwork:
             yield
             return
         # the modules are shared with the graph: everything comes off again
-        self._hung.put_on(self._overrides)
+        self._hooks.put_on(self._overrides)
         try:
             yield
         finally:

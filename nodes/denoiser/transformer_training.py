@@ -7,7 +7,6 @@ Letters: B batch, H heads, T = L + N rows of text and image, D width of a token,
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -20,6 +19,7 @@ from ...concepts.denoiser.low_rank import LowRankUpdate
 from ...concepts.errors import BestiaryError
 from ...trainer.learning.denoiser.attention_capture import AttentionCapture, attend
 from .forward_overrides import Forward, ForwardOverrides
+from .patched_network import NetworkHooks
 from .trainable_weights import cast_layer, needs_cast
 from .transformer_layers import LayerPlace, TransformerLayers
 
@@ -32,37 +32,22 @@ _STREAMS = ("img", "txt", "x")
 """Names under which Flux's blocks are given what they write into."""
 
 
-class TransformerHooks:
+class TransformerHooks(NetworkHooks):
     """Adapters of one transformer and the forward functions that use them."""
 
     def __init__(self, layers: TransformerLayers, device: Callable[[], torch.device], prefix: str) -> None:
         """Nothing is attached; `device` is where the transformer computes, `prefix` stands before its layers in LoRA files."""
+        super().__init__(Adapters(layers.linear, layers.attention_projections, device, prefix=prefix))
         self._layers = layers
-        self.adapters = Adapters(layers.linear, layers.attention_projections, device, prefix=prefix)
-        """Adapters of the layers; they may change while the hooks are on."""
-        self._capture: AttentionCapture | None = None
-        self.recompute = False
-        """Compute blocks again in the backward pass instead of keeping their activations."""
 
     def put_on(self, overrides: ForwardOverrides) -> None:
-        """Hang everything on the modules; adapters and `recompute` may still change afterwards."""
+        """Hang everything on the modules: blocks, norms that keep a copy of their input, and layers with adapters."""
         for name, block in self._layers.blocks.items():
             overrides.put(block, lambda forward, n=name: partial(self._block, n, forward))
             for norm in (getattr(block, own) for own in _NORMS if hasattr(block, own)):
                 overrides.put(norm, lambda forward: partial(_of_a_copy, forward))
         for module, pieces in self._pieces().items():
             overrides.put(module, lambda forward, m=module, own=pieces: partial(self._adapted, m, own, forward))
-
-    @contextmanager
-    def reading(self, capture: AttentionCapture | None) -> Iterator[None]:
-        """Collect attention columns into `capture` as long as the context lasts, and not in a later backward pass."""
-        self._capture = capture
-        try:
-            yield
-        finally:
-            self._capture = None
-            if capture is not None:
-                capture.open = False
 
     def _block(self, name: str, original: Forward, *args: Any, **options: Any) -> Any:
         """A block whose attention is ours; with `recompute` it keeps its inputs only."""

@@ -5,8 +5,7 @@ Letters: B batch, N places of a grid, L context tokens, D width, I and O widths 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from functools import partial
 from typing import Any, Protocol, cast
 
@@ -16,8 +15,9 @@ from torch.utils.checkpoint import checkpoint
 
 from ...concepts.denoiser.adapters import Adapters, adapted_output
 from ...concepts.errors import BestiaryError
-from ...trainer.learning.denoiser.attention_capture import AttentionCapture, attend, split_heads
+from ...trainer.learning.denoiser.attention_capture import attend, split_heads
 from .forward_overrides import Forward, ForwardOverrides
+from .patched_network import NetworkHooks
 from .trainable_weights import cast_layer, needs_cast
 from .unet_layers import UnetLayers
 
@@ -33,22 +33,18 @@ class AttentionLayer(Protocol):
     to_out: Callable[[Tensor], Tensor]
 
 
-class UnetHooks:
+class UnetHooks(NetworkHooks):
     """Adapters of one UNet and the forward functions that use them."""
 
     def __init__(self, layers: UnetLayers, device: Callable[[], torch.device]) -> None:
         """Nothing is attached; `device` is where the UNet computes."""
+        super().__init__(Adapters(layers.linear, layers.attention_projections, device))
         self._layers = layers
-        self.adapters = Adapters(layers.linear, layers.attention_projections, device)
-        """Adapters of the layers; they may change while the hooks are on."""
-        self._capture: AttentionCapture | None = None
-        self.recompute = False
-        """Compute attention and residual blocks again in the backward pass instead of keeping their activations."""
 
     # forward functions
 
     def put_on(self, overrides: ForwardOverrides) -> None:
-        """Hang everything on the modules; adapters and `recompute` may still change afterwards."""
+        """Hang everything on the modules; attention and residual blocks are those that may be computed again."""
         for name, attention in self._layers.attention.items():
             layer = cast(AttentionLayer, attention)
             overrides.put(attention, lambda forward, n=name, a=layer: partial(self._attend, n, a, forward))
@@ -57,17 +53,6 @@ class UnetHooks:
             overrides.put(linear, lambda forward, n=name, m=linear: partial(self._adapted, n, m, forward))
         for block in self._recomputed_blocks():
             overrides.put(block, lambda forward: partial(self._recomputed, forward))
-
-    @contextmanager
-    def reading(self, capture: AttentionCapture | None) -> Iterator[None]:
-        """Collect attention columns into `capture` as long as the context lasts, and not in a later backward pass."""
-        self._capture = capture
-        try:
-            yield
-        finally:
-            self._capture = None
-            if capture is not None:
-                capture.open = False
 
     def _attend(
         self,
