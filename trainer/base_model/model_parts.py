@@ -182,5 +182,19 @@ def load_autoencoder(folder: Path = SHARED_PARTS) -> AutoencoderTiny:
     return AutoencoderTiny.from_pretrained(_component(folder, "vae"), torch_dtype=torch.float32)
 
 
+def load_text_weights(model: BaseModel) -> None:
+    """Gives a model's text encoder the weights of the shipped UNet miniature's, which reads captions already.
+
+    The projection of its pooled state, which the UNet's has not, keeps its own weights.
+    """
+    trained = CLIPTextModel.from_pretrained(SHARED_PARTS / "text_encoder", torch_dtype=torch.float32).state_dict()
+    # layers by their names in every version and class of transformers, some of which put a prefix before them
+    known = {name.removeprefix("text_model."): weight for name, weight in trained.items()}
+    own = model.text_encoder.state_dict()
+    model.text_encoder.load_state_dict(
+        {name: known.get(name.removeprefix("text_model."), weight) for name, weight in own.items()}
+    )
+
+
 def _component(folder: Path, name: str) -> Path:
     return folder / name if (folder / name).is_dir() else SHARED_PARTS / name

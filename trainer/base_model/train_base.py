@@ -27,7 +27,7 @@ from ..model.hardware import cpu_has_fast_bf16, hardware_in_words
 from .autoencoder import SHARD, cache_latents, draw_pictures, fit_autoencoder, latent_scale
 from .denoiser import LatentSet, cache_emphasis, fit_denoiser, picture_truth, sample_pictures, save_sheet
 from .denoiser_shapes import ShapeName
-from .model_parts import BaseModel, build_base_model, export_base_model, load_autoencoder
+from .model_parts import BaseModel, build_base_model, export_base_model, load_autoencoder, load_text_weights
 from .training_state import RunLog, StagePlan, StageState
 
 logger = logging.getLogger(__name__)
@@ -42,7 +42,8 @@ class TrainBaseSettings(Settings):
     model_config = ConfigDict(extra="forbid")
 
     shape: ShapeName = Field(
-        "unet", description="Denoiser to train: a UNet, or a diffusion transformer over the shipped autoencoder."
+        "unet",
+        description="Denoiser to train: a UNet, or a diffusion transformer over the shipped autoencoder that starts from the shipped text encoder.",
     )
     seed: int = Field(1, ge=0, description="Seed of drawings, weights and order.")
     pictures: int = Field(44_000, ge=64, description="Training drawings.")
@@ -102,8 +103,9 @@ def train_base(settings: TrainBaseSettings, out: Path, work: Path | None = None)
     first, second = stage_plans(settings)
     model = build_base_model(settings.seed, settings.shape)
     if settings.shape == "dit":
-        # the latents of both shapes are the same, so that they can be compared
+        # the latents of both shapes are the same, so that they can be compared; reading captions takes longest to learn
         model.autoencoder = load_autoencoder()
+        load_text_weights(model)
     for module in (model.autoencoder, model.denoiser, model.text_encoder):
         _move(module, first.device)
     count = min(settings.latent_pictures, settings.pictures)

@@ -5,6 +5,7 @@ import { app } from "../../../scripts/app.js";
 import { addStyle, iconButton, make, ownEvents } from "./host/elements.mjs";
 import { Panel } from "./host/folding.mjs";
 import { isFed } from "./host/links.mjs";
+import { refill } from "./host/pressed.mjs";
 import { after, debounced, safely } from "./host/safely.mjs";
 import { loadStrings, t } from "./host/strings.mjs";
 import { findWidget, ownWidget, setWidget, watchWidget } from "./host/widgets.mjs";
@@ -171,7 +172,7 @@ class LineStrip {
       const repair = fault.nearest && make("button", { type: "button", textContent: t("picker.useNearest", { text: fault.nearest }), onclick: () => repairStaged(node, name, fault) });
       return make("p", { className: "bst-fault" }, make("span", { textContent: text }), repair || null);
     });
-    this.faults.replaceChildren(...rows);
+    refill(this.faults, ...rows);
   }
 
   /** Whether a line may name what linked presets say when the graph runs. */

@@ -67,6 +67,21 @@ def test_unknown_names_are_underlined_and_the_nearest_is_offered(desk, first_par
     assert lines.count() == 0
 
 
+def test_a_press_that_began_on_a_repair_ends_on_it(desk, first_part):
+    box, status = open_box(desk), desk.page.locator(".bst-status").first
+    name, kind = first_part["written"], first_part["kinds"]["written"][0]
+    box.fill(f"<{name}x:{kind}> and more")
+    repair = status.get_by_role("button").first
+    repair.hover()
+    desk.page.mouse.down()
+    # whatever makes the line of faults anew meanwhile
+    desk.page.evaluate("document.querySelector('textarea').dispatchEvent(new InputEvent('input', { bubbles: true }))")
+    desk.page.wait_for_timeout(300)
+    desk.page.mouse.up()
+    desk.page.wait_for_function("document.querySelectorAll('.bst-picker .bst-fault').length === 0")
+    assert desk.value("P", "text") == f"<{name}:{kind}> and more"
+
+
 def test_a_prompt_of_comfyui_tells_what_its_taught_clip_does_not_know(desk, first_part):
     nodes = {"L": "BestiaryDemoModel", "D": "BestiaryLoadDictionary", "R": "Reroute", "P": "CLIPTextEncode"}
     desk.build(

@@ -1,6 +1,7 @@
 /** The part picker: parts on the left, thumbnails of the kinds of one part on the right, weight and blend below. */
 
 import { iconButton, make, ownEvents, slider } from "../host/elements.mjs";
+import { refill } from "../host/pressed.mjs";
 import { t } from "../host/strings.mjs";
 import { KindGrid } from "./kind_grid.mjs";
 import { plainName } from "./mentions.mjs";
@@ -236,7 +237,7 @@ export class PickerView {
       const repair = right && make("button", { type: "button", textContent: t("picker.useNearest", { text: right }), onclick: () => this.model.repair(fault) });
       lines.push(make("p", { className: "bst-fault" }, make("span", { textContent: text }), repair));
     }
-    this.status.replaceChildren(...lines);
+    refill(this.status, ...lines);
   }
 
   /** A linked part was picked: there, here as well, or not at all. */

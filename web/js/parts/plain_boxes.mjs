@@ -1,6 +1,7 @@
 /** Text boxes of ComfyUI's own blocks whose CLIP has learned parts: the server understands mentions there, and this tells of those it cannot. */
 
 import { make, ownEvents } from "../host/elements.mjs";
+import { refill } from "../host/pressed.mjs";
 import { t } from "../host/strings.mjs";
 import { findWidget, setWidget } from "../host/widgets.mjs";
 import { linkedDictionaries } from "./linked.mjs";
@@ -51,7 +52,7 @@ export class BoxNote {
       const repair = nearest ? make("button", { type: "button", textContent: t("picker.useNearest", { text: nearest }), onclick: use }) : null;
       return make("p", { className: "bst-fault" }, make("span", { textContent: t(`fault.${fault}`, { text: wrong ?? mention.target }) }), repair);
     });
-    this.element.replaceChildren(...rows);
+    refill(this.element, ...rows);
     this.place();
   }
 
