@@ -91,7 +91,7 @@ def attend_in_block(
         evaluation: the evaluation of the prompts that this is a part of.
         block: name of the block.
         attention: the attention to call, `(q, k, v, heads, mask=..., ...)`.
-        q: `(R, S, H * d)`, or `(R, H, S, d)` with `skip_reshape`; k and v likewise with T.
+        q: `(R, S, H * d)` or `(R, S, H, d)`, or `(R, H, S, d)` with `skip_reshape`; k and v likewise with T.
         heads: H.
         args: the mask, if it was passed by position.
         kw: further arguments of ComfyUI; `transformer_options` identifies the rows.
@@ -156,8 +156,8 @@ def find_site(evaluation: ModelEvaluation, options: dict, q: Tensor, k: Tensor) 
 
 
 def _by_head(tensor: Tensor, heads: int) -> Tensor:
-    """`(R, S, H * d)` -> `(R, H, S, d)`."""
-    return tensor.unflatten(-1, (heads, -1)).transpose(1, 2)
+    """`(R, S, H * d)`, or `(R, S, H, d)` as the values of Stable Diffusion 3 come -> `(R, H, S, d)`."""
+    return (tensor if tensor.ndim == 4 else tensor.unflatten(-1, (heads, -1))).transpose(1, 2)
 
 
 def _biased(

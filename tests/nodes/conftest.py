@@ -300,6 +300,14 @@ def demo_model(comfy_modules: None) -> Loaded:
 
 
 @pytest.fixture(scope="session")
+def demo_dit_model(comfy_modules: None) -> Loaded:
+    """The embedded transformer."""
+    from bestiary.nodes.demo.demo_model import BASE_MODEL_DIT, load_demo_model
+
+    return Loaded(*load_demo_model(BASE_MODEL_DIT))
+
+
+@pytest.fixture(scope="session")
 def sd15_reference() -> Reference:
     """A narrow SD1.5 with random weights: channels (32, 64), text 32 wide."""
     return _reference("sd15")
@@ -457,7 +465,7 @@ def small_codebook(drawn_images: torch.Tensor) -> object:
 def diffusers_denoiser(
     comfy_modules: None, sd15_reference: Reference, sdxl_reference: Reference
 ) -> Callable[[str], object]:
-    """`diffusers_denoiser("sd15" | "sdxl" | "demo")` -> a float32 denoiser with the weights of the fixture of that kind."""
+    """`diffusers_denoiser("sd15" | "sdxl" | "demo" | "demo_dit")` -> a float32 denoiser with the weights of the fixture of that kind."""
     import copy
     from dataclasses import replace
 
@@ -471,8 +479,8 @@ def diffusers_denoiser(
     from transformers import CLIPTokenizer
 
     def build(kind: str) -> object:
-        if kind == "demo":
-            return load_denoiser("demo", device="cpu", dtype="fp32")
+        if kind in ("demo", "demo_dit"):
+            return load_denoiser(kind.replace("_", "-"), device="cpu", dtype="fp32")
         reference = {"sd15": sd15_reference, "sdxl": sdxl_reference}[kind]
         record = get_backbone(kind)
         widths = {name: model.config.hidden_size for name, model in reference.text_encoders.items()}

@@ -67,6 +67,32 @@ def test_a_word_is_confined_like_a_part_at_its_places(loaded):
     assert maps[:, :12].sum() / maps.sum() > 0.9
 
 
+def test_a_word_of_the_embedded_transformer_is_confined_and_all_of_the_picture_or_strength_0_change_nothing(
+    demo_dit_model,
+):
+    caption = "a photo of a creature with red striped crested head , blue plain slim body , in a meadow"
+    prompts = [encode_part_prompt(demo_dit_model.clip, text, {}) for text in (caption, "")]
+    noise = torch.randn(1, 8, 16, 16, generator=torch.Generator().manual_seed(3))
+    left = torch.zeros(1, 16, 16)
+    left[..., :8] = 1
+
+    def draw(model: object) -> Tensor:
+        with torch.inference_mode():
+            return comfy.sample.sample(
+                model, noise, 6, 3.0, "euler", "simple", *prompts, torch.zeros_like(noise), seed=4, disable_pbar=True
+            )
+
+    plain, record = draw(demo_dit_model.model), AttentionRecord("auto", words=("head",))
+    for mask, strength in ((torch.ones(1, 16, 16), 1.0), (left, 0.0)):
+        idle = make_region("head", mask, strength, 0, 1, 0)
+        assert torch.equal(draw(confine_part(demo_dit_model.model, idle)), plain)
+    region = make_region("head", left, 1.0, 0, 1, 0)
+    confined = draw(record_attention(confine_part(demo_dit_model.model, region), record))
+    maps = record.find().maps[0, 0, 0]  # (8, 8)
+    assert not torch.equal(confined, plain)
+    assert maps[:, :4].sum() / maps.sum() > 0.9
+
+
 def test_a_part_comes_before_a_word_of_its_name(sd15_model):
     region = make_region("bird", left_half(), 1.0, 0, 1, 0)
     span = PartSpan("bird:x", "bird", (9,))

@@ -36,7 +36,7 @@ def prepared(models, drawn_images, small_codebook) -> Callable[..., tuple]:
             codebook, choice = NamedCodebook("drawn", small_codebook), TrainingSetChoice(128)
             _made[kind] = build_training_set([drawn_images], codebook, loaded.vae, choice, GraphProgress(None))
         made = _made[kind]
-        more = "attention_loss.downsampling = [2]\n" if kind != "demo" else ""
+        more = "attention_loss.downsampling = [2]\n" if not kind.startswith("demo") else ""
         given = {"name": "parts", "steps": STEPS, "batch_size": 2, "accumulation": 2, "token_lr": 0.1, "lora_lr": 1e-3}
         given |= {"attention_weight": 0.2, "rank": 2, "seed": 3, "preview_every": 0, **choices}
         given["more_settings"] = more + str(choices.get("more_settings", ""))
@@ -59,7 +59,7 @@ def _train(loaded: object, made: object, settings: object, run: object) -> objec
         return train_in_graph(loaded, PartsInGraph(made, settings), run)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", [*KINDS, "demo_dit"])
 @pytest.mark.parametrize("steps", [STEPS, pytest.param(20, marks=pytest.mark.slow)])
 def test_losses_are_those_of_the_command_line(
     kind: str, steps: int, prepared, diffusers_denoiser, command_line_losses

@@ -15,10 +15,11 @@ from bestiary.trainer.base_model.model_parts import (
     encode_captions,
     export_base_model,
     load_base_model,
+    load_text_weights,
 )
 from diffusers import StableDiffusionPipeline
 
-SHIPPED = Path(__file__).parents[3] / "demo" / "base_model"
+SHIPPED, SHIPPED_DIT = (Path(__file__).parents[3] / "demo" / name for name in ("base_model", "base_model_dit"))
 
 
 @pytest.fixture(scope="module")
@@ -103,12 +104,24 @@ def test_an_export_names_no_machine_and_no_version_bound_class(export):
     assert not list(folder.parent.glob(".*.part"))
 
 
-def test_the_shipped_model_is_of_this_shape_and_vocabulary_and_small():
-    files = [path for path in SHIPPED.rglob("*") if path.is_file()]
+@pytest.mark.parametrize(("name", "folder"), [("unet", SHIPPED), ("dit", SHIPPED_DIT)])
+def test_the_shipped_model_is_of_this_shape_and_vocabulary_and_small(name, folder):
+    files = [path for path in folder.rglob("*") if path.is_file()]
     assert sum(path.stat().st_size for path in [*files, JUDGE_FILE]) <= 20_000_000
-    shipped, fresh = load_base_model(SHIPPED), build_base_model(0)
-    for name in ("autoencoder", "denoiser", "text_encoder"):
-        theirs = {key: value.shape for key, value in getattr(fresh, name).state_dict().items()}
-        assert {key: value.shape for key, value in getattr(shipped, name).state_dict().items()} == theirs
+    shipped, fresh = load_base_model(folder), build_base_model(0, name)
+    for part in ("autoencoder", "denoiser", "text_encoder"):
+        theirs = {key: value.shape for key, value in getattr(fresh, part).state_dict().items()}
+        assert {key: value.shape for key, value in getattr(shipped, part).state_dict().items()} == theirs
     assert shipped.tokenizer.get_vocab() == fresh.tokenizer.get_vocab()
-    assert "dB PSNR" in (SHIPPED / "README.md").read_text(encoding="utf-8")
+    assert "dB PSNR" in (folder / "README.md").read_text(encoding="utf-8")
+
+
+def test_a_transformer_starts_with_the_text_weights_of_the_shipped_model():
+    model, shipped = build_base_model(0, "dit"), load_base_model(SHIPPED)
+    before = model.text_encoder.text_projection.weight.clone()
+    ids = encode_captions(model.tokenizer, ["a red bird, cyan"])
+    theirs = shipped.text_encoder(ids).last_hidden_state
+    assert not torch.allclose(model.text_encoder(ids).last_hidden_state, theirs, atol=0.1)
+    load_text_weights(model)
+    torch.testing.assert_close(model.text_encoder(ids).last_hidden_state, theirs)
+    assert torch.equal(model.text_encoder.text_projection.weight, before)

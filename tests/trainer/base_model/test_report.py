@@ -6,10 +6,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from bestiary.concepts.files.pack import ROOT
 from bestiary.demo.attribute_judge import AttributeJudge
-from bestiary.demo.species import HELD_OUT_SPECIES, PARTS
+from bestiary.demo.species import HELD_OUT_SPECIES, PARTS, random_species
 from bestiary.trainer.base_model import report as base_model_report
-from bestiary.trainer.base_model.model_parts import build_base_model, export_base_model
+from bestiary.trainer.base_model.model_parts import build_base_model, export_base_model, load_base_model
 from bestiary.trainer.base_model.report import (
     BaseModelFigures,
     fresh_drawings,
@@ -135,3 +136,13 @@ def test_the_command_measures_a_folder_and_leaves_card_figures_and_sheet(model, 
     assert set(figures["generated"]) == {"random", "held_out"} and figures["held_out_loss"] > 0
     assert f"{figures['reconstruction_psnr']:.2f} dB" in (folder / "README.md").read_text()
     assert (work / "report.png").exists()
+
+
+@pytest.mark.parametrize("name", ["base_model", "base_model_dit"])
+def test_the_shipped_models_draw_the_colours_of_their_captions(name):
+    """Few pictures in few steps, far above chance (0.1); the cards hold the figures of many."""
+    rng = np.random.default_rng(5)
+    species = [random_species(rng) for _ in range(6)]
+    shipped = load_base_model(ROOT / "demo" / name)
+    scores, _ = generated_scores(shipped, AttributeJudge.load(), species, steps=10, guidance=3.0, seed=5)
+    assert scores.color > 0.5
