@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 from ...concepts.errors import BestiaryError
@@ -15,7 +16,7 @@ LONGEST_NAME = 80
 
 
 def list_spectrum(path: Path) -> dict[str, object]:
-    """`stages`, `shares` of the sampling at which they start and end, and `presets` as ranges by attribute.
+    """`stages`, `shares` of the sampling at which they start and end, `presets` as ranges by attribute, `shift` of a flow model or null.
 
     Raises:
         BestiaryError: not a spectrum, or a damaged header.
@@ -29,4 +30,6 @@ def list_spectrum(path: Path) -> dict[str, object]:
         raise BestiaryError(f"{path.name} is damaged: its stages cannot be read ({type(fault).__name__})") from fault
     presets = checked_presets(header.concept.get("presets") or {})
     listed = {name[:LONGEST_NAME]: ranges[:MOST_RANGES] for name, ranges in list(presets.items())[:MOST_PRESETS]}
-    return {"stages": bounds.stages, "shares": list(bounds.fractions), "presets": listed}
+    shift = header.concept.get("shift")
+    known = shift if isinstance(shift, int | float) and 0 < shift < math.inf else None
+    return {"stages": bounds.stages, "shares": list(bounds.fractions), "presets": listed, "shift": known}

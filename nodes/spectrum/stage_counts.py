@@ -1,4 +1,4 @@
-"""Steps per stage for sampler settings from the browser, with ComfyUI's noise schedule of Stable Diffusion."""
+"""Steps per stage for sampler settings from the browser, with ComfyUI's noise schedule of Stable Diffusion or of a flow."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from .stage_schedule import sampler_sigmas, schedule_stages
 
 MOST_STAGES, MOST_STEPS = 250, 1000
 """Limits of a request; the browser's strip cannot display more."""
-LONGEST_NAME = 60
+LONGEST_NAME, LARGEST_SHIFT = 60, 100
 
 
 @dataclass(frozen=True)
@@ -31,16 +31,22 @@ class SamplerWalk:
     """End step, exclusive; larger values mean the last step."""
     stages: int
     clock: str
+    shift: float | None = None
+    """Of the flow that the stages were learned with and the model is taken to have; None is Stable Diffusion's noise."""
 
 
-class StableDiffusionNoise:
+class KnownNoise:
     """Substitute for a MODEL that provides only the noise schedule."""
 
-    def __init__(self) -> None:
-        """Stable Diffusion's schedule with ComfyUI's default parameters."""
-        from comfy.model_sampling import EPS, ModelSamplingDiscrete
+    def __init__(self, shift: float | None = None) -> None:
+        """Stable Diffusion's schedule with ComfyUI's default parameters, or that of a flow with a shift."""
+        import comfy.model_sampling as kinds
 
-        self._sampling = type("StableDiffusionSampling", (ModelSamplingDiscrete, EPS), {})()
+        if shift is None:
+            self._sampling = type("StableDiffusionSampling", (kinds.ModelSamplingDiscrete, kinds.EPS), {})()
+            return
+        self._sampling = type("FlowSampling", (kinds.ModelSamplingDiscreteFlow, kinds.CONST), {})()
+        self._sampling.set_parameters(shift=shift)
 
     def get_model_object(self, name: str) -> object:
         """The model sampling.
@@ -53,9 +59,9 @@ class StableDiffusionNoise:
         return self._sampling
 
 
-@functools.lru_cache(maxsize=1)
-def _noise() -> StableDiffusionNoise:
-    return StableDiffusionNoise()
+@functools.lru_cache(maxsize=16)
+def _noise(shift: float | None) -> KnownNoise:
+    return KnownNoise(shift)
 
 
 @functools.lru_cache(maxsize=256)
@@ -75,9 +81,9 @@ def count_steps(walk: SamplerWalk) -> dict[str, object]:
     clock: StageClock | None = next((known for known in CLOCKS if known == walk.clock), None)
     if clock is None:
         raise BestiaryError(f"unknown clock {shown_name(walk.clock)}: choose {' or '.join(CLOCKS)}")
-    model = _noise()
+    model = _noise(walk.shift)
     sigmas = sampler_sigmas(model, walk.sampler, walk.scheduler, walk.steps, walk.denoise)
-    percents = stage_percents(StageBounds.equal(walk.stages), clock, model, sigmas)
+    percents = stage_percents(StageBounds.equal(walk.stages), clock, model, sigmas, walk.shift)
     walked = sigmas[walk.first : walk.last + 1]
     if len(walked) < 2:
         raise BestiaryError(
@@ -101,14 +107,20 @@ def read_walk(query: dict[str, str]) -> SamplerWalk:
     if strange:
         raise BestiaryError(f"{strange} of {len(text[strange])} characters: at most {LONGEST_NAME} are accepted")
     whole = {name: _whole(query, name) for name in ("steps", "first", "last", "stages")}
-    denoise = query.get("denoise", "1")
+    denoise = _number(query, "denoise", 1)
+    shift = _number(query, "shift", LARGEST_SHIFT) if query.get("shift") else None
+    return SamplerWalk(text["sampler"], text["scheduler"], denoise=denoise, clock=text["clock"], shift=shift, **whole)
+
+
+def _number(query: dict[str, str], name: str, most: float) -> float:
+    value = query.get(name, "1")
     try:
-        share = float(denoise[:20])
+        number = float(value[:20])
     except ValueError:
-        share = -1.0
-    if not 0 < share <= 1:
-        raise BestiaryError(f"denoise {denoise[:20]!r} is out of range: enter a number above 0, up to 1")
-    return SamplerWalk(text["sampler"], text["scheduler"], denoise=share, clock=text["clock"], **whole)
+        number = -1.0
+    if not 0 < number <= most:
+        raise BestiaryError(f"{name} {value[:20]!r} is out of range: enter a number above 0, up to {most:g}")
+    return number
 
 
 def _whole(query: dict[str, str], name: str) -> int:

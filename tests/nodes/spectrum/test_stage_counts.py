@@ -30,6 +30,19 @@ def test_counts_are_those_of_a_loaded_model(sd15_model, scheduler, sampler, step
     assert ours["free"] == 0
 
 
+@pytest.mark.parametrize("scheduler", ["normal", "karras", "simple", "sgm_uniform", "beta"])
+@pytest.mark.parametrize("steps", [7, 20])
+def test_counts_of_a_flow_are_those_of_a_loaded_transformer(demo_dit_model, scheduler, steps):
+    from bestiary.nodes.spectrum.stage_schedule import preview_schedule
+
+    walk, stages = ("euler", scheduler, steps, 1.0), StageBounds.equal(10)
+    theirs = preview_schedule(demo_dit_model.model, walk, None, stages, shift=3.0)
+    ours = counted(scheduler=scheduler, steps=steps, shift=3.0)
+    assert tuple(ours["counts"]) == theirs.counts and ours["total"] == len(theirs.steps) and ours["free"] == 0
+    # karras walks through other levels than with Stable Diffusion's noise
+    assert scheduler != "karras" or ours["counts"] != counted(scheduler=scheduler, steps=steps)["counts"]
+
+
 def test_a_part_of_the_steps_and_the_clock_of_steps():
     whole, head, tail = counted(), counted(last=8), counted(first=8)
     assert [a + b for a, b in zip(head["counts"], tail["counts"], strict=True)] == whole["counts"]
@@ -59,6 +72,7 @@ def test_unreached_stages_are_counted_as_nothing():
         ({"scheduler": "../x"}, "no scheduler '../x'; choose"),
         ({"sampler": "x" * 100}, "sampler of 100 characters: at most 60 are accepted"),
         ({"clock": "noon"}, "unknown clock 'noon': choose timesteps or steps"),
+        ({"shift": "-1"}, "shift '-1' is out of range: enter a number above 0, up to 100"),
         ({"first": "20"}, "there is no step between start_at_step 20 and end_at_step 10000"),
     ],
 )
@@ -68,9 +82,9 @@ def test_what_cannot_be_counted_is_told(changes, message):
 
 
 def test_only_the_noise_levels_are_there():
-    from bestiary.nodes.spectrum.stage_counts import StableDiffusionNoise
+    from bestiary.nodes.spectrum.stage_counts import KnownNoise
 
-    noise = StableDiffusionNoise()
+    noise = KnownNoise()
     sigmas = noise.get_model_object("model_sampling").sigmas
     assert len(sigmas) == 1000 and all(a < b for a, b in pairwise(sigmas.tolist()))
     assert torch.isclose(sigmas[-1], torch.tensor(14.6146), atol=1e-3)

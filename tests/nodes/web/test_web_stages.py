@@ -213,6 +213,23 @@ def test_a_model_with_other_noise_is_unknown(plain_desk):
     plain_desk.page.locator(".bst-step-note").get_by_text("known only when the workflow runs").wait_for()
 
 
+def test_steps_of_the_included_transformer_are_those_of_its_flow(plain_desk):
+    nodes = {"P": "BestiaryStageText", "K": "KSampler", "L": "BestiaryDemoModel"}
+    plain_desk.build(nodes, [("P", 0, "K", 1), ("L", 0, "K", 0)])
+    for name, value in (("steps", 20), ("scheduler", "karras")):
+        set_field(plain_desk, "K", name, value)
+    again(plain_desk)
+    note = plain_desk.page.locator(".bst-step-note").first
+    cells = plain_desk.page.locator(".bst-strips").first.locator(".bst-steps .bst-cell")
+    note.get_by_text("20 steps of KSampler, karras.").wait_for()
+    usual = cells.all_inner_texts()
+    set_field(plain_desk, "L", "shape", "dit")
+    again(plain_desk)
+    note.get_by_text("Noise levels of a flow with shift 3.").wait_for()
+    shown = cells.all_inner_texts()
+    assert shown != usual and sum(int(text) for text in shown if text.isdigit()) == 20
+
+
 def typed_lines(seed):
     """Lines as people write them, some wrong."""
     draw = random.Random(seed)

@@ -6,10 +6,12 @@ import { findWidget, widgetValue } from "../host/widgets.mjs";
 const FOLLOWED = new Set(["CONDITIONING", "BESTIARY_SPECTRUM", "GUIDER", "*"]);
 /** Changes of a model's noise that the server does not know of. */
 const OTHER_NOISE = /^ModelSampling/;
+/** Shift of the included transformer; of other loaders the graph does not say what they load. */
+const DEMO_SHIFT = 3;
 const MOST_FOLLOWED = 400;
 
 /**
- * Walks of all samplers behind a node: {node, sampler, scheduler, steps, denoise, first, last}, or {node, unknown: true} where
+ * Walks of all samplers behind a node: {node, sampler, scheduler, steps, denoise, first, last, shift of a flow or null}, or {node, unknown: true} where
  * one cannot be told from the graph. Empty where none is linked.
  */
 export function samplingsOf(node) {
@@ -56,20 +58,28 @@ function walkOf(node) {
     first: findWidget(source, "start_at_step") ? widgetValue(source, "start_at_step") : 0,
     last: findWidget(source, "end_at_step") ? widgetValue(source, "end_at_step") : 10000,
   };
-  return Object.values(facts).some((value) => value === undefined) ? { node, unknown: true } : { node, ...facts };
+  return Object.values(facts).some((value) => value === undefined) ? { node, unknown: true } : { node, ...facts, shift: shiftOf(node) ?? shiftOf(source) };
 }
 
 function inputSlot(node, name) {
   return (node.inputs ?? []).findIndex((input) => input.name === name);
 }
 
-function hasOtherNoise(node) {
-  const slot = inputSlot(node, "model");
-  let model = slot < 0 ? null : sourceOf(node, slot);
-  for (let count = 0; model && count < MOST_FOLLOWED; count += 1) {
-    if (OTHER_NOISE.test(kindOf(model))) return true;
-    const next = (model.inputs ?? []).findIndex((input) => input.type === "MODEL");
-    model = next < 0 ? null : sourceOf(model, next);
+/** The nodes that a MODEL comes through, from the one linked to a node to its loader. */
+function modelChain(node) {
+  const chain = [];
+  const linked = (one, slot) => (slot < 0 ? null : sourceOf(one, slot));
+  let model = linked(node, inputSlot(node, "model"));
+  while (model && chain.length < MOST_FOLLOWED) {
+    chain.push(model);
+    model = linked(model, (model.inputs ?? []).findIndex((input) => input.type === "MODEL"));
   }
-  return false;
+  return chain;
+}
+
+const hasOtherNoise = (node) => modelChain(node).some((model) => OTHER_NOISE.test(kindOf(model)));
+
+function shiftOf(node) {
+  const loader = modelChain(node).at(-1);
+  return loader && kindOf(loader) === "BestiaryDemoModel" && widgetValue(loader, "shape") === "dit" ? DEMO_SHIFT : null;
 }

@@ -4,14 +4,15 @@ import { api } from "../../../../scripts/api.js";
 import { make } from "../host/elements.mjs";
 import { t } from "../host/strings.mjs";
 import { samplingsOf } from "./sampling.mjs";
+import { linkedSpectra } from "./spectra.mjs";
 
 const KEPT = 60;
 const asked = new Map();
 
 /** Counts of steps per stage, as {counts, free, total} or {error}; asked once for each walk. */
-function stepCounts(walk, count, clock) {
+function stepCounts(walk, count, clock, shift) {
   const { sampler, scheduler, steps, denoise, first, last } = walk;
-  const query = new URLSearchParams({ sampler, scheduler, steps, denoise, first, last, stages: count, clock });
+  const query = new URLSearchParams({ sampler, scheduler, steps, denoise, first, last, stages: count, clock, shift: shift ?? "" });
   const route = `/bestiary/stage_steps?${query}`;
   if (!asked.has(route)) {
     const answer = api.fetchApi(route).then((found) => found.json());
@@ -34,7 +35,9 @@ export class StepRow {
   async update(count, clock = "timesteps") {
     const walks = samplingsOf(this.node);
     const walk = walks.find(({ unknown }) => !unknown);
-    const asking = walk ? JSON.stringify([count, clock, { ...walk, node: walk.node.id }]) : `${walks.length}/${count}`;
+    // stages keep the noise levels they were learned at, those of a flow if their file says so
+    const shift = linkedSpectra(this.node).all.find((one) => one.shift)?.shift ?? walk?.shift ?? null;
+    const asking = walk ? JSON.stringify([count, clock, shift, { ...walk, node: walk.node.id }]) : `${walks.length}/${count}`;
     if (asking === this.asking) return;
     this.asking = asking;
     if (!walk) {
@@ -43,7 +46,7 @@ export class StepRow {
     }
     let found;
     try {
-      found = await stepCounts(walk, count, clock);
+      found = await stepCounts(walk, count, clock, shift);
     } catch {
       // the server did not answer: asked again at the next look
       found = { error: t("stages.stepsUnknown") };
@@ -52,12 +55,13 @@ export class StepRow {
     // links may have changed meanwhile
     if (this.asking !== null && asking !== this.asking) return;
     if (found.error) this.show(Array(count).fill(null), found.error);
-    else this.tell(found, walk, walks.length);
+    else this.tell(found, walk, walks.length, shift);
   }
 
-  tell({ counts, free, total }, walk, several) {
+  tell({ counts, free, total }, walk, several, shift) {
     const said = [t("stages.stepsOf", { steps: total, scheduler: walk.scheduler, title: walk.node.title ?? "" })];
     const missed = counts.map((steps, stage) => (steps ? 0 : stage + 1)).filter(Boolean);
+    if (shift) said.push(t("stages.flow", { shift: Number(shift.toFixed(2)) }));
     if (missed.length) said.push(t("stages.unreached", { stages: missed.join(", ") }));
     if (free) said.push(t("stages.free", { count: free }));
     if (several > 1) said.push(t("stages.otherSamplers", { count: several - 1 }));
