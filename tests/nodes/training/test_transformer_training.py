@@ -77,15 +77,17 @@ def train(loaded: object, made: object, settings: object) -> object:
 
 
 @pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("insertion", ["input", "output"])
 @pytest.mark.parametrize("steps", [4, pytest.param(20, marks=pytest.mark.slow)])
 def test_losses_of_parts_are_those_of_the_command_line(
-    kind: str, steps: int, training_set, command_line_losses: Callable, untouched: Callable
+    kind: str, insertion: str, steps: int, training_set, command_line_losses: Callable, untouched: Callable
 ) -> None:
     from bestiary.trainer.learning.parts.objective_setup import set_up_parts
     from bestiary.trainer.learning.pictures.latent_cache import LatentCache
 
     loaded, made = connected(kind), training_set
-    settings = part_settings(made, steps=steps, recompute=kind == "flux")
+    more = f'method.insertion = "{insertion}"'
+    settings = part_settings(made, steps=steps, recompute=kind == "flux", more_settings=more)
     check = untouched(loaded)
     ours = train(loaded, made, settings)
     check()
@@ -93,6 +95,7 @@ def test_losses_of_parts_are_those_of_the_command_line(
     theirs = command_line_losses(lambda: set_up_parts(settings, over_diffusers(loaded), made.names, made.kinds, cache))
     assert len(ours.losses) == len(theirs) == steps
     assert np.abs(np.array(ours.losses) - np.array(theirs)).max() < 1e-4
+    assert ours.concept.insertion == insertion
     assert ours.concept.backbone == kind and len(ours.concept.embeddings) == (3 if kind == "sd3" else 2)
     assert ours.concept.provenance["shift"] == pytest.approx(3.0 if kind == "sd3" else 3.158193)
 

@@ -57,6 +57,41 @@ def test_from_a_picture_to_pictures(
     assert len(list((tmp_path / "made").glob("*.png"))) == 2
 
 
+def test_a_spectrum_of_a_transformer_is_judged_stage_by_stage(
+    tiny_folder: Callable, picture: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    base, run = ("--base", str(tiny_folder("sd3"))), tmp_path / "run"
+    more = (
+        *base,
+        "--words",
+        "bird",
+        "--stages",
+        "3",
+        "--set",
+        "optimizer.batch_size=1",
+        "--set",
+        "optimizer.vector_lr=0.1",
+    )
+    assert main(_train(tiny_folder, picture, run, "--name", "corgi", *more)) == 0
+    told = [
+        "evaluate",
+        "spectrum",
+        str(run / "corgi.safetensors"),
+        "--images",
+        str(picture),
+        "--out",
+        str(tmp_path / "judged"),
+    ]
+    told += [*base, "--size", "64", "--count", "2", "--device", "cpu", "--dtype", "fp32"]
+    assert main(told) == 0, capsys.readouterr().err
+    record = json.loads((tmp_path / "judged" / "evaluation.json").read_text())
+    losses = record["noise_loss"]
+    assert set(losses) == {"spectrum", "mean", "words", "shuffled"}
+    assert all(len(own) == 3 and np.isfinite(own).all() and min(own) > 0 for own in losses.values())
+    # stages that were moved differ from one another and from the words they started at
+    assert losses["spectrum"] not in (losses["words"], losses["shuffled"], losses["mean"])
+
+
 def test_a_finished_run_is_resumed_to_the_same_file(tiny_folder: Callable, picture: Path, tmp_path: Path) -> None:
     assert main(_train(tiny_folder, picture, tmp_path / "run")) == 0
     first = load_spectrum(tmp_path / "run" / "spectrum.safetensors")
