@@ -206,8 +206,9 @@ def again(desk):
     desk.page.wait_for_timeout(300)
 
 
-def test_a_model_with_other_noise_is_unknown(plain_desk):
-    nodes = {"P": "BestiaryStageText", "K": "KSampler", "M": "ModelSamplingSD3"}
+@pytest.mark.parametrize("other", ["ModelSamplingSD3", "UNETLoader"])
+def test_a_model_with_other_noise_is_unknown(plain_desk, other):
+    nodes = {"P": "BestiaryStageText", "K": "KSampler", "M": other}
     plain_desk.build(nodes, [("P", 0, "K", 1), ("M", 0, "K", 0)])
     again(plain_desk)
     plain_desk.page.locator(".bst-step-note").get_by_text("known only when the workflow runs").wait_for()

@@ -6,12 +6,15 @@ import { findWidget, widgetValue } from "../host/widgets.mjs";
 const FOLLOWED = new Set(["CONDITIONING", "BESTIARY_SPECTRUM", "GUIDER", "*"]);
 /** Changes of a model's noise that the server does not know of. */
 const OTHER_NOISE = /^ModelSampling/;
+/** Loads transformers mostly, whose noise the graph does not say. */
+const UNSURE = "UNETLoader";
 /** Shift of the included transformer; of other loaders the graph does not say what they load. */
 const DEMO_SHIFT = 3;
 const MOST_FOLLOWED = 400;
 
 /**
- * Walks of all samplers behind a node: {node, sampler, scheduler, steps, denoise, first, last, shift of a flow or null}, or {node, unknown: true} where
+ * Walks of all samplers behind a node: {node, sampler, scheduler, steps, denoise, first, last, shift of a flow or null,
+ * unsure: whether the model may well be no Stable Diffusion}, or {node, unknown: true} where
  * one cannot be told from the graph. Empty where none is linked.
  */
 export function samplingsOf(node) {
@@ -58,7 +61,7 @@ function walkOf(node) {
     first: findWidget(source, "start_at_step") ? widgetValue(source, "start_at_step") : 0,
     last: findWidget(source, "end_at_step") ? widgetValue(source, "end_at_step") : 10000,
   };
-  return Object.values(facts).some((value) => value === undefined) ? { node, unknown: true } : { node, ...facts, shift: shiftOf(node) ?? shiftOf(source) };
+  return Object.values(facts).some((value) => value === undefined) ? { node, unknown: true } : { node, ...facts, shift: shiftOf(node) ?? shiftOf(source), unsure: [node, source].some((one) => kindOf(modelChain(one).at(-1) ?? {}) === UNSURE) };
 }
 
 function inputSlot(node, name) {

@@ -40,7 +40,7 @@ export class StepRow {
     const asking = walk ? JSON.stringify([count, clock, shift, { ...walk, node: walk.node.id }]) : `${walks.length}/${count}`;
     if (asking === this.asking) return;
     this.asking = asking;
-    if (!walk) {
+    if (!walk || (walk.unsure && !shift)) {
       this.show(Array(count).fill(null), t(walks.length ? "stages.stepsUnknown" : "stages.stepsUnlinked"));
       return;
     }
