@@ -2,12 +2,10 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from ...concepts.denoiser.adapters import Adapters
 from ...concepts.denoiser.backbone import Backbone
@@ -30,6 +28,7 @@ from ..learning.denoiser.attention_capture import (
 )
 from .autoencoder import Autoencoder
 from .denoiser_lora import module_adapters
+from .module_network import ModuleNetwork
 from .sampling import SamplingDenoiser
 
 if TYPE_CHECKING:
@@ -87,14 +86,14 @@ class DiffusersDenoiser(SamplingDenoiser):
         self.images.vae = None
 
 
-class UnetNetwork:
+class UnetNetwork(ModuleNetwork):
     """A UNet of diffusers as a `Network`. Predictions come back in float32."""
 
     def __init__(self, backbone: Backbone, parts: DenoiserParts) -> None:
         """Take over the UNet of `parts` and freeze it."""
+        super().__init__(parts.unet, parts.unet.conv_in)
         self._backbone, self._process = backbone, parts.process
-        # frozen: only adapters and learned vectors ever get gradients
-        self.unet = parts.unet.eval().requires_grad_(False)
+        self.unet = parts.unet
         self._memory_format = parts.memory_format
         # attention that can be asked for columns, and the names by which layers are asked
         install_fused_attention(self.unet, parts.float32_backward)
@@ -103,16 +102,6 @@ class UnetNetwork:
         self._blocks = dict(_feature_blocks(self.unet, levels))
         self.adapters: Adapters = module_adapters(self.unet, lambda: self.device)
         self._known_sizes: dict[tuple[int, int], Tensor] = {}
-
-    @property
-    def device(self) -> torch.device:
-        """Where the weights are."""
-        return self.unet.conv_in.weight.device
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """Dtype in which the UNet computes."""
-        return self.unet.conv_in.weight.dtype
 
     def attention_grids(self, size: tuple[int, int]) -> dict[str, tuple[int, int]]:
         """Every cross-attention layer, in running order -> (height, width) of its grid for latents of `size` = (h, w)."""
@@ -162,14 +151,6 @@ class UnetNetwork:
             )[0]  # (B, C, h, w)
         maps = {} if capture is None else {name: columns.float() for name, columns in capture.maps.items()}
         return NetworkOutput(prediction.float(), maps, dict(read))
-
-    def set_gradient_checkpointing(self, enabled: bool) -> None:
-        """Recompute activations in the backward pass (about a third more work for much less memory), or keep them."""
-        if not enabled:
-            self.unet.disable_gradient_checkpointing()
-            return
-        # nothing in the denoiser draws random numbers, so their state need not be fetched from the device
-        self.unet.enable_gradient_checkpointing(partial(checkpoint, use_reentrant=False, preserve_rng_state=False))
 
     def _added_conditions(self, latents: Tensor, text: Conditioning) -> dict[str, Tensor] | None:
         """Pooled text `(B, E)` and sizes `(B, 6)` for backbones that take them."""

@@ -17,7 +17,7 @@ from ...concepts.denoiser.denoiser import Conditioning
 from ...concepts.denoiser.process import FlowProcess
 from ..learning.denoiser.attention_capture import AttentionCapture, attend, split_heads
 from .denoiser_lora import AttentionLayers
-from .transformer_network import TransformerDenoiser, TransformerNetwork, refuse_other_processors
+from .transformer_network import ReadAttention, TransformerDenoiser, TransformerNetwork, refuse_other_processors
 
 MU = 1.15
 """Shift of dev, as the logarithm that Flux writes."""
@@ -108,15 +108,8 @@ class FluxDenoiser(TransformerDenoiser):
         return self.network.is_guided
 
 
-class FluxAttention:
-    """Attention processor of one layer: fused attention, and columns if the call asks this layer for them.
-
-    Same operations as diffusers' FluxAttnProcessor; outputs are bit-equal.
-    """
-
-    def __init__(self, layer: str) -> None:
-        """`layer`: name under which its columns are asked for."""
-        self.layer = layer
+class FluxAttention(ReadAttention):
+    """Same operations as diffusers' FluxAttnProcessor; outputs are bit-equal."""
 
     def __call__(
         self,

@@ -6,14 +6,12 @@ batch, h and w the picture in pixels, L text states, D their width.
 
 import logging
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from diffusers import UNet2DConditionModel
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from ...concepts.denoiser.adapters import Adapters
 from ...concepts.denoiser.denoiser import AttentionRequest, Conditioning, NetworkOutput
@@ -26,6 +24,7 @@ from ..learning.denoiser.low_picture import GUIDE, LEVEL
 from .backbones import discrete_process
 from .component_loading import quiet_loading, refuse_quantised, weights_variant
 from .denoiser_lora import IF_LAYERS, module_adapters
+from .module_network import ModuleNetwork
 from .sampling import SamplingDenoiser
 from .t5_text import encoded_texts
 
@@ -48,24 +47,14 @@ class IFDenoiser(SamplingDenoiser):
         """Stage II: how much of the low picture is left at every level `(levels,)`, on the CPU."""
 
 
-class IFNetwork:
+class IFNetwork(ModuleNetwork):
     """The UNet of a stage as a `Network`. Predictions come back in float32, without the variance channels."""
 
     def __init__(self, stage: IFStage, unet: UNet2DConditionModel, process: DiscreteProcess) -> None:
         """Take over the UNet and freeze it."""
-        self.stage, self._process = stage, process
-        self.unet = unet.eval().requires_grad_(False)
+        super().__init__(unet, unet.conv_in)
+        self.stage, self.unet, self._process = stage, unet, process
         self.adapters: Adapters = module_adapters(self.unet, lambda: self.device, IF_LAYERS)
-
-    @property
-    def device(self) -> torch.device:
-        """Where the weights are."""
-        return self.unet.conv_in.weight.device
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """Dtype in which the UNet computes."""
-        return self.unet.conv_in.weight.dtype
 
     def predict(
         self,
@@ -109,13 +98,6 @@ class IFNetwork:
     def feature_grids(self, size: tuple[int, int]) -> dict[str, tuple[int, int]]:
         """None, likewise."""
         return {}
-
-    def set_gradient_checkpointing(self, enabled: bool) -> None:
-        """Recompute activations in the backward pass, or keep them."""
-        if not enabled:
-            self.unet.disable_gradient_checkpointing()
-            return
-        self.unet.enable_gradient_checkpointing(partial(checkpoint, use_reentrant=False, preserve_rng_state=False))
 
 
 def load_if(

@@ -14,7 +14,7 @@ from ...concepts.denoiser.denoiser import Conditioning
 from ...concepts.denoiser.process import FlowProcess
 from ..learning.denoiser.attention_capture import AttentionCapture, attend, split_heads
 from .denoiser_lora import AttentionLayers
-from .transformer_network import TransformerDenoiser, TransformerNetwork, refuse_other_processors
+from .transformer_network import ReadAttention, TransformerDenoiser, TransformerNetwork, refuse_other_processors
 
 TIME_SCALE = 1000
 """The network receives 1000 sigma as its time."""
@@ -70,15 +70,8 @@ class SD3Denoiser(TransformerDenoiser):
     published = FlowProcess(SHIFT, draw="logit_normal")
 
 
-class SD3Attention:
-    """Attention processor of one layer: fused attention, and columns if the call asks this layer for them.
-
-    Same operations as diffusers' JointAttnProcessor2_0; outputs are bit-equal.
-    """
-
-    def __init__(self, layer: str) -> None:
-        """`layer`: name under which its columns are asked for."""
-        self.layer = layer
+class SD3Attention(ReadAttention):
+    """Same operations as diffusers' JointAttnProcessor2_0; outputs are bit-equal."""
 
     def __call__(
         self,

@@ -7,12 +7,10 @@ Letters: B batch, C channels of latents, h and w their grid, N tokens of the ima
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from ...concepts.denoiser.adapters import Adapters
 from ...concepts.denoiser.backbone import Backbone
@@ -24,6 +22,7 @@ from ..learning.denoiser.attention_capture import AttentionCapture, build_captur
 from .autoencoder import Autoencoder
 from .denoiser_lora import AttentionLayers, module_adapters
 from .diffusers_denoiser import NoTextEncoders
+from .module_network import ModuleNetwork
 from .sampling import SamplingDenoiser
 
 if TYPE_CHECKING:
@@ -44,7 +43,15 @@ class TransformerParts:
     """The folder's scheduler_config.json."""
 
 
-class TransformerNetwork(ABC):
+class ReadAttention:
+    """Attention processor of one layer: fused attention, and columns if a call asks this layer for them."""
+
+    def __init__(self, layer: str) -> None:
+        """`layer`: name under which its columns are asked for."""
+        self.layer = layer
+
+
+class TransformerNetwork(ModuleNetwork, ABC):
     """A transformer of diffusers with joint attention as a `Network`. Predictions come back in float32."""
 
     text_first: bool
@@ -58,24 +65,15 @@ class TransformerNetwork(ABC):
         Raises:
             BestiaryError: an attention layer was replaced by another program's.
         """
+        super().__init__(transformer, transformer.proj_out)
         self._backbone, self._process = backbone, process
         # the families share no class that says what they hold
-        self.transformer: Any = transformer.eval().requires_grad_(False)
+        self.transformer: Any = transformer
         self._patch = backbone.patch
         self._install()
         self.adapters: Adapters = module_adapters(
             self.transformer, lambda: self.device, self.attention, backbone.lora_prefix
         )
-
-    @property
-    def device(self) -> torch.device:
-        """Where the weights are."""
-        return self.transformer.proj_out.weight.device
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """Dtype in which the transformer computes."""
-        return self.transformer.proj_out.weight.dtype
 
     @abstractmethod
     def method_layers(self) -> tuple[str, ...]:
@@ -135,16 +133,6 @@ class TransformerNetwork(ABC):
             prediction = self._evaluate(latents, sigma, conditioning, None if capture is None else {"capture": capture})
         activations = {name: self._on_grid(tokens, size) for name, tokens in read.items()}
         return NetworkOutput(prediction.float(), {} if capture is None else _closed(capture), activations)
-
-    def set_gradient_checkpointing(self, enabled: bool) -> None:
-        """Recompute activations in the backward pass, block by block, or keep them."""
-        if not enabled:
-            self.transformer.disable_gradient_checkpointing()
-            return
-        # nothing in the denoiser draws random numbers, so their state need not be fetched from the device
-        self.transformer.enable_gradient_checkpointing(
-            partial(checkpoint, use_reentrant=False, preserve_rng_state=False)
-        )
 
     def _capture(
         self, request: AttentionRequest | None, size: tuple[int, int], text: Conditioning
