@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from comfy_api.latest import io, ui
 
@@ -47,7 +47,7 @@ def _limit_inputs() -> list[io.Input]:
     ]
 
 
-def _request(width: int, height: int, seed: int, max_occlusion: float) -> LayoutRequest:
+def _request(width: int, height: int, seed: int = 0, max_occlusion: float = 0.15) -> LayoutRequest:
     from ...scenes.layout_request import LayoutRequest
 
     return LayoutRequest(width, height, seed, max_occlusion=max_occlusion)
@@ -150,25 +150,14 @@ class BestiaryLayoutFromText(io.ComfyNode):
                 *_canvas_inputs(),
                 *_limit_inputs(),
             ],
-            outputs=[
-                layouts_output(),
-                io.String.Output("notes"),
-            ],
+            outputs=[layouts_output(), io.String.Output("notes")],
         )
 
     @classmethod
-    def execute(
-        cls,
-        text: str,
-        subjects: SceneSubjects,
-        width: int,
-        height: int,
-        seed: int = 0,
-        max_occlusion: float = 0.15,
-    ) -> io.NodeOutput:
+    def execute(cls, text: str, subjects: SceneSubjects, **request: Any) -> io.NodeOutput:
         from .layout_solving import read_text
 
-        layouts, notes = read_text(text, subjects, _request(width, height, seed, max_occlusion))
+        layouts, notes = read_text(text, subjects, _request(**request))
         return io.NodeOutput(layouts, notes, ui=ui.PreviewText(notes or "read as it is"))
 
 
@@ -188,25 +177,14 @@ class BestiaryLayoutFromBoxes(io.ComfyNode):
                 *_canvas_inputs(),
                 *_limit_inputs(),
             ],
-            outputs=[
-                layouts_output(),
-                io.String.Output("notes"),
-            ],
+            outputs=[layouts_output(), io.String.Output("notes")],
         )
 
     @classmethod
-    def execute(
-        cls,
-        boxes: object,
-        subjects: SceneSubjects,
-        width: int,
-        height: int,
-        seed: int = 0,
-        max_occlusion: float = 0.15,
-    ) -> io.NodeOutput:
+    def execute(cls, boxes: object, subjects: SceneSubjects, **request: Any) -> io.NodeOutput:
         from .layout_solving import read_boxes
 
-        layouts, notes = read_boxes(boxes, subjects, _request(width, height, seed, max_occlusion))
+        layouts, notes = read_boxes(boxes, subjects, _request(**request))
         return io.NodeOutput(layouts, notes, ui=ui.PreviewText(notes or "taken as they are"))
 
 

@@ -1,12 +1,13 @@
 """`bestiary train`, `bestiary resume` and `bestiary doctor`: train concepts, continue a stopped run, check a setup."""
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from ...concepts.files.concept_names import checked_file_name
-from ..learning.run.progress_report import progress_callback
+from ..learning.run.progress_report import ProgressStyle, progress_callback
 from .options import (
     BaseOption,
     DeviceOption,
@@ -17,6 +18,10 @@ from .options import (
     existing,
     result_folder,
 )
+
+if TYPE_CHECKING:
+    from ..training.train import Trained
+    from ..training.training_setup import Task
 
 train = typer.Typer(help="Train concepts on a base model.", no_args_is_help=True)
 
@@ -71,7 +76,7 @@ def train_parts(
     from ..training.train_parts import train_parts as run_training
 
     settings = _recipe_settings(recipe, discovery, base, out, steps, batch_size, seed, device, dtype, more, scenes)
-    typer.echo(f"wrote {run_training(settings, on_progress=progress_callback('train', progress)).path}")
+    _train(run_training, settings, progress)
 
 
 @train.command("spectrum")
@@ -123,15 +128,13 @@ def train_spectrum(
     typed |= _shared_flags(base, out, steps, batch_size, seed, device, dtype)
     settings = load_spectrum_recipe(recipe, _overrides(typed, more))
     checked_file_name(settings.run.name, "run.name")
-    if check:
-        from ..training.doctor import examine
-        from ..training.train_spectrum import SpectrumTask
-
-        typer.echo("\n".join(examine(SpectrumTask(settings))))
-        return
+    from ..training.train_spectrum import SpectrumTask
     from ..training.train_spectrum import train_spectrum as run_training
 
-    typer.echo(f"wrote {run_training(settings, on_progress=progress_callback('train', progress)).path}")
+    if check:
+        _examine(SpectrumTask(settings))
+    else:
+        _train(run_training, settings, progress)
 
 
 @train.command("dreambooth")
@@ -184,11 +187,9 @@ def train_dreambooth(
     from ..training.train_dreambooth import train_dreambooth as run_training
 
     if check:
-        from ..training.doctor import examine
-
-        typer.echo("\n".join(examine(DreamBoothTask(settings))))
-        return
-    typer.echo(f"wrote {run_training(settings, on_progress=progress_callback('train', progress)).path}")
+        _examine(DreamBoothTask(settings))
+    else:
+        _train(run_training, settings, progress)
 
 
 def resume(
@@ -198,8 +199,7 @@ def resume(
     """Continue a stopped training."""
     from ..training.tasks import resume_training
 
-    report = progress_callback("train", progress)
-    typer.echo(f"wrote {resume_training(existing(run, 'folder'), on_progress=report).path}")
+    _train(resume_training, existing(run, "folder"), progress)
 
 
 def doctor(
@@ -216,11 +216,22 @@ def doctor(
 
     Pictures, sizes, disk space, memory, one forward pass, one preview.
     """
-    from ..training.doctor import examine
     from ..training.train_parts import PartTask
 
     settings = _recipe_settings(recipe, discovery, base, out, None, None, None, device, dtype, more, scenes)
-    typer.echo("\n".join(examine(PartTask(settings))))
+    _examine(PartTask(settings))
+
+
+def _train(run_training: Callable[..., "Trained"], what: object, progress: ProgressStyle) -> None:
+    """Train by these settings, or go on in this run folder, and say where the result is."""
+    run = run_training(what, on_progress=progress_callback("train", progress))
+    typer.echo(f"wrote {run.path}")
+
+
+def _examine(task: "Task") -> None:
+    from ..training.doctor import examine
+
+    typer.echo("\n".join(examine(task)))
 
 
 def _recipe_settings(

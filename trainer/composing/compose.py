@@ -19,7 +19,6 @@ from ...concepts.errors import BestiaryError
 from ...concepts.files.atomic_file import check_writable, replacing
 from ...concepts.files.concept_names import name_of_file
 from ...concepts.files.text_file import read_text
-from ...concepts.name_search import same_name
 from ...concepts.part_dictionary.part_dictionary import PartDictionary
 from ...concepts.pictures.picture_size import read_size, size_text
 from ...concepts.spectrum.prompt_spectrum import PromptSpectrum
@@ -37,6 +36,7 @@ from .prompt_regions import read_regions
 from .staged_pictures import (
     MIX_NAME,
     is_staged,
+    load_by_name,
     load_spectra,
     make_staged_pictures,
     mix_spectra,
@@ -216,15 +216,7 @@ def load_dictionaries(paths: Sequence[Path]) -> dict[str, PartDictionary]:
     Raises:
         BestiaryError: a file is not a part dictionary, or two have the same name.
     """
-    dictionaries: dict[str, PartDictionary] = {}
-    for path in paths:
-        name = name_of_file(path.name)
-        if same_name(name, dictionaries):
-            raise BestiaryError(
-                f"two dictionaries are named {name!r}: rename one file, so that prompts can distinguish them"
-            )
-        dictionaries[name] = PartDictionary.load(path)
-    return dictionaries
+    return load_by_name(paths, PartDictionary.load, "dictionaries")
 
 
 def base_of(dictionary: PartDictionary | PromptSpectrum) -> str:

@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 
@@ -23,6 +24,7 @@ from ..model.sampling import SamplingDenoiser, pictures_at_once, sample_images, 
 from .picture_making import Picture, PictureOrder, SamplingChoice, check_backbone, enter_prompts
 
 logger = logging.getLogger("bestiary")
+Concept = TypeVar("Concept")
 MIX_NAME = "mix"
 """Name in prompts of the concept that is mixed from several references."""
 
@@ -153,15 +155,22 @@ def load_spectra(paths: Sequence[Path]) -> dict[str, PromptSpectrum]:
     Raises:
         BestiaryError: a file is not a spectrum, or two have the same name.
     """
-    spectra: dict[str, PromptSpectrum] = {}
+    return load_by_name(paths, load_spectrum, "spectra")
+
+
+def load_by_name(paths: Sequence[Path], load: Callable[[Path], Concept], kind: str) -> dict[str, Concept]:
+    """Concepts by their name in prompts, which is the file name without its suffixes.
+
+    Raises:
+        BestiaryError: two have the same name; `kind` says what they are, in the plural.
+    """
+    concepts: dict[str, Concept] = {}
     for path in paths:
         name = name_of_file(path.name)
-        if same_name(name, spectra):
-            raise BestiaryError(
-                f"two spectra are named {name!r}: rename one file, so that prompts can distinguish them"
-            )
-        spectra[name] = load_spectrum(path)
-    return spectra
+        if same_name(name, concepts):
+            raise BestiaryError(f"two {kind} are named {name!r}: rename one file, so that prompts can distinguish them")
+        concepts[name] = load(path)
+    return concepts
 
 
 def mix_spectra(

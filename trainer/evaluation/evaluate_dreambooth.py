@@ -12,7 +12,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import Literal
 
 import torch
 from PIL import Image
@@ -33,10 +33,10 @@ from .dreambooth_page import write_dreambooth_page
 from .dreambooth_pictures import Subject, SubjectModel, as_images, load_subject, without_identifier, written_pictures
 from .dreambooth_protocol import SubjectPlan, dataset_file, read_protocol, single_plan
 from .dreambooth_scores import Figures, Judges, SubjectScores, mean_figures, score_subject
+from .left_out import load_or_leave_out
 from .likeness_judges import DINO, DinoJudge, LpipsJudge
 
 ProgressReport = Callable[[int, int], None]
-Judge = TypeVar("Judge")
 DRAWN_PICTURES = 5
 UNTOUCHED = "untouched"
 """Folder of the pictures of the class that the bare model makes."""
@@ -252,24 +252,21 @@ def load_judges(settings: EvaluateDreamBoothSettings) -> tuple[Judges, dict[str,
     device = choose_device(settings.device)
     left_out: dict[str, str] = {}
 
-    def optional(columns: str, named: object, load: Callable[[], Judge]) -> Judge | None:
-        try:
-            return load()
-        except BestiaryError as fault:
-            if named is not None:
-                raise
-            left_out[columns] = str(fault)
-            return None
-
     def clip() -> ClipJudge:
         name = settings.clip or USUAL_CLIP
         find_clip(name)
         return ClipJudge.load(name, device)
 
+    def dino() -> DinoJudge:
+        return DinoJudge.load(settings.dino, settings.dino_model, device)
+
+    def lpips() -> LpipsJudge:
+        return LpipsJudge.load(settings.lpips)
+
     return Judges(
-        optional("dino, pres", settings.dino, lambda: DinoJudge.load(settings.dino, settings.dino_model, device)),
-        optional("clip_i, clip_t", settings.clip, clip),
-        optional("div", settings.lpips, lambda: LpipsJudge.load(settings.lpips)),
+        load_or_leave_out("dino, pres", settings.dino, dino, left_out),
+        load_or_leave_out("clip_i, clip_t", settings.clip, clip, left_out),
+        load_or_leave_out("div", settings.lpips, lpips, left_out),
     ), left_out
 
 

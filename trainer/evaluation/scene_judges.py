@@ -3,9 +3,9 @@
 Letters: K places, C subjects, R pictures of one subject, F features.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol, TypeVar
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -20,9 +20,9 @@ from ...scenes.scene_scores import Boxes, SeenPlaces, separate_places, sliding_w
 from ..learning.pictures.image_files import image_to_tensor
 from ..model.backbones import choose_device
 from .clip_judge import USUAL_CLIP, ClipJudge
+from .left_out import load_or_leave_out
 from .owl_detector import USUAL_DETECTOR, OwlDetector
 
-Judge = TypeVar("Judge")
 DRAWN = "drawn world"
 _PLACES_PER_SUBJECT = 3
 _SAME_THING, _SAME_CREATURE = 0.5, 0.3
@@ -137,16 +137,8 @@ def load_scene_judges(clip: str | None, detector: str | None, *, drawn: bool, de
     place = choose_device(device)
     left_out: dict[str, str] = {}
 
-    def optional(columns: str, named: str | None, load: Callable[[], Judge]) -> Judge | None:
-        try:
-            return load()
-        except BestiaryError as fault:
-            if named is not None:
-                raise
-            left_out[columns] = str(fault)
-            return None
-
-    comparing = optional("TI" if drawn else "CP, TI", clip, lambda: ClipJudge.load(clip or USUAL_CLIP, place))
+    columns = "TI" if drawn else "CP, TI"
+    comparing = load_or_leave_out(columns, clip, lambda: ClipJudge.load(clip or USUAL_CLIP, place), left_out)
     models = {} if comparing is None else {"clip": clip or USUAL_CLIP}
     if drawn:
         return SceneJudges(DrawnSceneJudge(), comparing, {"attributes": DRAWN, **models}, left_out)
@@ -154,7 +146,7 @@ def load_scene_judges(clip: str | None, detector: str | None, *, drawn: bool, de
         raise BestiaryError(
             f"nothing can be judged. {'; '.join(left_out.values())}; or let the drawn world's judge look"
         )
-    finding = optional("CP", detector, lambda: OwlDetector.load(detector or USUAL_DETECTOR, place))
+    finding = load_or_leave_out("CP", detector, lambda: OwlDetector.load(detector or USUAL_DETECTOR, place), left_out)
     if finding is None:
         return SceneJudges(None, comparing, models, left_out)
     models["detector"] = detector or USUAL_DETECTOR
