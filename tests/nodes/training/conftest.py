@@ -1,5 +1,7 @@
 """What all tests of trainings in the graph share: folders of their own, and a model that must be as it was."""
 
+import json
+import time
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -125,3 +127,51 @@ def _weights(loaded: object) -> dict[str, torch.Tensor]:
         for kind, module in modules.items()
         for name, tensor in module.state_dict().items()
     }
+
+
+@pytest.fixture
+def out_of_memory(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[], object]], str]:
+    """`out_of_memory(train)` -> the message of a training whose network finds no memory."""
+
+    def message(train: Callable[[], object]) -> str:
+        from bestiary.concepts.errors import BestiaryError
+        from bestiary.nodes.denoiser.comfy_network import ComfyNetwork
+
+        def fail(self: ComfyNetwork, *inputs: object) -> None:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB")
+
+        with monkeypatch.context() as patch:
+            patch.setattr(ComfyNetwork, "predict", fail)
+            with pytest.raises(BestiaryError, match="out of memory in training") as raised:
+                train()
+        return str(raised.value)
+
+    return message
+
+
+@pytest.fixture
+def log_of() -> Callable[[object, str], list[dict]]:
+    """`log_of(server, run)` -> lines of the log of a run, none before it began."""
+    return _log_of
+
+
+def _log_of(server: object, run: str) -> list[dict]:
+    path = server.folder / "output" / "bestiary" / run / "log.jsonl"
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+@pytest.fixture
+def cancelled_in_training() -> Callable[[object, dict, str], int]:
+    """`cancelled_in_training(server, graph, run)` -> steps of the run when Cancel ended it, 2 or more."""
+
+    def cancelled(server: object, graph: dict, run: str) -> int:
+        prompt_id = server.submit(graph)
+        until = time.monotonic() + 120
+        while time.monotonic() < until and len(_log_of(server, run)) < 2:
+            time.sleep(0.05)
+        server.post("/interrupt")
+        entry = server.wait(prompt_id)
+        assert any(name == "execution_interrupted" for name, _ in entry["status"]["messages"])
+        return len(_log_of(server, run))
+
+    return cancelled

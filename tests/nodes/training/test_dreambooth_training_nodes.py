@@ -1,8 +1,6 @@
 """Learning one subject through the queue of a real ComfyUI: train, apply, sample; cancel and resume; the node explains itself."""
 
 import io
-import json
-import time
 
 from PIL import Image
 
@@ -49,12 +47,7 @@ def _pixels(server: object, shown: dict) -> bytes:
     return Image.open(io.BytesIO(content)).convert("RGB").tobytes()
 
 
-def _log(server: object, run: str) -> list[dict]:
-    path = server.folder / "output" / "bestiary" / run / "log.jsonl"
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
-
-
-def test_a_subject_is_learned_applied_and_sampled(server) -> None:
+def test_a_subject_is_learned_applied_and_sampled(server, log_of) -> None:
     graph = _training()
     graph["applied"] = {
         "class_type": "LoraModelLoader",
@@ -72,26 +65,19 @@ def test_a_subject_is_learned_applied_and_sampled(server) -> None:
     pictures = {name: _pixels(server, outputs[f"{name}_save"]) for name in ("ours", "core", "plain")}
     # core's own loader makes the same of LORA_MODEL; the model is as it was
     assert pictures["ours"] == pictures["core"] != pictures["plain"]
-    lines = _log(server, "drake")
+    lines = log_of(server, "drake")
     assert [line["step"] for line in lines] == [1, 2, 3] and all(line["prior_loss"] > 0 for line in lines)
     shown = server.get("/bestiary/newest_run/drake?kind=dreambooth").json()
     assert shown["run"] == "drake"
 
 
-def test_a_cancelled_training_is_resumed(server) -> None:
+def test_a_cancelled_training_is_resumed(server, log_of, cancelled_in_training) -> None:
     graph = _training(name="long", steps=100_000, preview_every=0, more_settings=CONSTANT)
-    prompt_id = server.submit(graph)
-    until = time.monotonic() + 120
-    while time.monotonic() < until and len(_log(server, "long")) < 2:
-        time.sleep(0.05)
-    server.post("/interrupt")
-    entry = server.wait(prompt_id)
-    assert any(name == "execution_interrupted" for name, _ in entry["status"]["messages"])
-    reached = len(_log(server, "long"))
+    reached = cancelled_in_training(server, graph, "long")
     assert reached >= 2 and (server.folder / "models" / "loras" / "long_stopped.safetensors").is_file()
     graph["train"]["inputs"] |= {"resume": "long", "steps": reached + 1}
     assert f"learned in {reached + 1} steps" in server.run(graph)["train"]["text"][0]
-    assert [record["step"] for record in _log(server, "long")] == list(range(1, reached + 2))
+    assert [record["step"] for record in log_of(server, "long")] == list(range(1, reached + 2))
 
 
 def test_the_node_explains_itself(server) -> None:

@@ -158,21 +158,13 @@ def test_a_loss_that_is_not_finite_names_its_pictures(prepared, untouched) -> No
         _train(loaded, spoilt, settings, _run(settings, spoilt))
 
 
-def test_too_little_memory_is_one_message_that_says_what_to_lower(prepared, untouched, monkeypatch) -> None:
-    from bestiary.nodes.denoiser.comfy_network import ComfyNetwork
-
+def test_too_little_memory_is_one_message_that_says_what_to_lower(prepared, untouched, out_of_memory) -> None:
     loaded, pictures, settings = prepared("sd15", steps=3)
     untouched(loaded)
-
-    def fail(self: ComfyNetwork, *inputs: object) -> None:
-        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB")
-
-    with monkeypatch.context() as patch:
-        patch.setattr(ComfyNetwork, "predict", fail)
-        with pytest.raises(BestiaryError, match="out of memory in training: lower batch_size 3 ") as raised:
-            _train(loaded, pictures, settings, _run(settings, pictures))
-    assert "switching recompute on, or the image_size 128, or close other programs" in str(raised.value)
-    assert "rank" not in str(raised.value) and "Training Images" not in str(raised.value)
+    message = out_of_memory(lambda: _train(loaded, pictures, settings, _run(settings, pictures)))
+    assert "out of memory in training: lower batch_size 3 " in message
+    assert "switching recompute on, or the image_size 128, or close other programs" in message
+    assert "rank" not in message and "Training Images" not in message
 
 
 def test_previews_show_the_concept_and_every_stage(prepared, outputs, monkeypatch) -> None:

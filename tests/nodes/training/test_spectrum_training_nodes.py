@@ -1,8 +1,6 @@
 """Learning a spectrum through the queue of a real ComfyUI: train, save, load and sample; cancel and resume; what is wrong is told."""
 
 import io
-import json
-import time
 
 import numpy as np
 import pytest
@@ -65,12 +63,7 @@ def _apart(server: object, one: dict, other: dict) -> int:
     return int(np.abs(first - second).max())
 
 
-def _log(server: object, run: str) -> list[dict]:
-    path = server.folder / "output" / "bestiary" / run / "log.jsonl"
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
-
-
-def test_a_graph_trains_saves_loads_and_samples_in_one_run(server) -> None:
+def test_a_graph_trains_saves_loads_and_samples_in_one_run(server, log_of) -> None:
     graph = _training(server)
     save = {"spectrum": ["train", 0], "filename": "moth"}
     graph["save"] = {"class_type": "BestiarySaveSpectrum", "inputs": save}
@@ -89,24 +82,17 @@ def test_a_graph_trains_saves_loads_and_samples_in_one_run(server) -> None:
     # a file holds half precision
     assert _apart(server, outputs["loaded_save"], outputs["trained_save"]) <= 3
     assert _apart(server, outputs["loaded_save"], outputs["plain_save"]) > 20
-    assert [record["step"] for record in _log(server, "moth")] == [1, 2, 3]
+    assert [record["step"] for record in log_of(server, "moth")] == [1, 2, 3]
     # the model is as it was before, in a run of its own
     again = server.run(_plain({"base": graph["base"]}, "again"))
     assert _pixels(server, again["again_save"]) == _pixels(server, outputs["plain_save"])
 
 
-def test_a_cancelled_training_is_resumed(server) -> None:
+def test_a_cancelled_training_is_resumed(server, log_of, cancelled_in_training) -> None:
     before = server.run(_plain({"base": {"class_type": "BestiaryDemoModel", "inputs": {}}}, "a"))
     # no preview on the way, and a rate that does not depend on the number of steps: where Cancel comes is not known
     graph = _training(server, name="long", steps=100_000, preview_every=0, more_settings=CONSTANT)
-    prompt_id = server.submit(graph)
-    until = time.monotonic() + 120
-    while time.monotonic() < until and len(_log(server, "long")) < 2:
-        time.sleep(0.05)
-    server.post("/interrupt")
-    entry = server.wait(prompt_id)
-    assert any(name == "execution_interrupted" for name, _ in entry["status"]["messages"])
-    reached = len(_log(server, "long"))
+    reached = cancelled_in_training(server, graph, "long")
     stopped = load_spectrum(server.folder / "models" / "bestiary" / "long_stopped.safetensors")
     assert stopped.provenance["steps"] == reached >= 2
     # bit for bit as if nobody had stopped it, on one thread
@@ -116,8 +102,10 @@ def test_a_cancelled_training_is_resumed(server) -> None:
     assert f"4 stages learned in {steps} steps" in outputs["train"]["text"][0]
     assert _pixels(server, outputs["b_save"]) == _pixels(server, before["a_save"])
     server.run(_training(server, name="whole", steps=steps, preview_every=0, more_settings=CONSTANT))
-    assert [record["step"] for record in _log(server, "long")] == list(range(1, steps + 1))
-    assert [record["loss"] for record in _log(server, "long")] == [record["loss"] for record in _log(server, "whole")]
+    assert [record["step"] for record in log_of(server, "long")] == list(range(1, steps + 1))
+    assert [record["loss"] for record in log_of(server, "long")] == [
+        record["loss"] for record in log_of(server, "whole")
+    ]
     runs = server.folder / "output" / "bestiary"
     ours, theirs = (load_spectrum(runs / run / f"{run}.safetensors") for run in ("long", "whole"))
     assert ours.provenance["steps"] == theirs.provenance["steps"] == steps and ours.matrix().equal(theirs.matrix())
@@ -152,8 +140,8 @@ def test_pictures_of_several_sizes_and_masks_are_taken(server) -> None:
         ({"resume": "moth", "stages": 9}, "run moth was started with stages 4, not 9: set what it had"),
     ],
 )
-def test_what_is_wrong_is_told_before_anything_is_trained(server, choices: dict, message: str) -> None:
-    if "resume" in choices and not _log(server, "moth"):
+def test_what_is_wrong_is_told_before_anything_is_trained(server, choices: dict, message: str, log_of) -> None:
+    if "resume" in choices and not log_of(server, "moth"):
         server.run(_training(server, preview_every=0))
     before = sorted(path.name for path in (server.folder / "output" / "bestiary").glob("*"))
     assert message in server.fail(_training(server, **choices))
