@@ -10,7 +10,7 @@ from torch.utils.checkpoint import checkpoint
 class ModuleNetwork:
     """The core of a `Network` whose weights are one module of diffusers."""
 
-    def __init__(self, module: nn.Module, edge: Any) -> None:
+    def __init__(self, module: Any, edge: Any) -> None:
         """Take over the module and freeze it: only adapters and learned vectors ever get gradients.
 
         `edge`: its first or last layer, which is never quantised or replaced and stands for all.
