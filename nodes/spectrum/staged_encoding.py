@@ -19,9 +19,10 @@ from ...concepts.denoiser.denoiser import PromptPiece
 from ...concepts.errors import BestiaryError
 from ...concepts.spectrum.staged_prompt import StagedPrompt, StagePrompt
 from ..host.comfy_objects import Conditioning, Tokens
-from ..host.socket_types import SPANS_KEY
+from ..host.socket_types import SPANS_KEY, WORDS_KEY
 from ..part_prompt.batched_encoding import EncodedPrompt, encode_together, last_norm
 from ..part_prompt.clip_tokens import MARK, part_spans, tokenize_plainly
+from ..part_prompt.context_words import add_words, context_words
 from ..part_prompt.part_encoding import LearnedMention, tokenize_mentions
 from .layer_prompts import CONTROLNET_KEY, PACKING_KEY, LayerPacking, pack_layers, packing_hooks
 from .stage_ranges import END, FILLER, START, FillerOptions, staged_entries
@@ -147,8 +148,11 @@ def _encode_contents(clip: CLIP, contents: list[_Content], names: VectorNames) -
     encoded = []
     for content, own, result in zip(contents, tokens, results, strict=True):
         options = dict(result.facts)
-        if spans := part_spans(own):
+        if spans := part_spans(own, clip):
             options[SPANS_KEY] = spans
+        words = context_words(clip, own, result.cond.shape[1])
+        if words is not None:
+            options[WORDS_KEY] = words
         values = result.cond if content.bypass is None else _bypassed(clip, content.bypass, own, result)
         encoded.append(_Encoded(result.cond, values, options))
     return encoded
@@ -266,8 +270,10 @@ def _scheduled(clip: CLIP, side: StagedSide, *, filler: bool) -> Conditioning:
         is_staged = len(ranges) > 1
         if start < end:
             own = {START: start, END: end} if is_staged else {}
-            entries += clip.encode_from_tokens_scheduled(tokens, add_dict={**options, **own})
+            entries += add_words(clip, tokens, clip.encode_from_tokens_scheduled(tokens, add_dict={**options, **own}))
         if filler and is_staged and number == longest:
-            fillers = clip.encode_from_tokens_scheduled(tokens, add_dict={**options, FILLER: True})
+            fillers = add_words(
+                clip, tokens, clip.encode_from_tokens_scheduled(tokens, add_dict={**options, FILLER: True})
+            )
             entries += [[cond, FillerOptions(facts)] for cond, facts in fillers]
     return entries

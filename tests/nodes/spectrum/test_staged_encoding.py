@@ -12,7 +12,7 @@ from bestiary.concepts.part_dictionary.part_dictionary import PartDictionary
 from bestiary.concepts.spectrum.prompt_spectrum import PromptSpectrum
 from bestiary.concepts.spectrum.stage_bounds import StageBounds
 from bestiary.concepts.spectrum.staged_prompt import PromptSources
-from bestiary.nodes.host.socket_types import SPANS_KEY
+from bestiary.nodes.host.socket_types import SPANS_KEY, WORDS_KEY
 
 BACKBONES = {"demo_model": "bestiary-demo", "sd15_model": "sd15", "sdxl_model": "sdxl"}
 
@@ -54,10 +54,10 @@ def core(clip: object, text: str) -> list:
 
 
 def assert_same(first: list, second: list) -> None:
-    """A maximum difference of 0.0, and the same options."""
+    """A maximum difference of 0.0, and the same options beside the places of words, which ComfyUI does not tell."""
     assert len(first) == len(second) == 1
     assert torch.equal(first[0][0], second[0][0])
-    assert first[0][1].keys() == second[0][1].keys()
+    assert first[0][1].keys() - {WORDS_KEY} == second[0][1].keys()
     assert torch.equal(first[0][1]["pooled_output"], second[0][1]["pooled_output"])
 
 
@@ -206,6 +206,34 @@ def test_spans_tell_where_spectra_and_parts_stand(sd15_model):
     assert spans[0] == [("it", "it", (2,))]
     assert spans[1] == [("it", "it", (2,)), ("head:cardinal", "head", (5,))]
     assert torch.equal(positive[1][0], core(clip, "a blue bird with tail")[0][0])
+
+
+def test_plain_words_are_found_at_their_own_places_in_every_stage(case):
+    clip, backbone = case
+    spectra = {"it": word_spectrum(clip, backbone, ["red", "blue"])}
+    positive, negative, _ = encode(clip, "a <it> bird with (tail:1.2), snow", "blue bird", spectra=spectra)
+    # two stages, and the filler for what no stage covers
+    assert len(positive) == 3
+    for _, options in positive:
+        words = options[WORDS_KEY]
+        assert [words.places(word) for word in ("bird", "tail", "red")] == [(3,), (5,), ()]
+    assert negative[0][1][WORDS_KEY].places("bird") == (2,)
+    # words behind two learned vectors stand one place further
+    pairs = {name: rows.repeat(1, 2, 1) for name, rows in spectra["it"].embeddings.items()}  # (S, 2, W)
+    spectra = {"it": PromptSpectrum(backbone, pairs, StageBounds.equal(2))}
+    positive = encode(clip, "a <it> bird", spectra=spectra)[0]
+    assert [options[WORDS_KEY].places("bird") for _, options in positive] == [(4,)] * len(positive)
+
+
+def test_attention_maps_take_plain_words_of_a_spectrum_prompt(demo_model):
+    from bestiary.nodes.attention.attention_record import AttentionRecord
+    from bestiary.nodes.attention.model_patching import check_words
+
+    spectra = {"it": word_spectrum(demo_model.clip, "bestiary-demo", ["red", "blue"])}
+    prompts = {"positive": [facts for _, facts in encode(demo_model.clip, "a <it> bird", spectra=spectra)[0]]}
+    check_words(AttentionRecord("auto", words=("bird",)), prompts)
+    with pytest.raises(BestiaryError, match="tail"):
+        check_words(AttentionRecord("auto", words=("tail",)), prompts)
 
 
 def test_written_pieces_keep_weights_and_plain_brackets():
