@@ -29,7 +29,7 @@ from ...scenes.scene_layout import SceneLayout
 from ..learning.denoiser.transformer_folder import T5Place
 from ..learning.pictures.contact_sheet import contact_sheet
 from ..learning.pictures.heat_maps import heat_map, size_within
-from ..model.backbones import DEMO, DEMO_DIT, load_denoiser
+from ..model.backbones import EMBEDDED_BACKBONES, load_denoiser
 from ..model.sampling import Sampler, SamplingDenoiser
 from .picture_making import Picture, PictureOrder, SamplingChoice, check_backbone, make_pictures
 from .prompt_regions import read_regions
@@ -225,7 +225,7 @@ def base_of(dictionary: PartDictionary | PromptSpectrum) -> str:
     Raises:
         BestiaryError: the folder no longer exists, so that --base is required.
     """
-    if embedded := {"bestiary-demo": DEMO, "bestiary-demo-dit": DEMO_DIT}.get(dictionary.backbone):
+    if embedded := EMBEDDED_BACKBONES.get(dictionary.backbone):
         return embedded
     named = str(dictionary.provenance.get("base", ""))
     if named and Path(named).is_dir():

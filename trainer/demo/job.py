@@ -36,7 +36,8 @@ logger = logging.getLogger(__name__)
 
 STAGES = ("draw", "discover", "train", "compose", "judge")
 _RECORD = "stages.json"
-_RECIPES = {"bestiary-demo-dit": "demo_dit"}
+DEMO_DIT_BACKBONE = "bestiary-demo-dit"
+_RECIPES = {DEMO_DIT_BACKBONE: "demo_dit"}
 """Backbone -> recipe of its training; others take `demo`."""
 
 
@@ -101,18 +102,23 @@ class DemoJob:
 
     def discover(self) -> None:
         """Discover the parts from the pictures alone."""
-        # features of the demo model itself: no further weights are needed
+        # features of a model that is there: no further weights are needed
+        name, denoiser = self.settings.base, self.denoiser
+        if denoiser.backbone.name == DEMO_DIT_BACKBONE:
+            # its 64 places say where they are rather than what they show: the UNet finds the parts for both
+            name = DEMO
+            denoiser = load_denoiser(name, device=self.settings.device, dtype=self.settings.dtype)
         settings = DiscoverSettings(
             images=self.out / PICTURES,
             out=self.out / "discovery",
             source="diffusion",
-            base=self.settings.base,
+            base=name,
             kinds=self.settings.kinds,
             seed=self.settings.seed,
             device=self.settings.device,
             dtype=self.settings.dtype,
         )
-        discover(settings, self._progress("discover"), denoiser=self.denoiser)
+        discover(settings, self._progress("discover"), denoiser=denoiser)
 
     def train(self) -> None:
         """Train a token for every part and kind; continues from the last saved state if there is one."""

@@ -29,7 +29,7 @@ from ..discovery.feature_sources import build_feature_source
 from ..learning.denoiser.transformer_folder import T5Place
 from ..learning.discovery.discovery_folder import Discovery
 from ..learning.parts.training_kinds import class_kinds, discovered_kinds, read_classes
-from ..model.backbones import load_denoiser
+from ..model.backbones import EMBEDDED_BACKBONES, load_denoiser
 from ..model.sampling import SamplingDenoiser
 from .cases import TestCase, mix_cases, reconstruction_cases
 from .class_reading import ClassReading
@@ -104,7 +104,7 @@ class PartsEvaluator:
         self._labels = labels
         self.discovery, self.denoiser, self.choice = discovery, denoiser, choice
         # the source reads the bare model: adapters are on it only while pictures are made
-        source = build_feature_source(dict(discovery.codebook.feature_spec), denoiser)
+        source = build_feature_source(dict(discovery.codebook.feature_spec), _reader(discovery.codebook, denoiser))
         self.judge = PictureJudge(discovery.codebook, source)
         self.tests = plan_tests(discovery, count, seed, most_sources)
         if tests is not None:
@@ -213,6 +213,14 @@ def evaluate_files(settings: EvaluateSettings, report: StageReport) -> Path:
     figures["settings"] = settings.model_dump(mode="json", exclude={"out"})
     write_text(folder / "evaluation.json", json.dumps(figures, indent=1) + "\n")
     return write_evaluation_page(folder / "index.html", evaluation)
+
+
+def _reader(codebook: PartCodebook, denoiser: SamplingDenoiser) -> SamplingDenoiser:
+    """The model that a codebook reads pictures with: the one that makes them, or the embedded one it was made with."""
+    backbone = codebook.feature_spec.get("backbone")
+    if backbone == denoiser.backbone.name or backbone not in EMBEDDED_BACKBONES:
+        return denoiser
+    return load_denoiser(EMBEDDED_BACKBONES[str(backbone)], device=str(denoiser.device))
 
 
 def plan_tests(discovery: Discovery, count: int, seed: int, most_sources: int) -> dict[str, list[TestCase]]:

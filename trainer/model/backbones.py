@@ -37,6 +37,8 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 DEMO, DEMO_DIT = "demo", "demo-dit"
 EMBEDDED = {DEMO: "base_model", DEMO_DIT: "base_model_dit"}
 """Name of an embedded model -> its folder below `demo/`."""
+EMBEDDED_BACKBONES = {"bestiary-demo": DEMO, "bestiary-demo-dit": DEMO_DIT}
+"""Backbone of an embedded model -> its name."""
 HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 

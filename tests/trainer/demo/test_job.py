@@ -175,10 +175,13 @@ def test_a_fault_of_a_started_training_deletes_nothing(tiny_world, tmp_path, mon
     assert {path: path.read_bytes() for path in run.path.rglob("*") if path.is_file()} == before
 
 
-def test_the_base_model_is_discovered_with_and_trained_on(tmp_path, monkeypatch):
+def test_the_base_model_is_trained_on_and_a_transformer_learns_the_parts_that_the_unet_finds(tmp_path, monkeypatch):
     asked = {}
-    model = SimpleNamespace(backbone=SimpleNamespace(name="bestiary-demo-dit"))
-    monkeypatch.setattr(demo_job, "load_denoiser", lambda base, **_: asked.setdefault("loaded", base) and model)
+    models = {
+        base: SimpleNamespace(backbone=SimpleNamespace(name=name))
+        for base, name in (("demo", "bestiary-demo"), ("demo-dit", "bestiary-demo-dit"))
+    }
+    monkeypatch.setattr(demo_job, "load_denoiser", lambda base, **_: models[base])
     monkeypatch.setattr(
         demo_job, "discover", lambda settings, _, denoiser: asked.update(discovered=settings.base, model=denoiser)
     )
@@ -186,8 +189,8 @@ def test_the_base_model_is_discovered_with_and_trained_on(tmp_path, monkeypatch)
     job = demo_job.DemoJob(tmp_path, SETTINGS.model_copy(update={"base": "demo-dit"}))
     job.discover()
     job.train()
-    assert (asked["loaded"], asked["discovered"], asked["recipe"].base.path) == ("demo-dit",) * 3
-    assert asked["model"] is model
+    assert (asked["discovered"], asked["recipe"].base.path) == ("demo", "demo-dit")
+    assert asked["model"] is models["demo"]
     assert asked["recipe"] == load_recipe("demo_dit", {
         "discovery.folder": tmp_path / "discovery", "run.out": tmp_path / "training", "run.seed": 1, "run.device": "cpu",
         "run.dtype": "fp32", "optimizer.steps": 2, "optimizer.warmup": 0,

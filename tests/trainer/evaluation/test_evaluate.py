@@ -1,6 +1,7 @@
 """Evaluation end to end on a tiny model: real pictures score 1, figures and page are written, mismatches are refused."""
 
 import json
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from bestiary.trainer.__main__ import main
 from bestiary.trainer.composing.picture_making import SamplingChoice
 from bestiary.trainer.demo.drawn_masks import draw_pictures
 from bestiary.trainer.discovery.discover import DiscoverSettings, discover
+from bestiary.trainer.evaluation import evaluate as evaluate_module
 from bestiary.trainer.evaluation.cases import TestCase
 from bestiary.trainer.evaluation.evaluate import PartsEvaluator, check_same_discovery, mention, plan_tests, prompt_of
 from bestiary.trainer.evaluation.page import write_evaluation_page
@@ -208,3 +210,13 @@ def test_dictionaries_of_classes_are_read_as_classes(discovery, evaluator, tmp_p
     background = discovery.codebook.background
     asked = {code for case in result.cases for part, code in enumerate(case.codes) if part != background}
     assert asked <= {ABSENT, 0, 1}
+
+
+def test_pictures_are_read_with_the_embedded_model_of_their_codebook(monkeypatch):
+    made_with = SimpleNamespace(backbone=SimpleNamespace(name="bestiary-demo-dit"), device=torch.device("cpu"))
+    monkeypatch.setattr(evaluate_module, "load_denoiser", lambda name, **_: name)
+    readers = [
+        evaluate_module._reader(SimpleNamespace(feature_spec={"name": "diffusion", "backbone": backbone}), made_with)
+        for backbone in ("bestiary-demo", "bestiary-demo-dit", "sd15", None)
+    ]
+    assert readers == ["demo", made_with, made_with, made_with]
