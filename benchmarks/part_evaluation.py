@@ -39,7 +39,7 @@ from bestiary.trainer.evaluation.evaluate import PartsEvaluator
 from bestiary.trainer.learning.discovery.discovery_folder import Discovery
 from bestiary.trainer.learning.parts.settings import load_recipe
 from bestiary.trainer.learning.run.progress_report import progress_callback
-from bestiary.trainer.model.backbones import DEMO, EMBEDDED_BACKBONES, load_denoiser
+from bestiary.trainer.model.backbones import DEMO, DEMO_DIT, EMBEDDED_BACKBONES, load_denoiser
 from bestiary.trainer.training.train_parts import train_parts
 
 METHODS: dict[str, dict[str, Any]] = {
@@ -71,8 +71,8 @@ def run_seed(options: argparse.Namespace, seed: int) -> None:
     # draw and discover, once for all methods
     draw_pictures(folder, options.pictures, seed)
     denoiser = load_denoiser(options.base, device=options.device)
-    # both models of the drawn world learn the parts that the UNet finds, so that they can be compared
-    reader = DEMO if denoiser.backbone.name in EMBEDDED_BACKBONES else options.base
+    # a miniature transformer learns the parts that the embedded UNet finds, so that the two can be compared
+    reader = DEMO if EMBEDDED_BACKBONES.get(denoiser.backbone.name) == DEMO_DIT else options.base
     settings = DiscoverSettings(
         images=folder / PICTURES,
         out=folder / "discovery",

@@ -23,7 +23,7 @@ from ..learning.discovery.discovery_folder import Discovery
 from ..learning.parts.settings import load_recipe
 from ..learning.run.progress_report import ProgressStyle, duration, progress_callback
 from ..learning.run.run_folder import CONFIG_NAME
-from ..model.backbones import DEMO, load_denoiser
+from ..model.backbones import DEMO, DEMO_DIT, EMBEDDED_BACKBONES, load_denoiser
 from ..model.sampling import SamplingDenoiser
 from ..training.tasks import resume_training
 from ..training.train_parts import train_parts
@@ -36,8 +36,7 @@ logger = logging.getLogger(__name__)
 
 STAGES = ("draw", "discover", "train", "compose", "judge")
 _RECORD = "stages.json"
-DEMO_DIT_BACKBONE = "bestiary-demo-dit"
-_RECIPES = {DEMO_DIT_BACKBONE: "demo_dit"}
+_RECIPES = {"bestiary-demo-dit": "demo_dit"}
 """Backbone -> recipe of its training; others take `demo`."""
 
 
@@ -104,7 +103,7 @@ class DemoJob:
         """Discover the parts from the pictures alone."""
         # features of a model that is there: no further weights are needed
         name, denoiser = self.settings.base, self.denoiser
-        if denoiser.backbone.name == DEMO_DIT_BACKBONE:
+        if EMBEDDED_BACKBONES.get(denoiser.backbone.name) == DEMO_DIT:
             # its 64 places say where they are rather than what they show: the UNet finds the parts for both
             name = DEMO
             denoiser = load_denoiser(name, device=self.settings.device, dtype=self.settings.dtype)

@@ -23,6 +23,11 @@ def made(tmp_path, **metadata):
     return path
 
 
+@pytest.mark.parametrize(("given", "listed"), [(3.0, 3.0), (None, None), (0, None), ("3", None), (-1.5, None)])
+def test_the_shift_of_a_flow_is_listed_where_it_is_a_number_above_0(tmp_path, given, listed):
+    assert list_spectrum(made(tmp_path, shift=given))["shift"] == listed
+
+
 def test_many_and_long_attributes_are_cut(tmp_path):
     presets = {f"{number}" + "x" * 500: [[0, 0.5]] * 200 for number in range(300)}
     listed = list_spectrum(made(tmp_path, presets=presets))
